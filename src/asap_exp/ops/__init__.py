@@ -1,0 +1,25 @@
+"""Doubly-stochastic attention as pure functions on tensors. Imports torch alone."""
+
+from asap_exp.ops.api import (
+    SinkhornDuals,
+    asap_attention,
+    attention_plan,
+    closure_attention,
+    predicted_dual,
+    query_features,
+    sinkhorn_attention,
+    sinkhorn_duals,
+    sliced_potentials,
+)
+
+__all__ = [
+    "SinkhornDuals",
+    "asap_attention",
+    "attention_plan",
+    "closure_attention",
+    "predicted_dual",
+    "query_features",
+    "sinkhorn_attention",
+    "sinkhorn_duals",
+    "sliced_potentials",
+]

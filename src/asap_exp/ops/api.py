@@ -1,0 +1,196 @@
+"""The public operators: arguments checked, backend chosen, then the mathematics.
+
+Tensors are `[batch, heads, tokens, head_dim]`; q has N tokens and k, v have M. `key_padding_mask`
+`[B, N]`, True = padded, masks the same tokens as queries and as keys and so needs N = M. `eps` > 0
+is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is "auto", "reference"
+or "triton". Inputs are float16, bfloat16, float32 or float64; duals, potentials and plans are
+float32, or float64 for float64 inputs. Padded places of every result are exactly 0, and a sample
+with no valid token gives zeros. ValueError and TypeError name the argument at fault.
+"""
+
+from torch import Tensor
+
+from asap_exp.ops import _arguments as check
+from asap_exp.ops._backend import full_precision, resolve_backend
+from asap_exp.ops.reference import asap as _asap
+from asap_exp.ops.reference import potentials as _potentials
+from asap_exp.ops.reference import sinkhorn as _sinkhorn
+from asap_exp.ops.reference.sinkhorn import SinkhornDuals
+
+
+def sinkhorn_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int = 20,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
+
+    Rows sum to 1 exactly, columns to n/m approximately. Gradients are those of the unrolled
+    updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
+    """
+    check.check_count("num_iters", num_iters, 1)
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_value(v, k)
+    with full_precision(q):
+        return _sinkhorn.sinkhorn_attention(q, k, v, num_iters=num_iters, **options)
+
+
+def sinkhorn_duals(
+    q: Tensor,
+    k: Tensor,
+    *,
+    num_iters: int = 20,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> SinkhornDuals:
+    """The duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
+
+    In logit units. exp(S + row + col) is the plan, and so is the closure of `ready` = f^{T-1}.
+    """
+    check.check_count("num_iters", num_iters, 1)
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    with full_precision(q):
+        return _sinkhorn.sinkhorn_duals(q, k, num_iters=num_iters, **options)
+
+
+def closure_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_dual: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m) and f = `row_dual` `[B, H, N]`.
+
+    The two-sided entropic c-transform of f; a constant added to f changes nothing.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_value(v, k)
+    check.check_row_dual(row_dual, q)
+    with full_precision(q):
+        return _sinkhorn.closure_attention(q, k, v, row_dual, **options)
+
+
+def sliced_potentials(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
+
+    `theta` `[H, L, D]` is used as given (fits keep it at unit norm). The cost on slice l is
+    -(scale/eps) <q_i, theta_l> <k_j, theta_l>; each potential is centred over the valid tokens.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_theta(theta, q)
+    with full_precision(q):
+        return _potentials.sliced_potentials(q, k, theta, **options)
+
+
+def asap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None = None,
+    *,
+    refine: int = 0,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """ASAP: the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
+
+    f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2] where given; `refine`
+    further Sinkhorn updates before the closure. `theta` `[H, L, D]`, `weight` `[H, L]`,
+    `query_weight` `[H, D + 1]`. Source: arXiv 2605.12879; query features and refine are ours.
+    """
+    check.check_count("refine", refine, 0)
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_value(v, k)
+    check.check_theta(theta, q)
+    check.check_weights(weight, query_weight, theta)
+    with full_precision(q):
+        return _asap.asap_attention(q, k, v, theta, weight, query_weight, refine=refine, **options)
+
+
+def predicted_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None = None,
+    *,
+    refine: int = 0,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
+    check.check_count("refine", refine, 0)
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_theta(theta, q)
+    check.check_weights(weight, query_weight, theta)
+    with full_precision(q):
+        return _asap.predicted_dual(q, k, theta, weight, query_weight, refine=refine, **options)
+
+
+def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; what a fit regresses on."""
+    check.check_query_key(q, q)
+    check.check_mask(key_padding_mask, q, q)
+    with full_precision(q):
+        return _asap.query_features(q, key_padding_mask=key_padding_mask)
+
+
+def attention_plan(
+    q: Tensor,
+    k: Tensor,
+    row_dual: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never in a hot path."""
+    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    check.check_row_dual(row_dual, q)
+    with full_precision(q):
+        return _sinkhorn.attention_plan(q, k, row_dual, **options)
+
+
+def _common(
+    q: Tensor,
+    k: Tensor,
+    eps: float,
+    scale: float | None,
+    key_padding_mask: Tensor | None,
+    backend: str,
+) -> dict:
+    """The options every operator shares, checked."""
+    check.check_query_key(q, k)
+    eps, scale = check.check_temperature(eps, scale, q.shape[3])
+    check.check_mask(key_padding_mask, q, k)
+    resolve_backend(backend, q)
+    return {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}

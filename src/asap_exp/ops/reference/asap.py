@@ -1,0 +1,87 @@
+"""ASAP attention: the row dual predicted from sliced potentials, then its closure.
+
+    f_hat_i = sum_l w_l phi_l(i) + u . ([q_i ; |q_i|^2] - its mean over the valid tokens)
+
+(ASAP, arXiv 2605.12879, for the first term; the query features and `refine` are this project's.)
+"""
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.reference.potentials import sliced_potentials
+from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
+
+
+def query_features(q: Tensor, *, key_padding_mask: Tensor | None) -> Tensor:
+    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 at padded places."""
+    padding = effective_padding(key_padding_mask)
+    q = blank(q, key_padding_mask, 2).to(compute_dtype(q))
+    features = torch.cat([q, q.square().sum(dim=-1, keepdim=True)], dim=-1).transpose(-1, -2)
+    return blank(centre(features, padding), key_padding_mask, 3)
+
+
+def sliced_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """f_hat `[B, H, N]`, centred; 0 at padded places."""
+    phi = sliced_potentials(q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+    f_hat = torch.einsum("hl,bhln->bhn", weight.to(phi.dtype), phi)
+    if query_weight is not None:
+        features = query_features(q, key_padding_mask=key_padding_mask)
+        f_hat = f_hat + torch.einsum("hp,bhpn->bhn", query_weight.to(phi.dtype), features)
+    return f_hat
+
+
+def asap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    refine: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    options = {"eps": eps, "scale": scale}
+    q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, mask=key_padding_mask, **options)
+    f_hat = sliced_dual(
+        q, k, theta, weight, query_weight, key_padding_mask=key_padding_mask, **options
+    )
+    return average_values(closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask)
+
+
+def predicted_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    refine: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    options = {"eps": eps, "scale": scale}
+    q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
+    padding = effective_padding(key_padding_mask)
+    f_hat = sliced_dual(
+        q, k, theta, weight, query_weight, key_padding_mask=key_padding_mask, **options
+    )
+    if refine > 0:
+        f_hat = update(logits(q, k, mask=key_padding_mask, **options), f_hat, refine, padding)
+    return blank(f_hat, key_padding_mask, 2)

@@ -1,0 +1,133 @@
+"""Finite-T Sinkhorn in the log domain, and the closure of a row dual.
+
+With logits S_ij = scale <q_i, k_j> / eps, n queries and m keys (valid ones):
+
+    column step   g_j = -LSE_i(S_ij + f_i) + log(n / m)
+    row step      f_i = -LSE_j(S_ij + g_j)
+
+T updates are T times both, from f = 0; the plan is A = exp(S + f + g) (ASAP, arXiv 2605.12879,
+entropic optimal transport with uniform marginals; the rows close last).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.reference._masking import absent, blank, compute_dtype, effective_padding
+
+
+class SinkhornDuals(NamedTuple):
+    """Duals in logit units: `ready` and `row` `[B, H, N]`, `col` `[B, H, M]`.
+
+    `ready` is f^{T-1}, whose closure is the plan of T updates; `row` is f^T and `col` is g^T.
+    """
+
+    ready: Tensor
+    row: Tensor
+    col: Tensor
+
+
+def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | None) -> Tensor:
+    """S `[B, H, N, M]` in the compute dtype; finite at padded places, whatever stands there."""
+    dtype = compute_dtype(q)
+    q = blank(q, mask, 2).to(dtype)
+    k = blank(k, mask, 2).to(dtype)
+    return (q * (scale / eps)) @ k.transpose(-1, -2)
+
+
+def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
+    """g `[B, H, M]` from f `[B, H, N]`."""
+    f = absent(row_dual, padding)
+    g = -torch.logsumexp(S + f[..., :, None], dim=-2)
+    n, m = S.shape[-2:]
+    return g + math.log(n / m) if n != m else g
+
+
+def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
+    """f `[B, H, N]` from g `[B, H, M]`."""
+    g = absent(col_dual, padding)
+    return -torch.logsumexp(S + g[..., None, :], dim=-1)
+
+
+def update(S: Tensor, row_dual: Tensor, num_iters: int, padding: Tensor | None) -> Tensor:
+    """f after `num_iters` further updates from `row_dual`."""
+    for _ in range(num_iters):
+        row_dual = row_step(S, column_step(S, row_dual, padding), padding)
+    return row_dual
+
+
+def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
+    """The plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
+    g = absent(column_step(S, row_dual, padding), padding)
+    return torch.softmax(S + g[..., None, :], dim=-1)
+
+
+def starting_dual(S: Tensor) -> Tensor:
+    """f^0 = 0."""
+    return S.new_zeros(S.shape[:-1])
+
+
+def average_values(A: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """A v in the compute dtype, in v's dtype; 0 at padded queries."""
+    return blank(A @ blank(v, mask, 2).to(A.dtype), mask, 2).to(v.dtype)
+
+
+def sinkhorn_duals(
+    q: Tensor, k: Tensor, *, num_iters: int, eps: float, scale: float, key_padding_mask: Tensor | None
+) -> SinkhornDuals:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    ready = update(S, starting_dual(S), num_iters - 1, padding)
+    col = column_step(S, ready, padding)
+    row = row_step(S, col, padding)
+    return SinkhornDuals(*(blank(dual, key_padding_mask, 2) for dual in (ready, row, col)))
+
+
+def sinkhorn_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    ready = update(S, starting_dual(S), num_iters - 1, padding)
+    return average_values(closure(S, ready, padding), v, key_padding_mask)
+
+
+def closure_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_dual: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    row_dual = blank(row_dual, key_padding_mask, 2).to(S.dtype)
+    return average_values(closure(S, row_dual, padding), v, key_padding_mask)
+
+
+def attention_plan(
+    q: Tensor,
+    k: Tensor,
+    row_dual: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    row_dual = blank(row_dual, key_padding_mask, 2).to(S.dtype)
+    A = closure(S, row_dual, padding)
+    return blank(blank(A, key_padding_mask, 2), key_padding_mask, 3)

@@ -1,0 +1,139 @@
+"""Seeded inputs, every operator behind one signature, and the comparisons the tests share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from asap_exp import ops
+
+assert_close64 = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that an operator may read; N queries, M keys, L slices."""
+
+    q: Tensor  # [B, H, N, D]
+    k: Tensor  # [B, H, M, D]
+    v: Tensor  # [B, H, M, width]
+    row_dual: Tensor  # [B, H, N]
+    theta: Tensor  # [H, L, D]
+    weight: Tensor  # [H, L]
+    query_weight: Tensor  # [H, D + 1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        return Inputs(*(change(getattr(self, field.name)) for field in fields(self)))
+
+    def map_tokens(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same for what has tokens: q, k, v and row_dual."""
+        return replace(self, **{name: change(getattr(self, name)) for name in PER_TOKEN})
+
+
+PER_TOKEN = ("q", "k", "v", "row_dual")
+
+
+def make_inputs(
+    *,
+    batch: int = 2,
+    heads: int = 3,
+    queries: int = 7,
+    keys: int | None = None,
+    head_dim: int = 4,
+    value_dim: int = 5,
+    slices: int = 3,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> Inputs:
+    """Logits of order 1; self-attention shapes unless `keys` is given."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = queries if keys is None else keys
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    theta = torch.nn.functional.normalize(normal(heads, slices, head_dim), dim=-1)
+    return Inputs(
+        q=normal(batch, heads, queries, head_dim),
+        k=normal(batch, heads, keys, head_dim),
+        v=normal(batch, heads, keys, value_dim),
+        row_dual=normal(batch, heads, queries),
+        theta=theta,
+        weight=normal(heads, slices),
+        query_weight=0.1 * normal(heads, head_dim + 1),
+    )
+
+
+@dataclass(frozen=True)
+class Operator:
+    """`reads` are the inputs in the order of the signature; `token_dims` of every result."""
+
+    function: Callable
+    reads: tuple[str, ...]
+    token_dims: tuple[tuple[int, ...], ...]
+    fixed: dict
+
+    def __call__(self, inputs: Inputs, **options) -> tuple[Tensor, ...]:
+        arguments = (getattr(inputs, name) for name in self.reads)
+        result = self.function(*arguments, **(self.fixed | options))
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    def run(
+        self, inputs: Inputs, cotangents: tuple[Tensor, ...] | None = None, **options
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The results, and the gradients of <results, cotangents> for every input read."""
+        leaves = inputs.map(lambda x: x.detach().clone().requires_grad_())
+        results = self(leaves, **options)
+        cotangents = make_cotangents(results) if cotangents is None else cotangents
+        sources = [getattr(leaves, name) for name in self.reads]
+        gradients = torch.autograd.grad(results, sources, cotangents, materialize_grads=True)
+        detached = tuple(result.detach() for result in results)
+        return detached, dict(zip(self.reads, gradients, strict=True))
+
+
+def make_cotangents(results: tuple[Tensor, ...], seed: int = 1) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in results
+    )
+
+
+def _operator(function: Callable, reads: str, *token_dims: tuple[int, ...], **fixed) -> Operator:
+    return Operator(function, tuple(reads.split()), token_dims, fixed)
+
+
+OPERATORS = {
+    operator.function.__name__: operator
+    for operator in (
+        _operator(ops.sinkhorn_attention, "q k v", (2,), num_iters=3),
+        _operator(ops.sinkhorn_duals, "q k", (2,), (2,), (2,), num_iters=3),
+        _operator(ops.closure_attention, "q k v row_dual", (2,)),
+        _operator(ops.sliced_potentials, "q k theta", (3,)),
+        _operator(ops.asap_attention, "q k v theta weight query_weight", (2,), refine=1),
+        _operator(ops.predicted_dual, "q k theta weight query_weight", (2,), refine=1),
+        _operator(ops.query_features, "q", (3,)),
+        _operator(ops.attention_plan, "q k row_dual", (2, 3)),
+    )
+}
+# query_features has no keys and no temperature, so the shared options do not concern it.
+QUERY_KEY_OPERATORS = {k: v for k, v in OPERATORS.items() if k != "query_features"}
+ATTENTIONS = {k: v for k, v in OPERATORS.items() if k.endswith("_attention")}
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def identity_values(inputs: Inputs) -> Inputs:
+    """With v = I an attention returns its own plan."""
+    batch, heads, keys, _ = inputs.k.shape
+    eye = torch.eye(keys, dtype=inputs.v.dtype).expand(batch, heads, keys, keys)
+    return replace(inputs, v=eye)
+
+
+def relative_rms(x: Tensor, reference: Tensor) -> float:
+    """In float64: RMS of the difference over RMS of the reference."""
+    difference = x.double() - reference.double()
+    return (difference.square().mean().sqrt() / reference.double().square().mean().sqrt()).item()

@@ -1,0 +1,60 @@
+"""The same mathematics written a second time, in other words, for small well-scaled problems.
+
+Sinkhorn on scaling vectors instead of log-domain duals; potentials by the definition of a
+quantile in exact fractions, one token at a time.
+"""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def logits(q: Tensor, k: Tensor, eps: float, scale: float) -> Tensor:
+    return torch.einsum("bhnd,bhmd->bhnm", q, k) * scale / eps
+
+
+def sinkhorn_plan(S: Tensor, num_iters: int, row_dual: Tensor | None = None) -> Tensor:
+    """A from `num_iters` rounds of scaling columns, then rows, started at exp(row_dual)."""
+    n, m = S.shape[-2:]
+    K = S.exp()
+    a = S.new_ones(S.shape[:-1]) if row_dual is None else row_dual.exp()
+    for _ in range(num_iters):
+        b = (n / m) / (K * a[..., :, None]).sum(dim=-2)
+        a = 1 / (K * b[..., None, :]).sum(dim=-1)
+    return a[..., :, None] * K * b[..., None, :]
+
+
+def potentials(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: float) -> Tensor:
+    """phi [B, H, L, N], one slice after the other."""
+    x = torch.einsum("bhnd,hld->bhln", q, theta)
+    y = torch.einsum("bhmd,hld->bhlm", k, theta)
+    phi = torch.zeros_like(x)
+    for b, h, slice_ in torch.cartesian_prod(*(torch.arange(size) for size in x.shape[:3])):
+        phi[b, h, slice_] = torch.tensor(
+            _potential(x[b, h, slice_].tolist(), y[b, h, slice_].tolist(), scale / eps),
+            dtype=x.dtype,
+        )
+    return phi
+
+
+def _potential(x: list[float], y: list[float], factor: float) -> list[float]:
+    n, m = len(x), len(y)
+    y = sorted(y)
+    order = sorted(range(n), key=x.__getitem__)
+    phi = [0.0] * n
+    for i in range(1, n):
+        level = Fraction(i, n)
+        left = next(y[j] for j in range(m) if Fraction(j + 1, m) >= level)
+        right = next(y[j] for j in range(m) if Fraction(j + 1, m) > level)
+        before, here = order[i - 1], order[i]
+        phi[here] = phi[before] - factor * (left + right) / 2 * (x[here] - x[before])
+    mean = sum(phi) / n
+    return [value - mean for value in phi]
+
+
+def query_features(q: Tensor) -> Tensor:
+    """[q_i ; |q_i|^2] minus its mean over the tokens, [B, H, D + 1, N]."""
+    squared_norm = torch.einsum("bhnd,bhnd->bhn", q, q)
+    features = torch.stack([*q.unbind(dim=-1), squared_norm], dim=2)
+    return features - features.mean(dim=-1, keepdim=True)

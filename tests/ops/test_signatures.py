@@ -1,0 +1,34 @@
+"""The names, arguments and defaults that other people's code relies on."""
+
+import inspect
+
+import pytest
+
+from asap_exp import ops
+
+COMMON = "eps=1.0 scale=None key_padding_mask=None backend='auto'"
+SIGNATURES = {
+    "sinkhorn_attention": f"q k v * num_iters=20 {COMMON}",
+    "sinkhorn_duals": f"q k * num_iters=20 {COMMON}",
+    "closure_attention": f"q k v row_dual * {COMMON}",
+    "sliced_potentials": f"q k theta * {COMMON}",
+    "asap_attention": f"q k v theta weight query_weight=None * refine=0 {COMMON}",
+    "attention_plan": f"q k row_dual * {COMMON}",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    words, keyword_only = [], False
+    for parameter in inspect.signature(getattr(ops, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            words.append("*")
+            keyword_only = True
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        words.append(parameter.name + default)
+    assert " ".join(words) == SIGNATURES[name]
+
+
+def test_duals_have_names():
+    assert ops.SinkhornDuals._fields == ("ready", "row", "col")
+    assert set(SIGNATURES) <= set(ops.__all__)
