@@ -1,3 +1,3 @@
-"""Doubly-stochastic attention: train Sinkhorn Transformers, compile them with ASAP, measure both."""
+"""Train Transformers with doubly-stochastic attention, compile them with ASAP, measure both."""
 
 __version__ = "0.1.0"

@@ -138,5 +138,5 @@ def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
 def _check_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(
-            f"{name} is on {x.device}, the other tensors on {other.device}; they must share a device"
+            f"{name} is on {x.device}, the other tensors on {other.device}; they must share one"
         )

@@ -156,7 +156,7 @@ def predicted_dual(
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; what a fit regresses on."""
+    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
     check.check_query_key(q, q)
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
@@ -173,7 +173,7 @@ def attention_plan(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never in a hot path."""
+    """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never a hot path."""
     options = _common(q, k, eps, scale, key_padding_mask, backend)
     check.check_row_dual(row_dual, q)
     with full_precision(q):

@@ -61,7 +61,9 @@ def asap_attention(
     f_hat = sliced_dual(
         q, k, theta, weight, query_weight, key_padding_mask=key_padding_mask, **options
     )
-    return average_values(closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask)
+    return average_values(
+        closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask
+    )
 
 
 def predicted_dual(

@@ -75,7 +75,13 @@ def average_values(A: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def sinkhorn_duals(
-    q: Tensor, k: Tensor, *, num_iters: int, eps: float, scale: float, key_padding_mask: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    *,
+    num_iters: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
 ) -> SinkhornDuals:
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)

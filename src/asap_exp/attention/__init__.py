@@ -1,0 +1,46 @@
+"""Attentions on q, k, v, one file each; importing the package registers them all."""
+
+import importlib
+import pkgutil
+
+from asap_exp.attention.base import (
+    ATTENTIONS,
+    Attention,
+    attention_class,
+    attention_options,
+    build_attention,
+)
+from asap_exp.attention.layer import (
+    LayerInputs,
+    MultiHeadAttention,
+    attention_layers,
+    record_inputs,
+    swap_attention,
+    swapped,
+)
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from asap_exp.attention.asap import AsapAttention  # noqa: E402
+from asap_exp.attention.sinkhorn import SinkhornAttention  # noqa: E402
+from asap_exp.attention.softmax import SoftmaxAttention  # noqa: E402
+from asap_exp.attention.uniform import UniformAttention  # noqa: E402
+
+__all__ = [
+    "ATTENTIONS",
+    "AsapAttention",
+    "Attention",
+    "LayerInputs",
+    "MultiHeadAttention",
+    "SinkhornAttention",
+    "SoftmaxAttention",
+    "UniformAttention",
+    "attention_class",
+    "attention_layers",
+    "attention_options",
+    "build_attention",
+    "record_inputs",
+    "swap_attention",
+    "swapped",
+]

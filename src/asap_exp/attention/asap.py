@@ -1,0 +1,64 @@
+"""ASAP: the plan of a trained Sinkhorn layer in one shot, from fitted slices and weights."""
+
+from torch import Tensor, nn
+
+from asap_exp.attention.base import Attention, register
+from asap_exp.ops import asap_attention, attention_plan, predicted_dual
+
+
+@register("asap")
+class AsapAttention(Attention):
+    """Slices `theta` `[H, L, D]`, `weight` `[H, L]` and maybe `query_weight` `[H, D + 1]`."""
+
+    needs_calibration = True
+
+    def __init__(
+        self,
+        theta: Tensor,
+        weight: Tensor,
+        query_weight: Tensor | None = None,
+        *,
+        refine: int = 0,
+        eps: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(theta, requires_grad=False)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.query_weight = (
+            None if query_weight is None else nn.Parameter(query_weight, requires_grad=False)
+        )
+        self.refine, self.eps, self.backend = refine, eps, backend
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        return asap_attention(
+            q,
+            k,
+            v,
+            self.theta,
+            self.weight,
+            self.query_weight,
+            refine=self.refine,
+            eps=self.eps,
+            key_padding_mask=key_padding_mask,
+            backend=self.backend,
+        )
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        f_hat = predicted_dual(
+            q,
+            k,
+            self.theta,
+            self.weight,
+            self.query_weight,
+            refine=self.refine,
+            eps=self.eps,
+            key_padding_mask=key_padding_mask,
+        )
+        return attention_plan(q, k, f_hat, eps=self.eps, key_padding_mask=key_padding_mask)
+
+    def extra_repr(self) -> str:
+        heads, slices, head_dim = self.theta.shape
+        return f"heads={heads}, slices={slices}, head_dim={head_dim}, refine={self.refine}"

@@ -1,0 +1,84 @@
+"""What an attention is: an nn.Module on q, k, v, known by a name."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from asap_exp.errors import UserError
+
+ATTENTIONS: dict[str, type["Attention"]] = {}
+
+
+class Attention(nn.Module, ABC):
+    """Maps q `[B, H, N, D]`, k `[B, H, M, D]`, v `[B, H, M, E]` to `[B, H, N, E]`.
+
+    `key_padding_mask` `[B, N]`, True = padded. Projections, the norms on q and k and the output
+    layer belong to `MultiHeadAttention`. Keyword arguments of `__init__` are the options that
+    YAML may set under `attention`.
+    """
+
+    name: ClassVar[str]
+    needs_calibration: ClassVar[bool] = False
+    """True where the weights come from `distill`, so that `train` cannot build it."""
+
+    @abstractmethod
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor: ...
+
+    @abstractmethod
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The attention matrix `[B, H, N, M]`; for diagnostics, never in a hot path."""
+
+
+def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
+    """Makes an attention known to YAML as `attention: {name: NAME, ...}`."""
+
+    def add(cls: type[Attention]) -> type[Attention]:
+        cls.name = name
+        ATTENTIONS[name] = cls
+        return cls
+
+    return add
+
+
+def attention_class(name: str) -> type[Attention]:
+    if name not in ATTENTIONS:
+        raise UserError(
+            f"attention.name={name} is not known; choose one of {', '.join(sorted(ATTENTIONS))}"
+        )
+    return ATTENTIONS[name]
+
+
+def attention_options(name: str) -> tuple[str, ...]:
+    """The options that `attention.<option>` may set for this kind."""
+    parameters = inspect.signature(attention_class(name).__init__).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def build_attention(config: Mapping[str, Any]) -> Attention:
+    """A trainable attention from its config `{name, **options}`; UserError names a wrong option."""
+    options = {key: value for key, value in config.items() if key != "name"}
+    cls = attention_class(config["name"])
+    if cls.needs_calibration:
+        raise UserError(
+            f"attention={cls.name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"
+            "  python -m asap_exp.train task=TASK attention=sinkhorn\n"
+            "  python -m asap_exp.distill task=TASK +layer=frozen\n"
+            "  python -m asap_exp.evaluate task=TASK"
+        )
+    allowed = attention_options(cls.name)
+    for key, value in options.items():
+        if key not in allowed:
+            known = ", ".join(f"attention.{option}" for option in allowed) or "none"
+            raise UserError(
+                f"attention.{key}={value} is not an option of attention={cls.name}; "
+                f"its options: {known}"
+            )
+    try:
+        return cls(**options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"attention={cls.name}: {error}") from error

@@ -1,0 +1,44 @@
+"""The teacher: attention with the plan of a fixed number of Sinkhorn updates."""
+
+from torch import Tensor
+
+from asap_exp.attention.base import Attention, register
+from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
+from asap_exp.ops._arguments import check_count, check_temperature
+
+
+@register("sinkhorn")
+class SinkhornAttention(Attention):
+    """`num_iters` >= 1 full updates (column step, then row step) at temperature `eps` > 0."""
+
+    def __init__(self, *, num_iters: int = 20, eps: float = 1.0, backend: str = "auto") -> None:
+        super().__init__()
+        check_count("num_iters", num_iters, 1)
+        check_temperature(eps, None, 1)
+        self.num_iters, self.eps, self.backend = num_iters, eps, backend
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        return sinkhorn_attention(
+            q,
+            k,
+            v,
+            num_iters=self.num_iters,
+            eps=self.eps,
+            key_padding_mask=key_padding_mask,
+            backend=self.backend,
+        )
+
+    def ready_dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """f^{T-1} `[B, H, N]`: the dual whose closure is this layer's plan."""
+        return sinkhorn_duals(
+            q, k, num_iters=self.num_iters, eps=self.eps, key_padding_mask=key_padding_mask
+        ).ready
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        ready = self.ready_dual(q, k, key_padding_mask=key_padding_mask)
+        return attention_plan(q, k, ready, eps=self.eps, key_padding_mask=key_padding_mask)
+
+    def extra_repr(self) -> str:
+        return f"num_iters={self.num_iters}, eps={self.eps}"

@@ -1,0 +1,22 @@
+"""What stages show: progress on a terminal, nothing where output goes to a file."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+
+PLAIN_WIDTH = 120
+
+
+def console() -> Console:
+    """As wide as the terminal; a fixed width where output goes to a file."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    shown = Console().is_terminal
+    yield from track(items, description, total=total, transient=True, disable=not shown)

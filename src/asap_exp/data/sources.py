@@ -1,0 +1,184 @@
+"""Where images come from: embedded, a local folder of Parquet files, the hub, or torchvision.
+
+Each source gives the whole split as `Images`, or says in one phrase why it cannot; the first that
+can is taken. No source waits on an unreachable network for more than `REACH_SECONDS`.
+"""
+
+import hashlib
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from asap_exp.data.catalog import ImageDataset
+from asap_exp.errors import UserError
+
+SPLITS = ("train", "test")
+REACH_SECONDS = 8
+DIGITS_TEST_ROWS = 540
+
+
+class Images(NamedTuple):
+    """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source."""
+
+    pixels: Tensor
+    labels: Tensor
+    source: str
+
+
+class Unavailable(Exception):
+    """Why a source cannot give a data set, in one phrase."""
+
+
+def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> Images:
+    """The rows of `split`, in their stored order; UserError names every way to provide the data."""
+    if dataset.name == "digits":
+        return digits(split)
+    root = root or os.environ.get("ASAP_EXP_DATA")
+    folder = cache_dir(cache)
+    reasons = []
+    sources: tuple[tuple[str, Callable[[], Images]], ...] = (
+        ("local folder", lambda: from_parquet(dataset, split, root, folder)),
+        ("Hugging Face hub", lambda: from_hub(dataset, split, folder)),
+        ("torchvision", lambda: from_torchvision(dataset, split, folder)),
+    )
+    for name, load in sources:
+        try:
+            return load()
+        except Unavailable as reason:
+            reasons.append(f"{name}: {reason}")
+    raise UserError(
+        f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
+        f"three ways: a local folder with {dataset.name}/train*.parquet and "
+        f"{dataset.name}/test*.parquet (data.root=FOLDER or ASAP_EXP_DATA=FOLDER; "
+        "scripts/download_data.py makes it on a machine with a network), or a network that reaches "
+        "the Hugging Face hub, or one that reaches torchvision's download."
+    )
+
+
+def cache_dir(cache: str | None) -> Path:
+    """Where downloads go: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
+    return Path(cache or os.environ.get("ASAP_EXP_CACHE") or Path.home() / ".cache" / "asap_exp")
+
+
+def digits(split: str) -> Images:
+    """scikit-learn's 1,797 digits; the split (540 test rows, by class, seed 0) is ours."""
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)[:, None]
+    rows = train_test_split(
+        np.arange(len(pixels)), test_size=DIGITS_TEST_ROWS, stratify=bunch.target, random_state=0
+    )[SPLITS.index(split)]
+    rows = np.sort(rows)
+    labels = torch.from_numpy(bunch.target[rows]).long()
+    return Images(torch.from_numpy(pixels[rows]), labels, "embedded in scikit-learn")
+
+
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    return sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")])
+
+
+def from_parquet(dataset: ImageDataset, split: str, root: str | None, cache: Path) -> Images:
+    if root is None:
+        raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
+    folder = Path(root).expanduser() / dataset.name
+    files = parquet_files(folder, split)
+    if not files:
+        raise Unavailable(f"no {split}.parquet or {split}-*.parquet in {folder}")
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            split="train",
+            cache_dir=str(cache / "datasets"),
+        )
+        return decoded(rows, dataset, "local Parquet files")
+    except Exception as error:
+        raise UserError(
+            f"the Parquet files of {dataset.name} in {folder} could not be read "
+            f"({type(error).__name__}: {error}); fetch them again with scripts/download_data.py"
+        ) from error
+
+
+def from_hub(dataset: ImageDataset, split: str, cache: Path) -> Images:
+    if dataset.hub is None:
+        raise Unavailable("not there")
+    require_reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset.hub, split=split, cache_dir=str(cache / "datasets"))
+    except Exception as error:
+        raise Unavailable(f"{type(error).__name__}: {error}") from error
+    return decoded(rows, dataset, f"Hugging Face hub, {dataset.hub}")
+
+
+def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
+    if dataset.torchvision is None:
+        raise Unavailable("not there")
+    import torchvision
+
+    factory = getattr(torchvision.datasets, dataset.torchvision)
+    folder = cache / "torchvision"
+    try:
+        if not (folder / factory.base_folder).is_dir():
+            require_reachable(factory.url)
+        rows = factory(str(folder), train=split == "train", download=True)
+    except Unavailable:
+        raise
+    except Exception as error:
+        raise Unavailable(f"{type(error).__name__}: {error}") from error
+    pixels = torch.from_numpy(np.asarray(rows.data)).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(rows.targets), f"torchvision {dataset.torchvision}")
+
+
+def decoded(rows: Any, dataset: ImageDataset, source: str) -> Images:
+    """Every image of a Hugging Face data set, decoded to uint8."""
+    mode = {1: "L", 3: "RGB"}[dataset.channels]
+    pixels = np.stack([np.asarray(image.convert(mode)) for image in rows[dataset.image_column]])
+    pixels = pixels[:, None] if dataset.channels == 1 else pixels.transpose(0, 3, 1, 2)
+    labels = torch.tensor(rows[dataset.label_column])
+    return Images(torch.from_numpy(np.ascontiguousarray(pixels)), labels, source)
+
+
+def require_reachable(url: str) -> None:
+    """Raises Unavailable unless something answers at `url` within REACH_SECONDS."""
+    failure: list[str] = [f"no answer within {REACH_SECONDS} s"]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=REACH_SECONDS)
+        except urllib.error.HTTPError:
+            pass  # an answer all the same
+        except Exception as error:
+            failure[0] = str(getattr(error, "reason", error))
+            return
+        failure.clear()
+
+    # Name resolution has no timeout of its own, so the wait is on the thread.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    if failure:
+        raise Unavailable(f"{url.split('/')[2]} was not reached ({failure[0]})")
+
+
+def fingerprint(images: Images) -> str:
+    """SHA-256 over pixels and labels in their order: the same whatever the source."""
+    digest = hashlib.sha256()
+    for tensor in (images.pixels, images.labels):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

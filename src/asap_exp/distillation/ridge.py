@@ -1,0 +1,84 @@
+"""The ridge fit of the sliced dual map: streaming normal equations in float64, one a head.
+
+Features are the sliced potentials and, behind them, the centred query features; the target is the
+closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.ops import query_features, sliced_potentials
+
+
+@dataclass
+class Solution:
+    """`weight` `[H, P]` for the chosen features, condition number and R^2 `[H]`, all float64."""
+
+    weight: Tensor
+    condition: Tensor
+    r_squared: Tensor
+
+
+class NormalEquations:
+    """G = sum Phi Phi^T `[H, P, P]`, r = sum Phi f `[H, P]`, F = sum f^2 `[H]`, in float64.
+
+    Sums over samples and valid tokens; P = slices + head_dim + 1. Sums of disjoint batches, or of
+    ranks, add up exactly.
+    """
+
+    def __init__(self, theta: Tensor) -> None:
+        """`theta` `[H, L, D]`: the slices, at unit norm."""
+        heads, slices, head_dim = theta.shape
+        self.theta = theta
+        features = slices + head_dim + 1
+        zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
+        self.gram = zeros(heads, features, features)
+        self.moment = zeros(heads, features)
+        self.energy = zeros(heads)
+
+    def add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
+        q, k, _, mask = inputs
+        phi = sliced_potentials(q, k, self.theta, eps=teacher.eps, key_padding_mask=mask)
+        features = torch.cat([phi, query_features(q, key_padding_mask=mask)], dim=2).double()
+        dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
+        self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)
+        self.moment += torch.einsum("bhpn,bhn->hp", features, dual)
+        self.energy += dual.square().sum(dim=(0, 2))
+
+    def solve(self, features: slice, ridge: float) -> Solution:
+        """(D^-1 G D^-1 + ridge I) u = D^-1 r, weight = D^-1 u, with D = diag(G)^(1/2)."""
+        gram, moment = self.gram[:, features, features], self.moment[:, features]
+        diagonal = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        normalised = gram / (diagonal[:, :, None] * diagonal[:, None, :]) + ridge * identity
+        u = torch.linalg.solve(normalised, (moment / diagonal)[..., None])[..., 0]
+        weight = u / diagonal
+        return Solution(weight, torch.linalg.cond(normalised), self.r_squared(weight, features))
+
+    def r_squared(self, weight: Tensor, features: slice) -> Tensor:
+        """(2 w^T r - w^T G w) / F `[H]`; NaN where the dual is constant (F = 0)."""
+        gram, moment = self.gram[:, features, features], self.moment[:, features]
+        explained = 2 * (weight * moment).sum(dim=-1)
+        explained = explained - torch.einsum("hp,hpr,hr->h", weight, gram, weight)
+        return explained / self.energy
+
+
+def centred(dual: Tensor, mask: Tensor | None) -> Tensor:
+    """`dual` `[B, H, N]` minus its mean over the valid tokens; 0 at padded places."""
+    if mask is None:
+        return dual - dual.mean(dim=-1, keepdim=True)
+    valid = ~mask[:, None, :]
+    mean = (dual * valid).sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.where(valid, dual - mean, 0.0)
+
+
+def random_slices(heads: int, slices: int, head_dim: int, *, seed: int) -> Tensor:
+    """Directions uniform on the sphere, `[H, L, D]` float32 at unit norm."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(heads, slices, head_dim, generator=generator)
+    return torch.nn.functional.normalize(theta, dim=-1)

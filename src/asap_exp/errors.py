@@ -1,0 +1,35 @@
+"""The one exception for a user's mistake: stages print it as a sentence, without a traceback."""
+
+
+class UserError(ValueError):
+    """Says what is wrong, the value, what is allowed and what to do."""
+
+
+def check_choice(key: str, value: object, allowed: tuple) -> None:
+    """Raises UserError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise UserError(
+            f"{key}={value} is not allowed; choose one of {', '.join(map(str, allowed))}"
+        )
+
+
+def check_range(
+    key: str,
+    value: float,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> None:
+    """Raises UserError unless `value` lies in the interval."""
+    bounds = [
+        (minimum, lambda bound: value >= bound, "at least"),
+        (above, lambda bound: value > bound, "above"),
+        (below, lambda bound: value < bound, "below"),
+        (maximum, lambda bound: value <= bound, "at most"),
+    ]
+    given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
+    if not all(holds(bound) for bound, holds, _ in given):
+        allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
+        raise UserError(f"{key}={value} is not allowed; it must be {allowed}")

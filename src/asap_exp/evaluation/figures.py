@@ -1,0 +1,198 @@
+"""Figures of a group of records, as matplotlib figures; the report saves them as PNG."""
+
+import statistics
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from asap_exp.evaluation.markdown import group_title
+from asap_exp.evaluation.records import Group, averaged_rows
+
+# Okabe and Ito's palette: distinct for colour-blind readers too.
+COLOURS = {
+    "teacher": "#000000",
+    "asap": "#D55E00",
+    "truncated": "#0072B2",
+    "control": "#999999",
+    "softmax": "#009E73",
+}
+NAMES = {
+    "teacher": "Sinkhorn teacher",
+    "asap": "ASAP",
+    "truncated": "truncated Sinkhorn",
+    "control": "controls",
+    "softmax": "row softmax",
+}
+
+
+def group_figures(group: Group) -> dict[str, Figure]:
+    """By name: accuracy against latency, training curves, plans, fidelity per layer."""
+    return {
+        "accuracy_latency": accuracy_latency(group),
+        "training": training(group),
+        "plans": plans(group),
+        "fidelity": fidelity(group),
+    }
+
+
+def accuracy_latency(group: Group) -> Figure:
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    rows = [
+        row
+        for row in averaged_rows(group)
+        if row["model_ms"] is not None and not row["key"].startswith("asap_layer")
+    ]
+    for kind in COLOURS:
+        mine = [row for row in rows if row["group"] == kind]
+        if not mine:
+            continue
+        x = [row["model_ms"]["mean"] for row in mine]
+        y = [100 * row["accuracy"]["mean"] for row in mine]
+        error = [100 * (row["accuracy"]["std"] or 0) for row in mine]
+        axes.errorbar(
+            x,
+            y,
+            yerr=error if any(error) else None,
+            fmt="o-" if kind == "truncated" else "o",
+            color=COLOURS[kind],
+            label=NAMES[kind],
+            capsize=2,
+            markersize=8 if kind == "asap" else 6,
+            zorder=3 if kind == "asap" else 2,
+        )
+        for row, a, b in zip(mine, x, y, strict=True):
+            axes.annotate(
+                point_label(row["key"]),
+                (a, b),
+                textcoords="offset points",
+                xytext=(7, -11),
+                fontsize=8,
+                color=COLOURS[kind],
+            )
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    device = group.first["device"]
+    axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def point_label(key: str) -> str:
+    names = {
+        "teacher": "T",
+        "asap": "ASAP",
+        "control_zero": "zero weights",
+        "control_query": "query only",
+        "control_uniform": "uniform",
+        "softmax_swapped": "swapped in",
+        "softmax_trained": "trained alike",
+    }
+    return names.get(key, key.replace("truncated_", "T'="))
+
+
+def training(group: Group) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for record in group.records:
+        curves = record["curves"]
+        alpha = 1.0 if len(group.records) == 1 else 0.6
+        label = f"seed {record['seed']}"
+        plot_curve(left, curves, "train/loss_epoch", 1.0, alpha=alpha, label=label)
+        plot_curve(right, curves, "val/accuracy", 100.0, alpha=alpha, label=label)
+    left.set_ylabel("training loss (as trained)")
+    right.set_ylabel("validation accuracy, %")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    handles, _ = left.get_legend_handles_labels()
+    if handles:
+        left.legend(fontsize=8)
+    figure.suptitle(group_title(group), fontsize=10)
+    return figure
+
+
+def plot_curve(
+    axes: plt.Axes, curves: list[dict[str, float]], name: str, scale: float, **style: Any
+) -> None:
+    points = [(row["epoch"] + 1, scale * row[name]) for row in curves if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def plans(group: Group) -> Figure:
+    """Teacher, ASAP and softmax side by side, with row sums to the right and column sums below."""
+    example = group.first["plans"]
+    methods = {name: np.array(example["plans"][name]) for name in ("teacher", "asap", "softmax")}
+    titles = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
+    top = float(np.quantile(methods["teacher"], 0.995))
+    sums = max(2.0, *(float(plan.sum(axis=0).max()) for plan in methods.values()))
+    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    parts = np.ravel(np.asarray(figure.subfigures(1, 3)))
+    for part, (name, plan) in zip(parts, methods.items(), strict=True):
+        grid = part.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(5, 1))
+        image = part.add_subplot(grid[0, 0])
+        image.imshow(plan, cmap="magma", vmin=0, vmax=top, aspect="auto")
+        image.set_title(titles[name], fontsize=10)
+        image.set_ylabel("query" if name == "teacher" else "")
+        image.tick_params(labelsize=7)
+        positions = np.arange(len(plan))
+        rows = part.add_subplot(grid[0, 1], sharey=image)
+        rows.barh(positions, plan.sum(axis=1), color=COLOURS["truncated"])
+        columns = part.add_subplot(grid[1, 0], sharex=image)
+        columns.bar(positions, plan.sum(axis=0), color=COLOURS["asap"])
+        for axes, line in ((rows, rows.axvline), (columns, columns.axhline)):
+            line(1.0, color="black", linewidth=0.8, linestyle="--")
+            axes.tick_params(labelsize=7)
+        rows.set_xlim(0, 2)
+        columns.set_ylim(0, sums)
+        rows.set_xlabel("row sum", fontsize=8)
+        columns.set_xlabel("key (bars: column sums)", fontsize=8)
+        rows.tick_params(labelleft=False)
+        image.tick_params(labelbottom=False)
+    figure.suptitle(
+        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, one test image",
+        fontsize=10,
+    )
+    return figure
+
+
+def fidelity(group: Group) -> Figure:
+    """R^2 held out, and L1 row distance, by layer: a dot a head, a bar at their mean."""
+    rows = [row for record in group.records for row in record["fidelity"]]
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    panels = (
+        ("r_squared_held_out", "R² of the dual, held out"),
+        ("l1_row_distance", "L1 row distance to the teacher"),
+        ("column_error", "column error (hollow: the teacher's)"),
+    )
+    figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for axes, (name, title) in zip(all_axes, panels, strict=True):
+        for number, layer in enumerate(layers):
+            mine = [row for row in rows if row["layer"] == layer]
+            values = [row[name] for row in mine if row[name] is not None]
+            if values:
+                axes.bar(number, statistics.fmean(values), color=COLOURS["asap"], alpha=0.35)
+                axes.scatter([number] * len(values), values, s=10, color=COLOURS["asap"])
+            if name == "column_error":
+                teacher = [row["teacher_column_error"] for row in mine]
+                axes.scatter(
+                    [number + 0.25] * len(teacher),
+                    teacher,
+                    s=12,
+                    facecolors="none",
+                    edgecolors=COLOURS["teacher"],
+                )
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("layer")
+        axes.set_xticks(range(len(layers)))
+        axes.grid(alpha=0.3, axis="y")
+    figure.suptitle(f"{group_title(group)}: fidelity on held-out images, a dot a head", fontsize=10)
+    return figure

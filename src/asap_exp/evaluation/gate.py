@@ -1,0 +1,30 @@
+"""The correctness gate before any timing: no ratio of a wrong result."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import Attention, LayerInputs
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest relative RMS error of one layer's output; in 16 bits, what rounding the output costs."""
+
+
+@torch.no_grad()
+def gate_error(attend: Attention, inputs: LayerInputs) -> float:
+    """Relative RMS error of `attend`, as it is timed, against itself in float64."""
+    q, k, v, mask = inputs
+    out = attend(q, k, v, key_padding_mask=mask)
+    exact = copy.deepcopy(attend).double()
+    reference = exact(q.double(), k.double(), v.double(), key_padding_mask=mask)
+    return relative_rms(out.double(), reference)
+
+
+def relative_rms(out: Tensor, reference: Tensor) -> float:
+    return ((out - reference).norm() / reference.norm()).item()
+
+
+def passes(error: float, dtype: torch.dtype) -> bool:
+    """False for NaN."""
+    return error <= TOLERANCE[dtype]

@@ -1,0 +1,62 @@
+"""Latency as ratios within one process: methods interleaved, medians and quartiles."""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Call = Callable[[], object]
+
+SHORTEST_SAMPLE_SECONDS = 2e-3
+"""A call shorter than this is repeated within one sample, so that the clock is no part of it."""
+
+
+def interleaved_latency(
+    calls: Mapping[str, Call], device: torch.device, *, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds a call: `median`, `q1` and `q3` over `rounds`.
+
+    Every call runs once a round, in an order drawn anew each round (seeded), after a warm-up.
+    """
+    repeats = {name: warm_up(call, device) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    shuffler = random.Random(0)
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for name in order:
+            samples[name].append(seconds(calls[name], device, repeats[name]) * 1e3)
+    return {name: quartiles(values) for name, values in samples.items()}
+
+
+def warm_up(call: Call, device: torch.device) -> int:
+    """Runs `call` a few times; how often a sample must repeat it."""
+    for _ in range(2):
+        call()
+    duration = seconds(call, device, 1)
+    return max(1, math.ceil(SHORTEST_SAMPLE_SECONDS / max(duration, 1e-7)))
+
+
+def seconds(call: Call, device: torch.device, repeats: int) -> float:
+    """Seconds a call, over `repeats` calls in a row."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "q1": q1, "q3": q3}

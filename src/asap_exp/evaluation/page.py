@@ -1,0 +1,53 @@
+"""One HTML page with every table and figure in it; it needs no other file and no network."""
+
+import base64
+from collections.abc import Mapping
+
+import jinja2
+
+from asap_exp.evaluation.markdown import (
+    COLUMNS,
+    EXPLANATION,
+    PUBLISHED,
+    cells,
+    group_caption,
+    group_title,
+    method,
+)
+from asap_exp.evaluation.records import Group, averaged_rows
+
+CAPTIONS = {
+    "accuracy_latency": "Test accuracy against the latency of the whole model, with the curve of "
+    "truncated Sinkhorn.",
+    "training": "Training loss and validation accuracy by epoch.",
+    "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
+    "fidelity": "Fidelity of the compiled layers on held-out images.",
+}
+
+
+def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
+    """`figures` holds PNG bytes by group slug and figure name."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("asap_exp.evaluation", "."), autoescape=True
+    )
+    return environment.get_template("page.html.j2").render(
+        explanation=EXPLANATION,
+        titles=["method", *(title for title, _, _ in COLUMNS)],
+        groups=[
+            {
+                "slug": group.slug,
+                "title": group_title(group),
+                "caption": group_caption(group),
+                "published": PUBLISHED.get(group.first["data"]),
+                "rows": [
+                    {"kind": row["group"], "cells": [method(row, group), *cells(row)]}
+                    for row in averaged_rows(group)
+                ],
+                "figures": [
+                    {"alt": CAPTIONS[name], "png": base64.b64encode(png).decode()}
+                    for name, png in figures[group.slug].items()
+                ],
+            }
+            for group in groups
+        ],
+    )

@@ -1,0 +1,129 @@
+"""Evaluation records: gathered out of run directories, kept as JSON, grouped over seeds."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asap_exp.config import PathsConfig
+from asap_exp.errors import UserError
+from asap_exp.evaluation.evaluate import FORMAT
+from asap_exp.files import read_json, write_json
+from asap_exp.runs import Run, all_runs, short_hash, without
+
+Record = dict[str, Any]
+
+AVERAGED = (
+    "accuracy",
+    "agreement",
+    "kl",
+    "l1_row_distance",
+    "column_error",
+    "layer_speedup",
+    "model_speedup",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that differ in their seeds alone."""
+
+    slug: str
+    records: list[Record]
+
+    @property
+    def first(self) -> Record:
+        return self.records[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [record["seed"] for record in self.records]
+
+
+def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) -> list[Path]:
+    """Copies the record of every finished evaluation into `folder`; returns what it copied."""
+    runs = all_runs(paths, task) if run is None else [Run(Path(run))]
+    kept = []
+    for source in (f for r in runs for f in sorted(r.path.glob("evaluate/*/metrics.json"))):
+        record = read_json(source)
+        target = folder / f"{record['run'].replace('/', '-')}-{source.parent.name}.json"
+        write_json(target, record)
+        kept.append(target)
+    return kept
+
+
+def load_records(folder: Path, task: str | None) -> list[Record]:
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        record = read_json(file)
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise UserError(f"{file} is no evaluation record of this version (format {FORMAT})")
+        if "evaluate" not in record["manifests"]:
+            raise UserError(f"{file} has no manifest: a number without one is not reported")
+        if task is None or record["task"] == task:
+            records.append(record)
+    return records
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Groups in a stable order: data set, then qk_norm on before off, then configuration."""
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(short_hash(configuration(record)), []).append(record)
+    groups = [
+        Group(
+            f"{rs[0]['data']}-{'qknorm' if rs[0]['qk_norm'] else 'plain'}-{key}",
+            sorted(rs, key=lambda r: (r["seed"], r["artifact"]["calibration"]["seed"])),
+        )
+        for key, rs in by_key.items()
+    ]
+    return sorted(groups, key=lambda g: (g.first["data"], not g.first["qk_norm"], g.slug))
+
+
+def configuration(record: Record) -> dict[str, Any]:
+    """What two records must share to be averaged: everything but their seeds."""
+    manifests = record["manifests"]
+    return {
+        "train": without(manifests["train"]["config"], ("seed", "logger", "callbacks", "resume")),
+        "calibration": without(record["artifact"]["calibration"], ("seed",)),
+        "layers": record["artifact"]["layers"],
+        "test": record["test"],
+        "device": record["device"],
+        "latency": record["latency"],
+    }
+
+
+def averaged_rows(group: Group) -> list[dict[str, Any]]:
+    """A row for every method: `{label, group, n, MEASURE: {mean, std} or None}`.
+
+    The standard deviation is that of a sample; None for one seed. A method that a record lacks is
+    averaged over the others, and `n` says over how many.
+    """
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for record in group.records:
+        for row in record["rows"]:
+            by_key.setdefault(row["key"], []).append(row)
+    return [
+        {
+            "key": key,
+            "label": rows[0]["label"],
+            "group": rows[0]["group"],
+            "n": len(rows),
+            **{name: mean_std([row[name] for row in rows]) for name in AVERAGED},
+            "layer_ms": mean_std([(row["layer_ms"] or {}).get("median") for row in rows]),
+            "model_ms": mean_std([(row["model_ms"] or {}).get("median") for row in rows]),
+            "peak_memory_mib": mean_std([row["peak_memory_mib"] for row in rows]),
+        }
+        for key, rows in by_key.items()
+    ]
+
+
+def mean_std(values: list[float | None]) -> dict[str, float | None] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {
+        "mean": statistics.fmean(known),
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+    }

@@ -1,0 +1,54 @@
+"""The report: records gathered, then tables, figures and a page made from the records alone."""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from asap_exp.config import ReportConfig
+from asap_exp.errors import UserError
+from asap_exp.evaluation.figures import group_figures
+from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.page import html_page
+from asap_exp.evaluation.records import gather, grouped, load_records
+from asap_exp.files import write_bytes, write_text
+
+
+def report(config: ReportConfig) -> Path:
+    """Writes records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
+
+    Returns the path of the page.
+    """
+    out = Path(config.out)
+    copied = gather(config.paths, config.task.name, config.run, out / "records")
+    groups = grouped(load_records(out / "records", config.task.name))
+    if not groups:
+        task = f" task={config.task.name}" if config.task.name else ""
+        raise UserError(
+            f"no evaluation in {config.run or config.paths.runs} and no record in "
+            f"{out / 'records'}; make one with: python -m asap_exp.evaluate{task}"
+        )
+    figures = {
+        group.slug: {name: png(figure) for name, figure in group_figures(group).items()}
+        for group in groups
+    }
+    write_text(out / "tables.md", tables_markdown(groups))
+    write_text(out / "tables.csv", tables_csv(groups))
+    for slug, drawn in figures.items():
+        for name, data in drawn.items():
+            write_bytes(out / "figures" / f"{slug}-{name}.png", data)
+    page = out / "index.html"
+    write_text(page, html_page(groups, figures))
+    print(
+        f"{len(copied)} records gathered; {len(groups)} tables in {out / 'tables.md'}, "
+        f"figures in {out / 'figures'}\nPage: {page.resolve()}"
+    )
+    return page
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""The evaluation table, in one place: which columns, how each number is written."""
+
+from typing import Any
+
+from rich.table import Table
+
+from asap_exp.console import console
+
+Row = dict[str, Any]
+
+
+def percent(x: float | None) -> str:
+    return "" if x is None else f"{100 * x:.2f}"
+
+
+def significant(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}"
+
+
+def timing(x: dict[str, float] | None) -> str:
+    """The median; the quartiles stand in the record and in tables.csv."""
+    return "" if x is None else f"{x['median']:.3g}"
+
+
+def factor(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}x"
+
+
+COLUMNS = (
+    ("method", "label", str),
+    ("acc. %", "accuracy", percent),
+    ("agree %", "agreement", percent),
+    ("KL", "kl", significant),
+    ("L1 rows", "l1_row_distance", significant),
+    ("col. err.", "column_error", significant),
+    ("layer ms", "layer_ms", timing),
+    ("x", "layer_speedup", factor),
+    ("model ms", "model_ms", timing),
+    ("x", "model_speedup", factor),
+    ("MiB", "peak_memory_mib", significant),
+)
+"""Title, key in a row of a record, formatter."""
+
+
+def cells(row: Row) -> list[str]:
+    return [write(row.get(key)) for _, key, write in COLUMNS]
+
+
+def titles() -> list[str | int]:
+    return [title for title, _, _ in COLUMNS]
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What the numbers were measured on; a subset is called a subset."""
+    rows, of = record["test"]["rows"], record["test"]["of"]
+    test = f"all {of} test images" if rows == of else f"a SUBSET of {rows} of {of} test images"
+    device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
+    latency = record["latency"]
+    return (
+        f"{record['data']}, {test}, seed {record['seed']}, "
+        f"qk_norm {'on' if record['qk_norm'] else 'off'}, {record['artifact']['slices']} slices, "
+        f"{record['precision']}; {device}, batch {latency['batch_size']}, median of "
+        f"{latency['rounds']} interleaved rounds, eager, no CUDA graph"
+    )
+
+
+def print_evaluation(record: dict[str, Any]) -> None:
+    table = Table(title=record["run"], caption=caption(record))
+    for title in titles():
+        name = title == "method"
+        table.add_column(str(title), justify="left" if name else "right", no_wrap=not name)
+    previous = None
+    for row in record["rows"]:
+        if previous not in (None, row["group"]):
+            table.add_section()
+        previous = row["group"]
+        table.add_row(*cells(row))
+    console().print(table)
+
+
+def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
+    import wandb
+
+    table = wandb.Table(titles(), [cells(row) for row in record["rows"]])
+    summary = {
+        f"{row['key']}/{name}": row[name]
+        for row in record["rows"]
+        for name in ("accuracy", "agreement", "layer_speedup", "model_speedup")
+        if row[name] is not None
+    }
+    tracker.log({"evaluation": table, **summary})

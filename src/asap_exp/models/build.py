@@ -1,0 +1,45 @@
+"""A network from a configuration, and a trained one from its run directory."""
+
+import torch
+from torch import nn
+
+from asap_exp.config import TrainConfig
+from asap_exp.data.catalog import image_dataset
+from asap_exp.errors import UserError
+from asap_exp.models.vit import build_vit
+from asap_exp.runs import Run
+from asap_exp.tensors import fingerprint, load_tensors
+
+
+def build_net(config: TrainConfig) -> nn.Module:
+    """The network of `config` with fresh weights from PyTorch's global seed."""
+    dataset = image_dataset(config.data.name)
+    return build_vit(
+        config.model,
+        config.attention,
+        image_size=config.data.image_size,
+        channels=dataset.channels,
+        num_classes=dataset.num_classes,
+    )
+
+
+def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
+    """The trained network of `run`, in evaluation mode, its parameters frozen.
+
+    UserError where the weights are damaged, or are not those that the run's manifest names.
+    """
+    weights = load_tensors(run.weights)
+    net = build_net(run.config)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{run.weights} does not fit the model of {run.path / 'config.yaml'}: {error}"
+        ) from error
+    expected = run.manifest.get("teacher_sha256")
+    if fingerprint(weights) != expected:
+        raise UserError(
+            f"{run.weights} does not hold the weights that {run.path / 'manifest.json'} names "
+            f"(SHA-256 {fingerprint(weights)[:8]}..., expected {str(expected)[:8]}...)"
+        )
+    return net.to(device).eval().requires_grad_(False)

@@ -1,0 +1,56 @@
+"""timm's VisionTransformer with this project's attention in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
+from asap_exp.config import ModelConfig
+from asap_exp.errors import UserError
+
+
+def build_vit(
+    model: ModelConfig,
+    attention: Mapping[str, Any],
+    *,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+) -> nn.Module:
+    """A ViT on square images `[B, channels, image_size, image_size]`, mean-pooled, no class token.
+
+    `attention` is `{name, **options}`. UserError where the patch does not divide the image or the
+    heads the width.
+    """
+    if image_size % model.patch_size:
+        raise UserError(
+            f"model.patch_size={model.patch_size} does not divide data.image_size={image_size}; "
+            f"choose one of {', '.join(map(str, divisors(image_size)))}"
+        )
+    if model.dim % model.heads:
+        raise UserError(f"model.dim={model.dim} must be a multiple of model.heads={model.heads}")
+    vit = VisionTransformer(
+        img_size=image_size,
+        patch_size=model.patch_size,
+        in_chans=channels,
+        num_classes=num_classes,
+        global_pool="avg",
+        class_token=False,
+        embed_dim=model.dim,
+        depth=model.depth,
+        num_heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        qk_norm=model.qk_norm,
+        drop_path_rate=model.drop_path,
+        proj_drop_rate=model.dropout,
+        attn_layer=MultiHeadAttention,
+    )
+    for layer in attention_layers(vit).values():
+        layer.attend = build_attention(attention)
+    return vit
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]

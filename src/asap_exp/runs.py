@@ -1,0 +1,223 @@
+"""Run directories: one for each task, model, attention, configuration and seed.
+
+RESULTS/runs/TASK/MODEL-ATTENTION/HASH-sSEED/
+    config.yaml manifest.json teacher.safetensors checkpoints/ logs/
+    distill/HASH/    asap.safetensors asap.json fidelity.json manifest.json
+    evaluate/HASH/   metrics.json manifest.json
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from asap_exp.composing import parse
+from asap_exp.config import PathsConfig, TrainConfig
+from asap_exp.errors import UserError
+from asap_exp.files import read_json, write_text
+
+LOCATION_KEYS = (
+    "data.root",
+    "data.cache",
+    "paths",
+    "logger",
+    "resume",
+    "callbacks.progress_bar",
+    "callbacks.diagnostic_samples",
+)
+"""Keys that change where things lie or what is shown, not what is computed."""
+
+HARDWARE_KEYS = (
+    "trainer.accelerator",
+    "trainer.compile",
+    "trainer.cpu_threads",
+    "trainer.log_every_n_steps",
+)
+"""Keys that change how fast it is computed."""
+
+
+def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of a nested dict without the dotted `keys`."""
+    result = dict(tree)
+    for key in keys:
+        head, _, rest = key.partition(".")
+        if head not in result:
+            continue
+        if rest:
+            result[head] = without(result[head], (rest,))
+        else:
+            del result[head]
+    return result
+
+
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of a configuration that decides what is computed; the seed is beside it."""
+    return without(asdict(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
+
+
+def recipe_hash(config: TrainConfig) -> str:
+    """Equal for runs that differ in their attention alone: same data, model, recipe and budget."""
+    return short_hash(without(identity(config), ("attention",)))
+
+
+def public_config(config: Any) -> dict[str, Any]:
+    """A configuration as a record shows it: no folder of one machine."""
+    return without(asdict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+
+
+def run_directory(config: TrainConfig) -> Path:
+    name = f"{config.model.name}-{config.attention['name']}"
+    leaf = f"{short_hash(identity(config))}-s{config.seed}"
+    return config.paths.runs / str(config.task.name) / name / leaf
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run's directory and what is saved in it."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The saved, resolved configuration; never today's defaults."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
+        try:
+            saved = OmegaConf.load(file)
+        except Exception as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+        return parse(saved, TrainConfig)  # type: ignore[arg-type]
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "manifest.json")
+
+    @property
+    def name(self) -> str:
+        """TASK/MODEL-ATTENTION/HASH-sSEED."""
+        return "/".join(self.path.resolve().parts[-3:])
+
+    @property
+    def group(self) -> str:
+        """One word for everything that belongs to this run: the tracking group."""
+        return self.name.replace("/", "-")
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "teacher.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        file = self.path / "manifest.json"
+        if not (file.is_file() and self.weights.is_file()):
+            return False
+        return self.manifest.get("status") == "finished"
+
+
+def claim(config: TrainConfig, *, fresh: bool) -> Run:
+    """The run directory of `config`, made if need be, with the configuration saved in it.
+
+    With `fresh`, an earlier run of the same configuration is moved aside. A directory that holds
+    another configuration is refused.
+    """
+    path = run_directory(config)
+    if fresh and path.exists():
+        aside = next(
+            p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}~{n}")).exists()
+        )
+        path.rename(aside)
+        print(f"The earlier run was moved to {aside}")
+    run = Run(path)
+    if (path / "config.yaml").is_file():
+        saved = run.config
+        if identity(saved) != identity(config) or saved.seed != config.seed:
+            raise UserError(
+                f"{path} holds a run of another configuration and is not overwritten:\n"
+                f"{describe_differences(identity(saved), identity(config))}"
+            )
+    else:
+        write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    return run
+
+
+def describe_differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
+    """One line for each key in which two configurations differ."""
+    left, right = flatten(saved), flatten(asked)
+    return "\n".join(
+        f"  {key}: saved {left.get(key)}, asked for {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
+    """Every run directory (of `task`, if named), in order of path; those moved aside left out."""
+    pattern = f"{task or '*'}/*/*-s*/config.yaml"
+    return [Run(f.parent) for f in sorted(paths.runs.glob(pattern)) if "~" not in f.parent.name]
+
+
+def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
+    """The run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); prints which."""
+    if teacher is not None:
+        run = Run(Path(teacher))
+        check_teacher(run, task)
+        print(f"Teacher: {run.path}")
+        return run
+    finished = [
+        run
+        for run in all_runs(paths, task)
+        if run.finished and run.config.attention["name"] == "sinkhorn"
+    ]
+    if not finished:
+        raise UserError(
+            f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
+            f"make one with: python -m asap_exp.train task={task or 'digits'}"
+        )
+    run = max(finished, key=lambda run: run.manifest["ended"])
+    print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
+    return run
+
+
+def check_teacher(run: Run, task: str | None) -> None:
+    config = run.config
+    if task is not None and config.task.name != task:
+        raise UserError(
+            f"{run.path} was trained on task {config.task.name}, but task={task} was asked for; "
+            f"give task={config.task.name}, or another teacher"
+        )
+    if not run.finished:
+        raise UserError(
+            f"{run.path} holds no finished teacher; finish it with the command in its "
+            "manifest.json (resume=auto continues it)"
+        )
+    if config.attention["name"] != "sinkhorn":
+        raise UserError(
+            f"{run.path} was trained with attention={config.attention['name']}; "
+            "only a Sinkhorn teacher has a dual to distill"
+        )
+
+
+def newest_artifact(run: Run) -> Path | None:
+    """The folder of the newest finished compiled map of `run`."""
+    manifests = [(read_json(f), f.parent) for f in run.path.glob("distill/*/manifest.json")]
+    finished = [(m["ended"], folder) for m, folder in manifests if m.get("status") == "finished"]
+    return max(finished)[1] if finished else None

@@ -1,0 +1,40 @@
+"""Tensors on disk: safetensors, which hold no code, written atomically and named by their hash."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asap_exp.errors import UserError
+from asap_exp.files import write_atomically
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, str(temporary)))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """UserError where the file is missing, truncated or not safetensors."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged and cannot be loaded ({error}); make it again, or take a copy"
+        ) from error
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and values: the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

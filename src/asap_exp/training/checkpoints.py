@@ -1,0 +1,99 @@
+"""Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from asap_exp.errors import UserError
+from asap_exp.files import write_atomically
+from asap_exp.runs import describe_differences
+
+IDENTITY = "asap_exp_identity"
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes beside and renames; loads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, location: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU; no code in it is run. UserError where missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"the checkpoint {path} is damaged or not one of ours and was not loaded "
+            f"({type(error).__name__}). Continue from another one with resume=PATH, "
+            "or start again with resume=never"
+        ) from error
+
+
+class StampIdentity(L.Callback):
+    """Writes the run's identity into every checkpoint."""
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[IDENTITY] = self.identity
+
+
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another configuration (task, width, T, ...) and says what differs."""
+    saved = load_checkpoint(path).get(IDENTITY)
+    if saved is None:
+        raise UserError(f"{path} is no checkpoint of this project: it carries no configuration")
+    if saved != identity:
+        raise UserError(
+            f"{path} is of another configuration:\n{describe_differences(saved, identity)}\n"
+            "Resume it with its own configuration, or start this one with resume=never"
+        )
+
+
+def checkpoint_callbacks(folder: Path, *, monitor: bool, every_n_epochs: int) -> list[L.Callback]:
+    """`last.ckpt` after every epoch; with `monitor`, `best.ckpt` by validation accuracy too."""
+    checkpoint = partial(
+        ModelCheckpoint,
+        dirpath=folder,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    last = checkpoint(
+        filename="last",
+        every_n_epochs=1,
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+    )
+    if not monitor:
+        return [last]
+    best = checkpoint(
+        filename="best",
+        monitor="val/accuracy",
+        mode="max",
+        every_n_epochs=every_n_epochs,
+        save_top_k=1,
+        save_on_train_epoch_end=False,
+    )
+    return [best, last]

@@ -1,0 +1,77 @@
+"""The LightningModule of every classification task."""
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from asap_exp.config import RecipeConfig
+from asap_exp.data.loader import epoch_seed
+from asap_exp.training.guard import check_finite
+
+
+class Classifier(L.LightningModule):
+    """Trains `net` (inputs to logits `[B, classes]`) with AdamW, warm-up and a cosine.
+
+    Everything random in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
+    interrupted run that resumes at an epoch's start ends in the same weights.
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: RecipeConfig, *, num_classes: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.net, self.recipe, self.seed = net, recipe, seed
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.val_loss = nn.CrossEntropyLoss()
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        inputs, targets = batch
+        loss = self.loss(self.net(inputs), targets)
+        check_finite(loss, self.net, inputs, step=self.global_step)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        inputs, targets = batch
+        logits = self.net(inputs)
+        self.val_accuracy(logits, targets)
+        self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(targets))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        recipe = self.recipe
+        groups = param_groups_weight_decay(self.net, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(
+            optimizer,
+            steps=steps,
+            warmup_steps=round(steps * recipe.warmup_epochs / recipe.epochs),
+            final_lr=recipe.lr * recipe.final_lr_ratio,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, *, steps: int, warmup_steps: int, final_lr: float
+) -> LRScheduler:
+    """A linear rise over `warmup_steps`, then a cosine down to `final_lr` at `steps`."""
+    cosine = CosineAnnealingLR(optimizer, T_max=max(steps - warmup_steps, 1), eta_min=final_lr)
+    if warmup_steps == 0:
+        return cosine
+    rise = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
+    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup_steps])

@@ -1,0 +1,222 @@
+"""One training run, from a configuration to the teacher's weights in its run directory."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    RichProgressBar,
+    Timer,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from asap_exp.attention import build_attention
+from asap_exp.config import TrainConfig
+from asap_exp.data import ImageDataModule
+from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
+from asap_exp.manifest import manifest
+from asap_exp.models import build_net
+from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
+from asap_exp.tensors import fingerprint, save_tensors
+from asap_exp.tracking import wandb_settings
+from asap_exp.training.checkpoints import (
+    SafeCheckpointIO,
+    StampIdentity,
+    check_identity,
+    checkpoint_callbacks,
+    load_checkpoint,
+)
+from asap_exp.training.classifier import Classifier
+from asap_exp.training.diagnostics import PlanDiagnostics
+
+EXPECTED_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+    r".*lr_scheduler\.step\(\).* before .*optimizer\.step\(\).*",
+    r".*The epoch parameter in `scheduler\.step\(\)`.*",
+    r".*treespec, LeafSpec.* is deprecated.*",
+)
+
+
+def train(config: TrainConfig) -> Run:
+    """Trains, or continues, the run of `config`; a finished one is left as it is."""
+    build_attention(config.attention)  # refuses before anything is loaded or written
+    device = choose_device(config.trainer.accelerator)
+    config = replace(
+        config,
+        trainer=replace(
+            config.trainer, precision=choose_precision(config.trainer.precision, device)
+        ),
+    )
+    data = ImageDataModule(
+        config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
+    )
+    use_cpu_threads(config.trainer.cpu_threads)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    net = build_net(config)
+    run = claim(config, fresh=config.resume == "never")
+    if config.resume == "auto" and run.finished:
+        print(f"Already finished: {run.path} (resume=never trains it again)")
+        return run
+    checkpoint = checkpoint_to_resume(config, run)
+    print(f"Run directory: {run.path}")
+
+    data.setup()
+    module = Classifier(net, config.recipe, num_classes=data.dataset.num_classes, seed=config.seed)
+    if compiles(config, device):
+        module.net.compile()
+    facts = {
+        "stage": "train",
+        "seed": config.seed,
+        "recipe_hash": recipe_hash(config),
+        "config": public_config(config),
+        "data": data.identity,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "resumed_from": checkpoint.name if checkpoint else None,
+    }
+    with manifest(run.path / "manifest.json", **facts) as record:
+        with quiet_lightning():
+            trainer = build_trainer(config, run, device)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        record |= export(config, run, module, trainer)
+    print(f"Finished: {run.path}  {summary(record)}")
+    return run
+
+
+def compiles(config: TrainConfig, device: torch.device) -> bool:
+    if config.trainer.compile is None:
+        return device.type == "cuda"
+    return config.trainer.compile
+
+
+def checkpoint_to_resume(config: TrainConfig, run: Run) -> Path | None:
+    """The checkpoint to continue from; UserError where it is of another configuration."""
+    if config.resume == "never":
+        return None
+    last = run.path / "checkpoints" / "last.ckpt"
+    path = last if config.resume == "auto" else Path(config.resume)
+    if config.resume == "auto" and not path.is_file():
+        return None
+    check_identity(path, identity(config))
+    print(f"Continuing from {path}")
+    return path
+
+
+def build_trainer(config: TrainConfig, run: Run, device: torch.device) -> L.Trainer:
+    trainer = config.trainer
+    validates = config.data.train_on == "train"
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision=trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.recipe.epochs,
+        gradient_clip_val=config.recipe.clip_norm,
+        check_val_every_n_epoch=config.callbacks.val_every_n_epochs,
+        limit_train_batches=trainer.limit_train_batches,
+        limit_val_batches=trainer.limit_val_batches if validates else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=trainer.log_every_n_steps,
+        logger=build_loggers(config, run),
+        callbacks=build_callbacks(config, run, validates),
+        plugins=[SafeCheckpointIO()],
+        enable_progress_bar=config.callbacks.progress_bar,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
+
+
+def build_callbacks(config: TrainConfig, run: Run, validates: bool) -> list[L.Callback]:
+    callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step")]
+    if config.callbacks.progress_bar:
+        callbacks.append(RichProgressBar(leave=False))
+    if config.recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.recipe.ema_decay))
+    if validates and config.callbacks.diagnostic_samples:
+        callbacks.append(PlanDiagnostics(config.callbacks.diagnostic_samples))
+    callbacks.append(StampIdentity(identity(config)))
+    return callbacks + checkpoint_callbacks(
+        run.path / "checkpoints",
+        monitor=validates,
+        every_n_epochs=config.callbacks.val_every_n_epochs,
+    )
+
+
+def build_loggers(config: TrainConfig, run: Run) -> list[Logger]:
+    """CSV always, a new file for every attempt; wandb if chosen, one wandb run for all attempts."""
+    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]
+    if config.logger.wandb:
+        settings = wandb_settings(
+            config.logger,
+            folder=run.path,
+            group=run.group,
+            job_type="train",
+            tags=[str(config.task.name), config.attention["name"]],
+        )
+        offline = settings.pop("mode") != "online"
+        loggers.append(
+            WandbLogger(**settings, id=run.group, resume="allow", offline=offline, log_model=False)
+        )
+        loggers[-1].log_hyperparams(asdict(config))
+    return loggers
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Leaves out Lightning's notices and the advice that is for data loaders with workers."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
+    """Writes the teacher's weights, those of the epoch that `recipe.keep` chooses."""
+    kept = run.path / "checkpoints" / f"{config.recipe.keep}.ckpt"
+    checkpoint = load_checkpoint(kept)
+    weights = {
+        name.removeprefix("net."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("net.")
+    }
+    module.net.load_state_dict(weights)
+    save_tensors(run.weights, weights)
+    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
+    outcome = {
+        "kept_epoch": checkpoint["epoch"],
+        "epochs": trainer.current_epoch,
+        "teacher_sha256": fingerprint(weights),
+        "train_seconds": round(timer.time_elapsed("train"), 2),
+        "validate_seconds": round(timer.time_elapsed("validate"), 2),
+    }
+    if "val/accuracy" in trainer.callback_metrics:
+        outcome["best_val_accuracy"] = best_val_accuracy(trainer)
+        outcome["last_val_accuracy"] = trainer.callback_metrics["val/accuracy"].item()
+    return outcome
+
+
+def best_val_accuracy(trainer: L.Trainer) -> float | None:
+    scores = [c.best_model_score for c in trainer.checkpoint_callbacks]  # type: ignore[attr-defined]
+    return next((score.item() for score in scores if score is not None), None)
+
+
+def summary(record: dict) -> str:
+    if record.get("best_val_accuracy") is None:
+        return "(trained on train+val; no validation)"
+    accuracy = 100 * record["best_val_accuracy"]
+    return f"best validation accuracy {accuracy:.2f} % (epoch {record['kept_epoch']})"

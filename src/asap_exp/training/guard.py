@@ -1,0 +1,54 @@
+"""A loss that is not finite stops the run and names the layer."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the first layer at fault."""
+
+
+def check_finite(loss: Tensor, net: nn.Module, inputs: Tensor, *, step: int) -> None:
+    """Raises NonFiniteLoss before the optimiser can spoil the weights.
+
+    It waits for the forward pass alone: the backward pass is queued behind it either way.
+    """
+    if torch.isfinite(loss):
+        return
+    raise NonFiniteLoss(
+        f"the loss is {loss.item()} at step {step}: {first_non_finite(net, inputs)}. The last "
+        "checkpoint is from before this step. Try a smaller recipe.lr, recipe.clip_norm=1.0, "
+        "model.qk_norm=true or trainer.precision=32-true"
+    )
+
+
+@torch.no_grad()
+def first_non_finite(net: nn.Module, inputs: Tensor) -> str:
+    """Which parameter or layer output, in the order of the forward pass, first is not finite."""
+    if not torch.isfinite(inputs).all():
+        return "the input batch is not finite"
+    for name, parameter in net.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the weights of layer {name} are not finite"
+    found: list[str] = []
+
+    def watch(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"the output of layer {name} ({type(module).__name__}) is not finite")
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in net.named_modules()
+        if name and not list(module.children())
+    ]
+    try:
+        net.forward(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "every layer's output is finite; the loss itself overflows"
