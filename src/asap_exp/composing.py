@@ -115,7 +115,8 @@ def check_key(
                 f"{path}={value}: there is no key {part}{where}.{hint} "
                 f"Allowed{where}: {', '.join(allowed)}"
             )
-        schema = None if schema is None else typing.get_type_hints(schema).get(part)
+        hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        schema = hints.get(part)
 
 
 def type_name(schema: type, path: str) -> str:

@@ -37,25 +37,6 @@ def require_wandb() -> None:
         )
 
 
-def wandb_settings(
-    logger: LoggerConfig, *, folder: Path, group: str, job_type: str, tags: list[str]
-) -> dict[str, Any]:
-    """Arguments of wandb.init that every stage shares; the stages of one run share a group."""
-    require_wandb()
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SECONDS))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return {
-        "project": logger.project,
-        "entity": logger.entity,
-        "dir": str(folder),
-        "group": group,
-        "job_type": job_type,
-        "name": f"{group}-{job_type}",
-        "tags": [*logger.tags, *tags],
-        "mode": wandb_mode(),
-    }
-
-
 @contextmanager
 def wandb_run(
     logger: LoggerConfig,
@@ -65,13 +46,39 @@ def wandb_run(
     group: str,
     job_type: str,
     tags: list[str],
+    run_id: str | None = None,
 ) -> Iterator[Any]:
-    """A wandb run for a stage without a Lightning trainer; None where wandb was not chosen."""
+    """A wandb run for one stage; None where wandb was not chosen.
+
+    The stages of one training run share a `group`. With `run_id`, a later attempt continues the run
+    of that name.
+    """
     if not logger.wandb:
         yield None
         return
-    settings = wandb_settings(logger, folder=folder, group=group, job_type=job_type, tags=tags)
+    require_wandb()
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SECONDS))
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    with wandb.init(config=config, **settings) as run:
+    mode = wandb_mode()
+    try:
+        run = wandb.init(
+            config=config,
+            project=logger.project,
+            entity=logger.entity,
+            dir=str(folder),
+            group=group,
+            job_type=job_type,
+            name=f"{group}-{job_type}",
+            tags=[*logger.tags, *tags],
+            mode=mode,  # type: ignore[arg-type]
+            id=run_id,
+            resume="allow" if run_id is not None and mode == "online" else None,
+        )
+    except (wandb.Error, OSError, TimeoutError) as error:
+        raise UserError(
+            f"wandb did not start ({error}); set WANDB_MODE=offline, or choose logger=csv"
+        ) from error
+    with run:
         yield run

@@ -23,8 +23,10 @@ from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
 from asap_exp.evaluation.plans import example_plans
-from asap_exp.evaluation.tables import log_evaluation, print_evaluation
+from asap_exp.evaluation.records import FORMAT
+from asap_exp.evaluation.tables import print_evaluation
 from asap_exp.evaluation.variants import Variant, variants
+from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
 from asap_exp.models import load_net
@@ -38,8 +40,6 @@ from asap_exp.runs import (
     short_hash,
 )
 from asap_exp.tracking import wandb_run
-
-FORMAT = 1
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -114,9 +114,9 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "softmax": None if softmax_run is None else softmax_run.manifest,
             },
         }
+        metrics["manifests"]["evaluate"] = record
         if tracker is not None:
             log_evaluation(tracker, metrics)
-    metrics["manifests"]["evaluate"] = record
     write_json(out / "metrics.json", metrics)
     print_evaluation(metrics)
     print(f"Record: {out / 'metrics.json'}")

@@ -8,11 +8,12 @@ from typing import Any
 
 from asap_exp.config import PathsConfig
 from asap_exp.errors import UserError
-from asap_exp.evaluation.evaluate import FORMAT
 from asap_exp.files import read_json, write_json
 from asap_exp.runs import Run, all_runs, short_hash, without
 
 Record = dict[str, Any]
+
+FORMAT = 1
 
 AVERAGED = (
     "accuracy",

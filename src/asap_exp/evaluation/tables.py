@@ -76,16 +76,3 @@ def print_evaluation(record: dict[str, Any]) -> None:
         previous = row["group"]
         table.add_row(*cells(row))
     console().print(table)
-
-
-def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
-    import wandb
-
-    table = wandb.Table(titles(), [cells(row) for row in record["rows"]])
-    summary = {
-        f"{row['key']}/{name}": row[name]
-        for row in record["rows"]
-        for name in ("accuracy", "agreement", "layer_speedup", "model_speedup")
-        if row[name] is not None
-    }
-    tracker.log({"evaluation": table, **summary})

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from asap_exp.attention import MultiHeadAttention
 from asap_exp.config import TrainConfig
 from asap_exp.data.catalog import image_dataset
 from asap_exp.errors import UserError
@@ -21,6 +22,16 @@ def build_net(config: TrainConfig) -> nn.Module:
         channels=dataset.channels,
         num_classes=dataset.num_classes,
     )
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Compiles, in place, every module that holds an attention layer directly.
+
+    Equal blocks share one compilation, and the names of the weights do not change.
+    """
+    for module in net.modules():
+        if any(isinstance(child, MultiHeadAttention) for child in module.children()):
+            module.compile()
 
 
 def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:

@@ -4,8 +4,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,10 +23,10 @@ from asap_exp.config import TrainConfig
 from asap_exp.data import ImageDataModule
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.manifest import manifest
-from asap_exp.models import build_net
+from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
 from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.tracking import wandb_settings
+from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
     SafeCheckpointIO,
     StampIdentity,
@@ -49,13 +50,8 @@ EXPECTED_WARNINGS = (
 def train(config: TrainConfig) -> Run:
     """Trains, or continues, the run of `config`; a finished one is left as it is."""
     build_attention(config.attention)  # refuses before anything is loaded or written
+    config = resolved(config)
     device = choose_device(config.trainer.accelerator)
-    config = replace(
-        config,
-        trainer=replace(
-            config.trainer, precision=choose_precision(config.trainer.precision, device)
-        ),
-    )
     data = ImageDataModule(
         config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
     )
@@ -72,7 +68,7 @@ def train(config: TrainConfig) -> Run:
     data.setup()
     module = Classifier(net, config.recipe, num_classes=data.dataset.num_classes, seed=config.seed)
     if compiles(config, device):
-        module.net.compile()
+        compile_blocks(module.net)
     facts = {
         "stage": "train",
         "seed": config.seed,
@@ -82,15 +78,31 @@ def train(config: TrainConfig) -> Run:
         "parameters": sum(p.numel() for p in net.parameters()),
         "resumed_from": checkpoint.name if checkpoint else None,
     }
-    with manifest(run.path / "manifest.json", **facts) as record:
-        with quiet_lightning():
-            trainer = build_trainer(config, run, device)
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+    with (
+        manifest(run.path / "manifest.json", **facts) as record,
+        wandb_run(
+            config.logger,
+            public_config(config),
+            folder=run.path,
+            group=run.group,
+            job_type="train",
+            tags=[str(config.task.name), config.attention["name"]],
+            run_id=run.group,
+        ) as tracker,
+        quiet_lightning(),
+    ):
+        trainer = build_trainer(config, run, device, tracker)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         record |= export(config, run, module, trainer)
     print(f"Finished: {run.path}  {summary(record)}")
     return run
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """`config` with the precision that `auto` means on this machine: part of the run's identity."""
+    device = choose_device(config.trainer.accelerator)
+    precision = choose_precision(config.trainer.precision, device)
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
@@ -112,8 +124,11 @@ def checkpoint_to_resume(config: TrainConfig, run: Run) -> Path | None:
     return path
 
 
-def build_trainer(config: TrainConfig, run: Run, device: torch.device) -> L.Trainer:
+def build_trainer(config: TrainConfig, run: Run, device: torch.device, tracker: Any) -> L.Trainer:
     trainer = config.trainer
+    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]  # a new file for every attempt
+    if tracker is not None:
+        loggers.append(WandbLogger(experiment=tracker))
     validates = config.data.train_on == "train"
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -126,7 +141,7 @@ def build_trainer(config: TrainConfig, run: Run, device: torch.device) -> L.Trai
         limit_val_batches=trainer.limit_val_batches if validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=trainer.log_every_n_steps,
-        logger=build_loggers(config, run),
+        logger=loggers,
         callbacks=build_callbacks(config, run, validates),
         plugins=[SafeCheckpointIO()],
         enable_progress_bar=config.callbacks.progress_bar,
@@ -149,25 +164,6 @@ def build_callbacks(config: TrainConfig, run: Run, validates: bool) -> list[L.Ca
         monitor=validates,
         every_n_epochs=config.callbacks.val_every_n_epochs,
     )
-
-
-def build_loggers(config: TrainConfig, run: Run) -> list[Logger]:
-    """CSV always, a new file for every attempt; wandb if chosen, one wandb run for all attempts."""
-    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]
-    if config.logger.wandb:
-        settings = wandb_settings(
-            config.logger,
-            folder=run.path,
-            group=run.group,
-            job_type="train",
-            tags=[str(config.task.name), config.attention["name"]],
-        )
-        offline = settings.pop("mode") != "online"
-        loggers.append(
-            WandbLogger(**settings, id=run.group, resume="allow", offline=offline, log_model=False)
-        )
-        loggers[-1].log_hyperparams(asdict(config))
-    return loggers
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+# Every target builds the environment it needs. Arguments for a stage: ARGS="key=value ..."
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+TASK := $(if $(task),task=$(task))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train distill evaluate report test lint
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Make .venv with pinned versions (uv if it is there, else pip)
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
+	@touch $@
+
+demo: setup ## Train, compile, evaluate and report on digits, in minutes on a CPU
+	@$(PY) scripts/demo.py
+
+train: setup ## Train a model: make train task=cifar ARGS="seed=1 attention=softmax"
+	@$(PY) -m asap_exp.train $(TASK) $(ARGS)
+
+distill: setup ## Compile the newest teacher: make distill task=cifar ARGS="+layer=last"
+	@$(PY) -m asap_exp.distill $(TASK) $(ARGS)
+
+evaluate: setup ## Measure the newest compiled map beside its teacher: make evaluate task=cifar
+	@$(PY) -m asap_exp.evaluate $(TASK) $(ARGS)
+
+report: setup ## Tables, figures and a page from all evaluations
+	@$(PY) -m asap_exp.report $(TASK) $(ARGS)
+
+test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## Check style and types
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

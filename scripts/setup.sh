@@ -1,0 +1,19 @@
+#!/bin/sh
+# Makes the virtual environment $VENV with the pinned versions. Called by `make setup`.
+set -eu
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 or newer is needed." \
+        "Choose one with: make PYTHON=/path/to/python3.11 setup" >&2
+    exit 2
+}
+
+echo "Installing into $VENV (a few GB, once)"
+if command -v uv >/dev/null 2>&1; then
+    uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
+    uv pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev,sweep]'
+else
+    "$PYTHON" -m venv "$VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        -c constraints.txt -e '.[dev,sweep]'
+fi

@@ -1,0 +1,32 @@
+"""The evaluation on the tracker: table, summary numbers and figures."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from asap_exp.evaluation.figures import group_figures
+from asap_exp.evaluation.records import Group
+from asap_exp.evaluation.tables import cells, titles
+
+SUMMARY = ("accuracy", "agreement", "layer_speedup", "model_speedup")
+
+
+def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
+    import wandb
+
+    numbers = {
+        f"{row['key']}/{name}": row[name]
+        for row in record["rows"]
+        for name in SUMMARY
+        if row[name] is not None
+    }
+    figures = group_figures(Group(record["run"], [record]))
+    tracker.log(
+        {
+            "evaluation": wandb.Table(titles(), [cells(row) for row in record["rows"]]),
+            **{f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()},
+            **numbers,
+        }
+    )
+    for figure in figures.values():
+        plt.close(figure)

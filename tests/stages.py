@@ -1,0 +1,69 @@
+"""Stages on a model that trains in a second: two layers, T = 4, a few batches of digits."""
+
+from pathlib import Path
+
+from asap_exp.composing import compose
+from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.distillation.compile import distill
+from asap_exp.evaluation.evaluate import evaluate
+from asap_exp.evaluation.report import report
+from asap_exp.runs import Run
+from asap_exp.training.fit import train
+
+TINY = (
+    "task=digits",
+    "logger=csv",
+    "callbacks.progress_bar=false",
+    "model.dim=16",
+    "model.heads=2",
+    "model.depth=2",
+    "model.patch_size=4",
+    "recipe.epochs=3",
+    "recipe.warmup_epochs=1",
+    "trainer.limit_train_batches=4",
+    "callbacks.diagnostic_samples=8",
+)
+SINKHORN = ("attention=sinkhorn", "attention.num_iters=4")
+CALIBRATION = (
+    "logger=csv",
+    "calibration.samples=32",
+    "calibration.holdout=16",
+    "calibration.slices=3",
+    "calibration.batch_size=16",
+)
+EVALUATION = (
+    "logger=csv",
+    "max_test_rows=48",
+    "fidelity_samples=16",
+    "latency.batch_size=4",
+    "latency.rounds=3",
+    "truncations=[1,2,10]",
+)
+
+
+def train_config(
+    results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN
+) -> TrainConfig:
+    return compose(
+        "train", [*TINY, *attention, f"paths.results={results}", *overrides], TrainConfig
+    )
+
+
+def run_train(results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN) -> Run:
+    return train(train_config(results, *overrides, attention=attention))
+
+
+def run_distill(results: Path, *overrides: str) -> Path:
+    return distill(
+        compose("distill", [*CALIBRATION, f"paths.results={results}", *overrides], DistillConfig)
+    )
+
+
+def run_evaluate(results: Path, *overrides: str) -> Path:
+    return evaluate(
+        compose("evaluate", [*EVALUATION, f"paths.results={results}", *overrides], EvaluateConfig)
+    )
+
+
+def run_report(results: Path, *overrides: str) -> Path:
+    return report(compose("report", [f"paths.results={results}", *overrides], ReportConfig))

@@ -1,0 +1,142 @@
+"""An interrupted run continues as if it had not been interrupted; nothing saved is lost."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from asap_exp.errors import UserError
+from asap_exp.runs import run_directory
+from asap_exp.tensors import load_tensors
+from asap_exp.training import checkpoints
+from asap_exp.training import fit as training_fit
+from asap_exp.training.fit import resolved
+from tests.stages import run_train, train_config
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAtEpoch(L.Callback):
+    """Ends the process's work in the middle of an epoch, as a power cut would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise Killed
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    build = training_fit.build_callbacks
+    monkeypatch.setattr(
+        training_fit, "build_callbacks", lambda *a: [*build(*a), KillAtEpoch(epoch)]
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("recipe.ema_decay=0.9", "model.dropout=0.1"),
+        ("data.train_on=train+val", "recipe.keep=last", "data.augment.crop_padding=1"),
+    ],
+    ids=["plain", "ema", "train+val"],
+)
+def test_resumed_run_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    whole = run_train(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch=2)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "parts", *options)
+    directory = run_directory(resolved(train_config(tmp_path / "parts", *options)))
+    assert (directory / "checkpoints" / "last.ckpt").exists()
+    assert not (directory / "teacher.safetensors").exists()
+
+    resumed = run_train(tmp_path / "parts", *options)
+
+    assert resumed.manifest["resumed_from"] == "last.ckpt"
+    expected, got = load_tensors(whole.weights), load_tensors(resumed.weights)
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+
+
+def test_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_train(tmp_path)
+    before = run.weights.stat().st_mtime_ns
+    assert run_train(tmp_path).path == run.path
+    assert run.weights.stat().st_mtime_ns == before
+    assert "Already finished" in capsys.readouterr().out
+
+
+def test_resume_never_moves_the_earlier_run_aside(tmp_path: Path) -> None:
+    run = run_train(tmp_path)
+    before = run.weights.read_bytes()
+    again = run_train(tmp_path, "resume=never")
+    aside = run.path.with_name(f"{run.path.name}~1")
+    assert again.path == run.path
+    assert (aside / "teacher.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("attention.eps=2", "attention.eps: saved 1.0, asked for 2"),
+        ("model.dim=32", "model.dim: saved 16, asked for 32"),
+        ("model.depth=1", "model.depth: saved 2, asked for 1"),
+    ],
+)
+def test_checkpoint_of_another_configuration_is_refused(
+    tmp_path: Path, change: str, words: str
+) -> None:
+    last = run_train(tmp_path).path / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=words):
+        run_train(tmp_path, change, f"resume={last}")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "code"])
+def test_damaged_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch=2)
+        with pytest.raises(Killed):
+            run_train(tmp_path)
+    last = run_directory(resolved(train_config(tmp_path))) / "checkpoints" / "last.ckpt"
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif damage == "garbage":
+        last.write_bytes(b"not a checkpoint")
+    else:
+        torch.save({"object": Path("/")}, last)  # needs code to be unpickled
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged or not one of ours.*resume=never"):
+        run_train(tmp_path)
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.ckpt does not exist"):
+        run_train(tmp_path, f"resume={tmp_path / 'nowhere.ckpt'}")
+
+
+def test_failed_save_leaves_the_previous_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io = checkpoints.SafeCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+
+    def full_disk(value: object, file: Path) -> None:
+        Path(file).write_bytes(b"half a checkp")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
+        io.save_checkpoint({"epoch": 2}, path)
+    assert io.load_checkpoint(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,0 +1,134 @@
+"""What a training run leaves behind, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from asap_exp.attention import MultiHeadAttention, SinkhornAttention
+from asap_exp.errors import UserError
+from asap_exp.evaluation.curves import training_curves
+from asap_exp.models import build_net, compile_blocks, load_net
+from asap_exp.tensors import fingerprint, load_tensors
+from asap_exp.training.guard import NonFiniteLoss, check_finite
+from tests.conftest import Pipeline
+from tests.stages import run_train, train_config
+
+
+def test_manifest_says_what_made_the_teacher(shared_pipeline: Pipeline) -> None:
+    run = shared_pipeline.teacher
+    manifest = run.manifest
+    assert manifest["status"] == "finished"
+    assert manifest["seed"] == 0
+    assert manifest["epochs"] == 3
+    assert manifest["data"]["train_on"] == "train"
+    assert manifest["data"]["train_rows"] + manifest["data"]["val_rows"] == 1257
+    assert manifest["teacher_sha256"] == fingerprint(load_tensors(run.weights))
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert manifest["config"]["attention"]["num_iters"] == 4
+    assert manifest["wall_seconds"] > manifest["train_seconds"] > 0
+    assert "root" not in manifest["config"]["data"], "a record names no folder of one machine"
+
+
+def test_test_split_is_not_touched_by_training(shared_pipeline: Pipeline) -> None:
+    assert not [key for key in shared_pipeline.teacher.manifest["data"] if "test" in key]
+
+
+def test_seed_zero_is_a_seed_and_seeds_differ(tmp_path: Path, shared_pipeline: Pipeline) -> None:
+    again = run_train(tmp_path)
+    assert again.manifest["teacher_sha256"] == shared_pipeline.teacher.manifest["teacher_sha256"]
+    other = run_train(tmp_path, "seed=1")
+    assert other.manifest["teacher_sha256"] != again.manifest["teacher_sha256"]
+
+
+def test_diagnostics_are_logged_for_every_layer_and_epoch(shared_pipeline: Pipeline) -> None:
+    curves = training_curves(shared_pipeline.teacher.path)
+    assert [row["epoch"] for row in curves] == [0, 1, 2]
+    for row in curves:
+        for layer in (0, 1):
+            assert 0 <= row[f"plan/{layer}/column_error"] < 1
+            assert 0 < row[f"plan/{layer}/entropy"] <= 1
+            assert row[f"plan/{layer}/largest_logit"] > 0
+        assert {"train/loss_epoch", "val/accuracy", "val/loss"} <= row.keys()
+
+
+def test_kept_epoch_is_the_best_on_validation(shared_pipeline: Pipeline) -> None:
+    manifest = shared_pipeline.teacher.manifest
+    scores = [row["val/accuracy"] for row in training_curves(shared_pipeline.teacher.path)]
+    assert manifest["best_val_accuracy"] == pytest.approx(max(scores))
+    assert scores[manifest["kept_epoch"]] == pytest.approx(max(scores))
+
+
+def test_training_on_train_and_val_says_so(tmp_path: Path) -> None:
+    run = run_train(tmp_path, "data.train_on=train+val", "recipe.keep=last")
+    assert run.manifest["data"]["train_rows"] == 1257
+    assert run.manifest["data"]["train_on"] == "train+val"
+    assert "best_val_accuracy" not in run.manifest
+
+
+def test_training_changes_the_weights_and_lowers_the_loss(tmp_path: Path) -> None:
+    run = run_train(tmp_path, "recipe.epochs=12", "trainer.limit_train_batches=null")
+    losses = [row["train/loss_epoch"] for row in training_curves(run.path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_asap_is_refused_with_the_commands_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        run_train(tmp_path, attention=("attention=asap",))
+    for command in ("asap_exp.train", "asap_exp.distill", "asap_exp.evaluate"):
+        assert f"python -m {command}" in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"could not be written.*paths\.results=FOLDER"):
+        run_train(tmp_path / "file" / "results")
+
+
+def test_non_finite_loss_names_the_layer() -> None:
+    net = build_net(train_config(Path("unused")))
+    inputs = torch.randn(2, 1, 8, 8)
+    torch.manual_seed(0)
+    net.blocks[1].mlp.fc1.weight.data.normal_().mul_(8e37)  # finite, but not its products
+    loss = torch.nn.functional.cross_entropy(net(inputs), torch.tensor([0, 1]))
+    with pytest.raises(NonFiniteLoss, match=r"step 7: the output of layer blocks\.1\.mlp\.\w+"):
+        check_finite(loss, net, inputs, step=7)
+
+
+def test_non_finite_weights_are_named() -> None:
+    net = build_net(train_config(Path("unused")))
+    net.blocks[0].attn.qkv.weight.data[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"the weights of layer blocks\.0\.attn\.qkv\.weight"):
+        check_finite(torch.tensor(float("nan")), net, torch.zeros(1, 1, 8, 8), step=0)
+
+
+def test_diverging_run_stops_and_keeps_what_it_had(tmp_path: Path) -> None:
+    options = ("recipe.lr=1e30", "recipe.clip_norm=null", "recipe.warmup_epochs=0")
+    with pytest.raises(NonFiniteLoss, match="layer"):
+        run_train(tmp_path, *options)
+    manifests = list(tmp_path.rglob("manifest.json"))
+    assert json.loads(manifests[0].read_text())["status"] == "failed"
+
+
+def test_compiled_blocks_keep_names_and_values() -> None:
+    net = build_net(train_config(Path("unused"), "attention.num_iters=2")).eval()
+    inputs = torch.randn(2, 1, 8, 8)
+    names, expected = list(net.state_dict()), net(inputs)
+    compile_blocks(net)
+    for block in net.blocks:
+        block._compiled_call_impl = torch.compile(block._call_impl, backend="aot_eager")
+    torch.testing.assert_close(net(inputs), expected)
+    assert list(net.state_dict()) == names
+
+
+def test_trained_network_loads_with_its_attention(shared_pipeline: Pipeline) -> None:
+    net = load_net(shared_pipeline.teacher)
+    layers = [m for m in net.modules() if isinstance(m, MultiHeadAttention)]
+    assert len(layers) == 2
+    assert all(
+        isinstance(layer.attend, SinkhornAttention) and layer.attend.num_iters == 4
+        for layer in layers
+    )
+    assert not net.training
