@@ -45,7 +45,7 @@ def variants(
     layers = attention_layers(net)
     teacher = sinkhorn(layers[paths[0]])
     device = next(net.parameters()).device
-    where = "all layers" if len(paths) == len(layers) else f"layers {numbers(paths, layers)}"
+    where = "all layers" if len(paths) == len(layers) else layer_words(paths, layers)
 
     def row(key: str, label: str, group: str, attends: Mapping[str, Attention]) -> Variant:
         return Variant(key, label, group, net, list(attends), attends)
@@ -110,3 +110,7 @@ def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
     """Layers by number, in the order of the blocks."""
     order = list(layers)
     return ", ".join(str(order.index(path)) for path in paths)
+
+
+def layer_words(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
+    return f"layer{'s' if len(paths) > 1 else ''} {numbers(paths, layers)}"

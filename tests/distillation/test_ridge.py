@@ -1,0 +1,120 @@
+"""The streaming ridge fit against a plain least squares on all features at once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.distillation.ridge import NormalEquations, random_slices
+from asap_exp.ops import query_features, sinkhorn_duals, sliced_potentials
+
+HEADS, TOKENS, DIM, SLICES = 2, 9, 4, 3
+
+
+def inputs(samples: int, seed: int, *, padded: bool = False) -> LayerInputs:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (2 * torch.randn(samples, HEADS, TOKENS, DIM, generator=generator) for _ in range(3))
+    mask = None
+    if padded:
+        mask = torch.arange(TOKENS) >= torch.arange(3, 3 + samples)[:, None]
+    return LayerInputs(q, k, v, mask)
+
+
+def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[H, rows, P]` and centred duals `[H, rows]` over the valid tokens."""
+    q, k, _, mask = data
+    options = {"key_padding_mask": mask}
+    features = torch.cat(
+        [sliced_potentials(q, k, theta, **options), query_features(q, **options)], dim=2
+    ).double()
+    dual = sinkhorn_duals(q, k, num_iters=T, **options).ready.double()
+    valid = torch.ones(q.shape[0], TOKENS, dtype=torch.bool) if mask is None else ~mask
+    rows, targets = [], []
+    for head in range(HEADS):
+        rows.append(np.concatenate([features[b, head][:, valid[b]].T for b in range(len(q))]))
+        targets.append(
+            np.concatenate(
+                [dual[b, head, valid[b]] - dual[b, head, valid[b]].mean() for b in range(len(q))]
+            )
+        )
+    return np.stack(rows), np.stack(targets)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_fit_is_least_squares(padded: bool) -> None:
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    data = inputs(6, 1, padded=padded)
+    equations = NormalEquations(theta)
+    equations.add(data, SinkhornAttention(num_iters=5))
+    rows, targets = plain_rows(data, theta, T=5)
+    for features in (slice(0, SLICES), slice(None), slice(SLICES, None)):
+        solution = equations.solve(features, ridge=1e-12)
+        for head in range(HEADS):
+            x, y = rows[head][:, features], targets[head]
+            expected, *_ = np.linalg.lstsq(x, y, rcond=None)
+            np.testing.assert_allclose(solution.weight[head], expected, rtol=1e-5, atol=1e-7)
+            residual = y - x @ expected
+            r_squared = 1 - residual @ residual / (y @ y)
+            assert solution.r_squared[head].item() == pytest.approx(r_squared, abs=1e-8)
+
+
+def test_ridge_is_that_of_the_normalised_gram_matrix() -> None:
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    data = inputs(6, 1)
+    equations = NormalEquations(theta)
+    equations.add(data, SinkhornAttention(num_iters=5))
+    ridge = 0.3
+    solution = equations.solve(slice(None), ridge)
+    rows, targets = plain_rows(data, theta, T=5)
+    for head in range(HEADS):
+        scale = np.linalg.norm(rows[head], axis=0)
+        x = rows[head] / scale
+        system = x.T @ x + ridge * np.eye(x.shape[1])
+        expected = np.linalg.solve(system, x.T @ targets[head]) / scale
+        np.testing.assert_allclose(solution.weight[head], expected, rtol=1e-9)
+        assert solution.condition[head].item() == pytest.approx(np.linalg.cond(system), rel=1e-6)
+
+
+def test_batches_add_up_to_the_whole() -> None:
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    teacher = SinkhornAttention(num_iters=3)
+    data = inputs(5, 2, padded=True)
+    whole, parts = NormalEquations(theta), NormalEquations(theta)
+    whole.add(data, teacher)
+    for rows in (slice(0, 2), slice(2, 5)):
+        parts.add(LayerInputs(*(t[rows] for t in data if t is not None)), teacher)
+    torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts.moment, whole.moment, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts.energy, whole.energy, rtol=1e-6, atol=1e-6)
+
+
+def test_padded_tokens_do_not_enter_the_fit() -> None:
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    teacher = SinkhornAttention(num_iters=3)
+    data = inputs(4, 3, padded=True)
+    clean = NormalEquations(theta)
+    clean.add(data, teacher)
+    poisoned = LayerInputs(
+        *(t.masked_fill(data.key_padding_mask[:, None, :, None], float("nan")) for t in data[:3]),
+        data.key_padding_mask,
+    )
+    dirty = NormalEquations(theta)
+    dirty.add(poisoned, teacher)
+    assert torch.equal(clean.gram, dirty.gram)
+    assert torch.equal(clean.moment, dirty.moment)
+
+
+def test_a_constant_feature_gets_no_weight_and_no_nan() -> None:
+    theta = torch.zeros(HEADS, SLICES, DIM)  # every potential of a zero direction is zero
+    equations = NormalEquations(theta)
+    equations.add(inputs(4, 4), SinkhornAttention(num_iters=3))
+    solution = equations.solve(slice(0, SLICES), ridge=1e-6)
+    assert torch.equal(solution.weight, torch.zeros_like(solution.weight))
+
+
+def test_slices_are_unit_and_follow_the_seed() -> None:
+    theta = random_slices(3, 5, 7, seed=4)
+    torch.testing.assert_close(theta.norm(dim=-1), torch.ones(3, 5))
+    assert torch.equal(theta, random_slices(3, 5, 7, seed=4))
+    assert not torch.equal(theta, random_slices(3, 5, 7, seed=5))

@@ -1,0 +1,135 @@
+"""A whole evaluation: which rows it has, and what must hold between them."""
+
+from typing import Any
+
+import pytest
+
+from asap_exp.attention import SinkhornAttention
+from asap_exp.errors import UserError
+from asap_exp.evaluation import evaluate as evaluation
+from asap_exp.files import read_json
+from tests.conftest import Pipeline
+from tests.stages import run_distill, run_evaluate
+
+
+@pytest.fixture(scope="module")
+def record(shared_pipeline: Pipeline) -> dict[str, Any]:
+    return read_json(shared_pipeline.record)
+
+
+@pytest.fixture(scope="module")
+def rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["key"]: row for row in record["rows"]}
+
+
+def test_every_row_of_the_table_is_there(rows: dict[str, dict[str, Any]]) -> None:
+    assert list(rows) == [
+        "teacher",
+        "asap",
+        "asap_layer_0",
+        "asap_layer_1",
+        "truncated_1",
+        "truncated_2",  # and not T' = 10, which is no truncation of T = 4
+        "control_zero",
+        "control_query",
+        "control_uniform",
+        "softmax_swapped",
+        "softmax_trained",
+    ]
+
+
+def test_teacher_agrees_with_itself(rows: dict[str, dict[str, Any]]) -> None:
+    teacher = rows["teacher"]
+    assert teacher["agreement"] == 1.0
+    assert teacher["kl"] == pytest.approx(0, abs=1e-9)
+    assert teacher["l1_row_distance"] == 0.0
+    assert teacher["layer_speedup"] == teacher["model_speedup"] == 1.0
+
+
+def test_asap_with_zero_weights_is_sinkhorn_truncated_to_one(
+    rows: dict[str, dict[str, Any]],
+) -> None:
+    for name in ("accuracy", "agreement", "kl", "l1_row_distance", "column_error"):
+        assert rows["control_zero"][name] == pytest.approx(rows["truncated_1"][name], abs=1e-6)
+
+
+def test_more_updates_come_closer_to_the_teacher(rows: dict[str, dict[str, Any]]) -> None:
+    assert (
+        rows["softmax_swapped"]["l1_row_distance"]
+        > rows["truncated_1"]["l1_row_distance"]
+        > rows["truncated_2"]["l1_row_distance"]
+        > 0
+    )
+
+
+def test_asap_beats_the_control_with_the_same_cost(rows: dict[str, dict[str, Any]]) -> None:
+    assert rows["asap"]["l1_row_distance"] < rows["control_zero"]["l1_row_distance"]
+
+
+def test_uniform_attention_has_exact_columns(rows: dict[str, dict[str, Any]]) -> None:
+    assert rows["control_uniform"]["column_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_trained_by_itself_has_no_distance_to_the_teacher(
+    rows: dict[str, dict[str, Any]], shared_pipeline: Pipeline, record: dict[str, Any]
+) -> None:
+    assert rows["softmax_trained"]["l1_row_distance"] is None
+    assert rows["softmax_trained"]["column_error"] > 0
+    assert record["softmax_run"] == shared_pipeline.softmax.name
+
+
+def test_every_row_is_timed_and_weighed(rows: dict[str, dict[str, Any]]) -> None:
+    for row in rows.values():
+        for name in ("layer_ms", "model_ms"):
+            assert 0 < row[name]["q1"] <= row[name]["median"] <= row[name]["q3"]
+        assert row["peak_memory_mib"] > 0
+        assert row["gate_error"] < 1e-3
+
+
+def test_record_calls_a_subset_a_subset_and_carries_its_manifests(record: dict[str, Any]) -> None:
+    assert record["test"] == {"rows": 48, "of": 540}
+    assert record["device"] == "CPU"
+    for stage in ("train", "distill", "evaluate", "softmax"):
+        manifest = record["manifests"][stage]
+        assert manifest["status"] == "finished"
+        assert manifest["versions"]["torch"]
+        assert {"commit", "dirty"} == manifest["code"].keys()
+    assert record["manifests"]["evaluate"]["data"]["test_sha256"]
+    assert "results" not in record["manifests"]["evaluate"]["config"]
+
+
+def test_plans_have_unit_rows(record: dict[str, Any]) -> None:
+    for plan in record["plans"]["plans"].values():
+        for row in plan:
+            assert sum(row) == pytest.approx(1, abs=1e-3)
+
+
+def test_one_compiled_layer_is_compared_in_that_layer(pipeline: Pipeline) -> None:
+    run_distill(pipeline.results, "+layer=last")
+    record = read_json(run_evaluate(pipeline.results))
+    rows = {row["key"]: row for row in record["rows"]}
+    assert record["artifact"]["layers"] == ["blocks.1.attn"]
+    assert rows["asap"]["label"] == "ASAP, layer 1"
+    assert "asap_layer_1" not in rows
+    for key in ("truncated_1", "control_uniform", "softmax_swapped"):
+        assert rows[key]["layers"] == ["blocks.1.attn"]
+
+
+def test_wrong_attention_is_reported_and_not_timed(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(attend: object, inputs: object) -> float:
+        wrong = isinstance(attend, SinkhornAttention) and attend.num_iters == 2
+        return 0.5 if wrong else 0.0
+
+    monkeypatch.setattr(evaluation, "gate_error", error)
+    rows = {row["key"]: row for row in read_json(run_evaluate(pipeline.results))["rows"]}
+    assert rows["truncated_2"]["layer_ms"] is None
+    assert rows["truncated_2"]["model_speedup"] is None
+    assert rows["truncated_1"]["model_speedup"] > 0
+    assert "Sinkhorn, T' = 2 is wrong by 0.5" in capsys.readouterr().out
+
+
+def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match=r"asap_exp\.distill task=cifar \+layer=frozen"):
+        run_evaluate(pipeline.results, "task=cifar")

@@ -1,0 +1,103 @@
+"""Tables, figures and page come from records alone."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asap_exp.errors import UserError
+from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.records import averaged_rows, grouped, load_records, mean_std
+from asap_exp.evaluation.tables import caption
+from asap_exp.files import read_json, write_json
+from tests.conftest import Pipeline
+from tests.stages import run_report
+
+
+def with_seed(record: dict[str, Any], seed: int, accuracy: float) -> dict[str, Any]:
+    rows = [{**row, "accuracy": accuracy} for row in record["rows"]]
+    return {**record, "seed": seed, "run": f"digits/vit-sinkhorn/0-s{seed}", "rows": rows}
+
+
+@pytest.fixture
+def record(shared_pipeline: Pipeline) -> dict[str, Any]:
+    return read_json(shared_pipeline.record)
+
+
+def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    page = run_report(pipeline.results, f"out={out}")
+    assert page == out / "index.html"
+    assert len(list((out / "records").glob("*.json"))) == 1
+    figures = sorted(file.name.rsplit("-", 1)[1] for file in (out / "figures").iterdir())
+    assert figures == ["accuracy_latency.png", "fidelity.png", "plans.png", "training.png"]
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in (out / "figures").iterdir())
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 4
+    assert not re.search(r'(src|href)="(?!data:|#)', html), "the page must need no other file"
+
+
+def test_records_are_kept_when_their_runs_are_gone(pipeline: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_report(pipeline.results, f"out={out}")
+    before = (out / "tables.md").read_text()
+    run_report(tmp_path / "empty", f"out={out}")
+    assert (out / "tables.md").read_text() == before
+
+
+def test_seeds_are_averaged_with_their_sample_deviation(record: dict[str, Any]) -> None:
+    groups = grouped([with_seed(record, 0, 0.90), with_seed(record, 1, 0.94)])
+    assert len(groups) == 1
+    teacher = averaged_rows(groups[0])[0]
+    assert teacher["accuracy"]["mean"] == pytest.approx(0.92)
+    assert teacher["accuracy"]["std"] == pytest.approx(0.02 * 2**0.5)
+    assert "92.00 ± 2.83" in tables_markdown(groups)
+
+
+def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
+    other = {**record, "test": {"rows": 12, "of": 540}}
+    assert len(grouped([record, other])) == 2
+
+
+def test_mean_leaves_out_what_was_not_measured() -> None:
+    assert mean_std([None, 2.0, 4.0]) == {"mean": 3.0, "std": pytest.approx(2**0.5)}
+    assert mean_std([1.0]) == {"mean": 1.0, "std": None}
+    assert mean_std([None]) is None
+
+
+def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:
+    lines = tables_markdown(grouped([record])).splitlines()
+    cells = next(line for line in lines if "softmax, trained alike" in line).split("|")
+    assert cells[5].strip() == ""
+
+
+def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
+    assert "SUBSET of 48 of 540" in caption(record)
+    assert "all 540 test images" in caption({**record, "test": {"rows": 540, "of": 540}})
+
+
+def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables_csv(grouped([record])))))
+    assert len(rows) == len(record["rows"])
+    assert float(rows[0]["layer_ms_median"]) == record["rows"][0]["layer_ms"]["median"]
+
+
+def test_record_without_manifest_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+    del record["manifests"]["evaluate"]
+    write_json(tmp_path / "a.json", record)
+    with pytest.raises(UserError, match="has no manifest"):
+        load_records(tmp_path, None)
+
+
+def test_foreign_file_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"format": 99})
+    with pytest.raises(UserError, match="no evaluation record of this version"):
+        load_records(tmp_path, None)
+
+
+def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python -m asap_exp\.evaluate task=cifar"):
+        run_report(tmp_path, "task=cifar")
