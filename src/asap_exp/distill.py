@@ -2,7 +2,14 @@
 
 from asap_exp import stages
 from asap_exp.config import DistillConfig
-from asap_exp.distillation.compile import distill
+
+
+def run(config: DistillConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from asap_exp.distillation.compile import distill
+
+    distill(config)
+
 
 if __name__ == "__main__":
-    stages.main("distill", DistillConfig, distill)
+    stages.main("distill", DistillConfig, run)

@@ -2,7 +2,14 @@
 
 from asap_exp import stages
 from asap_exp.config import EvaluateConfig
-from asap_exp.evaluation.evaluate import evaluate
+
+
+def run(config: EvaluateConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from asap_exp.evaluation.evaluate import evaluate
+
+    evaluate(config)
+
 
 if __name__ == "__main__":
-    stages.main("evaluate", EvaluateConfig, evaluate)
+    stages.main("evaluate", EvaluateConfig, run)

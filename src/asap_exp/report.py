@@ -2,7 +2,14 @@
 
 from asap_exp import stages
 from asap_exp.config import ReportConfig
-from asap_exp.evaluation.report import report
+
+
+def run(config: ReportConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from asap_exp.evaluation.report import report
+
+    report(config)
+
 
 if __name__ == "__main__":
-    stages.main("report", ReportConfig, report)
+    stages.main("report", ReportConfig, run)

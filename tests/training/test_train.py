@@ -1,17 +1,20 @@
 """What a training run leaves behind, and what it refuses."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from asap_exp.attention import MultiHeadAttention, SinkhornAttention
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.models import build_net, compile_blocks, load_net
 from asap_exp.tensors import fingerprint, load_tensors
-from asap_exp.training.guard import NonFiniteLoss, check_finite
+from asap_exp.training.diagnostics import describe_plans
+from asap_exp.training.guard import NonFiniteLoss, check_finite, first_non_finite
 from tests.conftest import Pipeline
 from tests.stages import run_train, train_config
 
@@ -112,15 +115,31 @@ def test_diverging_run_stops_and_keeps_what_it_had(tmp_path: Path) -> None:
     assert json.loads(manifests[0].read_text())["status"] == "failed"
 
 
-def test_compiled_blocks_keep_names_and_values() -> None:
-    net = build_net(train_config(Path("unused"), "attention.num_iters=2")).eval()
+@pytest.fixture
+def compiled() -> tuple[nn.Module, nn.Module]:
+    """A network, and the same with its blocks compiled and already run once."""
+    net = build_net(train_config(Path("unused"))).eval()
+    twin = copy.deepcopy(net)
+    compile_blocks(twin, backend="aot_eager")
+    twin(torch.randn(2, 1, 8, 8))
+    return net, twin
+
+
+def test_compiled_blocks_keep_names_and_values(compiled: tuple[nn.Module, nn.Module]) -> None:
+    net, twin = compiled
     inputs = torch.randn(2, 1, 8, 8)
-    names, expected = list(net.state_dict()), net(inputs)
-    compile_blocks(net)
-    for block in net.blocks:
-        block._compiled_call_impl = torch.compile(block._call_impl, backend="aot_eager")
-    torch.testing.assert_close(net(inputs), expected)
-    assert list(net.state_dict()) == names
+    assert twin.blocks[0]._compiled_call_impl is not None
+    torch.testing.assert_close(twin(inputs), net(inputs))
+    assert list(twin.state_dict()) == list(net.state_dict())
+
+
+def test_compiled_layers_are_observed_all_the_same(compiled: tuple[nn.Module, nn.Module]) -> None:
+    net, twin = compiled
+    inputs = torch.randn(2, 1, 8, 8)
+    assert describe_plans(twin, inputs) == pytest.approx(describe_plans(net, inputs), rel=1e-4)
+    net.blocks[1].mlp.fc1.bias.data.fill_(3e38)
+    twin.blocks[1].mlp.fc1.bias.data.fill_(3e38)
+    assert first_non_finite(twin, inputs) == first_non_finite(net, inputs)
 
 
 def test_trained_network_loads_with_its_attention(shared_pipeline: Pipeline) -> None:

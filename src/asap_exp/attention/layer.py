@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention
@@ -85,7 +86,7 @@ def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
 def record_inputs(model: nn.Module) -> Iterator[dict[str, LayerInputs]]:
     """While open, each forward pass of `model` leaves every layer's q, k, v, mask in the dict.
 
-    Call `model.forward`, not a compiled model: hooks are not part of a compiled graph.
+    Compiled modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
     """
     recorded: dict[str, LayerInputs] = {}
 
@@ -101,7 +102,8 @@ def record_inputs(model: nn.Module) -> Iterator[dict[str, LayerInputs]]:
         for path, layer in attention_layers(model).items()
     ]
     try:
-        yield recorded
+        with torch.compiler.set_stance("force_eager"):
+            yield recorded
     finally:
         for handle in handles:
             handle.remove()

@@ -14,8 +14,7 @@ def layer_inputs(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str
 ) -> Iterator[dict[str, LayerInputs]]:
     """For each batch, q, k, v and mask of every attention layer by path; labels are not read."""
-    with record_inputs(model) as recorded:
-        for inputs, _ in batches:
-            with autocast(precision, inputs.device):
-                model.forward(inputs)
-            yield dict(recorded)
+    for inputs, _ in batches:
+        with record_inputs(model) as recorded, autocast(precision, inputs.device):
+            model(inputs)
+        yield recorded

@@ -115,6 +115,32 @@ def row_line(values: list[str]) -> str:
     return "| " + " | ".join(values) + " |"
 
 
+SUMMARY = (
+    ("teacher", "teacher"),
+    ("ASAP, all layers", "asap"),
+    ("T' = 1", "truncated_1"),
+    ("T' = 2", "truncated_2"),
+    ("T' = 3", "truncated_3"),
+    ("query features only", "control_query"),
+    ("uniform", "control_uniform"),
+    ("softmax, trained alike", "softmax_trained"),
+)
+
+
+def summary_lines(groups: list[Group]) -> list[str]:
+    """Test accuracy alone, one line a group: the README's table."""
+    lines = [
+        row_line(["test accuracy %", *(title for title, _ in SUMMARY), "seeds"]),
+        row_line(["---", *["---:"] * (len(SUMMARY) + 1)]),
+    ]
+    write = spread(100, 2)
+    for group in groups:
+        rows = {row["key"]: row["accuracy"] for row in averaged_rows(group)}
+        accuracies = [write(rows.get(key)) for _, key in SUMMARY]
+        lines.append(row_line([group_title(group), *accuracies, str(len(group.records))]))
+    return lines
+
+
 def tables_csv(groups: list[Group]) -> str:
     """Every row of every record, unrounded."""
     flat = [

@@ -57,7 +57,7 @@ def caption(record: dict[str, Any]) -> str:
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
     return (
-        f"{record['data']}, {test}, seed {record['seed']}, "
+        f"{record['data']}, {test}, "
         f"qk_norm {'on' if record['qk_norm'] else 'off'}, {record['artifact']['slices']} slices, "
         f"{record['precision']}; {device}, batch {latency['batch_size']}, median of "
         f"{latency['rounds']} interleaved rounds, eager, no CUDA graph"

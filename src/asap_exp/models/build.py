@@ -1,5 +1,7 @@
 """A network from a configuration, and a trained one from its run directory."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,14 +26,15 @@ def build_net(config: TrainConfig) -> nn.Module:
     )
 
 
-def compile_blocks(net: nn.Module) -> None:
+def compile_blocks(net: nn.Module, **options: Any) -> None:
     """Compiles, in place, every module that holds an attention layer directly.
 
-    Equal blocks share one compilation, and the names of the weights do not change.
+    Equal blocks share one compilation, and the names of the weights do not change. `options` are
+    those of `torch.compile`.
     """
     for module in net.modules():
         if any(isinstance(child, MultiHeadAttention) for child in module.children()):
-            module.compile()
+            module.compile(**options)
 
 
 def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:

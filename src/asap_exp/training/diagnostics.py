@@ -29,7 +29,7 @@ class PlanDiagnostics(L.Callback):
 def describe_plans(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     """Means over heads (the largest for the logits), by layer number."""
     with record_inputs(net) as recorded:
-        net.forward(inputs)
+        net(inputs)
     report = {}
     for number, (path, layer) in enumerate(attention_layers(net).items()):
         q, k, _, mask = recorded[path]

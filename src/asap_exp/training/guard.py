@@ -49,7 +49,8 @@ def first_non_finite(net: nn.Module, inputs: Tensor) -> str:
         if name and not list(module.children())
     ]
     try:
-        net.forward(inputs)
+        with torch.compiler.set_stance("force_eager"):  # hooks are no part of a compiled graph
+            net(inputs)
     finally:
         for handle in handles:
             handle.remove()

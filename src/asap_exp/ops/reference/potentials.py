@@ -55,7 +55,7 @@ def valid_first_order(x: Tensor, padding: Tensor | None) -> Tensor:
     """Indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
     if padding is not None:
         x = x.masked_fill(padding[:, None, None, :], float("inf"))
-    return x.argsort(dim=-1, stable=True)
+    return x.argsort(dim=-1)
 
 
 def midpoint_quantiles(y_sorted: Tensor, n: int) -> Tensor:

@@ -1,0 +1,56 @@
+"""Trains, compiles and evaluates what results/ shows of a task; finished runs are left as they are.
+
+Usage: python scripts/reproduce.py digits --seeds 0 1 2 3 4
+       python scripts/reproduce.py cifar            (one GPU; seed 0)
+
+With qk_norm and without: a Sinkhorn teacher, the softmax model of the same recipe and seed, the
+compiled map and the evaluation. Further arguments are overrides of the training configuration.
+Then: python -m asap_exp.report
+"""
+
+import argparse
+import sys
+
+from asap_exp.composing import compose
+from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
+from asap_exp.distillation.compile import distill
+from asap_exp.errors import UserError
+from asap_exp.evaluation.evaluate import evaluate
+from asap_exp.training.fit import train
+
+COMMON = ["logger=csv"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=("digits", "cifar"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("overrides", nargs="*", help="for the training, such as recipe.epochs=40")
+    arguments = parser.parse_intermixed_args()
+    try:
+        for qk_norm in ("true", "false"):
+            for seed in arguments.seeds:
+                reproduce(
+                    [
+                        f"task={arguments.task}",
+                        f"seed={seed}",
+                        f"model.qk_norm={qk_norm}",
+                        *arguments.overrides,
+                        *COMMON,
+                    ]
+                )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def reproduce(overrides: list[str]) -> None:
+    train(compose("train", [*overrides, "attention=softmax"], TrainConfig))
+    teacher = train(compose("train", [*overrides, "attention=sinkhorn"], TrainConfig))
+    artifact = distill(compose("distill", [f"teacher={teacher.path}", *COMMON], DistillConfig))
+    evaluate(compose("evaluate", [f"artifact={artifact}", *COMMON], EvaluateConfig))
+
+
+if __name__ == "__main__":
+    main()

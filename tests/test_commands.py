@@ -1,0 +1,137 @@
+"""The commands of the README, as a user types them."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asap_exp.composing import compose
+from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from tests.conftest import Pipeline
+from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMAS = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+}
+
+
+def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"asap_exp.{name}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_readme_has_the_commands_that_were_asked_for() -> None:
+    commands = readme_commands()
+    assert "make train task=cifar" in commands
+    assert "python -m asap_exp.distill +layer=frozen" in commands
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_command_is_one(command: str) -> None:
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"]:
+        name = words[2].removeprefix("asap_exp.")
+        sweep = "-m" in words[3:]
+        overrides = [w for w in words[3:] if w != "-m"]
+        if sweep:
+            overrides = [override.split(",")[0] for override in overrides]
+        compose(name, overrides, SCHEMAS[name])
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert words[1] in targets
+        if words[1] in SCHEMAS:
+            compose(words[1], words[2:], SCHEMAS[words[1]])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[0] == "export"
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("help", "setup", "demo", *SCHEMAS, "test", "lint"):
+        assert re.search(rf"make {target} +\w", shown.stdout), target
+
+
+def test_distill_needs_no_argument_but_the_layer(pipeline: Pipeline) -> None:
+    done = stage("distill", "+layer=frozen", *CALIBRATION, cwd=pipeline.results.parent)
+    assert done.returncode == 0, done.stderr
+    assert "Teacher: results/runs/digits/" in done.stdout
+    assert "(the newest finished)" in done.stdout
+    assert "Compiled 2 of 2 layers" in done.stdout
+
+
+def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
+    done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
+    assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
+    assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"
+
+
+def test_wandb_offline_gets_every_stage_in_one_group(tmp_path: Path) -> None:
+    tiny = [word for word in TINY if not word.startswith("logger=")]
+    calibration = [word for word in CALIBRATION if not word.startswith("logger=")]
+    evaluation = [word for word in EVALUATION if not word.startswith("logger=")]
+    for name, arguments in (
+        ("train", [*tiny, *SINKHORN, "recipe.epochs=2"]),
+        ("distill", calibration),
+        ("evaluate", evaluation),
+    ):
+        done = stage(name, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.rglob("offline-run-*/run-*.wandb"))
+    assert len(files) == 3
+    content = [file.read_bytes() for file in files]
+    group = next(tmp_path.rglob("manifest.json")).parent
+    name = "-".join(group.parts[-3:])
+    for job_type in ("train", "distill", "evaluate"):
+        assert any(f"{name}-{job_type}".encode() in data for data in content), job_type
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("task=digits", "++recipe.epoch=3"), "recipe.epoch=3: there is no key epoch below recipe"),
+        (("task=digits", "seed=-1"), "seed=-1 is not allowed"),
+        (("task=digits", "model.patch_size=3"), "model.patch_size=3 does not divide"),
+    ],
+)
+def test_mistake_is_a_sentence_and_not_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = stage("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:
+    done = stage("train", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "You must specify 'task'" in done.stderr
+    assert "cifar" in done.stderr
+    assert "digits" in done.stderr

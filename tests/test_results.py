@@ -1,0 +1,51 @@
+"""What is committed under results/ and shown in the README is generated from the records."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.records import Group, grouped, load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "results" / "records"
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    return grouped(load_records(RECORDS, None))
+
+
+def test_tables_are_generated(groups: list[Group]) -> None:
+    assert (ROOT / "results" / "tables.md").read_text() == tables_markdown(groups)
+    assert (ROOT / "results" / "tables.csv").read_text() == tables_csv(groups)
+
+
+def test_readme_table_is_generated() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "update_readme", ROOT / "scripts/update_readme.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    readme = (ROOT / "README.md").read_text()
+    assert script.with_table(readme, RECORDS) == readme
+
+
+def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> None:
+    for group in groups:
+        for record in group.records:
+            for stage in ("train", "distill", "evaluate"):
+                manifest = record["manifests"][stage]
+                assert manifest["code"]["commit"], (record["run"], stage)
+                assert not manifest["code"]["dirty"], (record["run"], stage)
+                assert manifest["hardware"]["gpu"] or manifest["hardware"]["cpu"]
+
+
+def test_every_figure_has_a_group(groups: list[Group]) -> None:
+    slugs = {group.slug for group in groups}
+    figures = list((ROOT / "results" / "figures").glob("*.png"))
+    assert len(figures) == 4 * len(slugs)
+    assert {figure.name.rsplit("-", 1)[0] for figure in figures} == slugs
