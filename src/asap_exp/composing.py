@@ -126,6 +126,8 @@ def type_name(schema: type, path: str) -> str:
     for part in path.split("."):
         hints = typing.get_type_hints(declared) if dataclasses.is_dataclass(declared) else {}
         declared = hints.get(part, object)
+    if typing.get_origin(declared) is list:
+        return "a list, for example [a,b]"
     options = [t for t in (typing.get_args(declared) or (declared,)) if t is not type(None)]
     words = " or ".join(names.get(getattr(t, "__name__", str(t)), str(t)) for t in options)
     return f"{words} (or null)" if type(None) in typing.get_args(declared) else words

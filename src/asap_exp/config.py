@@ -82,6 +82,7 @@ class ModelConfig:
     dropout: float
 
     def __post_init__(self) -> None:
+        check_choice("model.name", self.name, ("vit",))
         for key in ("patch_size", "dim", "depth", "heads"):
             check_range(f"model.{key}", getattr(self, key), minimum=1)
         check_range("model.mlp_ratio", self.mlp_ratio, above=0)
@@ -196,6 +197,10 @@ class LayerConfig:
         check_choice("layer.which", self.which, ("frozen", "all", "first", "last", "index"))
         if self.which == "index" and self.index is None:
             raise UserError("layer.index is missing; give one, for example layer.index=3")
+        if self.which != "index" and self.index is not None:
+            raise UserError(
+                f"layer.index={self.index} is read with +layer=index alone, not with {self.which}"
+            )
         if self.index is not None:
             check_range("layer.index", self.index, minimum=0)
 

@@ -1,5 +1,7 @@
 """The one exception for a user's mistake: stages print it as a sentence, without a traceback."""
 
+import math
+
 
 class UserError(ValueError):
     """Says what is wrong, the value, what is allowed and what to do."""
@@ -22,7 +24,7 @@ def check_range(
     below: float | None = None,
     maximum: float | None = None,
 ) -> None:
-    """Raises UserError unless `value` lies in the interval."""
+    """Raises UserError unless `value` is finite and lies in the interval."""
     bounds = [
         (minimum, lambda bound: value >= bound, "at least"),
         (above, lambda bound: value > bound, "above"),
@@ -30,6 +32,6 @@ def check_range(
         (maximum, lambda bound: value <= bound, "at most"),
     ]
     given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
-    if not all(holds(bound) for bound, holds, _ in given):
+    if not (math.isfinite(value) and all(holds(bound) for bound, holds, _ in given)):
         allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
         raise UserError(f"{key}={value} is not allowed; it must be {allowed}")

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from asap_exp.composing import parse
 from asap_exp.config import PathsConfig, TrainConfig
@@ -95,7 +95,9 @@ class Run:
             saved = OmegaConf.load(file)
         except Exception as error:
             raise UserError(f"{file} is damaged: {error}") from error
-        return parse(saved, TrainConfig)  # type: ignore[arg-type]
+        if not isinstance(saved, DictConfig):
+            raise UserError(f"{file} is damaged: it holds no configuration")
+        return parse(saved, TrainConfig)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -139,10 +141,11 @@ def claim(config: TrainConfig, *, fresh: bool) -> Run:
     run = Run(path)
     if (path / "config.yaml").is_file():
         saved = run.config
-        if identity(saved) != identity(config) or saved.seed != config.seed:
+        there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
+        if there != asked:
             raise UserError(
                 f"{path} holds a run of another configuration and is not overwritten:\n"
-                f"{describe_differences(identity(saved), identity(config))}"
+                f"{describe_differences(there, asked)}"
             )
     else:
         write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
@@ -170,9 +173,22 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
-    """Every run directory (of `task`, if named), in order of path; those moved aside left out."""
+    """Every run directory (of `task`, if named), in order of path; those moved aside left out.
+
+    One that is damaged is left out too, and named.
+    """
     pattern = f"{task or '*'}/*/*-s*/config.yaml"
-    return [Run(f.parent) for f in sorted(paths.runs.glob(pattern)) if "~" not in f.parent.name]
+    runs = []
+    for file in sorted(paths.runs.glob(pattern)):
+        run = Run(file.parent)
+        if "~" in run.path.name:
+            continue
+        try:
+            _ = run.config, run.finished
+            runs.append(run)
+        except UserError as error:
+            print(f"warning: {run.path} is left out: {error}")
+    return runs
 
 
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:

@@ -22,6 +22,9 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         except UserError as error:
             fail(error)
 
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(stage))
+        return
     try:
         check_override_keys(sys.argv[1:], schema)
     except UserError as error:
@@ -29,6 +32,23 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     except HydraException:
         pass  # Hydra explains an override that it cannot parse better than we could
     application()
+
+
+def help_text(stage: str) -> str:
+    """The stage's own configuration file, and every group with its options."""
+    folder = conf_dir()
+    groups: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+    options = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
+    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
+    return (
+        f"python -m asap_exp.{stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
+        f"{primary}\n"
+        f"# Groups and their options; each is a file in {folder} that explains its keys:\n"
+        f"{options}\n\n"
+        f"Show what a command would run with: --cfg job. Hydra's own flags: --hydra-help"
+    )
 
 
 def fail(error: UserError) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from asap_exp.errors import UserError
-from asap_exp.files import write_atomically
+from asap_exp.files import write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, str(temporary)))
+    write_bytes(path, save(contiguous))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import asap_attention, attention_plan, predicted_dual
+from asap_exp.ops._arguments import check_count, check_temperature
+from asap_exp.ops._backend import check_backend
 
 
 @register("asap")
@@ -23,6 +25,9 @@ class AsapAttention(Attention):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_count("refine", refine, 0)
+        check_temperature(eps, None, 1)
+        check_backend(backend)
         self.theta = nn.Parameter(theta, requires_grad=False)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.query_weight = (

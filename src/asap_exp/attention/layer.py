@@ -1,6 +1,6 @@
 """The attention layer of a Transformer block: projections, norms on q and k, output."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -57,11 +57,17 @@ class MultiHeadAttention(nn.Module):
                 "mask has no plan with uniform marginals"
             )
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
-        # A norm may return float32 under autocast: attention gets one dtype.
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        q, k = self._normalised(self.q_norm, q), self._normalised(self.k_norm, k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out = self.attend(q, k, v, key_padding_mask=key_padding_mask)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    @staticmethod
+    def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
+        """The norm in the dtype of its weight (float32 under autocast), the result in x's."""
+        if not isinstance(norm, nn.RMSNorm):
+            return x
+        return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 
 class LayerInputs(NamedTuple):
@@ -112,8 +118,8 @@ def record_inputs(model: nn.Module) -> Iterator[dict[str, LayerInputs]]:
 @contextmanager
 def swapped(model: nn.Module, replacements: Mapping[str, Attention]) -> Iterator[nn.Module]:
     """`model` with other attentions in the layers at the given paths, for as long as it is open."""
-    layers = attention_layers(model)
-    originals = {path: layers[path].attend for path in replacements}
+    layers = layers_at(model, replacements)
+    originals = {path: layer.attend for path, layer in layers.items()}
     swap_attention(model, replacements)
     try:
         yield model
@@ -123,11 +129,17 @@ def swapped(model: nn.Module, replacements: Mapping[str, Attention]) -> Iterator
 
 def swap_attention(model: nn.Module, replacements: Mapping[str, Attention]) -> None:
     """Puts another attention into each layer at the given paths; every other weight stays."""
+    for path, layer in layers_at(model, replacements).items():
+        layer.attend = replacements[path]
+
+
+def layers_at(model: nn.Module, paths: Iterable[str]) -> dict[str, MultiHeadAttention]:
+    """The attention layers at `paths`; UserError where there is none."""
     layers = attention_layers(model)
-    unknown = sorted(replacements.keys() - layers.keys())
+    wanted = list(paths)
+    unknown = sorted(set(wanted) - layers.keys())
     if unknown:
         raise UserError(
             f"no attention layer at {', '.join(unknown)}; the model has {', '.join(layers)}"
         )
-    for path, attend in replacements.items():
-        layers[path].attend = attend
+    return {path: layers[path] for path in wanted}

@@ -5,6 +5,7 @@ from torch import Tensor
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
 from asap_exp.ops._arguments import check_count, check_temperature
+from asap_exp.ops._backend import check_backend
 
 
 @register("sinkhorn")
@@ -15,6 +16,7 @@ class SinkhornAttention(Attention):
         super().__init__()
         check_count("num_iters", num_iters, 1)
         check_temperature(eps, None, 1)
+        check_backend(backend)
         self.num_iters, self.eps, self.backend = num_iters, eps, backend
 
     def forward(

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -58,8 +59,8 @@ def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str 
             reasons.append(f"{name}: {reason}")
     raise UserError(
         f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
-        f"three ways: a local folder with {dataset.name}/train*.parquet and "
-        f"{dataset.name}/test*.parquet (data.root=FOLDER or ASAP_EXP_DATA=FOLDER; "
+        f"three ways: a local folder with {dataset.name}/train.parquet (or train-*.parquet) and "
+        f"{dataset.name}/test.parquet (data.root=FOLDER or ASAP_EXP_DATA=FOLDER; "
         "scripts/download_data.py makes it on a machine with a network), or a network that reaches "
         "the Hugging Face hub, or one that reaches torchvision's download."
     )
@@ -83,7 +84,18 @@ def digits(split: str) -> Images:
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    return sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")])
+    """SPLIT.parquet, or else its shards; UserError where a shard is missing."""
+    whole = folder / f"{split}.parquet"
+    if whole.is_file():
+        return [whole]
+    shards = sorted(folder.glob(f"{split}-*.parquet"))
+    totals = {file.stem.rpartition("-of-")[2] for file in shards if "-of-" in file.stem}
+    if totals and {int(total) for total in totals} != {len(shards)}:
+        raise UserError(
+            f"{folder} holds {len(shards)} shards of {split}, but they are named as "
+            f"{' and '.join(sorted(totals))}; a subset is not taken for the whole"
+        )
+    return shards
 
 
 def from_parquet(dataset: ImageDataset, split: str, root: str | None, cache: Path) -> Images:
@@ -172,7 +184,7 @@ def require_reachable(url: str) -> None:
     thread.start()
     thread.join(REACH_SECONDS)
     if failure:
-        raise Unavailable(f"{url.split('/')[2]} was not reached ({failure[0]})")
+        raise Unavailable(f"{urlsplit(url).netloc or url} was not reached ({failure[0]})")
 
 
 def fingerprint(images: Images) -> str:

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from asap_exp.evaluation.markdown import group_title
 from asap_exp.evaluation.records import Group, averaged_rows
@@ -71,11 +72,14 @@ def accuracy_latency(group: Group) -> Figure:
                 point_label(row["key"]),
                 (a, b),
                 textcoords="offset points",
-                xytext=(7, -11),
+                xytext=(7, 6 if kind == "teacher" else -11),
                 fontsize=8,
                 color=COLOURS[kind],
             )
     axes.set_xscale("log")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.margins(x=0.12)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
@@ -88,7 +92,7 @@ def accuracy_latency(group: Group) -> Figure:
 
 def point_label(key: str) -> str:
     names = {
-        "teacher": "T",
+        "teacher": "teacher",
         "asap": "ASAP",
         "control_zero": "zero weights",
         "control_query": "query only",

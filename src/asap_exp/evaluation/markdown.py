@@ -29,15 +29,22 @@ def spread(scale: float, digits: int, unit: str = "") -> Callable[[Average], str
     return write
 
 
+def latency(x: Average) -> str:
+    """Milliseconds: the median with its quartiles, or mean ± std of several medians."""
+    if x is None or "q1" not in x:
+        return spread(1, 3)(x)
+    return f"{x['mean']:.3f} [{x['q1']:.3f}, {x['q3']:.3f}]"
+
+
 COLUMNS: tuple[tuple[str, str, Callable[[Average], str]], ...] = (
     ("accuracy %", "accuracy", spread(100, 2)),
     ("agreement %", "agreement", spread(100, 2)),
     ("KL", "kl", spread(1, 4)),
     ("L1 row distance", "l1_row_distance", spread(1, 3)),
     ("column error", "column_error", spread(1, 4)),
-    ("layer ms", "layer_ms", spread(1, 3)),
+    ("layer ms", "layer_ms", latency),
     ("layer speed-up", "layer_speedup", spread(1, 2, "x")),
-    ("model ms", "model_ms", spread(1, 3)),
+    ("model ms", "model_ms", latency),
     ("model speed-up", "model_speedup", spread(1, 2, "x")),
     ("peak MiB", "peak_memory_mib", spread(1, 1)),
 )
@@ -53,7 +60,8 @@ EXPLANATION = (
     "Mean ± standard deviation over seeds where there are several. Accuracy on the test split; "
     "agreement and KL (nats) with the teacher's predictions; L1 row distance to the teacher's "
     "plans and column error over valid tokens, on the teacher's own activations; latency is the "
-    "median of interleaved rounds in one process, speed-ups are over the teacher in that process. "
+    "median [quartiles] of interleaved rounds in one process (of several seeds: mean ± standard "
+    "deviation of the medians), speed-ups are over the teacher in that process. "
     "An empty cell was not measured."
 )
 

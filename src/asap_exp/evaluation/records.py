@@ -112,12 +112,19 @@ def averaged_rows(group: Group) -> list[dict[str, Any]]:
             "group": rows[0]["group"],
             "n": len(rows),
             **{name: mean_std([row[name] for row in rows]) for name in AVERAGED},
-            "layer_ms": mean_std([(row["layer_ms"] or {}).get("median") for row in rows]),
-            "model_ms": mean_std([(row["model_ms"] or {}).get("median") for row in rows]),
+            "layer_ms": mean_latency([row["layer_ms"] for row in rows]),
+            "model_ms": mean_latency([row["model_ms"] for row in rows]),
             "peak_memory_mib": mean_std([row["peak_memory_mib"] for row in rows]),
         }
         for key, rows in by_key.items()
     ]
+
+
+def mean_latency(timings: list[dict[str, float] | None]) -> dict[str, Any] | None:
+    """Mean and deviation of the medians; of one record alone, its quartiles too."""
+    known = [timing for timing in timings if timing is not None]
+    average = mean_std([timing["median"] for timing in known])
+    return average if average is None or len(known) > 1 else {**average, **known[0]}
 
 
 def mean_std(values: list[float | None]) -> dict[str, float | None] | None:

@@ -11,8 +11,7 @@ def resolve_backend(backend: str, q: Tensor) -> str:
 
     Raises ValueError for an unknown name and RuntimeError where `triton` cannot run, with why.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_backend(backend)
     if backend == "triton":
         device = "" if q.is_cuda else f", and q is on {q.device}, not on a CUDA device"
         raise RuntimeError(
@@ -20,6 +19,11 @@ def resolve_backend(backend: str, q: Tensor) -> str:
             "Use backend='auto' or backend='reference'."
         )
     return "reference"
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def full_precision(q: Tensor) -> torch.autocast:

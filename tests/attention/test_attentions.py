@@ -1,0 +1,242 @@
+"""What every attention promises: padding without mass, and a plan that is what it averages by."""
+
+import pytest
+import torch
+
+from asap_exp.attention import (
+    ATTENTIONS,
+    AsapAttention,
+    SinkhornAttention,
+    SoftmaxAttention,
+    UniformAttention,
+    attention_class,
+    attention_options,
+    build_attention,
+)
+from asap_exp.errors import UserError
+from asap_exp.ops import sinkhorn_attention
+
+from .inputs import MAKERS, MASK, TRAINABLE, assert_close, make, make_asap, make_qkv
+
+every_attention = pytest.mark.parametrize("name", MAKERS)
+
+
+def padded_pairs(mask):
+    return mask[:, None, :, None] | mask[:, None, None, :]
+
+
+@every_attention
+def test_padded_batch_equals_the_samples_one_by_one(name):
+    q, k, v = make_qkv()
+    attention = make(name)
+    out = attention(q, k, v, key_padding_mask=MASK)
+    plan = attention.plan(q, k, key_padding_mask=MASK)
+    for b, valid in enumerate(~MASK):
+        alone = [x[b : b + 1, :, valid] for x in (q, k, v)]
+        assert_close(out[b : b + 1, :, valid], attention(*alone))
+        assert_close(plan[b : b + 1, :, valid][..., valid], attention.plan(*alone[:2]))
+
+
+@every_attention
+def test_padded_places_are_zero_and_no_others(name):
+    q, k, v = make_qkv()
+    out = make(name)(q, k, v, key_padding_mask=MASK)
+    plan = make(name).plan(q, k, key_padding_mask=MASK)
+    assert torch.equal(out.any(dim=-1), (~MASK)[:, None].expand(out.shape[:3]))
+    assert torch.equal(plan > 0, ~padded_pairs(MASK).expand(plan.shape))
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf, 1e30])
+@every_attention
+def test_what_stands_in_padded_places_changes_nothing(name, garbage):
+    q, k, v = make_qkv()
+    spoilt = [x.masked_fill(MASK[:, None, :, None], garbage) for x in (q, k, v)]
+    attention = make(name)
+    expected = attention(q, k, v, key_padding_mask=MASK)
+    assert torch.equal(attention(*spoilt, key_padding_mask=MASK), expected)
+    plan = attention.plan(q, k, key_padding_mask=MASK)
+    assert torch.equal(attention.plan(*spoilt[:2], key_padding_mask=MASK), plan)
+
+
+@every_attention
+def test_padding_stays_out_of_the_gradients(name):
+    q, k, v = make_qkv()
+    leaves = [x.masked_fill(MASK[:, None, :, None], torch.nan).requires_grad_() for x in (q, k, v)]
+    out = make(name)(*leaves, key_padding_mask=MASK)
+    gradients = torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True)
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+        assert not gradient.transpose(1, 2)[MASK].any()
+    assert gradients[2].transpose(1, 2)[~MASK].any()
+
+
+@every_attention
+def test_sample_without_a_valid_token_is_zero(name):
+    q, k, v = make_qkv()
+    mask = MASK.clone()
+    mask[1] = True
+    attention = make(name)
+    out = attention(q, k, v, key_padding_mask=mask)
+    assert not out[1].any()
+    assert not attention.plan(q, k, key_padding_mask=mask)[1].any()
+    assert_close(out[2:], attention(q, k, v, key_padding_mask=MASK)[2:])
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+@every_attention
+def test_output_is_the_plan_times_the_values(name, mask):
+    q, k, v = make_qkv()
+    attention = make(name)
+    plan = attention.plan(q, k, key_padding_mask=mask)
+    assert_close(plan @ v, attention(q, k, v, key_padding_mask=mask))
+    assert (plan >= 0).all()
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+@every_attention
+def test_rows_of_the_plan_sum_to_one(name, mask):
+    q, k, _ = make_qkv()
+    rows = make(name).plan(q, k, key_padding_mask=mask).sum(dim=-1)
+    valid = torch.ones(MASK.shape) if mask is None else (~mask).float()
+    assert_close(rows, valid[:, None].expand(rows.shape))
+
+
+@every_attention
+def test_mask_that_masks_nothing_is_no_mask(name):
+    q, k, v = make_qkv()
+    attention = make(name)
+    nothing = torch.zeros_like(MASK)
+    assert_close(attention(q, k, v, key_padding_mask=nothing), attention(q, k, v))
+
+
+@every_attention
+def test_other_numbers_of_queries_keys_and_value_channels(name):
+    q, k, v = make_qkv()
+    k, v = k[:, :, :5], torch.cat([v, v[..., :2]], dim=-1)[:, :, :5]
+    attention = make(name)
+    out = attention(q, k, v)
+    assert out.shape == (*q.shape[:3], 6)
+    assert_close(attention.plan(q, k) @ v, out)
+
+
+@every_attention
+def test_output_has_the_dtype_of_the_values(name):
+    q, k, v = (x.bfloat16() for x in make_qkv())
+    for mask in (None, MASK):
+        out = make(name)(q, k, v, key_padding_mask=mask)
+        assert out.dtype == torch.bfloat16
+        full = make(name)(q.float(), k.float(), v.float(), key_padding_mask=mask)
+        assert (out.float() - full).abs().max() < 0.05
+        assert make(name).plan(q, k, key_padding_mask=mask).dtype == torch.float32
+
+
+def test_columns_of_sinkhorn_sum_to_one_and_those_of_softmax_do_not():
+    q, k, _ = make_qkv()
+    columns = build_attention({"name": "sinkhorn", "num_iters": 100}).plan(q, k).sum(dim=-2)
+    assert_close(columns, torch.ones_like(columns))
+    assert (SoftmaxAttention().plan(q, k).sum(dim=-2) - 1).abs().max() > 0.1
+
+
+def test_plans_against_plain_formulas():
+    q, k, _ = make_qkv()
+    S = torch.einsum("bhnd,bhmd->bhnm", q, k) / 2  # sqrt(head_dim) is 2
+    assert_close(SoftmaxAttention().plan(q, k), S.exp() / S.exp().sum(dim=-1, keepdim=True))
+    assert_close(UniformAttention().plan(q, k), torch.full_like(S, 1 / 7))
+
+
+def test_sinkhorn_options_reach_the_operator():
+    q, k, v = make_qkv()
+    attention = build_attention({"name": "sinkhorn", "num_iters": 3, "eps": 0.5})
+    assert torch.equal(attention(q, k, v), sinkhorn_attention(q, k, v, num_iters=3, eps=0.5))
+    assert (attention(q, k, v) - SinkhornAttention(num_iters=3)(q, k, v)).abs().max() > 1e-2
+    assert (attention(q, k, v) - SinkhornAttention(eps=0.5)(q, k, v)).abs().max() > 1e-5
+    assert "num_iters=3, eps=0.5" in repr(attention)
+
+
+def test_asap_options_reach_the_operator():
+    q, k, v = make_qkv()
+    outs = [make_asap(**o)(q, k, v) for o in ({}, {"refine": 1}, {"eps": 0.5})]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert (outs[a] - outs[b]).abs().max() > 1e-3
+    asap = make_asap()
+    plain = AsapAttention(asap.theta, asap.weight)(q, k, v)
+    assert (outs[0] - plain).abs().max() > 1e-3, "the query features take part"
+
+
+def test_much_refined_asap_is_converged_sinkhorn():
+    q, k, v = make_qkv()
+    assert_close(make_asap(refine=200)(q, k, v), SinkhornAttention(num_iters=200)(q, k, v))
+
+
+def test_ready_dual_is_blank_at_padded_tokens():
+    q, k, _ = make_qkv()
+    dual = SinkhornAttention().ready_dual(q, k, key_padding_mask=MASK)
+    assert dual.shape == q.shape[:3]
+    assert not dual.transpose(1, 2)[MASK].any()
+
+
+def test_only_asap_has_weights_and_none_of_them_is_trained():
+    for name in TRAINABLE:
+        assert not build_attention({"name": name}).state_dict()
+    asap = make_asap()
+    assert set(asap.state_dict()) == {"theta", "weight", "query_weight"}
+    assert not any(p.requires_grad for p in asap.parameters())
+    assert set(AsapAttention(asap.theta, asap.weight).state_dict()) == {"theta", "weight"}
+
+
+def test_registry():
+    expected = {
+        "asap": AsapAttention,
+        "sinkhorn": SinkhornAttention,
+        "softmax": SoftmaxAttention,
+        "uniform": UniformAttention,
+    }
+    assert expected.items() <= ATTENTIONS.items()
+    for name, cls in ATTENTIONS.items():
+        assert cls.name == name
+        assert attention_class(name) is cls
+    assert [name for name, cls in ATTENTIONS.items() if cls.needs_calibration] == ["asap"]
+
+
+def test_options():
+    assert attention_options("softmax") == attention_options("uniform") == ()
+    assert attention_options("sinkhorn") == ("num_iters", "eps", "backend")
+    assert attention_options("asap") == ("refine", "eps", "backend")
+
+
+def test_unknown_attention_is_refused_with_those_there_are():
+    with pytest.raises(UserError, match=r"attention\.name=linear.*asap.*sinkhorn.*softmax"):
+        build_attention({"name": "linear"})
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_unknown_option_is_refused_with_those_there_are(name):
+    with pytest.raises(UserError) as error:
+        build_attention({"name": name, "num_itres": 3})
+    assert f"attention.num_itres=3 is not an option of attention={name}" in str(error.value)
+    listed = str(error.value).split("its options: ")[1]
+    assert listed == (", ".join(f"attention.{o}" for o in attention_options(name)) or "none")
+
+
+BAD_OPTIONS = {
+    "num_iters": (0, "at least 1"),
+    "num_iters text": ("many", "int"),
+    "eps": (0.0, "> 0"),
+    "eps text": ("warm", "number"),
+    "eps infinite": (float("inf"), "finite"),
+    "backend": ("cuda", "auto, reference, triton"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_option_is_refused_when_the_attention_is_built(case):
+    option, (value, allowed) = case.split()[0], BAD_OPTIONS[case]
+    with pytest.raises(UserError) as error:
+        build_attention({"name": "sinkhorn", option: value})
+    for part in ("attention=sinkhorn", option, str(value), allowed):
+        assert part in str(error.value)
+
+
+def test_asap_is_not_trained():
+    with pytest.raises(UserError, match=r"(?s)attention=asap is not trained.*asap_exp\.distill"):
+        build_attention({"name": "asap"})

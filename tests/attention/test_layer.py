@@ -1,0 +1,218 @@
+"""The layer around an attention, what it records, and how its attention is swapped."""
+
+import pytest
+import torch
+from torch import nn
+
+from asap_exp.attention import (
+    MultiHeadAttention,
+    SinkhornAttention,
+    SoftmaxAttention,
+    UniformAttention,
+    attention_layers,
+    record_inputs,
+    swap_attention,
+    swapped,
+)
+from asap_exp.errors import UserError
+
+from .inputs import MASK, assert_close, make_asap, normal
+
+DIM, HEADS = 8, 2
+
+
+def make_layer(**options) -> MultiHeadAttention:
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(DIM, HEADS, **options)
+    for parameter in layer.parameters():
+        # The norms start at one and would hide that they are used.
+        nn.init.normal_(parameter)
+    return layer
+
+
+def plain_layer(layer: MultiHeadAttention, x: torch.Tensor, qk_norm: bool) -> torch.Tensor:
+    """Softmax attention by a loop over samples and heads."""
+    width = DIM // HEADS
+    outs = torch.empty_like(x)
+    for b, tokens in enumerate(x):
+        qkv = tokens @ layer.qkv.weight.T + layer.qkv.bias
+        heads = []
+        for h in range(HEADS):
+            q, k, v = (
+                qkv[:, part * DIM + h * width : part * DIM + (h + 1) * width] for part in range(3)
+            )
+            if qk_norm:
+                q = q / q.square().mean(dim=-1, keepdim=True).sqrt() * layer.q_norm.weight
+                k = k / k.square().mean(dim=-1, keepdim=True).sqrt() * layer.k_norm.weight
+            heads.append((q @ k.T / width**0.5).softmax(dim=-1) @ v)
+        outs[b] = torch.cat(heads, dim=-1) @ layer.proj.weight.T + layer.proj.bias
+    return outs
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_layer_against_a_plain_computation(qk_norm):
+    layer, x = make_layer(qk_norm=qk_norm), normal(3, 5, DIM)
+    assert isinstance(layer.attend, SoftmaxAttention), "the default"
+    assert_close(layer(x), plain_layer(layer, x, qk_norm))
+
+
+def test_norms_are_there_only_where_asked_for():
+    assert not [name for name in make_layer().state_dict() if "norm" in name]
+    normed = make_layer(qk_norm=True)
+    assert normed.q_norm.weight.shape == normed.k_norm.weight.shape == (DIM // HEADS,)
+
+
+def test_biases_are_optional():
+    layer = make_layer(qkv_bias=False, proj_bias=False)
+    assert set(layer.state_dict()) == {"qkv.weight", "proj.weight"}
+
+
+def test_dropout_acts_on_the_output_in_training_only():
+    layer, x = make_layer(proj_drop=0.5), normal(3, 5, DIM)
+    assert (layer.train()(x) == 0).any()
+    assert not (layer.eval()(x) == 0).any()
+
+
+def test_padding_reaches_the_attention():
+    layer, x = make_layer(attend=SinkhornAttention(num_iters=3)), normal(len(MASK), 7, DIM)
+    out = layer(x, key_padding_mask=MASK)
+    for b, valid in enumerate(~MASK):
+        assert_close(out[b : b + 1, valid], layer(x[b : b + 1, valid]))
+    # A padded token's output is the projection of zero.
+    assert_close(out[MASK], layer.proj.bias.expand(int(MASK.sum()), DIM))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"is_causal": True}, {"attn_mask": torch.ones(5, 5, dtype=torch.bool)}]
+)
+def test_causal_and_arbitrary_masks_are_refused(arguments):
+    with pytest.raises(ValueError, match="key_padding_mask only"):
+        make_layer()(normal(3, 5, DIM), **arguments)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(UserError, match=r"model\.dim=8 must be a multiple of model\.heads=3"):
+        MultiHeadAttention(8, 3)
+
+
+def test_attention_gets_one_dtype_under_autocast():
+    layer, x = make_layer(qk_norm=True), normal(3, 5, DIM)
+    net = nn.Sequential(layer)
+    with torch.autocast("cpu", torch.bfloat16), record_inputs(net) as recorded:
+        net(x)
+    assert {t.dtype for t in recorded["0"][:3]} == {torch.bfloat16}
+
+
+class Stack(nn.Module):
+    """Three layers, one of them deeper, behind one padding mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = make_layer(attend=SinkhornAttention(num_iters=2))
+        self.blocks = nn.ModuleList([make_layer(), nn.ModuleDict({"inner": make_layer()})])
+
+    def forward(self, x, key_padding_mask=None):
+        for layer in attention_layers(self).values():
+            x = layer(x, key_padding_mask=key_padding_mask)
+        return x
+
+
+PATHS = ["first", "blocks.0", "blocks.1.inner"]
+
+
+def attentions(net: nn.Module) -> list[nn.Module]:
+    return [layer.attend for layer in attention_layers(net).values()]
+
+
+def test_layers_by_their_paths_in_order():
+    net = Stack()
+    assert list(attention_layers(net)) == PATHS
+    assert attention_layers(net)["blocks.0"] is net.blocks[0]
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_recorded_inputs_are_what_the_attention_got(mask):
+    net, x = Stack(), normal(len(MASK), 7, DIM)
+    with record_inputs(net) as recorded:
+        out = net(x, mask)
+    assert list(recorded) == PATHS
+    for path in PATHS:
+        layer, inputs = attention_layers(net)[path], recorded[path]
+        assert inputs.key_padding_mask is mask
+        assert inputs.q.shape == inputs.k.shape == inputs.v.shape == (len(MASK), HEADS, 7, 4)
+        assert not inputs.q.requires_grad
+        attended = layer.attend(*inputs[:3], key_padding_mask=inputs.key_padding_mask)
+        result = layer.proj(attended.transpose(1, 2).flatten(2))
+    assert_close(result, out)
+
+
+def test_nothing_is_recorded_once_closed():
+    net, x = Stack(), normal(1, 7, DIM)
+    with record_inputs(net) as recorded:
+        assert recorded == {}
+    net(x)
+    assert recorded == {}
+    with pytest.raises(RuntimeError, match="stop"), record_inputs(net) as recorded:
+        raise RuntimeError("stop")
+    net(x)
+    assert recorded == {}
+
+
+def test_later_pass_replaces_what_was_recorded():
+    net = Stack()
+    with record_inputs(net) as recorded:
+        net(normal(1, 7, DIM))
+        net(normal(2, 5, DIM))
+    assert recorded["first"].q.shape == (2, HEADS, 5, 4)
+
+
+def test_swap_changes_the_attention_and_nothing_else():
+    net, x = Stack(), normal(2, 7, DIM)
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    untouched = attentions(net)
+    expected = net(x)
+    uniform, asap = UniformAttention(), make_asap()
+    swap_attention(net, {"blocks.0": uniform, "blocks.1.inner": asap})
+    assert attentions(net) == [untouched[0], uniform, asap]
+    after = net.state_dict()
+    assert {n for n in after if n not in before} == {
+        f"blocks.1.inner.attend.{name}" for name in asap.state_dict()
+    }
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert (net(x) - expected).abs().max() > 1e-3
+
+
+def test_swapped_restores():
+    net, x = Stack(), normal(2, 7, DIM)
+    before, expected = attentions(net), net(x)
+    uniform = UniformAttention()
+    with swapped(net, {"blocks.0": uniform}) as changed:
+        assert changed is net
+        assert attentions(net) == [before[0], uniform, before[2]]
+    assert attentions(net) == before
+    assert torch.equal(net(x), expected)
+
+
+def fail_while_swapped(net, replacements):
+    before = attentions(net)
+    with swapped(net, replacements):
+        assert attentions(net) != before
+        raise RuntimeError("stop")
+
+
+def test_swapped_restores_after_an_error():
+    net = Stack()
+    before = attentions(net)
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_while_swapped(net, dict.fromkeys(PATHS, UniformAttention()))
+    assert attentions(net) == before
+
+
+@pytest.mark.parametrize("swap", [swap_attention, fail_while_swapped], ids=["for good", "a while"])
+def test_unknown_path_is_refused_with_those_there_are_and_nothing_is_swapped(swap):
+    net = Stack()
+    before = attentions(net)
+    replacements = {"first": UniformAttention(), "blocks.7": UniformAttention()}
+    with pytest.raises(UserError, match=r"no attention layer at blocks\.7.*first, blocks\.0"):
+        swap(net, replacements)
+    assert attentions(net) == before

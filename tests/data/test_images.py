@@ -1,0 +1,244 @@
+"""The data module: what is training, validation, calibration and test, and who may see it."""
+
+import numpy as np
+import pytest
+import torch
+
+from asap_exp.data import ImageDataModule
+from asap_exp.data import images as images_module
+from asap_exp.data.sources import DIGITS_TEST_ROWS, Images, fingerprint
+from asap_exp.errors import UserError
+
+from ..fake_runs import train_config
+
+# Classes of unequal size, in no order.
+LABELS = torch.from_numpy(
+    np.random.default_rng(0).permutation(np.repeat(np.arange(10), range(20, 40, 2)))
+)
+ROWS = len(LABELS)
+
+
+def numbered(split: str) -> Images:
+    """Image i holds i in its first two pixels, so that a row is known wherever it turns up."""
+    pixels = torch.zeros(ROWS, 1, 8, 8, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = torch.arange(ROWS) % 256
+    pixels[:, 0, 0, 1] = torch.arange(ROWS) // 256
+    pixels[:, 0, 0, 2] = int(split == "test")
+    return Images(pixels, LABELS, f"numbered {split}")
+
+
+def numbers(images: Images) -> list[int]:
+    first, second = images.pixels[:, 0, 0, 0].long(), images.pixels[:, 0, 0, 1].long()
+    return (first + 256 * second).tolist()
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """Numbered images instead of digits; the splits that were loaded, in order."""
+    log = []
+
+    def load(dataset, split, root, cache):
+        log.append(split)
+        return numbered(split)
+
+    monkeypatch.setattr(images_module, "load_images", load)
+    return log
+
+
+def module(*overrides: str, seed: int = 0) -> ImageDataModule:
+    config = train_config("recipe.keep=last", *overrides)
+    data = ImageDataModule(config.data, batch_size=32, seed=seed)
+    data.setup()
+    return data
+
+
+def train_and_val(data: ImageDataModule) -> tuple[list[int], list[int]]:
+    return numbers(data.train_dataloader().images), numbers(data.val_dataloader().images)
+
+
+def test_validation_rows_are_carved_out_of_the_training_split(loaded):
+    train, val = train_and_val(module())
+    assert len(val) == round(0.1 * ROWS)
+    assert sorted(train + val) == list(range(ROWS))
+    assert (train, val) == (sorted(train), sorted(val)), "in their stored order"
+
+
+def test_validation_rows_are_a_tenth_of_every_class(loaded):
+    _, val = train_and_val(module())
+    in_val = torch.bincount(LABELS[val], minlength=10)
+    assert ((in_val - 0.1 * torch.bincount(LABELS)).abs() < 1).all()
+
+
+def test_labels_stay_with_their_images(loaded):
+    data = module()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert torch.equal(loader.images.labels, LABELS[numbers(loader.images)])
+
+
+def test_validation_rows_depend_on_the_split_seed_alone(loaded):
+    expected = train_and_val(module())
+    assert train_and_val(module("recipe.batch_size=7", seed=5)) == expected
+    assert train_and_val(module("data.augment.mixup=0")) == expected
+    assert train_and_val(module("data.split_seed=1")) != expected
+
+
+def test_other_share_of_validation_rows(loaded):
+    assert len(train_and_val(module("data.val_fraction=0.5"))[1]) == ROWS // 2
+
+
+def test_training_on_everything_uses_every_row(loaded):
+    train, val = train_and_val(module("data.train_on=train+val"))
+    assert train == list(range(ROWS))
+    assert val == train_and_val(module())[1]
+
+
+def test_fewer_validation_images_than_classes_are_refused(loaded):
+    with pytest.raises(UserError, match=r"data\.val_fraction=0\.01.*10 classes.*larger fraction"):
+        module("data.val_fraction=0.01")
+
+
+def test_test_split_is_not_loaded_before_it_is_asked_for(loaded):
+    data = module()
+    data.setup("fit")
+    list(data.train_dataloader())
+    list(data.val_dataloader())
+    data.calibration_dataloaders(samples=8, holdout=8, batch_size=4, seed=0)
+    assert loaded == ["train"], "once, whatever was asked of it"
+    assert not [key for key in data.identity if "test" in key]
+    data.test_dataloader()
+    assert loaded == ["train", "test"]
+
+
+def test_test_images_are_all_or_the_first(loaded):
+    data = module()
+    whole = data.test_dataloader()
+    assert numbers(whole.images) == list(range(ROWS))
+    assert (whole.images.pixels[:, 0, 0, 2] == 1).all()
+    assert (data.identity["test_rows"], data.identity["test_rows_in_all"]) == (ROWS, ROWS)
+    subset = data.test_dataloader(max_rows=20)
+    assert numbers(subset.images) == list(range(20))
+    assert (data.identity["test_rows"], data.identity["test_rows_in_all"]) == (20, ROWS)
+    # More rows than there are is the whole split.
+    assert len(data.test_dataloader(max_rows=ROWS + 1).images.labels) == ROWS
+    assert data.identity["test_rows"] == ROWS
+
+
+def calibration(data: ImageDataModule, **options) -> tuple[list[int], list[int]]:
+    given = {"samples": 50, "holdout": 30, "batch_size": 16, "seed": 0} | options
+    return tuple(numbers(loader.images) for loader in data.calibration_dataloaders(**given))
+
+
+@pytest.mark.parametrize("train_on", ["train", "train+val"])
+def test_calibration_images_are_training_images_and_the_held_out_ones_are_others(loaded, train_on):
+    data = module(f"data.train_on={train_on}")
+    fit, held_out = calibration(data)
+    assert (len(set(fit)), len(set(held_out))) == (50, 30)
+    assert not set(fit) & set(held_out)
+    train, _ = train_and_val(module())
+    assert set(fit) | set(held_out) <= set(train)
+    assert loaded == ["train", "train"]
+
+
+def test_calibration_images_depend_on_their_seed(loaded):
+    data = module()
+    assert calibration(data) == calibration(data) == calibration(module(seed=4))
+    assert calibration(data) != calibration(data, seed=1)
+
+
+def test_more_calibration_images_keep_the_held_out_ones(loaded):
+    data = module()
+    fit, held_out = calibration(data)
+    more, same = calibration(data, samples=100)
+    assert same == held_out
+    assert set(fit) < set(more)
+
+
+def test_calibration_takes_what_there_is(loaded):
+    data = module()
+    train, _ = train_and_val(data)
+    fit, held_out = calibration(data, samples=10**6)
+    assert sorted(fit + held_out) == train
+    assert len(calibration(data, holdout=len(train) - 1)[0]) == 1
+    with pytest.raises(UserError, match=rf"calibration\.holdout={len(train)} leaves nothing"):
+        calibration(data, holdout=len(train))
+
+
+def test_calibration_images_are_neither_shuffled_nor_augmented(loaded):
+    data = module()
+    for loader in data.calibration_dataloaders(samples=50, holdout=30, batch_size=16, seed=0):
+        assert not loader.shuffled
+        assert loader.batch_size == 16
+        images, labels = next(iter(loader))
+        expected = loader.images.pixels[:16].float() / 255
+        dataset = data.dataset
+        torch.testing.assert_close(images * dataset.std[0] + dataset.mean[0], expected)
+        assert torch.equal(labels, loader.images.labels[:16])
+
+
+def test_training_is_shuffled_and_augmented_and_validation_is_neither(loaded):
+    data = module()
+    train, val = data.train_dataloader(), data.val_dataloader()
+    assert train.shuffled
+    assert not val.shuffled
+    torch.manual_seed(0)
+    assert next(iter(train))[1].shape == (32, 10), "mixup makes labels class probabilities"
+    assert next(iter(val))[1].shape == (ROWS // 10,)
+
+
+@pytest.mark.parametrize("size", [4, 8, 12])
+def test_images_have_the_size_that_is_asked_for(loaded, size):
+    data = module(f"data.image_size={size}")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert loader.images.pixels.shape[1:] == (1, size, size)
+        assert loader.images.pixels.dtype == torch.uint8
+        assert next(iter(loader))[0].shape[1:] == (1, size, size)
+
+
+def test_resizing_keeps_a_constant_image(monkeypatch):
+    constant = Images(torch.full((ROWS, 1, 8, 8), 77, dtype=torch.uint8), LABELS, "constant")
+    monkeypatch.setattr(images_module, "load_images", lambda *a: constant)
+    pixels = module("data.image_size=5").val_dataloader().images.pixels
+    assert pixels.unique().tolist() == [77]
+
+
+def test_folders_reach_the_source(monkeypatch):
+    asked = []
+
+    def load(dataset, split, root, cache):
+        asked.append((dataset.name, split, root, cache))
+        return numbered(split)
+
+    monkeypatch.setattr(images_module, "load_images", load)
+    module("data.root=somewhere", "data.cache=elsewhere").test_dataloader()
+    assert asked == [("digits", split, "somewhere", "elsewhere") for split in ("train", "test")]
+
+
+def test_unknown_data_set_is_refused():
+    with pytest.raises(UserError, match=r"data\.name=mnist"):
+        module("data.name=mnist")
+
+
+def test_identity_says_which_images_they_were(loaded):
+    data = module()
+    assert data.identity["name"] == "digits"
+    assert data.identity["train_on"] == "train"
+    assert data.identity["source"] == "numbered train"
+    assert (data.identity["train_rows"], data.identity["val_rows"]) == (ROWS - 29, 29)
+    assert data.identity["train_sha256"] == fingerprint(numbered("train"))
+    data.test_dataloader(max_rows=5)
+    assert data.identity["test_sha256"] == fingerprint(numbered("test")), "of the whole split"
+    assert data.identity["source"] == "numbered train"
+
+    everything = module("data.train_on=train+val").identity
+    assert everything["train_rows"] == ROWS
+    assert everything["train_sha256"] == data.identity["train_sha256"]
+    assert everything["val_rows_sha256"] == data.identity["val_rows_sha256"]
+    other = module("data.split_seed=1").identity
+    assert other["val_rows_sha256"] != data.identity["val_rows_sha256"]
+
+
+def test_digits_without_any_folder():
+    data = module()
+    assert data.identity["source"] == "embedded in scikit-learn"
+    assert data.identity["train_rows"] + data.identity["val_rows"] == 1797 - DIGITS_TEST_ROWS
+    assert len(data.test_dataloader().images.labels) == DIGITS_TEST_ROWS

@@ -1,0 +1,390 @@
+"""Configurations: every file under conf/ composes, and what is wrong is refused by name."""
+
+import re
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from asap_exp.attention import attention_options, build_attention
+from asap_exp.composing import compose, conf_dir, parse
+from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.errors import UserError
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+}
+# Where each group of conf/ is an option; a group that is new must be added here to be covered.
+STAGES_OF_GROUP = {
+    "task": ("train", "distill", "evaluate", "report"),
+    "data": ("train",),
+    "model": ("train",),
+    "recipe": ("train",),
+    "attention": ("train",),
+    "trainer": ("train",),
+    "callbacks": ("train",),
+    "logger": ("train", "distill", "evaluate"),
+    "experiment": ("train",),
+    "debug": ("train",),
+    "calibration": ("distill",),
+    "layer": ("distill",),
+}
+OPTIONS = sorted(
+    (stage, group, file.stem)
+    for group, stages in STAGES_OF_GROUP.items()
+    for file in (conf_dir() / group).glob("*.yaml")
+    for stage in stages
+)
+
+
+def composed(stage, *overrides):
+    required = ["task=digits"] if stage == "train" else []
+    return compose(stage, [*required, *overrides], SCHEMAS[stage])
+
+
+def refused(stage, *overrides):
+    """The sentence with which these overrides are refused."""
+    with pytest.raises(UserError) as error:
+        composed(stage, *overrides)
+    return str(error.value)
+
+
+@cache
+def complete(stage):
+    return OmegaConf.create(asdict(composed(stage)))
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def written_values(file: Path):
+    """The values that one YAML file sets, by dotted key; interpolated and missing ones left out."""
+    tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    tree.pop("defaults", None)
+    return {k: v for k, v in leaves(tree) if not (isinstance(v, str) and ("$" in v or v == "???"))}
+
+
+def test_every_stage_and_every_group_has_a_place_in_these_tests():
+    assert {file.stem for file in conf_dir().glob("*.yaml")} == set(SCHEMAS)
+    folders = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    # hydra holds Hydra's own settings, which every stage takes in.
+    assert folders - {"hydra"} == set(STAGES_OF_GROUP)
+
+
+@pytest.mark.parametrize("stage", SCHEMAS)
+def test_stage_composes_with_the_values_of_its_file(stage):
+    values = dict(leaves(asdict(composed(stage))))
+    expected = written_values(conf_dir() / f"{stage}.yaml")
+    assert expected.items() <= values.items()
+
+
+@pytest.mark.parametrize(("stage", "group", "option"), OPTIONS)
+def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, option):
+    overrides = [f"{group}={option}"]
+    if group == "layer":
+        overrides = [f"+layer={option}", *(["layer.index=3"] if option == "index" else [])]
+    # An experiment names its own task.
+    with_task = stage == "train" and group not in ("task", "experiment")
+    if with_task:
+        overrides.append("task=digits")
+    values = dict(leaves(asdict(compose(stage, overrides, SCHEMAS[stage]))))
+    file = conf_dir() / group / f"{option}.yaml"
+    whole = "@package _global_" in file.read_text(encoding="utf-8")
+    expected = {k if whole else f"{group}.{k}": v for k, v in written_values(file).items()}
+    assert expected.items() <= values.items()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_command_in_an_experiment_composes(file):
+    commands = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
+    assert commands
+    for stage, overrides in commands:
+        assert compose(stage, overrides.split(), SCHEMAS[stage])
+
+
+def test_task_brings_its_data_model_and_recipe():
+    digits = compose("train", ["task=digits"], TrainConfig)
+    cifar = compose("train", ["task=cifar"], TrainConfig)
+    assert (digits.task.name, digits.data.name, digits.model.patch_size) == ("digits", "digits", 2)
+    assert (cifar.task.name, cifar.data.name, cifar.recipe.batch_size) == ("cifar", "cifar100", 512)
+
+
+def test_cifar10_is_one_override_away():
+    cifar100 = asdict(compose("train", ["task=cifar"], TrainConfig))
+    cifar10 = asdict(compose("train", ["task=cifar", "data.name=cifar10"], TrainConfig))
+    assert cifar10["data"].pop("name") == "cifar10"
+    assert cifar100["data"].pop("name") == "cifar100"
+    assert cifar10 == cifar100
+
+
+def test_fast_debugging_wins_over_an_experiment():
+    config = compose("train", ["experiment=demo", "debug=fast"], TrainConfig)
+    assert config.recipe.epochs == 1
+    assert config.trainer.limit_train_batches == 2
+    assert not config.model.qk_norm
+
+
+def test_report_goes_into_the_results_folder():
+    assert composed("report", "paths.results=elsewhere").out == "elsewhere"
+    assert composed("report", "paths.results=elsewhere", "out=here").out == "here"
+
+
+def test_frozen_is_the_default_layer():
+    assert composed("distill").layer.which == "frozen"
+    assert composed("distill") == composed("distill", "+layer=frozen")
+
+
+def test_layer_by_index():
+    assert composed("distill", "+layer=index", "layer.index=3").layer.index == 3
+    assert composed("distill", "+layer=index", "layer.index=0").layer.index == 0
+    assert "layer.index=3" in refused("distill", "+layer=index")
+    assert "layer.index=-1" in refused("distill", "+layer=index", "layer.index=-1")
+
+
+# (stage, unknown key, value, the key that was meant, some of the keys allowed there)
+UNKNOWN = {
+    "top": ("train", "sed", "1", "seed", ("task", "model", "seed", "resume")),
+    "group": ("train", "model.dimm", "8", "dim", ("patch_size", "dim", "heads")),
+    "deep": ("train", "data.augment.flp", "true", "flip", ("crop_padding", "flip", "cutmix")),
+    "deeper": ("train", "data.augment.randaugment.magnitud", "3", "magnitude", ("num_ops",)),
+    "attention": ("train", "attention.num_itres", "5", "num_iters", ("eps", "num_iters")),
+    "distill": ("distill", "calibration.slice", "4", "slices", ("refine", "ridge", "holdout")),
+    "evaluate": ("evaluate", "latency.round", "4", "rounds", ("batch_size", "rounds")),
+    "report": ("report", "ou", "here", "out", ("out", "run", "paths")),
+}
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize("case", UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_key_is_refused_however_it_is_given(case, plus):
+    stage, key, value, meant, allowed = case
+    message = refused(stage, f"{plus}{key}={value}")
+    assert message.startswith(f"{key}={'True' if value == 'true' else value}: ")
+    assert f"Did you mean {meant}?" in message
+    listed = message.split("Allowed")[1]
+    assert all(re.search(rf"\b{name}\b", listed) for name in allowed)
+
+
+def test_key_of_another_stage_is_unknown():
+    assert "calibration" in refused("train", "+calibration.slices=4")
+    assert "seed" in refused("distill", "+seed=1")
+
+
+def test_unknown_key_in_a_saved_configuration_is_refused():
+    saved = OmegaConf.create(asdict(composed("train")))
+    saved.model.dimm = 8
+    with pytest.raises(UserError, match=r"model\.dimm=8.*Did you mean dim\?"):
+        parse(saved, TrainConfig)
+
+
+WRONG_TYPES = {
+    "seed=abc": "a whole number",
+    "seed=1.5": "a whole number",
+    "model.dim=2.5": "a whole number",
+    "model.qk_norm=maybe": "true or false",
+    "recipe.lr=fast": "a number",
+    "recipe.clip_norm=some": "a number (or null)",
+    "recipe.epochs=null": "a whole number",
+    "trainer.compile=perhaps": "true or false (or null)",
+    "logger.tags=digits": "list",
+}
+
+
+@pytest.mark.parametrize(("override", "wanted"), WRONG_TYPES.items())
+def test_wrong_type_is_refused_with_the_type_that_is_wanted(override, wanted):
+    message = refused("train", override)
+    assert message.startswith(override.split("=")[0])
+    assert wanted in message
+
+
+def test_seed():
+    assert composed("train").seed == 0
+    assert composed("train", "seed=0").seed == 0
+    assert composed("train", f"seed={2**32 - 1}").seed == 2**32 - 1
+    assert refused("train", "seed=null").startswith("seed is missing")
+    assert "seed=-1" in refused("train", "seed=-1")
+    assert f"seed={2**32}" in refused("train", f"seed={2**32}")
+
+
+# Each override is out of its range; the words say what is allowed.
+BAD_VALUES = {
+    "train": {
+        "data.augment.randaugment.num_ops=-1": "at least 0",
+        "data.augment.randaugment.magnitude=-1": "at least 0 and at most 30",
+        "data.augment.randaugment.magnitude=31": "at least 0 and at most 30",
+        "data.augment.randaugment.groups=0": "at least 1",
+        "data.augment.crop_padding=-1": "at least 0",
+        "data.augment.mixup=-0.1": "at least 0",
+        "data.augment.mixup=nan": "at least 0",
+        "data.augment.cutmix=-0.1": "at least 0",
+        "data.image_size=0": "at least 1",
+        "data.val_fraction=0.0": "above 0 and below 1",
+        "data.val_fraction=1.0": "above 0 and below 1",
+        "data.split_seed=-1": "at least 0",
+        "data.train_on=val": "train, train+val",
+        "model.patch_size=0": "at least 1",
+        "model.dim=0": "at least 1",
+        "model.depth=0": "at least 1",
+        "model.heads=0": "at least 1",
+        "model.mlp_ratio=0.0": "above 0",
+        "model.drop_path=-0.1": "at least 0 and below 1",
+        "model.drop_path=1.0": "at least 0 and below 1",
+        "model.dropout=-0.1": "at least 0 and below 1",
+        "model.dropout=1.0": "at least 0 and below 1",
+        "recipe.epochs=0": "at least 1",
+        "recipe.batch_size=0": "at least 1",
+        "recipe.lr=0.0": "above 0",
+        "recipe.weight_decay=-0.1": "at least 0",
+        "recipe.warmup_epochs=-1.0": "at least 0 and below 40",
+        "recipe.warmup_epochs=40.0": "at least 0 and below 40",
+        "recipe.final_lr_ratio=-0.1": "at least 0 and at most 1",
+        "recipe.final_lr_ratio=1.1": "at least 0 and at most 1",
+        "recipe.label_smoothing=-0.1": "at least 0 and below 1",
+        "recipe.label_smoothing=1.0": "at least 0 and below 1",
+        "recipe.clip_norm=0.0": "above 0",
+        "recipe.ema_decay=0.0": "above 0 and below 1",
+        "recipe.ema_decay=1.0": "above 0 and below 1",
+        "recipe.keep=first": "best, last",
+        "trainer.accelerator=tpu": "auto, cpu, gpu",
+        "trainer.precision=64": "auto, 32-true, bf16-mixed, 16-mixed",
+        "trainer.log_every_n_steps=0": "at least 1",
+        "trainer.cpu_threads=0": "at least 1",
+        "trainer.limit_train_batches=0": "at least 1",
+        "trainer.limit_val_batches=0": "at least 1",
+        "callbacks.val_every_n_epochs=0": "at least 1",
+        "callbacks.diagnostic_samples=-1": "at least 0",
+    },
+    "distill": {
+        "layer.which=middle": "frozen, all, first, last, index",
+        "calibration.name=lasso": "ridge",
+        "calibration.slices=0": "at least 1",
+        "calibration.refine=-1": "at least 0",
+        "calibration.ridge=0.0": "above 0",
+        "calibration.samples=0": "at least 1",
+        "calibration.holdout=0": "at least 1",
+        "calibration.batch_size=0": "at least 1",
+        "calibration.seed=-1": "at least 0",
+        "accelerator=tpu": "auto, cpu, gpu",
+    },
+    "evaluate": {
+        "batch_size=0": "at least 1",
+        "max_test_rows=0": "at least 1",
+        "truncations=[3,0]": "at least 1",
+        "fidelity_samples=0": "at least 1",
+        "latency.batch_size=0": "at least 1",
+        "latency.rounds=2": "at least 3",
+        "accelerator=tpu": "auto, cpu, gpu",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "allowed"),
+    [(stage, *case) for stage, cases in BAD_VALUES.items() for case in cases.items()],
+)
+def test_value_out_of_range_is_refused_with_the_range(stage, override, allowed):
+    # Put into a composed configuration: composing each anew takes most of the time.
+    given = OmegaConf.merge(complete(stage), OmegaConf.from_dotlist([override]))
+    with pytest.raises(UserError) as error:
+        parse(given, SCHEMAS[stage])
+    key, value = override.split("=")
+    message = str(error.value)
+    assert message.startswith(f"{key}={value.strip('[]').split(',')[-1]} is not allowed")
+    assert message.endswith(allowed)
+
+
+# Values on the closed ends of their ranges, given all at once.
+LOWEST = {
+    "train": (
+        "data.augment.randaugment={num_ops:0,magnitude:0,groups:1} data.augment.crop_padding=0 "
+        "data.augment.mixup=0 data.augment.cutmix=0 data.image_size=1 data.val_fraction=1e-9 "
+        "data.split_seed=0 model.patch_size=1 model.dim=1 model.depth=1 model.heads=1 "
+        "model.mlp_ratio=1e-9 model.drop_path=0 model.dropout=0 recipe.epochs=1 "
+        "recipe.batch_size=1 recipe.lr=1e-9 recipe.weight_decay=0 recipe.warmup_epochs=0 "
+        "recipe.final_lr_ratio=0 recipe.label_smoothing=0 recipe.clip_norm=1e-9 "
+        "recipe.ema_decay=1e-9 trainer.cpu_threads=1 trainer.log_every_n_steps=1 "
+        "trainer.limit_train_batches=1 trainer.limit_val_batches=1 "
+        "callbacks.val_every_n_epochs=1 callbacks.diagnostic_samples=0"
+    ),
+    "distill": (
+        "calibration.slices=1 calibration.refine=0 calibration.ridge=1e-9 calibration.samples=1 "
+        "calibration.holdout=1 calibration.batch_size=1 calibration.seed=0"
+    ),
+    "evaluate": (
+        "batch_size=1 max_test_rows=1 truncations=[1] fidelity_samples=1 latency.batch_size=1 "
+        "latency.rounds=3"
+    ),
+}
+HIGHEST = {
+    "train": (
+        "data.augment.randaugment.magnitude=30 data.val_fraction=0.999 model.drop_path=0.999 "
+        "model.dropout=0.999 recipe.warmup_epochs=39.9 recipe.final_lr_ratio=1 "
+        "recipe.label_smoothing=0.999 recipe.ema_decay=0.999"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"), [*LOWEST.items(), *HIGHEST.items()], ids=lambda text: text[:12]
+)
+def test_ends_of_the_ranges_are_allowed(stage, overrides):
+    values = dict(leaves(asdict(composed(stage, *overrides.split()))))
+    for override in overrides.split():
+        key, value = override.split("=")
+        if value[0] not in "{[":
+            assert values[key] == float(value)
+
+
+OPTIONAL = {
+    "train": "recipe.clip_norm recipe.ema_decay trainer.compile trainer.cpu_threads "
+    "trainer.limit_train_batches trainer.limit_val_batches data.root data.cache logger.entity",
+    "evaluate": "max_test_rows teacher artifact",
+}
+
+
+@pytest.mark.parametrize(("stage", "keys"), OPTIONAL.items())
+def test_null_is_a_value_of_every_optional_key(stage, keys):
+    values = dict(leaves(asdict(composed(stage, *(f"{key}=null" for key in keys.split())))))
+    assert all(values[key] is None for key in keys.split())
+
+
+def test_best_epoch_needs_validation_images():
+    assert "recipe.keep=last" in refused("train", "data.train_on=train+val", "recipe.keep=best")
+    config = composed("train", "data.train_on=train+val", "recipe.keep=last")
+    assert config.data.train_on == "train+val"
+
+
+@pytest.mark.parametrize("name", ["softmax", "uniform"])
+def test_option_of_another_attention_is_refused_with_those_there_are(name):
+    config = composed("train", f"attention={name}", "+attention.num_iters=3")
+    with pytest.raises(UserError) as error:
+        build_attention(config.attention)
+    assert f"attention.num_iters=3 is not an option of attention={name}" in str(error.value)
+    assert str(error.value).endswith("none")
+
+
+def test_option_that_sinkhorn_does_not_have_is_refused_with_its_own():
+    config = composed("train", "+attention.refine=1")
+    with pytest.raises(UserError) as error:
+        build_attention(config.attention)
+    assert "attention.refine=1" in str(error.value)
+    for option in attention_options("sinkhorn"):
+        assert f"attention.{option}" in str(error.value).split("its options:")[1]
+
+
+def test_asap_cannot_be_trained_and_the_refusal_says_what_to_run():
+    config = composed("train", "attention=asap")
+    with pytest.raises(UserError, match=r"(?s)attention=asap.*asap_exp\.distill"):
+        build_attention(config.attention)
