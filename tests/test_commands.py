@@ -67,6 +67,13 @@ def test_readme_command_is_one(command: str) -> None:
         assert words[0] == "export"
 
 
+def test_readme_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert "results/tables.md" in links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
 def test_make_help_lists_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("help", "setup", "demo", *SCHEMAS, "test", "lint"):

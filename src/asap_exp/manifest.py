@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[Manifest]:
     record: Manifest = {
         "status": "running",
         "started": now(),
-        "command": " ".join(["python -m", module_name(), *sys.argv[1:]]),
+        "command": command(),
         "code": code_version(),
         "versions": versions(),
         "hardware": hardware(),
@@ -63,10 +64,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def module_name() -> str:
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    return spec.name if spec is not None else Path(sys.argv[0]).name
+def command() -> str:
+    """What was typed: a module or a script, without the folder it lies in, and its arguments."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"-m {spec.name}" if spec is not None else Path(sys.argv[0]).name
+    return shlex.join(["python", *program.split(), *sys.argv[1:]])
 
 
 def code_version() -> dict[str, Any]:
