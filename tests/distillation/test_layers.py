@@ -4,6 +4,7 @@ import pytest
 
 from asap_exp.attention import AsapAttention, MultiHeadAttention, swap_attention
 from asap_exp.config import LayerConfig
+from asap_exp.data import sources
 from asap_exp.distillation.artifact import load_artifact
 from asap_exp.distillation.compile import chosen_layers
 from asap_exp.errors import UserError
@@ -62,6 +63,20 @@ def test_swapping_the_compiled_layers_keeps_every_other_weight(shared_pipeline: 
 def test_holdout_that_leaves_nothing_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match=r"calibration\.holdout=5000 leaves nothing to fit on"):
         run_distill(pipeline.results, "calibration.holdout=5000")
+
+
+def test_other_training_images_are_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = sources.digits
+
+    def reordered(split: str) -> sources.Images:
+        images = digits(split)
+        return sources.Images(images.pixels.flip(0), images.labels.flip(0), images.source)
+
+    monkeypatch.setattr(sources, "digits", reordered)
+    with pytest.raises(UserError, match=r"are not those that .* was trained on .*data\.root"):
+        run_distill(pipeline.results)
 
 
 def test_softmax_run_cannot_be_distilled(pipeline: Pipeline) -> None:

@@ -1,6 +1,6 @@
 """From a frozen teacher to a compiled map: capture, fit, check, save."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ def distill(config: DistillConfig) -> Path:
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
+    data.setup()
+    check_same_images(data, run)
     fit_images, held_out = data.calibration_dataloaders(
         samples=calibration.samples,
         holdout=calibration.holdout,
@@ -88,10 +90,20 @@ def run_data(
 ) -> ImageDataModule:
     """The data of `run`, found where it lies today if `root` or `cache` says so."""
     saved = run.config.data
-    saved.root, saved.cache = root or saved.root, cache or saved.cache
-    data = ImageDataModule(saved, batch_size=batch_size, seed=run.config.seed, device=device)
-    data.setup()
-    return data
+    found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
+    return ImageDataModule(found, batch_size=batch_size, seed=run.config.seed, device=device)
+
+
+def check_same_images(data: ImageDataModule, run: Run) -> None:
+    """Refuses training images, or an order of them, that the teacher was not trained on."""
+    now, then = data.identity["train_sha256"], run.manifest["data"]["train_sha256"]
+    if now != then:
+        raise UserError(
+            f"the training images of {data.config.name} found now ({data.identity['source']}, "
+            f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
+            f"({run.manifest['data']['source']}, {str(then)[:8]}...); give their folder with "
+            "data.root=FOLDER"
+        )
 
 
 def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:

@@ -41,8 +41,8 @@ def report(config: ReportConfig) -> Path:
     page = out / "index.html"
     write_text(page, html_page(groups, figures))
     print(
-        f"{len(copied)} records gathered; {len(groups)} tables in {out / 'tables.md'}, "
-        f"figures in {out / 'figures'}\nPage: {page.resolve()}"
+        f"Records gathered from runs: {len(copied)}\nTables: {out / 'tables.md'}\n"
+        f"Figures: {out / 'figures'}\nPage: {page.resolve()}"
     )
     return page
 

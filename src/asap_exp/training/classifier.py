@@ -39,7 +39,7 @@ class Classifier(L.LightningModule):
         inputs, targets = batch
         loss = self.loss(self.net(inputs), targets)
         check_finite(loss, self.net, inputs, step=self.global_step)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
@@ -47,7 +47,7 @@ class Classifier(L.LightningModule):
         logits = self.net(inputs)
         self.val_accuracy(logits, targets)
         self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(targets))
+        self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         recipe = self.recipe

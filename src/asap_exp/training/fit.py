@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateMonitor,
-    RichProgressBar,
     Timer,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from rich.console import Console
 
 from asap_exp.attention import build_attention
 from asap_exp.config import TrainConfig
@@ -36,6 +36,7 @@ from asap_exp.training.checkpoints import (
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
+from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -144,7 +145,7 @@ def build_trainer(config: TrainConfig, run: Run, device: torch.device, tracker: 
         logger=loggers,
         callbacks=build_callbacks(config, run, validates),
         plugins=[SafeCheckpointIO()],
-        enable_progress_bar=config.callbacks.progress_bar,
+        enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
         enable_model_summary=False,
         default_root_dir=run.path,
     )
@@ -153,7 +154,7 @@ def build_trainer(config: TrainConfig, run: Run, device: torch.device, tracker: 
 def build_callbacks(config: TrainConfig, run: Run, validates: bool) -> list[L.Callback]:
     callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step")]
     if config.callbacks.progress_bar:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(progress_callback())
     if config.recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.recipe.ema_decay))
     if validates and config.callbacks.diagnostic_samples:
@@ -215,4 +216,5 @@ def summary(record: dict) -> str:
     if record.get("best_val_accuracy") is None:
         return "(trained on train+val; no validation)"
     accuracy = 100 * record["best_val_accuracy"]
-    return f"best validation accuracy {accuracy:.2f} % (epoch {record['kept_epoch']})"
+    epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
+    return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"
