@@ -18,5 +18,6 @@ def console() -> Console:
 
 
 def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    shown = Console().is_terminal
-    yield from track(items, description, total=total, transient=True, disable=not shown)
+    if Console().is_terminal:
+        items = track(items, description, total=total, transient=True)
+    yield from items
