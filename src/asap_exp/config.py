@@ -181,6 +181,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, minimum=0, maximum=2**32 - 1)
+        if self.recipe.keep == "best" and self.callbacks.val_every_n_epochs > self.recipe.epochs:
+            raise UserError(
+                f"callbacks.val_every_n_epochs={self.callbacks.val_every_n_epochs} leaves no "
+                f"validation in recipe.epochs={self.recipe.epochs} to choose the best epoch by; "
+                "validate more often, or set recipe.keep=last"
+            )
         if self.data.train_on == "train+val" and self.recipe.keep == "best":
             raise UserError(
                 "data.train_on=train+val leaves no validation images to choose the best epoch by; "

@@ -27,6 +27,10 @@ def use_cpu_threads(threads: int | None) -> None:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; on a CPU choose bf16-mixed or 32-true"
+        )
     if precision != "auto":
         return precision
     return "bf16-mixed" if device.type == "cuda" else "32-true"

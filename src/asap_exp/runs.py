@@ -99,7 +99,7 @@ class Run:
             raise UserError(f"{file} is damaged: it holds no configuration")
         return parse(saved, TrainConfig)
 
-    @cached_property
+    @property
     def manifest(self) -> dict[str, Any]:
         return read_json(self.path / "manifest.json")
 
@@ -112,6 +112,12 @@ class Run:
     def group(self) -> str:
         """One word for everything that belongs to this run: the tracking group."""
         return self.name.replace("/", "-")
+
+    @property
+    def tracking_id(self) -> str:
+        """The same for all attempts at this run; another one for each run moved aside."""
+        aside = len(list(self.path.parent.glob(f"{self.path.name}~*")))
+        return f"{self.group}-{aside}" if aside else self.group
 
     @property
     def weights(self) -> Path:

@@ -15,12 +15,15 @@ from asap_exp.errors import UserError
 def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     """`python -m asap_exp.STAGE OVERRIDES`: composes, checks, runs; a UserError is a sentence."""
 
+    failures: list[UserError] = []
+
     @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
     def application(config: DictConfig) -> None:
         try:
             run(parse(config, schema))
         except UserError as error:
-            fail(error)
+            print(f"error: {error}", file=sys.stderr)
+            failures.append(error)  # the other jobs of a sweep go on
 
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(stage))
@@ -32,6 +35,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     except HydraException:
         pass  # Hydra explains an override that it cannot parse better than we could
     application()
+    if failures:
+        sys.exit(2)
 
 
 def help_text(stage: str) -> str:

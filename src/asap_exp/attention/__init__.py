@@ -9,6 +9,7 @@ from asap_exp.attention.base import (
     attention_class,
     attention_options,
     build_attention,
+    canonical_options,
 )
 from asap_exp.attention.layer import (
     LayerInputs,
@@ -40,6 +41,7 @@ __all__ = [
     "attention_layers",
     "attention_options",
     "build_attention",
+    "canonical_options",
     "record_inputs",
     "swap_attention",
     "swapped",

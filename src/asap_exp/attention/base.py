@@ -59,6 +59,21 @@ def attention_options(name: str) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
+def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`{name, **options}` with the defaults filled in and whole numbers as floats where meant so.
+
+    Equal attentions get equal configurations, however they were written.
+    """
+    parameters = inspect.signature(attention_class(config["name"]).__init__).parameters
+    canonical = dict(config)
+    for option in attention_options(config["name"]):
+        default = parameters[option].default
+        value = config.get(option, default)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        canonical[option] = float(value) if isinstance(default, float) and whole else value
+    return canonical
+
+
 def build_attention(config: Mapping[str, Any]) -> Attention:
     """A trainable attention from its config `{name, **options}`; UserError names a wrong option."""
     options = {key: value for key, value in config.items() if key != "name"}
@@ -80,5 +95,5 @@ def build_attention(config: Mapping[str, Any]) -> Attention:
             )
     try:
         return cls(**options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"attention={cls.name}: {error}") from error

@@ -11,19 +11,19 @@ def resolve_backend(backend: str, q: Tensor) -> str:
 
     Raises ValueError for an unknown name and RuntimeError where `triton` cannot run, with why.
     """
-    check_backend(backend)
-    if backend == "triton":
-        device = "" if q.is_cuda else f", and q is on {q.device}, not on a CUDA device"
-        raise RuntimeError(
-            "backend='triton' cannot run: this version has no fused kernels" + device + ". "
-            "Use backend='auto' or backend='reference'."
-        )
+    check_backend(backend, "" if q.is_cuda else f", and q is on {q.device}, not on a CUDA device")
     return "reference"
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, also: str = "") -> None:
+    """Raises where `backend` is unknown or cannot run anywhere; `also` is a further reason."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton":
+        raise RuntimeError(
+            f"backend='triton' cannot run: this version has no fused kernels{also}. "
+            "Use backend='auto' or backend='reference'."
+        )
 
 
 def full_precision(q: Tensor) -> torch.autocast:

@@ -18,7 +18,15 @@ IDENTITY = "asap_exp_identity"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes beside and renames; loads tensors and plain values only."""
+    """Writes beside and renames; loads tensors and plain values only.
+
+    Lightning remembers the best score of an earlier attempt only if its folder has not moved, so
+    the folder in a loaded checkpoint is set to `folder`, where this run's checkpoints lie now.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self.folder = folder
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -31,7 +39,25 @@ class SafeCheckpointIO(TorchCheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(Path(path))
+        if self.folder is not None:
+            relocate(checkpoint, self.folder)
+        return checkpoint
+
+
+def relocate(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Points the state of every ModelCheckpoint in `checkpoint` to `folder`."""
+    here = folder.resolve()
+
+    def moved(path: str) -> str:
+        return str(here / Path(path).name) if path else path
+
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, dict) and "best_model_path" in state:
+            state["dirpath"] = str(here)
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = moved(state.get(key, ""))
+            state["best_k_models"] = {moved(p): s for p, s in state["best_k_models"].items()}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -76,7 +102,7 @@ def checkpoint_callbacks(folder: Path, *, monitor: bool, every_n_epochs: int) ->
     """`last.ckpt` after every epoch; with `monitor`, `best.ckpt` by validation accuracy too."""
     checkpoint = partial(
         ModelCheckpoint,
-        dirpath=folder,
+        dirpath=folder.resolve(),
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )

@@ -18,15 +18,16 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.console import Console
 
-from asap_exp.attention import build_attention
+from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TrainConfig
 from asap_exp.data import ImageDataModule
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
+from asap_exp.files import write_bytes
 from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
 from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.tracking import wandb_run
+from asap_exp.tracking import require_wandb, wandb_run
 from asap_exp.training.checkpoints import (
     SafeCheckpointIO,
     StampIdentity,
@@ -63,10 +64,12 @@ def train(config: TrainConfig) -> Run:
     if config.resume == "auto" and run.finished:
         print(f"Already finished: {run.path} (resume=never trains it again)")
         return run
-    checkpoint = checkpoint_to_resume(config, run)
     print(f"Run directory: {run.path}")
 
     data.setup()
+    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
+    stamp = {**identity(config), "data_content": content}
+    checkpoint = checkpoint_to_resume(config, run, stamp)
     module = Classifier(net, config.recipe, num_classes=data.dataset.num_classes, seed=config.seed)
     if compiles(config, device):
         compile_blocks(module.net)
@@ -78,7 +81,10 @@ def train(config: TrainConfig) -> Run:
         "data": data.identity,
         "parameters": sum(p.numel() for p in net.parameters()),
         "resumed_from": checkpoint.name if checkpoint else None,
+        "earlier_attempts": earlier_attempts(run) if checkpoint else [],
     }
+    if config.logger.wandb:
+        require_wandb()
     with (
         manifest(run.path / "manifest.json", **facts) as record,
         wandb_run(
@@ -88,11 +94,11 @@ def train(config: TrainConfig) -> Run:
             group=run.group,
             job_type="train",
             tags=[str(config.task.name), config.attention["name"]],
-            run_id=run.group,
+            run_id=run.tracking_id,
         ) as tracker,
         quiet_lightning(),
     ):
-        trainer = build_trainer(config, run, device, tracker)
+        trainer = build_trainer(config, run, device, tracker, stamp)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         record |= export(config, run, module, trainer)
     print(f"Finished: {run.path}  {summary(record)}")
@@ -100,10 +106,26 @@ def train(config: TrainConfig) -> Run:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """`config` with the precision that `auto` means on this machine: part of the run's identity."""
+    """`config` with what `auto` means on this machine, and every option of its attention.
+
+    Both are part of the run's identity.
+    """
     device = choose_device(config.trainer.accelerator)
     precision = choose_precision(config.trainer.precision, device)
-    return replace(config, trainer=replace(config.trainer, precision=precision))
+    return replace(
+        config,
+        attention=canonical_options(config.attention),
+        trainer=replace(config.trainer, precision=precision),
+    )
+
+
+def earlier_attempts(run: Run) -> list[dict[str, Any]]:
+    """What the manifest says of the attempts that this one continues, the oldest first."""
+    if not (run.path / "manifest.json").is_file():
+        return []
+    last = run.manifest
+    facts = ("status", "started", "ended", "wall_seconds", "code", "versions", "hardware")
+    return [*last.get("earlier_attempts", []), {key: last.get(key) for key in facts}]
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
@@ -112,7 +134,7 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
     return config.trainer.compile
 
 
-def checkpoint_to_resume(config: TrainConfig, run: Run) -> Path | None:
+def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:
     """The checkpoint to continue from; UserError where it is of another configuration."""
     if config.resume == "never":
         return None
@@ -120,12 +142,17 @@ def checkpoint_to_resume(config: TrainConfig, run: Run) -> Path | None:
     path = last if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not path.is_file():
         return None
-    check_identity(path, identity(config))
+    check_identity(path, stamp)
+    best, ours = path.with_name("best.ckpt"), last.with_name("best.ckpt")
+    if best.is_file() and not ours.exists():
+        write_bytes(ours, best.read_bytes())
     print(f"Continuing from {path}")
     return path
 
 
-def build_trainer(config: TrainConfig, run: Run, device: torch.device, tracker: Any) -> L.Trainer:
+def build_trainer(
+    config: TrainConfig, run: Run, device: torch.device, tracker: Any, stamp: dict[str, Any]
+) -> L.Trainer:
     trainer = config.trainer
     loggers: list[Logger] = [CSVLogger(run.path, name="logs")]  # a new file for every attempt
     if tracker is not None:
@@ -143,23 +170,25 @@ def build_trainer(config: TrainConfig, run: Run, device: torch.device, tracker: 
         num_sanity_val_steps=0,
         log_every_n_steps=trainer.log_every_n_steps,
         logger=loggers,
-        callbacks=build_callbacks(config, run, validates),
-        plugins=[SafeCheckpointIO()],
+        callbacks=[*build_callbacks(config, run, validates, device), StampIdentity(stamp)],
+        plugins=[SafeCheckpointIO(run.path / "checkpoints")],
         enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
         enable_model_summary=False,
         default_root_dir=run.path,
     )
 
 
-def build_callbacks(config: TrainConfig, run: Run, validates: bool) -> list[L.Callback]:
+def build_callbacks(
+    config: TrainConfig, run: Run, validates: bool, device: torch.device
+) -> list[L.Callback]:
     callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step")]
     if config.callbacks.progress_bar:
         callbacks.append(progress_callback())
-    if config.recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.recipe.ema_decay))
     if validates and config.callbacks.diagnostic_samples:
         callbacks.append(PlanDiagnostics(config.callbacks.diagnostic_samples))
-    callbacks.append(StampIdentity(identity(config)))
+    if config.recipe.ema_decay is not None:
+        # After the diagnostics: it puts the raw weights back when validation ends.
+        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
     return callbacks + checkpoint_callbacks(
         run.path / "checkpoints",
         monitor=validates,
@@ -177,9 +206,11 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
@@ -201,10 +232,8 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
         "train_seconds": round(timer.time_elapsed("train"), 2),
         "validate_seconds": round(timer.time_elapsed("validate"), 2),
     }
-    if "val/accuracy" in trainer.callback_metrics:
-        outcome["best_val_accuracy"] = best_val_accuracy(trainer)
-        outcome["last_val_accuracy"] = trainer.callback_metrics["val/accuracy"].item()
-    return outcome
+    score = best_val_accuracy(trainer)
+    return outcome if score is None else {**outcome, "best_val_accuracy": score}
 
 
 def best_val_accuracy(trainer: L.Trainer) -> float | None:
