@@ -3,12 +3,14 @@
 Usage: python scripts/demo.py          (or: make demo)
 """
 
+import sys
 import time
 from pathlib import Path
 
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
 from asap_exp.distillation.compile import distill
+from asap_exp.errors import UserError
 from asap_exp.evaluation.evaluate import evaluate
 from asap_exp.evaluation.report import report
 from asap_exp.training.fit import train
@@ -37,4 +39,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -17,7 +17,7 @@ def with_table(readme: str, records: Path) -> str:
     """`readme` with the table of `records` between its markers."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
-    table = "\n".join(summary_lines(grouped(load_records(records, None))))
+    table = "\n".join(summary_lines(grouped(load_records(records))))
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 

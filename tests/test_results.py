@@ -14,7 +14,7 @@ RECORDS = ROOT / "results" / "records"
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
-    return grouped(load_records(RECORDS, None))
+    return grouped(load_records(RECORDS))
 
 
 def test_tables_are_generated(groups: list[Group]) -> None:

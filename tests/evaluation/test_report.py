@@ -89,13 +89,13 @@ def test_record_without_manifest_is_refused(record: dict[str, Any], tmp_path: Pa
     del record["manifests"]["evaluate"]
     write_json(tmp_path / "a.json", record)
     with pytest.raises(UserError, match="has no manifest"):
-        load_records(tmp_path, None)
+        load_records(tmp_path)
 
 
 def test_foreign_file_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"format": 99})
     with pytest.raises(UserError, match="no evaluation record of this version"):
-        load_records(tmp_path, None)
+        load_records(tmp_path)
 
 
 def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:

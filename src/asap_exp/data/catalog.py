@@ -7,12 +7,16 @@ from asap_exp.errors import UserError
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Square images of `size` pixels; `mean` and `std` per channel on the scale 0..1."""
+    """Square images of `size` pixels; `mean` and `std` per channel on the scale 0..1.
+
+    `rows` is how many the complete splits have: fewer are called a subset.
+    """
 
     name: str
     size: int
     channels: int
     num_classes: int
+    rows: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hub: str | None = None
@@ -24,12 +28,21 @@ class ImageDataset:
 IMAGE_DATASETS = {
     dataset.name: dataset
     for dataset in (
-        ImageDataset("digits", 8, 1, 10, mean=(0.305,), std=(0.376,)),
+        ImageDataset(
+            "digits",
+            8,
+            1,
+            10,
+            rows={"train": 1257, "test": 540},
+            mean=(0.305,),
+            std=(0.376,),
+        ),
         ImageDataset(
             "cifar100",
             32,
             3,
             100,
+            rows={"train": 50_000, "test": 10_000},
             mean=(0.5071, 0.4865, 0.4409),
             std=(0.2673, 0.2564, 0.2762),
             hub="uoft-cs/cifar100",
@@ -41,6 +54,7 @@ IMAGE_DATASETS = {
             32,
             3,
             10,
+            rows={"train": 50_000, "test": 10_000},
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             hub="uoft-cs/cifar10",

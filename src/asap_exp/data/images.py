@@ -60,6 +60,8 @@ class ImageDataModule(L.LightningDataModule):
             "source": images.source,
             "train_sha256": fingerprint(images),
             "train_rows": len(self._splits["train"].labels),
+            "train_split_rows": len(labels),
+            "train_split_rows_in_all": self.dataset.rows["train"],
             "val_rows": len(val_rows),
             "val_rows_sha256": hashlib.sha256(val_rows.astype(np.int64).tobytes()).hexdigest(),
         }
@@ -82,7 +84,7 @@ class ImageDataModule(L.LightningDataModule):
         self.identity |= {
             "test_sha256": fingerprint(images),
             "test_rows": min(len(images.labels), max_rows or len(images.labels)),
-            "test_rows_in_all": len(images.labels),
+            "test_rows_in_all": self.dataset.rows["test"],
         }
         loader = self._plain_loader(images)
         return loader if max_rows is None else loader.first(max_rows)

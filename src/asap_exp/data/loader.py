@@ -45,10 +45,10 @@ class DeviceLoader:
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             yield self.transform(self.images.pixels[rows], self.images.labels[rows])
 
-    def first(self, rows: int) -> "DeviceLoader":
+    def first(self, rows: int, batch_size: int | None = None) -> "DeviceLoader":
         """The same, unshuffled, on the first `rows` rows."""
         images = Images(self.images.pixels[:rows], self.images.labels[:rows], self.images.source)
-        return DeviceLoader(images, min(self.batch_size, rows), self.transform)
+        return DeviceLoader(images, batch_size or self.batch_size, self.transform)
 
     def _order(self) -> Tensor:
         rows = len(self.images.labels)

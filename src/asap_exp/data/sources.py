@@ -131,9 +131,9 @@ def from_hub(dataset: ImageDataset, split: str, cache: Path) -> Images:
 
     try:
         rows = datasets.load_dataset(dataset.hub, split=split, cache_dir=str(cache / "datasets"))
+        return decoded(rows, dataset, f"Hugging Face hub, {dataset.hub}")
     except Exception as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
-    return decoded(rows, dataset, f"Hugging Face hub, {dataset.hub}")
 
 
 def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:

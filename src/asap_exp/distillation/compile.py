@@ -20,11 +20,11 @@ from asap_exp.distillation.fidelity import Fidelity, plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity
 from asap_exp.distillation.ridge import NormalEquations, Solution, random_slices
 from asap_exp.errors import UserError
-from asap_exp.files import write_json
+from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
 from asap_exp.models import load_net
 from asap_exp.runs import Run, find_teacher, public_config, short_hash
-from asap_exp.tracking import wandb_run
+from asap_exp.tracking import require_wandb, wandb_run
 
 CALIBRATION_SPLIT = "train"
 
@@ -50,6 +50,11 @@ def distill(config: DistillConfig) -> Path:
     folder = (
         run.path / "distill" / short_hash({"calibration": asdict(calibration), "layers": paths})
     )
+    if finished(folder):
+        print(f"Already compiled: {folder} (remove it to compile again)")
+        return folder
+    if config.logger.wandb:
+        require_wandb()
     facts = {"stage": "distill", "seed": calibration.seed, "teacher": run.name, "config": public}
     with (
         manifest(folder / "manifest.json", **facts) as record,
@@ -83,6 +88,12 @@ def distill(config: DistillConfig) -> Path:
     print(f"Fitted on {len(fit_images.images.labels)} training images of {run.config.data.name}")
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
+
+
+def finished(folder: Path) -> bool:
+    """Whether `folder` holds a map that was written to the end."""
+    file = folder / "manifest.json"
+    return file.is_file() and read_json(file).get("status") == "finished"
 
 
 def run_data(

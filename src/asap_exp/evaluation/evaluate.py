@@ -1,26 +1,29 @@
 """One evaluation: every variant of one compiled teacher, measured on the test split."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from asap_exp.attention import LayerInputs, swapped
+from asap_exp.attention import LayerInputs, attention_layers, swapped
 from asap_exp.config import EvaluateConfig, LatencyConfig
 from asap_exp.console import progress
+from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.devices import autocast, choose_device, use_cpu_threads
-from asap_exp.distillation.artifact import check_belongs, load_artifact
+from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.compile import run_data, teacher_identity
+from asap_exp.distillation.compile import finished, run_data, teacher_identity
 from asap_exp.distillation.fidelity import plan_fidelity
+from asap_exp.distillation.report import finite
 from asap_exp.errors import UserError
 from asap_exp.evaluation.accuracy import compare, predict
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.gate import gate_error, passes
-from asap_exp.evaluation.latency import interleaved_latency
+from asap_exp.evaluation.latency import Prepare, interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
@@ -38,8 +41,9 @@ from asap_exp.runs import (
     newest_artifact,
     public_config,
     short_hash,
+    without,
 )
-from asap_exp.tracking import wandb_run
+from asap_exp.tracking import require_wandb, wandb_run
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -53,12 +57,14 @@ def evaluate(config: EvaluateConfig) -> Path:
     softmax_run = find_softmax_twin(run, config)
     softmax_net = None if softmax_run is None else load_net(softmax_run, device)
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
+    if config.logger.wandb:
+        require_wandb()
     test = data.test_dataloader(max_rows=config.max_test_rows)
     rows = variants(net, artifact, config.truncations, softmax_net)
 
+    check_enough(config, data)
     public = public_config(config)
-    key = short_hash({"artifact": artifact.identity["tensors_sha256"], "config": public})
-    out = run.path / "evaluate" / key
+    out = run.path / "evaluate" / evaluation_key(artifact, data, device, public)
     facts = {
         "stage": "evaluate",
         "seed": run.config.seed,
@@ -90,8 +96,10 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
             },
-            "device": str(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"),
+            "device": device_name(device),
             "precision": run.config.trainer.precision,
+            "fidelity_samples": config.fidelity_samples,
+            "num_layers": len(attention_layers(net)),
             "latency": {
                 "batch_size": config.latency.batch_size,
                 "rounds": config.latency.rounds,
@@ -123,6 +131,37 @@ def evaluate(config: EvaluateConfig) -> Path:
     return out / "metrics.json"
 
 
+def evaluation_key(
+    artifact: Artifact, data: ImageDataModule, device: torch.device, public: dict[str, Any]
+) -> str:
+    """Equal for evaluations of one map on the same images, kind of device and settings."""
+    return short_hash(
+        {
+            "artifact": artifact.identity["tensors_sha256"],
+            "test": data.identity["test_sha256"],
+            "device": device_name(device),
+            "config": without(public, ("logger", "accelerator", "task")),
+        }
+    )
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def check_enough(config: EvaluateConfig, data: ImageDataModule) -> None:
+    """Refuses sizes that the test images cannot fill: a record must hold what it says."""
+    for key, wanted in (
+        ("fidelity_samples", config.fidelity_samples),
+        ("latency.batch_size", config.latency.batch_size),
+    ):
+        if wanted > int(str(data.identity["test_rows"])):
+            raise UserError(
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test images used; "
+                "choose fewer, or a larger max_test_rows"
+            )
+
+
 def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     """The teacher's run and the artifact's folder, as chosen or the newest; prints which."""
     if config.artifact is not None:
@@ -133,6 +172,8 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
             else Run(Path(config.teacher))
         )
         check_teacher(run, config.task.name)
+        if not finished(folder):
+            raise UserError(f"{folder} holds no finished map; distill again")
         print(f"Compiled map: {folder}")
         return run, folder
     if config.teacher is not None:
@@ -177,19 +218,25 @@ def measure(
         row.key: predict(row, test, precision) for row in progress(rows, "Predicting", len(rows))
     }
     plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
-    speed = speed_measures(rows, test.first(config.latency.batch_size), precision, config.latency)
+    batch = config.latency.batch_size
+    speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
     return [
         {
             "key": row.key,
             "label": row.label,
             "group": row.group,
             "layers": list(row.replacements),
-            **compare(logits[row.key], logits[teacher.key], labels),
-            **plans[row.key],
+            **defined(compare(logits[row.key], logits[teacher.key], labels)),
+            **defined(plans[row.key]),
             **speed[row.key],
         }
         for row in rows
     ]
+
+
+def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A number that is not finite becomes null: JSON has none, and a record must be writable."""
+    return {name: None if x is None else finite(x) for name, x in measures.items()}
 
 
 def plan_measures(
@@ -221,9 +268,10 @@ def speed_measures(
 ) -> dict[str, dict[str, Any]]:
     """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
     inputs, _ = next(iter(images))
+    assert len(inputs) == config.batch_size
     device = inputs.device
-    layer_calls: dict[str, Callable] = {}
-    model_calls: dict[str, Callable] = {}
+    layer_calls: dict[str, Prepare] = {}
+    model_calls: dict[str, Prepare] = {}
     errors = {}
     recorded = {
         id(net): next(iter(layer_inputs(net, [(inputs, inputs)], precision)))
@@ -244,11 +292,14 @@ def speed_measures(
     with torch.inference_mode():
         layer_ms = interleaved_latency(layer_calls, device, rounds=config.rounds)
         model_ms = interleaved_latency(model_calls, device, rounds=config.rounds)
-        memory = {key: peak_memory(call, device) for key, call in model_calls.items()}
+        memory = {}
+        for key, prepare in model_calls.items():
+            with prepare() as call:
+                memory[key] = peak_memory(call, device)
     teacher = rows[0].key
     return {
         row.key: {
-            "gate_error": errors[row.key],
+            "gate_error": finite(errors[row.key]),
             "layer_ms": layer_ms.get(row.key),
             "model_ms": model_ms.get(row.key),
             "layer_speedup": speedup(layer_ms, row.key, teacher),
@@ -259,17 +310,23 @@ def speed_measures(
     }
 
 
-def layer_call(attend: torch.nn.Module, inputs: LayerInputs) -> Callable[[], Tensor]:
+def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
     q, k, v, mask = inputs
-    return lambda: attend(q, k, v, key_padding_mask=mask)
+    return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
 
 
-def model_call(row: Variant, inputs: Tensor, precision: str) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with swapped(row.net, row.replacements) as net, autocast(precision, inputs.device):
-            return net(inputs)
+def model_call(row: Variant, inputs: Tensor, precision: str) -> Prepare:
+    @contextmanager
+    def prepare() -> Iterator[Callable[[], Tensor]]:
+        with swapped(row.net, row.replacements) as net:
 
-    return call
+            def call() -> Tensor:
+                with autocast(precision, inputs.device):
+                    return net(inputs)
+
+            yield call
+
+    return prepare
 
 
 def speedup(ms: Mapping[str, Mapping[str, float]], key: str, teacher: str) -> float | None:

@@ -5,17 +5,20 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 
 Call = Callable[[], object]
+Prepare = Callable[[], AbstractContextManager[Call]]
+"""Opens what a call needs, outside the clock, and gives the call."""
 
 SHORTEST_SAMPLE_SECONDS = 2e-3
 """A call shorter than this is repeated within one sample, so that the clock is no part of it."""
 
 
 def interleaved_latency(
-    calls: Mapping[str, Call], device: torch.device, *, rounds: int
+    calls: Mapping[str, Prepare], device: torch.device, *, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Milliseconds a call: `median`, `q1` and `q3` over `rounds`.
 
@@ -28,15 +31,17 @@ def interleaved_latency(
     for _ in range(rounds):
         shuffler.shuffle(order)
         for name in order:
-            samples[name].append(seconds(calls[name], device, repeats[name]) * 1e3)
+            with calls[name]() as call:
+                samples[name].append(seconds(call, device, repeats[name]) * 1e3)
     return {name: quartiles(values) for name, values in samples.items()}
 
 
-def warm_up(call: Call, device: torch.device) -> int:
-    """Runs `call` a few times; how often a sample must repeat it."""
-    for _ in range(2):
-        call()
-    duration = seconds(call, device, 1)
+def warm_up(prepare: Prepare, device: torch.device) -> int:
+    """Runs a call a few times; how often a sample must repeat it."""
+    with prepare() as call:
+        for _ in range(2):
+            call()
+        duration = seconds(call, device, 1)
     return max(1, math.ceil(SHORTEST_SAMPLE_SECONDS / max(duration, 1e-7)))
 
 

@@ -59,7 +59,8 @@ def tables_markdown(groups: list[Group]) -> str:
 EXPLANATION = (
     "Mean ± standard deviation over seeds where there are several. Accuracy on the test split; "
     "agreement and KL (nats) with the teacher's predictions; L1 row distance to the teacher's "
-    "plans and column error over valid tokens, on the teacher's own activations; latency is the "
+    "plans and column error over valid tokens, on the teacher's own activations (a model trained "
+    "by itself: on its own); latency is the "
     "median [quartiles] of interleaved rounds in one process (of several seeds: mean ± standard "
     "deviation of the medians), speed-ups are over the teacher in that process. "
     "An empty cell was not measured."
@@ -78,7 +79,12 @@ def group_markdown(group: Group) -> str:
 def group_title(group: Group) -> str:
     record = group.first
     norm = "with qk_norm" if record["qk_norm"] else "without qk_norm"
-    return f"{record['data']}, Sinkhorn T = {record['artifact']['num_iters']}, {norm}"
+    title = f"{record['data']}, Sinkhorn T = {record['artifact']['num_iters']}, {norm}"
+    return title if all_layers(group) else f"{title}, {len(record['artifact']['layers'])} layer"
+
+
+def all_layers(group: Group) -> bool:
+    return len(group.first["artifact"]["layers"]) == group.first["num_layers"]
 
 
 def group_caption(group: Group) -> str:
@@ -87,16 +93,31 @@ def group_caption(group: Group) -> str:
     manifests = record["manifests"]
     train, run = manifests["train"], manifests["evaluate"]
     hardware = train["hardware"]
-    commits = sorted({str(r["manifests"]["evaluate"]["code"]["commit"])[:8] for r in group.records})
     seconds = ", ".join(f"{r['manifests']['train']['train_seconds']:.0f}" for r in group.records)
+    kept = train["config"]["recipe"]["keep"]
     return (
         f"{caption(record)}. Seeds {', '.join(map(str, group.seeds))}. "
-        f"Trained on {train['data']['train_on']} ({train['data']['train_rows']} rows) for "
-        f"{train['epochs']} epochs, {train['parameters']:,} parameters, on "
-        f"{hardware['gpu'] or hardware['cpu']} in {seconds} s; weights kept: "
-        f"{train['config']['recipe']['keep']} epoch. torch {run['versions']['torch']}, "
-        f"code {', '.join(commits)}."
+        f"Trained on {training_rows(train)} for {train['epochs']} epochs, "
+        f"{train['parameters']:,} parameters, on {hardware['gpu'] or hardware['cpu']} in {seconds} s; "
+        f"weights kept: {kept} epoch. "
+        f"Trained with torch {train['versions']['torch']} and code {commits(group, 'train')}, "
+        f"evaluated with {run['versions']['torch']} and {commits(group, 'evaluate')}."
     )
+
+
+def training_rows(train: dict[str, Any]) -> str:
+    """Which images, how many, and whether those are all; a subset is called a subset."""
+    data, limit = train["data"], train["config"]["trainer"]["limit_train_batches"]
+    of = data["train_split_rows_in_all"]
+    subset = "" if data["train_split_rows"] == of else f", a SUBSET of the split's {of}"
+    limited = f", {limit} batches an epoch only" if limit else ""
+    return f"{data['train_on']} ({data['train_rows']} rows{subset}{limited})"
+
+
+def commits(group: Group, stage: str) -> str:
+    codes = [record["manifests"][stage]["code"] for record in group.records]
+    words = {f"{str(code['commit'])[:8]}{'+dirty' if code['dirty'] else ''}" for code in codes}
+    return ", ".join(sorted(words))
 
 
 def table_lines(group: Group, methods: tuple[str, ...] | None = None) -> list[str]:
@@ -136,13 +157,13 @@ SUMMARY = (
 
 
 def summary_lines(groups: list[Group]) -> list[str]:
-    """Test accuracy alone, one line a group: the README's table."""
+    """Test accuracy alone, one line for each group with every layer compiled: the README's."""
     lines = [
         row_line(["test accuracy %", *(title for title, _ in SUMMARY), "seeds"]),
         row_line(["---", *["---:"] * (len(SUMMARY) + 1)]),
     ]
     write = spread(100, 2)
-    for group in groups:
+    for group in filter(all_layers, groups):
         rows = {row["key"]: row["accuracy"] for row in averaged_rows(group)}
         accuracies = [write(rows.get(key)) for _, key in SUMMARY]
         lines.append(row_line([group_title(group), *accuracies, str(len(group.records))]))

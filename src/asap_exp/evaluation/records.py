@@ -45,6 +45,8 @@ class Group:
 def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) -> list[Path]:
     """Copies the record of every finished evaluation into `folder`; returns what it copied."""
     runs = all_runs(paths, task) if run is None else [Run(Path(run))]
+    if run is not None:
+        _ = runs[0].config  # a mistyped path is refused
     kept = []
     for source in (f for r in runs for f in sorted(r.path.glob("evaluate/*/metrics.json"))):
         record = read_json(source)
@@ -54,7 +56,7 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
     return kept
 
 
-def load_records(folder: Path, task: str | None) -> list[Record]:
+def load_records(folder: Path) -> list[Record]:
     records = []
     for file in sorted(folder.glob("*.json")):
         record = read_json(file)
@@ -62,36 +64,47 @@ def load_records(folder: Path, task: str | None) -> list[Record]:
             raise UserError(f"{file} is no evaluation record of this version (format {FORMAT})")
         if "evaluate" not in record["manifests"]:
             raise UserError(f"{file} has no manifest: a number without one is not reported")
-        if task is None or record["task"] == task:
-            records.append(record)
+        records.append(record)
     return records
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Groups in a stable order: data set, then qk_norm on before off, then configuration."""
     by_key: dict[str, list[Record]] = {}
-    for record in records:
+    for record in newest(records):
         by_key.setdefault(short_hash(configuration(record)), []).append(record)
     groups = [
         Group(
             f"{rs[0]['data']}-{'qknorm' if rs[0]['qk_norm'] else 'plain'}-{key}",
-            sorted(rs, key=lambda r: (r["seed"], r["artifact"]["calibration"]["seed"])),
+            sorted(rs, key=lambda r: r["seed"]),
         )
         for key, rs in by_key.items()
     ]
     return sorted(groups, key=lambda g: (g.first["data"], not g.first["qk_norm"], g.slug))
 
 
+def newest(records: Iterable[Record]) -> list[Record]:
+    """Of several evaluations of one run under one configuration, the newest alone.
+
+    They are no further seeds, and averaging them would only narrow the deviation.
+    """
+    chosen: dict[tuple[str, str], Record] = {}
+    for record in sorted(records, key=lambda r: r["manifests"]["evaluate"]["ended"]):
+        chosen[record["run"], short_hash(configuration(record))] = record
+    return list(chosen.values())
+
+
 def configuration(record: Record) -> dict[str, Any]:
-    """What two records must share to be averaged: everything but their seeds."""
+    """What two records must share to be averaged: everything but the seed of the training."""
     manifests = record["manifests"]
     return {
         "train": without(manifests["train"]["config"], ("seed", "logger", "callbacks", "resume")),
-        "calibration": without(record["artifact"]["calibration"], ("seed",)),
+        "calibration": record["artifact"]["calibration"],
         "layers": record["artifact"]["layers"],
         "test": record["test"],
         "device": record["device"],
         "latency": record["latency"],
+        "fidelity_samples": record["fidelity_samples"],
     }
 
 

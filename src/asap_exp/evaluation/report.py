@@ -13,6 +13,7 @@ from asap_exp.evaluation.markdown import tables_csv, tables_markdown
 from asap_exp.evaluation.page import html_page
 from asap_exp.evaluation.records import gather, grouped, load_records
 from asap_exp.files import write_bytes, write_text
+from asap_exp.runs import Run
 
 
 def report(config: ReportConfig) -> Path:
@@ -22,7 +23,10 @@ def report(config: ReportConfig) -> Path:
     """
     out = Path(config.out)
     copied = gather(config.paths, config.task.name, config.run, out / "records")
-    groups = grouped(load_records(out / "records", config.task.name))
+    records = load_records(out / "records")
+    if config.run is not None:
+        records = [record for record in records if record["run"] == Run(Path(config.run)).name]
+    groups = grouped(records)
     if not groups:
         task = f" task={config.task.name}" if config.task.name else ""
         raise UserError(

@@ -56,10 +56,13 @@ def caption(record: dict[str, Any]) -> str:
     test = f"all {of} test images" if rows == of else f"a SUBSET of {rows} of {of} test images"
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
+    artifact = record["artifact"]
+    features = " and query features" if artifact["query_features"] else ""
     return (
-        f"{record['data']}, {test}, "
-        f"qk_norm {'on' if record['qk_norm'] else 'off'}, {record['artifact']['slices']} slices, "
-        f"{record['precision']}; {device}, batch {latency['batch_size']}, median of "
+        f"{record['data']}, {test} (plans compared on the first {record['fidelity_samples']}), "
+        f"qk_norm {'on' if record['qk_norm'] else 'off'}; {artifact['slices']} slices{features}, "
+        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} images; "
+        f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
         f"{latency['rounds']} interleaved rounds, eager, no CUDA graph"
     )
 
