@@ -1,6 +1,7 @@
 """The artifact: whole or refused, and refused by a model whose teacher is another."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -25,8 +26,18 @@ def test_identity_names_teacher_layers_and_calibration_set(shared_pipeline: Pipe
     assert artifact.tensors["blocks.1.attn.weight"].shape == (2, 3)
 
 
+def test_finished_map_is_not_made_again(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (pipeline.artifact / "manifest.json").read_bytes()
+    assert run_distill(pipeline.results) == pipeline.artifact
+    assert "Already compiled" in capsys.readouterr().out
+    assert (pipeline.artifact / "manifest.json").read_bytes() == before
+
+
 def test_same_calibration_gives_the_same_tensors(pipeline: Pipeline) -> None:
     before = load_artifact(pipeline.artifact).identity["tensors_sha256"]
+    shutil.rmtree(pipeline.artifact)
     assert load_artifact(run_distill(pipeline.results)).identity["tensors_sha256"] == before
     other = run_distill(pipeline.results, "calibration.seed=1")
     assert other != pipeline.artifact

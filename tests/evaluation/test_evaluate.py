@@ -7,7 +7,7 @@ import pytest
 from asap_exp.attention import SinkhornAttention
 from asap_exp.errors import UserError
 from asap_exp.evaluation import evaluate as evaluation
-from asap_exp.files import read_json
+from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate
 
@@ -128,6 +128,39 @@ def test_wrong_attention_is_reported_and_not_timed(
     assert rows["truncated_2"]["model_speedup"] is None
     assert rows["truncated_1"]["model_speedup"] > 0
     assert "Sinkhorn, T' = 2 is wrong by 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["latency.batch_size=49", "fidelity_samples=49"])
+def test_sizes_that_the_test_images_cannot_fill_are_refused(pipeline: Pipeline, size: str) -> None:
+    with pytest.raises(UserError, match=f"{size} is more than the 48 test images"):
+        run_evaluate(pipeline.results, size)
+
+
+def test_latency_batch_may_exceed_the_batch_of_the_predictions(pipeline: Pipeline) -> None:
+    record = read_json(run_evaluate(pipeline.results, "batch_size=16", "latency.batch_size=40"))
+    assert record["latency"]["batch_size"] == 40
+
+
+def test_logger_and_accelerator_are_no_part_of_an_evaluation(pipeline: Pipeline) -> None:
+    again = run_evaluate(pipeline.results, "logger.project=other", "accelerator=cpu")
+    assert again == pipeline.record
+    assert run_evaluate(pipeline.results, "fidelity_samples=8") != pipeline.record
+
+
+def test_number_that_is_not_finite_is_written_as_null(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "gate_error", lambda *_: float("nan"))
+    rows = read_json(run_evaluate(pipeline.results))["rows"]
+    assert {row["gate_error"] for row in rows} == {None}
+    assert {row["layer_ms"] is None for row in rows} == {True}
+
+
+def test_unfinished_map_is_refused(pipeline: Pipeline) -> None:
+    manifest = read_json(pipeline.artifact / "manifest.json")
+    write_json(pipeline.artifact / "manifest.json", {**manifest, "status": "failed"})
+    with pytest.raises(UserError, match="holds no finished map"):
+        run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")
 
 
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:

@@ -1,5 +1,6 @@
 """Tables, figures and page come from records alone."""
 
+import copy
 import csv
 import io
 import re
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 
 from asap_exp.errors import UserError
-from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.markdown import (
+    group_title,
+    summary_lines,
+    tables_csv,
+    tables_markdown,
+    training_rows,
+)
 from asap_exp.evaluation.records import averaged_rows, grouped, load_records, mean_std
 from asap_exp.evaluation.tables import caption
 from asap_exp.files import read_json, write_json
@@ -57,8 +64,40 @@ def test_seeds_are_averaged_with_their_sample_deviation(record: dict[str, Any]) 
     assert "92.00 ± 2.83" in tables_markdown(groups)
 
 
+def test_repeated_evaluation_is_no_further_seed(record: dict[str, Any]) -> None:
+    later = copy.deepcopy(record)
+    later["manifests"]["evaluate"]["ended"] = "9999-01-01T00:00:00+00:00"
+    later["rows"][0]["accuracy"] = 0.125
+    for records in ([record, later], [later, record]):
+        (group,) = grouped(records)
+        assert len(group.records) == 1
+        assert averaged_rows(group)[0]["accuracy"] == {"mean": 0.125, "std": None}
+
+
+def test_calibration_seed_is_no_seed_of_the_training(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    other["artifact"]["calibration"]["seed"] = 1
+    assert len(grouped([record, other])) == 2
+
+
+def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> None:
+    one = copy.deepcopy(record)
+    one["artifact"]["layers"] = ["blocks.1.attn"]
+    (group,) = grouped([one])
+    assert group_title(group).endswith("1 layer")
+    assert len(summary_lines([group])) == 2, "only the head of the table"
+    assert len(summary_lines(grouped([record]))) == 3
+
+
+def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:
+    train = record["manifests"]["train"]
+    assert "4 batches an epoch only" in training_rows(train)
+    train["data"]["train_split_rows_in_all"] = 9999
+    assert "a SUBSET of the split's 9999" in training_rows(train)
+
+
 def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
-    other = {**record, "test": {"rows": 12, "of": 540}}
+    other = {**record, "test": {"rows": 12, "of": 540}, "run": "digits/vit-sinkhorn/0-s3"}
     assert len(grouped([record, other])) == 2
 
 
@@ -96,6 +135,11 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"format": 99})
     with pytest.raises(UserError, match="no evaluation record of this version"):
         load_records(tmp_path)
+
+
+def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        run_report(pipeline.results, f"run={tmp_path / 'nowhere'}")
 
 
 def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 
+from asap_exp.data import sources
 from asap_exp.errors import UserError
 from asap_exp.runs import run_directory
 from asap_exp.tensors import load_tensors
@@ -65,6 +66,42 @@ def test_resumed_run_ends_in_the_same_weights(
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
+
+
+def test_best_epoch_survives_a_move_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("recipe.epochs=4",)
+    whole = run_train(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch=3)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "before", *options)
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed = run_train(tmp_path / "after", *options)
+    assert resumed.manifest["kept_epoch"] == whole.manifest["kept_epoch"]
+    assert resumed.manifest["best_val_accuracy"] == whole.manifest["best_val_accuracy"]
+    assert resumed.manifest["teacher_sha256"] == whole.manifest["teacher_sha256"]
+    (attempt,) = resumed.manifest["earlier_attempts"]
+    assert attempt["status"] == "failed"
+
+
+def test_checkpoint_of_other_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch=2)
+        with pytest.raises(Killed):
+            run_train(tmp_path)
+    digits = sources.digits
+
+    def darker(split: str) -> sources.Images:
+        images = digits(split)
+        return images._replace(pixels=images.pixels // 2)
+
+    monkeypatch.setattr(sources, "digits", darker)
+    with pytest.raises(UserError, match=r"data_content\.train_sha256: saved"):
+        run_train(tmp_path)
 
 
 def test_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

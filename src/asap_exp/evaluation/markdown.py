@@ -98,8 +98,8 @@ def group_caption(group: Group) -> str:
     return (
         f"{caption(record)}. Seeds {', '.join(map(str, group.seeds))}. "
         f"Trained on {training_rows(train)} for {train['epochs']} epochs, "
-        f"{train['parameters']:,} parameters, on {hardware['gpu'] or hardware['cpu']} in {seconds} s; "
-        f"weights kept: {kept} epoch. "
+        f"{train['parameters']:,} parameters, on {hardware['gpu'] or hardware['cpu']} "
+        f"in {seconds} s; weights kept: {kept} epoch. "
         f"Trained with torch {train['versions']['torch']} and code {commits(group, 'train')}, "
         f"evaluated with {run['versions']['torch']} and {commits(group, 'evaluate')}."
     )
