@@ -1,5 +1,6 @@
 """What the command lines have in common."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +30,11 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         print(help_text(stage))
         return
     try:
-        check_override_keys(sys.argv[1:], schema)
+        # Hydra itself explains an override that it cannot parse.
+        with contextlib.suppress(HydraException):
+            check_override_keys(sys.argv[1:], schema)
     except UserError as error:
         fail(error)
-    except HydraException:
-        pass  # Hydra explains an override that it cannot parse better than we could
     application()
     if failures:
         sys.exit(2)

@@ -6,7 +6,7 @@ import pytest
 
 from asap_exp.attention import SinkhornAttention
 from asap_exp.errors import UserError
-from asap_exp.evaluation import evaluate as evaluation
+from asap_exp.evaluation import measure
 from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate
@@ -122,7 +122,7 @@ def test_wrong_attention_is_reported_and_not_timed(
         wrong = isinstance(attend, SinkhornAttention) and attend.num_iters == 2
         return 0.5 if wrong else 0.0
 
-    monkeypatch.setattr(evaluation, "gate_error", error)
+    monkeypatch.setattr(measure, "gate_error", error)
     rows = {row["key"]: row for row in read_json(run_evaluate(pipeline.results))["rows"]}
     assert rows["truncated_2"]["layer_ms"] is None
     assert rows["truncated_2"]["model_speedup"] is None
@@ -150,7 +150,7 @@ def test_logger_and_accelerator_are_no_part_of_an_evaluation(pipeline: Pipeline)
 def test_number_that_is_not_finite_is_written_as_null(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "gate_error", lambda *_: float("nan"))
+    monkeypatch.setattr(measure, "gate_error", lambda *_: float("nan"))
     rows = read_json(run_evaluate(pipeline.results))["rows"]
     assert {row["gate_error"] for row in rows} == {None}
     assert {row["layer_ms"] is None for row in rows} == {True}

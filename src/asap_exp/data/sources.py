@@ -4,6 +4,7 @@ Each source gives the whole split as `Images`, or says in one phrase why it cann
 can is taken. No source waits on an unreachable network for more than `REACH_SECONDS`.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -171,9 +172,8 @@ def require_reachable(url: str) -> None:
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=REACH_SECONDS)
-        except urllib.error.HTTPError:
-            pass  # an answer all the same
+            with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+                urllib.request.urlopen(request, timeout=REACH_SECONDS)
         except Exception as error:
             failure[0] = str(getattr(error, "reason", error))
             return

@@ -1,34 +1,23 @@
 """One evaluation: every variant of one compiled teacher, measured on the test split."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from asap_exp.attention import LayerInputs, attention_layers, swapped
-from asap_exp.config import EvaluateConfig, LatencyConfig
-from asap_exp.console import progress
+from asap_exp.attention import attention_layers
+from asap_exp.config import EvaluateConfig
 from asap_exp.data import ImageDataModule
-from asap_exp.data.loader import DeviceLoader
-from asap_exp.devices import autocast, choose_device, use_cpu_threads
+from asap_exp.devices import choose_device, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
-from asap_exp.distillation.capture import layer_inputs
 from asap_exp.distillation.compile import finished, run_data, teacher_identity
-from asap_exp.distillation.fidelity import plan_fidelity
-from asap_exp.distillation.report import finite
 from asap_exp.errors import UserError
-from asap_exp.evaluation.accuracy import compare, predict
 from asap_exp.evaluation.curves import training_curves
-from asap_exp.evaluation.gate import gate_error, passes
-from asap_exp.evaluation.latency import Prepare, interleaved_latency
-from asap_exp.evaluation.memory import peak_memory
+from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_evaluation
-from asap_exp.evaluation.variants import Variant, variants
+from asap_exp.evaluation.variants import variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -206,131 +195,3 @@ def find_softmax_twin(run: Run, config: EvaluateConfig) -> Run | None:
             print(f"Softmax model of the same recipe and seed: {other.path}")
             return other
     return None
-
-
-def measure(
-    rows: list[Variant], test: DeviceLoader, precision: str, config: EvaluateConfig
-) -> list[dict[str, Any]]:
-    """A dict for every variant: predictions, plans, latency, memory."""
-    labels = test.images.labels.cpu()
-    teacher = rows[0]
-    logits = {
-        row.key: predict(row, test, precision) for row in progress(rows, "Predicting", len(rows))
-    }
-    plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
-    batch = config.latency.batch_size
-    speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
-    return [
-        {
-            "key": row.key,
-            "label": row.label,
-            "group": row.group,
-            "layers": list(row.replacements),
-            **defined(compare(logits[row.key], logits[teacher.key], labels)),
-            **defined(plans[row.key]),
-            **speed[row.key],
-        }
-        for row in rows
-    ]
-
-
-def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """A number that is not finite becomes null: JSON has none, and a record must be writable."""
-    return {name: None if x is None else finite(x) for name, x in measures.items()}
-
-
-def plan_measures(
-    rows: list[Variant], images: DeviceLoader, precision: str
-) -> dict[str, dict[str, float | None]]:
-    """Means over the row's layers and heads, on the activations of the row's own teacher.
-
-    A model trained by itself has plans of its own, and none of the teacher's to be compared with.
-    """
-    measures: dict[str, dict[str, float | None]] = {}
-    for net in {id(row.net): row.net for row in rows}.values():
-        mine = [row for row in rows if row.net is net]
-        fidelity = plan_fidelity(net, images, precision, {row.key: row.attends() for row in mine})
-        for row in mine:
-            layers = fidelity[row.key].values()
-            means = {
-                name: float(torch.stack([layer[name] for layer in layers]).mean())
-                for name in ("l1_row_distance", "row_error", "column_error", "entropy")
-            }
-            largest = max(float(layer["largest_column_error"].max()) for layer in layers)
-            measures[row.key] = {**means, "largest_column_error": largest}
-            if net is not rows[0].net:
-                measures[row.key]["l1_row_distance"] = None
-    return measures
-
-
-def speed_measures(
-    rows: list[Variant], images: DeviceLoader, precision: str, config: LatencyConfig
-) -> dict[str, dict[str, Any]]:
-    """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
-    inputs, _ = next(iter(images))
-    assert len(inputs) == config.batch_size
-    device = inputs.device
-    layer_calls: dict[str, Prepare] = {}
-    model_calls: dict[str, Prepare] = {}
-    errors = {}
-    recorded = {
-        id(net): next(iter(layer_inputs(net, [(inputs, inputs)], precision)))
-        for net in {id(row.net): row.net for row in rows}.values()
-    }
-    for row in rows:
-        path, attend = list(row.attends().items())[-1]
-        layer_in = recorded[id(row.net)][path]
-        errors[row.key] = gate_error(attend, layer_in)
-        if not passes(errors[row.key], layer_in.v.dtype):
-            print(
-                f"warning: {row.label} is wrong by {errors[row.key]:.2g} (relative RMS against "
-                "float64), so it is not timed"
-            )
-            continue
-        layer_calls[row.key] = layer_call(attend, layer_in)
-        model_calls[row.key] = model_call(row, inputs, precision)
-    with torch.inference_mode():
-        layer_ms = interleaved_latency(layer_calls, device, rounds=config.rounds)
-        model_ms = interleaved_latency(model_calls, device, rounds=config.rounds)
-        memory = {}
-        for key, prepare in model_calls.items():
-            with prepare() as call:
-                memory[key] = peak_memory(call, device)
-    teacher = rows[0].key
-    return {
-        row.key: {
-            "gate_error": finite(errors[row.key]),
-            "layer_ms": layer_ms.get(row.key),
-            "model_ms": model_ms.get(row.key),
-            "layer_speedup": speedup(layer_ms, row.key, teacher),
-            "model_speedup": speedup(model_ms, row.key, teacher),
-            "peak_memory_mib": memory.get(row.key),
-        }
-        for row in rows
-    }
-
-
-def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
-    q, k, v, mask = inputs
-    return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
-
-
-def model_call(row: Variant, inputs: Tensor, precision: str) -> Prepare:
-    @contextmanager
-    def prepare() -> Iterator[Callable[[], Tensor]]:
-        with swapped(row.net, row.replacements) as net:
-
-            def call() -> Tensor:
-                with autocast(precision, inputs.device):
-                    return net(inputs)
-
-            yield call
-
-    return prepare
-
-
-def speedup(ms: Mapping[str, Mapping[str, float]], key: str, teacher: str) -> float | None:
-    """Ratio of medians; None where either was not timed."""
-    if key not in ms or teacher not in ms:
-        return None
-    return ms[teacher]["median"] / ms[key]["median"]
