@@ -50,6 +50,7 @@ def wandb_run(
 ) -> Iterator[Any]:
     """A wandb run for one stage; None where wandb was not chosen.
 
+    Open it before the stage's manifest, so that a tracker which does not start spoils no record.
     The stages of one training run share a `group`. With `run_id`, a later attempt continues the run
     of that name.
     """

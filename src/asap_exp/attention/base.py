@@ -34,6 +34,11 @@ class Attention(nn.Module, ABC):
         """The attention matrix `[B, H, N, M]`; for diagnostics, never in a hot path."""
 
 
+def padded_pairs(key_padding_mask: Tensor) -> Tensor:
+    """`[B, 1, N, N]`, True where the query or the key is padded: no place of a plan."""
+    return key_padding_mask[:, None, :, None] | key_padding_mask[:, None, None, :]
+
+
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
     """Makes an attention known to YAML as `attention: {name: NAME, ...}`."""
 

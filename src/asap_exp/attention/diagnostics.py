@@ -7,6 +7,8 @@ function returns `[H]`: a mean over the samples that have a valid token, or a ma
 import torch
 from torch import Tensor
 
+from asap_exp.attention.base import padded_pairs
+
 
 def row_error(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     """mean_i |sum_j A_ij - 1|."""
@@ -50,7 +52,7 @@ def largest_logit(
     """max |S_ij| with S = q k^T / (eps sqrt(head_dim))."""
     S = q.float() @ k.float().transpose(-1, -2) * (q.shape[-1] ** -0.5 / eps)
     if key_padding_mask is not None:
-        padded = key_padding_mask[:, None, :, None] | key_padding_mask[:, None, None, :]
+        padded = padded_pairs(key_padding_mask)
         S = S.masked_fill(padded, 0.0)
     return S.abs().amax(dim=(0, 2, 3))
 

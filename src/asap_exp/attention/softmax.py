@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.attention.base import Attention, register
+from asap_exp.attention.base import Attention, padded_pairs, register
 
 
 @register("softmax")
@@ -25,7 +25,7 @@ class SoftmaxAttention(Attention):
         if key_padding_mask is None:
             return S.softmax(dim=-1)
         plan = S.masked_fill(~attended(key_padding_mask), float("-inf")).softmax(dim=-1)
-        padded = key_padding_mask[:, None, :, None] | key_padding_mask[:, None, None, :]
+        padded = padded_pairs(key_padding_mask)
         return plan.masked_fill(padded, 0.0)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from asap_exp.attention.base import Attention, register
+from asap_exp.attention.base import Attention, padded_pairs, register
 
 
 @register("uniform")
@@ -21,6 +21,6 @@ class UniformAttention(Attention):
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         plan = torch.ones(*q.shape[:3], k.shape[2], device=q.device)
         if key_padding_mask is not None:
-            padded = key_padding_mask[:, None, :, None] | key_padding_mask[:, None, None, :]
+            padded = padded_pairs(key_padding_mask)
             plan = plan.masked_fill(padded, 0.0)
         return plan / plan.sum(dim=-1, keepdim=True).clamp(min=1)

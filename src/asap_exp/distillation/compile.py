@@ -24,7 +24,7 @@ from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
 from asap_exp.models import load_net
 from asap_exp.runs import Run, find_teacher, public_config, short_hash
-from asap_exp.tracking import require_wandb, wandb_run
+from asap_exp.tracking import wandb_run
 
 CALIBRATION_SPLIT = "train"
 
@@ -53,11 +53,8 @@ def distill(config: DistillConfig) -> Path:
     if finished(folder):
         print(f"Already compiled: {folder} (remove it to compile again)")
         return folder
-    if config.logger.wandb:
-        require_wandb()
     facts = {"stage": "distill", "seed": calibration.seed, "teacher": run.name, "config": public}
     with (
-        manifest(folder / "manifest.json", **facts) as record,
         wandb_run(
             config.logger,
             public,
@@ -66,6 +63,7 @@ def distill(config: DistillConfig) -> Path:
             job_type="distill",
             tags=[str(run.config.task.name), calibration.name],
         ) as tracker,
+        manifest(folder / "manifest.json", **facts) as record,
     ):
         precision = run.config.trainer.precision
         fits = normal_equations(net, fit_images, precision, paths, calibration)

@@ -32,7 +32,7 @@ from asap_exp.runs import (
     short_hash,
     without,
 )
-from asap_exp.tracking import require_wandb, wandb_run
+from asap_exp.tracking import wandb_run
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -46,8 +46,6 @@ def evaluate(config: EvaluateConfig) -> Path:
     softmax_run = find_softmax_twin(run, config)
     softmax_net = None if softmax_run is None else load_net(softmax_run, device)
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
-    if config.logger.wandb:
-        require_wandb()
     test = data.test_dataloader(max_rows=config.max_test_rows)
     rows = variants(net, artifact, config.truncations, softmax_net)
 
@@ -62,7 +60,6 @@ def evaluate(config: EvaluateConfig) -> Path:
         "data": data.identity,
     }
     with (
-        manifest(out / "manifest.json", **facts) as record,
         wandb_run(
             config.logger,
             public,
@@ -71,6 +68,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             job_type="evaluate",
             tags=[str(run.config.task.name), artifact.identity["calibration"]["name"]],
         ) as tracker,
+        manifest(out / "manifest.json", **facts) as record,
     ):
         metrics = {
             "format": FORMAT,

@@ -27,7 +27,7 @@ from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
 from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.tracking import require_wandb, wandb_run
+from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
     SafeCheckpointIO,
     StampIdentity,
@@ -83,10 +83,7 @@ def train(config: TrainConfig) -> Run:
         "resumed_from": checkpoint.name if checkpoint else None,
         "earlier_attempts": earlier_attempts(run) if checkpoint else [],
     }
-    if config.logger.wandb:
-        require_wandb()
     with (
-        manifest(run.path / "manifest.json", **facts) as record,
         wandb_run(
             config.logger,
             public_config(config),
@@ -96,6 +93,7 @@ def train(config: TrainConfig) -> Run:
             tags=[str(config.task.name), config.attention["name"]],
             run_id=run.tracking_id,
         ) as tracker,
+        manifest(run.path / "manifest.json", **facts) as record,
         quiet_lightning(),
     ):
         trainer = build_trainer(config, run, device, tracker, stamp)
