@@ -19,28 +19,24 @@ from asap_exp.evaluation.evaluate import evaluate
 from asap_exp.training.fit import train
 
 COMMON = ["logger=csv"]
+WITH_AND_WITHOUT_QK_NORM = {
+    "digits": (["task=digits"], ["task=digits", "model.qk_norm=false"]),
+    "cifar": (["experiment=cifar_qknorm"], ["experiment=cifar_plain"]),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("digits", "cifar"))
+    parser.add_argument("task", choices=tuple(WITH_AND_WITHOUT_QK_NORM))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("overrides", nargs="*", help="for the training, such as recipe.epochs=40")
     arguments = parser.parse_intermixed_args()
     try:
-        for qk_norm in ("true", "false"):
+        for recipe in WITH_AND_WITHOUT_QK_NORM[arguments.task]:
             for seed in arguments.seeds:
-                reproduce(
-                    [
-                        f"task={arguments.task}",
-                        f"seed={seed}",
-                        f"model.qk_norm={qk_norm}",
-                        *arguments.overrides,
-                        *COMMON,
-                    ]
-                )
+                reproduce([*recipe, f"seed={seed}", *arguments.overrides, *COMMON])
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Makes the virtual environment $VENV with the pinned versions. Called by `make setup`.
 set -eu
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 or newer is needed." \
