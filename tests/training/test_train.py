@@ -1,9 +1,11 @@
 """What a training run leaves behind, and what it refuses."""
 
 import copy
+import csv
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,10 @@ from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.models import build_net, compile_blocks, load_net
 from asap_exp.tensors import fingerprint, load_tensors
+from asap_exp.training import classifier, guard
+from asap_exp.training import fit as training_fit
 from asap_exp.training.diagnostics import describe_plans
-from asap_exp.training.guard import NonFiniteLoss, check_finite, first_non_finite
+from asap_exp.training.guard import LossCheck, NonFiniteLoss, first_non_finite
 from tests.conftest import Pipeline
 from tests.stages import run_train, train_config
 
@@ -54,6 +58,22 @@ def test_diagnostics_are_logged_for_every_layer_and_epoch(shared_pipeline: Pipel
             assert 0 < row[f"plan/{layer}/entropy"] <= 1
             assert row[f"plan/{layer}/largest_logit"] > 0
         assert {"train/loss_epoch", "val/accuracy", "val/loss"} <= row.keys()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_loss_is_logged_at_its_steps_and_as_the_mean_of_each_epoch(
+    tmp_path: Path, every: int
+) -> None:
+    run = run_train(tmp_path, f"trainer.log_every_n_steps={every}")  # three epochs of four steps
+    with next(run.path.rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    steps = {int(r["step"]): float(r["train/loss_step"]) for r in rows if r["train/loss_step"]}
+    assert list(steps) == list(range(every - 1, 12, every))
+    means = [float(r["train/loss_epoch"]) for r in rows if r["train/loss_epoch"]]
+    assert len(means) == 3
+    if every == 1:
+        losses = torch.tensor(list(steps.values()))
+        assert means == pytest.approx(losses.view(3, 4).mean(dim=1).tolist())
 
 
 def test_kept_epoch_is_the_best_on_validation(shared_pipeline: Pipeline) -> None:
@@ -97,22 +117,66 @@ def test_non_finite_loss_names_the_layer() -> None:
     net.blocks[1].mlp.fc1.weight.data.normal_().mul_(8e37)  # finite, but not its products
     loss = torch.nn.functional.cross_entropy(net(inputs), torch.tensor([0, 1]))
     with pytest.raises(NonFiniteLoss, match=r"step 7: the output of layer blocks\.1\.mlp\.\w+"):
-        check_finite(loss, net, inputs, step=7)
+        LossCheck(loss, net, inputs, step=7).require_finite()
 
 
 def test_non_finite_weights_are_named() -> None:
     net = build_net(train_config(Path("unused")))
     net.blocks[0].attn.qkv.weight.data[0, 0] = float("nan")
     with pytest.raises(NonFiniteLoss, match=r"the weights of layer blocks\.0\.attn\.qkv\.weight"):
-        check_finite(torch.tensor(float("nan")), net, torch.zeros(1, 1, 8, 8), step=0)
+        LossCheck(torch.tensor(float("nan")), net, torch.zeros(1, 1, 8, 8), step=0).require_finite()
 
 
-def test_diverging_run_stops_and_keeps_what_it_had(tmp_path: Path) -> None:
-    options = ("recipe.lr=1e30", "recipe.clip_norm=null", "recipe.warmup_epochs=0")
+class AtTheEnd(L.Callback):
+    """What a run that stops with an exception leaves in memory."""
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.weights = list(pl_module.parameters())
+
+
+DIVERGING = ("recipe.lr=1e30", "recipe.clip_norm=null", "recipe.warmup_epochs=0")
+
+
+def test_diverging_run_stops_and_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, build = AtTheEnd(), training_fit.build_callbacks
+    monkeypatch.setattr(training_fit, "build_callbacks", lambda *a: [*build(*a), end])
     with pytest.raises(NonFiniteLoss, match="layer"):
-        run_train(tmp_path, *options)
+        run_train(tmp_path, *DIVERGING)
+    assert all(weight.isfinite().all() for weight in end.weights), "no step after the bad loss"
     manifests = list(tmp_path.rglob("manifest.json"))
     assert json.loads(manifests[0].read_text())["status"] == "failed"
+
+
+def test_layer_at_fault_is_looked_for_in_the_precision_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autocast = []
+
+    def look(net: nn.Module, inputs: torch.Tensor) -> str:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return "found"
+
+    monkeypatch.setattr(guard, "first_non_finite", look)
+    with pytest.raises(NonFiniteLoss, match="found"):
+        run_train(tmp_path, *DIVERGING, "trainer.precision=bf16-mixed")
+    assert autocast == [True]
+
+
+def test_fused_optimiser_clips_under_mixed_precision_and_ends_where_the_plain_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("trainer.precision=bf16-mixed", "recipe.clip_norm=0.01")
+    plain = run_train(tmp_path / "plain", *options)
+    make = classifier.adamw
+    monkeypatch.setattr(classifier, "adamw", lambda *a, **_: make(*a, fused=True))
+    fused = run_train(tmp_path / "fused", *options)
+    expected = load_tensors(plain.weights)
+    for name, weight in load_tensors(fused.weights).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture

@@ -50,19 +50,23 @@ class GroupedRandAugment(nn.Module):
 
 
 class EvaluationTransform(nn.Module):
-    """uint8 pixels to normalised float32; labels as they are."""
+    """uint8 pixels to normalised float32; labels as they are.
+
+    Mean and deviation live on the device: torchvision's Normalize copies them there for every
+    batch, and for every copy the host waits until the GPU has done all its work.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dataset: ImageDataset) -> None:
         super().__init__()
-        self.normalise = v2.Compose(
-            [
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(mean=list(dataset.mean), std=list(dataset.std)),
-            ]
-        )
+        self.register_buffer("mean", torch.tensor(dataset.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(dataset.std)[:, None, None])
 
     def forward(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.normalise(pixels), labels
+        images = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        return images.sub_(self.mean).div_(self.std), labels
 
 
 class TrainingTransform(nn.Module):

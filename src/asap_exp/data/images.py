@@ -70,7 +70,7 @@ class ImageDataModule(L.LightningDataModule):
         return DeviceLoader(
             self._splits["train"],
             self.batch_size,
-            TrainingTransform(self.dataset, self.config.augment),
+            TrainingTransform(self.dataset, self.config.augment).to(self.device),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
@@ -104,7 +104,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"{rows} training images; choose fewer"
             )
         order = np.random.default_rng(seed).permutation(rows)
-        transform = EvaluationTransform(self.dataset)
+        transform = EvaluationTransform(self.dataset).to(self.device)
         parts = order[holdout : holdout + samples], order[:holdout]
         fit, held_out = (
             DeviceLoader(rows_of(images, np.sort(part)), batch_size, transform) for part in parts
@@ -112,7 +112,8 @@ class ImageDataModule(L.LightningDataModule):
         return fit, held_out
 
     def _plain_loader(self, images: Images) -> DeviceLoader:
-        return DeviceLoader(images, self.batch_size, EvaluationTransform(self.dataset))
+        transform = EvaluationTransform(self.dataset).to(self.device)
+        return DeviceLoader(images, self.batch_size, transform)
 
     def _load(self, split: str) -> Images:
         images = load_images(self.dataset, split, self.config.root, self.config.cache)

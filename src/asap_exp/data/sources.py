@@ -6,6 +6,7 @@ can is taken. No source waits on an unreachable network for more than `REACH_SEC
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 import urllib.error
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -27,6 +29,8 @@ from asap_exp.errors import UserError
 SPLITS = ("train", "test")
 REACH_SECONDS = 8
 DIGITS_TEST_ROWS = 540
+# Asking each of PIL's formats in turn takes as long as decoding a small image.
+IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
 
 
 class Images(NamedTuple):
@@ -158,11 +162,21 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
 
 def decoded(rows: Any, dataset: ImageDataset, source: str) -> Images:
     """Every image of a Hugging Face data set, decoded to uint8."""
+    import datasets
+
+    # The library's own decoding goes row by row and takes most of the time.
+    table = rows.cast_column(dataset.image_column, datasets.Image(decode=False))[:]
     mode = {1: "L", 3: "RGB"}[dataset.channels]
-    pixels = np.stack([np.asarray(image.convert(mode)) for image in rows[dataset.image_column]])
+    pixels = np.stack([decoded_image(row["bytes"], mode) for row in table[dataset.image_column]])
     pixels = pixels[:, None] if dataset.channels == 1 else pixels.transpose(0, 3, 1, 2)
-    labels = torch.tensor(rows[dataset.label_column])
+    labels = torch.tensor(table[dataset.label_column])
     return Images(torch.from_numpy(np.ascontiguousarray(pixels)), labels, source)
+
+
+def decoded_image(content: bytes, mode: str) -> np.ndarray:
+    """uint8 `[height, width]`, with channels last where `mode` has several."""
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        return np.asarray(image.convert(mode))
 
 
 def require_reachable(url: str) -> None:

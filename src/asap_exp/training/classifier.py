@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from asap_exp.config import RecipeConfig
 from asap_exp.data.loader import epoch_seed
-from asap_exp.training.guard import check_finite
+from asap_exp.training.guard import LossCheck
 
 
 class Classifier(L.LightningModule):
@@ -28,19 +28,38 @@ class Classifier(L.LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.val_loss = nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.epoch_losses: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.net(inputs)
 
     def on_train_epoch_start(self) -> None:
+        self.epoch_losses.clear()
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         inputs, targets = batch
         loss = self.loss(self.net(inputs), targets)
-        check_finite(loss, self.net, inputs, step=self.global_step)
-        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.loss_check = LossCheck(loss, self.net, inputs, step=self.global_step)
+        self.log_loss(loss.detach())
         return loss
+
+    def log_loss(self, loss: Tensor) -> None:
+        """`train/loss_step` where a step is logged, `train/loss_epoch` at the end of an epoch.
+
+        Lightning, given every step's loss, takes a tenth of the host's time for their mean.
+        """
+        self.epoch_losses.append(loss)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:
+            self.log("train/loss_step", loss)
+        if self.trainer.is_last_batch:
+            mean = torch.stack(self.epoch_losses).mean()
+            self.log("train/loss_epoch", mean, on_step=False, on_epoch=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        with self.trainer.precision_plugin.forward_context():  # it may repeat the forward pass
+            self.loss_check.require_finite()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         inputs, targets = batch
@@ -52,7 +71,7 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         recipe = self.recipe
         groups = param_groups_weight_decay(self.net, weight_decay=recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        optimizer = adamw(groups, recipe.lr, fused=self.device.type == "cuda")
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(
             optimizer,
@@ -64,6 +83,15 @@ class Classifier(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def adamw(groups: list[dict], lr: float, *, fused: bool) -> torch.optim.AdamW:
+    """AdamW; `fused` updates all weights in a few kernels, a third of the host's time."""
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused or None)
+    # A fused optimiser offers to unscale float16 gradients itself, and Lightning then refuses to
+    # clip them. Without the offer they are unscaled first, as for every other optimiser.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def warmup_cosine(
