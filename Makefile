@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 TASK := $(if $(task),task=$(task))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report test lint
+.PHONY: help setup demo train distill evaluate report benchmark test lint
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ distill: setup ## Compile the newest teacher: make distill task=cifar ARGS="+lay
 evaluate: setup ## Measure the newest compiled map beside its teacher: make evaluate task=cifar
 	@$(PY) -m asap_exp.evaluate $(TASK) $(ARGS)
 
-report: setup ## Tables, figures and a page from all evaluations
+report: setup ## Tables, figures and a page from all evaluations and benchmarks
 	@$(PY) -m asap_exp.report $(TASK) $(ARGS)
+
+benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mode=train"
+	@$(PY) -m asap_exp.benchmark $(TASK) $(ARGS)
 
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)

@@ -2,8 +2,15 @@
 
 from pathlib import Path
 
+from asap_exp.benchmarking.benchmark import benchmark
 from asap_exp.composing import compose
-from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.config import (
+    BenchmarkConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from asap_exp.distillation.compile import distill
 from asap_exp.evaluation.evaluate import evaluate
 from asap_exp.evaluation.report import report
@@ -39,6 +46,15 @@ EVALUATION = (
     "latency.rounds=3",
     "truncations=[1,2,10]",
 )
+BENCHMARK = (
+    "accelerator=cpu",
+    "cpu.n=[4,8]",
+    "cpu.tokens=32",
+    "cpu.heads=2",
+    "cpu.head_dim=8",
+    "cpu.rounds=3",
+    "cpu.methods=[flash,sinkhorn_2,closure,asap_2,asap_2_refine_1]",
+)
 
 
 def train_config(
@@ -65,5 +81,11 @@ def run_evaluate(results: Path, *overrides: str) -> Path:
     )
 
 
-def run_report(results: Path, *overrides: str) -> Path:
+def run_benchmark(results: Path, *overrides: str) -> Path:
+    return benchmark(
+        compose("benchmark", [*BENCHMARK, f"paths.results={results}", *overrides], BenchmarkConfig)
+    )
+
+
+def run_report(results: Path, *overrides: str) -> Path | None:
     return report(compose("report", [f"paths.results={results}", *overrides], ReportConfig))

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from asap_exp.composing import compose
-from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.config import (
+    BenchmarkConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +26,7 @@ SCHEMAS = {
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "benchmark": BenchmarkConfig,
 }
 
 

@@ -10,7 +10,13 @@ from omegaconf import OmegaConf
 
 from asap_exp.attention import attention_options, build_attention
 from asap_exp.composing import compose, conf_dir, parse
-from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.config import (
+    BenchmarkConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from asap_exp.errors import UserError
 
 SCHEMAS = {
@@ -18,10 +24,11 @@ SCHEMAS = {
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "benchmark": BenchmarkConfig,
 }
 # Where each group of conf/ is an option; a group that is new must be added here to be covered.
 STAGES_OF_GROUP = {
-    "task": ("train", "distill", "evaluate", "report"),
+    "task": ("train", "distill", "evaluate", "report", "benchmark"),
     "data": ("train",),
     "model": ("train",),
     "recipe": ("train",),
@@ -97,6 +104,8 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, op
     with_task = stage == "train" and group not in ("task", "experiment")
     if with_task:
         overrides.append("task=digits")
+    if stage == "benchmark":
+        overrides.append("inputs=recorded")
     values = dict(leaves(asdict(compose(stage, overrides, SCHEMAS[stage]))))
     file = conf_dir() / group / f"{option}.yaml"
     whole = "@package _global_" in file.read_text(encoding="utf-8")
@@ -162,6 +171,7 @@ UNKNOWN = {
     "attention": ("train", "attention.num_itres", "5", "num_iters", ("eps", "num_iters")),
     "distill": ("distill", "calibration.slice", "4", "slices", ("refine", "ridge", "holdout")),
     "evaluate": ("evaluate", "latency.round", "4", "rounds", ("batch_size", "rounds")),
+    "benchmark": ("benchmark", "gpu.dtyp", "float16", "dtype", ("n", "tokens", "dtype")),
     "report": ("report", "ou", "here", "out", ("out", "run", "paths")),
 }
 
@@ -287,6 +297,19 @@ BAD_VALUES = {
         "latency.rounds=2": "at least 3",
         "accelerator=tpu": "auto, cpu, gpu",
     },
+    "benchmark": {
+        "mode=backward": "forward, train",
+        "inputs=zeros": "random, recorded",
+        "backend=cuda": "auto, reference, triton",
+        "accelerator=tpu": "auto, cpu, gpu",
+        "seed=-1": "at least 0 and at most 4294967295",
+        "gpu.n=[0]": "at least 1",
+        "gpu.tokens=0": "at least 1",
+        "cpu.heads=0": "at least 1",
+        "cpu.head_dim=0": "at least 1",
+        "cpu.dtype=float64": "bfloat16, float16, float32",
+        "cpu.rounds=2": "at least 3",
+    },
 }
 
 
@@ -326,6 +349,9 @@ LOWEST = {
         "batch_size=1 max_test_rows=1 truncations=[1] fidelity_samples=1 latency.batch_size=1 "
         "latency.rounds=3"
     ),
+    "benchmark": (
+        "seed=0 cpu.n=[1] cpu.tokens=1 cpu.heads=1 cpu.head_dim=1 cpu.rounds=3 gpu.rounds=3"
+    ),
 }
 HIGHEST = {
     "train": (
@@ -351,6 +377,7 @@ OPTIONAL = {
     "train": "recipe.clip_norm recipe.ema_decay trainer.compile trainer.cpu_threads "
     "trainer.limit_train_batches trainer.limit_val_batches data.root data.cache logger.entity",
     "evaluate": "max_test_rows teacher artifact",
+    "benchmark": "teacher data.root data.cache",
 }
 
 
@@ -364,6 +391,22 @@ def test_best_epoch_needs_validation_images():
     assert "recipe.keep=last" in refused("train", "data.train_on=train+val", "recipe.keep=best")
     config = composed("train", "data.train_on=train+val", "recipe.keep=last")
     assert config.data.train_on == "train+val"
+
+
+def test_benchmark_has_one_amount_of_work_in_every_row():
+    message = refused("benchmark", "cpu.n=[64,48]")
+    assert message.startswith("cpu.tokens=4096 must be a multiple of cpu.heads x n = 4 x 48")
+
+
+@pytest.mark.parametrize("override", ["cpu.methods=[flash,flash]", "cpu.n=[]", "gpu.n=[64,64]"])
+def test_benchmark_names_a_row_or_a_method_once(override):
+    assert "at least one, and none twice" in refused("benchmark", override)
+
+
+@pytest.mark.parametrize("override", ["teacher=somewhere", "task=digits"])
+def test_benchmark_of_random_inputs_has_no_teacher(override):
+    assert "is read with inputs=recorded alone" in refused("benchmark", override)
+    assert composed("benchmark", override, "inputs=recorded").inputs == "recorded"
 
 
 @pytest.mark.parametrize("name", ["softmax", "uniform"])

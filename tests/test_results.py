@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from asap_exp.benchmarking import records as benchmarks
+from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
 from asap_exp.evaluation.markdown import tables_csv, tables_markdown
 from asap_exp.evaluation.records import Group, grouped, load_records
 
@@ -46,6 +48,39 @@ def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> Non
 
 def test_every_figure_has_a_group(groups: list[Group]) -> None:
     slugs = {group.slug for group in groups}
-    figures = list((ROOT / "results" / "figures").glob("*.png"))
+    folder = ROOT / "results" / "figures"
+    figures = set(folder.glob("*.png")) - set(folder.glob("benchmark_*.png"))
     assert len(figures) == 4 * len(slugs)
     assert {figure.name.rsplit("-", 1)[0] for figure in figures} == slugs
+
+
+def generated_benchmarks(results: Path) -> dict[str, str]:
+    """What the benchmark records of a results folder give; nothing where there is no record."""
+    records = benchmarks.load_records(results / "records" / "benchmark")
+    if not records:
+        return {}
+    return {
+        "benchmark.md": benchmark_markdown(records),
+        "benchmark.csv": benchmark_csv(records),
+        **{f"figures/benchmark_{record['name']}.png": "" for record in records},
+    }
+
+
+def check_benchmarks_are_generated(results: Path) -> None:
+    generated = generated_benchmarks(results)
+    there = {*results.glob("benchmark.*"), *results.glob("figures/benchmark_*")}
+    assert {str(file.relative_to(results)) for file in there} == set(generated)
+    for name, text in generated.items():
+        assert not text or (results / name).read_text() == text, name
+
+
+def test_benchmarks_are_generated() -> None:
+    check_benchmarks_are_generated(ROOT / "results")
+
+
+def test_every_benchmark_names_its_code_and_its_machine() -> None:
+    for record in benchmarks.load_records(ROOT / "results" / "records" / "benchmark"):
+        manifest = record["manifest"]
+        assert manifest["code"]["commit"], record["name"]
+        assert not manifest["code"]["dirty"], record["name"]
+        assert manifest["hardware"]["gpu"] or manifest["hardware"]["cpu"]

@@ -285,6 +285,65 @@ class EvaluateConfig:
 
 
 @dataclass
+class SuiteConfig:
+    """What one kind of device is benchmarked on: a row for each `n`, a column for each method."""
+
+    n: list[int]
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: str
+    rounds: int
+    methods: list[str]
+
+    def check(self, name: str) -> None:
+        """Raises UserError where a value is not allowed; `name` is the key of the whole."""
+        for key in ("tokens", "heads", "head_dim"):
+            check_range(f"{name}.{key}", getattr(self, key), minimum=1)
+        check_range(f"{name}.rounds", self.rounds, minimum=3)
+        check_choice(f"{name}.dtype", self.dtype, ("bfloat16", "float16", "float32"))
+        for key in ("n", "methods"):
+            given = getattr(self, key)
+            if not given or len(set(given)) < len(given):
+                raise UserError(f"{name}.{key}={given} must name at least one, and none twice")
+        for n in self.n:
+            check_range(f"{name}.n", n, minimum=1)
+            if self.tokens % (self.heads * n):
+                raise UserError(
+                    f"{name}.tokens={self.tokens} must be a multiple of {name}.heads x n = "
+                    f"{self.heads} x {n}: batch x heads x tokens is the same in every row"
+                )
+
+
+@dataclass
+class BenchmarkConfig:
+    mode: str
+    inputs: str
+    backend: str
+    cuda_graph: bool
+    gpu: SuiteConfig
+    cpu: SuiteConfig
+    accelerator: str
+    seed: int
+    teacher: str | None
+    data: DataLocation
+    paths: PathsConfig
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("forward", "train"))
+        check_choice("inputs", self.inputs, ("random", "recorded"))
+        check_choice("backend", self.backend, ("auto", "reference", "triton"))
+        check_choice("accelerator", self.accelerator, ACCELERATORS)
+        check_range("seed", self.seed, minimum=0, maximum=2**32 - 1)
+        self.gpu.check("gpu")
+        self.cpu.check("cpu")
+        for key, value in (("teacher", self.teacher), ("task", self.task.name)):
+            if value is not None and self.inputs != "recorded":
+                raise UserError(f"{key}={value} is read with inputs=recorded alone")
+
+
+@dataclass
 class ReportConfig:
     out: str
     run: str | None

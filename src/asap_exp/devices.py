@@ -20,6 +20,11 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """What a record calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def use_cpu_threads(threads: int | None) -> None:
     """Sets PyTorch's CPU threads for this process; None leaves them as they are."""
     if threads is not None:

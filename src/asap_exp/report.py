@@ -6,9 +6,15 @@ from asap_exp.config import ReportConfig
 
 def run(config: ReportConfig) -> None:
     """The work itself, imported only once the configuration has been found right."""
+    from pathlib import Path
+
+    from asap_exp.benchmarking.report import report_benchmarks
     from asap_exp.evaluation.report import report
 
-    report(config)
+    # A benchmark is of no task and of no run.
+    everything = config.task.name is None and config.run is None
+    benchmarks = everything and report_benchmarks(config.paths, Path(config.out))
+    report(config, required=not benchmarks)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,28 @@ def test_every_call_is_timed_in_every_round() -> None:
     assert len({tuple(names) for names in rounds}) > 1, "the order is drawn anew each round"
 
 
+@pytest.mark.parametrize("good_calls", [0, 4])
+def test_call_that_raises_is_reported_and_left_out(good_calls: int) -> None:
+    """In its warm-up, or in a later round."""
+    left = iter(range(good_calls))
+
+    def breaks() -> None:
+        if next(left, None) is None:
+            raise MemoryError("full")
+        time.sleep(0.003)
+
+    calls = {
+        "bad": lambda: nullcontext(breaks),
+        "good": lambda: nullcontext(lambda: time.sleep(0.003)),
+    }
+    failures: dict[str, str] = {}
+    ms = interleaved_latency(
+        calls, CPU, rounds=4, failed=lambda name, error: failures.update({name: str(error)})
+    )
+    assert set(ms) == {"good"}
+    assert failures == {"bad": "full"}
+
+
 def test_quartiles() -> None:
     assert quartiles([5.0, 1.0, 3.0, 2.0, 4.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
 

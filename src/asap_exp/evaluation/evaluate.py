@@ -8,7 +8,7 @@ import torch
 from asap_exp.attention import attention_layers
 from asap_exp.config import EvaluateConfig
 from asap_exp.data import ImageDataModule
-from asap_exp.devices import choose_device, use_cpu_threads
+from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.distillation.compile import finished, run_data, teacher_identity
 from asap_exp.errors import UserError
@@ -130,10 +130,6 @@ def evaluation_key(
             "config": without(public, ("logger", "accelerator", "task")),
         }
     )
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def check_enough(config: EvaluateConfig, data: ImageDataModule) -> None:

@@ -18,21 +18,45 @@ SHORTEST_SAMPLE_SECONDS = 2e-3
 
 
 def interleaved_latency(
-    calls: Mapping[str, Prepare], device: torch.device, *, rounds: int
+    calls: Mapping[str, Prepare],
+    device: torch.device,
+    *,
+    rounds: int,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds a call: `median`, `q1` and `q3` over `rounds`.
 
-    Every call runs once a round, in an order drawn anew each round (seeded), after a warm-up.
+    Every call runs once a round, in an order drawn anew each round (seeded), after a warm-up. With
+    `failed`, a call that raises is reported to it and left out; without, its exception goes on.
     """
-    repeats = {name: warm_up(call, device) for name, call in calls.items()}
+    repeats: dict[str, int] = {}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
+
+    def attempt(name: str, step: Callable[[str], None]) -> None:
+        try:
+            step(name)
+        except Exception as error:
+            if failed is None:
+                raise
+            del samples[name]
+            failed(name, error)
+
+    def warm(name: str) -> None:
+        repeats[name] = warm_up(calls[name], device)
+
+    def sample(name: str) -> None:
+        with calls[name]() as call:
+            samples[name].append(seconds(call, device, repeats[name]) * 1e3)
+
+    for name in order:
+        attempt(name, warm)
     shuffler = random.Random(0)
     for _ in range(rounds):
         shuffler.shuffle(order)
         for name in order:
-            with calls[name]() as call:
-                samples[name].append(seconds(call, device, repeats[name]) * 1e3)
+            if name in samples:
+                attempt(name, sample)
     return {name: quartiles(values) for name, values in samples.items()}
 
 

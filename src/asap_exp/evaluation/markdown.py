@@ -115,9 +115,13 @@ def training_rows(train: dict[str, Any]) -> str:
 
 
 def commits(group: Group, stage: str) -> str:
-    codes = [record["manifests"][stage]["code"] for record in group.records]
-    words = {f"{str(code['commit'])[:8]}{'+dirty' if code['dirty'] else ''}" for code in codes}
+    words = {commit(record["manifests"][stage]) for record in group.records}
     return ", ".join(sorted(words))
+
+
+def commit(manifest: dict[str, Any]) -> str:
+    code = manifest["code"]
+    return f"{str(code['commit'])[:8]}{'+dirty' if code['dirty'] else ''}"
 
 
 def table_lines(group: Group, methods: tuple[str, ...] | None = None) -> list[str]:
@@ -178,11 +182,16 @@ def tables_csv(groups: list[Group]) -> str:
         for record in group.records
         for row in record["rows"]
     ]
+    return csv_text(flat)
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys under a line of those keys; nothing where there is no row."""
     out = io.StringIO()
-    if flat:
-        writer = csv.DictWriter(out, fieldnames=list(flat[0]), lineterminator="\n")
+    if rows:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(flat)
+        writer.writerows(rows)
     return out.getvalue()
 
 

@@ -57,14 +57,21 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
 
 
 def load_records(folder: Path) -> list[Record]:
-    records = []
-    for file in sorted(folder.glob("*.json")):
-        record = read_json(file)
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise UserError(f"{file} is no evaluation record of this version (format {FORMAT})")
+    records = records_in(folder, "evaluation", FORMAT)
+    for file, record in records.items():
         if "evaluate" not in record["manifests"]:
             raise UserError(f"{file} has no manifest: a number without one is not reported")
-        records.append(record)
+    return list(records.values())
+
+
+def records_in(folder: Path, kind: str, version: int) -> dict[Path, Record]:
+    """By file, in order of name; UserError for a file that is no such record."""
+    records = {}
+    for file in sorted(folder.glob("*.json")):
+        record = read_json(file)
+        if not isinstance(record, dict) or record.get("format") != version:
+            raise UserError(f"{file} is no {kind} record of this version (format {version})")
+        records[file] = record
     return records
 
 

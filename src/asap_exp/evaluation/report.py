@@ -16,10 +16,10 @@ from asap_exp.files import write_bytes, write_text
 from asap_exp.runs import Run
 
 
-def report(config: ReportConfig) -> Path:
+def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     """Writes records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
 
-    Returns the path of the page.
+    Returns the path of the page. Without any evaluation: a UserError, or None if not `required`.
     """
     out = Path(config.out)
     copied = gather(config.paths, config.task.name, config.run, out / "records")
@@ -27,6 +27,8 @@ def report(config: ReportConfig) -> Path:
     if config.run is not None:
         records = [record for record in records if record["run"] == Run(Path(config.run)).name]
     groups = grouped(records)
+    if not groups and not required:
+        return None
     if not groups:
         task = f" task={config.task.name}" if config.task.name else ""
         raise UserError(

@@ -1,0 +1,101 @@
+"""Which methods there are: a name to a builder of what is timed and of what it is checked against.
+
+A name may hold whole numbers: `@method("asap_{slices}")` builds `asap_8` with slices=8.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import ATTENTIONS, build_attention
+from asap_exp.benchmarking.shape import Shape
+from asap_exp.benchmarking.work import Recipe
+from asap_exp.errors import UserError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Unavailable(RuntimeError):
+    """A method that cannot run here, with the reason."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One way to run a method: `attend` on q, k, v, within `context`."""
+
+    attend: Attend
+    context: Callable[[], AbstractContextManager] = nullcontext
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column: the fastest of its operators in a run, each checked against `reference`.
+
+    `reference` takes the q, k, v of some samples in float64. Without a `recipe` nothing is counted.
+    """
+
+    label: str
+    backend: str
+    operators: Mapping[str, Operator]
+    reference: Attend
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the methods of a row are built for."""
+
+    shape: Shape
+    device: torch.device
+    backend: str
+    seed: int
+
+
+Builder = Callable[..., Method]
+BUILDERS: dict[str, Builder] = {}
+
+
+def method(template: str) -> Callable[[Builder], Builder]:
+    """Registers a builder, called with a Setting and the whole numbers that the name holds."""
+
+    def add(builder: Builder) -> Builder:
+        BUILDERS[template] = builder
+        return builder
+
+    return add
+
+
+def build(name: str, setting: Setting) -> Method:
+    builder, numbers = find(name)
+    return builder(setting, **numbers)
+
+
+def find(name: str) -> tuple[Builder, dict[str, int]]:
+    """The builder of `name` and the numbers in it; UserError lists what there is."""
+    for template, builder in BUILDERS.items():
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9][0-9]*)", re.escape(template))
+        match = re.fullmatch(pattern, name)
+        if match:
+            return builder, {key: int(number) for key, number in match.groupdict().items()}
+    if name in registered_attentions():
+        return lambda setting: attention_method(name, setting), {}
+    known = ", ".join([*BUILDERS, *registered_attentions()])
+    raise UserError(f"methods={name} is not known; choose from {known}")
+
+
+def registered_attentions() -> list[str]:
+    return sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
+
+
+def attention_method(name: str, setting: Setting) -> Method:
+    """A registered attention with its default options, against itself in float64."""
+    attend = build_attention({"name": name}).to(setting.device).requires_grad_(False)
+    return Method(
+        f"attention {name}", "auto", {name: Operator(attend)}, copy.deepcopy(attend).double()
+    )

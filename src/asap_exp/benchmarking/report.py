@@ -1,0 +1,26 @@
+"""Tables and figures of all benchmarks, made from their records alone."""
+
+from pathlib import Path
+
+from asap_exp.benchmarking.figure import time_figure
+from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
+from asap_exp.benchmarking.records import gather, load_records
+from asap_exp.config import PathsConfig
+from asap_exp.evaluation.report import png
+from asap_exp.files import write_bytes, write_text
+
+
+def report_benchmarks(paths: PathsConfig, out: Path) -> bool:
+    """Writes benchmark.md, benchmark.csv and figures/ below `out`; False where no record is."""
+    folder = out / "records" / "benchmark"
+    gather(paths, folder)
+    records = load_records(folder)
+    if not records:
+        return False
+    write_text(out / "benchmark.md", benchmark_markdown(records))
+    write_text(out / "benchmark.csv", benchmark_csv(records))
+    for record in records:
+        figure = png(time_figure(record))
+        write_bytes(out / "figures" / f"benchmark_{record['name']}.png", figure)
+    print(f"Benchmarks: {out / 'benchmark.md'}")
+    return True

@@ -1,0 +1,27 @@
+"""The shape of one row of a benchmark."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """q, k and v are `[batch, heads, n, head_dim]`: self-attention without padding."""
+
+    batch: int
+    heads: int
+    n: int
+    head_dim: int
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, self.n, self.head_dim
+
+    @property
+    def tokens(self) -> int:
+        """Over all samples and heads."""
+        return self.batch * self.heads * self.n
+
+    @property
+    def pairs(self) -> int:
+        """Entries of all plans."""
+        return self.tokens * self.n

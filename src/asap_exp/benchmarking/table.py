@@ -1,0 +1,65 @@
+"""How a benchmark's numbers are written, and its table on a terminal."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from asap_exp.benchmarking.records import Record, columns, notes
+from asap_exp.console import console
+
+MODES = {"forward": "forward", "train": "forward and backward"}
+
+
+def title(record: Record) -> str:
+    return f"{record['device']}: {MODES[record['mode']]}, {record['dtype']}, {inputs(record)}"
+
+
+def inputs(record: Record) -> str:
+    identity = record["inputs"]
+    if identity["kind"] == "random":
+        return "random inputs"
+    return f"inputs of {identity['teacher']}, {identity['layer']}"
+
+
+def caption(record: Record) -> str:
+    """The conditions of the numbers."""
+    row, reached, hardware = record["rows"][0], record["ceilings"], record["manifest"]["hardware"]
+    logits = ", ".join(f"{r['largest_logit']:.3g}" for r in record["rows"])
+    tf32 = "; plain PyTorch's products of them in TF32, which is exact" if record["tf32"] else ""
+    interpreted = "; Triton INTERPRETED, not compiled" if record["triton_interpreted"] else ""
+    cpu = f" ({hardware['cpu']}, {hardware['cpu_threads']} threads)"
+    return (
+        f"{record['device']}{cpu if record['device'] == 'CPU' else ''}; batch x heads x n = "
+        f"{record['tokens']:,}, {row['heads']} heads of {row['head_dim']}; largest logit {logits}; "
+        f"median of {record['rounds']} interleaved rounds in one process, "
+        f"{'all as CUDA graphs' if record['cuda_graph'] else 'no CUDA graph'}; "
+        f"{record['dtype']} inputs{tf32}{interpreted}; ceilings measured in the run: "
+        f"{reached['product_tflops']:.3g} TFLOP/s, {reached['copy_gb_per_second']:.3g} GB/s"
+    )
+
+
+def time_lines(cell: dict[str, Any]) -> tuple[str, str]:
+    """Milliseconds and ratio to flash; the word for a cell without a time."""
+    if cell["ms"] is None:
+        return str(cell["status"]), ""
+    ratio = "" if cell["ratio"] is None else f"{number(cell['ratio'])}x"
+    return number(cell["ms"]["median"]), ratio
+
+
+def number(x: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
+
+
+def print_benchmark(record: Record) -> None:
+    table = Table(title=f"{title(record)}: ms, ratio to flash", caption=caption(record))
+    table.add_column("n", justify="right")
+    for label in columns(record).values():
+        table.add_column(label, justify="right")
+    for row in record["rows"]:
+        texts = ["\n".join(time_lines(cell)) for cell in row["cells"]]
+        table.add_row(str(row["n"]), *texts, end_section=True)
+    console().print(table)
+    for note in notes(record):
+        console().print(escape(note), highlight=False)

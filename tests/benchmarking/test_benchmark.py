@@ -1,0 +1,176 @@
+"""The stage: one record, and from it alone the tables and the figure."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
+from asap_exp.benchmarking.records import load_records, notes
+from asap_exp.composing import compose
+from asap_exp.config import ReportConfig
+from asap_exp.errors import UserError
+from asap_exp.files import read_json, write_json
+from asap_exp.report import run as run_report_stage
+from tests.conftest import Pipeline
+from tests.stages import run_benchmark
+from tests.test_results import check_benchmarks_are_generated
+
+
+@pytest.fixture(scope="module")
+def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("benchmark") / "results"
+    run_benchmark(results)
+    return results
+
+
+@pytest.fixture
+def record(shared_results: Path) -> dict[str, Any]:
+    (record,) = load_records(shared_results / "records" / "benchmark")
+    return record
+
+
+def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> None:
+    manifest = record["manifest"]
+    assert (manifest["status"], manifest["seed"]) == ("finished", 0)
+    assert manifest["versions"]["torch"]
+    assert "gpu" not in manifest["config"], "what is read on other devices is no part of it"
+    assert record["device"] == "CPU"
+    assert (record["mode"], record["dtype"], record["cuda_graph"]) == ("forward", "float32", False)
+    assert [(row["n"], row["batch"]) for row in record["rows"]] == [(4, 4), (8, 2)]
+    assert all(0 < row["largest_logit"] < 20 for row in record["rows"])
+    for row in record["rows"]:
+        assert {cell["status"] for cell in row["cells"]} == {"timed"}
+        assert all(cell["floor_ms"] > 0 for cell in row["cells"])
+
+
+def test_tables_and_figure_come_from_the_records(shared_results: Path) -> None:
+    check_benchmarks_are_generated(shared_results)
+
+
+def test_edited_table_is_found(tmp_path: Path, shared_results: Path) -> None:
+    write_json(tmp_path / "records/benchmark/a.json", only_record(shared_results))
+    (tmp_path / "benchmark.md").write_text((shared_results / "benchmark.md").read_text() + " ")
+    with pytest.raises(AssertionError):
+        check_benchmarks_are_generated(tmp_path)
+
+
+def only_record(results: Path) -> dict[str, Any]:
+    (file,) = (results / "records" / "benchmark").glob("*.json")
+    return read_json(file)
+
+
+def report_stage(results: Path, *overrides: str) -> None:
+    run_report_stage(compose("report", [f"paths.results={results}", *overrides], ReportConfig))
+
+
+def test_report_makes_them_anew_without_any_evaluation(
+    shared_results: Path, tmp_path: Path
+) -> None:
+    report_stage(shared_results, f"out={tmp_path}")
+    check_benchmarks_are_generated(tmp_path)
+    assert (tmp_path / "benchmark.md").read_text() == (shared_results / "benchmark.md").read_text()
+
+
+def test_report_of_one_task_has_no_benchmark(shared_results: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no evaluation"):
+        report_stage(shared_results, f"out={tmp_path}", "task=digits")
+    assert not (tmp_path / "benchmark.md").exists()
+
+
+def test_csv_has_every_cell_unrounded(record: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(benchmark_csv([record]))))
+    assert len(rows) == 2 * 5
+    first = record["rows"][0]["cells"][0]
+    for part in ("median", "q1", "q3"):
+        assert float(rows[0][f"ms_{part}"]) == first["ms"][part]
+    assert float(rows[0]["flops"]) == first["work"]["flops"]
+
+
+def test_cell_without_a_time_has_its_word_and_its_reason(record: dict[str, Any]) -> None:
+    for row in record["rows"]:
+        row["cells"][1] |= {"status": "error", "message": "MemoryError: full", "ms": None}
+        row["cells"][1]["ratio"] = None
+    text = benchmark_markdown([record])
+    assert "| 4 |" in text
+    assert text.count("| error |") == 2
+    assert notes(record) == ["Sinkhorn T = 2, eager: error at n = 4, 8: MemoryError: full"]
+    assert notes(record)[0] in text
+
+
+def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
+    small = ("cpu.n=[4]", "cpu.methods=[flash]")
+    paths = [run_benchmark(tmp_path, *small, *more) for more in ((), ("seed=1",), ())]
+    assert paths[0] == paths[2] != paths[1]
+    assert len(load_records(paths[0].parent)) == 2
+    check_benchmarks_are_generated(tmp_path)
+
+
+def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
+    """Four tokens each: the longer row is left out and named."""
+    path = run_benchmark(pipeline.results, "inputs=recorded", "mode=train")
+    record = json.loads(path.read_text())
+    assert [row["n"] for row in record["rows"]] == [4]
+    assert record["left_out"] == ["n = 8 is left out: the teacher's inputs have 4 tokens"]
+    assert record["inputs"]["teacher"] == pipeline.teacher.name
+    assert record["inputs"]["layer"] == "blocks.1.attn"
+    assert {cell["status"] for cell in record["rows"][0]["cells"]} == {"timed"}
+    assert record["left_out"][0] in benchmark_markdown([record])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("inputs=recorded",), "no finished Sinkhorn teacher"),
+        (("cuda_graph=true",), "cuda_graph=true needs a GPU"),
+        (("cpu.methods=[flash,asap]",), "methods=asap is not known"),
+    ],
+)
+def test_mistake_is_refused_before_anything_is_written(
+    tmp_path: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run_benchmark(tmp_path / "results", *overrides)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("cpu.n=[8]", r"choose n=\[4\]"), ("cpu.head_dim=16", "cpu.head_dim=8")],
+)
+def test_shape_that_the_teacher_does_not_have_is_refused(
+    pipeline: Pipeline, override: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run_benchmark(pipeline.results, "inputs=recorded", override)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("graph", ["false", "true"])
+def test_gpu_has_a_column_for_each_method(tmp_path: Path, mode: str, graph: str) -> None:
+    sizes = ("gpu.n=[64,128]", "gpu.tokens=1536", "gpu.rounds=3")
+    overrides = (f"mode={mode}", f"cuda_graph={graph}", "accelerator=gpu", *sizes)
+    record = json.loads(run_benchmark(tmp_path, *overrides).read_text())
+    assert record["device"] == torch.cuda.get_device_name()
+    assert record["ceilings"]["counted_exponentials_per_second"] > 0
+    for row in record["rows"]:
+        assert [cell["status"] for cell in row["cells"]] == ["timed"] * 10, notes(record)
+        assert row["cells"][0]["operator"] in ("flash", "cudnn")
+
+
+def test_record_of_an_unfinished_run_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+    record["manifest"]["status"] = "failed"
+    write_json(tmp_path / "a.json", record)
+    with pytest.raises(UserError, match="no manifest of a finished run"):
+        load_records(tmp_path)
+
+
+def test_foreign_record_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"format": 99})
+    with pytest.raises(UserError, match="no benchmark record of this version"):
+        load_records(tmp_path)
