@@ -8,11 +8,50 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, just below
+
+from asap_exp.files import write_json
+from asap_exp.manifest import code_version, hardware, now, versions
 from asap_exp.runs import Run
 from tests.stages import run_distill, run_evaluate, run_train
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report", type=Path, help="write every outcome and measured error to a file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--report"):
+        config.pluginmanager.register(Report(path))
+
+
+class Report:
+    """A record of the tests: where they ran, and what each of them found."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: list[dict] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            found = dict(report.user_properties)
+            self.tests.append({"test": report.nodeid, "outcome": report.outcome, **found})
+
+    def pytest_sessionfinish(self) -> None:
+        outcomes = [test["outcome"] for test in self.tests]
+        record = {
+            "outcomes": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+            "written": now(),
+            "code": code_version(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "tests": self.tests,
+        }
+        write_json(self.path, record)
 
 
 @pytest.fixture(autouse=True, scope="session")

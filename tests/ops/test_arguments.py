@@ -162,7 +162,6 @@ OPTIONS = {
     "scale str": ({"scale": "auto"}, TypeError, ("scale must be a number", "'auto'")),
     "scale bool": ({"scale": False}, TypeError, ("scale must be a number", "False")),
     "backend": ({"backend": "cuda"}, ValueError, ("backend", "auto, reference, triton", "'cuda'")),
-    "triton": ({"backend": "triton"}, RuntimeError, ("backend='triton' cannot run", "on cpu")),
 }
 
 
@@ -173,6 +172,14 @@ def test_temperature_and_backend(operator, case):
     inputs = make_inputs()
     with refused(error, *parts):
         operator(inputs, **options)
+
+
+@every(QUERY_KEY_OPERATORS)
+def test_kernels_are_refused_where_there_is_no_gpu(operator, monkeypatch):
+    monkeypatch.setattr("asap_exp.ops._backend.INTERPRETED", False)
+    inputs = make_inputs()
+    with refused(RuntimeError, "backend='triton' cannot run", "on cpu"):
+        operator(inputs, backend="triton")
 
 
 @pytest.mark.parametrize("name", ["eps", "scale"])

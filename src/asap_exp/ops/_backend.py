@@ -1,29 +1,71 @@
 """Which implementation a call runs on."""
 
+import os
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from asap_exp.ops import reference
+
+try:
+    from asap_exp.ops import triton as fused
+except ImportError:  # torch on this platform comes without Triton
+    fused = None  # type: ignore[assignment]
+
 BACKENDS = ("auto", "reference", "triton")
+FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST_HEAD = 128
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def resolve_backend(backend: str, q: Tensor) -> str:
-    """The name of the implementation to run: today always `reference`.
+def implementation(
+    backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
+) -> ModuleType:
+    """The package of operators to run: `reference`, or `triton`, which `auto` takes where it can.
 
-    Raises ValueError for an unknown name and RuntimeError where `triton` cannot run, with why.
+    `no_gradient_of` are the inputs whose gradient the fused operator lacks: where one is needed,
+    `auto` is the reference. ValueError for an unknown name; RuntimeError where `triton` cannot
+    run, with why.
     """
-    check_backend(backend, "" if q.is_cuda else f", and q is on {q.device}, not on a CUDA device")
-    return "reference"
+    check_backend(backend)
+    if backend == "reference":
+        return reference
+    obstacle = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
+    if obstacle is None:
+        return fused
+    if backend == "auto":
+        return reference
+    raise RuntimeError(
+        f"backend='triton' cannot run: {obstacle}. Use backend='auto' or backend='reference'."
+    )
 
 
-def check_backend(backend: str, also: str = "") -> None:
-    """Raises where `backend` is unknown or cannot run anywhere; `also` is a further reason."""
+def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "triton":
-        raise RuntimeError(
-            f"backend='triton' cannot run: this version has no fused kernels{also}. "
-            "Use backend='auto' or backend='reference'."
-        )
+
+
+def why_not_fused(
+    q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
+) -> str | None:
+    """Why the fused kernels cannot take these inputs, or None if they can."""
+    if fused is None:
+        return "Triton is not installed"
+    if not (q.is_cuda or interpreted):
+        return f"q is on {q.device}, not on a CUDA device"
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "the fused kernels need a GPU of compute capability 8.0 or newer"
+    for name, x in (("q", q), ("v", v)):
+        if x is not None and x.dtype not in FUSED_DTYPES:
+            return f"{name} is {x.dtype}, and the fused kernels compute in float32"
+        if x is not None and x.shape[3] > WIDEST_HEAD:
+            return (
+                f"{name} has width {x.shape[3]}, and the fused kernels take at most {WIDEST_HEAD}"
+            )
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in no_gradient_of):
+        return "a gradient is needed that has no fused kernel"
+    return None
 
 
 def full_precision(q: Tensor) -> torch.autocast:

@@ -2,19 +2,19 @@
 
 Tensors are `[batch, heads, tokens, head_dim]`; q has N tokens and k, v have M. `key_padding_mask`
 `[B, N]`, True = padded, masks the same tokens as queries and as keys and so needs N = M. `eps` > 0
-is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is "auto", "reference"
-or "triton". Inputs are float16, bfloat16, float32 or float64; duals, potentials and plans are
-float32, or float64 for float64 inputs. Padded places of every result are exactly 0, and a sample
-with no valid token gives zeros. ValueError and TypeError name the argument at fault.
+is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is "reference",
+"triton" (fused kernels: float16, bfloat16 and float32 on a GPU) or "auto", which takes the fused
+kernels wherever they can run and have the gradients that are needed. Inputs are float16, bfloat16,
+float32 or float64; duals, potentials and plans are float32, or float64 for float64 inputs. Padded
+places of every result are exactly 0, and a sample with no valid token gives zeros. ValueError and
+TypeError name the argument at fault.
 """
 
 from torch import Tensor
 
 from asap_exp.ops import _arguments as check
-from asap_exp.ops._backend import full_precision, resolve_backend
-from asap_exp.ops.reference import asap as _asap
-from asap_exp.ops.reference import potentials as _potentials
-from asap_exp.ops.reference import sinkhorn as _sinkhorn
+from asap_exp.ops import reference
+from asap_exp.ops._backend import full_precision, implementation
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 
 
@@ -35,10 +35,12 @@ def sinkhorn_attention(
     updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
     """
     check.check_count("num_iters", num_iters, 1)
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return _sinkhorn.sinkhorn_attention(q, k, v, num_iters=num_iters, **options)
+        return implementation(backend, q, v).sinkhorn_attention(
+            q, k, v, num_iters=num_iters, **options
+        )
 
 
 def sinkhorn_duals(
@@ -56,9 +58,11 @@ def sinkhorn_duals(
     In logit units. exp(S + row + col) is the plan, and so is the closure of `ready` = f^{T-1}.
     """
     check.check_count("num_iters", num_iters, 1)
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     with full_precision(q):
-        return _sinkhorn.sinkhorn_duals(q, k, num_iters=num_iters, **options)
+        return implementation(backend, q, no_gradient_of=(q, k)).sinkhorn_duals(
+            q, k, num_iters=num_iters, **options
+        )
 
 
 def closure_attention(
@@ -76,11 +80,11 @@ def closure_attention(
 
     The two-sided entropic c-transform of f; a constant added to f changes nothing.
     """
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     check.check_row_dual(row_dual, q)
     with full_precision(q):
-        return _sinkhorn.closure_attention(q, k, v, row_dual, **options)
+        return implementation(backend, q, v).closure_attention(q, k, v, row_dual, **options)
 
 
 def sliced_potentials(
@@ -98,10 +102,12 @@ def sliced_potentials(
     `theta` `[H, L, D]` is used as given (fits keep it at unit norm). The cost on slice l is
     -(scale/eps) <q_i, theta_l> <k_j, theta_l>; each potential is centred over the valid tokens.
     """
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     with full_precision(q):
-        return _potentials.sliced_potentials(q, k, theta, **options)
+        return implementation(backend, q, no_gradient_of=(q, k, theta)).sliced_potentials(
+            q, k, theta, **options
+        )
 
 
 def asap_attention(
@@ -125,12 +131,14 @@ def asap_attention(
     `query_weight` `[H, D + 1]`. Source: arXiv 2605.12879; query features and refine are ours.
     """
     check.check_count("refine", refine, 0)
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     check.check_theta(theta, q)
     check.check_weights(weight, query_weight, theta)
     with full_precision(q):
-        return _asap.asap_attention(q, k, v, theta, weight, query_weight, refine=refine, **options)
+        return implementation(backend, q, v).asap_attention(
+            q, k, v, theta, weight, query_weight, refine=refine, **options
+        )
 
 
 def predicted_dual(
@@ -148,11 +156,13 @@ def predicted_dual(
 ) -> Tensor:
     """The row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
     check.check_count("refine", refine, 0)
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     check.check_weights(weight, query_weight, theta)
     with full_precision(q):
-        return _asap.predicted_dual(q, k, theta, weight, query_weight, refine=refine, **options)
+        return implementation(
+            backend, q, no_gradient_of=(q, k, theta, weight, query_weight) if refine else ()
+        ).predicted_dual(q, k, theta, weight, query_weight, refine=refine, **options)
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -160,7 +170,7 @@ def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tens
     check.check_query_key(q, q)
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
-        return _asap.query_features(q, key_padding_mask=key_padding_mask)
+        return reference.query_features(q, key_padding_mask=key_padding_mask)
 
 
 def attention_plan(
@@ -174,10 +184,11 @@ def attention_plan(
     backend: str = "auto",
 ) -> Tensor:
     """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never a hot path."""
-    options = _common(q, k, eps, scale, key_padding_mask, backend)
+    options = _common(q, k, eps, scale, key_padding_mask)
     check.check_row_dual(row_dual, q)
+    implementation(backend, q)  # refuses what every operator refuses; a plan has one implementation
     with full_precision(q):
-        return _sinkhorn.attention_plan(q, k, row_dual, **options)
+        return reference.attention_plan(q, k, row_dual, **options)
 
 
 def _common(
@@ -186,11 +197,9 @@ def _common(
     eps: float,
     scale: float | None,
     key_padding_mask: Tensor | None,
-    backend: str,
 ) -> dict:
     """The options every operator shares, checked."""
     check.check_query_key(q, k)
     eps, scale = check.check_temperature(eps, scale, q.shape[3])
     check.check_mask(key_padding_mask, q, k)
-    resolve_backend(backend, q)
     return {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}

@@ -1,1 +1,21 @@
 """The definition of every operator: plain PyTorch, float32 or float64, autograd does the rest."""
+
+from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
+from asap_exp.ops.reference.potentials import sliced_potentials
+from asap_exp.ops.reference.sinkhorn import (
+    attention_plan,
+    closure_attention,
+    sinkhorn_attention,
+    sinkhorn_duals,
+)
+
+__all__ = [
+    "asap_attention",
+    "attention_plan",
+    "closure_attention",
+    "predicted_dual",
+    "query_features",
+    "sinkhorn_attention",
+    "sinkhorn_duals",
+    "sliced_potentials",
+]

@@ -1,0 +1,13 @@
+"""The operators of `ops.reference` fused, under the same names; nothing of size n x m is stored."""
+
+from asap_exp.ops.triton.asap import asap_attention, predicted_dual, sliced_potentials
+from asap_exp.ops.triton.teacher import closure_attention, sinkhorn_attention, sinkhorn_duals
+
+__all__ = [
+    "asap_attention",
+    "closure_attention",
+    "predicted_dual",
+    "sinkhorn_attention",
+    "sinkhorn_duals",
+    "sliced_potentials",
+]

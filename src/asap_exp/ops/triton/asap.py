@@ -1,0 +1,87 @@
+"""ASAP on the fused operators: the dual from sliced potentials, then updates and the closure."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops import reference
+from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.triton import potentials
+from asap_exp.ops.triton.sinkhorn import sinkhorn
+from asap_exp.ops.triton.tiles import LOG2_E
+
+
+def sliced_potentials(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """No gradient. The reference where queries and keys differ in number."""
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    if not potentials.supports(q, k):
+        return reference.sliced_potentials(q, k, theta, **options)
+    return potentials.sliced_potentials(q, k, theta, **options)
+
+
+def asap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    refine: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
+    return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
+
+
+def predicted_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    refine: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """No gradient where `refine` > 0."""
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
+    if refine > 0:
+        duals = sinkhorn(q, k, k[..., :1], f_hat, num_iters=refine, keep_duals=True, **options).rows
+        f_hat = duals[:, :, -1] / LOG2_E
+    return blank(f_hat, key_padding_mask, 2)
+
+
+def sliced_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
+    inputs = (q, k, theta, weight, query_weight)
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    by = potentials if potentials.supports(q, k) and not trained else reference.asap
+    return by.sliced_dual(
+        q, k, theta, weight, query_weight, eps=eps, scale=scale, key_padding_mask=key_padding_mask
+    )

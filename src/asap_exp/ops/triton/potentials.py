@@ -1,0 +1,328 @@
+"""Sliced potentials and the row dual made of them, fused: project, sort, sum up, undo the sort.
+
+Forward only. The mathematics is that of `reference.potentials` and `reference.asap`. One launch
+projects all tokens on all slices; a second sorts a head's projections, sums up the potentials,
+undoes the sort and, where all slices of a head fit into one program, weighs them. Beyond
+`SORTED_TOKENS` tokens `torch.sort` does the second part. Stored are a few floats per token and
+slice, nothing of size n x m.
+
+What is sorted are integers: a projection, mapped so that the order stays, with its token's index
+in the low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32, of which the index
+takes ceil(log2 n) off the projection's end: a relative error of at most 4e-6 at n = 64, 6e-5 at
+1024 and 2.4e-4 at 4096.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.reference._masking import blank, centre, effective_padding
+from asap_exp.ops.triton.sorting import sort_rows
+from asap_exp.ops.triton.tiles import INTERPRETED, block, load_tile, unit_stride, valid_tokens
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+SORTED_TOKENS = 4096
+"""Up to so many tokens, one program sorts a slice."""
+
+PROGRAM_BYTES = 32 * 1024
+"""What one program sorts at a time."""
+
+THREAD_BYTES = 128
+"""What one thread holds of it."""
+
+PROJECTED_TOKENS = 64
+"""So many tokens are projected by one program."""
+
+LARGEST = tl.constexpr(2**31 - 1)
+
+
+def supports(q: Tensor, k: Tensor) -> bool:
+    """Whether the functions below take these inputs: self-attention, at most float32."""
+    return q.shape == k.shape and q.dtype == k.dtype and q.dtype in DTYPES
+
+
+def sliced_potentials(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """Exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
+
+    q, k `[B, H, N, D]`, theta `[H, L, D]`, key_padding_mask `[B, N]`, True = padded. No gradient.
+    Source of the formula: `asap_exp.ops.reference.potentials`.
+    """
+    return _sliced_potentials(q, k, theta, key_padding_mask, scale / eps)
+
+
+def sliced_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2], centred, `[B, H, N]` float32.
+
+    weight `[H, L]`, query_weight `[H, D + 1]`, the others as in `sliced_potentials`. No gradient.
+    Source of the formula: `asap_exp.ops.reference.asap`.
+    """
+    return _sliced_dual(q, k, theta, weight, query_weight, key_padding_mask, scale / eps)
+
+
+@torch.library.custom_op("asap_exp::sliced_potentials", mutates_args=())
+def _sliced_potentials(
+    q: Tensor, k: Tensor, theta: Tensor, padding: Tensor | None, slope: float
+) -> Tensor:
+    projections, _ = _project(q, k, theta, None, padding, slope)
+    return _potentials(projections, padding, q.dtype)
+
+
+@_sliced_potentials.register_fake
+def _(q: Tensor, k: Tensor, theta: Tensor, padding: Tensor | None, slope: float) -> Tensor:
+    batch, heads, n, _ = q.shape
+    return q.new_empty(batch, heads, theta.shape[1], n, dtype=torch.float32)
+
+
+@torch.library.custom_op("asap_exp::sliced_dual", mutates_args=())
+def _sliced_dual(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    with torch.cuda.device_of(q):
+        projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
+        slices, n = projections.shape[-2:]
+        if n <= SORTED_TOKENS and slices <= _slices_together(slices, n, q.dtype):
+            _potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
+            return f_hat
+        phi = _potentials(projections, padding, q.dtype)
+    f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
+    return centre(f_hat, effective_padding(padding))
+
+
+@_sliced_dual.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _project(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """<q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`; query_weight . [q ; |q|^2], or 0."""
+    batch, heads, n, width = q.shape
+    slices = theta.shape[1]
+    projections = q.new_empty(batch, heads, 2, slices, n, dtype=torch.float32)
+    linear = q.new_empty(batch, heads, n, dtype=torch.float32)
+    if linear.numel() == 0:
+        return projections, linear
+    q, k, theta = unit_stride(q), unit_stride(k), theta.contiguous()
+    query_weight = None if query_weight is None else query_weight.contiguous()
+    project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
+        q, k, theta, query_weight, _bytes(padding), projections, linear,
+        *q.stride()[:3], *k.stride()[:3], heads, n, slices, slope,
+        D=width, BLOCK_D=block(width), SLICES=block(slices), BLOCK_N=PROJECTED_TOKENS,
+        PRECISION="ieee" if INTERPRETED or q.dtype == torch.float32 else "bf16x3",
+        HAS_PADDING=padding is not None, HAS_QUERY_WEIGHT=query_weight is not None,
+        num_warps=4,
+    )  # fmt: skip
+    return projections, linear
+
+
+def _potentials(
+    projections: Tensor,
+    padding: Tensor | None,
+    dtype: torch.dtype,
+    weight: Tensor | None = None,
+    f_hat: Tensor | None = None,
+) -> Tensor:
+    """Centred phi `[B, H, L, N]`; with a weight, its weighted sum is added to `f_hat`, centred."""
+    batch, heads, _, slices, n = projections.shape
+    if n > SORTED_TOKENS:
+        return _potentials_by_torch(projections, padding)
+    phi = torch.empty_like(projections[:, :, 0])
+    if phi.numel() == 0:
+        return phi
+    size = block(n)
+    together = _slices_together(slices, n, dtype)
+    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
+    potential_kernel[(batch * heads, triton.cdiv(slices, together))](
+        projections, _bytes(padding), weight, phi, f_hat,
+        heads, n, slices,
+        SLICES=together, BLOCK_N=size, HELD=held, WIDE=dtype == torch.float32,
+        HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
+        num_warps=max(1, together * size // held // 32),
+    )  # fmt: skip
+    return phi
+
+
+def _slices_together(slices: int, n: int, dtype: torch.dtype) -> int:
+    """How many slices of a head, a power of two, one program sorts."""
+    fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
+    return min(triton.next_power_of_2(slices), max(1, fit))
+
+
+def _word_bytes(dtype: torch.dtype) -> int:
+    return 8 if dtype == torch.float32 else 4
+
+
+def _potentials_by_torch(projections: Tensor, padding: Tensor | None) -> Tensor:
+    x, y = projections.unbind(2)
+    padding = effective_padding(padding)
+    if padding is not None:
+        x, y = (z.masked_fill(padding[:, None, None, :], torch.inf) for z in (x, y))
+    x, order = x.sort(dim=-1)
+    y = y.sort(dim=-1).values
+    steps = (y[..., :-1] + y[..., 1:]) * x.diff(dim=-1) / -2
+    if padding is not None:
+        last = (~padding).sum(dim=-1)[:, None, None, None] - 1
+        steps = steps.masked_fill(torch.arange(steps.shape[-1], device=x.device) >= last, 0.0)
+    phi = torch.nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
+    phi = torch.empty_like(phi).scatter_(-1, order, phi)
+    return centre(blank(phi, padding, 3), padding)
+
+
+def _bytes(padding: Tensor | None) -> Tensor | None:
+    return None if padding is None else padding.contiguous().view(torch.uint8)
+
+
+# fmt: off
+@triton.jit
+def project_kernel(
+    q, k, theta, query_weight, padding, projections, linear,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, slices, slope,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+):
+    # fmt: on
+    """A block of tokens of a head on all slices; the products of padded tokens are 0."""
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // heads, head % heads
+    first = tl.program_id(1) * BLOCK_N
+    i = first + tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, b, i, n, HAS_PADDING)
+    q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
+    k_tile = load_tile(k + b * k_b + h * k_h, i.to(tl.int64), valid, k_n, D, BLOCK_D)
+    s = tl.arange(0, SLICES)
+    directions = load_tile(theta + h * slices * D, s, s < slices, D, D, BLOCK_D)
+    directions = directions.to(tl.float32)
+    q_tile, k_tile = q_tile.to(tl.float32), k_tile.to(tl.float32)
+    # theta is float32 whatever q is: its products take more than one 16-bit term.
+    x = tl.dot(directions, tl.trans(q_tile), input_precision=PRECISION)
+    y = tl.dot(directions, tl.trans(k_tile), input_precision=PRECISION) * slope
+
+    target = projections + (head * 2 * slices + s)[:, None] * n + i[None, :]
+    inside = (s < slices)[:, None] & (i < n)[None, :]
+    tl.store(target, x, mask=inside)
+    tl.store(target + slices * n, y, mask=inside)
+    features = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_QUERY_WEIGHT:
+        d = tl.arange(0, BLOCK_D)
+        u = tl.load(query_weight + h * (D + 1) + d, mask=d < D, other=0.0).to(tl.float32)
+        u_square = tl.load(query_weight + h * (D + 1) + D).to(tl.float32)
+        features += tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
+    tl.store(linear + head * n + i, features, mask=i < n)
+
+
+@triton.jit
+def flip_order(bits):
+    """Between the bits of a float32 and an integer that sorts like it; its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def sort_words(values, index, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Distinct integers in the order of `values`, the index in the low bits; invalid ones last."""
+    image = tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
+    return ((image.to(tl.int64) << 32) | index) if WIDE else ((image & -SIZE) | index)
+
+
+@triton.jit
+def sorted_values(words, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """What `sort_words` was given, 0 where not valid; the lost bits at half their range."""
+    image = (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
+    return tl.where(valid, flip_order(image).to(tl.float32, bitcast=True), 0.0)
+
+
+# Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
+# fmt: off
+@triton.jit(do_not_specialize=["n"])
+def potential_kernel(
+    projections, padding, weight, phi, f_hat,
+    heads, n, slices,
+    SLICES: tl.constexpr, BLOCK_N: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+):
+    # fmt: on
+    """SLICES slices of a head; with a weight, which takes all of them, the dual as well."""
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // heads, head % heads
+    first = tl.program_id(1) * SLICES
+    RUN: tl.constexpr = BLOCK_N // HELD
+    column = tl.arange(0, SLICES * RUN)[None, :]
+    i = tl.arange(0, HELD)[:, None] * RUN + column % RUN
+    row = first + column // RUN
+    inside = (row < slices) & (i < n)
+    valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
+    x_row = projections + head * 2 * slices * n + row * n
+    y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
+    y_words = sort_rows(sort_words(y, i, valid, BLOCK_N, WIDE), SLICES)
+    x = tl.load(x_row + i, mask=inside, other=0.0)
+    if not WIDE:
+        # Only differences of x count: those to some token lose less to the index than x itself.
+        x -= tl.load(x_row, mask=row < slices, other=0.0)
+    x_words = sort_rows(sort_words(x, i, valid, BLOCK_N, WIDE), SLICES)
+
+    place = tl.arange(0, BLOCK_N)
+    count = n
+    if HAS_PADDING:
+        count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
+    s = first + tl.arange(0, SLICES)
+    occupied = (s < slices)[:, None] & (place < count)[None, :]
+    x = sorted_values(x_words, occupied, BLOCK_N, WIDE)
+    y = sorted_values(y_words, occupied, BLOCK_N, WIDE)
+    before = tl.broadcast_to(tl.maximum(place - 1, 0)[None, :], [SLICES, BLOCK_N])
+    steps = (tl.gather(y, before, 1) + y) * (tl.gather(x, before, 1) - x) * 0.5
+    values = tl.where(occupied, tl.cumsum(steps, 1), 0.0)
+    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
+
+    token = (x_words & (BLOCK_N - 1)).to(tl.int32)
+    phi += (head * slices + s)[:, None] * n
+    tl.store(phi + token, values, mask=(s < slices)[:, None] & (token < n))
+    if HAS_WEIGHT:
+        tl.debug_barrier()  # each token's potentials were written by other threads
+        w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
+        inside = (s < slices)[:, None] & (place < n)[None, :]
+        values = tl.load(phi + place[None, :], mask=inside, other=0.0)
+        f_hat += head * n + place
+        f = tl.load(f_hat, mask=place < n, other=0.0) + tl.sum(values * w[:, None], 0)
+        valid = valid_tokens(padding, b, place, n, HAS_PADDING)
+        tl.store(f_hat, tl.where(valid, f - tl.sum(f) * share, 0.0), mask=place < n)

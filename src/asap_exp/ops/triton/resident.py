@@ -1,0 +1,64 @@
+"""All updates of a head in one program, its keys on chip: for lengths above those of `short`.
+
+A block of queries meets every key at once, so that a row sum is complete before the column sums
+need it, and an update costs one exponential an entry, as in `short`; only the logits are computed
+anew in every update.
+"""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, valid_tokens
+
+
+# fmt: off
+@triton.jit
+def updates_kernel(
+    q, k, rows, cols, padding,
+    q_b, q_h, q_n, k_b, k_h, k_n, rows_head, rows_t, cols_head, cols_t,
+    heads, n, m, num_iters, to_log2, log2_ratio,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
+):
+    # fmt: on
+    """Reads f^0 and g^1 from `rows` and `cols`, writes f^1 .. f^(T-1) and g^2 .. g^T.
+
+    Without SAVE f^t overwrites f^0, and only g^T is written, over g^1.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // heads, head % heads
+    j = tl.arange(0, BLOCK_M)
+    valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+    k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
+    q += b * q_b + h * q_h
+    rows += head * rows_head
+    cols += head * cols_head
+    g = tl.load(cols + j, mask=valid_j, other=float("-inf"))
+    for t in range(1, num_iters):
+        column_sum = tl.zeros([BLOCK_M], tl.float32)
+        before = rows
+        if SAVE:
+            rows += rows_t
+        for first in range(0, n, BLOCK_N):
+            i = first + tl.arange(0, BLOCK_N)
+            valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+            q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+            S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
+            if t == 1:
+                highest = tl.max(biased(S, to_log2, g[:, None]), axis=0)
+                f = tl.where(highest == float("-inf"), 0.0, -highest)
+            else:
+                f = tl.load(before + i, mask=valid_i, other=0.0)
+            E = tl.exp2(exponent(S, to_log2, g[:, None], f[None, :]))
+            row_sum = tl.sum(E, axis=0)
+            f_next = f - tl.log2(row_sum)
+            tl.store(rows + i, tl.where(valid_i, f_next, 0.0), mask=i < n)
+            a = tl.where(valid_i, tl.exp2(f_next - f), 0.0)  # of the dual as it is stored
+            column_sum += tl.sum(E * a[None, :], axis=1)
+        g = tl.where(valid_j, g - tl.log2(column_sum) + log2_ratio, float("-inf"))
+        if SAVE:
+            tl.store(cols + t * cols_t + j, tl.where(valid_j, g, 0.0), mask=j < m)
+        tl.debug_barrier()  # the next update reads the rows that other threads wrote
+    if not SAVE:
+        tl.store(cols + j, tl.where(valid_j, g, 0.0), mask=j < m)

@@ -1,0 +1,163 @@
+"""Finite-T Sinkhorn attention with a head's whole logit tile on chip, forward and backward.
+
+With A^t = exp(S + f^t + g^t), whose rows sum to 1, the next column step needs no new exponential:
+
+    g^(t+1)_j = g^t_j - log C_j + log(n / m),   C_j = sum_i A^t_ij
+
+so an update costs one exponential an entry. Only the first update needs maxima: from then on every
+sum lies between 1/n and n (or 1/m and m), because the step before normalised the other side. Both
+follow from METHOD's two half steps; that one pass serves both is this project's.
+
+Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
+
+    dg^T = sum_i dX_ij,   df^t_i = -sum_j A^t_ij w^t_j,   dg^t_j = -sum_i A^t_ij df^t_i,
+    w^t_j = dg^(t+1)_j / C^t_j   (w^0 = dg^1, with A^0 = exp(S + f^0 + g^1) m / n),
+
+    dS = dX - sum_(t < T) A^t_ij (w^t_j + df^t_i)   (without df at t = 0).
+"""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, store_tile, valid_tokens
+
+
+@triton.jit
+def stored(place, scaling, base, exists, valid):
+    """Stores the dual base + log2(scaling); returns its scaling as the stored dual has it.
+
+    The backward pass reads the rounded duals, so the updates go on from those.
+    """
+    dual = base + tl.log2(scaling)
+    tl.store(place, tl.where(valid, dual, 0.0), mask=exists)
+    return tl.where(valid, tl.exp2(dual - base), 0.0)
+
+
+# fmt: off
+@triton.jit
+def forward_kernel(
+    q, k, v, start, padding, out, rows, cols,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
+    heads, n, m, num_iters, to_log2, log2_ratio,
+    D: tl.constexpr, V_WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
+):
+    # fmt: on
+    """One program a head. `rows` [.., T + 1, n] gets f^0 .. f^T, `cols` [.., T, m] g^1 .. g^T."""
+    head = tl.program_id(0).to(tl.int64)
+    sample, h = head // heads, head % heads
+    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
+    q += sample * q_b + h * q_h
+    k += sample * k_b + h * k_h
+    q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+    k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+    S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+    rows += head * (num_iters + 1) * n + i
+    cols += head * num_iters * m + j
+    ratio = tl.exp2(log2_ratio)
+
+    f = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_START:
+        f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * 1.4426950408889634
+    if SAVE:
+        tl.store(rows, f, mask=i < n)
+    f = tl.where(valid_i, f, float("-inf"))
+    E = biased(S, to_log2, f[:, None])
+    highest = tl.max(E, axis=0)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    E = tl.exp2(E - highest[None, :])
+    g = tl.where(valid_j, log2_ratio - highest - tl.log2(tl.sum(E, axis=0)), float("-inf"))
+    highest = tl.max(biased(S, to_log2, g[None, :]), axis=1)
+    f = tl.where(highest == float("-inf"), 0.0, -highest)
+    E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+    row_sum = tl.sum(E, axis=1)
+    a = tl.where(valid_i, 1.0 / row_sum, 0.0)
+    b = tl.where(valid_j, 1.0, 0.0)
+    if SAVE:
+        b = stored(cols, b, g, j < m, valid_j)
+    for t in range(1, num_iters):
+        if t % 4 == 1:  # in 4 updates a scaling changes by at most (n m)^4
+            df = tl.where(valid_i, tl.log2(a), 0.0)
+            dg = tl.where(valid_j, tl.log2(b), 0.0)
+            if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
+                f += df
+                g += dg
+                # The logits anew: kept on chip over the loop, they would cost half its registers.
+                q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+                k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+                S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+                E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+                a = tl.where(valid_i, 1.0, 0.0)
+                b = tl.where(valid_j, 1.0, 0.0)
+        if SAVE:
+            a = stored(rows + t * n, a, f, i < n, valid_i)
+        b = tl.where(valid_j, ratio / tl.sum(E * a[:, None], axis=0), 0.0)
+        if SAVE:
+            b = stored(cols + t * m, b, g, j < m, valid_j)
+        a = tl.where(valid_i, 1.0 / tl.sum(E * b[None, :], axis=1), 0.0)
+    if SAVE:
+        a = stored(rows + num_iters * n, a, f, i < n, valid_i)
+    E *= b[None, :] * a[:, None]
+    v_tile = load_tile(v + sample * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
+    values = product(E, v_tile, V_OPERAND, PRECISION)
+    store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
+
+
+# fmt: off
+@triton.jit
+def backward_kernel(
+    q, k, v, grad_out, padding, rows, cols, grad_q, grad_k, grad_v, grad_start,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, go_b, go_h, go_n,
+    gq_b, gq_h, gq_n, gk_b, gk_h, gk_n, gv_b, gv_h, gv_n,
+    heads, n, m, num_iters, to_log2, log2_ratio, slope,
+    D: tl.constexpr, V_WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """One program a head; `slope` is scale / eps, `rows` and `cols` are the forward pass's."""
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // heads, head % heads
+    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+    valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+    q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
+    k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
+    S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+    rows += head * (num_iters + 1) * n + i
+    cols += head * num_iters * m + j
+
+    g = tl.load(cols + (num_iters - 1) * m, mask=valid_j, other=float("-inf"))
+    f = tl.load(rows + num_iters * n, mask=valid_i, other=float("-inf"))
+    A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+    do_tile = load_tile(grad_out + b * go_b + h * go_h, i, valid_i, go_n, V_WIDTH, BLOCK_V)
+    dv = product(tl.trans(A), do_tile, V_OPERAND, PRECISION)
+    store_tile(grad_v + b * gv_b + h * gv_h, j, j < m, gv_n, dv, V_WIDTH, BLOCK_V)
+    v_tile = load_tile(v + b * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
+    dA = product(do_tile, tl.trans(v_tile), V_OPERAND, PRECISION)
+    dS = A * (dA - tl.sum(A * dA, axis=1)[:, None])
+    dg = tl.sum(dS, axis=0)
+    for s in range(1, num_iters):
+        t = num_iters - s
+        f = tl.load(rows + t * n, mask=valid_i, other=float("-inf"))
+        g_next = g
+        g = tl.load(cols + (t - 1) * m, mask=valid_j, other=float("-inf"))
+        w = tl.where(valid_j, dg * tl.exp2(g_next - g - log2_ratio), 0.0)
+        A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+        df = -tl.sum(A * w[None, :], axis=1)
+        dg = -tl.sum(A * df[:, None], axis=0)
+        dS -= A * (w[None, :] + df[:, None])
+    f = tl.load(rows, mask=valid_i, other=float("-inf"))
+    f -= log2_ratio
+    A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None])) * dg[None, :]
+    tl.store(grad_start + head * n + i, -tl.sum(A, axis=1), mask=i < n)
+    dS = (dS - A) * slope
+    dq = product(dS, k_tile, OPERAND, PRECISION)
+    store_tile(grad_q + b * gq_b + h * gq_h, i, i < n, gq_n, dq, D, BLOCK_D)
+    dk = product(tl.trans(dS), q_tile, OPERAND, PRECISION)
+    store_tile(grad_k + b * gk_b + h * gk_h, j, j < m, gk_n, dk, D, BLOCK_D)

@@ -1,0 +1,57 @@
+"""A bitonic sort of many rows in one program that hardly ever leaves a thread or a warp.
+
+Such a sort compares across the low bits of a position most often. `tl.sort` may spread these over
+lanes and warps; here they are the leading axes of the tile, which stay in a thread's registers as
+long as the tile was loaded one word at a time. Only the speed depends on that.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def log2(size: int) -> int:
+    return size.bit_length() - 1
+
+
+@triton.constexpr_function
+def axis_of(bit: int, bits: int, inner: int) -> int:
+    """The axis of position bit `bit` in a tile `[2] * inner + [rows] + [2] * (bits - inner)`."""
+    return inner - 1 - bit if bit < inner else bits + inner - bit
+
+
+@triton.jit
+def position_bit(bit: tl.constexpr, bits: tl.constexpr, inner: tl.constexpr):
+    """That bit of every position, to be broadcast against the tile."""
+    axis: tl.constexpr = axis_of(bit, bits, inner)
+    return tl.reshape(tl.arange(0, 2), [1] * axis + [2] + [1] * (bits - axis))
+
+
+@triton.jit
+def compare_exchange(
+    tile, bit: tl.constexpr, stage: tl.constexpr, bits: tl.constexpr, inner: tl.constexpr
+):
+    """Orders the pairs whose positions differ in `bit`; downwards where bit `stage` is set."""
+    # Integer sums wrap, so this is the other element of the pair, exactly.
+    other = tl.sum(tile, axis_of(bit, bits, inner), keep_dims=True) - tile
+    keeps_larger = position_bit(bit, bits, inner)
+    if stage < bits:
+        keeps_larger = keeps_larger ^ position_bit(stage, bits, inner)
+    return tl.where((tile > other) != (keeps_larger == 1), other, tile)
+
+
+@triton.jit
+def sort_rows(tile, ROWS: tl.constexpr):
+    """Integers `[2^inner, ROWS * 2^outer]`: the rows sorted upwards, `[ROWS, 2^(inner + outer)]`.
+
+    Position a * 2^inner + b of row r is at `[b, r * 2^outer + a]` while it is sorted.
+    """
+    inner: tl.constexpr = log2(tile.shape[0])
+    outer: tl.constexpr = log2(tile.shape[1] // ROWS)
+    bits: tl.constexpr = inner + outer
+    tile = tl.reshape(tile, [2] * inner + [ROWS] + [2] * outer)
+    for stage in tl.static_range(1, bits + 1):
+        for step in tl.static_range(stage):
+            tile = compare_exchange(tile, stage - 1 - step, stage, bits, inner)
+    tile = tl.permute(tl.reshape(tile, [2**inner, ROWS, 2**outer]), (1, 2, 0))
+    return tl.reshape(tile, [ROWS, 2**bits])

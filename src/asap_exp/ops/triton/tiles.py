@@ -1,0 +1,93 @@
+"""What the kernels share: masked loads, logit tiles, and how a launch is described.
+
+Inside the kernels logits and duals are in units of log 2, so that every exponential is one exp2.
+A padded or absent token has the dual -inf; its logit is finite, because its q or k is loaded as 0.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Kernels run in Triton's interpreter, on the CPU: for tests."""
+
+LOG2_E = 1.4426950408889634
+
+_TRITON_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+}
+
+
+@triton.jit
+def valid_tokens(padding, sample, index, count, HAS_PADDING: tl.constexpr):
+    """Which of the `count` tokens of a sample `index` exist and are not padded."""
+    valid = index < count
+    if HAS_PADDING:
+        valid = valid & (tl.load(padding + sample * count + index, mask=valid, other=1) == 0)
+    return valid
+
+
+@triton.jit
+def load_tile(base, index, valid, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows `index` of a `[tokens, WIDTH]` matrix, `[len(index), BLOCK]`; 0 where not valid."""
+    d = tl.arange(0, BLOCK)
+    return tl.load(
+        base + index[:, None] * stride + d[None, :],
+        mask=valid[:, None] & (d < WIDTH)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def store_tile(base, index, valid, stride, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    d = tl.arange(0, BLOCK)
+    tl.store(
+        base + index[:, None] * stride + d[None, :],
+        tile.to(base.dtype.element_ty),
+        mask=valid[:, None] & (d < WIDTH)[None, :],
+    )
+
+
+@triton.jit
+def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """a b in float32, its operands rounded to OPERAND first."""
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), input_precision=PRECISION)
+
+
+@triton.jit
+def exponent(S, to_log2, g, f):
+    """log2 A = S to_log2 + g + f, rounded alike in every kernel whichever side comes first.
+
+    The gradient is exact to rounding only if all passes see the same logits: at logits of some
+    hundreds a last bit that differs costs it two digits.
+    """
+    return biased(S, to_log2, g) + f
+
+
+@triton.jit
+def biased(S, to_log2, dual):
+    """S to_log2 + dual with one rounding."""
+    return tl.fma(S, tl.full(S.shape, 1.0, tl.float32) * to_log2, tl.broadcast_to(dual, S.shape))
+
+
+def operand(x: Tensor) -> tl.dtype:
+    """What the matrix units are fed: x's dtype, but float32 in the interpreter.
+
+    The interpreter's product of bfloat16 tiles is wrong.
+    """
+    return tl.float32 if INTERPRETED else _TRITON_DTYPES[x.dtype]
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """`x` with its last dimension contiguous, as the kernels read it."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def block(size: int, minimum: int = 16) -> int:
+    """The smallest power of two that holds `size`; the matrix units need at least 16."""
+    return max(minimum, triton.next_power_of_2(size))

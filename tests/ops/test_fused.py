@@ -1,0 +1,227 @@
+"""The fused operators against the reference in float64: on a GPU, else in Triton's interpreter.
+
+Outputs are NaN before a kernel writes them, so a place that it leaves out fails the comparison.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from asap_exp import ops
+from asap_exp.ops import _backend
+
+from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
+
+if _backend.fused is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+TEACHER, CLOSURE, ASAP = (
+    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
+)
+
+LENGTHS = [1, 2, 17, 33]
+if GPU:
+    LENGTHS += [63, 64, 65, 100, 129, 197, 257, 1000, 1025, 4097]
+LENGTHS_THAT_DIFFER = [(33, 20), (5, 40)] + ([(300, 200), (129, 1025)] if GPU else [])
+ON_CHIP_TOKENS = {"on chip": 128, "in passes": 0}
+
+
+@pytest.fixture(autouse=True)
+def unwritten_is_nan():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ON_CHIP_TOKENS)
+def route(request, monkeypatch):
+    monkeypatch.setattr(
+        "asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", ON_CHIP_TOKENS[request.param]
+    )
+
+
+def inputs_for(dtype: torch.dtype = torch.float32, **shape) -> Inputs:
+    return make_inputs(**shape).map(lambda x: x.to(DEVICE)).map_tokens(lambda x: x.to(dtype))
+
+
+@pytest.fixture
+def errors(record_property):
+    """Relative errors of a result and of its gradients, against float64; a report keeps them."""
+
+    def measured(operator, inputs: Inputs, backend: str = "triton", **options) -> dict[str, float]:
+        exact = inputs.map(torch.Tensor.double)
+        cotangents = make_cotangents(operator(exact, **options))
+        cotangents = tuple(x.to(inputs.v) for x in cotangents)
+        results, gradients = operator.run(inputs, cotangents, backend=backend, **options)
+        expected, expected_gradients = operator.run(
+            exact, tuple(x.double() for x in cotangents), **options
+        )
+        pairs = {"result": (results[0], expected[0])}
+        pairs |= {name: (gradients[name], expected_gradients[name]) for name in gradients}
+        found = {
+            name: relative_rms(*pair) if pair[1].any() else 0.0 for name, pair in pairs.items()
+        }
+        record_property(f"{operator.function.__name__}, {backend}", found)
+        return found
+
+    return measured
+
+
+def assert_small(found: dict[str, float], bound: float) -> None:
+    assert all(error <= bound for error in found.values()), found
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("operator", [TEACHER, CLOSURE], ids=["teacher", "closure"])
+def test_result_and_gradients_at_every_length(operator, length, route, errors):
+    inputs = inputs_for(batch=1, heads=2, queries=length, head_dim=16, value_dim=16)
+    assert_small(errors(operator, inputs), 2e-4)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS_THAT_DIFFER)
+def test_as_many_keys_as_one_likes(lengths, route, errors):
+    queries, keys = lengths
+    inputs = inputs_for(batch=2, heads=1, queries=queries, keys=keys, head_dim=5, value_dim=24)
+    assert_small(errors(TEACHER, inputs, eps=0.7), 2e-4)
+
+
+@pytest.mark.parametrize("widths", [(1, 1), (12, 20), (40, 33)])
+def test_widths_that_are_no_power_of_two(widths, route, errors):
+    inputs = inputs_for(batch=1, heads=1, queries=20, head_dim=widths[0], value_dim=widths[1])
+    assert_small(errors(TEACHER, inputs), 2e-4)
+
+
+@pytest.mark.parametrize("num_iters", [1, 2, 20])
+def test_any_number_of_updates(num_iters, route, errors):
+    inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
+    assert_small(errors(TEACHER, inputs, num_iters=num_iters), 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
+def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(dtype, route, errors):
+    inputs = inputs_for(dtype, batch=1, heads=2, queries=40, head_dim=16, value_dim=16)
+    inputs = replace(inputs, row_dual=inputs.row_dual.float())
+    for operator in (TEACHER, CLOSURE):
+        found, reference = (
+            errors(operator, inputs, backend) for backend in ("triton", "reference")
+        )
+        assert all(found[name] <= 2 * reference[name] + 1e-6 for name in found), (found, reference)
+
+
+@pytest.mark.parametrize("size", [3.0, 11.0])
+def test_logits_of_some_hundreds(size, route, errors):
+    inputs = inputs_for(batch=1, heads=1, queries=40, head_dim=16)
+    inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k)
+    found = errors(TEACHER, inputs, num_iters=20)
+    assert found["result"] <= 2e-5
+    assert_small(found, 1e-3)
+
+
+MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True, False] * 10])
+
+
+def padded_inputs(dtype: torch.dtype = torch.float32) -> tuple[Inputs, torch.Tensor]:
+    return inputs_for(dtype, batch=4, heads=2, queries=20, head_dim=8), MASK.to(DEVICE)
+
+
+@pytest.mark.parametrize("operator", [TEACHER, CLOSURE, ASAP], ids=["teacher", "closure", "asap"])
+def test_padding(operator, route, errors):
+    inputs, mask = padded_inputs()
+    assert_small(errors(operator, inputs, key_padding_mask=mask), 2e-4)
+
+
+def test_what_stands_in_padded_places_changes_nothing(route):
+    inputs, mask = padded_inputs()
+    garbage = inputs.map_tokens(
+        lambda x: torch.where(mask.view(4, 1, 20, *[1] * (x.dim() - 3)), torch.nan, x)
+    )
+    cotangents = make_cotangents(TEACHER(inputs, key_padding_mask=mask))
+    cotangents = tuple(x.to(DEVICE) for x in cotangents)
+    options = {"key_padding_mask": mask, "backend": "triton"}
+    results, gradients = TEACHER.run(inputs, cotangents, **options)
+    dirty_results, dirty_gradients = TEACHER.run(garbage, cotangents, **options)
+    torch.testing.assert_close(results, dirty_results, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, dirty_gradients, rtol=0, atol=0)
+    assert not results[0].transpose(1, 2)[mask].any()
+
+
+def test_views_of_one_projection(route):
+    q, k, v = torch.randn(2, 20, 3, 3, 8, device=DEVICE).unbind(2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = ops.sinkhorn_attention(q, k, v, num_iters=3, backend="triton")
+    assert (
+        relative_rms(out, ops.sinkhorn_attention(*(x.double() for x in (q, k, v)), num_iters=3))
+        < 1e-5
+    )
+    assert out.transpose(1, 2).is_contiguous()  # no copy before the output projection
+
+
+def test_duals(route):
+    inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
+    found = ops.sinkhorn_duals(inputs.q, inputs.k, num_iters=5, backend="triton")
+    expected = ops.sinkhorn_duals(inputs.q.double(), inputs.k.double(), num_iters=5)
+    for dual, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(dual.double(), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_same_bits_twice(route):
+    inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
+    first, second = (
+        TEACHER.run(inputs, make_cotangents(TEACHER(inputs)), backend="triton") for _ in "ab"
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_empty_batch(route):
+    inputs = inputs_for(batch=1, queries=5).map_tokens(lambda x: x[:0])
+    assert TEACHER(inputs, backend="triton")[0].shape == (0, 3, 5, 5)
+
+
+@pytest.mark.parametrize("operator", ["sinkhorn_duals", "sliced_potentials"])
+def test_a_gradient_that_no_kernel_has_is_refused_or_left_to_the_reference(operator):
+    inputs = inputs_for(batch=1, queries=5)
+    with pytest.raises(RuntimeError, match="gradient is needed that has no fused kernel"):
+        OPERATORS[operator].run(inputs, backend="triton")
+    OPERATORS[operator].run(inputs, backend="auto")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x.double(), "q is torch.float64"),
+        (lambda x: torch.cat([x] * 40, dim=-1), "q has width 160"),
+    ],
+)
+def test_inputs_that_no_kernel_takes(change, reason):
+    inputs = inputs_for(batch=1, queries=5)
+    inputs = replace(inputs, q=change(inputs.q), k=change(inputs.k))
+    with pytest.raises(RuntimeError, match=f"backend='triton' cannot run: {reason}"):
+        TEACHER(inputs, backend="triton")
+    TEACHER(inputs)
+
+
+def test_compiled_without_a_graph_break():
+    inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
+
+    def loss(q, k, v):
+        return ops.sinkhorn_attention(2 * q, k, v, num_iters=3, backend="triton").square().sum()
+
+    leaves = [x.clone().requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    compiled = torch.compile(loss, fullgraph=True)
+    found = torch.autograd.grad(compiled(*leaves), leaves)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_custom_operator_is_registered_soundly():
+    inputs = inputs_for(batch=1, heads=2, queries=6, head_dim=4)
+    leaves = (x.clone().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
+    operator = torch.ops.asap_exp.sinkhorn.default
+    torch.library.opcheck(
+        operator,
+        (*leaves, None, None, 3, 0.5, True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )

@@ -1,0 +1,187 @@
+"""The fused potentials and dual against the reference in float64, in Triton's interpreter."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from asap_exp.ops import reference
+from asap_exp.ops.reference.asap import sliced_dual as reference_dual
+
+from .inputs import make_inputs
+
+pytest.importorskip("triton")
+from asap_exp.ops.triton import potentials
+from asap_exp.ops.triton.tiles import INTERPRETED
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU, and no interpreter"
+)
+
+OPTIONS = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
+# bfloat16 as well: in the interpreter its projections are products of float32.
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}
+
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def inputs_of(tokens: int, dtype: torch.dtype, *, batch: int = 1, heads: int = 1, **options):
+    """q, k of `dtype`; theta, weight and query_weight of float32."""
+    shape = {"batch": batch, "heads": heads, "queries": tokens}
+    inputs = make_inputs(dtype=torch.float32, **shape, **options)
+    return inputs.map(lambda x: x.to(DEVICE)).map_tokens(lambda x: x.to(dtype))
+
+
+def check(inputs, **changed) -> tuple[Tensor, Tensor]:
+    """Potentials and dual, both checked against the reference."""
+    exact = inputs.map(lambda x: x.double())
+    options = OPTIONS | changed
+    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **options)
+    expected = reference.sliced_potentials(exact.q, exact.k, exact.theta, **options)
+    assert_close(phi, expected, inputs.q.dtype)
+    f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
+    expected = reference_dual(*dual_arguments(exact), **options)
+    assert_close(f_hat, expected, inputs.q.dtype)
+    return phi, f_hat
+
+
+def dual_arguments(x) -> tuple[Tensor, ...]:
+    return x.q, x.k, x.theta, x.weight, x.query_weight
+
+
+def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert result.dtype == torch.float32
+    assert result.shape == expected.shape
+    error = (result - expected).abs().max()
+    assert error <= TOLERANCE[dtype] * expected.abs().max()
+
+
+@every_dtype
+@pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64, 65])
+def test_agrees_with_the_reference(tokens, dtype):
+    check(inputs_of(tokens, dtype, heads=2))
+
+
+@every_dtype
+def test_dual_without_query_weight(dtype):
+    inputs = inputs_of(17, dtype, batch=2)
+    *arguments, _ = dual_arguments(inputs)
+    f_hat = potentials.sliced_dual(*arguments, None, **OPTIONS)
+    *arguments, _ = dual_arguments(inputs.map(lambda x: x.double()))
+    assert_close(f_hat, reference_dual(*arguments, None, **OPTIONS), dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (5, 17), (17, 16)])
+def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
+    check(inputs_of(20, dtype, slices=slices, head_dim=head_dim))
+
+
+@every_dtype
+def test_slices_of_a_head_in_several_programs(dtype, monkeypatch):
+    monkeypatch.setattr(potentials, "PROGRAM_BYTES", 256)
+    check(inputs_of(20, dtype, slices=5))
+
+
+def test_few_words_a_thread(monkeypatch):
+    monkeypatch.setattr(potentials, "THREAD_BYTES", 8)
+    check(inputs_of(64, torch.float16))
+
+
+MASKS = {
+    "all but one": [[True] * 6 + [False] + [True] * 12],
+    "first": [[True] * 5 + [False] * 14],
+    "last, all, none": [[False] * 12 + [True] * 7, [True] * 19, [False] * 19],
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_padded_tokens_are_zero_and_change_nothing(mask, long, dtype, monkeypatch):
+    if long:
+        monkeypatch.setattr(potentials, "SORTED_TOKENS", 16)
+    mask = torch.tensor(mask, device=DEVICE)
+    inputs = inputs_of(19, dtype, batch=len(mask))
+    inputs.q.masked_fill_(mask[:, None, :, None], torch.nan)
+    inputs.k.masked_fill_(mask[:, None, :, None], torch.inf)
+    phi, f_hat = check(inputs, key_padding_mask=mask)
+    assert not phi.masked_select(mask[:, None, None, :]).any()
+    assert not f_hat.masked_select(mask[:, None, :]).any()
+
+
+@every_dtype
+@pytest.mark.parametrize("slices", [1, 3])
+def test_tokens_beyond_the_sort_of_one_program(slices, dtype, monkeypatch):
+    monkeypatch.setattr(potentials, "SORTED_TOKENS", 64)
+    check(inputs_of(130, dtype, slices=slices))
+
+
+@every_dtype
+def test_views_of_one_projection(dtype):
+    tokens, heads, width = 18, 3, 8
+    qkv = torch.randn(2, tokens, 3, heads, width, generator=torch.Generator().manual_seed(0))
+    q, k, _ = qkv.to(DEVICE, dtype).permute(2, 0, 3, 1, 4)
+    inputs = inputs_of(tokens, dtype, heads=heads, head_dim=width)
+    check(type(inputs)(**vars(inputs) | {"q": q, "k": k}))
+
+
+def test_last_dimension_with_gaps_and_transposed_directions():
+    inputs = inputs_of(18, torch.float16, head_dim=8)
+    gaps = {name: getattr(inputs, name).repeat_interleave(2, -1)[..., ::2] for name in ("q", "k")}
+    theta = inputs.theta.mT.contiguous().mT
+    check(type(inputs)(**vars(inputs) | gaps | {"theta": theta}))
+
+
+@every_dtype
+def test_equal_queries_have_potential_zero(dtype):
+    inputs = inputs_of(20, dtype)
+    inputs.q[:] = inputs.q[:, :, :1].clone()
+    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
+    assert phi.abs().max() < 1e-6
+
+
+@every_dtype
+def test_ties(dtype):
+    inputs = inputs_of(33, dtype)
+    inputs.q.round_()
+    inputs.k.round_()
+    inputs.theta[:] = torch.eye(4)[:3]
+    check(inputs)
+
+
+@every_dtype
+def test_queries_far_from_the_origin(dtype):
+    inputs = inputs_of(64, dtype)
+    inputs.q.add_(100.0)
+    check(inputs)
+
+
+@every_dtype
+def test_negative_scale(dtype):
+    check(inputs_of(17, dtype), scale=-0.4)
+
+
+def test_no_samples():
+    inputs = inputs_of(5, torch.float32).map_tokens(lambda x: x[:0])
+    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
+    assert phi.shape == (0, 1, 3, 5)
+
+
+def test_what_is_supported():
+    q = torch.zeros(1, 1, 3, 4)
+    assert potentials.supports(q, q)
+    assert not potentials.supports(q, q[:, :, :2])
+    assert not potentials.supports(q.double(), q.double())
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[False] * 4 + [True]])])
+def test_operators_are_well_formed_for_the_compiler(mask):
+    inputs = inputs_of(5, torch.float32)
+    mask = None if mask is None else mask.to(DEVICE)
+    q, k, theta = inputs.q, inputs.k, inputs.theta
+    tests = ("test_schema", "test_faketensor")
+    operators = torch.ops.asap_exp
+    torch.library.opcheck(operators.sliced_potentials, (q, k, theta, mask, 1.0), test_utils=tests)
+    arguments = (*dual_arguments(inputs), mask, 1.0)
+    torch.library.opcheck(operators.sliced_dual, arguments, test_utils=tests)
