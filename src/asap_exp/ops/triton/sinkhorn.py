@@ -22,6 +22,10 @@ RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
 
 
+RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
+"""Of the products that sum the updates' share of the gradient: finer than the inputs' own."""
+
+
 class Solution(NamedTuple):
     """out `[B, H, N, width of v]` and the duals of the updates, in units of log 2.
 
@@ -380,7 +384,7 @@ def _backward_in_passes(
             heads, num_x, num_y, num_iters, slope * LOG2_E, slope,
             **_widths(q, v), BLOCK_T=block(num_iters),
             BLOCK_X=x_block, BLOCK_Y=y_block, **_operands(q, v),
-            RANK_PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            RANK_PRECISION=RANK_PRECISION[q.dtype],
             X_IS_QUERY=x is query_side, HAS_PADDING=padding is not None, num_warps=warps,
         )  # fmt: skip
 

@@ -14,6 +14,8 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on the CPU: for tests."""
 
+BY_INTERPRETER = tl.constexpr(INTERPRETED)
+
 LOG2_E = 1.4426950408889634
 
 _TRITON_DTYPES = {
@@ -56,7 +58,10 @@ def store_tile(base, index, valid, stride, tile, WIDTH: tl.constexpr, BLOCK: tl.
 @triton.jit
 def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """a b in float32, its operands rounded to OPERAND first."""
-    return tl.dot(a.to(OPERAND), b.to(OPERAND), input_precision=PRECISION)
+    a, b = a.to(OPERAND), b.to(OPERAND)
+    if BY_INTERPRETER:  # whose product of bfloat16 tiles is wrong
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -76,11 +81,8 @@ def biased(S, to_log2, dual):
 
 
 def operand(x: Tensor) -> tl.dtype:
-    """What the matrix units are fed: x's dtype, but float32 in the interpreter.
-
-    The interpreter's product of bfloat16 tiles is wrong.
-    """
-    return tl.float32 if INTERPRETED else _TRITON_DTYPES[x.dtype]
+    """What the matrix units are fed."""
+    return _TRITON_DTYPES[x.dtype]
 
 
 def unit_stride(x: Tensor) -> Tensor:
