@@ -1,14 +1,22 @@
-"""Finite-T Sinkhorn attention in passes over tiles: any length, nothing of size n x m stored.
+"""Half steps and attention in passes over tiles: any length, nothing of size n x m stored.
 
 Each kernel anchors a block of one side's tokens (x) and streams the other side's (y): with queries
 as x it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are in units of log 2.
-The adjoints are those of `short`.
 """
 
 import triton
 import triton.language as tl
 
 from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, store_tile, valid_tokens
+
+
+@triton.jit
+def place(count, BLOCK: tl.constexpr):
+    """The head of this program and its `BLOCK` tokens; the programs of a head are neighbours."""
+    blocks = tl.cdiv(count, BLOCK)
+    program = tl.program_id(0)
+    first = (program % blocks) * BLOCK
+    return (program // blocks).to(tl.int64), first + tl.arange(0, BLOCK)
 
 
 @triton.jit
@@ -54,9 +62,8 @@ def half_step_kernel(
 
     It must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
     """
-    head = tl.program_id(1).to(tl.int64)
+    head, i = place(num_x, BLOCK_X)
     b, h = head // heads, head % heads
-    i = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
     y += b * y_b + h * y_h
@@ -97,9 +104,8 @@ def attention_kernel(
 ):
     # fmt: on
     """out = softmax_j(S + col) v, flash attention with a bias per key; `row` its dual."""
-    head = tl.program_id(1).to(tl.int64)
+    head, i = place(n, BLOCK_N)
     b, h = head // heads, head % heads
-    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
     k += b * k_b + h * k_h
@@ -130,199 +136,3 @@ def attention_kernel(
     if SAVE:
         dual = tl.where(valid_i, shift - tl.log2(total), 0.0)
         tl.store(row + head * row_stride + i, dual, mask=i < n)
-
-
-# fmt: off
-@triton.jit
-def delta_kernel(
-    q, k, v, grad_out, row, col, padding, delta,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, go_b, go_h, go_n, row_stride, col_stride,
-    heads, n, m, to_log2,
-    D: tl.constexpr, V_WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr,
-):
-    # fmt: on
-    """delta_i = sum_j A_ij <grad_out_i, v_j>.
-
-    Flash attention takes <grad_out, out> for it. But out was made of rounded A, and what that
-    leaves in a row's sum of dX the updates' adjoints enlarge tenfold at logits of some hundreds.
-    """
-    head = tl.program_id(1).to(tl.int64)
-    b, h = head // heads, head % heads
-    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
-    q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
-    do_tile = load_tile(grad_out + b * go_b + h * go_h, i, valid_i, go_n, V_WIDTH, BLOCK_V)
-    f = tl.load(row + head * row_stride + i, mask=valid_i, other=float("-inf"))
-    k += b * k_b + h * k_h
-    v += b * v_b + h * v_h
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, m, BLOCK_M):
-        j = first + tl.arange(0, BLOCK_M)
-        valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
-        k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
-        S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-        g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
-        v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)
-        dA = product(do_tile, tl.trans(v_tile), V_OPERAND, PRECISION)
-        total += tl.sum(plan(S, to_log2, f, g, True) * dA, axis=1)
-    tl.store(delta + head * n + i, total, mask=i < n)
-
-
-# fmt: off
-@triton.jit
-def value_gradient_kernel(
-    q, k, v, grad_out, delta, row, col, padding, grad_v, grad_col,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, go_b, go_h, go_n, gv_b, gv_h, gv_n,
-    row_stride, col_stride, grad_col_stride,
-    heads, n, m, to_log2,
-    D: tl.constexpr, V_WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr,
-):
-    # fmt: on
-    """The gradients of v and of g^T, a block of keys a program."""
-    head = tl.program_id(1).to(tl.int64)
-    b, h = head // heads, head % heads
-    j = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
-    k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
-    v_tile = load_tile(v + b * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
-    g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
-    q += b * q_b + h * q_h
-    grad_out += b * go_b + h * go_h
-    dv = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    dg = tl.zeros([BLOCK_M], tl.float32)
-    for first in range(0, n, BLOCK_N):
-        i = first + tl.arange(0, BLOCK_N)
-        valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
-        q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
-        S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
-        f = tl.load(row + head * row_stride + i, mask=valid_i, other=float("-inf"))
-        A = plan(S, to_log2, g, f, False)
-        do_tile = load_tile(grad_out, i, valid_i, go_n, V_WIDTH, BLOCK_V)
-        dv += product(A, do_tile, V_OPERAND, PRECISION)
-        dA = product(v_tile, tl.trans(do_tile), V_OPERAND, PRECISION)
-        dg += tl.sum(A * (dA - tl.load(delta + head * n + i, mask=valid_i, other=0.0)[None, :]), 1)
-    store_tile(grad_v + b * gv_b + h * gv_h, j, j < m, gv_n, dv, V_WIDTH, BLOCK_V)
-    tl.store(grad_col + head * grad_col_stride + j, dg, mask=j < m)
-
-
-# fmt: off
-@triton.jit
-def adjoint_kernel(
-    x, y, dual_x, dual_y, weight_y, earlier_x, padding, result,
-    x_b, x_h, x_n, y_b, y_h, y_n,
-    dual_x_stride, dual_y_stride, weight_y_stride, result_stride,
-    heads, num_x, num_y, to_log2, log2_ratio,
-    D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    X_IS_QUERY: tl.constexpr, RESCALE: tl.constexpr, HAS_PADDING: tl.constexpr,
-):
-    # fmt: on
-    """result_x = -sum_y exp(S + dual_x + dual_y) weight_y.
-
-    RESCALE turns dg^(t+1) into w^t = dg^(t+1) exp(g^(t+1) - g^t) m / n, where `dual_x` is g^(t+1)
-    and `earlier_x` g^t.
-    """
-    head = tl.program_id(1).to(tl.int64)
-    b, h = head // heads, head % heads
-    i = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
-    valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
-    x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
-    fx = tl.load(dual_x + head * dual_x_stride + i, mask=valid_i, other=float("-inf"))
-    y += b * y_b + h * y_h
-    total = tl.zeros([BLOCK_X], tl.float32)
-    for first in range(0, num_y, BLOCK_Y):
-        j = first + tl.arange(0, BLOCK_Y)
-        valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
-        y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
-        S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
-        fy = tl.load(dual_y + head * dual_y_stride + j, mask=valid_j, other=float("-inf"))
-        w = tl.load(weight_y + head * weight_y_stride + j, mask=valid_j, other=0.0)
-        total += tl.sum(plan(S, to_log2, fx, fy, X_IS_QUERY) * w[None, :], axis=1)
-    if RESCALE:
-        earlier = tl.load(earlier_x + head * dual_x_stride + i, mask=valid_i, other=0.0)
-        total *= tl.exp2(tl.where(valid_i, fx - earlier - log2_ratio, 0.0))
-    tl.store(result + head * result_stride + i, -total, mask=i < num_x)
-
-
-# fmt: off
-@triton.jit
-def logit_gradient_kernel(
-    x, y, value_x, value_y, delta, dual_x, dual_y, weight_x, weight_y, drift, padding, grad_x,
-    x_b, x_h, x_n, y_b, y_h, y_n, vx_b, vx_h, vx_n, vy_b, vy_h, vy_n, gx_b, gx_h, gx_n,
-    heads, num_x, num_y, num_iters, to_log2, slope,
-    D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, RANK_PRECISION: tl.constexpr,
-    X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr,
-):
-    # fmt: on
-    """grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
-
-    The duals hold t = 0 .. T (`[.., T + 1, tokens]`), the weights w^t and df^t t = 0 .. T - 1. The
-    sum over t has rank 2 T, with p^t_i = exp(f^t_i - f^T_i) and r^t_j = exp(g^t_j - g^T_j):
-
-        sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j),
-
-    taken where `drift`, the largest exponent of the head, allows it; else one exponential a t.
-    """
-    head = tl.program_id(1).to(tl.int64)
-    b, h = head // heads, head % heads
-    i = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
-    t = tl.arange(0, BLOCK_T)
-    valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
-    x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
-    vx_tile = load_tile(value_x + b * vx_b + h * vx_h, i, valid_i, vx_n, V_WIDTH, BLOCK_V)
-    y += b * y_b + h * y_h
-    value_y += b * vy_b + h * vy_h
-    dual_x += head * (num_iters + 1) * num_x
-    dual_y += head * (num_iters + 1) * num_y
-    weight_x += head * num_iters * num_x
-    weight_y += head * num_iters * num_y
-    fx = tl.load(dual_x + num_iters * num_x + i, mask=valid_i, other=float("-inf"))
-    of_rank_2t = tl.load(drift + head) < 24.0
-    x_t = t[None, :] * num_x + i[:, None]
-    x_mask = valid_i[:, None] & (t < num_iters)[None, :]
-    px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
-    px = tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
-    wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
-    grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
-    for first in range(0, num_y, BLOCK_Y):
-        j = first + tl.arange(0, BLOCK_Y)
-        valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
-        y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
-        vy_tile = load_tile(value_y, j, valid_j, vy_n, V_WIDTH, BLOCK_V)
-        S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
-        dS = product(vx_tile, tl.trans(vy_tile), V_OPERAND, PRECISION)
-        if X_IS_QUERY:
-            dS -= tl.load(delta + head * num_x + i, mask=valid_i, other=0.0)[:, None]
-        else:
-            dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
-        fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
-        A = plan(S, to_log2, fx, fy, X_IS_QUERY)
-        if of_rank_2t:
-            y_t = t[:, None] * num_y + j[None, :]
-            y_mask = (t < num_iters)[:, None] & valid_j[None, :]
-            py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
-            py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
-            wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
-            dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
-            dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
-            dS *= A
-        else:
-            dS *= A
-            for step in range(num_iters):
-                fx_t = tl.load(dual_x + step * num_x + i, mask=valid_i, other=float("-inf"))
-                fy_t = tl.load(dual_y + step * num_y + j, mask=valid_j, other=float("-inf"))
-                wx_t = tl.load(weight_x + step * num_x + i, mask=valid_i, other=0.0)
-                wy_t = tl.load(weight_y + step * num_y + j, mask=valid_j, other=0.0)
-                A = plan(S, to_log2, fx_t, fy_t, X_IS_QUERY)
-                dS -= A * (wx_t[:, None] + wy_t[None, :])
-        grad += product(dS, y_tile, OPERAND, PRECISION)
-    store_tile(grad_x + b * gx_b + h * gx_h, i, i < num_x, gx_n, grad * slope, D, BLOCK_D)

@@ -1,0 +1,100 @@
+"""What a launch is told of its inputs, and the tiles it works in."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.triton.tiles import LOG2_E, block, operand, unit_stride
+
+
+@dataclass(frozen=True)
+class Problem:
+    """q `[B, H, N, D]`, k and v `[B, H, M, ..]` as kernels read them; logits are slope <q, k>."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    padding: Tensor | None
+    num_iters: int
+    slope: float
+
+    @staticmethod
+    def of(
+        q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
+    ) -> "Problem":
+        q, k, v = (unit_stride(x) for x in (q, k, v))
+        padding = None if padding is None else padding.contiguous().view(torch.uint8)
+        return Problem(q, k, v, padding, num_iters, slope)
+
+    @property
+    def programs(self) -> int:
+        """One a head."""
+        return self.q.shape[0] * self.q.shape[1]
+
+    @property
+    def heads(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def n(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def m(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def to_log2(self) -> float:
+        """From <q, k> to logits in units of log 2."""
+        return self.slope * LOG2_E
+
+    @property
+    def log2_ratio(self) -> float:
+        """log2(n / m); padding needs n = m, so that the valid tokens are as many on both sides."""
+        return math.log2(self.n / self.m)
+
+    @property
+    def logits(self) -> dict[str, object]:
+        """The constants of every kernel that makes logits."""
+        d = self.q.shape[3]
+        has_padding = self.padding is not None
+        return {
+            "D": d,
+            "BLOCK_D": block(d),
+            "OPERAND": operand(self.q),
+            "PRECISION": "ieee",
+            "HAS_PADDING": has_padding,
+        }
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The constants of every kernel that reads values too."""
+        width = self.v.shape[3]
+        v_operand = operand(self.v)
+        return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Tokens of the anchored and of the streamed side, and warps, of a pass over the logits."""
+        widest = max(self.q.shape[3], self.v.shape[3])
+        if widest > 64 or torch.float32 in (self.q.dtype, self.v.dtype):
+            return 64, 32, 4
+        return 128, 64, 4
+
+    @property
+    def gradient_tile(self) -> tuple[int, int, int]:
+        """The same where several tiles are on chip at once."""
+        x_block, y_block, warps = self.tile
+        return x_block, y_block, max(warps, x_block // 16)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Batch, head and token strides of each."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def head_strides(*duals: Tensor | None) -> list[int]:
+    """From one head to the next in `[B, H, ..]`; 0 for what is absent."""
+    return [0 if dual is None else dual.stride(1) for dual in duals]
