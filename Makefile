@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 TASK := $(if $(task),task=$(task))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test lint
+.PHONY: help setup demo train distill evaluate report benchmark test test-gpu lint
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mod
 
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
+
+test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
+	@$(PY) -m pytest tests/ops/test_fused*.py tests/benchmarking -n 4 --report results/gpu_tests.json $(ARGS)
 
 lint: setup ## Check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

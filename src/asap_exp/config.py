@@ -253,6 +253,7 @@ class DistillConfig:
 class LatencyConfig:
     batch_size: int
     rounds: int
+    cuda_graph: bool
 
     def __post_init__(self) -> None:
         check_range("latency.batch_size", self.batch_size, minimum=1)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from asap_exp.attention import SinkhornAttention
 from asap_exp.errors import UserError
@@ -134,6 +135,12 @@ def test_wrong_attention_is_reported_and_not_timed(
 def test_sizes_that_the_test_images_cannot_fill_are_refused(pipeline: Pipeline, size: str) -> None:
     with pytest.raises(UserError, match=f"{size} is more than the 48 test images"):
         run_evaluate(pipeline.results, size)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is refused where there is no GPU")
+def test_cuda_graphs_need_a_gpu(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="latency.cuda_graph=true needs a GPU"):
+        run_evaluate(pipeline.results, "latency.cuda_graph=true")
 
 
 def test_latency_batch_may_exceed_the_batch_of_the_predictions(pipeline: Pipeline) -> None:

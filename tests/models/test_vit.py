@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import (
     ATTENTIONS,
+    AsapAttention,
     MultiHeadAttention,
     UniformAttention,
     attention_layers,
@@ -13,6 +14,7 @@ from asap_exp.attention import (
 )
 from asap_exp.errors import UserError
 from asap_exp.models import build_net, build_vit, load_net
+from asap_exp.ops._backend import fused
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
 
 from ..fake_runs import fake_run, train_config
@@ -205,3 +207,19 @@ def test_weights_without_a_fingerprint_in_the_manifest_are_refused(tmp_path):
     run = fake_run(tmp_path, *TINY, weights=weights_of(make_net()), teacher_sha256=None)
     with pytest.raises(UserError, match=r"expected None"):
         load_net(run)
+
+
+@pytest.mark.skipif(fused is None, reason="Triton is not installed")
+def test_whole_model_with_fused_operators_compiles_without_a_graph_break():
+    net, x = loud(make_net("attention.backend=triton")).eval(), images()
+    maps = {
+        path: AsapAttention(
+            torch.randn(2, 3, 8), torch.randn(2, 3), torch.randn(2, 9), backend="triton"
+        )
+        for path in attention_layers(net)
+    }
+    # aot_eager traces forward and backward with the operators' fake implementations.
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), net(x))
+    with swapped(net, maps), torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x))

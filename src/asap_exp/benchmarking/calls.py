@@ -1,7 +1,5 @@
 """What is timed: a forward pass, or a forward and a backward pass, maybe as one CUDA graph."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,6 @@ from asap_exp.benchmarking.registry import Attend, Unavailable
 
 Results = tuple[Tensor, ...]
 RESULTS = ("out", "dq", "dk", "dv")
-WARM_UPS = 3
 
 
 def results(attend: Attend, inputs: Inputs) -> Results:
@@ -23,22 +20,3 @@ def results(attend: Attend, inputs: Inputs) -> Results:
         raise Unavailable("it has no gradient")
     gradients = torch.autograd.grad(out, inputs.qkv, inputs.grad_out, materialize_grads=True)
     return (out.detach(), *gradients)
-
-
-def graphed(call: Callable[[], Results]) -> Callable[[], Results]:
-    """`call` captured once; every replay writes the same tensors."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # lazy initialisation must be over before the capture
-        for _ in range(WARM_UPS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
-
-    def replay() -> Results:
-        graph.replay()
-        return captured
-
-    return replay

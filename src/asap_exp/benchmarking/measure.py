@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.benchmarking.calls import RESULTS, Results, graphed, results
+from asap_exp.benchmarking.calls import RESULTS, Results, results
 from asap_exp.benchmarking.inputs import Inputs
 from asap_exp.benchmarking.registry import Attend, Method, Operator, Unavailable
 from asap_exp.distillation.report import finite
 from asap_exp.evaluation.gate import passes, relative_rms
 from asap_exp.evaluation.latency import Prepare, interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
+from asap_exp.graphs import graphed
 
 Cell = dict[str, Any]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.config import EvaluateConfig
@@ -22,6 +23,7 @@ from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
 from asap_exp.models import load_net
+from asap_exp.ops._backend import chosen
 from asap_exp.runs import (
     Run,
     all_runs,
@@ -39,6 +41,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Measures a compiled map beside its teacher; returns the path of the record."""
     run, folder = find_compiled(config)
     device = choose_device(config.accelerator)
+    if config.latency.cuda_graph and device.type != "cuda":
+        raise UserError("latency.cuda_graph=true needs a GPU; choose false")
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     artifact = load_artifact(folder)
@@ -91,7 +95,8 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "batch_size": config.latency.batch_size,
                 "rounds": config.latency.rounds,
                 "compiled": False,
-                "cuda_graph": False,
+                "cuda_graph": config.latency.cuda_graph,
+                "backend": backend(net, device),
             },
             "rows": measure(rows, test, run.config.trainer.precision, config),
             "fidelity": read_json(folder / "fidelity.json"),
@@ -116,6 +121,12 @@ def evaluate(config: EvaluateConfig) -> Path:
     print_evaluation(metrics)
     print(f"Record: {out / 'metrics.json'}")
     return out / "metrics.json"
+
+
+def backend(net: nn.Module, device: torch.device) -> str:
+    """On which implementation of the operators the model's attention layers run."""
+    layer = next(iter(attention_layers(net).values()))
+    return chosen("auto", torch.empty(1, 1, 1, layer.head_dim, device=device))
 
 
 def evaluation_key(

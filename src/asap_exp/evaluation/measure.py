@@ -20,6 +20,7 @@ from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import Prepare, interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
 from asap_exp.evaluation.variants import Variant
+from asap_exp.graphs import graphed
 
 
 def measure(
@@ -103,12 +104,18 @@ def speed_measures(
             continue
         layer_calls[row.key] = layer_call(attend, layer_in)
         model_calls[row.key] = model_call(row, inputs, precision)
+    eager_calls = model_calls
     with torch.inference_mode():
+        if config.cuda_graph:
+            layer_calls, model_calls = (
+                {key: captured(prepare) for key, prepare in calls.items()}
+                for calls in (layer_calls, model_calls)
+            )
         layer_ms = interleaved_latency(layer_calls, device, rounds=config.rounds)
         model_ms = interleaved_latency(model_calls, device, rounds=config.rounds)
         memory = {}
-        for key, prepare in model_calls.items():
-            with prepare() as call:
+        for key in model_calls:
+            with eager_calls[key]() as call:
                 memory[key] = peak_memory(call, device)
     teacher = rows[0].key
     return {
@@ -122,6 +129,13 @@ def speed_measures(
         }
         for row in rows
     }
+
+
+def captured(prepare: Prepare) -> Prepare:
+    """The same with its call as a CUDA graph."""
+    with prepare() as call:
+        replay = graphed(call)
+    return lambda: nullcontext(replay)
 
 
 def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:

@@ -57,13 +57,15 @@ def caption(record: dict[str, Any]) -> str:
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
     artifact = record["artifact"]
+    kernels = "fused kernels, " if latency.get("backend") == "triton" else ""
     features = " and query features" if artifact["query_features"] else ""
     return (
         f"{record['data']}, {test} (plans compared on the first {record['fidelity_samples']}), "
         f"qk_norm {'on' if record['qk_norm'] else 'off'}; {artifact['slices']} slices{features}, "
         f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} images; "
         f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
-        f"{latency['rounds']} interleaved rounds, eager, no CUDA graph"
+        f"{latency['rounds']} interleaved rounds, {kernels}"
+        f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"
     )
 
 

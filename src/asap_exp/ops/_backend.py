@@ -41,6 +41,11 @@ def implementation(
     )
 
 
+def chosen(backend: str, q: Tensor) -> str:
+    """The name of the implementation that a call with these queries runs on."""
+    return "reference" if implementation(backend, q) is reference else "triton"
+
+
 def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
