@@ -139,7 +139,7 @@ def test_sizes_that_the_test_images_cannot_fill_are_refused(pipeline: Pipeline, 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is refused where there is no GPU")
 def test_cuda_graphs_need_a_gpu(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match="latency.cuda_graph=true needs a GPU"):
+    with pytest.raises(UserError, match=r"latency\.cuda_graph=true needs a GPU"):
         run_evaluate(pipeline.results, "latency.cuda_graph=true")
 
 
