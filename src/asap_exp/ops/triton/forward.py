@@ -8,9 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import resident, short, streaming
+from asap_exp.ops.triton import packed, resident, short, streaming
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
 from asap_exp.ops.triton.tiles import LOG2_E, block
+
+PACKED_TOKENS = 0
+"""Up to so many tokens, 16-bit inputs without a gradient take `packed`; none yet: not timed."""
 
 RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
@@ -23,6 +26,9 @@ def on_chip(
     problem: Problem, start: Tensor | None, out: Tensor, rows: Tensor, cols: Tensor, save: bool
 ) -> None:
     p = problem
+    if takes_packed(p, save):
+        on_chip_packed(p, start, out)
+        return
     short.forward_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
@@ -31,10 +37,30 @@ def on_chip(
     )  # fmt: skip
 
 
+def takes_packed(problem: Problem, save: bool) -> bool:
+    p = problem
+    short_enough = max(p.n, p.m) <= PACKED_TOKENS
+    return short_enough and p.num_iters > 1 and p.q.element_size() == 2 and not save
+
+
+def on_chip_packed(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    p = problem
+    two = block(p.n) > 128
+    packed.forward_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, out, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.values, BLOCK_N=block(p.n) // 2 if two else block(p.n), BLOCK_M=block(p.m), TWO=two,
+        HAS_START=start is not None, num_warps=max(1, block(max(p.n, p.m)) ** 2 // 4096),
+    )  # fmt: skip
+
+
 def in_passes(
     problem: Problem, start: Tensor | None, out: Tensor, rows: Tensor, cols: Tensor, save: bool
 ) -> None:
     p = problem
+    if takes_packed(p, save):
+        on_chip_packed(p, start, out)
+        return
     if not save:  # room for the duals of one update and the next
         rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
         cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)

@@ -1,12 +1,13 @@
 """Finite-T Sinkhorn attention with a head's whole logit tile on chip, forward and backward.
 
-With A^t = exp(S + f^t + g^t), whose rows sum to 1, the next column step needs no new exponential:
+Forward, E = exp(S + f + g) is computed once, after the first update, and the others work on
+scalings alone, which start at 1:
 
-    g^(t+1)_j = g^t_j - log C_j + log(n / m),   C_j = sum_i A^t_ij
+    b_j = (n / m) / sum_i E_ij a_i,   a_i = 1 / sum_j E_ij b_j;   f^t = f + log a, g^t = g + log b.
 
-so an update costs one exponential an entry. Only the first update needs maxima: from then on every
-sum lies between 1/n and n (or 1/m and m), because the step before normalised the other side. Both
-follow from METHOD's two half steps; that one pass serves both is this project's.
+When a scaling has moved far, it is absorbed into f and g and E is computed anew, so no size of
+logits makes the sums overflow or vanish: after one full update every sum of A^t = E a b lies
+between 1/n and n (or 1/m and m), because the step before normalised the other side.
 
 Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 
@@ -35,37 +36,19 @@ def stored(place, scaling, base, exists, valid):
 
 # fmt: off
 @triton.jit
-def forward_kernel(
-    q, k, v, start, padding, out, rows, cols,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
-    heads, n, m, num_iters, to_log2, log2_ratio,
-    D: tl.constexpr, V_WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
+def plan(
+    S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
+    n, m, num_iters, to_log2, log2_ratio,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr,
 ):
     # fmt: on
-    """One program a head. `rows` [.., T + 1, n] gets f^0 .. f^T, `cols` [.., T, m] g^1 .. g^T."""
-    head = tl.program_id(0).to(tl.int64)
-    sample, h = head // heads, head % heads
-    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
-    valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
-    q += sample * q_b + h * q_h
-    k += sample * k_b + h * k_h
-    q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
-    k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
-    S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-    rows += head * (num_iters + 1) * n + i
-    cols += head * num_iters * m + j
-    ratio = tl.exp2(log2_ratio)
+    """The plan after `num_iters` updates from f, which is -inf where not valid, `[len(i), len(j)]`.
 
-    f = tl.zeros([BLOCK_N], tl.float32)
-    if HAS_START:
-        f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * 1.4426950408889634
-    if SAVE:
-        tl.store(rows, f, mask=i < n)
-    f = tl.where(valid_i, f, float("-inf"))
+    S are the products of q and k; `q`, `k` point to the head's first row, and with SAVE `rows` and
+    `cols` to f^0_i and g^1_j.
+    """
+    ratio = tl.exp2(log2_ratio)
     E = biased(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
@@ -101,9 +84,47 @@ def forward_kernel(
         a = tl.where(valid_i, 1.0 / tl.sum(E * b[None, :], axis=1), 0.0)
     if SAVE:
         a = stored(rows + num_iters * n, a, f, i < n, valid_i)
-    E *= b[None, :] * a[:, None]
+    return E * (b[None, :] * a[:, None])
+
+
+# fmt: off
+@triton.jit
+def forward_kernel(
+    q, k, v, start, padding, out, rows, cols,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
+    heads, n, m, num_iters, to_log2, log2_ratio,
+    D: tl.constexpr, V_WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
+):
+    # fmt: on
+    """One program a head. `rows` [.., T + 1, n] gets f^0 .. f^T, `cols` [.., T, m] g^1 .. g^T."""
+    head = tl.program_id(0).to(tl.int64)
+    sample, h = head // heads, head % heads
+    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
+    q += sample * q_b + h * q_h
+    k += sample * k_b + h * k_h
+    q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+    k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+    S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+    rows += head * (num_iters + 1) * n + i
+    cols += head * num_iters * m + j
+
+    f = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_START:
+        f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * 1.4426950408889634
+    if SAVE:
+        tl.store(rows, f, mask=i < n)
+    f = tl.where(valid_i, f, float("-inf"))
+    A = plan(
+        S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
+        n, m, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, SAVE,
+    )
     v_tile = load_tile(v + sample * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
-    values = product(E, v_tile, V_OPERAND, PRECISION)
+    values = product(A, v_tile, V_OPERAND, PRECISION)
     store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
 
 
