@@ -129,7 +129,24 @@ def test_logits_of_some_hundreds(size, route, errors):
 @pytest.mark.parametrize("size", [1.0, 11.0], ids=["usual logits", "logits of some hundreds"])
 def test_sums_on_the_matrix_units(lengths, size, monkeypatch):
     monkeypatch.setattr("asap_exp.ops.triton.forward.PACKED_TOKENS", 256)
-    queries, keys = lengths
+    assert_as_good_as_the_reference_in_16_bit(*lengths, size)
+
+
+@pytest.mark.parametrize("length", [17, 70, *([1025] if GPU else [])])
+@pytest.mark.parametrize("size", [1.0, 11.0], ids=["usual logits", "logits of some hundreds"])
+def test_exponentials_in_16_bit_move_the_output_less_than_bfloat16_does(length, size, monkeypatch):
+    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", 0)
+    monkeypatch.setattr("asap_exp.ops.triton.forward.RESIDENT_KEYS", 0)
+    monkeypatch.setattr("asap_exp.ops.triton.forward.UPDATES_IN_16_BIT", True)
+    inputs = inputs_for(batch=1, heads=2, queries=length, head_dim=16)
+    q, k = ((size * x).bfloat16() for x in (inputs.q, inputs.k))
+    exact = ops.sinkhorn_attention(q.double(), k.double(), inputs.v.double())
+    found = ops.sinkhorn_attention(q, k, inputs.v, backend="triton")
+    rounding = relative_rms(exact.bfloat16(), exact)
+    assert 1e-6 < relative_rms(found, exact) < rounding / 3
+
+
+def assert_as_good_as_the_reference_in_16_bit(queries: int, keys: int, size: float) -> None:
     inputs = inputs_for(torch.float16, batch=1, heads=2, queries=queries, keys=keys, head_dim=16)
     inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k)
     found, low, exact = (

@@ -15,6 +15,10 @@ from asap_exp.ops.triton.tiles import LOG2_E, block
 PACKED_TOKENS = 0
 """Up to so many tokens, 16-bit inputs without a gradient take `packed`; none yet: not timed."""
 
+UPDATES_IN_16_BIT = False
+"""Exponentials of the streaming updates in 16 bits, for bfloat16 inputs without a gradient: not
+timed yet. The gradient needs duals that agree with each other to the last bit."""
+
 RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
 
@@ -71,7 +75,7 @@ def in_passes(
     if p.m <= RESIDENT_KEYS and p.q.element_size() == 2 and p.num_iters > 1:
         row, col = updates_resident(p, rows, cols, save)
     else:
-        row, col = updates_streaming(p, rows, cols)
+        row, col = updates_streaming(p, rows, cols, save)
     attention(p, col, row, out, rows[:, :, p.num_iters % rows.shape[2]], save)
 
 
@@ -90,30 +94,43 @@ def updates_resident(
     return rows[:, :, last], cols[:, :, last]
 
 
-def updates_streaming(problem: Problem, rows: Tensor, cols: Tensor) -> tuple[Tensor | None, Tensor]:
+def updates_streaming(
+    problem: Problem, rows: Tensor, cols: Tensor, save: bool
+) -> tuple[Tensor | None, Tensor]:
     """f^(T-1), None for T = 1, and g^T from f^0 and g^1."""
+    p = problem
+    in_16_bit = UPDATES_IN_16_BIT and p.q.dtype == torch.bfloat16 and p.n == p.m and not save
     f: Tensor | None = None
     g = cols[:, :, 0]
-    for t in range(1, problem.num_iters):
+    for t in range(1, p.num_iters):
         f_next, g_next = rows[:, :, t % rows.shape[2]], cols[:, :, t % cols.shape[2]]
-        row_step(problem, g, f, f_next)
-        column_step(problem, f_next, g, g_next)
+        row_step(p, g, f, f_next, in_16_bit=in_16_bit and t > 1)
+        column_step(p, f_next, g, g_next, in_16_bit=in_16_bit)
         f, g = f_next, g_next
     return f, g
 
 
 def column_step(
-    problem: Problem, row: Tensor | None, previous: Tensor | None, result: Tensor
+    problem: Problem,
+    row: Tensor | None,
+    previous: Tensor | None,
+    result: Tensor,
+    *,
+    in_16_bit: bool = False,
 ) -> None:
     """g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, spares the running maxima."""
     p = problem
-    _half_step(p, p.k, p.q, row, previous, result, p.log2_ratio, x_is_query=False)
+    sides = p.k, p.q, row, previous, result
+    _half_step(p, *sides, p.log2_ratio, x_is_query=False, in_16_bit=in_16_bit)
 
 
-def row_step(problem: Problem, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
+def row_step(
+    problem: Problem, col: Tensor, previous: Tensor | None, result: Tensor, *, in_16_bit: bool
+) -> None:
     """f = -LSE_j(S + col); `previous`, an earlier f, spares the running maxima."""
     p = problem
-    _half_step(p, p.q, p.k, col, previous, result, 0.0, x_is_query=True)
+    sides = p.q, p.k, col, previous, result
+    _half_step(p, *sides, 0.0, x_is_query=True, in_16_bit=in_16_bit)
 
 
 def _half_step(
@@ -126,6 +143,7 @@ def _half_step(
     log2_ratio: float,
     *,
     x_is_query: bool,
+    in_16_bit: bool,
 ) -> None:
     p = problem
     x_block, y_block, warps = p.tile
@@ -136,7 +154,7 @@ def _half_step(
         p.heads, num_x, num_y, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
         X_IS_QUERY=x_is_query, HAS_DUAL=dual_y is not None, HAS_PREVIOUS=previous is not None,
-        num_warps=warps,
+        IN_16_BIT=in_16_bit, num_warps=warps,
     )  # fmt: skip
 
 
