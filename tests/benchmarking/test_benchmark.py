@@ -127,7 +127,7 @@ def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
     [
         (("inputs=recorded",), "no finished Sinkhorn teacher"),
         (("cuda_graph=true",), "cuda_graph=true needs a GPU"),
-        (("cpu.methods=[flash,asap]",), "methods=asap is not known"),
+        (("cpu.methods=[flash,asap]",), "the method asap is not known"),
     ],
 )
 def test_mistake_is_refused_before_anything_is_written(

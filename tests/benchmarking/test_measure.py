@@ -164,7 +164,7 @@ def test_name_holds_the_numbers_of_its_method() -> None:
 @pytest.mark.parametrize("name", ["asap", "asap_0", "sinkhorn_x", "asap_8_refine", "flashy"])
 def test_unknown_method_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(
-        UserError, match=rf"methods={name} is not known.*asap_\{{slices\}}.*uniform"
+        UserError, match=rf"the method {name} is not known.*asap_\{{slices\}}.*uniform"
     ):
         find(name)
 

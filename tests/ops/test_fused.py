@@ -183,19 +183,57 @@ def test_padding_with_sums_on_the_matrix_units(monkeypatch):
     assert not found.transpose(1, 2)[mask].any()
 
 
-def test_what_stands_in_padded_places_changes_nothing(route):
+@pytest.mark.parametrize("operator", [TEACHER, CLOSURE], ids=["teacher", "closure"])
+def test_what_stands_in_padded_places_changes_nothing(operator, route):
     inputs, mask = padded_inputs()
     garbage = inputs.map_tokens(
         lambda x: torch.where(mask.view(4, 1, 20, *[1] * (x.dim() - 3)), torch.nan, x)
     )
-    cotangents = make_cotangents(TEACHER(inputs, key_padding_mask=mask))
+    cotangents = make_cotangents(operator(inputs, key_padding_mask=mask))
     cotangents = tuple(x.to(DEVICE) for x in cotangents)
     options = {"key_padding_mask": mask, "backend": "triton"}
-    results, gradients = TEACHER.run(inputs, cotangents, **options)
-    dirty_results, dirty_gradients = TEACHER.run(garbage, cotangents, **options)
+    results, gradients = operator.run(inputs, cotangents, **options)
+    dirty_results, dirty_gradients = operator.run(garbage, cotangents, **options)
     torch.testing.assert_close(results, dirty_results, rtol=0, atol=0)
     torch.testing.assert_close(gradients, dirty_gradients, rtol=0, atol=0)
     assert not results[0].transpose(1, 2)[mask].any()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_updates_with_resident_keys(padded, route, errors):
+    """16-bit inputs in passes: with a gradient as without, padded or not."""
+    inputs, mask = padded_inputs(torch.float16)
+    options = {"num_iters": 4, **({"key_padding_mask": mask} if padded else {})}
+    assert_small(errors(TEACHER, inputs, **options), 1e-3)
+    with torch.no_grad():
+        found = TEACHER(inputs, backend="triton", **options)[0]
+    exact = TEACHER(inputs.map(torch.Tensor.double), **options)[0]
+    assert relative_rms(found, exact) < 1e-3
+
+
+def test_more_updates_than_fit_on_chip(route, errors):
+    inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
+    assert_small(errors(TEACHER, inputs, num_iters=70), 2e-4)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_gradient_of_one_input_alone(name, route):
+    inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
+    grads = []
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaves = {x: getattr(inputs, x).to(dtype).detach() for x in ("q", "k", "v")}
+        leaves[name].requires_grad_()
+        out = ops.sinkhorn_attention(**leaves, num_iters=3, backend=backend)
+        grads.append(torch.autograd.grad(out.square().sum(), leaves[name])[0])
+    assert relative_rms(*grads) < 2e-4
+
+
+def test_values_of_another_dtype(route):
+    inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
+    out = ops.sinkhorn_attention(inputs.q, inputs.k, inputs.v.half(), backend="triton")
+    exact = ops.sinkhorn_attention(inputs.q.double(), inputs.k.double(), inputs.v.half().double())
+    assert out.dtype == torch.float16
+    assert relative_rms(out, exact) < 1e-3
 
 
 def test_views_of_one_projection(route):
@@ -243,7 +281,10 @@ def test_a_gradient_that_no_kernel_has_is_refused_or_left_to_the_reference(opera
     ("change", "reason"),
     [
         (lambda x: x.double(), "q is torch.float64"),
-        (lambda x: torch.cat([x] * 40, dim=-1), "q has width 160"),
+        (
+            lambda x: torch.cat([x] * 40, dim=-1),
+            "q has width 160, and the fused kernels take 1 to 128",
+        ),
     ],
 )
 def test_inputs_that_no_kernel_takes(change, reason):

@@ -33,7 +33,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     """Times the operators; returns the path of the record kept below `results/records/`."""
     device = choose_device(config.accelerator)
     if config.cuda_graph and device.type == "cpu":
-        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false, or accelerator=gpu")
+        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
     suite: SuiteConfig = getattr(config, suite_name(device))
     for name in suite.methods:
         find(name)
@@ -89,7 +89,9 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
             left_out.append(refusal)
             print(refusal)
     if not shapes:
-        raise UserError(f"no row is left of n={suite.n}; choose n=[{source.n}]")
+        raise UserError(
+            f"no row is left of n={suite.n}; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"
+        )
     return shapes, left_out
 
 
@@ -161,8 +163,9 @@ def chosen_backend(backend: str, device: torch.device) -> str:
 def matrix_products(device: torch.device, dtype: str) -> Iterator[bool]:
     """On a GPU, lets plain PyTorch multiply what was 16-bit as TF32; yields whether it does.
 
-    bfloat16 and float16 numbers are exact in TF32, so that products of such inputs run on tensor
-    cores and lose nothing. float32 inputs are multiplied in IEEE float32.
+    bfloat16 and float16 numbers are exact in TF32, so that the logits run on tensor cores and lose
+    nothing; a float32 plan is rounded to TF32 where it meets v, and so are gradients. float32
+    inputs are multiplied in IEEE float32.
     """
     before = torch.get_float32_matmul_precision()
     tf32 = device.type == "cuda" and dtype != "float32"

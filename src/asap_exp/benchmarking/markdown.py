@@ -14,12 +14,12 @@ NOTICE = (
 EXPLANATION = (
     "Milliseconds as the median of interleaved rounds in one process, and the ratio to flash "
     "softmax there (quartiles, first calls and counts are in benchmark.csv). Every method was "
-    "checked against float64 before it was timed: `wrong` is one that failed, with its error. An "
-    "`error` or an `unavailable` cell has its reason below the table. The floor is the larger of "
-    "the counted matrix products over the measured TFLOP/s and of the operator's inputs and "
-    "outputs over the measured GB/s, for a method that stores nothing of size n x n and computes "
-    "its logits anew in each pass; one that keeps them on chip, as short sequences allow, can be "
-    "below it."
+    "checked against float64, on the first and the last sample, before it was timed: `wrong` is "
+    "one that failed, with its error. An `error` or an `unavailable` cell has its reason below the "
+    "table. The floor is the larger of the counted matrix products over the measured TFLOP/s and "
+    "of the operator's inputs and outputs over the measured GB/s, for a method that stores nothing "
+    "of size n x n and computes its logits anew in each pass; one that keeps them or its keys on "
+    "chip, as some hundreds of tokens allow, can be below it. On a CPU the ceilings are rough."
 )
 
 Cell = dict[str, Any]

@@ -86,7 +86,7 @@ def find(name: str) -> tuple[Builder, dict[str, int]]:
     if name in registered_attentions():
         return lambda setting: attention_method(name, setting), {}
     known = ", ".join([*BUILDERS, *registered_attentions()])
-    raise UserError(f"methods={name} is not known; choose from {known}")
+    raise UserError(f"the method {name} is not known; choose from {known}")
 
 
 def registered_attentions() -> list[str]:

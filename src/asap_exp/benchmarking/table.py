@@ -22,11 +22,18 @@ def inputs(record: Record) -> str:
     return f"inputs of {identity['teacher']}, {identity['layer']}"
 
 
+TF32 = (
+    "plain PyTorch's products in TF32 (16-bit inputs are exact in it, plans and gradients rounded)"
+)
+ASAP_TRAINED = "ASAP's dual by plain PyTorch, since no kernel has its gradient"
+
+
 def caption(record: Record) -> str:
     """The conditions of the numbers."""
     row, reached, hardware = record["rows"][0], record["ceilings"], record["manifest"]["hardware"]
     logits = ", ".join(f"{r['largest_logit']:.3g}" for r in record["rows"])
-    tf32 = "; plain PyTorch's products of them in TF32, which is exact" if record["tf32"] else ""
+    tf32 = f"; {TF32}" if record["tf32"] else ""
+    dual = f"; {ASAP_TRAINED}" if record["mode"] == "train" else ""
     interpreted = "; Triton INTERPRETED, not compiled" if record["triton_interpreted"] else ""
     cpu = f" ({hardware['cpu']}, {hardware['cpu_threads']} threads)"
     return (
@@ -34,7 +41,7 @@ def caption(record: Record) -> str:
         f"{record['tokens']:,}, {row['heads']} heads of {row['head_dim']}; largest logit {logits}; "
         f"median of {record['rounds']} interleaved rounds in one process, "
         f"{'all as CUDA graphs' if record['cuda_graph'] else 'no CUDA graph'}; "
-        f"{record['dtype']} inputs{tf32}{interpreted}; ceilings measured in the run: "
+        f"{record['dtype']} inputs{tf32}{dual}{interpreted}; ceilings measured in the run: "
         f"{reached['product_tflops']:.3g} TFLOP/s, {reached['copy_gb_per_second']:.3g} GB/s"
     )
 

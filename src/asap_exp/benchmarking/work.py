@@ -1,4 +1,4 @@
-"""The arithmetic that a method cannot do without: counted by formula, never measured.
+"""The arithmetic of a method that streams its logits: counted by formula, never measured.
 
 With P = batch heads n^2 entries of all plans, N = batch heads n tokens, width D and
 s = `passes`, the half-steps that each go over all logits (2 T for T Sinkhorn updates, the last of
@@ -13,7 +13,8 @@ attention. Slices add 4 N D L for the projections of both sides, query features 
 much again in the backward pass; sorting is not counted. Bytes are the operator's inputs read and
 outputs written once: q, k, v, out forward; backward those, the four gradients.
 
-A kernel that keeps its logits on chip, as short sequences allow, does less and may be faster.
+A kernel that keeps its logits or a head's keys on chip, as up to some hundreds of tokens allow,
+does less and may be faster: it makes the logits once, or once an update.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,6 +1,5 @@
 """Which implementation a call runs on."""
 
-import os
 from types import ModuleType
 
 import torch
@@ -10,13 +9,15 @@ from asap_exp.ops import reference
 
 try:
     from asap_exp.ops import triton as fused
+    from asap_exp.ops.triton.tiles import INTERPRETED
 except ImportError:  # torch on this platform comes without Triton
-    fused = None  # type: ignore[assignment]
+    fused, INTERPRETED = None, False  # type: ignore[assignment]
 
 BACKENDS = ("auto", "reference", "triton")
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST_HEAD = 128
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ROOMY_GPUS = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities with 160 KiB or more of shared memory for a block."""
 
 
 def implementation(
@@ -59,15 +60,13 @@ def why_not_fused(
         return "Triton is not installed"
     if not (q.is_cuda or interpreted):
         return f"q is on {q.device}, not on a CUDA device"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
-        return "the fused kernels need a GPU of compute capability 8.0 or newer"
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) not in ROOMY_GPUS:
+        return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
     for name, x in (("q", q), ("v", v)):
         if x is not None and x.dtype not in FUSED_DTYPES:
             return f"{name} is {x.dtype}, and the fused kernels compute in float32"
-        if x is not None and x.shape[3] > WIDEST_HEAD:
-            return (
-                f"{name} has width {x.shape[3]}, and the fused kernels take at most {WIDEST_HEAD}"
-            )
+        if x is not None and not 0 < x.shape[3] <= WIDEST_HEAD:
+            return f"{name} has width {x.shape[3]}, and the fused kernels take 1 to {WIDEST_HEAD}"
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in no_gradient_of):
         return "a gradient is needed that has no fused kernel"
     return None

@@ -7,7 +7,8 @@ is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is 
 kernels wherever they can run and have the gradients that are needed. Inputs are float16, bfloat16,
 float32 or float64; duals, potentials and plans are float32, or float64 for float64 inputs. Padded
 places of every result are exactly 0, and a sample with no valid token gives zeros. ValueError and
-TypeError name the argument at fault.
+TypeError name the argument at fault. The fused kernels have first derivatives alone: for second
+ones and `torch.func` choose backend="reference".
 """
 
 from torch import Tensor

@@ -51,5 +51,5 @@ def centre(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64 inputs, float32 for every other (METHOD: logits, duals and sums)."""
+    """float64 for float64 inputs, float32 for every other: for logits, duals and sums."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -17,6 +17,10 @@ RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16
 """Of the products that sum the updates' share of the gradient: finer than the inputs' own."""
 
 
+RANK_UPDATES = 32
+"""Of more updates those products do not fit on chip, and each update takes its own exponentials."""
+
+
 class Gradients(NamedTuple):
     """Of q, k, v and f^0."""
 
@@ -134,13 +138,16 @@ def through_logits(
     p = problem
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
+    by_rank = p.num_iters <= RANK_UPDATES
     drift = torch.maximum(largest_change(x.duals), largest_change(y.duals))
+    if not by_rank:
+        drift.fill_(torch.inf)
     gradient.logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x.tokens, y.tokens, x.values, y.values, delta,
         x.duals, y.duals, x.weights, y.weights, drift, p.padding, grad_x,
         *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
-        **p.values, BLOCK_T=block(p.num_iters), BLOCK_X=x_block, BLOCK_Y=y_block,
+        **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
         RANK_PRECISION=RANK_PRECISION[p.q.dtype], X_IS_QUERY=x_is_query, num_warps=warps,
     )  # fmt: skip
 

@@ -9,7 +9,15 @@ itself is made of 16-bit numbers anyway. For bfloat16 inputs, without a gradient
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, store_tile, valid_tokens
+from asap_exp.ops.triton.tiles import (
+    IN_LOG2,
+    biased,
+    exponent,
+    load_tile,
+    product,
+    store_tile,
+    valid_tokens,
+)
 
 RESIDUE = tl.constexpr(2048.0)
 FARTHEST = tl.constexpr(6.0)
@@ -34,7 +42,7 @@ def half_logits(
 ):  # fmt: skip
     """<q_i, k_j>. Made where it is needed: kept, it would cost more than it takes to make."""
     d = tl.arange(0, BLOCK_D)
-    place = q + i[:, None] * q_n + d[None, :]
+    place = q + i[:, None].to(tl.int64) * q_n + d[None, :]
     # Volatile, or the compiler would keep the first tile of logits for the later calls.
     q_tile = tl.load(place, valid_i[:, None] & (d < D)[None, :], other=0.0, volatile=True)
     return product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
@@ -84,8 +92,8 @@ def forward_kernel(
     f0 = tl.where(valid0, 0.0, float("-inf"))
     f1 = tl.where(valid1, 0.0, float("-inf"))
     if HAS_START:
-        f0 += tl.load(start + head * n + i0, mask=valid0, other=0.0) * 1.4426950408889634
-        f1 += tl.load(start + head * n + i1, mask=valid1, other=0.0) * 1.4426950408889634
+        f0 += tl.load(start + head * n + i0, mask=valid0, other=0.0) * IN_LOG2
+        f1 += tl.load(start + head * n + i1, mask=valid1, other=0.0) * IN_LOG2
     S = half_logits(q, k_tile, i0, valid0, q_n, D, BLOCK_D, OPERAND, PRECISION)
     highest = tl.max(biased(S, to_log2, f0[:, None]), axis=0)
     if TWO:

@@ -20,7 +20,15 @@ Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, store_tile, valid_tokens
+from asap_exp.ops.triton.tiles import (
+    IN_LOG2,
+    biased,
+    exponent,
+    load_tile,
+    product,
+    store_tile,
+    valid_tokens,
+)
 
 
 @triton.jit
@@ -115,7 +123,7 @@ def forward_kernel(
 
     f = tl.zeros([BLOCK_N], tl.float32)
     if HAS_START:
-        f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * 1.4426950408889634
+        f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * IN_LOG2
     if SAVE:
         tl.store(rows, f, mask=i < n)
     f = tl.where(valid_i, f, float("-inf"))

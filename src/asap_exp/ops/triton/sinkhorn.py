@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import backward, forward
 from asap_exp.ops.triton.problem import Problem
 from asap_exp.ops.triton.tiles import unit_stride
 
 ON_CHIP_TOKENS = 128
-"""Up to so many tokens on either side, a head's logits stay on chip."""
+"""Up to so many tokens on either side, half as many of wide float32, logits stay on chip."""
 
 
 class Solution(NamedTuple):
@@ -46,7 +47,7 @@ def sinkhorn(
     """
     inputs = [x for x in (q, k, v, start) if x is not None]
     save = keep_duals or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
-    start = None if start is None else start.float()
+    start = None if start is None else blank(start.float(), key_padding_mask, 2)
     return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save))
 
 
@@ -65,7 +66,7 @@ def _sinkhorn(
     if results[0].numel() == 0:
         return results
     start = None if start is None else start.contiguous()
-    launch = forward.on_chip if _on_chip(q, k) else forward.in_passes
+    launch = forward.on_chip if _on_chip(q, k, v) else forward.in_passes
     with torch.cuda.device_of(q):
         launch(Problem.of(q, k, v, padding, num_iters, slope), start, *results, save=save)
     return results
@@ -98,8 +99,10 @@ def _results(
     return out, rows, cols
 
 
-def _on_chip(q: Tensor, k: Tensor) -> bool:
-    return max(q.shape[2], k.shape[2]) <= ON_CHIP_TOKENS
+def _on_chip(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    tokens, width = max(q.shape[2], k.shape[2]), max(q.shape[3], v.shape[3])
+    wide = width > 64 and torch.float32 in (q.dtype, v.dtype)
+    return tokens <= (ON_CHIP_TOKENS // 2 if wide else ON_CHIP_TOKENS)
 
 
 @torch.library.custom_op("asap_exp::sinkhorn_backward", mutates_args=())
@@ -117,7 +120,7 @@ def _sinkhorn_backward(
     grads = _gradients(q, k, v)
     if grad_out.numel() == 0:
         return grads
-    launch = backward.on_chip if _on_chip(q, k) else backward.in_passes
+    launch = backward.on_chip if _on_chip(q, k, v) else backward.in_passes
     with torch.cuda.device_of(q):
         problem = Problem.of(q, k, v, padding, num_iters, slope)
         launch(problem, unit_stride(grad_out), rows, cols, backward.Gradients(*grads))

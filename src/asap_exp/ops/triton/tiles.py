@@ -17,6 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BY_INTERPRETER = tl.constexpr(INTERPRETED)
 
 LOG2_E = 1.4426950408889634
+IN_LOG2 = tl.constexpr(LOG2_E)
 
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -39,7 +40,7 @@ def load_tile(base, index, valid, stride, WIDTH: tl.constexpr, BLOCK: tl.constex
     """Rows `index` of a `[tokens, WIDTH]` matrix, `[len(index), BLOCK]`; 0 where not valid."""
     d = tl.arange(0, BLOCK)
     return tl.load(
-        base + index[:, None] * stride + d[None, :],
+        base + index[:, None].to(tl.int64) * stride + d[None, :],
         mask=valid[:, None] & (d < WIDTH)[None, :],
         other=0.0,
     )
@@ -49,7 +50,7 @@ def load_tile(base, index, valid, stride, WIDTH: tl.constexpr, BLOCK: tl.constex
 def store_tile(base, index, valid, stride, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)
     tl.store(
-        base + index[:, None] * stride + d[None, :],
+        base + index[:, None].to(tl.int64) * stride + d[None, :],
         tile.to(base.dtype.element_ty),
         mask=valid[:, None] & (d < WIDTH)[None, :],
     )
