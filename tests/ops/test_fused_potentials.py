@@ -1,5 +1,7 @@
 """The fused potentials and dual against the reference in float64, in Triton's interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from asap_exp.ops import reference
 from asap_exp.ops.reference.asap import sliced_dual as reference_dual
 
-from .inputs import make_inputs
+from .inputs import OPERATORS, make_inputs, relative_rms
 
 pytest.importorskip("triton")
 from asap_exp.ops.triton import potentials
@@ -185,3 +187,12 @@ def test_operators_are_well_formed_for_the_compiler(mask):
     torch.library.opcheck(operators.sliced_potentials, (q, k, theta, mask, 1.0), test_utils=tests)
     arguments = (*dual_arguments(inputs), mask, 1.0)
     torch.library.opcheck(operators.sliced_dual, arguments, test_utils=tests)
+
+
+def test_no_slices_at_all():
+    inputs = make_inputs(queries=9, slices=1).map(lambda x: x.to(DEVICE))
+    inputs = replace(inputs, theta=inputs.theta[:, :0], weight=inputs.weight[:, :0])
+    operator = OPERATORS["predicted_dual"]
+    (found,) = operator(inputs.map(torch.Tensor.float), backend="triton", refine=0)
+    (exact,) = operator(inputs, refine=0)
+    assert relative_rms(found, exact) < 1e-5

@@ -1,4 +1,7 @@
-"""ASAP on the fused operators: the dual from sliced potentials, then updates and the closure."""
+"""ASAP on the fused operators: the dual from sliced potentials, then updates and the closure.
+
+One launch can do all where the sequence is short and no gradient is needed (`one_launch`).
+"""
 
 from typing import Any
 
@@ -7,9 +10,12 @@ from torch import Tensor
 
 from asap_exp.ops import reference
 from asap_exp.ops.reference._masking import blank
-from asap_exp.ops.triton import potentials
+from asap_exp.ops.triton import one_launch, potentials
 from asap_exp.ops.triton.sinkhorn import sinkhorn
 from asap_exp.ops.triton.tiles import LOG2_E
+
+ONE_LAUNCH = False
+"""Off until it is timed."""
 
 
 def sliced_potentials(
@@ -42,6 +48,11 @@ def asap_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    fits = ONE_LAUNCH and one_launch.supports(q, k, v, theta)
+    if fits and not gradient_needed(q, k, v, theta, weight, query_weight):
+        return one_launch.asap_attention(
+            q, k, v, theta, weight, query_weight, refine=refine, **options
+        )
     f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 
@@ -79,9 +90,13 @@ def sliced_dual(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
-    inputs = (q, k, theta, weight, query_weight)
-    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    by = potentials if potentials.supports(q, k) and not trained else reference.asap
+    trained = gradient_needed(q, k, theta, weight, query_weight)
+    fused = potentials.supports(q, k) and theta.shape[1] > 0 and not trained
+    by = potentials if fused else reference.asap
     return by.sliced_dual(
         q, k, theta, weight, query_weight, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )
+
+
+def gradient_needed(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.triton.sorting import sort_rows
-from asap_exp.ops.triton.tiles import INTERPRETED, block, load_tile, unit_stride, valid_tokens
+from asap_exp.ops.triton.tiles import (
+    INTERPRETED,
+    block,
+    load_tile,
+    product,
+    unit_stride,
+    valid_tokens,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -83,8 +90,9 @@ def sliced_dual(
 def _sliced_potentials(
     q: Tensor, k: Tensor, theta: Tensor, padding: Tensor | None, slope: float
 ) -> Tensor:
-    projections, _ = _project(q, k, theta, None, padding, slope)
-    return _potentials(projections, padding, q.dtype)
+    with torch.cuda.device_of(q):
+        projections, _ = _project(q, k, theta, None, padding, slope)
+        return _potentials(projections, padding, q.dtype)
 
 
 @_sliced_potentials.register_fake
@@ -147,12 +155,27 @@ def _project(
     project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
         q, k, theta, query_weight, _bytes(padding), projections, linear,
         *q.stride()[:3], *k.stride()[:3], heads, n, slices, slope,
-        D=width, BLOCK_D=block(width), SLICES=block(slices), BLOCK_N=PROJECTED_TOKENS,
-        PRECISION="ieee" if INTERPRETED or q.dtype == torch.float32 else "bf16x3",
+        D=width, BLOCK_D=block(width), BLOCK_N=PROJECTED_TOKENS, **projection(slices, q.dtype),
         HAS_PADDING=padding is not None, HAS_QUERY_WEIGHT=query_weight is not None,
         num_warps=4,
     )  # fmt: skip
     return projections, linear
+
+
+def projection(slices: int, dtype: torch.dtype) -> dict[str, object]:
+    """The constants of `project`: theta is float32 whatever q is, so it has more than one term.
+
+    With bfloat16 inputs, which are exact in one, these are one below the other in one product. Else
+    the product splits both itself; a second term of 0 then fills it up to the 16 rows it needs.
+    """
+    padded = block(slices, 8)
+    exact = INTERPRETED or dtype == torch.float32
+    return {
+        "SLICES": padded,
+        "TERMS": 2 if dtype == torch.bfloat16 or padded == 8 else 1,
+        "THETA_OPERAND": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
+        "THETA_PRECISION": "ieee" if exact or dtype == torch.bfloat16 else "bf16x3",
+    }
 
 
 def _potentials(
@@ -214,12 +237,50 @@ def _bytes(padding: Tensor | None) -> Tensor | None:
 
 # fmt: off
 @triton.jit
+def load_directions(
+    theta, slices,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, TERMS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    # fmt: on
+    """theta rounded to OPERAND, below it what the rounding left, `[TERMS * SLICES, BLOCK_D]`."""
+    row = tl.arange(0, TERMS * SLICES)
+    s = row % SLICES
+    exact = load_tile(theta, s, s < slices, D, D, BLOCK_D).to(tl.float32)
+    rounded = exact.to(OPERAND)
+    rest = (exact - rounded.to(tl.float32)).to(OPERAND)
+    return tl.where((row < SLICES)[:, None], rounded, rest)
+
+
+@triton.jit
+def project(
+    directions, tile, SLICES: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """<theta_l, tile_i>, `[SLICES, tokens]`."""
+    terms = product(directions, tl.trans(tile), directions.dtype, PRECISION)
+    return tl.sum(tl.reshape(terms, [TERMS, SLICES, tile.shape[0]]), 0)
+
+
+@triton.jit
+def query_features(q_tile, query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """query_weight . [q ; |q|^2], `[tokens]`."""
+    d = tl.arange(0, BLOCK_D)
+    u = tl.load(query_weight + d, mask=d < D, other=0.0).to(tl.float32)
+    u_square = tl.load(query_weight + D).to(tl.float32)
+    q_tile = q_tile.to(tl.float32)
+    return tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
+
+
+# fmt: off
+@triton.jit
 def project_kernel(
     q, k, theta, query_weight, padding, projections, linear,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, slices, slope,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     # fmt: on
     """A block of tokens of a head on all slices; the products of padded tokens are 0."""
@@ -230,24 +291,19 @@ def project_kernel(
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
     k_tile = load_tile(k + b * k_b + h * k_h, i.to(tl.int64), valid, k_n, D, BLOCK_D)
-    s = tl.arange(0, SLICES)
-    directions = load_tile(theta + h * slices * D, s, s < slices, D, D, BLOCK_D)
-    directions = directions.to(tl.float32)
-    q_tile, k_tile = q_tile.to(tl.float32), k_tile.to(tl.float32)
-    # theta is float32 whatever q is: its products take more than one 16-bit term.
-    x = tl.dot(directions, tl.trans(q_tile), input_precision=PRECISION)
-    y = tl.dot(directions, tl.trans(k_tile), input_precision=PRECISION) * slope
+    theta += h * slices * D
+    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
+    x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
+    y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * slope
 
+    s = tl.arange(0, SLICES)
     target = projections + (head * 2 * slices + s)[:, None] * n + i[None, :]
     inside = (s < slices)[:, None] & (i < n)[None, :]
     tl.store(target, x, mask=inside)
     tl.store(target + slices * n, y, mask=inside)
     features = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT:
-        d = tl.arange(0, BLOCK_D)
-        u = tl.load(query_weight + h * (D + 1) + d, mask=d < D, other=0.0).to(tl.float32)
-        u_square = tl.load(query_weight + h * (D + 1) + D).to(tl.float32)
-        features += tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
+        features += query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D)
     tl.store(linear + head * n + i, features, mask=i < n)
 
 
@@ -269,6 +325,18 @@ def sorted_values(words, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
     """What `sort_words` was given, 0 where not valid; the lost bits at half their range."""
     image = (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
     return tl.where(valid, flip_order(image).to(tl.float32, bitcast=True), 0.0)
+
+
+@triton.jit
+def sorted_potentials(
+    x_words, y_words, occupied, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr
+):
+    """Potentials of the sorted queries, 0 at the first and where not occupied, `[ROWS, SIZE]`."""
+    x = sorted_values(x_words, occupied, SIZE, WIDE)
+    y = sorted_values(y_words, occupied, SIZE, WIDE)
+    before = tl.broadcast_to(tl.maximum(tl.arange(0, SIZE) - 1, 0)[None, :], [ROWS, SIZE])
+    steps = (tl.gather(y, before, 1) + y) * (tl.gather(x, before, 1) - x) * 0.5
+    return tl.where(occupied, tl.cumsum(steps, 1), 0.0)
 
 
 # Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
@@ -306,11 +374,7 @@ def potential_kernel(
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
     s = first + tl.arange(0, SLICES)
     occupied = (s < slices)[:, None] & (place < count)[None, :]
-    x = sorted_values(x_words, occupied, BLOCK_N, WIDE)
-    y = sorted_values(y_words, occupied, BLOCK_N, WIDE)
-    before = tl.broadcast_to(tl.maximum(place - 1, 0)[None, :], [SLICES, BLOCK_N])
-    steps = (tl.gather(y, before, 1) + y) * (tl.gather(x, before, 1) - x) * 0.5
-    values = tl.where(occupied, tl.cumsum(steps, 1), 0.0)
+    values = sorted_potentials(x_words, y_words, occupied, SLICES, BLOCK_N, WIDE)
     share = 1.0 / tl.maximum(count, 1).to(tl.float32)
     values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
 

@@ -1,0 +1,231 @@
+"""ASAP of a short sequence in one launch, projection to output, one program a head. No gradient.
+
+The mathematics is that of `potentials` and `short`. Of a head nothing but its output is stored: its
+projections are sorted, and the potentials brought back to their tokens by a second sort, in the
+registers where the matrix units leave the projections. f_hat is not centred: the closure of a dual
+does not change with a constant added to it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.triton import potentials
+from asap_exp.ops.triton.potentials import (
+    load_directions,
+    project,
+    query_features,
+    sort_words,
+    sorted_potentials,
+)
+from asap_exp.ops.triton.problem import Problem, strides
+from asap_exp.ops.triton.short import plan
+from asap_exp.ops.triton.sorting import log2, sort_rows
+from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
+
+TOKENS = 128
+FLOAT32_TOKENS = 64
+"""Up to so many tokens, a head fits into the registers of a program."""
+
+SLICES = 16
+"""Up to so many slices."""
+
+UNIT = tl.constexpr(LOG2_E)
+
+
+def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
+    tokens = FLOAT32_TOKENS if torch.float32 in (q.dtype, v.dtype) else TOKENS
+    return q.shape[2] <= tokens and theta.shape[1] <= SLICES and potentials.supports(q, k)
+
+
+def asap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    *,
+    refine: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+
+    q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
+    `[H, D + 1]`, key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
+    `asap_exp.ops.reference.asap`.
+    """
+    return _asap(q, k, v, theta, weight, query_weight, key_padding_mask, refine + 1, scale / eps)
+
+
+@torch.library.custom_op("asap_exp::asap", mutates_args=())
+def _asap(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    num_iters: int,
+    slope: float,
+) -> Tensor:
+    out = _unwritten(v)
+    if out.numel() == 0:
+        return out
+    p = Problem.of(q, k, v, padding, num_iters, slope)
+    slices = theta.shape[1]
+    warps = _warps(p)
+    query_weight = None if query_weight is None else query_weight.contiguous()
+    with torch.cuda.device_of(q):
+        asap_kernel[(p.programs,)](
+            p.q, p.k, p.v, theta.contiguous(), weight.contiguous(), query_weight, p.padding, out,
+            *strides(p.q, p.k, p.v, out),
+            p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
+            **p.values, **potentials.projection(slices, q.dtype), BLOCK_N=block(p.n),
+            WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
+            WARPS=warps, num_warps=warps,
+        )  # fmt: skip
+    return out
+
+
+@_asap.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    num_iters: int,
+    slope: float,
+) -> Tensor:
+    return _unwritten(v)
+
+
+def _unwritten(v: Tensor) -> Tensor:
+    """It lies in memory as `[B, N, H, width]`, ready for the projection."""
+    batch, heads, n, width = v.shape
+    return v.new_empty(batch, n, heads, width).transpose(1, 2)
+
+
+def _warps(p: Problem) -> int:
+    """So few that hardly a register is spilled: fewer warps exchange less in the sorts and sums."""
+    if torch.float32 in (p.q.dtype, p.v.dtype):
+        return block(p.n) // 8
+    if p.n <= 64 and max(p.q.shape[3], p.v.shape[3]) <= 64:
+        return 1
+    return block(p.n) // 16
+
+
+# `sort_rows` is fast where a tile's leading axis is in a thread's registers. Of a product's columns
+# the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to the warps, and the
+# others to the registers. Of what `sort_rows` returns, the lowest bits are in the registers.
+
+
+@triton.jit
+def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
+    """Integers `[ROWS, SIZE]`, as a product leaves them, sorted by rows."""
+    tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
+    tile = tl.permute(tile, (1, 4, 0, 2, 3))
+    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
+
+
+@triton.jit
+def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
+    """Integers `[ROWS, SIZE]`, as `sort_product` leaves them, sorted by rows."""
+    tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
+    tile = tl.permute(tile, (2, 0, 1))
+    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
+
+
+@triton.jit
+def by_token(
+    values, token, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr
+):
+    """`values` `[ROWS, SIZE]` with each at its token's place.
+
+    Sorted are the tokens, with the values in the low bits: all of a value's bits, or, in words of
+    32, its upper ones, as many as `sort_words` leaves to a projection.
+    """
+    bits = values.to(tl.int32, bitcast=True)
+    TAKEN: tl.constexpr = log2(SIZE)
+    KEPT: tl.constexpr = 32 - TAKEN
+    if WIDE:
+        words = (token.to(tl.int64) << 32) | (bits.to(tl.int64) & 0xFFFFFFFF)
+        bits = sort_again(words, ROWS, SIZE, WARPS).to(tl.int32)
+    else:
+        upper = ((bits + SIZE // 2) >> TAKEN) & (2**KEPT - 1)
+        words = ((token - SIZE // 2) << KEPT) | upper
+        bits = sort_again(words, ROWS, SIZE, WARPS) << TAKEN
+    return bits.to(tl.float32, bitcast=True)
+
+
+# fmt: off
+@triton.jit
+def sliced_sum(
+    x, y, weight, valid, count, slices,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr,
+):
+    # fmt: on
+    """sum_l weight_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
+    place = tl.arange(0, SIZE)
+    index, exists = place[None, :], valid[None, :]
+    y_words = sort_product(sort_words(y, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
+    if not WIDE:
+        # Only differences of x count: those to the mean lose less to the index than x itself.
+        x -= (tl.sum(x, 1) / tl.maximum(count, 1).to(tl.float32))[:, None]
+    x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
+    occupied = place[None, :] < count
+    phi = sorted_potentials(x_words, y_words, occupied, ROWS, SIZE, WIDE)
+    phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
+    s = tl.arange(0, ROWS)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    return tl.sum(phi * w[:, None], 0)
+
+
+# fmt: off
+@triton.jit
+def asap_kernel(
+    q, k, v, theta, weight, query_weight, padding, out,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
+    heads, n, slices, num_iters, to_log2, log2_ratio,
+    D: tl.constexpr, V_WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, WARPS: tl.constexpr,
+):
+    # fmt: on
+    """One program a head; duals in units of log 2."""
+    head = tl.program_id(0).to(tl.int64)
+    sample, h = head // heads, head % heads
+    i = tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    count = tl.sum(valid.to(tl.int32))
+    q += sample * q_b + h * q_h
+    k += sample * k_b + h * k_h
+    q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
+    k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
+    theta += h * slices * D
+    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
+    linear = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_QUERY_WEIGHT:
+        linear = query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D) * UNIT
+    x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
+    y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * to_log2
+    weight += h * slices
+    f = sliced_sum(x, y, weight, valid, count, slices, SLICES, BLOCK_N, WIDE, WARPS) + linear
+    S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+    A = plan(
+        S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,
+        n, n, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
+    )
+    v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
+    values = product(A, v_tile, V_OPERAND, PRECISION)
+    store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
