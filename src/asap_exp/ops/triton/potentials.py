@@ -23,6 +23,7 @@ from asap_exp.ops.triton.tiles import (
     INTERPRETED,
     block,
     load_tile,
+    mask_bytes,
     product,
     unit_stride,
     valid_tokens,
@@ -153,7 +154,7 @@ def _project(
     q, k, theta = unit_stride(q), unit_stride(k), theta.contiguous()
     query_weight = None if query_weight is None else query_weight.contiguous()
     project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
-        q, k, theta, query_weight, _bytes(padding), projections, linear,
+        q, k, theta, query_weight, mask_bytes(padding), projections, linear,
         *q.stride()[:3], *k.stride()[:3], heads, n, slices, slope,
         D=width, BLOCK_D=block(width), BLOCK_N=PROJECTED_TOKENS, **projection(slices, q.dtype),
         HAS_PADDING=padding is not None, HAS_QUERY_WEIGHT=query_weight is not None,
@@ -196,7 +197,7 @@ def _potentials(
     together = _slices_together(slices, n, dtype)
     held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
-        projections, _bytes(padding), weight, phi, f_hat,
+        projections, mask_bytes(padding), weight, phi, f_hat,
         heads, n, slices,
         SLICES=together, BLOCK_N=size, HELD=held, WIDE=dtype == torch.float32,
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
@@ -229,10 +230,6 @@ def _potentials_by_torch(projections: Tensor, padding: Tensor | None) -> Tensor:
     phi = torch.nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
     phi = torch.empty_like(phi).scatter_(-1, order, phi)
     return centre(blank(phi, padding, 3), padding)
-
-
-def _bytes(padding: Tensor | None) -> Tensor | None:
-    return None if padding is None else padding.contiguous().view(torch.uint8)
 
 
 # fmt: off

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asap_exp.ops.triton.tiles import LOG2_E, block, operand, unit_stride
+from asap_exp.ops.triton.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Problem:
         q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
     ) -> "Problem":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        padding = None if padding is None else padding.contiguous().view(torch.uint8)
-        return Problem(q, k, v, padding, num_iters, slope)
+        return Problem(q, k, v, mask_bytes(padding), num_iters, slope)
 
     @property
     def programs(self) -> int:

@@ -91,6 +91,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def mask_bytes(padding: Tensor | None) -> Tensor | None:
+    """A mask as the kernels read it."""
+    return None if padding is None else padding.contiguous().view(torch.uint8)
+
+
 def block(size: int, minimum: int = 16) -> int:
     """The smallest power of two that holds `size`; the matrix units need at least 16."""
     return max(minimum, triton.next_power_of_2(size))
