@@ -39,7 +39,7 @@ def on_chip(
         *strides(p.q, p.k, p.v, grad_out, *grads[:3]),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, p.slope,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
-        num_warps=2 if max(p.n, p.m) <= 64 else 8,
+        num_warps=p.on_chip_warps(2, 8),
     )  # fmt: skip
 
 

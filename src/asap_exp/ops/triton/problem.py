@@ -74,6 +74,17 @@ class Problem:
         v_operand = operand(self.v)
         return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
 
+    def on_chip_warps(self, up_to_64: int, beyond: int) -> int:
+        """The warps of a head whose logits are on chip; more where the others would spill."""
+        long = max(self.n, self.m) > 64
+        if torch.float32 in (self.q.dtype, self.v.dtype):
+            least = 16 if long else 8
+        elif max(self.q.shape[3], self.v.shape[3]) > 64:
+            least = 8 if long else 4
+        else:
+            least = 1
+        return max(beyond if long else up_to_64, least)
+
     @property
     def tile(self) -> tuple[int, int, int]:
         """Tokens of the anchored and of the streamed side, and warps, of a pass over the logits."""
