@@ -18,6 +18,7 @@ if _backend.fused is None:
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 TEACHER, CLOSURE, ASAP = (
     OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
 )
@@ -27,13 +28,6 @@ if GPU:
     LENGTHS += [63, 64, 65, 100, 129, 197, 257, 1000, 1025, 4097]
 LENGTHS_THAT_DIFFER = [(33, 20), (5, 40)] + ([(300, 200), (129, 1025)] if GPU else [])
 ON_CHIP_TOKENS = {"on chip": 128, "in passes": 0}
-
-
-@pytest.fixture(autouse=True)
-def unwritten_is_nan():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=ON_CHIP_TOKENS)

@@ -125,6 +125,10 @@ def check_weights(weight: Tensor, query_weight: Tensor | None, theta: Tensor) ->
         )
 
 
+def gradient_needed(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
 def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor {layout}, got {type(x).__name__}")

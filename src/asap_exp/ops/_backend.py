@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
+from asap_exp.ops._arguments import gradient_needed
 
 try:
     from asap_exp.ops import triton as fused
@@ -67,7 +68,7 @@ def why_not_fused(
             return f"{name} is {x.dtype}, and the fused kernels compute in float32"
         if x is not None and not 0 < x.shape[3] <= WIDEST_HEAD:
             return f"{name} has width {x.shape[3]}, and the fused kernels take 1 to {WIDEST_HEAD}"
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in no_gradient_of):
+    if gradient_needed(*no_gradient_of):
         return "a gradient is needed that has no fused kernel"
     return None
 

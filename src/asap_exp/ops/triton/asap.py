@@ -5,10 +5,10 @@ One launch can do all where the sequence is short and no gradient is needed (`on
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
+from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import one_launch, potentials
 from asap_exp.ops.triton.sinkhorn import sinkhorn
@@ -96,7 +96,3 @@ def sliced_dual(
     return by.sliced_dual(
         q, k, theta, weight, query_weight, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )
-
-
-def gradient_needed(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)

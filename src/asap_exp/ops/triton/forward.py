@@ -30,9 +30,6 @@ def on_chip(
     problem: Problem, start: Tensor | None, out: Tensor, rows: Tensor, cols: Tensor, save: bool
 ) -> None:
     p = problem
-    if takes_packed(p, save):
-        on_chip_packed(p, start, out)
-        return
     short.forward_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
@@ -42,12 +39,13 @@ def on_chip(
 
 
 def takes_packed(problem: Problem, save: bool) -> bool:
+    """Whether `packed` is the kernel for these inputs."""
     p = problem
     short_enough = max(p.n, p.m) <= PACKED_TOKENS
     return short_enough and p.num_iters > 1 and p.q.element_size() == 2 and not save
 
 
-def on_chip_packed(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+def packed_on_chip(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     p = problem
     two = block(p.n) > 128
     packed.forward_kernel[(p.programs,)](
@@ -62,9 +60,6 @@ def in_passes(
     problem: Problem, start: Tensor | None, out: Tensor, rows: Tensor, cols: Tensor, save: bool
 ) -> None:
     p = problem
-    if takes_packed(p, save):
-        on_chip_packed(p, start, out)
-        return
     if not save:  # room for the duals of one update and the next
         rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
         cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)

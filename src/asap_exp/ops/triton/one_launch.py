@@ -19,7 +19,7 @@ from asap_exp.ops.triton.potentials import (
     sort_words,
     sorted_potentials,
 )
-from asap_exp.ops.triton.problem import Problem, strides
+from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.short import plan
 from asap_exp.ops.triton.sorting import log2, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
@@ -73,7 +73,7 @@ def _asap(
     num_iters: int,
     slope: float,
 ) -> Tensor:
-    out = _unwritten(v)
+    out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
     p = Problem.of(q, k, v, padding, num_iters, slope)
@@ -104,13 +104,7 @@ def _(
     num_iters: int,
     slope: float,
 ) -> Tensor:
-    return _unwritten(v)
-
-
-def _unwritten(v: Tensor) -> Tensor:
-    """It lies in memory as `[B, N, H, width]`, ready for the projection."""
-    batch, heads, n, width = v.shape
-    return v.new_empty(batch, n, heads, width).transpose(1, 2)
+    return unwritten_output(q, v)
 
 
 def _warps(p: Problem) -> int:

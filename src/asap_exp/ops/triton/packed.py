@@ -3,7 +3,7 @@
     sum_j E_ij b_j as a product with the columns [b rounded, what the rounding left, 0, ...],
 
 so the scalings keep 22 bits while E keeps 11: its rounding moves the duals by 1e-4, and the plan
-itself is made of 16-bit numbers anyway. For bfloat16 inputs, without a gradient.
+itself is made of 16-bit numbers anyway. For 16-bit inputs, without a gradient.
 """
 
 import triton
@@ -14,6 +14,7 @@ from asap_exp.ops.triton.tiles import (
     biased,
     exponent,
     load_tile,
+    moved,
     product,
     store_tile,
     valid_tokens,
@@ -57,12 +58,6 @@ def first_row_step(S, to_log2, g, valid_i):
     total = tl.sum(X, axis=1)
     E = X * tl.where(valid_i, 1.0 / total, 0.0)[:, None]
     return tl.where(valid_i, f - tl.log2(total), float("-inf")), E.to(tl.float16)
-
-
-@triton.jit
-def moved(scaling, valid):
-    """log2 of a scaling, 0 where not valid."""
-    return tl.where(valid, tl.log2(scaling), 0.0)
 
 
 # fmt: off

@@ -100,6 +100,12 @@ class Problem:
         return x_block, y_block, max(warps, x_block // 16)
 
 
+def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
+    """`[B, H, N, width of v]`, in memory `[B, N, H, width]`: ready for the output projection."""
+    batch, heads, n, _ = q.shape
+    return v.new_empty(batch, n, heads, v.shape[3]).transpose(1, 2)
+
+
 def strides(*tensors: Tensor) -> list[int]:
     """Batch, head and token strides of each."""
     return [stride for x in tensors for stride in x.stride()[:3]]

@@ -25,6 +25,7 @@ from asap_exp.ops.triton.tiles import (
     biased,
     exponent,
     load_tile,
+    moved,
     product,
     store_tile,
     valid_tokens,
@@ -72,8 +73,7 @@ def plan(
         b = stored(cols, b, g, j < m, valid_j)
     for t in range(1, num_iters):
         if t % 4 == 1:  # in 4 updates a scaling changes by at most (n m)^4
-            df = tl.where(valid_i, tl.log2(a), 0.0)
-            dg = tl.where(valid_j, tl.log2(b), 0.0)
+            df, dg = moved(a, valid_i), moved(b, valid_j)
             if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
                 f += df
                 g += dg

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import backward, forward
-from asap_exp.ops.triton.problem import Problem
+from asap_exp.ops.triton.problem import Problem, unwritten_output
 from asap_exp.ops.triton.tiles import unit_stride
 
 ON_CHIP_TOKENS = 128
@@ -45,8 +46,7 @@ def sinkhorn(
 
     Differentiable in q, k, v and `start`; the duals carry no gradient.
     """
-    inputs = [x for x in (q, k, v, start) if x is not None]
-    save = keep_duals or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+    save = keep_duals or gradient_needed(q, k, v, start)
     start = None if start is None else blank(start.float(), key_padding_mask, 2)
     return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save))
 
@@ -66,9 +66,13 @@ def _sinkhorn(
     if results[0].numel() == 0:
         return results
     start = None if start is None else start.contiguous()
-    launch = forward.on_chip if _on_chip(q, k, v) else forward.in_passes
     with torch.cuda.device_of(q):
-        launch(Problem.of(q, k, v, padding, num_iters, slope), start, *results, save=save)
+        problem = Problem.of(q, k, v, padding, num_iters, slope)
+        if forward.takes_packed(problem, save):
+            forward.packed_on_chip(problem, start, results[0])
+        else:
+            launch = forward.on_chip if _on_chip(q, k, v) else forward.in_passes
+            launch(problem, start, *results, save=save)
     return results
 
 
@@ -89,14 +93,13 @@ def _(
 def _results(
     q: Tensor, k: Tensor, v: Tensor, num_iters: int, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unwritten outputs; `out` lies in memory as `[B, N, H, width]`, ready for the projection."""
+    """Unwritten outputs."""
     batch, heads, n, _ = q.shape
-    m, width = v.shape[2:]
-    out = v.new_empty(batch, n, heads, width).transpose(1, 2)
+    m = v.shape[2]
     kept = num_iters if save else -1
     rows = q.new_empty(batch, heads, kept + 1, n, dtype=torch.float32)
     cols = q.new_empty(batch, heads, max(kept, 0), m, dtype=torch.float32)
-    return out, rows, cols
+    return unwritten_output(q, v), rows, cols
 
 
 def _on_chip(q: Tensor, k: Tensor, v: Tensor) -> bool:

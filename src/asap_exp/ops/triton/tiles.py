@@ -76,6 +76,12 @@ def exponent(S, to_log2, g, f):
 
 
 @triton.jit
+def moved(scaling, valid):
+    """log2 of a scaling, 0 where not valid."""
+    return tl.where(valid, tl.log2(scaling), 0.0)
+
+
+@triton.jit
 def biased(S, to_log2, dual):
     """S to_log2 + dual with one rounding."""
     return tl.fma(S, tl.full(S.shape, 1.0, tl.float32) * to_log2, tl.broadcast_to(dual, S.shape))
