@@ -278,7 +278,13 @@ BAD_VALUES = {
     },
     "distill": {
         "layer.which=middle": "frozen, all, first, last, index",
-        "calibration.name=lasso": "ridge",
+        "calibration.name=lasso": "ridge, kl, learned_slices, end_to_end, sequential",
+        "calibration.steps=[ridge,lasso]": "ridge, kl, learned_slices, end_to_end",
+        "calibration.candidates=31": "at least 32",
+        "calibration.kl.updates=0": "at least 1",
+        "calibration.learned_slices.lr=0.0": "above 0",
+        "calibration.end_to_end.lr=nan": "above 0",
+        "calibration.memory_mib=0": "at least 1",
         "calibration.slices=0": "at least 1",
         "calibration.refine=-1": "at least 0",
         "calibration.ridge=0.0": "above 0",
@@ -391,6 +397,45 @@ def test_best_epoch_needs_validation_images():
     assert "recipe.keep=last" in refused("train", "data.train_on=train+val", "recipe.keep=best")
     config = composed("train", "data.train_on=train+val", "recipe.keep=last")
     assert config.data.train_on == "train+val"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("[]", "must begin with ridge"),
+        ("[kl]", "must begin with ridge"),
+        ("[ridge,kl,kl]", "name no step twice"),
+        ("[ridge,end_to_end,kl]", "end_to_end must come last"),
+    ],
+)
+def test_steps_that_do_not_follow_each_other_are_refused(steps, words):
+    assert words in refused("distill", f"calibration.steps={steps}")
+
+
+def test_calibrations_differ_in_what_their_names_say():
+    calibrations = {
+        name: composed("distill", f"calibration={name}").calibration
+        for name in ("ridge", "kl", "learned_slices", "end_to_end", "sequential")
+    }
+    assert {name: c.steps for name, c in calibrations.items()} == {
+        "ridge": ["ridge"],
+        "kl": ["ridge", "kl"],
+        "learned_slices": ["ridge", "learned_slices"],
+        "end_to_end": ["ridge", "learned_slices", "end_to_end"],
+        "sequential": ["ridge", "learned_slices"],
+    }
+    assert [c.sequential for c in calibrations.values()] == [False] * 4 + [True]
+
+
+def test_settings_of_steps_that_are_not_taken_are_no_part_of_the_identity():
+    plain, other = (
+        composed("distill", *overrides).calibration.identity()
+        for overrides in ([], ["calibration.kl.lr=1", "calibration.end_to_end.updates=1"])
+    )
+    assert plain == other
+    taken = composed("distill", "calibration=kl", "calibration.kl.lr=1").calibration.identity()
+    assert taken["kl"] == {"updates": 300, "lr": 1.0}
+    assert "end_to_end" not in taken
 
 
 def test_benchmark_has_one_amount_of_work_in_every_row():

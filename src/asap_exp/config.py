@@ -4,7 +4,7 @@ The values live in `conf/`. A composed configuration becomes one of these datacl
 (`asap_exp.composing`); `__post_init__` refuses what a type cannot.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -212,26 +212,70 @@ class LayerConfig:
 
 
 @dataclass
+class DescentConfig:
+    """A fit by gradient: so many updates of Adam, from this learning rate to 0."""
+
+    updates: int
+    lr: float
+
+
+DESCENTS = ("kl", "learned_slices", "end_to_end")
+"""The steps of a calibration that follow a gradient."""
+
+
+@dataclass
 class CalibrationConfig:
     name: str
+    steps: list[str]
+    sequential: bool
     slices: int
+    candidates: int
     query_features: bool
     refine: int
     ridge: float
+    kl: DescentConfig
+    learned_slices: DescentConfig
+    end_to_end: DescentConfig
     samples: int
     holdout: int
     batch_size: int
+    memory_mib: int
     seed: int
 
     def __post_init__(self) -> None:
-        check_choice("calibration.name", self.name, ("ridge",))
+        check_choice("calibration.name", self.name, ("ridge", *DESCENTS, "sequential"))
+        check_steps(self.steps)
         check_range("calibration.slices", self.slices, minimum=1)
+        check_range("calibration.candidates", self.candidates, minimum=self.slices)
         check_range("calibration.refine", self.refine, minimum=0)
         check_range("calibration.ridge", self.ridge, above=0)
-        check_range("calibration.samples", self.samples, minimum=1)
-        check_range("calibration.holdout", self.holdout, minimum=1)
-        check_range("calibration.batch_size", self.batch_size, minimum=1)
+        for step in DESCENTS:
+            settings: DescentConfig = getattr(self, step)
+            check_range(f"calibration.{step}.updates", settings.updates, minimum=1)
+            check_range(f"calibration.{step}.lr", settings.lr, above=0)
+        for key in ("samples", "holdout", "batch_size", "memory_mib"):
+            check_range(f"calibration.{key}", getattr(self, key), minimum=1)
         check_range("calibration.seed", self.seed, minimum=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: everything but the settings of steps that are not taken."""
+        unread = [step for step in DESCENTS if step not in self.steps]
+        return {key: value for key, value in asdict(self).items() if key not in unread}
+
+
+def check_steps(steps: list[str]) -> None:
+    for step in steps:
+        check_choice("calibration.steps", step, ("ridge", *DESCENTS))
+    if not steps or steps[0] != "ridge" or len(set(steps)) < len(steps):
+        raise UserError(
+            f"calibration.steps={steps} must begin with ridge, which the other steps start from, "
+            "and name no step twice"
+        )
+    if "end_to_end" in steps[:-1]:
+        raise UserError(
+            f"calibration.steps={steps}: end_to_end must come last, since the other steps look at "
+            "one layer alone"
+        )
 
 
 @dataclass

@@ -9,16 +9,7 @@ from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.distillation.ridge import NormalEquations, random_slices
 from asap_exp.ops import query_features, sinkhorn_duals, sliced_potentials
 
-HEADS, TOKENS, DIM, SLICES = 2, 9, 4, 3
-
-
-def inputs(samples: int, seed: int, *, padded: bool = False) -> LayerInputs:
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = (2 * torch.randn(samples, HEADS, TOKENS, DIM, generator=generator) for _ in range(3))
-    mask = None
-    if padded:
-        mask = torch.arange(TOKENS) >= torch.arange(3, 3 + samples)[:, None]
-    return LayerInputs(q, k, v, mask)
+from .inputs import DIM, HEADS, SLICES, TOKENS, inputs, poisoned
 
 
 def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,12 +86,8 @@ def test_padded_tokens_do_not_enter_the_fit() -> None:
     data = inputs(4, 3, padded=True)
     clean = NormalEquations(theta)
     clean.add(data, teacher)
-    poisoned = LayerInputs(
-        *(t.masked_fill(data.key_padding_mask[:, None, :, None], float("nan")) for t in data[:3]),
-        data.key_padding_mask,
-    )
     dirty = NormalEquations(theta)
-    dirty.add(poisoned, teacher)
+    dirty.add(poisoned(data), teacher)
     assert torch.equal(clean.gram, dirty.gram)
     assert torch.equal(clean.moment, dirty.moment)
 

@@ -51,8 +51,9 @@ class AsapAttention(Attention):
             backend=self.backend,
         )
 
-    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        f_hat = predicted_dual(
+    def dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The row dual `[B, H, N]` whose closure this attention takes, `refine` included."""
+        return predicted_dual(
             q,
             k,
             self.theta,
@@ -62,6 +63,9 @@ class AsapAttention(Attention):
             eps=self.eps,
             key_padding_mask=key_padding_mask,
         )
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        f_hat = self.dual(q, k, key_padding_mask=key_padding_mask)
         return attention_plan(q, k, f_hat, eps=self.eps, key_padding_mask=key_padding_mask)
 
     def extra_repr(self) -> str:

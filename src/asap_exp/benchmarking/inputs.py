@@ -11,8 +11,9 @@ from asap_exp.attention import attention_layers
 from asap_exp.attention.diagnostics import largest_logit
 from asap_exp.benchmarking.shape import Shape
 from asap_exp.config import BenchmarkConfig
+from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_images, run_data, sinkhorn
+from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_images, run_data
 from asap_exp.errors import UserError
 from asap_exp.models import load_net
 from asap_exp.runs import find_teacher

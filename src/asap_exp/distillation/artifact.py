@@ -1,26 +1,35 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from asap_exp.attention import AsapAttention
+from asap_exp.attention import (
+    AsapAttention,
+    Attention,
+    SinkhornAttention,
+    attention_layers,
+    attention_options,
+    build_attention,
+)
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, IDENTITY = "asap.safetensors", "asap.json"
 
 
 @dataclass
 class Artifact:
-    """`tensors` holds, for each compiled layer PATH,
+    """`tensors` holds, for each layer PATH that became ASAP,
 
     PATH.theta `[H, L, D]`, PATH.weight `[H, L]`, PATH.query_weight `[H, D + 1]` where the map has
-    query features, and PATH.query_only_weight `[H, D + 1]`: the control with no slices.
+    query features, and PATH.query_only_weight `[H, D + 1]`: the control with no slices. The
+    identity's `attentions` says for every compiled layer what it became: `{name, **options}`.
     """
 
     identity: dict[str, Any]
@@ -30,35 +39,89 @@ class Artifact:
     def layers(self) -> list[str]:
         return self.identity["layers"]
 
-    def attention(self, path: str) -> AsapAttention:
+    def attention(self, path: str) -> Attention:
         """The compiled attention of the layer at `path`."""
         query_weight = self.tensors.get(f"{path}.query_weight")
-        return AsapAttention(
-            self.tensors[f"{path}.theta"].clone(),
-            self.tensors[f"{path}.weight"].clone(),
-            None if query_weight is None else query_weight.clone(),
-            refine=self.identity["refine"],
-            eps=self.identity["eps"],
+        return self._built(
+            path,
+            lambda options: AsapAttention(
+                self.tensors[f"{path}.theta"].clone(),
+                self.tensors[f"{path}.weight"].clone(),
+                None if query_weight is None else query_weight.clone(),
+                **options,
+            ),
         )
 
-    def zero_weights(self, path: str) -> AsapAttention:
+    def zero_weights(self, path: str) -> Attention:
         """The control with all weights zero: truncated Sinkhorn at the same refine."""
         zero = self.attention(path)
-        zero.weight.zero_()
-        if zero.query_weight is not None:
-            zero.query_weight.zero_()
+        if isinstance(zero, AsapAttention):
+            zero.weight.zero_()
+            if zero.query_weight is not None:
+                zero.query_weight.zero_()
         return zero
 
-    def query_features_only(self, path: str) -> AsapAttention:
+    def query_features_only(self, path: str) -> Attention:
         """The control with query features and no slices."""
-        theta, weight = self.tensors[f"{path}.theta"], self.tensors[f"{path}.weight"]
-        return AsapAttention(
-            theta[:, :0].clone(),
-            weight[:, :0].clone(),
-            self.tensors[f"{path}.query_only_weight"].clone(),
-            refine=self.identity["refine"],
-            eps=self.identity["eps"],
+        return self._built(
+            path,
+            lambda options: AsapAttention(
+                self.tensors[f"{path}.theta"][:, :0].clone(),
+                self.tensors[f"{path}.weight"][:, :0].clone(),
+                self.tensors[f"{path}.query_only_weight"].clone(),
+                **options,
+            ),
         )
+
+    def _built(self, path: str, asap: Callable[[dict[str, Any]], AsapAttention]) -> Attention:
+        """By `asap` where the layer became ASAP; what is no ASAP layer is its own control."""
+        options = dict(self.identity["attentions"][path])
+        if options["name"] != AsapAttention.name:
+            return build_attention(options)
+        del options["name"]
+        return asap(options)
+
+
+def make_artifact(
+    attends: Mapping[str, Attention],
+    controls: Mapping[str, AsapAttention],
+    identity: Mapping[str, Any],
+) -> Artifact:
+    """The artifact of compiled layers by path; `controls` have query features and no slices."""
+    tensors: dict[str, Tensor] = {}
+    for path, attend in attends.items():
+        if isinstance(attend, AsapAttention):
+            tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
+            control = dict(controls[path].named_parameters())
+            tensors[f"{path}.query_only_weight"] = control["query_weight"]
+    return Artifact(
+        {
+            **identity,
+            "layers": list(attends),
+            "attentions": {path: attention_config(attend) for path, attend in attends.items()},
+        },
+        {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()},
+    )
+
+
+def attention_config(attend: Attention) -> dict[str, Any]:
+    """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice."""
+    options = [option for option in attention_options(attend.name) if option != "backend"]
+    return {"name": attend.name, **{option: getattr(attend, option) for option in options}}
+
+
+def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
+    """What a map of each Sinkhorn layer of `net` was fitted to, by path."""
+    return {
+        path: {
+            "num_iters": layer.attend.num_iters,
+            "eps": layer.attend.eps,
+            "heads": layer.num_heads,
+            "head_dim": layer.head_dim,
+        }
+        for path, layer in attention_layers(net).items()
+        if isinstance(layer.attend, SinkhornAttention)
+    }
 
 
 def save_artifact(folder: Path, artifact: Artifact) -> None:
@@ -76,7 +139,8 @@ def load_artifact(folder: Path) -> Artifact:
     identity = read_json(folder / IDENTITY)
     if identity.get("format") != FORMAT:
         raise UserError(
-            f"{folder / IDENTITY} has format {identity.get('format')}; this version reads {FORMAT}"
+            f"{folder / IDENTITY} has format {identity.get('format')}; this version reads "
+            f"{FORMAT}. Distill again"
         )
     tensors = load_tensors(folder / TENSORS)
     if fingerprint(tensors) != identity.get("tensors_sha256"):

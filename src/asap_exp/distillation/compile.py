@@ -1,24 +1,27 @@
 """From a frozen teacher to a compiled map: capture, fit, check, save."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from asap_exp.attention import MultiHeadAttention, SinkhornAttention, attention_layers
+from asap_exp.attention import attention_layers
 from asap_exp.config import CalibrationConfig, DistillConfig, LayerConfig
-from asap_exp.console import progress
 from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.data.sources import fingerprint as data_fingerprint
 from asap_exp.devices import choose_device, use_cpu_threads
-from asap_exp.distillation.artifact import Artifact, save_artifact
-from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.fidelity import Fidelity, plan_fidelity
-from asap_exp.distillation.report import fidelity_rows, print_fidelity
-from asap_exp.distillation.ridge import NormalEquations, Solution, random_slices
+from asap_exp.distillation.artifact import (
+    Artifact,
+    make_artifact,
+    save_artifact,
+    teacher_layers,
+)
+from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
+from asap_exp.distillation.fidelity import plan_fidelity
+from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -48,7 +51,7 @@ def distill(config: DistillConfig) -> Path:
     )
     public = public_config(config) | {"layers": paths}
     folder = (
-        run.path / "distill" / short_hash({"calibration": asdict(calibration), "layers": paths})
+        run.path / "distill" / short_hash({"calibration": calibration.identity(), "layers": paths})
     )
     if finished(folder):
         print(f"Already compiled: {folder} (remove it to compile again)")
@@ -66,23 +69,25 @@ def distill(config: DistillConfig) -> Path:
         manifest(folder / "manifest.json", **facts) as record,
     ):
         precision = run.config.trainer.precision
-        fits = normal_equations(net, fit_images, precision, paths, calibration)
-        checks = normal_equations(net, held_out, precision, paths, calibration)
-        artifact, solutions = solve(fits, net, run, fit_images, calibration)
-        replacements = {path: artifact.attention(path).to(device) for path in paths}
+        result = calibrate(Problem(net, fit_images, held_out, calibration, precision), paths)
+        artifact = artifact_of(result, net, run, fit_images, calibration)
         fidelity = plan_fidelity(
             net,
             held_out,
             precision,
-            {"asap": replacements, "teacher": {p: attention_layers(net)[p].attend for p in paths}},
+            {
+                "asap": result.maps,
+                "teacher": {path: attention_layers(net)[path].attend for path in paths},
+            },
         )
-        rows = report_rows(paths, solutions, checks, fidelity, calibration)
+        rows = fidelity_rows(result, fidelity)
         save_artifact(folder, artifact)
         write_json(folder / "fidelity.json", rows)
         record["data"] = artifact.identity["calibration_set"]
         if tracker is not None:
             log_fidelity(tracker, rows)
     print_fidelity(rows)
+    print_prediction_kl(result)
     print(f"Fitted on {len(fit_images.images.labels)} training images of {run.config.data.name}")
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
@@ -128,71 +133,20 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
     return [paths[index]]
 
 
-def normal_equations(
-    net: nn.Module,
-    images: DeviceLoader,
-    precision: str,
-    paths: list[str],
-    calibration: CalibrationConfig,
-) -> dict[str, NormalEquations]:
-    """One pass of the teacher over `images`; the sums of every chosen layer."""
-    layers = attention_layers(net)
-    device = next(net.parameters()).device
-    sums = {}
-    for number, path in enumerate(layers):
-        if path in paths:
-            layer = layers[path]
-            seed = calibration.seed * 1000 + number
-            theta = random_slices(layer.num_heads, calibration.slices, layer.head_dim, seed=seed)
-            sums[path] = NormalEquations(theta.to(device))
-    for inputs in progress(layer_inputs(net, images, precision), "Calibrating", len(images)):
-        for path, equations in sums.items():
-            equations.add(inputs[path], sinkhorn(layers[path]))
-    return sums
-
-
-def sinkhorn(layer: MultiHeadAttention) -> SinkhornAttention:
-    """The teacher's attention in `layer`."""
-    assert isinstance(layer.attend, SinkhornAttention), "only Sinkhorn runs are found as teachers"
-    return layer.attend
-
-
-def feature_slices(calibration: CalibrationConfig) -> tuple[slice, slice]:
-    """Which features the map regresses on, and which the control with no slices does."""
-    map_features = slice(None) if calibration.query_features else slice(0, calibration.slices)
-    return map_features, slice(calibration.slices, None)
-
-
-def solve(
-    fits: dict[str, NormalEquations],
+def artifact_of(
+    result: Calibration,
     net: nn.Module,
     run: Run,
     images: DeviceLoader,
     calibration: CalibrationConfig,
-) -> tuple[Artifact, dict[str, Solution]]:
-    map_features, query_only = feature_slices(calibration)
-    tensors: dict[str, Tensor] = {}
-    solutions = {}
-    for path, equations in fits.items():
-        solution = equations.solve(map_features, calibration.ridge)
-        control = equations.solve(query_only, calibration.ridge)
-        weight, query_weight = solution.weight.float().split_with_sizes(
-            [calibration.slices, solution.weight.shape[1] - calibration.slices], dim=1
-        )
-        tensors[f"{path}.theta"] = equations.theta.cpu()
-        tensors[f"{path}.weight"] = weight.cpu()
-        if calibration.query_features:
-            tensors[f"{path}.query_weight"] = query_weight.cpu()
-        tensors[f"{path}.query_only_weight"] = control.weight.float().cpu()
-        solutions[path] = solution
+) -> Artifact:
     identity = {
         **teacher_identity(run, net),
-        "layers": list(fits),
         "slices": calibration.slices,
         "query_features": calibration.query_features,
         "refine": calibration.refine,
         "dtype": "float32",
-        "calibration": asdict(calibration),
+        "calibration": calibration.identity(),
         "calibration_set": {
             "task": run.config.task.name,
             "data": run.config.data.name,
@@ -200,8 +154,9 @@ def solve(
             "rows": len(images.images.labels),
             "sha256": data_fingerprint(images.images),
         },
+        "prediction_kl": result.prediction_kl,
     }
-    return Artifact(identity, tensors), solutions
+    return make_artifact(result.maps, result.controls, identity)
 
 
 def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
@@ -215,28 +170,8 @@ def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
         "eps": sinkhorn(layer).eps,
         "heads": layer.num_heads,
         "head_dim": layer.head_dim,
+        "teacher_layers": teacher_layers(net),
     }
-
-
-def report_rows(
-    paths: list[str],
-    solutions: dict[str, Solution],
-    checks: dict[str, NormalEquations],
-    fidelity: dict[str, Fidelity],
-    calibration: CalibrationConfig,
-) -> list[dict[str, Any]]:
-    map_features, _ = feature_slices(calibration)
-    rows = []
-    for path in paths:
-        held_out = checks[path].r_squared(solutions[path].weight, map_features)
-        rows += fidelity_rows(
-            path,
-            solutions[path],
-            held_out,
-            fidelity["asap"][path],
-            fidelity["teacher"][path],
-        )
-    return rows
 
 
 def log_fidelity(tracker: Any, rows: list[dict[str, Any]]) -> None:

@@ -1,37 +1,42 @@
 """The fidelity report: a row for every compiled layer and head."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
-from torch import Tensor
 
 from asap_exp.console import console
-from asap_exp.distillation.ridge import Solution
+from asap_exp.distillation.calibrate import Calibration
+from asap_exp.distillation.fidelity import Fidelity
 
 
-def fidelity_rows(
-    path: str,
-    solution: Solution,
-    held_out_r_squared: Tensor,
-    asap: dict[str, Tensor],
-    teacher: dict[str, Tensor],
-) -> list[dict[str, Any]]:
-    """R^2 on the images of the fit and on held-out ones; plan measures on the held-out ones."""
-    columns = {
-        "r_squared": solution.r_squared,
-        "r_squared_held_out": held_out_r_squared,
-        "condition_number": solution.condition,
-        "l1_row_distance": asap["l1_row_distance"],
-        "column_error": asap["column_error"],
-        "largest_column_error": asap["largest_column_error"],
-        "teacher_column_error": teacher["column_error"],
-    }
-    return [
-        {"layer": path, "head": head}
-        | {name: finite(values[head].item()) for name, values in columns.items()}
-        for head in range(len(held_out_r_squared))
-    ]
+def fidelity_rows(result: Calibration, fidelity: Mapping[str, Fidelity]) -> list[dict[str, Any]]:
+    """R^2 and condition number of the ridge fit; the rest is of the map as it ended.
+
+    R^2 on the data of the fit and on held-out data; KL after each step and plan measures on the
+    held-out data, on the teacher's own activations (KL of a sequential calibration: on those that
+    the layer was fitted on).
+    """
+    rows = []
+    for path, ridge in result.ridge.items():
+        asap, teacher = fidelity["asap"][path], fidelity["teacher"][path]
+        columns = {
+            "r_squared": ridge.solution.r_squared,
+            "r_squared_held_out": ridge.held_out_r_squared,
+            "condition_number": ridge.solution.condition,
+            **{f"kl_{step}": kl for step, kl in result.plan_kl[path].items()},
+            "l1_row_distance": asap["l1_row_distance"],
+            "column_error": asap["column_error"],
+            "largest_column_error": asap["largest_column_error"],
+            "teacher_column_error": teacher["column_error"],
+        }
+        rows += [
+            {"layer": path, "head": head}
+            | {name: finite(values[head].item()) for name, values in columns.items()}
+            for head in range(len(ridge.held_out_r_squared))
+        ]
+    return rows
 
 
 def finite(x: float) -> float | None:
@@ -47,6 +52,7 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
         "r_squared": "R²",
         "r_squared_held_out": "R² held out",
         "condition_number": "cond.",
+        **{key: f"KL {key[3:]}".replace("_", " ") for key in rows[0] if key.startswith("kl_")},
         "l1_row_distance": "L1 rows",
         "column_error": "col. error",
         "teacher_column_error": "teacher's",
@@ -58,6 +64,16 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
         cells = [mean_cell([row[key] for row in heads]) for key in list(titles)[1:]]
         table.add_row(layer, *cells)
     console().print(table)
+
+
+def print_prediction_kl(result: Calibration) -> None:
+    """What fitting all layers together did to the predictions on held-out data."""
+    for name, kl in result.prediction_kl.items():
+        words = {"maps": "ASAP", "controls": "query features only"}[name]
+        print(
+            f"KL of the predictions on held-out images, {words}: {kl['before']:.4g} before "
+            f"end_to_end, {kl['after']:.4g} after"
+        )
 
 
 def mean_cell(values: list[float | None]) -> str:

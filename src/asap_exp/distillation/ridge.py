@@ -49,16 +49,33 @@ class NormalEquations:
         self.moment += torch.einsum("bhpn,bhn->hp", features, dual)
         self.energy += dual.square().sum(dim=(0, 2))
 
+    def subset(self, chosen: Tensor) -> "NormalEquations":
+        """The equations of the slices `chosen` `[H, L]` (indices) and of the query features."""
+        heads, slices, head_dim = self.theta.shape
+        result = NormalEquations(self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim)))
+        features = torch.arange(slices, self.gram.shape[1], device=chosen.device)
+        kept = torch.cat([chosen, features.expand(heads, -1)], dim=1)
+        rows = self.gram.gather(1, kept[:, :, None].expand(-1, -1, self.gram.shape[2]))
+        result.gram = rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))
+        result.moment = self.moment.gather(1, kept)
+        result.energy = self.energy
+        return result
+
     def solve(self, features: slice, ridge: float) -> Solution:
         """(D^-1 G D^-1 + ridge I) u = D^-1 r, weight = D^-1 u, with D = diag(G)^(1/2)."""
-        gram, moment = self.gram[:, features, features], self.moment[:, features]
-        diagonal = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-        diagonal = torch.where(diagonal > 0, diagonal, 1.0)
-        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        normalised = gram / (diagonal[:, :, None] * diagonal[:, None, :]) + ridge * identity
-        u = torch.linalg.solve(normalised, (moment / diagonal)[..., None])[..., 0]
+        normalised, moment, diagonal = self.normalised(ridge)
+        normalised, diagonal = normalised[:, features, features], diagonal[:, features]
+        u = torch.linalg.solve(normalised, moment[:, features, None])[..., 0]
         weight = u / diagonal
         return Solution(weight, torch.linalg.cond(normalised), self.r_squared(weight, features))
+
+    def normalised(self, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """D^-1 G D^-1 + ridge I, D^-1 r, and D = diag(G)^(1/2) `[H, P]`, 1 where that is 0."""
+        diagonal = self.gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+        identity = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
+        gram = self.gram / (diagonal[:, :, None] * diagonal[:, None, :]) + ridge * identity
+        return gram, self.moment / diagonal, diagonal
 
     def r_squared(self, weight: Tensor, features: slice) -> Tensor:
         """(2 w^T r - w^T G w) / F `[H]`; NaN where the dual is constant (F = 0)."""

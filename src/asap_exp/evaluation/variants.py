@@ -13,7 +13,7 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.distillation.artifact import Artifact
-from asap_exp.distillation.compile import sinkhorn
+from asap_exp.distillation.calibrate import sinkhorn
 
 
 @dataclass

@@ -1,0 +1,173 @@
+"""A calibration: the steps that fit the maps of a model's layers, one after the other.
+
+Imports neither Hydra nor Lightning: `distill` and `asap_exp.compile` both call it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asap_exp.attention import (
+    AsapAttention,
+    LayerInputs,
+    MultiHeadAttention,
+    SinkhornAttention,
+    attention_layers,
+    swapped,
+)
+from asap_exp.config import CalibrationConfig
+from asap_exp.console import progress
+from asap_exp.distillation.capture import Forward, device_of, layer_inputs, on_inputs
+from asap_exp.distillation.end_to_end import fit_predictions, teacher_examples
+from asap_exp.distillation.kl import Target, mean_kl, teacher_target
+from asap_exp.distillation.maps import RidgeFit, fit_ridge
+from asap_exp.distillation.plan_fit import fit_plans
+from asap_exp.distillation.ridge import NormalEquations, random_slices
+
+MIB = 2**20
+
+
+class Batches(Protocol):
+    """A loader: so many batches, the same ones whenever it is iterated over."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The frozen teacher, the data to fit on and to check on, and the settings."""
+
+    net: nn.Module
+    fit: Batches
+    held_out: Batches
+    config: CalibrationConfig
+    precision: str
+    forward: Forward = on_inputs
+
+
+@dataclass
+class Calibration:
+    """What the steps made, by layer path, and what they reached on the held-out data."""
+
+    maps: dict[str, AsapAttention] = field(default_factory=dict)
+    controls: dict[str, AsapAttention] = field(default_factory=dict)
+    """Query features and no slices, calibrated by the same steps."""
+    ridge: dict[str, RidgeFit] = field(default_factory=dict)
+    plan_kl: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """KL of the map's plans after each step on this layer, by step: `[H]`, nats a row."""
+    prediction_kl: dict[str, dict[str, float]] = field(default_factory=dict)
+    """KL of the predictions `before` and `after` end_to_end, of `maps` and of `controls`."""
+
+
+def calibrate(problem: Problem, paths: Sequence[str]) -> Calibration:
+    """Fits the map of every layer at `paths`; the teacher is left as it is."""
+    result = Calibration()
+    sequential = problem.config.sequential
+    for group in [[path] for path in paths] if sequential else [list(paths)]:
+        with swapped(problem.net, result.maps):
+            fit_layers(problem, group, result)
+    if "end_to_end" in problem.config.steps:
+        fit_together(problem, result)
+    return result
+
+
+def fit_layers(problem: Problem, group: list[str], result: Calibration) -> None:
+    """The steps that look at one layer alone, for the layers of `group`, on one recording."""
+    net, config = problem.net, problem.config
+    by_gradient = [step for step in config.steps if step in ("kl", "learned_slices")]
+    room = config.memory_mib * MIB
+    fitted = record(problem, problem.fit, group, room if by_gradient else 0)
+    checked = record(problem, problem.held_out, group, room)
+    for path in group:
+        eps = sinkhorn(attention_layers(net)[path]).eps
+        (equations, targets), (checks, held_out) = fitted[path], checked[path]
+        ridge = fit_ridge(equations, checks, config)
+        attend, control = ridge.map(config, eps), ridge.control(config, eps)
+        kl = {"ridge": mean_kl(attend, held_out)}
+        for step in by_gradient:
+            scale = ridge.scale()
+            for each, its_scale in ((attend, scale), (control, scale[:, config.slices :])):
+                fit_plans(
+                    each,
+                    its_scale,
+                    targets,
+                    held_out,
+                    getattr(config, step),
+                    slices=step == "learned_slices",
+                    seed=layer_seed(net, path, config),
+                )
+            kl[step] = mean_kl(attend, held_out)
+        result.maps[path], result.controls[path] = attend, control
+        result.ridge[path], result.plan_kl[path] = ridge, kl
+
+
+def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
+    """Another one for every layer, the same whichever layers are compiled."""
+    return config.seed * 1000 + list(attention_layers(net)).index(path)
+
+
+def record(
+    problem: Problem, batches: Batches, group: list[str], room: int
+) -> dict[str, tuple[NormalEquations, list[Target]]]:
+    """The sums over all batches, and the first batches themselves until they fill `room` bytes."""
+    layers = attention_layers(problem.net)
+    found: dict[str, tuple[NormalEquations, list[Target]]] = {
+        path: (NormalEquations(candidates(problem, path)), []) for path in group
+    }
+    recorded: Iterable[Mapping[str, LayerInputs]] = progress(
+        layer_inputs(problem.net, batches, problem.precision, problem.forward),
+        "Calibrating",
+        len(batches),
+    )
+    for inputs in recorded:
+        keep = room > 0
+        for path, (equations, targets) in found.items():
+            teacher = sinkhorn(layers[path])
+            equations.add(inputs[path], teacher)
+            if keep:
+                targets.append(teacher_target(inputs[path], teacher))
+                room -= targets[-1].nbytes
+    return found
+
+
+def candidates(problem: Problem, path: str) -> Tensor:
+    """Random slices `[H, candidates, D]`, by the layer's number and the seed."""
+    layer = attention_layers(problem.net)[path]
+    seed = layer_seed(problem.net, path, problem.config)
+    theta = random_slices(layer.num_heads, problem.config.candidates, layer.head_dim, seed=seed)
+    return theta.to(device_of(problem.net))
+
+
+def fit_together(problem: Problem, result: Calibration) -> None:
+    """The step on the predictions of the whole model: of the maps, and of the controls."""
+    fit, held_out = (
+        teacher_examples(problem.net, list(batches), problem.precision, problem.forward)
+        for batches in (problem.fit, problem.held_out)
+    )
+    slices = problem.config.slices
+    scales = {path: ridge.scale() for path, ridge in result.ridge.items()}
+    without_slices = {path: scale[:, slices:] for path, scale in scales.items()}
+    for name, maps, its_scales in (
+        ("maps", result.maps, scales),
+        ("controls", result.controls, without_slices),
+    ):
+        result.prediction_kl[name] = fit_predictions(
+            problem.net,
+            maps,
+            its_scales,
+            fit,
+            held_out,
+            problem.config.end_to_end,
+            precision=problem.precision,
+            forward=problem.forward,
+            seed=problem.config.seed,
+        )
+
+
+def sinkhorn(layer: MultiHeadAttention) -> SinkhornAttention:
+    """The teacher's attention in `layer`."""
+    assert isinstance(layer.attend, SinkhornAttention), "only Sinkhorn layers are calibrated"
+    return layer.attend

@@ -1,0 +1,122 @@
+"""Maps that a gradient may move: slices on the sphere, weights on the scale of their features."""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from asap_exp.attention import AsapAttention
+
+Item = TypeVar("Item")
+
+CHECKS = 20
+"""How often a fit looks at the held-out data."""
+
+MAP = ("theta", "weight", "query_weight")
+
+
+class UnitRows(nn.Module):
+    """A free matrix stands for its rows at unit norm; its entries are of order one."""
+
+    def forward(self, free: Tensor) -> Tensor:
+        return F.normalize(free, dim=-1)
+
+    def right_inverse(self, unit: Tensor) -> Tensor:
+        return unit * math.sqrt(unit.shape[-1])
+
+
+class Scaled(nn.Module):
+    """Free numbers times a fixed scale, so that one learning rate suits every feature."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, free: Tensor) -> Tensor:
+        return free * self.scale
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value / self.scale
+
+
+@contextmanager
+def trainable(
+    attend: AsapAttention, scale: Tensor, *, slices: bool
+) -> Iterator[list[nn.Parameter]]:
+    """While open, the map is a function of the parameters given: weights and, if `slices`, theta.
+
+    `scale` `[H, L + D + 1]` is that of the weights. On leaving, the map keeps its values.
+    """
+    num_slices = attend.theta.shape[1]
+    shapes: dict[str, nn.Module] = {}
+    if num_slices:
+        shapes["weight"] = Scaled(scale[:, :num_slices])
+    if num_slices and slices:
+        shapes["theta"] = UnitRows()
+    if attend.query_weight is not None:
+        shapes["query_weight"] = Scaled(scale[:, num_slices:])
+    for name, shape in shapes.items():
+        parametrize.register_parametrization(attend, name, shape)
+    parameters = [attend.get_parameter(f"parametrizations.{name}.original") for name in shapes]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        yield parameters
+    finally:
+        for name in shapes:
+            parametrize.remove_parametrizations(attend, name, leave_parametrized=True)
+        attend.requires_grad_(False)
+
+
+def values(attend: AsapAttention) -> dict[str, Tensor]:
+    """A copy of the map's tensors by name."""
+    found = {name: getattr(attend, name) for name in MAP}
+    return {name: t.detach().clone() for name, t in found.items() if t is not None}
+
+
+@torch.no_grad()
+def restore(attend: AsapAttention, saved: Mapping[str, Tensor]) -> None:
+    """Puts `values` back, to the last bit."""
+    for name, value in saved.items():
+        getattr(attend, name).copy_(value)
+
+
+class Descent:
+    """Adam on a cosine from `lr` to 0 over `updates`."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, updates: int) -> None:
+        self.parameters = list(parameters)
+        self.adam = torch.optim.Adam(self.parameters, lr=lr)
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, updates)
+
+    def update(self, loss: Tensor) -> None:
+        """One update; gradients go into these parameters and nowhere else."""
+        gradients = torch.autograd.grad(loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.adam.step()
+        self.cosine.step()
+
+
+def check_points(updates: int, checks: int) -> set[int]:
+    """After which updates to look at the held-out data: evenly, the last one included."""
+    return {math.ceil(updates * number / checks) for number in range(1, checks + 1)}
+
+
+def reshuffled(items: Sequence[Item], count: int, seed: int) -> Iterator[Item]:
+    """`count` of the items, in an order drawn anew for every pass over them."""
+    shuffler = random.Random(seed)
+    drawn: list[Item] = []
+    for _ in range(count):
+        if not drawn:
+            drawn = list(items)
+            shuffler.shuffle(drawn)
+        yield drawn.pop()

@@ -1,0 +1,79 @@
+"""How far a predicted dual's plan is from the teacher's, in nats a row, with its gradient.
+
+With A = exp(S + g + f) and A^ = exp(S + g^ + f^) the logits cancel in the divergence,
+
+    sum_i KL(A_i || A^_i) = sum_j c_j (g_j - g^_j) + sum_i (f_i - f^_i),   c_j = sum_i A_ij,
+
+so no logarithm of a plan is taken and none underflows, however large the logits are.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
+from asap_exp.ops import attention_plan, sinkhorn_duals
+from asap_exp.ops._backend import full_precision
+from asap_exp.ops.reference._masking import blank, effective_padding
+from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step
+
+
+class Target(NamedTuple):
+    """A recorded batch of one layer, and what the divergence needs of the teacher's plan there.
+
+    q and k `[B, H, N, D]`, the mask `[B, N]` or None, the plan's duals `row` and `column`
+    `[B, H, N]`, the sums of its columns `column_sums` `[B, H, N]`; 0 at padded places.
+    """
+
+    q: Tensor
+    k: Tensor
+    key_padding_mask: Tensor | None
+    row: Tensor
+    column: Tensor
+    column_sums: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Valid rows of a head's plans in this batch."""
+        if self.key_padding_mask is None:
+            return self.q.shape[0] * self.q.shape[2]
+        return int((~self.key_padding_mask).sum())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self if tensor is not None)
+
+
+@torch.no_grad()
+def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
+    q, k, _, mask = inputs
+    duals = sinkhorn_duals(
+        q, k, num_iters=teacher.num_iters, eps=teacher.eps, key_padding_mask=mask
+    )
+    plan = attention_plan(q, k, duals.ready, eps=teacher.eps, key_padding_mask=mask)
+    # Contiguous: q and k are views that would keep the values' memory too.
+    return Target(q.contiguous(), k.contiguous(), mask, duals.row, duals.col, plan.sum(dim=-2))
+
+
+def total_kl(attend: AsapAttention, target: Target) -> Tensor:
+    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
+    q, k, mask, row, column, column_sums = target
+    f_hat = attend.dual(q, k, key_padding_mask=mask)
+    with full_precision(q):
+        padding = effective_padding(mask)
+        S = logits(q, k, eps=attend.eps, scale=q.shape[-1] ** -0.5, mask=mask)
+        g_hat = column_step(S, f_hat, padding)
+        rows = blank(row - row_step(S, g_hat, padding), mask, 2)
+    return ((column - g_hat) * column_sums + rows).sum(dim=(0, 2))
+
+
+@torch.no_grad()
+def mean_kl(attend: AsapAttention, targets: Iterable[Target]) -> Tensor:
+    """Mean over the valid rows of all `targets`: `[H]`, float64."""
+    total, rows = torch.zeros(()), 0
+    for target in targets:
+        total = total.to(target.q.device) + total_kl(attend, target).double()
+        rows += target.num_rows
+    return total / max(rows, 1)

@@ -1,0 +1,217 @@
+"""Steps in sequence on a small model: what each may change, and what it must not make worse."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asap_exp.attention import (
+    AsapAttention,
+    MultiHeadAttention,
+    SinkhornAttention,
+    attention_layers,
+    swapped,
+)
+from asap_exp.config import CalibrationConfig, DescentConfig
+from asap_exp.distillation import calibrate as module
+from asap_exp.distillation.calibrate import Calibration, Problem, calibrate
+from asap_exp.distillation.capture import on_inputs
+from asap_exp.distillation.end_to_end import mean_prediction_kl, teacher_examples
+from asap_exp.distillation.kl import Target, mean_kl
+
+DIM, HEADS, TOKENS, CLASSES = 16, 2, 8, 5
+STEPS = {
+    "ridge": ["ridge"],
+    "kl": ["ridge", "kl"],
+    "learned": ["ridge", "learned_slices"],
+    "all": ["ridge", "kl", "learned_slices", "end_to_end"],
+}
+
+
+class Classifier(nn.Module):
+    """Two Sinkhorn layers with residuals, then a mean over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (
+            MultiHeadAttention(DIM, HEADS, attend=SinkhornAttention(num_iters=8)) for _ in range(2)
+        )
+        self.head = nn.Linear(DIM, CLASSES)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.35)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        return self.head((x + self.second(x)).mean(dim=1))
+
+
+def batches(*seeds: int, rows: int = 16) -> list[tuple[Tensor, None]]:
+    def tokens(seed: int) -> Tensor:
+        return torch.randn(rows, TOKENS, DIM, generator=torch.Generator().manual_seed(seed))
+
+    return [(tokens(seed), None) for seed in seeds]
+
+
+def config(steps: str, **changes: object) -> CalibrationConfig:
+    descent = DescentConfig(updates=30, lr=0.02)
+    plain = CalibrationConfig(
+        name="ridge",
+        steps=STEPS[steps],
+        sequential=False,
+        slices=3,
+        candidates=8,
+        query_features=True,
+        refine=0,
+        ridge=1e-6,
+        kl=descent,
+        learned_slices=descent,
+        end_to_end=descent,
+        samples=64,
+        holdout=32,
+        batch_size=16,
+        memory_mib=64,
+        seed=0,
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def net() -> Classifier:
+    return Classifier()
+
+
+def run(net: nn.Module, steps: str, **changes: object) -> Calibration:
+    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config(steps, **changes), "32-true")
+    return calibrate(problem, list(attention_layers(net)))
+
+
+def tensors(calibration: Calibration) -> Iterator[tuple[str, Tensor]]:
+    for path, attend in calibration.maps.items():
+        for name, tensor in attend.named_parameters():
+            yield f"{path}.{name}", tensor
+
+
+def test_no_step_is_worse_on_held_out_data_than_the_one_before_it(net: Classifier) -> None:
+    result = run(net, "all")
+    for kl in result.plan_kl.values():
+        assert list(kl) == ["ridge", "kl", "learned_slices"]
+        assert (kl["ridge"] > kl["kl"]).all()
+        assert (kl["kl"] > kl["learned_slices"]).all()
+    for kl in result.prediction_kl.values():
+        assert kl["before"] > kl["after"] > 0
+
+
+def test_predictions_are_as_close_as_is_said(net: Classifier) -> None:
+    result = run(net, "all")
+    held_out = teacher_examples(net, batches(5, 6), "32-true", on_inputs)
+    for name, maps in (("maps", result.maps), ("controls", result.controls)):
+        with swapped(net, maps):
+            found = mean_prediction_kl(net, held_out, "32-true", on_inputs)
+        assert found == pytest.approx(result.prediction_kl[name]["after"], rel=1e-4)
+
+
+def test_steps_start_from_what_the_steps_before_made(net: Classifier) -> None:
+    """With a learning rate that ruins everything, a step gives back what it was given."""
+    astray = DescentConfig(updates=20, lr=1e4)
+    ridge = dict(tensors(run(net, "ridge")))
+    for steps in ("kl", "learned", "all"):
+        ruined = run(net, steps, kl=astray, learned_slices=astray, end_to_end=astray)
+        assert all(torch.equal(tensor, ridge[name]) for name, tensor in tensors(ruined))
+
+
+def test_each_step_moves_what_it_should(net: Classifier) -> None:
+    ridge, kl, learned, whole = (dict(tensors(run(net, steps))) for steps in STEPS)
+    for name in ridge:
+        assert torch.equal(ridge[name], kl[name]) is name.endswith("theta")
+        assert not torch.equal(ridge[name], learned[name])
+        assert not torch.equal(learned[name], whole[name])
+        if name.endswith("theta"):
+            torch.testing.assert_close(whole[name].norm(dim=-1), torch.ones(HEADS, 3))
+
+
+def test_controls_have_query_features_alone_and_take_the_same_steps(net: Classifier) -> None:
+    ridge, learned = run(net, "ridge"), run(net, "learned")
+    for path in ridge.controls:
+        for control in (ridge.controls[path], learned.controls[path]):
+            assert control.theta.shape == (HEADS, 0, DIM // HEADS)
+        assert not torch.equal(
+            ridge.controls[path].query_weight, learned.controls[path].query_weight
+        )
+        held_out = held_out_targets(net, path)
+        before, after = (mean_kl(r.controls[path], held_out) for r in (ridge, learned))
+        assert (after <= before).all()
+        assert after.mean() < before.mean()
+        assert (mean_kl(learned.maps[path], held_out) < after).all()
+
+
+def held_out_targets(net: nn.Module, path: str) -> list[Target]:
+    problem = Problem(net, [], batches(5, 6), config("kl"), "32-true")
+    return module.record(problem, problem.held_out, [path], 2**30)[path][1]
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+def test_refine_is_part_of_what_is_fitted(net: Classifier, refine: int) -> None:
+    result = run(net, "learned", refine=refine)
+    for path, attend in result.maps.items():
+        assert attend.refine == result.controls[path].refine == refine
+        kl = result.plan_kl[path]
+        assert (kl["learned_slices"] < kl["ridge"]).all()
+        torch.testing.assert_close(
+            mean_kl(attend, held_out_targets(net, path)), kl["learned_slices"]
+        )
+
+
+def test_sequential_fits_the_second_layer_on_what_the_compiled_first_one_gives(
+    net: Classifier,
+) -> None:
+    frozen, sequential = (run(net, "ridge", sequential=s, slices=1) for s in (False, True))
+    for name in ("theta", "weight", "query_weight"):
+        first, second = (
+            [getattr(r.maps[path], name) for r in (frozen, sequential)]
+            for path in ("first", "second")
+        )
+        assert torch.equal(*first)
+        if name != "theta":
+            assert not torch.equal(*second)
+    with swapped(net, {"first": sequential.maps["first"]}):
+        again = run_second(net)
+    assert torch.equal(again.weight, sequential.maps["second"].weight)
+
+
+def run_second(net: nn.Module) -> AsapAttention:
+    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config("ridge", slices=1), "32-true")
+    return calibrate(problem, ["second"]).maps["second"]
+
+
+def test_teacher_is_left_as_it_was(net: Classifier) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    attends = [layer.attend for layer in attention_layers(net).values()]
+    run(net, "all", sequential=True)
+    assert [layer.attend for layer in attention_layers(net).values()] == attends
+    assert before.keys() == net.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
+
+
+def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
+    net: Classifier,
+) -> None:
+    problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
+    whole = module.record(problem, problem.fit, ["first", "second"], 2**30)
+    one_batch = sum(targets[0].nbytes for _, targets in whole.values())
+    for room, kept in ((0, 0), (1, 1), (one_batch, 1), (one_batch + 1, 2), (2**30, 4)):
+        part = module.record(problem, problem.fit, ["first", "second"], room)
+        for path, (equations, targets) in part.items():
+            assert len(targets) == kept
+            assert torch.equal(equations.gram, whole[path][0].gram)
+
+
+def test_same_seed_gives_the_same_maps(net: Classifier) -> None:
+    first, again, other = (dict(tensors(run(net, "all", seed=seed))) for seed in (0, 0, 1))
+    for name in first:
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
