@@ -1,3 +1,18 @@
 """Train Transformers with doubly-stochastic attention, compile them with ASAP, measure both."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asap_exp.compiling import compile, drift, load_compiled, save_compiled
+
 __version__ = "0.1.0"
+__all__ = ["compile", "drift", "load_compiled", "save_compiled"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions for any model, loaded when they are first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from asap_exp import compiling
+
+    return getattr(compiling, name)

@@ -99,6 +99,15 @@ def test_record_calls_a_subset_a_subset_and_carries_its_manifests(record: dict[s
     assert "results" not in record["manifests"]["evaluate"]["config"]
 
 
+def test_drift_is_small_on_the_test_split_and_is_printed(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drift = read_json(run_evaluate(pipeline.results))["drift"]
+    assert drift.keys() == {"blocks.0.attn", "blocks.1.attn"}
+    assert all(0.7 < ratio < 1.5 for ratio in drift.values())
+    assert "over that at calibration: blocks.0.attn " in capsys.readouterr().out
+
+
 def test_plans_have_unit_rows(record: dict[str, Any]) -> None:
     for plan in record["plans"]["plans"].values():
         for row in plan:

@@ -61,6 +61,17 @@ class Calibration:
     prediction_kl: dict[str, dict[str, float]] = field(default_factory=dict)
     """KL of the predictions `before` and `after` end_to_end, of `maps` and of `controls`."""
 
+    def identity(self, config: CalibrationConfig) -> dict[str, Any]:
+        """What an artifact says of how it was made."""
+        return {
+            "slices": config.slices,
+            "query_features": config.query_features,
+            "refine": config.refine,
+            "dtype": "float32",
+            "calibration": config.identity(),
+            "prediction_kl": self.prediction_kl,
+        }
+
 
 def calibrate(problem: Problem, paths: Sequence[str]) -> Calibration:
     """Fits the map of every layer at `paths`; the teacher is left as it is."""

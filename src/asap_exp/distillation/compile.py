@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asap_exp.attention import attention_layers
+from asap_exp.attention import attention_layers, swapped
 from asap_exp.config import CalibrationConfig, DistillConfig, LayerConfig
 from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
@@ -20,6 +20,7 @@ from asap_exp.distillation.artifact import (
     teacher_layers,
 )
 from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
+from asap_exp.distillation.drift import column_errors
 from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
@@ -70,7 +71,9 @@ def distill(config: DistillConfig) -> Path:
     ):
         precision = run.config.trainer.precision
         result = calibrate(Problem(net, fit_images, held_out, calibration, precision), paths)
-        artifact = artifact_of(result, net, run, fit_images, calibration)
+        with swapped(net, result.maps):
+            column_error = column_errors(net, held_out, paths, precision)
+        artifact = artifact_of(result, net, run, fit_images, column_error, calibration)
         fidelity = plan_fidelity(
             net,
             held_out,
@@ -138,15 +141,12 @@ def artifact_of(
     net: nn.Module,
     run: Run,
     images: DeviceLoader,
+    column_error: dict[str, float],
     calibration: CalibrationConfig,
 ) -> Artifact:
     identity = {
         **teacher_identity(run, net),
-        "slices": calibration.slices,
-        "query_features": calibration.query_features,
-        "refine": calibration.refine,
-        "dtype": "float32",
-        "calibration": calibration.identity(),
+        **result.identity(calibration),
         "calibration_set": {
             "task": run.config.task.name,
             "data": run.config.data.name,
@@ -154,7 +154,7 @@ def artifact_of(
             "rows": len(images.images.labels),
             "sha256": data_fingerprint(images.images),
         },
-        "prediction_kl": result.prediction_kl,
+        "column_error": column_error,
     }
     return make_artifact(result.maps, result.controls, identity)
 

@@ -6,18 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from asap_exp.attention import attention_layers
+from asap_exp.attention import attention_layers, swapped
 from asap_exp.config import EvaluateConfig
 from asap_exp.data import ImageDataModule
+from asap_exp.data.loader import DeviceLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.distillation.compile import finished, run_data, teacher_identity
+from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
-from asap_exp.evaluation.tables import print_evaluation
+from asap_exp.evaluation.tables import print_drift, print_evaluation
 from asap_exp.evaluation.variants import variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
@@ -99,6 +101,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "backend": backend(net, device),
             },
             "rows": measure(rows, test, run.config.trainer.precision, config),
+            "drift": drift(net, artifact, test.first(config.fidelity_samples), run),
             "fidelity": read_json(folder / "fidelity.json"),
             "curves": training_curves(run.path),
             "plans": example_plans(
@@ -119,8 +122,18 @@ def evaluate(config: EvaluateConfig) -> Path:
             log_evaluation(tracker, metrics)
     write_json(out / "metrics.json", metrics)
     print_evaluation(metrics)
+    print_drift(metrics["drift"])
     print(f"Record: {out / 'metrics.json'}")
     return out / "metrics.json"
+
+
+def drift(net: nn.Module, artifact: Artifact, samples: DeviceLoader, run: Run) -> dict[str, float]:
+    """Column error of each compiled layer on test samples over that at calibration."""
+    device = next(net.parameters()).device
+    attends = {path: artifact.attention(path).to(device) for path in artifact.layers}
+    with swapped(net, attends):
+        now = column_errors(net, samples, artifact.layers, run.config.trainer.precision)
+    return drift_ratios(now, artifact.identity["column_error"])
 
 
 def backend(net: nn.Module, device: torch.device) -> str:

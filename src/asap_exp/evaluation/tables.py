@@ -81,3 +81,9 @@ def print_evaluation(record: dict[str, Any]) -> None:
         previous = row["group"]
         table.add_row(*cells(row))
     console().print(table)
+
+
+def print_drift(ratios: dict[str, float]) -> None:
+    """One number a layer: about 1 where the test samples are like those of the calibration."""
+    words = ", ".join(f"{path} {ratio:.3g}" for path, ratio in ratios.items())
+    print(f"Column error on the test samples over that at calibration: {words}")

@@ -1,0 +1,209 @@
+"""Compile any model that holds this project's attention layers, without Hydra or Lightning.
+
+compiled = asap_exp.compile(model, loader)
+asap_exp.save_compiled(compiled, "folder")
+compiled = asap_exp.load_compiled(model, "folder")
+asap_exp.drift(compiled, batch)
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from asap_exp.attention import AsapAttention, attention_layers, swap_attention
+from asap_exp.attention.layer import layers_at
+from asap_exp.config import CalibrationConfig, DescentConfig
+from asap_exp.distillation.artifact import (
+    Artifact,
+    check_belongs,
+    load_artifact,
+    make_artifact,
+    save_artifact,
+    teacher_layers,
+)
+from asap_exp.distillation.batches import call, content_hash, num_samples, on_device, read
+from asap_exp.distillation.calibrate import Problem, calibrate
+from asap_exp.distillation.capture import Forward, device_of, layer_inputs
+from asap_exp.distillation.drift import column_errors, drift_ratios
+from asap_exp.errors import UserError, check_range
+from asap_exp.ops._backend import check_backend
+from asap_exp.tensors import fingerprint
+
+KL = DescentConfig(updates=300, lr=0.03)
+LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
+END_TO_END = DescentConfig(updates=200, lr=0.01)
+
+
+def compile(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    steps: Sequence[str] = ("ridge", "learned_slices"),
+    slices: int = 8,
+    candidates: int = 128,
+    query_features: bool = True,
+    refine: int = 0,
+    sequential: bool = False,
+    ridge: float = 1e-6,
+    kl: DescentConfig = KL,
+    learned_slices: DescentConfig = LEARNED_SLICES,
+    end_to_end: DescentConfig = END_TO_END,
+    layers: Sequence[str] | None = None,
+    samples: int = 1280,
+    holdout: float = 0.2,
+    memory_mib: int = 4096,
+    precision: str = "32-true",
+    forward: Forward = call,
+    backend: str = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of `model`, in evaluation mode, whose Sinkhorn layers have become ASAP.
+
+    `model` holds `MultiHeadAttention` layers with `SinkhornAttention` and is left as it is;
+    `layers` names the paths of those to compile, all by default. `loader` gives batches, read once
+    until there are `samples` samples; labels are not needed. The last of these batches, a share of
+    `holdout`, stop the steps by gradient early. `forward` runs a model on one batch; for
+    `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
+    32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
+    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/.
+    UserError where the model has no Sinkhorn layer or the loader gives fewer than two batches.
+    """
+    check_range("holdout", holdout, above=0, below=1)
+    check_range("samples", samples, minimum=2)
+    paths = sinkhorn_paths(model, layers)
+    batches = read(loader, samples, device_of(model))
+    first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
+    fit, held_out = batches[:first_held_out], batches[first_held_out:]
+    config = CalibrationConfig(
+        name="sequential" if sequential else ([*steps] or ["ridge"])[-1],
+        steps=list(steps),
+        sequential=sequential,
+        slices=slices,
+        candidates=max(candidates, slices),
+        query_features=query_features,
+        refine=refine,
+        ridge=ridge,
+        kl=kl,
+        learned_slices=learned_slices,
+        end_to_end=end_to_end,
+        samples=sum(map(num_samples, fit)),
+        holdout=sum(map(num_samples, held_out)),
+        batch_size=max(map(num_samples, batches)),
+        memory_mib=memory_mib,
+        seed=seed,
+    )
+    compiled = copy.deepcopy(model).eval().requires_grad_(False)
+    check_reached(compiled, fit[0], paths, precision, forward)
+    result = calibrate(Problem(compiled, fit, held_out, config, precision, forward), paths)
+    swap_attention(compiled, result.maps)
+    identity = {
+        **teacher_identity(model),
+        **result.identity(config),
+        "calibration_set": {"rows": config.samples, "sha256": content_hash(fit)},
+        "column_error": column_errors(compiled, held_out, paths, precision, forward),
+    }
+    remember(compiled, make_artifact(result.maps, result.controls, identity), backend)
+    return compiled
+
+
+def save_compiled(model: nn.Module, folder: str | Path) -> None:
+    """Writes what `compile` made, asap.safetensors and asap.json, into `folder`.
+
+    The model's other weights are not in it: `load_compiled` takes them from the teacher.
+    """
+    save_artifact(Path(folder), artifact_of(model))
+
+
+def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto") -> nn.Module:
+    """A copy of the teacher `model`, in evaluation mode, compiled as `folder` says.
+
+    `folder` is what `save_compiled` or `python -m asap_exp.distill` wrote. UserError where its
+    files are missing or damaged, or were made from another teacher.
+    """
+    artifact = load_artifact(Path(folder))
+    check_belongs(artifact, teacher_identity(model), Path(folder))
+    compiled = copy.deepcopy(model).eval().requires_grad_(False)
+    attends = {path: artifact.attention(path).to(device_of(model)) for path in artifact.layers}
+    swap_attention(compiled, attends)
+    remember(compiled, artifact, backend)
+    return compiled
+
+
+def drift(
+    model: nn.Module, batch: Any, *, precision: str = "32-true", forward: Forward = call
+) -> dict[str, float]:
+    """By compiled layer: the column error of its plans on `batch` over that at calibration.
+
+    About 1 while the activations are like those of the calibration; more where they drift away. It
+    builds the plans `[B, H, N, N]`, so it costs more than a forward pass: for now and then.
+    """
+    artifact = artifact_of(model)
+    batches = [on_device(batch, device_of(model))]
+    now = column_errors(model, batches, artifact.layers, precision, forward)
+    return drift_ratios(now, artifact.identity["column_error"])
+
+
+def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
+    for layer in layers_at(compiled, artifact.layers).values():
+        if isinstance(layer.attend, AsapAttention):
+            check_backend(backend)
+            layer.attend.backend = backend
+    compiled.asap_artifact = artifact  # type: ignore[assignment]
+
+
+def artifact_of(model: nn.Module) -> Artifact:
+    artifact = getattr(model, "asap_artifact", None)
+    if not isinstance(artifact, Artifact):
+        raise UserError(
+            f"this {type(model).__name__} was not made by asap_exp.compile or load_compiled; "
+            "only what they return can be saved or asked for its drift"
+        )
+    return artifact
+
+
+def teacher_identity(model: nn.Module) -> dict[str, Any]:
+    """What a saved map must agree in with the model that it is put into."""
+    return {
+        "teacher_sha256": fingerprint(model.state_dict()),
+        "teacher_layers": teacher_layers(model),
+    }
+
+
+def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """The paths of the layers to compile; UserError where one is no Sinkhorn layer."""
+    found = teacher_layers(model)
+    if not found:
+        kinds = {layer.attend.name for layer in attention_layers(model).values()}
+        holds = f"only {', '.join(sorted(kinds))} attention" if kinds else "no MultiHeadAttention"
+        raise UserError(
+            f"this {type(model).__name__} holds {holds}; compile takes a model whose layers are "
+            "asap_exp.attention.MultiHeadAttention with SinkhornAttention in them"
+        )
+    if layers is None:
+        return list(found)
+    if not layers:
+        raise UserError(f"layers=[] names no layer; the model has {', '.join(found)}")
+    for path, layer in layers_at(model, layers).items():
+        if path not in found:
+            raise UserError(
+                f"the layer at {path} has {layer.attend.name} attention; only Sinkhorn layers can "
+                f"be compiled: {', '.join(found)}"
+            )
+    return [path for path in found if path in layers]
+
+
+def check_reached(
+    model: nn.Module, batch: Any, paths: Sequence[str], precision: str, forward: Forward
+) -> None:
+    """Refuses a layer that `forward` does not run: nothing can be recorded there."""
+    reached = next(iter(layer_inputs(model, [batch], precision, forward)))
+    missed = [path for path in paths if path not in reached]
+    if missed:
+        raise UserError(
+            f"forward did not run the attention layer at {', '.join(missed)}; leave it out with "
+            "layers=[...], or call the model so that it does"
+        )

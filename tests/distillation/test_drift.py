@@ -1,0 +1,30 @@
+"""Column errors on a model's own activations, and their ratio to those at calibration."""
+
+import pytest
+import torch
+
+from asap_exp.attention import SinkhornAttention, SoftmaxAttention, attention_layers, swapped
+from asap_exp.attention.diagnostics import column_error
+from asap_exp.distillation.drift import column_errors, drift_ratios
+from tests.small_model import Classifier, batches
+
+
+def test_errors_are_those_of_the_plans_that_the_model_itself_runs() -> None:
+    """Of the second layer behind a changed first one, over samples and heads alike."""
+    net = Classifier().eval()
+    data = batches(1, rows=10) + batches(2, rows=30)
+    with swapped(net, {"first": SoftmaxAttention()}):
+        found = column_errors(net, data, ["second"], "32-true")
+        x = torch.cat([batch for batch, _ in data])
+        hidden = x + net.first(x)
+    q, k, _ = net.second.qkv(hidden).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+    plan = SinkhornAttention(num_iters=8).plan(q, k)
+    assert found == pytest.approx({"second": column_error(plan).mean().item()}, rel=1e-4)
+    teacher = column_errors(net, data, attention_layers(net), "32-true")
+    assert teacher["second"] != pytest.approx(found["second"], rel=1e-2)
+
+
+def test_ratio_is_now_over_then() -> None:
+    assert drift_ratios({"a": 0.3, "b": 0.2}, {"a": 0.1, "b": 0.2, "c": 1}) == pytest.approx(
+        {"a": 3, "b": 1}
+    )

@@ -1,0 +1,276 @@
+"""asap_exp.compile on a model that this project knows nothing of but its attention layers."""
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import asap_exp
+from asap_exp.attention import (
+    AsapAttention,
+    MultiHeadAttention,
+    SinkhornAttention,
+    attention_layers,
+)
+from asap_exp.composing import compose
+from asap_exp.config import DescentConfig, DistillConfig
+from asap_exp.errors import UserError
+from asap_exp.files import read_json
+from asap_exp.models import load_net
+from tests.conftest import Pipeline
+from tests.small_model import CLASSES, Classifier, batches, tokens
+
+FEW = DescentConfig(updates=20, lr=0.02)
+SMALL = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
+
+
+def loader() -> list[tuple[Tensor, None]]:
+    return batches(1, 2, 3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Classifier:
+    return Classifier().eval()
+
+
+@pytest.fixture(scope="module")
+def compiled(teacher: Classifier) -> nn.Module:
+    return asap_exp.compile(teacher, loader(), **SMALL)
+
+
+def kl(teacher: nn.Module, other: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        p, q = (model(x).log_softmax(dim=-1) for model in (teacher, other))
+    return nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item()
+
+
+def test_every_layer_becomes_asap_and_the_teacher_stays(
+    teacher: Classifier, compiled: nn.Module
+) -> None:
+    assert all(isinstance(a.attend, AsapAttention) for a in attention_layers(compiled).values())
+    assert all(isinstance(a.attend, SinkhornAttention) for a in attention_layers(teacher).values())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert not compiled.training
+    assert not any(parameter.requires_grad for parameter in compiled.parameters())
+
+
+def test_predictions_come_close_to_the_teachers(teacher: Classifier, compiled: nn.Module) -> None:
+    x = tokens(9)
+    truncated = Classifier()
+    for layer in attention_layers(truncated).values():
+        layer.attend = SinkhornAttention(num_iters=1)
+    assert kl(teacher, compiled, x) < 0.5 * kl(teacher, truncated, x)
+
+
+def test_steps_are_those_asked_for(teacher: Classifier) -> None:
+    x = tokens(9)
+    ridge, refined = (
+        asap_exp.compile(teacher, loader(), **SMALL, **options)
+        for options in (
+            {"steps": ("ridge",)},
+            {"steps": ("ridge", "learned_slices", "end_to_end"), "refine": 1},
+        )
+    )
+    assert kl(teacher, refined, x) < kl(teacher, ridge, x)
+    assert refined.asap_artifact.identity["calibration"]["steps"] == [
+        "ridge", "learned_slices", "end_to_end",
+    ]  # fmt: skip
+    assert {a["refine"] for a in refined.asap_artifact.identity["attentions"].values()} == {1}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_exported_program_equals_the_model(compiled: nn.Module, masked: bool) -> None:
+    mask = torch.arange(8) >= torch.arange(3, 9)[:, None]
+    example, other = ((tokens(seed, rows=6), *([mask] if masked else [])) for seed in (7, 8))
+    program = torch.export.export(compiled, example).module()
+    torch.testing.assert_close(program(*other), compiled(*other), rtol=0, atol=0)
+
+
+def test_exported_program_takes_batches_of_any_size(compiled: nn.Module) -> None:
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(
+        compiled, (tokens(7, rows=6),), dynamic_shapes={"x": {0: rows}}
+    ).module()
+    x = tokens(8, rows=11)
+    torch.testing.assert_close(program(x), compiled(x))
+
+
+def test_saved_and_loaded_model_is_the_same(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path / "map")
+    assert {f.name for f in (tmp_path / "map").iterdir()} == {"asap.json", "asap.safetensors"}
+    loaded = asap_exp.load_compiled(teacher, tmp_path / "map")
+    x = tokens(9)
+    assert torch.equal(loaded(x), compiled(x))
+    assert asap_exp.drift(loaded, x) == asap_exp.drift(compiled, x)
+    asap_exp.save_compiled(loaded, tmp_path / "again")
+    first, again = (read_json(tmp_path / name / "asap.json") for name in ("map", "again"))
+    assert first == again
+
+
+def test_map_of_another_teacher_is_refused(compiled: nn.Module, tmp_path: Path) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    other = Classifier()
+    with torch.no_grad():
+        other.head.bias += 1
+    with pytest.raises(UserError, match=r"another teacher:\s+teacher_sha256"):
+        asap_exp.load_compiled(other, tmp_path)
+    longer = Classifier()
+    longer.second.attend = SinkhornAttention(num_iters=9)
+    with pytest.raises(UserError, match=r"another teacher:\s+teacher_layers"):
+        asap_exp.load_compiled(longer, tmp_path)
+
+
+def test_map_of_the_stage_loads_into_its_teacher(shared_pipeline: Pipeline) -> None:
+    net = load_net(shared_pipeline.teacher)
+    compiled = asap_exp.load_compiled(net, shared_pipeline.artifact)
+    assert all(isinstance(a.attend, AsapAttention) for a in attention_layers(compiled).values())
+    images = torch.rand(4, 1, 8, 8)
+    assert asap_exp.drift(compiled, images).keys() == {"blocks.0.attn", "blocks.1.attn"}
+
+
+def test_one_layer_alone(teacher: Classifier) -> None:
+    compiled = asap_exp.compile(teacher, loader(), layers=["second"], **SMALL)
+    attends = {path: layer.attend.name for path, layer in attention_layers(compiled).items()}
+    assert attends == {"first": "sinkhorn", "second": "asap"}
+    assert asap_exp.drift(compiled, tokens(9)).keys() == {"second"}
+
+
+def test_drift_is_one_on_calibration_data_and_grows_with_a_shift(compiled: nn.Module) -> None:
+    """The held-out batch is the last of the loader; layer 0 sees its inputs as they are."""
+    (held_out, _) = loader()[-1]
+    assert asap_exp.drift(compiled, held_out) == pytest.approx({"first": 1, "second": 1}, rel=1e-5)
+    similar = asap_exp.drift(compiled, tokens(9))["first"]
+    shifted = [asap_exp.drift(compiled, s * held_out + 1)["first"] for s in (1.2, 1.5, 2)]
+    assert 0.8 < similar < 1.25 < shifted[0] < shifted[1] < shifted[2]
+
+
+def test_forward_says_how_the_model_is_called(teacher: Classifier) -> None:
+    """Batches as dictionaries, with padding: as a text encoder takes them."""
+    mask = torch.arange(8) >= (torch.arange(48) % 7 + 2)[:, None]
+    padded = [{"x": x, "key_padding_mask": mask} for x, _ in loader()]
+
+    def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(**batch)
+
+    compiled = asap_exp.compile(teacher, padded, forward=forward, **SMALL)
+    poisoned = [{**batch, "x": batch["x"].masked_fill(mask[:, :, None], 1e3)} for batch in padded]
+    # What is padded is never seen: q, k and v of padded tokens are not those of the calibration.
+    again = asap_exp.compile(teacher, poisoned, forward=forward, **SMALL)
+    for name, tensor in compiled.asap_artifact.tensors.items():
+        if name.startswith("first."):
+            assert torch.equal(tensor, again.asap_artifact.tensors[name])
+    with pytest.raises(UserError, match=r"type dict; say how .* forward=lambda"):
+        asap_exp.compile(teacher, padded, **SMALL)
+
+
+def test_loader_is_read_no_further_than_needed(teacher: Classifier) -> None:
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield tokens(len(read))
+
+    compiled = asap_exp.compile(teacher, endless(), samples=144, steps=("ridge",), slices=2)
+    assert len(read) <= 4
+    assert compiled.asap_artifact.identity["calibration_set"]["rows"] == 96
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear(16, 5), "this Linear holds no MultiHeadAttention"),
+        (MultiHeadAttention(16, 2), "holds only softmax attention"),
+    ],
+)
+def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(model, loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loader": []}, "gave no batches"),
+        ({"loader": batches(1)}, "gave 1 batch, and at least two"),
+        ({"loader": ["text", "text"]}, "type str without any tensor"),
+        ({"layers": []}, "names no layer; the model has first, second"),
+        ({"layers": ["third"]}, "no attention layer at third; the model has first, second"),
+        ({"slices": 0}, r"slices=0 is not allowed"),
+        ({"steps": ("kl",)}, "must begin with ridge"),
+        ({"holdout": 1.0}, "holdout=1.0 is not allowed"),
+        ({"forward": lambda model, batch: model.first(batch[0])}, "did not run .* at second"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, words: str) -> None:
+    options = {"loader": loader(), **options}
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(teacher, **options)
+
+
+def test_only_compiled_models_are_saved(teacher: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"this Classifier was not made by asap_exp\.compile"):
+        asap_exp.save_compiled(teacher, tmp_path)
+
+
+def test_defaults_are_those_of_the_stage() -> None:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(asap_exp.compile).parameters.items()
+    }
+    stage = compose("distill", ["calibration=learned_slices"], DistillConfig).calibration
+    for key, value in vars(stage).items():
+        if key in ("name", "samples", "holdout", "batch_size"):
+            continue  # of the stage's own data
+        given = defaults[key]
+        assert (list(given) if key == "steps" else given) == value
+    assert defaults["samples"] == stage.samples + stage.holdout
+    assert asdict(stage.kl).keys() == {"updates", "lr"}
+
+
+ALONE = """
+import sys
+
+for name in {blocked}:
+    sys.modules[name] = None  # not installed, for whoever imports it
+import asap_exp
+assert "torch" not in sys.modules, "importing the package must stay light"
+import torch
+from tests.small_model import Classifier, batches
+compiled = asap_exp.compile(Classifier(), batches(1, 2), steps=("ridge", "kl"), slices=2)
+asap_exp.save_compiled(compiled, sys.argv[1])
+loaded = asap_exp.load_compiled(Classifier(), sys.argv[1])
+x = batches(3)[0][0]
+assert torch.equal(loaded(x), compiled(x))
+print(len(x), *loaded(x).shape[1:])
+"""
+BLOCKED = {
+    "hydra", "omegaconf", "lightning", "timm", "torchvision", "datasets", "wandb", "sklearn",
+    "matplotlib",
+}  # fmt: skip
+
+
+def test_runs_where_hydra_and_lightning_are_not_installed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(blocked=BLOCKED), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"48 {CLASSES}"
+
+
+def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'compil'"):
+        _ = asap_exp.compil
