@@ -308,6 +308,7 @@ class LatencyConfig:
 class EvaluateConfig:
     teacher: str | None
     artifact: str | None
+    maps: str
     batch_size: int
     max_test_rows: int | None
     truncations: list[int]
@@ -321,6 +322,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
+        check_choice("maps", self.maps, ("one", "all"))
         check_range("batch_size", self.batch_size, minimum=1)
         if self.max_test_rows is not None:
             check_range("max_test_rows", self.max_test_rows, minimum=1)

@@ -238,8 +238,14 @@ def check_teacher(run: Run, task: str | None) -> None:
         )
 
 
-def newest_artifact(run: Run) -> Path | None:
-    """The folder of the newest finished compiled map of `run`."""
+def finished_artifacts(run: Run) -> list[Path]:
+    """The folders of the finished compiled maps of `run`, from the oldest to the newest."""
     manifests = [(read_json(f), f.parent) for f in run.path.glob("distill/*/manifest.json")]
     finished = [(m["ended"], folder) for m, folder in manifests if m.get("status") == "finished"]
-    return max(finished)[1] if finished else None
+    return [folder for _, folder in sorted(finished)]
+
+
+def newest_artifact(run: Run) -> Path | None:
+    """The folder of the newest finished compiled map of `run`."""
+    finished = finished_artifacts(run)
+    return finished[-1] if finished else None

@@ -20,7 +20,7 @@ from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_drift, print_evaluation
-from asap_exp.evaluation.variants import variants
+from asap_exp.evaluation.variants import further_maps, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -31,6 +31,7 @@ from asap_exp.runs import (
     all_runs,
     check_teacher,
     find_teacher,
+    finished_artifacts,
     newest_artifact,
     public_config,
     short_hash,
@@ -54,10 +55,13 @@ def evaluate(config: EvaluateConfig) -> Path:
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = data.test_dataloader(max_rows=config.max_test_rows)
     rows = variants(net, artifact, config.truncations, softmax_net)
+    others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
+    further, maps = further_maps(net, artifact, others)
+    rows += further
 
     check_enough(config, data)
     public = public_config(config)
-    out = run.path / "evaluate" / evaluation_key(artifact, data, device, public)
+    out = run.path / "evaluate" / evaluation_key([artifact, *others], data, device, public)
     facts = {
         "stage": "evaluate",
         "seed": run.config.seed,
@@ -84,6 +88,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "seed": run.config.seed,
             "qk_norm": run.config.model.qk_norm,
             "artifact": artifact.identity,
+            "maps": maps if config.maps == "all" else {},
             "softmax_run": None if softmax_run is None else softmax_run.name,
             "test": {
                 "rows": data.identity["test_rows"],
@@ -143,12 +148,12 @@ def backend(net: nn.Module, device: torch.device) -> str:
 
 
 def evaluation_key(
-    artifact: Artifact, data: ImageDataModule, device: torch.device, public: dict[str, Any]
+    artifacts: list[Artifact], data: ImageDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of one map on the same images, kind of device and settings."""
+    """Equal for evaluations of the same maps on the same images, kind of device and settings."""
     return short_hash(
         {
-            "artifact": artifact.identity["tensors_sha256"],
+            "artifacts": [artifact.identity["tensors_sha256"] for artifact in artifacts],
             "test": data.identity["test_sha256"],
             "device": device_name(device),
             "config": without(public, ("logger", "accelerator", "task")),
@@ -199,6 +204,18 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     run, folder = max(found, key=lambda pair: read_json(pair[1] / "manifest.json")["ended"])
     print(f"Compiled map: {folder} (the newest)")
     return run, folder
+
+
+def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:
+    """The other finished maps of `run` that replace the same layers, from the oldest on."""
+    others = []
+    for other in finished_artifacts(run):
+        candidate = load_artifact(other)
+        if other.name != folder.name and candidate.layers == artifact.layers:
+            check_belongs(candidate, teacher_identity(run, net), other)
+            others.append(candidate)
+    print(f"Other maps of the same layers beside it: {len(others)}")
+    return others
 
 
 def find_softmax_twin(run: Run, config: EvaluateConfig) -> Run | None:

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from asap_exp.evaluation.markdown import group_title
-from asap_exp.evaluation.records import Group, averaged_rows
+from asap_exp.evaluation.pareto import has_maps, points
+from asap_exp.evaluation.records import Group, main_rows
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 COLOURS = {
@@ -33,8 +34,11 @@ NAMES = {
 
 
 def group_figures(group: Group) -> dict[str, Figure]:
-    """By name: accuracy against latency, training curves, plans, fidelity per layer."""
-    return {
+    """By name: accuracy against latency, training curves, plans, fidelity per layer.
+
+    With several maps of the teacher, what is dominated among all that was measured too.
+    """
+    return ({"pareto": pareto(group)} if has_maps(group) else {}) | {
         "accuracy_latency": accuracy_latency(group),
         "training": training(group),
         "plans": plans(group),
@@ -46,36 +50,74 @@ def accuracy_latency(group: Group) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     rows = [
         row
-        for row in averaged_rows(group)
+        for row in main_rows(group)
         if row["model_ms"] is not None and not row["key"].startswith("asap_layer")
     ]
     for kind in COLOURS:
         mine = [row for row in rows if row["group"] == kind]
-        if not mine:
-            continue
-        x = [row["model_ms"]["mean"] for row in mine]
-        y = [100 * row["accuracy"]["mean"] for row in mine]
-        error = [100 * (row["accuracy"]["std"] or 0) for row in mine]
-        axes.errorbar(
-            x,
-            y,
-            yerr=error if any(error) else None,
-            fmt="o-" if kind == "truncated" else "o",
-            color=COLOURS[kind],
-            label=NAMES[kind],
-            capsize=2,
-            markersize=8 if kind == "asap" else 6,
-            zorder=3 if kind == "asap" else 2,
-        )
-        for row, a, b in zip(mine, x, y, strict=True):
-            axes.annotate(
-                point_label(row["key"]),
-                (a, b),
-                textcoords="offset points",
-                xytext=(7, 6 if kind == "teacher" else -11),
-                fontsize=8,
-                color=COLOURS[kind],
-            )
+        if mine:
+            line = "-" if kind == "truncated" else ""
+            errorbars(axes, mine, kind, linestyle=line, markersize=8 if kind == "asap" else 6)
+            for row in mine:
+                annotate(axes, row, point_label(row["key"]), 6 if kind == "teacher" else -11)
+    finish_accuracy_latency(axes, group)
+    return figure
+
+
+def pareto(group: Group) -> Figure:
+    """Filled: nothing measured is as accurate in less time. Hollow: dominated."""
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    rows = points(group)
+    for kind in COLOURS:
+        for dominated in (False, True):
+            mine = [
+                row
+                for row in rows
+                if row["group"] == kind and bool(row["dominated_by"]) is dominated
+            ]
+            if mine:
+                style = {"markerfacecolor": "none"} if dominated else {}
+                words = f"{NAMES[kind]}{', dominated' if dominated else ''}"
+                errorbars(axes, mine, kind, linestyle="", label=words, **style)
+    for row in rows:
+        if row["group"] == "truncated":
+            annotate(axes, row, point_label(row["key"]), -11)
+        elif row["dominated_by"] is None:
+            annotate(axes, row, row["label"], 6)
+    finish_accuracy_latency(axes, group)
+    return figure
+
+
+def errorbars(axes: plt.Axes, rows: list[dict[str, Any]], kind: str, **style: Any) -> None:
+    """Accuracy of the rows, in %, over the milliseconds of their models."""
+    error = [100 * (row["accuracy"]["std"] or 0) for row in rows]
+    axes.errorbar(
+        [row["model_ms"]["mean"] for row in rows],
+        [100 * row["accuracy"]["mean"] for row in rows],
+        yerr=error if any(error) else None,
+        **{
+            "marker": "o",
+            "color": COLOURS[kind],
+            "label": NAMES[kind],
+            "capsize": 2,
+            "zorder": 3 if kind == "asap" else 2,
+            **style,
+        },
+    )
+
+
+def annotate(axes: plt.Axes, row: dict[str, Any], words: str, below: int) -> None:
+    axes.annotate(
+        words,
+        (row["model_ms"]["mean"], 100 * row["accuracy"]["mean"]),
+        textcoords="offset points",
+        xytext=(7, below),
+        fontsize=8,
+        color=COLOURS[row["group"]],
+    )
+
+
+def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
@@ -87,7 +129,6 @@ def accuracy_latency(group: Group) -> Figure:
     axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="lower right")
-    return figure
 
 
 def point_label(key: str) -> str:

@@ -14,11 +14,13 @@ from asap_exp.evaluation.markdown import (
     group_title,
     method,
 )
-from asap_exp.evaluation.records import Group, averaged_rows
+from asap_exp.evaluation.records import Group, main_rows
 
 CAPTIONS = {
     "accuracy_latency": "Test accuracy against the latency of the whole model, with the curve of "
     "truncated Sinkhorn.",
+    "pareto": "The same for every map of the teacher and every truncation; hollow points are "
+    "dominated: something else is at least as accurate and as fast.",
     "training": "Training loss and validation accuracy by epoch.",
     "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
     "fidelity": "Fidelity of the compiled layers on held-out images.",
@@ -41,7 +43,7 @@ def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -
                 "published": PUBLISHED.get(group.first["data"]),
                 "rows": [
                     {"kind": row["group"], "cells": [method(row, group), *cells(row)]}
-                    for row in averaged_rows(group)
+                    for row in main_rows(group)
                 ],
                 "figures": [
                     {"alt": CAPTIONS[name], "png": base64.b64encode(png).decode()}

@@ -1,7 +1,7 @@
 """Evaluation records: gathered out of run directories, kept as JSON, grouped over seeds."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from asap_exp.runs import Run, all_runs, short_hash, without
 Record = dict[str, Any]
 
 FORMAT = 1
+
+OTHER_MAP = "map_"
+"""How the keys of further compiled maps of the same teacher begin."""
 
 AVERAGED = (
     "accuracy",
@@ -112,23 +115,31 @@ def configuration(record: Record) -> dict[str, Any]:
         "device": record["device"],
         "latency": record["latency"],
         "fidelity_samples": record["fidelity_samples"],
+        **({"maps": "all"} if record.get("maps") else {}),
     }
 
 
-def averaged_rows(group: Group) -> list[dict[str, Any]]:
+def own_row(_: Record, row: dict[str, Any]) -> tuple[str, str]:
+    return row["key"], row["label"]
+
+
+def averaged_rows(
+    group: Group, by: Callable[[Record, dict[str, Any]], tuple[str, str]] = own_row
+) -> list[dict[str, Any]]:
     """A row for every method: `{label, group, n, MEASURE: {mean, std} or None}`.
 
-    The standard deviation is that of a sample; None for one seed. A method that a record lacks is
-    averaged over the others, and `n` says over how many.
+    `by` gives the key of the method that a record's row belongs to, and its label. The standard
+    deviation is that of a sample; None for one seed. A method that a record lacks is averaged over
+    the others, and `n` says over how many.
     """
-    by_key: dict[str, list[dict[str, Any]]] = {}
+    by_key: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in group.records:
         for row in record["rows"]:
-            by_key.setdefault(row["key"], []).append(row)
+            by_key.setdefault(by(record, row), []).append(row)
     return [
         {
             "key": key,
-            "label": rows[0]["label"],
+            "label": label,
             "group": rows[0]["group"],
             "n": len(rows),
             **{name: mean_std([row[name] for row in rows]) for name in AVERAGED},
@@ -136,8 +147,13 @@ def averaged_rows(group: Group) -> list[dict[str, Any]]:
             "model_ms": mean_latency([row["model_ms"] for row in rows]),
             "peak_memory_mib": mean_std([row["peak_memory_mib"] for row in rows]),
         }
-        for key, rows in by_key.items()
+        for (key, label), rows in by_key.items()
     ]
+
+
+def main_rows(group: Group) -> list[dict[str, Any]]:
+    """The averaged rows of the evaluation's own map and of what stands beside it."""
+    return [row for row in averaged_rows(group) if not row["key"].startswith(OTHER_MAP)]
 
 
 def mean_latency(timings: list[dict[str, float] | None]) -> dict[str, Any] | None:

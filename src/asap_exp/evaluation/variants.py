@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,8 @@ from asap_exp.attention import (
 )
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
+from asap_exp.evaluation.records import OTHER_MAP
+from asap_exp.runs import short_hash, without
 
 
 @dataclass
@@ -104,6 +107,61 @@ def variants(
             Variant("softmax_trained", "softmax, trained alike", "softmax", softmax_net, own)
         )
     return rows
+
+
+def further_maps(
+    net: nn.Module, artifact: Artifact, others: list[Artifact]
+) -> tuple[list[Variant], dict[str, dict[str, str]]]:
+    """Rows for other maps of the same teacher, each with its control.
+
+    And for each such row, and those of `artifact` itself, the point `{key, label}` that it is a
+    measurement of: maps that differ in the seed of their calibration alone are one.
+    """
+    device = next(net.parameters()).device
+    rows = []
+    points = {
+        "asap": map_point(artifact, control=False),
+        "control_query": map_point(artifact, control=True),
+    }
+    for number, other in enumerate(others):
+        for control in (False, True):
+            make = other.query_features_only if control else other.attention
+            attends = {path: make(path).to(device) for path in other.layers}
+            key = f"{OTHER_MAP}{number}{'_query' if control else ''}"
+            points[key] = map_point(other, control=control)
+            seed = other.identity["calibration"]["seed"]
+            rows.append(
+                Variant(
+                    key,
+                    f"{points[key]['label']}, seed {seed}",
+                    "control" if control else "asap",
+                    net,
+                    other.layers,
+                    attends,
+                )
+            )
+    return rows, points
+
+
+def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
+    recipe = without(artifact.identity["calibration"], ("seed",))
+    name = short_hash([recipe, artifact.identity["attentions"]])
+    words = map_words(artifact.identity, slices=not control)
+    return {
+        "key": f"{OTHER_MAP}{name}{'_query' if control else ''}",
+        "label": f"control: no slices; {words}" if control else f"ASAP, {words}",
+    }
+
+
+def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
+    """How a map was made, in a few words."""
+    calibration = identity["calibration"]
+    features = [f"{calibration['slices']} slices"] if slices else []
+    if calibration["query_features"] or not slices:
+        features.append("query features")
+    steps = [step.replace("_", " ") for step in calibration["steps"]]
+    words = [" + ".join(features), f"refine {calibration['refine']}", " + ".join(steps)]
+    return ", ".join([*words, *(["sequential"] if calibration["sequential"] else [])])
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:

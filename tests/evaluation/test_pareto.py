@@ -1,0 +1,149 @@
+"""Every map of one teacher in one evaluation, and which of what was measured is dominated."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asap_exp.evaluation.markdown import tables_markdown
+from asap_exp.evaluation.pareto import points, verdict
+from asap_exp.evaluation.records import Group, grouped, load_records, main_rows
+from asap_exp.files import read_json
+from tests.conftest import Pipeline
+from tests.stages import run_distill, run_evaluate, run_report
+
+FEW = ("calibration.learned_slices.updates=3", "calibration.candidates=6")
+
+
+def row(key: str, kind: str, accuracy: float, ms: float, label: str = "") -> dict[str, Any]:
+    timing = {"median": ms, "q1": ms, "q3": ms}
+    return {
+        "key": key,
+        "label": label or key,
+        "group": kind,
+        "accuracy": accuracy,
+        "layer_ms": timing,
+        "model_ms": timing,
+        "peak_memory_mib": 1.0,
+        **dict.fromkeys(
+            ("agreement", "kl", "l1_row_distance", "column_error", "layer_speedup"), 1.0
+        ),
+        "model_speedup": 1.0,
+    }
+
+
+ROWS = [
+    row("teacher", "teacher", 0.95, 20),
+    row("asap", "asap", 0.94, 5),
+    row("asap_layer_0", "asap", 1.0, 0.1),
+    row("truncated_2", "truncated", 0.90, 4),
+    row("truncated_3", "truncated", 0.93, 5),
+    row("truncated_8", "truncated", 0.95, 8),
+    row("control_uniform", "control", 0.94, 5),
+    row("map_0", "asap", 0.92, 6),
+    row("map_1", "asap", 0.88, 8),
+    row("softmax_trained", "softmax", 1.0, 0.1),
+]
+MAPS = {
+    "map_0": {"key": "map_a", "label": "ASAP, 2 slices"},
+    "map_1": {"key": "map_a", "label": "ASAP, 2 slices"},
+}
+
+
+def group(rows: list[dict[str, Any]] = ROWS) -> Group:
+    plans = {"plans": {"teacher": [[1.0] * 16] * 16}}
+    return Group("g", [{"rows": rows, "maps": MAPS, "plans": plans, "seed": 0}])
+
+
+def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
+    found = {point["key"]: point["dominated_by"] for point in points(group())}
+    assert found == {
+        "truncated_2": None,
+        "asap": None,
+        "control_uniform": None,  # equal in both: neither dominates the other
+        "truncated_3": "asap",
+        "map_a": "truncated_2",
+        "truncated_8": None,
+        "teacher": "truncated_8",
+    }
+
+
+def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
+    (point,) = [point for point in points(group()) if point["key"] == "map_a"]
+    assert (point["n"], point["label"]) == (2, "ASAP, 2 slices")
+    assert point["accuracy"]["mean"] == pytest.approx(0.90)
+    assert point["accuracy"]["std"] == pytest.approx(0.04 / 2**0.5)
+    assert point["model_ms"]["mean"] == 7
+
+
+def test_verdict_names_the_truncations_on_either_side() -> None:
+    assert "At n = 16 tokens, Sinkhorn with T' of 3 has a map" in verdict(group())
+    assert "with T' of 2, 8 it has none" in verdict(group())
+    only = [row("asap", "asap", 0.94, 5), row("truncated_3", "truncated", 0.93, 5)]
+    assert "with T' of none of those measured it has none" in verdict(group(only))
+
+
+@pytest.fixture(scope="module")
+def record(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return read_json(evaluated(shared_pipeline, tmp_path_factory.mktemp("maps")))
+
+
+def evaluated(shared: Pipeline, folder: Path) -> Path:
+    """Two ridge maps that differ in their seed, learned slices, and a map of the last layer."""
+
+    shutil.copytree(shared.results, folder / "results")
+    results = folder / "results"
+    run_distill(results, "+layer=last")
+    run_distill(results, "calibration=learned_slices", *FEW)
+    run_distill(results, "calibration.seed=1")
+    return run_evaluate(results, "maps=all")
+
+
+def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[str, Any]) -> None:
+    rows = {row["key"]: row for row in record["rows"]}
+    others = {key: rows[key] for key in rows if key.startswith("map_")}
+    assert others.keys() == {"map_0", "map_0_query", "map_1", "map_1_query"}
+    assert [others[key]["group"] for key in others] == ["asap", "control"] * 2
+    labels = [row["label"] for row in others.values()]
+    assert "ASAP, 3 slices, refine 0, ridge, seed 0" in labels
+    assert "ASAP, 3 slices + query features, refine 0, ridge + learned slices, seed 0" in labels
+    for row in others.values():
+        assert row["layers"] == ["blocks.0.attn", "blocks.1.attn"]
+        assert row["model_ms"]["median"] > 0
+
+
+def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> None:
+    (group,) = grouped([record])
+    asap = [point for point in points(group) if point["group"] == "asap"]
+    assert sorted((point["n"], point["label"]) for point in asap) == [
+        (1, "ASAP, 3 slices + query features, refine 0, ridge + learned slices"),
+        (2, "ASAP, 3 slices, refine 0, ridge"),
+    ]
+    assert not any(row["key"].startswith("map_") for row in main_rows(group))
+
+
+def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
+    shared_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    evaluated(shared_pipeline, tmp_path)
+    run_report(tmp_path / "results", f"out={tmp_path}")
+    (plain, maps) = sorted(
+        grouped(load_records(tmp_path / "records")), key=lambda g: bool(g.first.get("maps"))
+    )
+    assert (tmp_path / "figures" / f"{maps.slug}-pareto.png").is_file()
+    assert not (tmp_path / "figures" / f"{plain.slug}-pareto.png").exists()
+    text = tables_markdown([maps])
+    main, _, table = text.partition("### Every map and truncation")
+    assert "learned slices" not in main
+    assert "| ASAP, 3 slices, refine 0, ridge | 2 |" in table
+    assert "At n = 4 tokens" in table
+
+
+def test_other_maps_are_part_of_what_names_the_record(pipeline: Pipeline) -> None:
+    alone = run_evaluate(pipeline.results)
+    every = run_evaluate(pipeline.results, "maps=all")
+    run_distill(pipeline.results, "calibration.seed=1")
+    more = run_evaluate(pipeline.results, "maps=all", f"artifact={pipeline.artifact}")
+    assert len({alone, every, more}) == 3
+    assert read_json(alone)["maps"] == {}
