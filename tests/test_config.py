@@ -285,6 +285,12 @@ BAD_VALUES = {
         "calibration.learned_slices.lr=0.0": "above 0",
         "calibration.end_to_end.lr=nan": "above 0",
         "calibration.memory_mib=0": "at least 1",
+        "budget.accuracy_drop=-0.1": "at least 0 and at most 100",
+        "budget.latency_ratio=0.0": "above 0",
+        "budget.slices=[2,0]": "at least 1",
+        "budget.refine=[-1]": "at least 0",
+        "budget.truncations=[0]": "at least 1",
+        "budget.latency.rounds=2": "at least 3",
         "calibration.slices=0": "at least 1",
         "calibration.refine=-1": "at least 0",
         "calibration.ridge=0.0": "above 0",
@@ -410,6 +416,17 @@ def test_best_epoch_needs_validation_images():
 )
 def test_steps_that_do_not_follow_each_other_are_refused(steps, words):
     assert words in refused("distill", f"calibration.steps={steps}")
+
+
+def test_one_budget_at_a_time():
+    words = refused("distill", "budget.accuracy_drop=1", "budget.latency_ratio=0.5")
+    assert "budget.accuracy_drop=1.0 and budget.latency_ratio=0.5 are two budgets" in words
+
+
+@pytest.mark.parametrize("name", ["sequential", "end_to_end"])
+def test_budget_refuses_calibrations_in_which_layers_depend_on_each_other(name):
+    words = refused("distill", f"calibration={name}", "budget.accuracy_drop=1")
+    assert f"calibration={name} fits layers by one another" in words
 
 
 def test_calibrations_differ_in_what_their_names_say():

@@ -279,9 +279,53 @@ def check_steps(steps: list[str]) -> None:
 
 
 @dataclass
+class LatencyConfig:
+    batch_size: int
+    rounds: int
+    cuda_graph: bool
+
+    def check(self, name: str) -> None:
+        """Raises UserError where a value is not allowed; `name` is the key of the whole."""
+        check_range(f"{name}.batch_size", self.batch_size, minimum=1)
+        check_range(f"{name}.rounds", self.rounds, minimum=3)
+
+
+@dataclass
+class BudgetConfig:
+    """What a compiled model may cost; one of the first two is set, or neither."""
+
+    accuracy_drop: float | None
+    latency_ratio: float | None
+    slices: list[int]
+    refine: list[int]
+    truncations: list[int]
+    latency: LatencyConfig
+
+    def __post_init__(self) -> None:
+        if self.accuracy_drop is not None:
+            check_range("budget.accuracy_drop", self.accuracy_drop, minimum=0, maximum=100)
+        if self.latency_ratio is not None:
+            check_range("budget.latency_ratio", self.latency_ratio, above=0)
+        if None not in (self.accuracy_drop, self.latency_ratio):
+            raise UserError(
+                f"budget.accuracy_drop={self.accuracy_drop} and "
+                f"budget.latency_ratio={self.latency_ratio} are two budgets; give one of them"
+            )
+        for key, minimum in (("slices", 1), ("refine", 0), ("truncations", 1)):
+            for value in getattr(self, key):
+                check_range(f"budget.{key}", value, minimum=minimum)
+        self.latency.check("budget.latency")
+
+    @property
+    def asked(self) -> bool:
+        return self.accuracy_drop is not None or self.latency_ratio is not None
+
+
+@dataclass
 class DistillConfig:
     teacher: str | None
     calibration: CalibrationConfig
+    budget: BudgetConfig
     accelerator: str
     data: DataLocation
     logger: LoggerConfig
@@ -291,17 +335,13 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
-
-
-@dataclass
-class LatencyConfig:
-    batch_size: int
-    rounds: int
-    cuda_graph: bool
-
-    def __post_init__(self) -> None:
-        check_range("latency.batch_size", self.batch_size, minimum=1)
-        check_range("latency.rounds", self.rounds, minimum=3)
+        if self.budget.asked and (
+            self.calibration.sequential or "end_to_end" in self.calibration.steps
+        ):
+            raise UserError(
+                f"calibration={self.calibration.name} fits layers by one another, but a budget "
+                "chooses for each by itself; choose learned_slices, kl or ridge"
+            )
 
 
 @dataclass
@@ -323,6 +363,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
         check_choice("maps", self.maps, ("one", "all"))
+        self.latency.check("latency")
         check_range("batch_size", self.batch_size, minimum=1)
         if self.max_test_rows is not None:
             check_range("max_test_rows", self.max_test_rows, minimum=1)

@@ -6,9 +6,14 @@ from asap_exp.config import DistillConfig
 
 def run(config: DistillConfig) -> None:
     """The work itself, imported only once the configuration has been found right."""
-    from asap_exp.distillation.compile import distill
+    if config.budget.asked:
+        from asap_exp.budgeting.compile import distill_within_budget
 
-    distill(config)
+        distill_within_budget(config)
+    else:
+        from asap_exp.distillation.compile import distill
+
+        distill(config)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """From a frozen teacher to a compiled map: capture, fit, check, save."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from asap_exp.attention import attention_layers, swapped
-from asap_exp.config import CalibrationConfig, DistillConfig, LayerConfig
+from asap_exp.attention import Attention, attention_layers, swapped
+from asap_exp.config import DistillConfig, LayerConfig
 from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.data.sources import fingerprint as data_fingerprint
@@ -33,8 +34,27 @@ from asap_exp.tracking import wandb_run
 CALIBRATION_SPLIT = "train"
 
 
-def distill(config: DistillConfig) -> Path:
-    """Fits the sliced-dual map to a teacher's layers; returns the artifact's folder."""
+@dataclass
+class Compiled:
+    """What the layers became, by path, and the calibration of those that became ASAP."""
+
+    attends: Mapping[str, Attention]
+    calibration: Calibration
+    budget: dict[str, Any] | None = None
+    """How a budget was kept, for the artifact's identity."""
+
+
+Compile = Callable[[Problem, list[str], ImageDataModule], Compiled]
+
+
+def compile_layers(problem: Problem, paths: list[str], _: ImageDataModule) -> Compiled:
+    """Every layer becomes ASAP, by the calibration."""
+    calibration = calibrate(problem, paths)
+    return Compiled(calibration.maps, calibration)
+
+
+def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
+    """Compiles a teacher's layers; returns the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
     calibration = config.calibration
     device = choose_device(config.accelerator)
@@ -51,9 +71,7 @@ def distill(config: DistillConfig) -> Path:
         seed=calibration.seed,
     )
     public = public_config(config) | {"layers": paths}
-    folder = (
-        run.path / "distill" / short_hash({"calibration": calibration.identity(), "layers": paths})
-    )
+    folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     if finished(folder):
         print(f"Already compiled: {folder} (remove it to compile again)")
         return folder
@@ -70,27 +88,26 @@ def distill(config: DistillConfig) -> Path:
         manifest(folder / "manifest.json", **facts) as record,
     ):
         precision = run.config.trainer.precision
-        result = calibrate(Problem(net, fit_images, held_out, calibration, precision), paths)
-        with swapped(net, result.maps):
-            column_error = column_errors(net, held_out, paths, precision)
-        artifact = artifact_of(result, net, run, fit_images, column_error, calibration)
+        problem = Problem(net, fit_images, held_out, calibration, precision)
+        compiled = compile(problem, paths, data)
+        artifact = artifact_of(compiled, problem, run)
         fidelity = plan_fidelity(
             net,
             held_out,
             precision,
             {
-                "asap": result.maps,
+                "asap": compiled.attends,
                 "teacher": {path: attention_layers(net)[path].attend for path in paths},
             },
         )
-        rows = fidelity_rows(result, fidelity)
+        rows = fidelity_rows(compiled.calibration, fidelity)
         save_artifact(folder, artifact)
         write_json(folder / "fidelity.json", rows)
         record["data"] = artifact.identity["calibration_set"]
         if tracker is not None:
             log_fidelity(tracker, rows)
     print_fidelity(rows)
-    print_prediction_kl(result)
+    print_prediction_kl(compiled.calibration)
     print(f"Fitted on {len(fit_images.images.labels)} training images of {run.config.data.name}")
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
@@ -136,17 +153,21 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
     return [paths[index]]
 
 
-def artifact_of(
-    result: Calibration,
-    net: nn.Module,
-    run: Run,
-    images: DeviceLoader,
-    column_error: dict[str, float],
-    calibration: CalibrationConfig,
-) -> Artifact:
+def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
+    """Equal for compilations that give the same artifact."""
+    key = {"calibration": config.calibration.identity(), "layers": paths}
+    return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
+
+
+def artifact_of(compiled: Compiled, problem: Problem, run: Run) -> Artifact:
+    net, images = problem.net, problem.fit
+    assert isinstance(images, DeviceLoader)
+    paths = list(compiled.attends)
+    with swapped(net, compiled.attends):
+        column_error = column_errors(net, problem.held_out, paths, problem.precision)
     identity = {
         **teacher_identity(run, net),
-        **result.identity(calibration),
+        **compiled.calibration.identity(problem.config),
         "calibration_set": {
             "task": run.config.task.name,
             "data": run.config.data.name,
@@ -155,8 +176,9 @@ def artifact_of(
             "sha256": data_fingerprint(images.images),
         },
         "column_error": column_error,
+        "budget": compiled.budget,
     }
-    return make_artifact(result.maps, result.controls, identity)
+    return make_artifact(compiled.attends, compiled.calibration.controls, identity)
 
 
 def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from asap_exp.console import console
 from asap_exp.distillation.calibrate import Calibration
@@ -19,24 +21,34 @@ def fidelity_rows(result: Calibration, fidelity: Mapping[str, Fidelity]) -> list
     the layer was fitted on).
     """
     rows = []
-    for path, ridge in result.ridge.items():
-        asap, teacher = fidelity["asap"][path], fidelity["teacher"][path]
+    for path, compiled in fidelity["asap"].items():
+        heads = len(compiled["column_error"])
         columns = {
-            "r_squared": ridge.solution.r_squared,
-            "r_squared_held_out": ridge.held_out_r_squared,
-            "condition_number": ridge.solution.condition,
-            **{f"kl_{step}": kl for step, kl in result.plan_kl[path].items()},
-            "l1_row_distance": asap["l1_row_distance"],
-            "column_error": asap["column_error"],
-            "largest_column_error": asap["largest_column_error"],
-            "teacher_column_error": teacher["column_error"],
+            **fit_columns(result, path, heads),
+            "l1_row_distance": compiled["l1_row_distance"],
+            "column_error": compiled["column_error"],
+            "largest_column_error": compiled["largest_column_error"],
+            "teacher_column_error": fidelity["teacher"][path]["column_error"],
         }
         rows += [
             {"layer": path, "head": head}
             | {name: finite(values[head].item()) for name, values in columns.items()}
-            for head in range(len(ridge.held_out_r_squared))
+            for head in range(heads)
         ]
     return rows
+
+
+def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]:
+    """What the fit of the map at `path` says of it; NaN in a layer that became something else."""
+    unknown = torch.full((heads,), torch.nan)
+    steps = dict.fromkeys(step for kl in result.plan_kl.values() for step in kl)
+    ridge, kl = result.ridge.get(path), result.plan_kl.get(path, {})
+    return {
+        "r_squared": unknown if ridge is None else ridge.solution.r_squared,
+        "r_squared_held_out": unknown if ridge is None else ridge.held_out_r_squared,
+        "condition_number": unknown if ridge is None else ridge.solution.condition,
+        **{f"kl_{step}": kl.get(step, unknown) for step in steps},
+    }
 
 
 def finite(x: float) -> float | None:

@@ -58,15 +58,22 @@ def caption(record: dict[str, Any]) -> str:
     latency = record["latency"]
     artifact = record["artifact"]
     kernels = "fused kernels, " if latency.get("backend") == "triton" else ""
-    features = " and query features" if artifact["query_features"] else ""
     return (
         f"{record['data']}, {test} (plans compared on the first {record['fidelity_samples']}), "
-        f"qk_norm {'on' if record['qk_norm'] else 'off'}; {artifact['slices']} slices{features}, "
-        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} images; "
+        f"qk_norm {'on' if record['qk_norm'] else 'off'}; {attention_words(artifact)}, "
+        f"fitted on {artifact['calibration_set']['rows']} images; "
         f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
         f"{latency['rounds']} interleaved rounds, {kernels}"
         f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"
     )
+
+
+def attention_words(artifact: dict[str, Any]) -> str:
+    """What the compiled layers became; by layer where a budget chose."""
+    if artifact.get("budget"):
+        return "by layer " + "; ".join(x["became"] for x in artifact["budget"]["layers"].values())
+    features = " and query features" if artifact["query_features"] else ""
+    return f"{artifact['slices']} slices{features}, refine {artifact['refine']}"
 
 
 def print_evaluation(record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from asap_exp.attention import (
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.evaluation.records import OTHER_MAP
+from asap_exp.evaluation.tables import attention_words
 from asap_exp.runs import short_hash, without
 
 
@@ -59,15 +60,18 @@ def variants(
     def truncated(num_iters: int) -> dict[str, Attention]:
         return everywhere(lambda _: SinkhornAttention(num_iters=num_iters, eps=teacher.eps))
 
+    budget = artifact.identity.get("budget")
+    refine = "refine by layer" if budget else f"refine {artifact.identity['refine']}"
+    name = "by budget" if budget else "ASAP"
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
     rows = [
         Variant("teacher", f"Sinkhorn teacher, T = {teacher.num_iters}", "teacher", net, paths),
-        row("asap", f"ASAP, {where}", "asap", compiled),
+        row("asap", f"{name}, {where}", "asap", compiled),
     ]
     if len(paths) > 1:
         rows += [
-            row(f"asap_layer_{number}", f"ASAP, layer {number} alone", "asap", attends)
+            row(f"asap_layer_{number}", f"{name}, layer {number} alone", "asap", attends)
             for number, attends in alone
         ]
     rows += [
@@ -78,7 +82,7 @@ def variants(
     rows += [
         row(
             "control_zero",
-            f"control: ASAP, all weights zero, refine {artifact.identity['refine']}",
+            f"control: ASAP, all weights zero, {refine}",
             "control",
             everywhere(artifact.zero_weights),
         ),
@@ -156,6 +160,8 @@ def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
 def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
     """How a map was made, in a few words."""
     calibration = identity["calibration"]
+    if identity.get("budget"):
+        return attention_words(identity)
     features = [f"{calibration['slices']} slices"] if slices else []
     if calibration["query_features"] or not slices:
         features.append("query features")
