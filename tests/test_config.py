@@ -36,16 +36,32 @@ STAGES_OF_GROUP = {
     "trainer": ("train",),
     "callbacks": ("train",),
     "logger": ("train", "distill", "evaluate"),
-    "experiment": ("train",),
+    "experiment": (),  # each is of one stage: that of the command in its file
     "debug": ("train",),
     "calibration": ("distill",),
     "layer": ("distill",),
 }
+EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
+
+
+def commands_in(file: Path) -> list[tuple[str, list[str]]]:
+    """Stage and overrides of every command that a comment of the file shows."""
+    found = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
+    return [(stage, overrides.split()) for stage, overrides in found]
+
+
+def stage_of(experiment: Path) -> str:
+    return commands_in(experiment)[0][0]
+
+
 OPTIONS = sorted(
-    (stage, group, file.stem)
-    for group, stages in STAGES_OF_GROUP.items()
-    for file in (conf_dir() / group).glob("*.yaml")
-    for stage in stages
+    [
+        (stage, group, file.stem)
+        for group, stages in STAGES_OF_GROUP.items()
+        for file in (conf_dir() / group).glob("*.yaml")
+        for stage in stages
+    ]
+    + [(stage_of(file), "experiment", file.stem) for file in EXPERIMENTS]
 )
 
 
@@ -78,7 +94,13 @@ def written_values(file: Path):
     """The values that one YAML file sets, by dotted key; interpolated and missing ones left out."""
     tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     tree.pop("defaults", None)
+    tree.pop("hydra", None)  # Hydra's own: a sweep
     return {k: v for k, v in leaves(tree) if not (isinstance(v, str) and ("$" in v or v == "???"))}
+
+
+def names_a_task(group: str, option: str) -> bool:
+    file = conf_dir() / group / f"{option}.yaml"
+    return group == "experiment" and "override /task" in file.read_text(encoding="utf-8")
 
 
 def test_every_stage_and_every_group_has_a_place_in_these_tests():
@@ -100,8 +122,8 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, op
     overrides = [f"{group}={option}"]
     if group == "layer":
         overrides = [f"+layer={option}", *(["layer.index=3"] if option == "index" else [])]
-    # An experiment names its own task.
-    with_task = stage == "train" and group not in ("task", "experiment")
+    # An experiment names its own task, or none: an ablation is of any.
+    with_task = stage == "train" and (group != "task" and not names_a_task(group, option))
     if with_task:
         overrides.append("task=digits")
     if stage == "benchmark":
@@ -113,14 +135,31 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, op
     assert expected.items() <= values.items()
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
+def test_commands_in_an_experiment_compose(file):
+    for stage, overrides in commands_in(file):
+        assert compose(stage, overrides, SCHEMAS[stage])
+
+
 @pytest.mark.parametrize(
-    "file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda f: f.stem
+    "file", [f for f in EXPERIMENTS if f.stem.startswith("ablation_")], ids=lambda f: f.stem
 )
-def test_command_in_an_experiment_composes(file):
-    commands = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
-    assert commands
-    for stage, overrides in commands:
-        assert compose(stage, overrides.split(), SCHEMAS[stage])
+def test_both_ends_of_a_sweep_compose_and_differ(file):
+    stage, overrides = commands_in(file)[0]
+    sweep = OmegaConf.load(file).hydra
+    assert sweep.mode == "MULTIRUN"
+    values = {key: str(found).split(",") for key, found in sweep.sweeper.params.items()}
+    first, last = (
+        compose(stage, [*overrides, *(f"{k}={v[end]}" for k, v in values.items())], SCHEMAS[stage])
+        for end in (0, -1)
+    )
+    assert first != last
+
+
+def test_every_ablation_that_was_asked_for_is_there():
+    found = {f.stem.removeprefix("ablation_") for f in EXPERIMENTS if "ablation" in f.stem}
+    asked = {"slices", "learned", "kl", "samples", "shift", "qk_norm", "eps", "num_iters", "seed"}
+    assert asked <= found
 
 
 def test_task_brings_its_data_model_and_recipe():
@@ -301,6 +340,9 @@ BAD_VALUES = {
         "accelerator=tpu": "auto, cpu, gpu",
     },
     "evaluate": {
+        "maps=some": "one, all",
+        "corruption.name=fog": "None, noise, blur, contrast",
+        "corruption.severity=6": "at least 1 and at most 5",
         "batch_size=0": "at least 1",
         "max_test_rows=0": "at least 1",
         "truncations=[3,0]": "at least 1",

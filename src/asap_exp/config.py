@@ -345,12 +345,23 @@ class DistillConfig:
 
 
 @dataclass
+class CorruptionConfig:
+    name: str | None
+    severity: int
+
+    def __post_init__(self) -> None:
+        check_choice("corruption.name", self.name, (None, "noise", "blur", "contrast"))
+        check_range("corruption.severity", self.severity, minimum=1, maximum=5)
+
+
+@dataclass
 class EvaluateConfig:
     teacher: str | None
     artifact: str | None
     maps: str
     batch_size: int
     max_test_rows: int | None
+    corruption: CorruptionConfig
     truncations: list[int]
     fidelity_samples: int
     latency: LatencyConfig

@@ -1,5 +1,6 @@
 """One evaluation: every variant of one compiled teacher, measured on the test split."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifac
 from asap_exp.distillation.compile import finished, run_data, teacher_identity
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
+from asap_exp.evaluation.corruption import corrupted
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
@@ -53,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     softmax_run = find_softmax_twin(run, config)
     softmax_net = None if softmax_run is None else load_net(softmax_run, device)
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
-    test = data.test_dataloader(max_rows=config.max_test_rows)
+    test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     rows = variants(net, artifact, config.truncations, softmax_net)
     others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
     further, maps = further_maps(net, artifact, others)
@@ -94,6 +96,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
             },
+            "corruption": asdict(config.corruption) if config.corruption.name else None,
             "device": device_name(device),
             "precision": run.config.trainer.precision,
             "fidelity_samples": config.fidelity_samples,

@@ -8,11 +8,11 @@ import jinja2
 from asap_exp.evaluation.markdown import (
     COLUMNS,
     EXPLANATION,
-    PUBLISHED,
     cells,
     group_caption,
     group_title,
     method,
+    published_words,
 )
 from asap_exp.evaluation.records import Group, main_rows
 
@@ -40,7 +40,7 @@ def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -
                 "slug": group.slug,
                 "title": group_title(group),
                 "caption": group_caption(group),
-                "published": PUBLISHED.get(group.first["data"]),
+                "published": published_words(group),
                 "rows": [
                     {"kind": row["group"], "cells": [method(row, group), *cells(row)]}
                     for row in main_rows(group)

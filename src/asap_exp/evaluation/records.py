@@ -116,6 +116,7 @@ def configuration(record: Record) -> dict[str, Any]:
         "latency": record["latency"],
         "fidelity_samples": record["fidelity_samples"],
         **({"maps": "all"} if record.get("maps") else {}),
+        **({"corruption": record["corruption"]} if record.get("corruption") else {}),
     }
 
 

@@ -54,6 +54,7 @@ def caption(record: dict[str, Any]) -> str:
     """What the numbers were measured on; a subset is called a subset."""
     rows, of = record["test"]["rows"], record["test"]["of"]
     test = f"all {of} test images" if rows == of else f"a SUBSET of {rows} of {of} test images"
+    test += corruption_words(record)
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
     artifact = record["artifact"]
@@ -66,6 +67,12 @@ def caption(record: dict[str, Any]) -> str:
         f"{latency['rounds']} interleaved rounds, {kernels}"
         f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"
     )
+
+
+def corruption_words(record: dict[str, Any]) -> str:
+    """What was done to the test images; nothing where nothing was."""
+    corruption = record.get("corruption")
+    return f", {corruption['name']} of severity {corruption['severity']}" if corruption else ""
 
 
 def attention_words(artifact: dict[str, Any]) -> str:
