@@ -123,7 +123,7 @@ def test_controls_have_query_features_alone_and_take_the_same_steps(net: Classif
 
 def held_out_targets(net: nn.Module, path: str) -> list[Target]:
     problem = Problem(net, [], batches(5, 6), config("kl"), "32-true")
-    return module.record(problem, problem.held_out, [path], 2**30)[path][1]
+    return module.record(problem, problem.held_out, [path], 2**30)[1][path]
 
 
 @pytest.mark.parametrize("refine", [0, 1])
@@ -174,13 +174,13 @@ def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
     net: Classifier,
 ) -> None:
     problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
-    whole = module.record(problem, problem.fit, ["first", "second"], 2**30)
-    one_batch = sum(targets[0].nbytes for _, targets in whole.values())
+    sums, targets = module.record(problem, problem.fit, ["first", "second"], 2**30)
+    one_batch = sum(kept[0].nbytes for kept in targets.values())
     for room, kept in ((0, 0), (1, 1), (one_batch, 1), (one_batch + 1, 2), (2**30, 4)):
-        part = module.record(problem, problem.fit, ["first", "second"], room)
-        for path, (equations, targets) in part.items():
-            assert len(targets) == kept
-            assert torch.equal(equations.gram, whole[path][0].gram)
+        some_sums, some = module.record(problem, problem.fit, ["first", "second"], room)
+        for path in sums:
+            assert len(some[path]) == kept
+            assert torch.equal(some_sums[path].gram, sums[path].gram)
 
 
 def test_same_seed_gives_the_same_maps(net: Classifier) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import (
@@ -25,6 +26,13 @@ from asap_exp.distillation.kl import Target, mean_kl, teacher_target
 from asap_exp.distillation.maps import RidgeFit, fit_ridge
 from asap_exp.distillation.plan_fit import fit_plans
 from asap_exp.distillation.ridge import NormalEquations, random_slices
+from asap_exp.distillation.stacking import (
+    by_layer,
+    give_back,
+    joined_map,
+    joined_targets,
+    stacks,
+)
 
 MIB = 2**20
 
@@ -90,29 +98,54 @@ def fit_layers(problem: Problem, group: list[str], result: Calibration) -> None:
     net, config = problem.net, problem.config
     by_gradient = [step for step in config.steps if step in ("kl", "learned_slices")]
     room = config.memory_mib * MIB
-    fitted = record(problem, problem.fit, group, room if by_gradient else 0)
-    checked = record(problem, problem.held_out, group, room)
+    sums, targets = record(problem, problem.fit, group, room if by_gradient else 0)
+    checks, held_out = record(problem, problem.held_out, group, room)
     for path in group:
         eps = sinkhorn(attention_layers(net)[path]).eps
-        (equations, targets), (checks, held_out) = fitted[path], checked[path]
-        ridge = fit_ridge(equations, checks, config)
-        attend, control = ridge.map(config, eps), ridge.control(config, eps)
-        kl = {"ridge": mean_kl(attend, held_out)}
-        for step in by_gradient:
-            scale = ridge.scale()
-            for each, its_scale in ((attend, scale), (control, scale[:, config.slices :])):
-                fit_plans(
-                    each,
-                    its_scale,
-                    targets,
-                    held_out,
-                    getattr(config, step),
-                    slices=step == "learned_slices",
-                    seed=layer_seed(net, path, config),
-                )
-            kl[step] = mean_kl(attend, held_out)
-        result.maps[path], result.controls[path] = attend, control
-        result.ridge[path], result.plan_kl[path] = ridge, kl
+        ridge = result.ridge[path] = fit_ridge(sums[path], checks[path], config)
+        result.maps[path], result.controls[path] = (
+            ridge.map(config, eps),
+            ridge.control(config, eps),
+        )
+        result.plan_kl[path] = {"ridge": mean_kl(result.maps[path], held_out[path])}
+    if by_gradient:
+        maps = {path: result.maps[path] for path in group}
+        for paths in list(stacks(maps, targets)):
+            # Popped: what was recorded is not kept a second time beside the joined copy.
+            fitted, checked = (
+                joined_targets([each.pop(path) for path in paths]) for each in (targets, held_out)
+            )
+            fit_stack(config, by_gradient, paths, fitted, checked, result)
+
+
+def fit_stack(
+    config: CalibrationConfig,
+    steps: Sequence[str],
+    paths: Sequence[str],
+    targets: Sequence[Target],
+    held_out: Sequence[Target],
+    result: Calibration,
+) -> None:
+    """The steps by gradient on plans, for layers that are fitted as one, and for their controls."""
+    scale = torch.cat([result.ridge[path].scale() for path in paths])
+    for found, its_scale in ((result.maps, scale), (result.controls, scale[:, config.slices :])):
+        attends = [found[path] for path in paths]
+        whole = joined_map(attends)
+        for step in steps:
+            fit_plans(
+                whole,
+                its_scale,
+                targets,
+                held_out,
+                getattr(config, step),
+                slices=step == "learned_slices",
+                seed=config.seed,
+            )
+            if found is result.maps:
+                kl = {"kl": mean_kl(whole, held_out)}
+                for path, part in zip(paths, by_layer(attends, kl), strict=True):
+                    result.plan_kl[path][step] = part["kl"]
+        give_back(whole, attends)
 
 
 def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
@@ -122,12 +155,11 @@ def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
 
 def record(
     problem: Problem, batches: Batches, group: list[str], room: int
-) -> dict[str, tuple[NormalEquations, list[Target]]]:
+) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
     """The sums over all batches, and the first batches themselves until they fill `room` bytes."""
     layers = attention_layers(problem.net)
-    found: dict[str, tuple[NormalEquations, list[Target]]] = {
-        path: (NormalEquations(candidates(problem, path)), []) for path in group
-    }
+    sums = {path: NormalEquations(candidates(problem, path)) for path in group}
+    targets: dict[str, list[Target]] = {path: [] for path in group}
     recorded: Iterable[Mapping[str, LayerInputs]] = progress(
         layer_inputs(problem.net, batches, problem.precision, problem.forward),
         "Calibrating",
@@ -135,13 +167,13 @@ def record(
     )
     for inputs in recorded:
         keep = room > 0
-        for path, (equations, targets) in found.items():
+        for path in group:
             teacher = sinkhorn(layers[path])
-            equations.add(inputs[path], teacher)
+            sums[path].add(inputs[path], teacher)
             if keep:
-                targets.append(teacher_target(inputs[path], teacher))
-                room -= targets[-1].nbytes
-    return found
+                targets[path].append(teacher_target(inputs[path], teacher))
+                room -= targets[path][-1].nbytes
+    return sums, targets
 
 
 def candidates(problem: Problem, path: str) -> Tensor:
