@@ -136,6 +136,16 @@ def test_map_of_the_stage_loads_into_its_teacher(shared_pipeline: Pipeline) -> N
     assert asap_exp.drift(compiled, images).keys() == {"blocks.0.attn", "blocks.1.attn"}
 
 
+def test_timm_vit_is_compiled_and_exported(shared_pipeline: Pipeline) -> None:
+    net = load_net(shared_pipeline.teacher)
+    images = [torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    compiled = asap_exp.compile(net, images, **SMALL)
+    assert all(isinstance(a.attend, AsapAttention) for a in attention_layers(compiled).values())
+    program = torch.export.export(compiled, (images[0],)).module()
+    torch.testing.assert_close(program(images[1]), compiled(images[1]))
+    assert kl(net, compiled, images[2]) < 0.05
+
+
 def test_one_layer_alone(teacher: Classifier) -> None:
     compiled = asap_exp.compile(teacher, loader(), layers=["second"], **SMALL)
     attends = {path: layer.attend.name for path, layer in attention_layers(compiled).items()}

@@ -13,6 +13,7 @@ from asap_exp.files import read_json
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_report
 
+LEARNED = ", refine 0, ridge + learned slices, 32 samples"
 FEW = ("calibration.learned_slices.updates=3", "calibration.candidates=6")
 
 
@@ -96,8 +97,8 @@ def evaluated(shared: Pipeline, folder: Path) -> Path:
     results = folder / "results"
     run_distill(results, "+layer=last")
     run_distill(results, "calibration=learned_slices", *FEW)
-    run_distill(results, "calibration.seed=1")
-    return run_evaluate(results, "maps=all")
+    artifact = run_distill(results, "calibration.seed=1")
+    return run_evaluate(results, "maps=all", f"artifact={artifact}")
 
 
 def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[str, Any]) -> None:
@@ -105,9 +106,12 @@ def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[
     others = {key: rows[key] for key in rows if key.startswith("map_")}
     assert others.keys() == {"map_0", "map_0_query", "map_1", "map_1_query"}
     assert [others[key]["group"] for key in others] == ["asap", "control"] * 2
-    labels = [row["label"] for row in others.values()]
-    assert "ASAP, 3 slices, refine 0, ridge, seed 0" in labels
-    assert "ASAP, 3 slices + query features, refine 0, ridge + learned slices, seed 0" in labels
+    assert [row["label"] for row in others.values()] == [
+        "ASAP, 3 slices, refine 0, ridge, 32 samples, seed 0",
+        "control: query features, refine 0, ridge, 32 samples, seed 0",
+        f"ASAP, 3 of 6 slices + query features{LEARNED}, seed 0",
+        f"control: query features{LEARNED}, seed 0",
+    ]
     for row in others.values():
         assert row["layers"] == ["blocks.0.attn", "blocks.1.attn"]
         assert row["model_ms"]["median"] > 0
@@ -117,8 +121,8 @@ def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> 
     (group,) = grouped([record])
     asap = [point for point in points(group) if point["group"] == "asap"]
     assert sorted((point["n"], point["label"]) for point in asap) == [
-        (1, "ASAP, 3 slices + query features, refine 0, ridge + learned slices"),
-        (2, "ASAP, 3 slices, refine 0, ridge"),
+        (1, f"ASAP, 3 of 6 slices + query features{LEARNED}"),
+        (2, "ASAP, 3 slices, refine 0, ridge, 32 samples"),
     ]
     assert not any(row["key"].startswith("map_") for row in main_rows(group))
 
@@ -136,8 +140,21 @@ def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
     text = tables_markdown([maps])
     main, _, table = text.partition("### Every map and truncation")
     assert "learned slices" not in main
-    assert "| ASAP, 3 slices, refine 0, ridge | 2 |" in table
+    assert "| ASAP, 3 slices, refine 0, ridge, 32 samples | 2 |" in table
     assert "At n = 4 tokens" in table
+
+
+def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(
+    pipeline: Pipeline,
+) -> None:
+    run_distill(pipeline.results, "calibration.slices=2")
+    run_distill(pipeline.results, "calibration.slices=2", "calibration.seed=1")
+    record = read_json(run_evaluate(pipeline.results, "maps=all", f"artifact={pipeline.artifact}"))
+    controls = [r["label"] for r in record["rows"] if "query features, refine" in r["label"]]
+    assert controls == ["control: query features, refine 0, ridge, 32 samples, seed 1"]
+    (group,) = grouped([record])
+    (point,) = [p for p in points(group) if p["label"].startswith("control: query features, ref")]
+    assert point["n"] == 2  # with that of the evaluation's own map, of seed 0
 
 
 def test_other_maps_are_part_of_what_names_the_record(pipeline: Pipeline) -> None:

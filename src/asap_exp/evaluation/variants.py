@@ -116,7 +116,7 @@ def variants(
 def further_maps(
     net: nn.Module, artifact: Artifact, others: list[Artifact]
 ) -> tuple[list[Variant], dict[str, dict[str, str]]]:
-    """Rows for other maps of the same teacher, each with its control.
+    """Rows for other maps of the same teacher, and for those of their controls that are no other's.
 
     And for each such row, and those of `artifact` itself, the point `{key, label}` that it is a
     measurement of: maps that differ in the seed of their calibration alone are one.
@@ -127,33 +127,36 @@ def further_maps(
         "asap": map_point(artifact, control=False),
         "control_query": map_point(artifact, control=True),
     }
+    controls = {(points["control_query"]["key"], seed_of(artifact))}
     for number, other in enumerate(others):
         for control in (False, True):
+            point, seed = map_point(other, control=control), seed_of(other)
+            if control and (point["key"], seed) in controls:
+                continue
+            controls.add((point["key"], seed))
             make = other.query_features_only if control else other.attention
             attends = {path: make(path).to(device) for path in other.layers}
             key = f"{OTHER_MAP}{number}{'_query' if control else ''}"
-            points[key] = map_point(other, control=control)
-            seed = other.identity["calibration"]["seed"]
-            rows.append(
-                Variant(
-                    key,
-                    f"{points[key]['label']}, seed {seed}",
-                    "control" if control else "asap",
-                    net,
-                    other.layers,
-                    attends,
-                )
-            )
+            points[key] = point
+            kind, label = "control" if control else "asap", f"{point['label']}, seed {seed}"
+            rows.append(Variant(key, label, kind, net, other.layers, attends))
     return rows, points
 
 
+def seed_of(artifact: Artifact) -> int:
+    return artifact.identity["calibration"]["seed"]
+
+
 def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
-    recipe = without(artifact.identity["calibration"], ("seed",))
-    name = short_hash([recipe, artifact.identity["attentions"]])
-    words = map_words(artifact.identity, slices=not control)
+    """A control has no slices, so it is the same whatever slices the map has."""
+    identity = artifact.identity
+    unread = ("slices", "candidates", "query_features", "name") if control else ()
+    recipe = without(identity["calibration"], ("seed", *unread))
+    name = short_hash([recipe, identity["attentions"], control])
+    words = map_words(identity, slices=not control)
     return {
-        "key": f"{OTHER_MAP}{name}{'_query' if control else ''}",
-        "label": f"control: no slices; {words}" if control else f"ASAP, {words}",
+        "key": f"{OTHER_MAP}{name}",
+        "label": f"control: {words}" if control else f"ASAP, {words}",
     }
 
 
@@ -161,13 +164,16 @@ def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
     """How a map was made, in a few words."""
     calibration = identity["calibration"]
     if identity.get("budget"):
-        return attention_words(identity)
-    features = [f"{calibration['slices']} slices"] if slices else []
+        return attention_words(identity) + ("" if slices else ", without their slices")
+    among = calibration["candidates"]
+    among_words = f" of {among}" if among > calibration["slices"] else ""
+    features = [f"{calibration['slices']}{among_words} slices"] if slices else []
     if calibration["query_features"] or not slices:
         features.append("query features")
     steps = [step.replace("_", " ") for step in calibration["steps"]]
     words = [" + ".join(features), f"refine {calibration['refine']}", " + ".join(steps)]
-    return ", ".join([*words, *(["sequential"] if calibration["sequential"] else [])])
+    words += ["sequential"] if calibration["sequential"] else []
+    return ", ".join([*words, f"{identity['calibration_set']['rows']} samples"])
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
