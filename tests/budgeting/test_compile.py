@@ -9,6 +9,7 @@ import torch
 from asap_exp.attention import AsapAttention, SinkhornAttention, attention_layers, swapped
 from asap_exp.budgeting import candidates
 from asap_exp.budgeting.compile import distill_within_budget
+from asap_exp.compiling import load_compiled
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig
 from asap_exp.data import ImageDataModule
@@ -140,6 +141,8 @@ def test_artifact_of_mixed_kinds_is_evaluated_like_any_other(pipeline: Pipeline)
     for control in (artifact.zero_weights(other), artifact.query_features_only(other)):
         assert type(control) is type(artifact.attention(other))
     assert set(record["drift"]) == set(kinds)
+    loaded = attention_layers(load_compiled(load_net(pipeline.teacher), folder))
+    assert {path: layer.attend.name for path, layer in loaded.items()} == kinds
 
 
 def test_budget_is_part_of_what_names_the_artifact(pipeline: Pipeline) -> None:

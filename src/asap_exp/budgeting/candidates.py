@@ -18,9 +18,9 @@ from asap_exp.budgeting.search import Candidate, ladder
 from asap_exp.config import BudgetConfig, CalibrationConfig
 from asap_exp.console import progress
 from asap_exp.data.loader import DeviceLoader
-from asap_exp.devices import autocast
 from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
 from asap_exp.distillation.capture import layer_inputs
+from asap_exp.distillation.end_to_end import log_probabilities
 from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.measure import captured, layer_call, model_call
 from asap_exp.evaluation.variants import Variant
@@ -45,13 +45,10 @@ class Judge:
 
     @torch.no_grad()
     def _log_probabilities(self, attends: Mapping[str, Attention]) -> Tensor:
-        net, precision = self.problem.net, self.problem.precision
-        found = []
+        net, precision, forward = self.problem.net, self.problem.precision, self.problem.forward
         with swapped(net, attends):
-            for batch in self.batches:
-                with autocast(precision, batch[0].device):
-                    found.append(self.problem.forward(net, batch).float().log_softmax(-1).cpu())
-        return torch.cat(found)
+            found = [log_probabilities(net, batch, precision, forward) for batch in self.batches]
+        return torch.cat(found).cpu()
 
     def accuracy(self, attends: Mapping[str, Attention]) -> float:
         """As a share."""

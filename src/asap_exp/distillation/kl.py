@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
-from asap_exp.ops import attention_plan, sinkhorn_duals
 from asap_exp.ops._backend import full_precision
 from asap_exp.ops.reference._masking import blank, effective_padding
 from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step
@@ -23,8 +22,8 @@ from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step
 class Target(NamedTuple):
     """A recorded batch of one layer, and what the divergence needs of the teacher's plan there.
 
-    q and k `[B, H, N, D]`, the mask `[B, N]` or None, the plan's duals `row` and `column`
-    `[B, H, N]`, the sums of its columns `column_sums` `[B, H, N]`; 0 at padded places.
+    q and k `[B, H, N, D]`, the mask `[B, N]` or None, the plan's duals `row` and `column` and the
+    sums of its columns `column_sums` `[B, H, N]`; these sums are 0 at padded places.
     """
 
     q: Tensor
@@ -49,24 +48,34 @@ class Target(NamedTuple):
 @torch.no_grad()
 def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
     q, k, _, mask = inputs
-    duals = sinkhorn_duals(
-        q, k, num_iters=teacher.num_iters, eps=teacher.eps, key_padding_mask=mask
-    )
-    plan = attention_plan(q, k, duals.ready, eps=teacher.eps, key_padding_mask=mask)
+    ready = teacher.ready_dual(q, k, key_padding_mask=mask)
+    S, row, column = closure(q, k, ready, mask, teacher.eps)
+    plan = blank(blank((S + row[..., None] + column[..., None, :]).exp(), mask, 2), mask, 3)
     # Contiguous: q and k are views that would keep the values' memory too.
-    return Target(q.contiguous(), k.contiguous(), mask, duals.row, duals.col, plan.sum(dim=-2))
+    return Target(q.contiguous(), k.contiguous(), mask, row, column, plan.sum(dim=-2))
 
 
 def total_kl(attend: AsapAttention, target: Target) -> Tensor:
     """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
     q, k, mask, row, column, column_sums = target
     f_hat = attend.dual(q, k, key_padding_mask=mask)
+    _, row_hat, column_hat = closure(q, k, f_hat, mask, attend.eps)
+    rows = blank(row - row_hat, mask, 2)
+    return ((column - column_hat) * column_sums + rows).sum(dim=(0, 2))
+
+
+def closure(
+    q: Tensor, k: Tensor, dual: Tensor, mask: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, and the row and column dual of the plan that is the closure of `dual`.
+
+    By the reference operators for teacher and map alike: a difference is the dual's own.
+    """
     with full_precision(q):
         padding = effective_padding(mask)
-        S = logits(q, k, eps=attend.eps, scale=q.shape[-1] ** -0.5, mask=mask)
-        g_hat = column_step(S, f_hat, padding)
-        rows = blank(row - row_step(S, g_hat, padding), mask, 2)
-    return ((column - g_hat) * column_sums + rows).sum(dim=(0, 2))
+        S = logits(q, k, eps=eps, scale=q.shape[-1] ** -0.5, mask=mask)
+        column = column_step(S, dual, padding)
+        return S, row_step(S, column, padding), column
 
 
 @torch.no_grad()
