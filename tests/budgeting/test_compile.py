@@ -30,6 +30,9 @@ SMALL = (
 ORDER = ("softmax", "Sinkhorn, T' = 1", "Sinkhorn, T' = 2", "ASAP, 2", "ASAP, 3", "the teacher's")
 
 
+CLOCK = candidates.Judge.layer_ms, candidates.Judge.model_ms
+
+
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's time is its place in ORDER, the model's that of its layers and 2 ms: no noise."""
@@ -97,6 +100,17 @@ def test_accuracy_is_within_the_budget_on_the_validation_split(
     out = capsys.readouterr().out
     for layer in budget["layers"].values():
         assert layer["became"] in out
+
+
+def test_layers_and_models_are_timed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, real in zip(("layer_ms", "model_ms"), CLOCK, strict=True):
+        monkeypatch.setattr(candidates.Judge, name, real)
+    budget = load_artifact(within(pipeline.results, "budget.accuracy_drop=2")).identity["budget"]
+    assert budget["accuracy"] >= budget["teacher_accuracy"] - 0.02 - 1e-9
+    for layer in budget["layers"].values():
+        assert layer["layer_ms"] > 0
+        assert 0 < layer["teacher_layer_ms"] < budget["teacher_model_ms"]
+    assert budget["model_ms"] > 0
 
 
 def test_any_loss_allowed_gives_the_fastest_attention_everywhere(pipeline: Pipeline) -> None:
