@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from asap_exp.attention import AsapAttention, SinkhornAttention, attention_layers, swapped
+from asap_exp.attention import (
+    AsapAttention,
+    SinkhornAttention,
+    SoftmaxAttention,
+    attention_layers,
+    swapped,
+)
 from asap_exp.budgeting import candidates
 from asap_exp.budgeting.compile import distill_within_budget
 from asap_exp.compiling import load_compiled
@@ -111,6 +117,22 @@ def test_layers_and_models_are_timed(pipeline: Pipeline, monkeypatch: pytest.Mon
         assert layer["layer_ms"] > 0
         assert 0 < layer["teacher_layer_ms"] < budget["teacher_model_ms"]
     assert budget["model_ms"] > 0
+
+
+def test_wrong_attention_is_not_taken_however_fast(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(attend: object, inputs: object) -> float:
+        return 0.5 if isinstance(attend, SoftmaxAttention) else 0.0
+
+    monkeypatch.setattr(candidates.Judge, "layer_ms", CLOCK[0])
+    monkeypatch.setattr(candidates, "gate_error", error)
+    artifact = load_artifact(within(pipeline.results, "budget.accuracy_drop=100"))
+    assert "softmax" not in {a["name"] for a in artifact.identity["attentions"].values()}
+    assert "blocks.0.attn, softmax is wrong by 0.5" in capsys.readouterr().out
+    monkeypatch.setattr(candidates, "gate_error", lambda *_: float("nan"))
+    with pytest.raises(UserError, match=r"teacher's own attention at blocks\.0\.attn is wrong"):
+        within(pipeline.results, "budget.accuracy_drop=99")
 
 
 def test_any_loss_allowed_gives_the_fastest_attention_everywhere(pipeline: Pipeline) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asap_exp.attention import (
     Attention,
+    LayerInputs,
     SinkhornAttention,
     SoftmaxAttention,
     attention_layers,
@@ -21,6 +22,7 @@ from asap_exp.data.loader import DeviceLoader
 from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
 from asap_exp.distillation.capture import layer_inputs
 from asap_exp.distillation.end_to_end import log_probabilities
+from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.measure import captured, layer_call, model_call
 from asap_exp.evaluation.variants import Variant
@@ -71,13 +73,17 @@ class Judge:
 
     @torch.no_grad()
     def layer_ms(self, options: Mapping[str, Sequence[Option]]) -> dict[str, dict[str, float]]:
-        """Median milliseconds by layer and option, interleaved, on the teacher's activations."""
+        """Median milliseconds by layer and option, interleaved, on the teacher's activations.
+
+        An option that is wrong beside itself in float64 is not timed, and so not taken.
+        """
         inputs, precision = self.timing_batch(), self.problem.precision
         recorded = next(iter(layer_inputs(self.problem.net, [(inputs, inputs)], precision)))
         calls = {
             (path, words): layer_call(attend, recorded[path])
             for path, found in options.items()
             for words, attend in found
+            if is_right(f"{path}, {words}", attend, recorded[path])
         }
         ms: dict[str, dict[str, float]] = {path: {} for path in options}
         for (path, words), timing in self._timed(calls).items():
@@ -99,6 +105,15 @@ class Judge:
             calls = {key: captured(prepare) for key, prepare in calls.items()}
         device = self.timing_batch().device
         return interleaved_latency(calls, device, rounds=self.budget.latency.rounds)
+
+
+def is_right(words: str, attend: Attention, inputs: LayerInputs) -> bool:
+    """Whether the attention passes the gate before any timing; says so where it does not."""
+    error = gate_error(attend, inputs)
+    if not passes(error, inputs.v.dtype):
+        print(f"warning: {words} is wrong by {error:.2g} (relative RMS against float64); left out")
+        return False
+    return True
 
 
 def make_options(
@@ -150,6 +165,7 @@ def make_ladders(
                 words, attend, ms[path][words], 0.0 if attend is own else judge.alone(path, attend)
             )
             for words, attend in found
+            if words in ms[path]
         ]
         ladders[path] = ladder(candidates)
     return ladders

@@ -1,6 +1,6 @@
 """Compile within a budget: each layer becomes what is fast and faithful enough there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from asap_exp.attention import AsapAttention, Attention
-from asap_exp.budgeting.candidates import Judge, make_ladders, make_options
+from asap_exp.budgeting.candidates import Judge, Option, make_ladders, make_options
 from asap_exp.budgeting.search import (
     Ladders,
     Plan,
@@ -45,6 +45,7 @@ def compile_within(
     judge = Judge(problem, data.val_dataloader(), budget)
     options, fits = make_options(problem, paths, budget)
     ms = judge.layer_ms(options)
+    check_teacher_timed(options, ms)
     ladders = make_ladders(judge, options, ms)
     plan = search(judge, ladders, uniform(ladders, ms))
     found = outcome(judge, ladders, plan)
@@ -59,6 +60,18 @@ def check_enough(budget: BudgetConfig, data: ImageDataModule) -> None:
             f"budget.latency.batch_size={budget.latency.batch_size} is more than the {rows} "
             "validation images; choose fewer"
         )
+
+
+def check_teacher_timed(
+    options: Mapping[str, Sequence[Option]], ms: Mapping[str, Mapping[str, float]]
+) -> None:
+    for path, found in options.items():
+        own, _ = found[-1]
+        if own not in ms[path]:
+            raise UserError(
+                f"the teacher's own attention at {path} is wrong, so that there is nothing to "
+                "compare with; look for the warning above"
+            )
 
 
 def search(judge: Judge, ladders: Ladders, starts: list[Plan]) -> Plan:
