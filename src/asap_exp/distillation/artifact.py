@@ -114,8 +114,7 @@ def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
     """What a map of each Sinkhorn layer of `net` was fitted to, by path."""
     return {
         path: {
-            "num_iters": layer.attend.num_iters,
-            "eps": layer.attend.eps,
+            "attention": attention_config(layer.attend),
             "heads": layer.num_heads,
             "head_dim": layer.head_dim,
         }
