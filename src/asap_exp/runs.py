@@ -60,17 +60,30 @@ def short_hash(value: Any) -> str:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a configuration that decides what is computed; the seed is beside it."""
-    return without(asdict(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
+    return without(plain(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
 
 
-def recipe_hash(config: TrainConfig) -> str:
-    """Equal for runs that differ in their attention alone: same data, model, recipe and budget."""
-    return short_hash(without(identity(config), ("attention",)))
+def plain(config: Any) -> dict[str, Any]:
+    """As a nested dict; without `init_from` where weights are fresh, which needs no word."""
+    tree = asdict(config)
+    return tree if tree.get("init_from") else without(tree, ("init_from",))
+
+
+def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
+    """Equal for runs that differ in their attention alone: same data, model, recipe and budget.
+
+    Where weights come from an `initial` run, that holds for it too.
+    """
+    recipe = without(identity(config), ("attention", "init_from"))
+    if initial is not None:
+        same = initial.config.attention["name"] == config.attention["name"]
+        recipe["initial"] = {"recipe": initial.manifest["recipe_hash"], "same_attention": same}
+    return short_hash(recipe)
 
 
 def public_config(config: Any) -> dict[str, Any]:
     """A configuration as a record shows it: no folder of one machine."""
-    return without(asdict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
 
 
 def run_directory(config: TrainConfig) -> Path:

@@ -12,7 +12,7 @@ from asap_exp.attention.diagnostics import largest_logit
 from asap_exp.benchmarking.shape import Shape
 from asap_exp.config import BenchmarkConfig
 from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_images, run_data, sinkhorn
+from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_data, run_data, sinkhorn
 from asap_exp.errors import UserError
 from asap_exp.models import load_net
 from asap_exp.runs import find_teacher
@@ -92,13 +92,13 @@ def recorded_source(config: BenchmarkConfig, head_dim: int, device: torch.device
     net = load_net(run, device)
     data = run_data(run, config.data.root, config.data.cache, RECORDED_IMAGES, device)
     data.setup()
-    check_same_images(data, run)
-    images, _ = data.calibration_dataloaders(
+    check_same_data(data, run)
+    samples, _ = data.calibration_dataloaders(
         samples=RECORDED_IMAGES, holdout=0, batch_size=RECORDED_IMAGES, seed=config.seed
     )
     path, layer = list(attention_layers(net).items())[-1]
     teacher = sinkhorn(layer)
-    recorded = next(iter(layer_inputs(net, images, run.config.trainer.precision)))[path]
+    recorded = next(iter(layer_inputs(net, samples, run.config.trainer.precision)))[path]
     n, width = recorded.q.shape[2:]
     if width != head_dim:
         raise UserError(
@@ -112,7 +112,7 @@ def recorded_source(config: BenchmarkConfig, head_dim: int, device: torch.device
         "teacher_sha256": run.manifest["teacher_sha256"],
         "layer": path,
         "split": CALIBRATION_SPLIT,
-        "images": len(images.images.labels),
+        "images": samples.rows,
         "data": data.identity,
     }
     return Source(identity, lambda shape, _: [tiled(x, shape) for x in heads], n)

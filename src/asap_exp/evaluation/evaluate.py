@@ -8,7 +8,7 @@ from torch import nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.config import EvaluateConfig
-from asap_exp.data import ImageDataModule
+from asap_exp.data import TaskDataModule
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.distillation.compile import finished, run_data, teacher_identity
@@ -83,6 +83,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "qk_norm": run.config.model.qk_norm,
             "artifact": artifact.identity,
             "softmax_run": None if softmax_run is None else softmax_run.name,
+            "samples": data.noun,
             "test": {
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
@@ -103,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "curves": training_curves(run.path),
             "plans": example_plans(
                 net,
-                next(iter(test)),
+                test.first(1),
                 run.config.trainer.precision,
                 artifact.layers[-1],
                 artifact.attention(artifact.layers[-1]).to(device),
@@ -130,9 +131,9 @@ def backend(net: nn.Module, device: torch.device) -> str:
 
 
 def evaluation_key(
-    artifact: Artifact, data: ImageDataModule, device: torch.device, public: dict[str, Any]
+    artifact: Artifact, data: TaskDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of one map on the same images, kind of device and settings."""
+    """Equal for evaluations of one map on the same samples, kind of device and settings."""
     return short_hash(
         {
             "artifact": artifact.identity["tensors_sha256"],
@@ -143,16 +144,16 @@ def evaluation_key(
     )
 
 
-def check_enough(config: EvaluateConfig, data: ImageDataModule) -> None:
-    """Refuses sizes that the test images cannot fill: a record must hold what it says."""
+def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
+    """Refuses sizes that the test split cannot fill: a record must hold what it says."""
     for key, wanted in (
         ("fidelity_samples", config.fidelity_samples),
         ("latency.batch_size", config.latency.batch_size),
     ):
         if wanted > int(str(data.identity["test_rows"])):
             raise UserError(
-                f"{key}={wanted} is more than the {data.identity['test_rows']} test images used; "
-                "choose fewer, or a larger max_test_rows"
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.noun} "
+                "used; choose fewer, or a larger max_test_rows"
             )
 
 

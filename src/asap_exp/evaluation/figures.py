@@ -162,7 +162,8 @@ def plans(group: Group) -> Figure:
         rows.tick_params(labelleft=False)
         image.tick_params(labelbottom=False)
     figure.suptitle(
-        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, one test image",
+        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, "
+        f"one of the test {group.first.get('samples', 'images')}",
         fontsize=10,
     )
     return figure
@@ -198,5 +199,7 @@ def fidelity(group: Group) -> Figure:
         axes.set_xlabel("layer")
         axes.set_xticks(range(len(layers)))
         axes.grid(alpha=0.3, axis="y")
-    figure.suptitle(f"{group_title(group)}: fidelity on held-out images, a dot a head", fontsize=10)
+    figure.suptitle(
+        f"{group_title(group)}: fidelity on held-out samples, a dot a head", fontsize=10
+    )
     return figure

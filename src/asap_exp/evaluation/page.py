@@ -21,7 +21,7 @@ CAPTIONS = {
     "truncated Sinkhorn.",
     "training": "Training loss and validation accuracy by epoch.",
     "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
-    "fidelity": "Fidelity of the compiled layers on held-out images.",
+    "fidelity": "Fidelity of the compiled layers on held-out samples.",
 }
 
 

@@ -53,7 +53,9 @@ def titles() -> list[str | int]:
 def caption(record: dict[str, Any]) -> str:
     """What the numbers were measured on; a subset is called a subset."""
     rows, of = record["test"]["rows"], record["test"]["of"]
-    test = f"all {of} test images" if rows == of else f"a SUBSET of {rows} of {of} test images"
+    samples = record.get("samples", "images")
+    whole = rows == of
+    test = f"all {of} test {samples}" if whole else f"a SUBSET of {rows} of {of} test {samples}"
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
     artifact = record["artifact"]
@@ -62,7 +64,7 @@ def caption(record: dict[str, Any]) -> str:
     return (
         f"{record['data']}, {test} (plans compared on the first {record['fidelity_samples']}), "
         f"qk_norm {'on' if record['qk_norm'] else 'off'}; {artifact['slices']} slices{features}, "
-        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} images; "
+        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} {samples}; "
         f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
         f"{latency['rounds']} interleaved rounds, {kernels}"
         f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"

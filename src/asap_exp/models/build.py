@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention
-from asap_exp.config import TrainConfig
+from asap_exp.config import ImageTrainConfig, TrainConfig
 from asap_exp.data.catalog import image_dataset
 from asap_exp.errors import UserError
 from asap_exp.models.vit import build_vit
@@ -16,6 +16,7 @@ from asap_exp.tensors import fingerprint, load_tensors
 
 def build_net(config: TrainConfig) -> nn.Module:
     """The network of `config` with fresh weights from PyTorch's global seed."""
+    assert isinstance(config, ImageTrainConfig)
     dataset = image_dataset(config.data.name)
     return build_vit(
         config.model,

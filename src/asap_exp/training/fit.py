@@ -20,7 +20,7 @@ from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TrainConfig
-from asap_exp.data import ImageDataModule
+from asap_exp.data import build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.files import write_bytes
 from asap_exp.manifest import manifest
@@ -37,6 +37,7 @@ from asap_exp.training.checkpoints import (
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
+from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
 from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
@@ -52,14 +53,17 @@ EXPECTED_WARNINGS = (
 def train(config: TrainConfig) -> Run:
     """Trains, or continues, the run of `config`; a finished one is left as it is."""
     build_attention(config.attention)  # refuses before anything is loaded or written
-    config = resolved(config)
+    initial = initial_run(config)
+    config = with_initial(resolved(config), initial)
     device = choose_device(config.trainer.accelerator)
-    data = ImageDataModule(
+    data = build_data(
         config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
     )
     use_cpu_threads(config.trainer.cpu_threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     net = build_net(config)
+    if initial is not None:
+        initialise(net, initial)
     run = claim(config, fresh=config.resume == "never")
     if config.resume == "auto" and run.finished:
         print(f"Already finished: {run.path} (resume=never trains it again)")
@@ -69,16 +73,19 @@ def train(config: TrainConfig) -> Run:
     data.setup()
     content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
     stamp = {**identity(config), "data_content": content}
+    if initial is not None:
+        stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
     checkpoint = checkpoint_to_resume(config, run, stamp)
-    module = Classifier(net, config.recipe, num_classes=data.dataset.num_classes, seed=config.seed)
+    module = Classifier(net, config.recipe, num_classes=data.num_classes, seed=config.seed)
     if compiles(config, device):
         compile_blocks(module.net)
     facts = {
         "stage": "train",
         "seed": config.seed,
-        "recipe_hash": recipe_hash(config),
+        "recipe_hash": recipe_hash(config, initial),
         "config": public_config(config),
         "data": data.identity,
+        "initial": None if initial is None else initial_facts(initial),
         "parameters": sum(p.numel() for p in net.parameters()),
         "resumed_from": checkpoint.name if checkpoint else None,
         "earlier_attempts": earlier_attempts(run) if checkpoint else [],

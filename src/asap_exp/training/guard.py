@@ -43,7 +43,7 @@ class LossCheck:
 @torch.no_grad()
 def first_non_finite(net: nn.Module, inputs: Tensor) -> str:
     """Which parameter or layer output, in the order of the forward pass, first is not finite."""
-    if not torch.isfinite(inputs).all():
+    if isinstance(inputs, Tensor) and not torch.isfinite(inputs).all():
         return "the input batch is not finite"
     for name, parameter in net.named_parameters():
         if not torch.isfinite(parameter).all():
