@@ -45,6 +45,10 @@ class BatchLoader(ABC):
         With `batch_size`, every batch has that many, but for the last.
         """
 
+    def example(self) -> Self:
+        """One sample that is small enough to be looked at."""
+        return self.first(1)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 of the samples."""

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import lightning as L
 import numpy as np
@@ -47,7 +47,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     split.
     """
 
-    noun: ClassVar[str]
+    noun: str
     """What a sample is called, in the plural."""
 
     def __init__(

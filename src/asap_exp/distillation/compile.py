@@ -99,7 +99,9 @@ def run_data(
     """The data of `run`, found where it lies today if `root` or `cache` says so."""
     saved = run.config.data
     found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
-    return build_data(found, batch_size=batch_size, seed=run.config.seed, device=device)
+    return build_data(
+        found, batch_size=batch_size, seed=run.config.seed, device=device, folder=run.path
+    )
 
 
 def check_same_data(data: TaskDataModule, run: Run) -> None:

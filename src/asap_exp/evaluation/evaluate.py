@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "curves": training_curves(run.path),
             "plans": example_plans(
                 net,
-                test.first(1),
+                test.example(),
                 run.config.trainer.precision,
                 artifact.layers[-1],
                 artifact.attention(artifact.layers[-1]).to(device),

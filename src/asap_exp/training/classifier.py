@@ -55,7 +55,7 @@ class Classifier(L.LightningModule):
             self.log("train/loss_step", loss)
         if self.trainer.is_last_batch:
             mean = torch.stack(self.epoch_losses).mean()
-            self.log("train/loss_epoch", mean, on_step=False, on_epoch=True)
+            self.log("train/loss_epoch", mean, on_step=False, on_epoch=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         with self.trainer.precision_plugin.forward_context():  # it may repeat the forward pass

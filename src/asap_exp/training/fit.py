@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
-from asap_exp.config import TrainConfig
+from asap_exp.config import TextTrainConfig, TrainConfig
 from asap_exp.data import build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.files import write_bytes
@@ -71,6 +71,7 @@ def train(config: TrainConfig) -> Run:
     print(f"Run directory: {run.path}")
 
     data.setup()
+    data.save(run.path)
     content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
     stamp = {**identity(config), "data_content": content}
     if initial is not None:
@@ -78,7 +79,7 @@ def train(config: TrainConfig) -> Run:
     checkpoint = checkpoint_to_resume(config, run, stamp)
     module = Classifier(net, config.recipe, num_classes=data.num_classes, seed=config.seed)
     if compiles(config, device):
-        compile_blocks(module.net)
+        compile_blocks(module.net, **compile_options(config))
     facts = {
         "stage": "train",
         "seed": config.seed,
@@ -137,6 +138,11 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
     if config.trainer.compile is None:
         return device.type == "cuda"
     return config.trainer.compile
+
+
+def compile_options(config: TrainConfig) -> dict[str, Any]:
+    """Texts come in a few lengths, each of which is compiled: a graph for any length is slower."""
+    return {"dynamic": False} if isinstance(config, TextTrainConfig) else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:
