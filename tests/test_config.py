@@ -51,6 +51,7 @@ OPTIONS = sorted(
 
 def task_of(option):
     """Data and model are of one kind: a file is tried with the task of its name."""
+    option = option.replace("wikitext_excerpt", "wikitext")
     return option if (conf_dir() / "task" / f"{option}.yaml").is_file() else "digits"
 
 

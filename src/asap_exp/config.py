@@ -259,6 +259,11 @@ class TrainConfig:
     resume: str
     init_from: str | None = None
 
+    @property
+    def masked_tokens(self) -> bool:
+        """Whether it is a masked language model, rather than a classifier."""
+        return False
+
     def __post_init__(self) -> None:
         check_range("seed", self.seed, minimum=0, maximum=2**32 - 1)
         if self.recipe.keep == "best" and self.callbacks.val_every_n_epochs > self.recipe.epochs:
@@ -284,6 +289,10 @@ class ImageTrainConfig(TrainConfig):
 class TextTrainConfig(TrainConfig):
     data: TextDataConfig
     model: EncoderConfig
+
+    @property
+    def masked_tokens(self) -> bool:
+        return self.data.masked
 
 
 TRAIN_SCHEMAS: dict[str, type[TrainConfig]] = {"vit": ImageTrainConfig, "encoder": TextTrainConfig}

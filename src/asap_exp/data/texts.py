@@ -1,6 +1,7 @@
 """Where texts come from: embedded, a local folder of Parquet files, or the hub."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -68,5 +69,5 @@ def decoded(rows: Any, dataset: TextDataset, source: str) -> RawTexts:
 def embedded(dataset: TextDataset, split: str) -> RawTexts:
     """Lines of a file in the package, each with its newline."""
     file = files("asap_exp.data") / "excerpts" / dataset.name / f"{split}.txt"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = list(io.StringIO(file.read_text(encoding="utf-8"), newline="\n"))
     return RawTexts(lines, [0] * len(lines), "embedded in the package")

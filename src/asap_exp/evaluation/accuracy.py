@@ -1,6 +1,7 @@
 """Predictions, and what they say about a variant beside its teacher."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ def compare_predictions(
     return {key: comparison.means() for key, comparison in comparisons.items()}
 
 
-def logits_of(variant: Variant, inputs: Tensor, precision: str) -> Tensor:
+def logits_of(variant: Variant, inputs: Any, precision: str) -> Tensor:
     with swapped(variant.net, variant.replacements) as net, autocast(precision, inputs.device):
         return net(inputs).float()
 

@@ -7,18 +7,20 @@ import torch
 from torch import nn
 
 from asap_exp.attention import attention_layers
-from asap_exp.config import EvaluateConfig
+from asap_exp.config import EvaluateConfig, TextTrainConfig
 from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
-from asap_exp.distillation.compile import finished, run_data, teacher_identity
+from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
 from asap_exp.errors import UserError
+from asap_exp.evaluation.baseline import baseline_row
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_evaluation
-from asap_exp.evaluation.variants import variants
+from asap_exp.evaluation.variants import Variant, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -84,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "artifact": artifact.identity,
             "softmax_run": None if softmax_run is None else softmax_run.name,
             "samples": data.noun,
+            "objective": "mlm" if run.config.masked_tokens else "classification",
             "test": {
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
@@ -99,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "cuda_graph": config.latency.cuda_graph,
                 "backend": backend(net, device),
             },
-            "rows": measure(rows, test, run.config.trainer.precision, config),
+            "rows": measured_rows(rows, data, test, run, config),
             "fidelity": read_json(folder / "fidelity.json"),
             "curves": training_curves(run.path),
             "plans": example_plans(
@@ -122,6 +125,25 @@ def evaluate(config: EvaluateConfig) -> Path:
     print_evaluation(metrics)
     print(f"Record: {out / 'metrics.json'}")
     return out / "metrics.json"
+
+
+def measured_rows(
+    rows: list[Variant], data: TaskDataModule, test: BatchLoader, run: Run, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Every variant, and for texts with a class what a linear model reaches."""
+    validation = None
+    if run.config.masked_tokens:
+        data.setup()
+        check_same_data(data, run)
+        validation = data.val_dataloader()
+    measured = measure(rows, test, run.config.trainer.precision, config, validation)
+    if isinstance(run.config, TextTrainConfig) and not run.config.masked_tokens:
+        from asap_exp.data.text import TextDataModule  # needs tokenizers, which images do not
+
+        assert isinstance(data, TextDataModule)
+        print("Fitting the linear baseline")
+        measured.append(baseline_row(data.raw("train"), data.raw("test"), test.rows))
+    return measured
 
 
 def backend(net: nn.Module, device: torch.device) -> str:

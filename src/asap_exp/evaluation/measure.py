@@ -1,5 +1,6 @@
 """What an evaluation measures of every variant: predictions, plans, latency, memory."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -24,10 +25,28 @@ from asap_exp.graphs import graphed
 
 
 def measure(
-    rows: list[Variant], test: BatchLoader, precision: str, config: EvaluateConfig
+    rows: list[Variant],
+    test: BatchLoader,
+    precision: str,
+    config: EvaluateConfig,
+    validation: BatchLoader | None = None,
 ) -> list[dict[str, Any]]:
-    """A dict for every variant: predictions, plans, latency, memory."""
+    """A dict for every variant: predictions, plans, latency, memory.
+
+    With `validation` (of a masked language model), the perplexity on it and on the test split.
+    """
     predictions = compare_predictions(rows, progress(test, "Predicting", len(test)), precision)
+    perplexities: dict[str, dict[str, float]] = {row.key: {} for row in rows}
+    if validation is not None:
+        batches = progress(validation, "Predicting, validation", len(validation))
+        on_validation = compare_predictions(rows, batches, precision)
+        perplexities = {
+            row.key: {
+                "perplexity": perplexity(predictions[row.key]["loss"]),
+                "val_perplexity": perplexity(on_validation[row.key]["loss"]),
+            }
+            for row in rows
+        }
     plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
     batch = config.latency.batch_size
     speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
@@ -38,11 +57,17 @@ def measure(
             "group": row.group,
             "layers": list(row.replacements),
             **defined(predictions[row.key]),
+            **defined(perplexities[row.key]),
             **defined(plans[row.key]),
             **speed[row.key],
         }
         for row in rows
     ]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large a number."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -139,7 +164,7 @@ def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
     return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
 
 
-def model_call(row: Variant, inputs: Tensor, precision: str) -> Prepare:
+def model_call(row: Variant, inputs: Any, precision: str) -> Prepare:
     @contextmanager
     def prepare() -> Iterator[Callable[[], Tensor]]:
         with swapped(row.net, row.replacements) as net:

@@ -1,5 +1,7 @@
 """After each validation: what every layer's plan looks like on a few validation images."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import nn
@@ -42,7 +44,7 @@ def merged(reports: list[dict[str, float]], sizes: list[int]) -> dict[str, float
     return {name: merge(name) for name in reports[0]}
 
 
-def describe_plans(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
     """Means over heads (the largest for the logits), by layer number."""
     with record_inputs(net) as recorded:
         net(inputs)

@@ -1,6 +1,7 @@
 """One training run, from a configuration to the teacher's weights in its run directory."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
 from asap_exp.tensors import fingerprint, save_tensors
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
+    ACCURACY,
+    LOSS,
+    Criterion,
     SafeCheckpointIO,
     StampIdentity,
     check_identity,
@@ -37,7 +41,13 @@ from asap_exp.training.checkpoints import (
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
-from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
+from asap_exp.training.initial import (
+    check_same_tokenizer,
+    initial_facts,
+    initial_run,
+    initialise,
+    with_initial,
+)
 from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
@@ -72,12 +82,20 @@ def train(config: TrainConfig) -> Run:
 
     data.setup()
     data.save(run.path)
+    if initial is not None:
+        check_same_tokenizer(data.identity, initial)
     content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
     stamp = {**identity(config), "data_content": content}
     if initial is not None:
         stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
     checkpoint = checkpoint_to_resume(config, run, stamp)
-    module = Classifier(net, config.recipe, num_classes=data.num_classes, seed=config.seed)
+    module = Classifier(
+        net,
+        config.recipe,
+        num_classes=data.num_classes,
+        seed=config.seed,
+        masked_tokens=config.masked_tokens,
+    )
     if compiles(config, device):
         compile_blocks(module.net, **compile_options(config))
     facts = {
@@ -202,7 +220,7 @@ def build_callbacks(
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
     return callbacks + checkpoint_callbacks(
         run.path / "checkpoints",
-        monitor=validates,
+        criterion=criterion(config) if validates else None,
         every_n_epochs=config.callbacks.val_every_n_epochs,
     )
 
@@ -243,18 +261,30 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
         "train_seconds": round(timer.time_elapsed("train"), 2),
         "validate_seconds": round(timer.time_elapsed("validate"), 2),
     }
-    score = best_val_accuracy(trainer)
-    return outcome if score is None else {**outcome, "best_val_accuracy": score}
+    score = best_score(trainer)
+    if score is None:
+        return outcome
+    if criterion(config) is LOSS:
+        return {**outcome, "best_val_perplexity": math.exp(score)}
+    return {**outcome, "best_val_accuracy": score}
 
 
-def best_val_accuracy(trainer: L.Trainer) -> float | None:
+def criterion(config: TrainConfig) -> Criterion:
+    """By what the best epoch is chosen."""
+    return LOSS if config.masked_tokens else ACCURACY
+
+
+def best_score(trainer: L.Trainer) -> float | None:
     scores = [c.best_model_score for c in trainer.checkpoint_callbacks]  # type: ignore[attr-defined]
     return next((score.item() for score in scores if score is not None), None)
 
 
 def summary(record: dict) -> str:
-    if record.get("best_val_accuracy") is None:
-        return "(trained on train+val; no validation)"
-    accuracy = 100 * record["best_val_accuracy"]
     epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
-    return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"
+    if "best_val_perplexity" in record:
+        perplexity = record["best_val_perplexity"]
+        return f"best validation perplexity {perplexity:.2f}, weights of {epoch}"
+    if "best_val_accuracy" in record:
+        accuracy = 100 * record["best_val_accuracy"]
+        return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"
+    return "(trained on train+val; no validation)"
