@@ -353,6 +353,7 @@ BAD_TEXT_VALUES = {
     "model.norm=both": "pre, post",
     "model.activation=swish": "gelu, relu",
     "model.dim=0": "at least 1",
+    "recipe.lr_drop_epoch=12": "at least 1 and below 12",
 }
 
 

@@ -1,5 +1,6 @@
 """All stages on texts: every task trains, is compiled, evaluated and reported."""
 
+import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from asap_exp.tensors import load_tensors
 from asap_exp.training.fit import train
 from tests.data.sentences import make_folder, text_root
 from tests.models.test_text import LENGTHS, TokenBatch, make_batch
-from tests.stages import run_distill, run_evaluate, run_report, run_text, train_config
+from tests.stages import (
+    TINY_TEXT,
+    run_distill,
+    run_evaluate,
+    run_report,
+    run_text,
+    train_config,
+)
 
 EVALUATED = ("max_test_rows=null", "fidelity_samples=8")
 
@@ -269,3 +277,34 @@ def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str
     assert "accuracy %" not in tables
     summary = summary_lines([Group("x", [masked_record])])
     assert any(line.startswith("| test perplexity |") for line in summary)
+
+
+def test_published_sinkformer_goes_through_all_stages(
+    pipeline: TextPipeline, tmp_path: Path
+) -> None:
+    tiny = [word for word in TINY_TEXT if not word.startswith("data.length_multiple")]
+    config = train_config(
+        tmp_path,
+        "experiment=sinkformer_imdb",
+        f"data.root={pipeline.root}",
+        f"data.cache={pipeline.root / 'cache'}",
+        "recipe.lr_drop_epoch=1",
+        "trainer.log_every_n_steps=1",
+        attention=(),
+        tiny=tuple(tiny),
+    )
+    run = train(config)
+    with next(run.path.rglob("metrics.csv")).open() as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert rates[: len(rates) // 2] == pytest.approx([3e-3] * (len(rates) // 2))
+    assert rates[len(rates) // 2 :] == pytest.approx([3e-4] * (len(rates) // 2))
+    run_distill(tmp_path)
+    record = read_json(run_evaluate(tmp_path, *EVALUATED))
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["teacher"]["label"] == "Sinkhorn teacher, 3 half-steps"
+    assert "truncated_1" not in rows
+    assert record["test"] == {"rows": 48, "of": 10_000}
+    run_report(tmp_path)
+    tables = (tmp_path / "tables.md").read_text()
+    assert "## imdb (subset), Sinkformer, 3 half-steps, without qk_norm" in tables
+    assert "of the pooled and newly dealt data" in tables

@@ -198,6 +198,16 @@ class RecipeConfig:
 
 
 @dataclass
+class TextRecipeConfig(RecipeConfig):
+    lr_drop_epoch: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_drop_epoch is not None:
+            check_range("recipe.lr_drop_epoch", self.lr_drop_epoch, minimum=1, below=self.epochs)
+
+
+@dataclass
 class TrainerConfig:
     accelerator: str
     precision: str
@@ -289,6 +299,7 @@ class ImageTrainConfig(TrainConfig):
 class TextTrainConfig(TrainConfig):
     data: TextDataConfig
     model: EncoderConfig
+    recipe: TextRecipeConfig
 
     @property
     def masked_tokens(self) -> bool:

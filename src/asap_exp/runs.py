@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from asap_exp.attention import SinkhornAttention, attention_class
 from asap_exp.composing import parse
 from asap_exp.config import PathsConfig, TrainConfig
 from asap_exp.errors import UserError
@@ -217,11 +218,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         check_teacher(run, task)
         print(f"Teacher: {run.path}")
         return run
-    finished = [
-        run
-        for run in all_runs(paths, task)
-        if run.finished and run.config.attention["name"] == "sinkhorn"
-    ]
+    finished = [run for run in all_runs(paths, task) if run.finished and has_dual(run.config)]
     if not finished:
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
@@ -230,6 +227,11 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     run = max(finished, key=lambda run: run.manifest["ended"])
     print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
     return run
+
+
+def has_dual(config: TrainConfig) -> bool:
+    """Whether its attention is Sinkhorn's, of one kind or the other."""
+    return issubclass(attention_class(config.attention["name"]), SinkhornAttention)
 
 
 def check_teacher(run: Run, task: str | None) -> None:
@@ -244,7 +246,7 @@ def check_teacher(run: Run, task: str | None) -> None:
             f"{run.path} holds no finished teacher; finish it with the command in its "
             "manifest.json (resume=auto continues it)"
         )
-    if config.attention["name"] != "sinkhorn":
+    if not has_dual(config):
         raise UserError(
             f"{run.path} was trained with attention={config.attention['name']}; "
             "only a Sinkhorn teacher has a dual to distill"

@@ -88,9 +88,18 @@ def group_title(group: Group) -> str:
     norm = "with qk_norm" if record["qk_norm"] else "without qk_norm"
     subset = " (subset)" if is_subset(record) else ""
     masked = ", masked language model" if is_masked(record) else ""
-    teacher = f"Sinkhorn T = {record['artifact']['num_iters']}"
+    attention = train_config(record)["attention"]
+    teacher = (
+        f"Sinkformer, {attention['half_steps']} half-steps"
+        if attention["name"] == "sinkformer"
+        else f"Sinkhorn T = {record['artifact']['num_iters']}"
+    )
     title = f"{record['data']}{subset}{masked}, {teacher}, {norm}"
     return title if all_layers(group) else f"{title}, {len(record['artifact']['layers'])} layer"
+
+
+def train_config(record: dict[str, Any]) -> dict[str, Any]:
+    return record["manifests"]["train"]["config"]
 
 
 def group_caption(group: Group) -> str:

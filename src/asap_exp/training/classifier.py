@@ -7,10 +7,16 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    SequentialLR,
+)
 from torchmetrics.classification import MulticlassAccuracy
 
-from asap_exp.config import RecipeConfig
+from asap_exp.config import RecipeConfig, TextRecipeConfig
 from asap_exp.data.loader import Batch, epoch_seed
 from asap_exp.training.guard import LossCheck
 
@@ -88,12 +94,18 @@ class Classifier(L.LightningModule):
         groups = param_groups_weight_decay(self.net, weight_decay=recipe.weight_decay)
         optimizer = adamw(groups, recipe.lr, fused=self.device.type == "cuda")
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(
-            optimizer,
-            steps=steps,
-            warmup_steps=round(steps * recipe.warmup_epochs / recipe.epochs),
-            final_lr=recipe.lr * recipe.final_lr_ratio,
-        )
+        drop = recipe.lr_drop_epoch if isinstance(recipe, TextRecipeConfig) else None
+        schedule: LRScheduler
+        if drop is None:
+            schedule = warmup_cosine(
+                optimizer,
+                steps=steps,
+                warmup_steps=round(steps * recipe.warmup_epochs / recipe.epochs),
+                final_lr=recipe.lr * recipe.final_lr_ratio,
+            )
+        else:
+            milestone = round(steps * drop / recipe.epochs)
+            schedule = MultiStepLR(optimizer, [milestone], gamma=recipe.final_lr_ratio)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
