@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
 
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.data.catalog import TEXT_DATASETS
@@ -20,11 +22,13 @@ from asap_exp.files import read_json
 from asap_exp.models import load_net
 from asap_exp.runs import Run
 from asap_exp.tensors import load_tensors
+from asap_exp.training import fit as training_fit
 from asap_exp.training.fit import train
 from tests.data.sentences import make_folder, text_root
 from tests.models.test_text import LENGTHS, TokenBatch, make_batch
 from tests.stages import (
     TINY_TEXT,
+    run_benchmark,
     run_distill,
     run_evaluate,
     run_report,
@@ -308,3 +312,46 @@ def test_published_sinkformer_goes_through_all_stages(
     tables = (tmp_path / "tables.md").read_text()
     assert "## imdb (subset), Sinkformer, 3 half-steps, without qk_norm" in tables
     assert "of the pooled and newly dealt data" in tables
+
+
+def test_inputs_recorded_in_a_text_teacher_have_no_padding(pipeline: TextPipeline) -> None:
+    """Texts differ in length; what is timed is the beginning that the longest have in common."""
+    path = run_benchmark(
+        pipeline.results,
+        "inputs=recorded",
+        f"teacher={pipeline.teacher.path}",
+        "cpu.n=[4,8,64]",
+        "cpu.tokens=128",
+    )
+    record = read_json(path)
+    assert [row["n"] for row in record["rows"]] == [4, 8]
+    assert record["left_out"] == ["n = 64 is left out: the teacher's inputs have 48 tokens"]
+    assert {cell["status"] for row in record["rows"] for cell in row["cells"]} == {"timed"}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillInSecondEpoch(L.Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.current_epoch == 1:
+            raise Killed
+
+
+@pytest.mark.parametrize("task", ["agnews", "agnews_mlm"])
+def test_resumed_run_ends_in_the_same_weights(
+    pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Order, masks and dropout of an epoch follow from the seed and the epoch."""
+    whole = run_text(tmp_path / "whole", pipeline.root, f"task={task}")
+    build = training_fit.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(training_fit, "build_callbacks", lambda *a: [*build(*a), KillInSecondEpoch()])
+        with pytest.raises(Killed):
+            run_text(tmp_path / "parts", pipeline.root, f"task={task}")
+    resumed = run_text(tmp_path / "parts", pipeline.root, f"task={task}")
+    assert resumed.manifest["resumed_from"] == "last.ckpt"
+    found = load_tensors(resumed.weights)
+    for name, tensor in load_tensors(whole.weights).items():
+        assert torch.equal(tensor, found[name]), name

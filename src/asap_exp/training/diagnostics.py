@@ -1,4 +1,4 @@
-"""After each validation: what every layer's plan looks like on a few validation images."""
+"""After each validation: what every layer's plan looks like on a few validation samples."""
 
 from typing import Any
 
