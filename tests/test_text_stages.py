@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.data.catalog import TEXT_DATASETS
-from asap_exp.data.tokenizer import FILE
+from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
 from asap_exp.distillation.artifact import load_artifact
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
@@ -355,3 +356,30 @@ def test_resumed_run_ends_in_the_same_weights(
     found = load_tensors(resumed.weights)
     for name, tensor in load_tensors(whole.weights).items():
         assert torch.equal(tensor, found[name]), name
+
+
+def test_tokenizer_of_a_run_survives_a_resume_with_other_texts(
+    pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = text_root(tmp_path / "texts", "agnews")
+    build = training_fit.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(training_fit, "build_callbacks", lambda *a: [*build(*a), KillInSecondEpoch()])
+        with pytest.raises(Killed):
+            run_text(tmp_path, root, "task=agnews")
+    (file,) = tmp_path.rglob(f"runs/**/{FILE}")
+    before = file.read_bytes()
+    make_folder(root, TEXT_DATASETS["agnews"], train=120)
+    with pytest.raises(UserError, match=r"data_content\.train_sha256: saved"):
+        run_text(tmp_path, root, "task=agnews")
+    assert file.read_bytes() == before
+
+
+def test_other_tokenizer_in_the_run_is_refused(pipeline: TextPipeline, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(pipeline.results / "runs" / "agnews", results / "runs" / "agnews")
+    name = pipeline.teacher.path.relative_to(pipeline.results)
+    imposter = train_tokenizer(["other texts have other tokens"], 330, lowercase=True)
+    save_tokenizer(results / name / FILE, imposter)
+    with pytest.raises(UserError, match=r"token ids mean other tokens"):
+        run_evaluate(results, *EVALUATED, f"teacher={results / name}")

@@ -253,6 +253,17 @@ def check_teacher(run: Run, task: str | None) -> None:
         )
 
 
+def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
+    """Refuses data whose token ids mean other tokens than those that `run` was trained on."""
+    here, there = data.get("tokenizer_sha256"), run.manifest["data"].get("tokenizer_sha256")
+    if here != there:
+        raise UserError(
+            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
+            f"data ({str(here)[:8]}...): token ids mean other tokens. Both need the same "
+            "data.name, data.vocab_size and data.lowercase"
+        )
+
+
 def newest_artifact(run: Run) -> Path | None:
     """The folder of the newest finished compiled map of `run`."""
     manifests = [(read_json(f), f.parent) for f in run.path.glob("distill/*/manifest.json")]

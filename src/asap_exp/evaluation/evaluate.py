@@ -29,6 +29,7 @@ from asap_exp.ops._backend import chosen
 from asap_exp.runs import (
     Run,
     all_runs,
+    check_same_tokenizer,
     check_teacher,
     find_teacher,
     newest_artifact,
@@ -53,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     softmax_net = None if softmax_run is None else load_net(softmax_run, device)
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = data.test_dataloader(max_rows=config.max_test_rows)
+    check_same_tokenizer(data.identity, run)
     rows = variants(net, artifact, config.truncations, softmax_net)
 
     check_enough(config, data)

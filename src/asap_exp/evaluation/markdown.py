@@ -110,9 +110,11 @@ def group_caption(group: Group) -> str:
     hardware = train["hardware"]
     seconds = ", ".join(f"{r['manifests']['train']['train_seconds']:.0f}" for r in group.records)
     kept = train["config"]["recipe"]["keep"]
+    initial = train.get("initial")
+    start = f", from weights of task {initial['task']}," if initial else ""
     return (
         f"{caption(record)}. Seeds {', '.join(map(str, group.seeds))}. "
-        f"Trained on {training_rows(train)} for {train['epochs']} epochs, "
+        f"Trained{start} on {training_rows(train)} for {train['epochs']} epochs, "
         f"{train['parameters']:,} parameters, on {hardware['gpu'] or hardware['cpu']} "
         f"in {seconds} s; weights kept: {kept} epoch. "
         f"Trained with torch {train['versions']['torch']} and code {commits(group, 'train')}, "

@@ -111,8 +111,11 @@ def newest(records: Iterable[Record]) -> list[Record]:
 def configuration(record: Record) -> dict[str, Any]:
     """What two records must share to be averaged: everything but the seed of the training."""
     manifests = record["manifests"]
+    left_out = ("seed", "logger", "callbacks", "resume", "init_from")
+    initial = manifests["train"].get("initial")
     return {
-        "train": without(manifests["train"]["config"], ("seed", "logger", "callbacks", "resume")),
+        "train": without(manifests["train"]["config"], left_out),
+        **({"initial": without(initial, ("run", "teacher_sha256"))} if initial else {}),
         "calibration": record["artifact"]["calibration"],
         "layers": record["artifact"]["layers"],
         "test": record["test"],

@@ -21,12 +21,19 @@ from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
-from asap_exp.data import build_data
+from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.files import write_bytes
 from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
-from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
+from asap_exp.runs import (
+    Run,
+    check_same_tokenizer,
+    claim,
+    identity,
+    public_config,
+    recipe_hash,
+)
 from asap_exp.tensors import fingerprint, save_tensors
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
@@ -41,13 +48,7 @@ from asap_exp.training.checkpoints import (
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
-from asap_exp.training.initial import (
-    check_same_tokenizer,
-    initial_facts,
-    initial_run,
-    initialise,
-    with_initial,
-)
+from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
 from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
@@ -81,14 +82,11 @@ def train(config: TrainConfig) -> Run:
     print(f"Run directory: {run.path}")
 
     data.setup()
-    data.save(run.path)
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
-    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
-    stamp = {**identity(config), "data_content": content}
-    if initial is not None:
-        stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
+    stamp = content_stamp(config, data, initial)
     checkpoint = checkpoint_to_resume(config, run, stamp)
+    data.save(run.path)
     module = Classifier(
         net,
         config.recipe,
@@ -99,15 +97,12 @@ def train(config: TrainConfig) -> Run:
     if compiles(config, device):
         compile_blocks(module.net, **compile_options(config))
     facts = {
-        "stage": "train",
-        "seed": config.seed,
-        "recipe_hash": recipe_hash(config, initial),
         "config": public_config(config),
+        "recipe_hash": recipe_hash(config, initial),
         "data": data.identity,
         "initial": None if initial is None else initial_facts(initial),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "earlier_attempts": earlier_attempts(run) if checkpoint else [],
+        **attempt(run, checkpoint),
     }
     with (
         wandb_run(
@@ -119,7 +114,7 @@ def train(config: TrainConfig) -> Run:
             tags=[str(config.task.name), config.attention["name"]],
             run_id=run.tracking_id,
         ) as tracker,
-        manifest(run.path / "manifest.json", **facts) as record,
+        manifest(run.path / "manifest.json", stage="train", seed=config.seed, **facts) as record,
         quiet_lightning(),
     ):
         trainer = build_trainer(config, run, device, tracker, stamp)
@@ -141,6 +136,22 @@ def resolved(config: TrainConfig) -> TrainConfig:
         attention=canonical_options(config.attention),
         trainer=replace(config.trainer, precision=precision),
     )
+
+
+def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
+    """What a checkpoint must agree in to be continued: configuration, data, initial weights."""
+    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
+    stamp = {**identity(config), "data_content": content}
+    if initial is not None:
+        stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
+    return stamp
+
+
+def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+    """What this attempt at the run continues."""
+    if checkpoint is None:
+        return {"resumed_from": None, "earlier_attempts": []}
+    return {"resumed_from": checkpoint.name, "earlier_attempts": earlier_attempts(run)}
 
 
 def earlier_attempts(run: Run) -> list[dict[str, Any]]:

@@ -56,17 +56,6 @@ def initialise(net: nn.Module, run: Run) -> None:
     net.load_state_dict(weights, strict=False)
 
 
-def check_same_tokenizer(data: dict[str, object], run: Run) -> None:
-    """Refuses weights whose token ids mean other tokens than those of this data."""
-    here, there = data.get("tokenizer_sha256"), run.manifest["data"].get("tokenizer_sha256")
-    if here != there:
-        raise UserError(
-            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
-            f"data ({str(here)[:8]}...): token ids mean other tokens. Train both on the same "
-            "data.name, data.vocab_size and data.lowercase"
-        )
-
-
 def initial_facts(run: Run) -> dict[str, str]:
     """What a record says of the run that the weights came from."""
     return {
@@ -74,6 +63,7 @@ def initial_facts(run: Run) -> dict[str, str]:
         "teacher_sha256": run.manifest["teacher_sha256"],
         "task": str(run.config.task.name),
         "attention": run.config.attention["name"],
+        "recipe_hash": run.manifest["recipe_hash"],
     }
 
 
