@@ -1,5 +1,7 @@
 """The text data module on fixtures in each data set's schema, and where texts come from."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,11 @@ from .parquet import write_texts
 from .sentences import make_folder, make_texts, text_root
 
 CLASSIFICATION = ("agnews", "dbpedia", "yelp", "imdb")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASAP_EXP_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +225,72 @@ def test_ids_lie_on_the_device_that_is_asked_for(root):
     data = module(root, device=torch.device("cpu"))
     data.setup()
     assert data.train_dataloader().texts.ids.device.type == "cpu"
+
+
+def masked_module(root, *overrides: str) -> TextDataModule:
+    data = module(root, "wikitext", "data.max_length=32", *overrides)
+    data.setup()
+    return data
+
+
+def test_lines_of_wikitext_are_one_text_in_blocks(tmp_path):
+    dataset = TEXT_DATASETS["wikitext2"]
+    make_folder(tmp_path, dataset)
+    data = masked_module(tmp_path)
+    train, val, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    for loader, split in ((train, "train"), (val, "validation"), (test, "test")):
+        assert set(loader.texts.lengths[:-1]) == {32}
+        raw = load_texts(dataset, split, str(tmp_path), None)
+        tokens = data.tokenizer.encode("".join(raw.texts)).ids
+        assert abs(loader.texts.lengths.sum() - loader.rows - len(tokens)) <= len(raw.texts)
+    assert data.noun == "blocks of text"
+    assert data.num_classes == 400
+    assert data.identity["val_rows"] == 42
+    assert data.identity["train_rows"] == data.identity["train_split_rows"] == 202
+
+
+def test_masks_are_drawn_anew_in_training_and_once_in_evaluation(tmp_path):
+    make_folder(tmp_path, TEXT_DATASETS["wikitext2"])
+    data = masked_module(tmp_path)
+    val = data.val_dataloader()
+    first, again = ([batch.ids for batch, _ in val] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = masked_module(tmp_path, "recipe.batch_size=3", "seed=5").val_dataloader()
+    assert torch.equal(other.texts.ids, val.texts.ids), "whatever the batches and the seed"
+    assert not torch.equal(
+        masked_module(tmp_path, "data.mask_seed=1").val_dataloader().texts.ids, val.texts.ids
+    )
+    train = data.train_dataloader()
+    torch.manual_seed(0)
+    (one, targets), (two, _) = next(iter(train)), next(iter(train))
+    assert not torch.equal(one.positions, two.positions)
+    valid = one.ids.numel() if one.key_padding_mask is None else int((~one.key_padding_mask).sum())
+    assert len(targets) == round(0.15 * (valid - len(one)))
+
+
+def test_validation_split_of_its_own_and_a_fraction_exclude_each_other(tmp_path):
+    make_folder(tmp_path, TEXT_DATASETS["wikitext2"])
+    with pytest.raises(UserError, match=r"has a validation split of its own; set data\.val_fract"):
+        masked_module(tmp_path, "data.val_fraction=0.1")
+
+
+def test_masked_language_model_on_texts_leaves_out_those_without_a_token(tmp_path):
+    dataset = TEXT_DATASETS["agnews"]
+    texts, labels = make_texts(60, 4)
+    texts[5] = ""
+    for split in ("train", "test"):
+        write_texts(tmp_path / "ag_news" / f"{split}.parquet", dataset, texts, labels)
+    data = module(tmp_path, "agnews_mlm")
+    assert data.test_dataloader().rows == 59
+    for batch, targets in data.test_dataloader():
+        assert len(targets) == len(batch.positions) > 0
+
+
+def test_excerpt_is_in_the_package_with_its_notice():
+    dataset = TEXT_DATASETS["wikitext2_excerpt"]
+    for split, rows in dataset.rows.items():
+        raw = load_texts(dataset, split, None, None)
+        assert len(raw.texts) == rows
+        assert all(text.endswith("\n") and text.count("\n") == 1 for text in raw.texts)
+    notice = files("asap_exp.data") / "excerpts" / "wikitext2_excerpt" / "NOTICE"
+    assert "Creative Commons Attribution-ShareAlike" in notice.read_text(encoding="utf-8")

@@ -79,6 +79,10 @@ def accuracy_latency(group: Group) -> Figure:
                 fontsize=8,
                 color=COLOURS[kind],
             )
+    for row in averaged_rows(group):
+        if row["group"] == "baseline":
+            height = scale * row[measure]["mean"]
+            axes.axhline(height, color=COLOURS["control"], linestyle=":", label=row["label"])
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
