@@ -18,7 +18,7 @@ from asap_exp.attention import (
 from asap_exp.budgeting.search import Candidate, ladder
 from asap_exp.config import BudgetConfig, CalibrationConfig
 from asap_exp.console import progress
-from asap_exp.data.loader import DeviceLoader
+from asap_exp.data.loader import BatchLoader
 from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
 from asap_exp.distillation.capture import layer_inputs
 from asap_exp.distillation.end_to_end import log_probabilities
@@ -38,7 +38,7 @@ class Judge:
     """The teacher's predictions on the validation split, and those of whatever replaces it."""
 
     problem: Problem
-    batches: DeviceLoader
+    batches: BatchLoader
     budget: BudgetConfig
 
     def __post_init__(self) -> None:

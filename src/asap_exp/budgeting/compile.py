@@ -20,7 +20,7 @@ from asap_exp.budgeting.search import (
 )
 from asap_exp.config import BudgetConfig, DistillConfig
 from asap_exp.console import console
-from asap_exp.data import ImageDataModule
+from asap_exp.data import TaskDataModule
 from asap_exp.distillation.calibrate import Calibration, Problem
 from asap_exp.distillation.compile import Compiled, distill
 from asap_exp.errors import UserError
@@ -38,7 +38,7 @@ def distill_within_budget(config: DistillConfig) -> Path:
 
 
 def compile_within(
-    budget: BudgetConfig, problem: Problem, paths: list[str], data: ImageDataModule
+    budget: BudgetConfig, problem: Problem, paths: list[str], data: TaskDataModule
 ) -> Compiled:
     """Options made, timed and judged on the validation split, and the plan that was found."""
     check_enough(budget, data)
@@ -53,7 +53,7 @@ def compile_within(
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
 
 
-def check_enough(budget: BudgetConfig, data: ImageDataModule) -> None:
+def check_enough(budget: BudgetConfig, data: TaskDataModule) -> None:
     rows = int(str(data.identity["val_rows"]))
     if budget.latency.batch_size > rows:
         raise UserError(

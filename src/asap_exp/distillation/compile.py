@@ -10,9 +10,8 @@ from torch import nn
 
 from asap_exp.attention import Attention, attention_layers, swapped
 from asap_exp.config import DistillConfig, LayerConfig
-from asap_exp.data import ImageDataModule
-from asap_exp.data.loader import DeviceLoader
-from asap_exp.data.sources import fingerprint as data_fingerprint
+from asap_exp.data import TaskDataModule, build_data
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, use_cpu_threads
 from asap_exp.distillation.artifact import (
     Artifact,
@@ -44,10 +43,10 @@ class Compiled:
     """How a budget was kept, for the artifact's identity."""
 
 
-Compile = Callable[[Problem, list[str], ImageDataModule], Compiled]
+Compile = Callable[[Problem, list[str], TaskDataModule], Compiled]
 
 
-def compile_layers(problem: Problem, paths: list[str], _: ImageDataModule) -> Compiled:
+def compile_layers(problem: Problem, paths: list[str], _: TaskDataModule) -> Compiled:
     """Every layer becomes ASAP, by the calibration."""
     calibration = calibrate(problem, paths)
     return Compiled(calibration.maps, calibration)
@@ -63,8 +62,8 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
     data.setup()
-    check_same_images(data, run)
-    fit_images, held_out = data.calibration_dataloaders(
+    check_same_data(data, run)
+    fit_samples, held_out = data.calibration_dataloaders(
         samples=calibration.samples,
         holdout=calibration.holdout,
         batch_size=calibration.batch_size,
@@ -88,7 +87,7 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
         manifest(folder / "manifest.json", **facts) as record,
     ):
         precision = run.config.trainer.precision
-        problem = Problem(net, fit_images, held_out, calibration, precision)
+        problem = Problem(net, fit_samples, held_out, calibration, precision)
         compiled = compile(problem, paths, data)
         artifact = artifact_of(compiled, problem, run)
         fidelity = plan_fidelity(
@@ -108,7 +107,7 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
             log_fidelity(tracker, rows)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
-    print(f"Fitted on {len(fit_images.images.labels)} training images of {run.config.data.name}")
+    print(f"Fitted on {fit_samples.rows} training {data.noun} of {run.config.data.name}")
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
 
@@ -121,19 +120,21 @@ def finished(folder: Path) -> bool:
 
 def run_data(
     run: Run, root: str | None, cache: str | None, batch_size: int, device: torch.device
-) -> ImageDataModule:
+) -> TaskDataModule:
     """The data of `run`, found where it lies today if `root` or `cache` says so."""
     saved = run.config.data
     found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
-    return ImageDataModule(found, batch_size=batch_size, seed=run.config.seed, device=device)
+    return build_data(
+        found, batch_size=batch_size, seed=run.config.seed, device=device, folder=run.path
+    )
 
 
-def check_same_images(data: ImageDataModule, run: Run) -> None:
-    """Refuses training images, or an order of them, that the teacher was not trained on."""
+def check_same_data(data: TaskDataModule, run: Run) -> None:
+    """Refuses training samples, or an order of them, that the teacher was not trained on."""
     now, then = data.identity["train_sha256"], run.manifest["data"]["train_sha256"]
     if now != then:
         raise UserError(
-            f"the training images of {data.config.name} found now ({data.identity['source']}, "
+            f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
             f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
             f"({run.manifest['data']['source']}, {str(then)[:8]}...); give their folder with "
             "data.root=FOLDER"
@@ -160,8 +161,8 @@ def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
 
 
 def artifact_of(compiled: Compiled, problem: Problem, run: Run) -> Artifact:
-    net, images = problem.net, problem.fit
-    assert isinstance(images, DeviceLoader)
+    net, samples = problem.net, problem.fit
+    assert isinstance(samples, BatchLoader)
     paths = list(compiled.attends)
     with swapped(net, compiled.attends):
         column_error = column_errors(net, problem.held_out, paths, problem.precision)
@@ -172,8 +173,8 @@ def artifact_of(compiled: Compiled, problem: Problem, run: Run) -> Artifact:
             "task": run.config.task.name,
             "data": run.config.data.name,
             "split": CALIBRATION_SPLIT,
-            "rows": len(images.images.labels),
-            "sha256": data_fingerprint(images.images),
+            "rows": samples.rows,
+            "sha256": samples.fingerprint(),
         },
         "column_error": column_error,
         "budget": compiled.budget,

@@ -1,6 +1,7 @@
 """How close other attentions come to the teacher's plans, on the teacher's own activations."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ Fidelity = dict[str, dict[str, Tensor]]
 @torch.no_grad()
 def plan_fidelity(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     precision: str,
     candidates: Mapping[str, Mapping[str, Attention]],
 ) -> dict[str, Fidelity]:

@@ -58,7 +58,7 @@ def finite(x: float) -> float | None:
 
 def print_fidelity(rows: list[dict[str, Any]]) -> None:
     """One line a layer, means over its heads."""
-    table = Table(title="Fidelity on held-out images (mean over heads)")
+    table = Table(title="Fidelity on held-out samples (mean over heads)")
     titles = {
         "layer": "layer",
         "r_squared": "R²",

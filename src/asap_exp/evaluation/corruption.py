@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from asap_exp.config import CorruptionConfig
-from asap_exp.data.loader import DeviceLoader
+from asap_exp.data.loader import BatchLoader, DeviceLoader
 from asap_exp.data.sources import Images
+from asap_exp.errors import UserError
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
 """Standard deviation, of pixels between 0 and 1."""
@@ -44,10 +45,12 @@ CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...
 }
 
 
-def corrupted(loader: DeviceLoader, config: CorruptionConfig) -> DeviceLoader:
+def corrupted(loader: BatchLoader, config: CorruptionConfig) -> BatchLoader:
     """The same images, all of them corrupted alike; as they are where no name is given."""
     if config.name is None:
         return loader
+    if not isinstance(loader, DeviceLoader):
+        raise UserError(f"corruption.name={config.name} is of images; this task has none")
     change, strengths = CORRUPTIONS[config.name]
     images = loader.images
     pixels = functional.to_dtype(images.pixels, torch.float32, scale=True)

@@ -8,21 +8,22 @@ import torch
 from torch import nn
 
 from asap_exp.attention import attention_layers, swapped
-from asap_exp.config import EvaluateConfig
-from asap_exp.data import ImageDataModule
-from asap_exp.data.loader import DeviceLoader
+from asap_exp.config import EvaluateConfig, TextTrainConfig
+from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
-from asap_exp.distillation.compile import finished, run_data, teacher_identity
+from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
+from asap_exp.evaluation.baseline import baseline_row
 from asap_exp.evaluation.corruption import corrupted
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_drift, print_evaluation
-from asap_exp.evaluation.variants import further_maps, variants
+from asap_exp.evaluation.variants import Variant, further_maps, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -31,6 +32,7 @@ from asap_exp.ops._backend import chosen
 from asap_exp.runs import (
     Run,
     all_runs,
+    check_same_tokenizer,
     check_teacher,
     find_teacher,
     finished_artifacts,
@@ -56,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     softmax_net = None if softmax_run is None else load_net(softmax_run, device)
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
+    check_same_tokenizer(data.identity, run)
     rows = variants(net, artifact, config.truncations, softmax_net)
     others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
     further, maps = further_maps(net, artifact, others)
@@ -92,6 +95,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             "artifact": artifact.identity,
             "maps": maps if config.maps == "all" else {},
             "softmax_run": None if softmax_run is None else softmax_run.name,
+            "samples": data.noun,
+            "objective": "mlm" if run.config.masked_tokens else "classification",
             "test": {
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
@@ -108,13 +113,13 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "cuda_graph": config.latency.cuda_graph,
                 "backend": backend(net, device),
             },
-            "rows": measure(rows, test, run.config.trainer.precision, config),
+            "rows": measured_rows(rows, data, test, run, config),
             "drift": drift(net, artifact, test.first(config.fidelity_samples), run),
             "fidelity": read_json(folder / "fidelity.json"),
             "curves": training_curves(run.path),
             "plans": example_plans(
                 net,
-                next(iter(test)),
+                test.example(),
                 run.config.trainer.precision,
                 artifact.layers[-1],
                 artifact.attention(artifact.layers[-1]).to(device),
@@ -135,13 +140,32 @@ def evaluate(config: EvaluateConfig) -> Path:
     return out / "metrics.json"
 
 
-def drift(net: nn.Module, artifact: Artifact, samples: DeviceLoader, run: Run) -> dict[str, float]:
+def drift(net: nn.Module, artifact: Artifact, samples: BatchLoader, run: Run) -> dict[str, float]:
     """Column error of each compiled layer on test samples over that at calibration."""
     device = next(net.parameters()).device
     attends = {path: artifact.attention(path).to(device) for path in artifact.layers}
     with swapped(net, attends):
         now = column_errors(net, samples, artifact.layers, run.config.trainer.precision)
     return drift_ratios(now, artifact.identity["column_error"])
+
+
+def measured_rows(
+    rows: list[Variant], data: TaskDataModule, test: BatchLoader, run: Run, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Every variant, and for texts with a class what a linear model reaches."""
+    validation = None
+    if run.config.masked_tokens:
+        data.setup()
+        check_same_data(data, run)
+        validation = data.val_dataloader()
+    measured = measure(rows, test, run.config.trainer.precision, config, validation)
+    if isinstance(run.config, TextTrainConfig) and not run.config.masked_tokens:
+        from asap_exp.data.text import TextDataModule  # needs tokenizers, which images do not
+
+        assert isinstance(data, TextDataModule)
+        print("Fitting the linear baseline")
+        measured.append(baseline_row(data.raw("train"), data.raw("test"), test.rows))
+    return measured
 
 
 def backend(net: nn.Module, device: torch.device) -> str:
@@ -151,9 +175,9 @@ def backend(net: nn.Module, device: torch.device) -> str:
 
 
 def evaluation_key(
-    artifacts: list[Artifact], data: ImageDataModule, device: torch.device, public: dict[str, Any]
+    artifacts: list[Artifact], data: TaskDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of the same maps on the same images, kind of device and settings."""
+    """Equal for evaluations of the same maps on the same samples, kind of device and settings."""
     return short_hash(
         {
             "artifacts": [artifact.identity["tensors_sha256"] for artifact in artifacts],
@@ -164,16 +188,16 @@ def evaluation_key(
     )
 
 
-def check_enough(config: EvaluateConfig, data: ImageDataModule) -> None:
-    """Refuses sizes that the test images cannot fill: a record must hold what it says."""
+def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
+    """Refuses sizes that the test split cannot fill: a record must hold what it says."""
     for key, wanted in (
         ("fidelity_samples", config.fidelity_samples),
         ("latency.batch_size", config.latency.batch_size),
     ):
         if wanted > int(str(data.identity["test_rows"])):
             raise UserError(
-                f"{key}={wanted} is more than the {data.identity['test_rows']} test images used; "
-                "choose fewer, or a larger max_test_rows"
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.noun} "
+                "used; choose fewer, or a larger max_test_rows"
             )
 
 

@@ -14,7 +14,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from asap_exp.evaluation.markdown import group_title
 from asap_exp.evaluation.pareto import has_maps, points
-from asap_exp.evaluation.records import Group, main_rows
+from asap_exp.evaluation.records import Group, averaged_rows, main_rows
+from asap_exp.evaluation.tables import is_masked
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 COLOURS = {
@@ -24,6 +25,11 @@ COLOURS = {
     "control": "#999999",
     "softmax": "#009E73",
 }
+Height = tuple[str, float]
+"""Which measure a figure's vertical axis shows, and by how much it is scaled."""
+ACCURACY: Height = ("accuracy", 100)
+PERPLEXITY: Height = ("perplexity", 1)
+
 PARETO_DEPTH = 0.1
 """Of accuracy: how far below the teacher the figure of all maps goes."""
 
@@ -51,6 +57,8 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 def accuracy_latency(group: Group) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    masked = is_masked(group.first)
+    height = PERPLEXITY if masked else ACCURACY
     rows = [
         row
         for row in main_rows(group)
@@ -60,10 +68,17 @@ def accuracy_latency(group: Group) -> Figure:
         mine = [row for row in rows if row["group"] == kind]
         if mine:
             line = "-" if kind == "truncated" else ""
-            errorbars(axes, mine, kind, linestyle=line, markersize=8 if kind == "asap" else 6)
+            size = 8 if kind == "asap" else 6
+            errorbars(axes, mine, kind, height, linestyle=line, markersize=size)
             for row in mine:
-                annotate(axes, row, point_label(row["key"]), 6 if kind == "teacher" else -11)
+                below = 6 if kind == "teacher" else -11
+                annotate(axes, row, point_label(row["key"]), height, below)
+    for row in averaged_rows(group):
+        if row["group"] == "baseline":
+            level = height[1] * row[height[0]]["mean"]
+            axes.axhline(level, color=COLOURS["control"], linestyle=":", label=row["label"])
     finish_accuracy_latency(axes, group)
+    axes.set_ylabel("test perplexity" if masked else "test accuracy, %")
     return figure
 
 
@@ -86,26 +101,30 @@ def pareto(group: Group) -> Figure:
             if mine:
                 style = {"markerfacecolor": "none"} if dominated else {}
                 words = f"{NAMES[kind]}{', dominated' if dominated else ''}"
-                errorbars(axes, mine, kind, linestyle="", label=words, **style)
+                errorbars(axes, mine, kind, ACCURACY, linestyle="", label=words, **style)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     named = []
     for row in rows:
         if row["group"] == "truncated":
-            annotate(axes, row, point_label(row["key"]), -11)
+            annotate(axes, row, point_label(row["key"]), ACCURACY, -11)
         elif row["dominated_by"] is None and (letter := next(letters, None)):
-            annotate(axes, row, letter, 6)
+            annotate(axes, row, letter, ACCURACY, 6)
             named.append(f"{letter}: {row['label']}")
     finish_accuracy_latency(axes, group)
+    axes.set_ylabel("test accuracy, %")
     figure.supxlabel("\n".join(named), fontsize=8, x=0.02, ha="left")
     return figure
 
 
-def errorbars(axes: plt.Axes, rows: list[dict[str, Any]], kind: str, **style: Any) -> None:
-    """Accuracy of the rows, in %, over the milliseconds of their models."""
-    error = [100 * (row["accuracy"]["std"] or 0) for row in rows]
+def errorbars(
+    axes: plt.Axes, rows: list[dict[str, Any]], kind: str, height: Height, **style: Any
+) -> None:
+    """A measure of the rows over the milliseconds of their models."""
+    measure, scale = height
+    error = [scale * (row[measure]["std"] or 0) for row in rows]
     axes.errorbar(
         [row["model_ms"]["mean"] for row in rows],
-        [100 * row["accuracy"]["mean"] for row in rows],
+        [scale * row[measure]["mean"] for row in rows],
         yerr=error if any(error) else None,
         **{
             "marker": "o",
@@ -118,10 +137,11 @@ def errorbars(axes: plt.Axes, rows: list[dict[str, Any]], kind: str, **style: An
     )
 
 
-def annotate(axes: plt.Axes, row: dict[str, Any], words: str, below: int) -> None:
+def annotate(axes: plt.Axes, row: dict[str, Any], words: str, height: Height, below: int) -> None:
+    measure, scale = height
     axes.annotate(
         words,
-        (row["model_ms"]["mean"], 100 * row["accuracy"]["mean"]),
+        (row["model_ms"]["mean"], scale * row[measure]["mean"]),
         textcoords="offset points",
         xytext=(7, below),
         fontsize=8,
@@ -137,7 +157,6 @@ def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
     axes.margins(x=0.12)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
-    axes.set_ylabel("test accuracy, %")
     axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="lower right")
@@ -157,15 +176,17 @@ def point_label(key: str) -> str:
 
 
 def training(group: Group) -> Figure:
+    masked = is_masked(group.first)
+    name, scale = ("val/perplexity", 1.0) if masked else ("val/accuracy", 100.0)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for record in group.records:
         curves = record["curves"]
         alpha = 1.0 if len(group.records) == 1 else 0.6
         label = f"seed {record['seed']}"
         plot_curve(left, curves, "train/loss_epoch", 1.0, alpha=alpha, label=label)
-        plot_curve(right, curves, "val/accuracy", 100.0, alpha=alpha, label=label)
+        plot_curve(right, curves, name, scale, alpha=alpha, label=label)
     left.set_ylabel("training loss (as trained)")
-    right.set_ylabel("validation accuracy, %")
+    right.set_ylabel("validation perplexity" if masked else "validation accuracy, %")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -215,7 +236,8 @@ def plans(group: Group) -> Figure:
         rows.tick_params(labelleft=False)
         image.tick_params(labelbottom=False)
     figure.suptitle(
-        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, one test image",
+        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, "
+        f"one of the test {group.first.get('samples', 'images')}",
         fontsize=10,
     )
     return figure
@@ -251,5 +273,7 @@ def fidelity(group: Group) -> Figure:
         axes.set_xlabel("layer")
         axes.set_xticks(range(len(layers)))
         axes.grid(alpha=0.3, axis="y")
-    figure.suptitle(f"{group_title(group)}: fidelity on held-out images, a dot a head", fontsize=10)
+    figure.suptitle(
+        f"{group_title(group)}: fidelity on held-out samples, a dot a head", fontsize=10
+    )
     return figure
