@@ -115,7 +115,7 @@ def test_layers_and_models_are_timed(pipeline: Pipeline, monkeypatch: pytest.Mon
     assert budget["accuracy"] >= budget["teacher_accuracy"] - 0.02 - 1e-9
     for layer in budget["layers"].values():
         assert layer["layer_ms"] > 0
-        assert 0 < layer["teacher_layer_ms"]
+        assert layer["teacher_layer_ms"] > 0
     assert budget["model_ms"] > 0
 
 
