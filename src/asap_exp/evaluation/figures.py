@@ -116,6 +116,9 @@ def training(group: Group) -> Figure:
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
+    if not right.lines:  # a final recipe trains on the validation images too
+        right.set(xticks=[], yticks=[], xlabel="", ylabel="")
+        right.text(0.5, 0.5, "trained on train+val:\nno validation", ha="center", va="center")
     handles, _ = left.get_legend_handles_labels()
     if handles:
         left.legend(fontsize=8)
