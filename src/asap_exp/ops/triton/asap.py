@@ -14,9 +14,6 @@ from asap_exp.ops.triton import one_launch, potentials
 from asap_exp.ops.triton.sinkhorn import sinkhorn
 from asap_exp.ops.triton.tiles import LOG2_E
 
-ONE_LAUNCH = False
-"""Off until it is timed."""
-
 
 def sliced_potentials(
     q: Tensor,
@@ -48,7 +45,7 @@ def asap_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    fits = ONE_LAUNCH and one_launch.supports(q, k, v, theta)
+    fits = one_launch.supports(q, k, v, theta)
     if fits and not gradient_needed(q, k, v, theta, weight, query_weight):
         return one_launch.asap_attention(
             q, k, v, theta, weight, query_weight, refine=refine, **options

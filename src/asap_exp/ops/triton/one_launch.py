@@ -24,9 +24,8 @@ from asap_exp.ops.triton.short import plan
 from asap_exp.ops.triton.sorting import log2, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
 
-TOKENS = 128
-FLOAT32_TOKENS = 64
-"""Up to so many tokens, a head fits into the registers of a program."""
+TOKENS = 64
+"""Up to so many tokens one launch is faster than three: at 128 its registers spill."""
 
 SLICES = 16
 """Up to so many slices."""
@@ -35,8 +34,7 @@ UNIT = tl.constexpr(LOG2_E)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
-    tokens = FLOAT32_TOKENS if torch.float32 in (q.dtype, v.dtype) else TOKENS
-    return q.shape[2] <= tokens and theta.shape[1] <= SLICES and potentials.supports(q, k)
+    return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and potentials.supports(q, k)
 
 
 def asap_attention(
