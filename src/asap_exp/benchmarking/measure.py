@@ -1,36 +1,44 @@
 """One row: every method on the same inputs, checked, then timed interleaved in this process."""
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from asap_exp.benchmarking.calls import RESULTS, Results, results
+from asap_exp.benchmarking.calls import Results, results
+from asap_exp.benchmarking.gate import gate_errors, right, wrong_words
 from asap_exp.benchmarking.inputs import Inputs
-from asap_exp.benchmarking.registry import Attend, Method, Operator, Unavailable
+from asap_exp.benchmarking.registry import Method, Operator, Unavailable
 from asap_exp.distillation.report import finite
-from asap_exp.evaluation.gate import passes, relative_rms
 from asap_exp.evaluation.latency import Prepare, interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
 from asap_exp.graphs import graphed
 
 Cell = dict[str, Any]
 
-GRADIENT_FACTOR = 2
-"""How much larger than the output's the relative error of a gradient may be."""
 BASELINE = "flash"
+TEACHER_UPDATES = 20
+TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", "compiled_"))
+"""Fused, plain and compiled: what ASAP is to be faster than."""
+SLOW_ROUNDS = 5
+"""In so many of the rounds a slow method is timed."""
+
+Capture = Callable[[Callable[[], Results]], Callable[[], Results]]
+"""From a call to what is timed."""
 
 
 def measure(
     methods: dict[str, Method], inputs: Inputs, *, rounds: int, cuda_graph: bool
 ) -> dict[str, Cell]:
-    """A cell for every method; those whose status is `timed` have `ms`, the others a message."""
+    """A cell for every method: `timed` or `scaled` with `ms`, or another word and a message."""
+    captured = capture() if cuda_graph else lambda call: call
     trials = {
-        f"{name} {kind}": attempt(operator, method, inputs, cuda_graph=cuda_graph)
+        f"{name} {kind}": trial(operator, method, inputs, captured)
         for name, method in methods.items()
         for kind, operator in method.operators.items()
     }
@@ -39,52 +47,113 @@ def measure(
         {key: prepare for key, (_, prepare) in trials.items() if prepare is not None},
         inputs.q.device,
         rounds=rounds,
+        slow_rounds=SLOW_ROUNDS,
         failed=lambda key, error: cells[key].update(failure(error)),
     )
     for key, timing in timings.items():
-        cells[key]["ms"] = timing
+        cells[key] = scaled(cells[key] | {"ms": timing}, len(inputs.q))
     best = {
         name: fastest({kind: cells[f"{name} {kind}"] for kind in method.operators})
         for name, method in methods.items()
     }
-    baseline = best[BASELINE]["ms"] if BASELINE in best else None
-    return {name: {**cell, "ratio": ratio(cell["ms"], baseline)} for name, cell in best.items()}
+    return {name: {**cell, **compared(cell, best)} for name, cell in best.items()}
+
+
+def compared(cell: Cell, cells: dict[str, Cell]) -> Cell:
+    """Time and memory as multiples of flash attention's; the teachers' times as multiples of its.
+
+    None where either was not measured.
+    """
+
+    def times(cell: Cell | None, other: Cell | None) -> float | None:
+        ms, other_ms = (None if c is None else c["ms"] for c in (cell, other))
+        return None if ms is None or other_ms is None else ms["median"] / other_ms["median"]
+
+    def memory(cell: Cell | None) -> float | None:
+        return None if cell is None or cell["ms"] is None else cell["peak_memory_mib"]
+
+    flash = cells.get(BASELINE)
+    mine, baseline = memory(cell), memory(flash)
+    return {
+        "ratio": times(cell, flash),
+        "memory_ratio": mine / baseline if mine is not None and baseline else None,
+        "faster_than": {name: times(cells[name], cell) for name in TEACHERS if name in cells},
+    }
+
+
+def capture() -> Capture:
+    """Graphs that share one pool of memory: they never run at once, nor read another's result."""
+    return functools.partial(graphed, pool=torch.cuda.graph_pool_handle())
+
+
+def trial(
+    operator: Operator, method: Method, inputs: Inputs, captured: Capture
+) -> tuple[Cell, Prepare | None]:
+    """The cell of one operator, and what to time if it may be timed.
+
+    On the whole batch or, as long as memory does not suffice, on half as many samples.
+    """
+    batch = len(inputs.q)
+    while True:
+        cell: Cell = {
+            "status": "timed",
+            "message": None,
+            "batch_measured": batch,
+            "scaled_from": None,
+            "gate_errors": None,
+            "first_call_seconds": None,
+            "peak_memory_mib": None,
+            "ms": None,
+        }
+        try:
+            return cell, attempt(cell, operator, method, inputs.first(batch), captured)
+        except Exception as error:
+            again = out_of_memory(error) and batch > 1
+            cell |= failure(error)
+        free_memory(inputs.q.device)
+        if not again:
+            return cell, None
+        batch //= 2
 
 
 def attempt(
-    operator: Operator, method: Method, inputs: Inputs, *, cuda_graph: bool
-) -> tuple[Cell, Prepare | None]:
-    """First call, memory and gate of one operator; with it what to time, if it may be timed."""
-    cell: Cell = {
-        "status": "timed",
-        "message": None,
-        "gate_errors": None,
-        "first_call_seconds": None,
-        "peak_memory_mib": None,
-        "ms": None,
-    }
+    cell: Cell, operator: Operator, method: Method, inputs: Inputs, captured: Capture
+) -> Prepare | None:
+    """Writes first call, memory and gate into the cell; what to time, None if it is wrong."""
     device = inputs.q.device
 
     def call() -> Results:
         return results(operator.attend, inputs)
 
-    try:
-        with operator.context():
-            cell["first_call_seconds"] = first_call(call, device)
-            # Memory that compiled code takes on a CPU passes by what counts it there.
-            if device.type == "cuda" or not operator.compiled:
-                cell["peak_memory_mib"] = peak_memory(call, device)
-            timed = graphed(call) if cuda_graph else call
-            errors = gate_errors(timed(), method.reference, inputs)
-    except Exception as error:
-        cell |= failure(error)
-    else:
-        cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
-        if right(errors, inputs.v.dtype):
-            return cell, within(operator, timed)
-        cell |= {"status": "wrong", "message": wrong_words(errors)}
-    free_memory(device)
-    return cell, None
+    with operator.context():
+        cell["first_call_seconds"] = first_call(call, device)
+        # Memory that compiled code takes on a CPU passes by what counts it there.
+        if device.type == "cuda" or not operator.compiled:
+            cell["peak_memory_mib"] = peak_memory(call, device)
+        timed = captured(call)
+        errors = gate_errors(timed(), method.reference, inputs)
+    cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
+    if right(errors, inputs.v.dtype):
+        return within(operator, timed)
+    cell |= {"status": "wrong", "message": wrong_words(errors)}
+    return None
+
+
+def scaled(cell: Cell, batch: int) -> Cell:
+    """A timed cell with the time and memory of `batch` samples; marked where they were fewer."""
+    part = Fraction(cell["batch_measured"], batch)
+    if part == 1:
+        return cell
+    factor = float(1 / part)
+    memory = cell["peak_memory_mib"]
+    return cell | {
+        "status": "scaled",
+        "scaled_from": str(part),
+        "message": f"out of memory beyond {cell['batch_measured']} of {batch} samples; "
+        "time and memory are multiplied to the same work",
+        "ms": {part: factor * ms for part, ms in cell["ms"].items()},
+        "peak_memory_mib": None if memory is None else factor * memory,
+    }
 
 
 def first_call(call: Callable[[], Results], device: torch.device) -> float:
@@ -105,35 +174,6 @@ def within(operator: Operator, call: Callable[[], Results]) -> Prepare:
     return prepare
 
 
-def gate_errors(found: Results, reference: Attend, inputs: Inputs) -> dict[str, float]:
-    """Relative RMS error of each result against float64, the worse of first and last sample."""
-    errors: dict[str, list[float]] = {}
-    last = len(inputs.q) - 1
-    for index in sorted({0, last}):
-        exact = results(reference, inputs.sample(index))
-        for name, x, y in zip(RESULTS, found, exact, strict=False):
-            errors.setdefault(name, []).append(relative_error(x[index : index + 1].double(), y))
-    # Unlike Python's, this maximum is NaN where either is.
-    return {name: float(torch.tensor(both).max()) for name, both in errors.items()}
-
-
-def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Relative RMS, or the norm of what should be zero everywhere."""
-    return relative_rms(found, exact) if exact.any() else found.norm().item()
-
-
-def right(errors: dict[str, float], dtype: torch.dtype) -> bool:
-    return all(
-        passes(error if name == "out" else error / GRADIENT_FACTOR, dtype)
-        for name, error in errors.items()
-    )
-
-
-def wrong_words(errors: dict[str, float]) -> str:
-    words = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
-    return f"relative RMS error against float64: {words}"
-
-
 def failure(error: Exception) -> Cell:
     """The cell of what could not be timed: `unavailable` with its reason, or `error`."""
     refused = isinstance(error, RuntimeError) and str(error).startswith("backend='triton' cannot")
@@ -144,6 +184,13 @@ def failure(error: Exception) -> Cell:
         "message": line if known else f"{type(error).__name__}: {line}",
         "ms": None,
     }
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether it, or what it came from (a capture fails in its own words), lacked memory."""
+    if error is None or isinstance(error, torch.OutOfMemoryError):
+        return error is not None
+    return out_of_memory(error.__cause__ or error.__context__)
 
 
 def free_memory(device: torch.device) -> None:
@@ -163,8 +210,3 @@ def fastest(cells: dict[str, Cell]) -> Cell:
         if kind != chosen
     }
     return {"operator": chosen, **cells[chosen], "other_operators": others}
-
-
-def ratio(ms: dict[str, float] | None, baseline: dict[str, float] | None) -> float | None:
-    """Of medians; None where either was not timed."""
-    return None if ms is None or baseline is None else ms["median"] / baseline["median"]
