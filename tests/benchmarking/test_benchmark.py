@@ -110,7 +110,7 @@ def test_scaled_cell_is_marked_wherever_it_stands(record: dict[str, Any]) -> Non
         "status": "scaled",
         "scaled_from": "1/4",
         "batch_measured": 1,
-        "message": "out of memory beyond 1 of 4 samples",
+        "message": "measured on 1 of 4 samples",
         "memory_ratio": 7.0,
     }
     text = benchmark_markdown([record])
@@ -118,7 +118,7 @@ def test_scaled_cell_is_marked_wherever_it_stands(record: dict[str, Any]) -> Non
     ratio = row["cells"][1]["ratio"]
     assert f"| {number(ms)} ({number(ratio)}x, scaled from 1/4 of the batch) |" in text
     assert f"| {memory:.1f} (7x, scaled from 1/4 of the batch) |" in text
-    assert "* Sinkhorn T = 2, eager: scaled at n = 4: out of memory beyond 1 of 4 samples" in text
+    assert "* Sinkhorn T = 2, eager: scaled at n = 4: measured on 1 of 4 samples" in text
     flat = list(csv.DictReader(io.StringIO(benchmark_csv([record]))))[1]
     assert (flat["status"], flat["scaled_from"], flat["batch_measured"]) == ("scaled", "1/4", "1")
     assert float(flat["ms_median"]) == ms

@@ -1,5 +1,6 @@
 """What stands in a cell: a time, or a word and why."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -188,9 +189,24 @@ def test_method_that_needs_too_much_memory_is_measured_on_fewer_samples(
     whole, found = (cell(softmax(fits(n)), five) for n in (5, samples))
     assert found["batch_measured"] == measured
     assert found["status"] == ("timed" if measured == 5 else "scaled")
+    assert measured == 5 or found["message"].endswith("since more do not fit in memory")
     assert found["ms"]["median"] == 5 / measured
     assert found["peak_memory_mib"] == pytest.approx(whole["peak_memory_mib"])
     assert found["ratio"] == found["ms"]["median"]
+
+
+def test_method_that_takes_too_long_is_measured_on_fewer_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asap_exp.benchmarking.measure.PATIENCE_SECONDS", 0.1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        time.sleep(0.15 * (len(q) - 1))
+        return softmax_attention(q, k, v)
+
+    found = cell(softmax(attend), inputs())
+    assert (found["status"], found["scaled_from"]) == ("scaled", "1/3")
+    assert found["message"].endswith("since more take too long")
 
 
 def test_method_for_which_memory_never_suffices_is_an_error() -> None:

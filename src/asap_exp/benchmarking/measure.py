@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +29,19 @@ TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", 
 SLOW_ROUNDS = 5
 """In so many of the rounds a slow method is timed."""
 
+PATIENCE_SECONDS = 1.0
+"""A method whose call takes longer is measured on less of the batch."""
+
 Capture = Callable[[Callable[[], Results]], Callable[[], Results]]
 """From a call to what is timed."""
+
+
+class TooSlow(Exception):
+    """A call took more seconds than is worth waiting for."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{seconds:.3g} s a call")
+        self.seconds = seconds
 
 
 def measure(
@@ -91,13 +103,13 @@ def trial(
 ) -> tuple[Cell, Prepare | None]:
     """The cell of one operator, and what to time if it may be timed.
 
-    On the whole batch or, as long as memory does not suffice, on half as many samples.
+    On the whole batch, or on half as many samples as long as memory or patience do not suffice.
     """
-    batch = len(inputs.q)
+    batch, why_fewer = len(inputs.q), None
     while True:
         cell: Cell = {
             "status": "timed",
-            "message": None,
+            "message": why_fewer,
             "batch_measured": batch,
             "scaled_from": None,
             "gate_errors": None,
@@ -108,12 +120,12 @@ def trial(
         try:
             return cell, attempt(cell, operator, method, inputs.first(batch), captured)
         except Exception as error:
-            again = out_of_memory(error) and batch > 1
+            why_fewer, halvings = too_much(error)
             cell |= failure(error)
         free_memory(inputs.q.device)
-        if not again:
+        if why_fewer is None or batch == 1:
             return cell, None
-        batch //= 2
+        batch = max(1, batch >> halvings)
 
 
 def attempt(
@@ -127,9 +139,13 @@ def attempt(
 
     with operator.context():
         cell["first_call_seconds"] = first_call(call, device)
+        begin = time.perf_counter()
         # Memory that compiled code takes on a CPU passes by what counts it there.
         if device.type == "cuda" or not operator.compiled:
             cell["peak_memory_mib"] = peak_memory(call, device)
+        duration = time.perf_counter() - begin
+        if duration > PATIENCE_SECONDS and len(inputs.q) > 1:
+            raise TooSlow(duration)
         timed = captured(call)
         errors = gate_errors(timed(), method.reference, inputs)
     cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
@@ -149,8 +165,8 @@ def scaled(cell: Cell, batch: int) -> Cell:
     return cell | {
         "status": "scaled",
         "scaled_from": str(part),
-        "message": f"out of memory beyond {cell['batch_measured']} of {batch} samples; "
-        "time and memory are multiplied to the same work",
+        "message": f"measured on {cell['batch_measured']} of {batch} samples and multiplied to the "
+        f"same work, since more {cell['message']}",
         "ms": {part: factor * ms for part, ms in cell["ms"].items()},
         "peak_memory_mib": None if memory is None else factor * memory,
     }
@@ -186,11 +202,16 @@ def failure(error: Exception) -> Cell:
     }
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether it, or what it came from (a capture fails in its own words), lacked memory."""
-    if error is None or isinstance(error, torch.OutOfMemoryError):
-        return error is not None
-    return out_of_memory(error.__cause__ or error.__context__)
+def too_much(error: BaseException | None) -> tuple[str | None, int]:
+    """What is wrong with so large a batch, if that is why it failed, and how often to halve it.
+
+    A capture of a CUDA graph fails in words of its own; the exception that it came from tells.
+    """
+    if isinstance(error, TooSlow):
+        return "take too long", math.ceil(math.log2(error.seconds / PATIENCE_SECONDS))
+    if isinstance(error, torch.OutOfMemoryError):
+        return "do not fit in memory", 1
+    return (None, 0) if error is None else too_much(error.__cause__ or error.__context__)
 
 
 def free_memory(device: torch.device) -> None:

@@ -45,6 +45,8 @@ def espformer_attention(
     slices = [*zip(*(t.transpose(-1, -2).split(some, dim=-2) for t in (x, y)), strict=True)]
 
     distances = torch.cdist(x, y)
+    # Every G_l has the mass n, so a constant changes no weight: c without its large common part.
+    distances = distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
     costs = [recomputed(cost, *pair, distances, tau, padding) for pair in slices]
     w = torch.softmax(-temperature * torch.cat(costs, dim=-1), dim=-1)
     out = values.new_zeros(*x.shape[:3], values.shape[3])
