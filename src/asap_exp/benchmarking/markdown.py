@@ -78,7 +78,7 @@ def factor_cell(cell: Cell) -> str:
 TABLES: tuple[tuple[str, Callable[[Cell], str]], ...] = (
     ("Time, ms (ratio to flash)", time_cell),
     (
-        f"Times as fast as the teacher of T = {TEACHER_UPDATES}: fused / eager / torch.compile",
+        f"Times as fast as Sinkhorn, T = {TEACHER_UPDATES}, on the same backend / eager / compiled",
         factor_cell,
     ),
     ("Counted floor, ms (and the measured time as a multiple of it)", floor_cell),

@@ -25,7 +25,7 @@ Cell = dict[str, Any]
 BASELINE = "flash"
 TEACHER_UPDATES = 20
 TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", "compiled_"))
-"""Fused, plain and compiled: what ASAP is to be faster than."""
+"""On the backend of the run, plain, and compiled: what ASAP is to be faster than."""
 SLOW_ROUNDS = 5
 """In so many of the rounds a slow method is timed."""
 
