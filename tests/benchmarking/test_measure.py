@@ -209,6 +209,15 @@ def test_method_that_takes_too_long_is_measured_on_fewer_samples(
     assert found["message"].endswith("since more take too long")
 
 
+def test_reference_for_which_memory_does_not_suffice_is_an_error_of_the_whole_batch() -> None:
+    def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    method = Method("it", "pytorch", {"it": Operator(softmax_attention)}, of_any_heads(exact))
+    broken = cell(method, inputs())
+    assert (broken["status"], broken["batch_measured"]) == ("error", 3)
+
+
 def test_method_for_which_memory_never_suffices_is_an_error() -> None:
     broken = cell(softmax(fits(0)), inputs())
     assert (broken["status"], broken["batch_measured"]) == ("error", 1)

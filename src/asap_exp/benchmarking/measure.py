@@ -5,7 +5,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +16,7 @@ from asap_exp.benchmarking.gate import gate_errors, right, wrong_words
 from asap_exp.benchmarking.inputs import Inputs
 from asap_exp.benchmarking.registry import Method, Operator, Unavailable
 from asap_exp.distillation.report import finite
-from asap_exp.evaluation.latency import Prepare, interleaved_latency
+from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
 from asap_exp.graphs import graphed
 
@@ -32,8 +32,10 @@ SLOW_ROUNDS = 5
 PATIENCE_SECONDS = 1.0
 """A method whose call takes longer is measured on less of the batch."""
 
-Capture = Callable[[Callable[[], Results]], Callable[[], Results]]
+Call = Callable[[], Results]
+Capture = Callable[[Call], Call]
 """From a call to what is timed."""
+Prepare = Callable[[], AbstractContextManager[Call]]
 
 
 class TooSlow(Exception):
@@ -117,21 +119,22 @@ def trial(
             "peak_memory_mib": None,
             "ms": None,
         }
+        part = inputs.first(batch)
         try:
-            return cell, attempt(cell, operator, method, inputs.first(batch), captured)
+            prepare = first_calls(cell, operator, part, captured)
         except Exception as error:
             why_fewer, halvings = too_much(error)
             cell |= failure(error)
+        else:
+            return cell, prepare if gated(cell, prepare, method, part) else None
         free_memory(inputs.q.device)
         if why_fewer is None or batch == 1:
             return cell, None
         batch = max(1, batch >> halvings)
 
 
-def attempt(
-    cell: Cell, operator: Operator, method: Method, inputs: Inputs, captured: Capture
-) -> Prepare | None:
-    """Writes first call, memory and gate into the cell; what to time, None if it is wrong."""
+def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Capture) -> Prepare:
+    """Writes the first call's time and the memory of the second into the cell; what to time."""
     device = inputs.q.device
 
     def call() -> Results:
@@ -146,13 +149,25 @@ def attempt(
         duration = time.perf_counter() - begin
         if duration > PATIENCE_SECONDS and len(inputs.q) > 1:
             raise TooSlow(duration)
-        timed = captured(call)
-        errors = gate_errors(timed(), method.reference, inputs)
+        return within(operator, captured(call))
+
+
+def gated(cell: Cell, prepare: Prepare, method: Method, inputs: Inputs) -> bool:
+    """Whether what is timed is right; if not the cell says why.
+
+    float64 needs the same memory on any batch: where it does not suffice, that is an error.
+    """
+    try:
+        with prepare() as call:
+            errors = gate_errors(call(), method.reference, inputs)
+    except Exception as error:
+        cell |= failure(error)
+        return False
     cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
     if right(errors, inputs.v.dtype):
-        return within(operator, timed)
+        return True
     cell |= {"status": "wrong", "message": wrong_words(errors)}
-    return None
+    return False
 
 
 def scaled(cell: Cell, batch: int) -> Cell:
@@ -172,7 +187,7 @@ def scaled(cell: Cell, batch: int) -> Cell:
     }
 
 
-def first_call(call: Callable[[], Results], device: torch.device) -> float:
+def first_call(call: Call, device: torch.device) -> float:
     """Seconds, compilation and lazy initialisation included."""
     begin = time.perf_counter()
     call()
@@ -181,9 +196,9 @@ def first_call(call: Callable[[], Results], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def within(operator: Operator, call: Callable[[], Results]) -> Prepare:
+def within(operator: Operator, call: Call) -> Prepare:
     @contextmanager
-    def prepare() -> Iterator[Callable[[], Results]]:
+    def prepare() -> Iterator[Call]:
         with operator.context():
             yield call
 
