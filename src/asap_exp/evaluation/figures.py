@@ -22,6 +22,7 @@ COLOURS = {
     "truncated": "#0072B2",
     "control": "#999999",
     "softmax": "#009E73",
+    "espformer": "#CC79A7",
 }
 NAMES = {
     "teacher": "Sinkhorn teacher",
@@ -29,6 +30,7 @@ NAMES = {
     "truncated": "truncated Sinkhorn",
     "control": "controls",
     "softmax": "row softmax",
+    "espformer": "ESPFormer",
 }
 
 
@@ -99,6 +101,7 @@ def point_label(key: str) -> str:
         "control_uniform": "uniform",
         "softmax_swapped": "swapped in",
         "softmax_trained": "trained alike",
+        "espformer_trained": "trained alike",
     }
     return names.get(key, key.replace("truncated_", "T'="))
 
