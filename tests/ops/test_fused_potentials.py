@@ -86,7 +86,7 @@ def test_slices_of_a_head_in_several_programs(dtype, monkeypatch):
 
 
 def test_few_words_a_thread(monkeypatch):
-    monkeypatch.setattr(potentials, "THREAD_BYTES", {4096: 8})
+    monkeypatch.setattr(potentials, "THREAD_BYTES", 8)
     check(inputs_of(64, torch.float16))
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step, starting_dual
 
 ABSORBED_BEYOND = 24.0
-"""|log2| of a scaling."""
+"""|log2| of a scaling, as in `ops.triton.short`."""
 CHECKED_EVERY = 4
-"""Updates."""
+"""Updates, as there."""
 
 
 def absorbed_heads(q: Tensor, k: Tensor, num_iters: int) -> Tensor:
     """`[B, H]`: whether a head of `num_iters` updates from f = 0 absorbs its scalings."""
+    beyond = ABSORBED_BEYOND * math.log(2)
     S = logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
     g = column_step(S, starting_dual(S), None)
     f = row_step(S, g, None)
@@ -29,7 +30,7 @@ def absorbed_heads(q: Tensor, k: Tensor, num_iters: int) -> Tensor:
     absorbed = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
     for t in range(1, num_iters):
         if t % CHECKED_EVERY == 1:
-            far = (farthest(f - kept_f, g - kept_g) > ABSORBED_BEYOND * math.log(2))[..., None]
+            far = (farthest(f - kept_f, g - kept_g) > beyond)[..., None]
             absorbed |= far[..., 0]
             kept_f, kept_g = torch.where(far, f, kept_f), torch.where(far, g, kept_g)
         g = column_step(S, f, None)

@@ -96,14 +96,20 @@ def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor, backend: str) -> Tensor:
     if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
         return softmax_with_bias(q, k, v, g)
-    from asap_exp.ops.triton import forward
+    from asap_exp.ops.triton import forward, inference
     from asap_exp.ops.triton.problem import Problem, unwritten_output
     from asap_exp.ops.triton.tiles import LOG2_E
 
     problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
     out = unwritten_output(q, v)
-    col = g * LOG2_E
-    forward.attention(problem, col, None, out, col, save=False)
+    if inference.takes(problem):
+        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
+        inference.set_dual(problem, queries, None)
+        inference.set_dual(problem, keys, g)
+        inference.attention(problem, queries, keys, out)
+    else:
+        col = g * LOG2_E
+        forward.attention(problem, col, None, out, col, save=False)
     return out
 
 
@@ -112,11 +118,16 @@ def column_pass(q: Tensor, k: Tensor, row_dual: Tensor, backend: str) -> Tensor:
     scale = q.shape[3] ** -0.5
     if implementation(backend, q, no_gradient_of=(q, k)) is reference:
         return column_step(logits(q, k, eps=1.0, scale=scale, mask=None), row_dual, None)
-    from asap_exp.ops.triton import forward
+    from asap_exp.ops.triton import forward, inference
     from asap_exp.ops.triton.problem import Problem
     from asap_exp.ops.triton.tiles import LOG2_E
 
     problem = Problem.of(q, k, k, None, 1, scale)
+    if inference.takes(problem):
+        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
+        inference.set_dual(problem, queries, row_dual)
+        inference.half_step(problem, keys, queries, problem.log2_ratio)
+        return keys.dual / LOG2_E
     g = torch.empty_like(row_dual)
     forward.column_step(problem, row_dual * LOG2_E, None, g)
     return g / LOG2_E

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 from asap_exp.ops.triton.streaming import decay, finite, lowered, place
-from asap_exp.ops.triton.tiles import biased, load_tile, product, store_tile, valid_tokens
+from asap_exp.ops.triton.tiles import (
+    IN_LOG2,
+    biased,
+    exp2_mixed,
+    load_tile,
+    product,
+    store_tile,
+    valid_tokens,
+)
 
 PARTS = 3
 """bfloat16 numbers that hold a float32."""
@@ -43,18 +51,18 @@ def store_parts(parts, dual, index, valid, padded, to_log2):
 # fmt: off
 @triton.jit
 def parts_kernel(
-    start, padding, dual, parts, heads, count, padded, to_log2,
-    BLOCK: tl.constexpr, HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, UNIT: tl.constexpr,
+    natural, padding, dual, parts, heads, count, padded, to_log2,
+    BLOCK: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """`dual` = `start` in units of log 2, 0 without it, and its parts."""
+    """A dual from natural units, 0 without one, to units of log 2 and to parts."""
     blocks = padded // BLOCK
     head = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     valid = valid_tokens(padding, head // heads, i, count, HAS_PADDING)
     f = tl.zeros([BLOCK], tl.float32)
-    if HAS_START:
-        f += tl.load(start + head * count + i, mask=valid, other=0.0) * UNIT
+    if HAS_DUAL:
+        f += tl.load(natural + head * count + i, mask=valid, other=0.0) * IN_LOG2
     tl.store(dual + head * count + i, f, mask=i < count)
     store_parts(parts + head * 3 * padded, f, i, valid, padded, to_log2)
 
@@ -101,6 +109,15 @@ def partial_sums(E, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
     return tl.sum(tl.sum(tl.reshape(E, [BLOCK_X, BLOCK_Y // 8, 4, 2]), 3), 1)
 
 
+@triton.jit
+def row_sums(E, OPERAND: tl.constexpr):
+    """Sums of E as it is rounded where it meets the values, in each of 16 columns.
+
+    So a row with one entry that counts gives that value unchanged.
+    """
+    return product(E, tl.full([E.shape[1], 16], 1.0, OPERAND), OPERAND, "ieee")
+
+
 # fmt: off
 @triton.jit
 def half_step_kernel(
@@ -133,7 +150,7 @@ def half_step_kernel(
             x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
             D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
         )  # fmt: skip
-        totals += partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
+        totals += partial_sums(exp2_mixed(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
     total = tl.sum(totals, 1)
     if far_off(total, valid_i, tl.float32):
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)
@@ -190,7 +207,7 @@ def attention_kernel(
     v += b * v_b + h * v_h
     parts += head * 3 * padded_m
     shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
-    totals = tl.zeros([BLOCK_N, 4], tl.float32)
+    totals = tl.zeros([BLOCK_N, 16], tl.float32)
     values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for first in range(0, m, BLOCK_M):
         S = logits(
@@ -198,14 +215,14 @@ def attention_kernel(
             D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
         )  # fmt: skip
         E = tl.exp2(biased(S, to_log2, shift[:, None]))
-        totals += partial_sums(E, BLOCK_N, BLOCK_M)
+        totals += row_sums(E, V_OPERAND)
         j = first + tl.arange(0, BLOCK_M)
         v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, EVEN)
         values += product(E, v_tile, V_OPERAND, PRECISION)
-    total = tl.sum(totals, 1)
+    total = tl.max(totals, 1)
     if far_off(total, valid_i, tl.float32):
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
-        total = tl.zeros([BLOCK_N], tl.float32)
+        totals = tl.zeros([BLOCK_N, 16], tl.float32)
         values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         for first in range(0, m, BLOCK_M):
             S = logits(
@@ -213,13 +230,14 @@ def attention_kernel(
                 D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
             )  # fmt: skip
             lower = lowered(shift, S * to_log2)
-            total *= decay(shift, lower)
+            totals *= decay(shift, lower)[:, None]
             values *= decay(shift, lower)[:, None]
             shift = lower
             E = tl.exp2(biased(S, to_log2, finite(shift)[:, None]))
-            total += tl.sum(E, 1)
+            totals += row_sums(E, V_OPERAND)
             j = first + tl.arange(0, BLOCK_M)
             v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, EVEN)
             values += product(E, v_tile, V_OPERAND, PRECISION)
+        total = tl.max(totals, 1)
     values = tl.where(valid_i[:, None], values / total[:, None], 0.0)
     store_tile(out + b * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from asap_exp.ops.triton import folded, whole_head
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
-from asap_exp.ops.triton.tiles import LOG2_E, block
+from asap_exp.ops.triton.tiles import block
 
-SHORT_TOKENS = 64
+SHORT_TOKENS = 128
 """Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
 
 WHOLE_HEAD_KEYS = 256
@@ -38,7 +38,9 @@ def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
     wide = max(p.q.shape[3], p.v.shape[3]) > 64
-    launch = by_heads if p.m <= WHOLE_HEAD_KEYS and not wide else in_passes
+    # One launch saves an exponential an update; a closure alone is as fast in two.
+    whole = p.num_iters > 1 and p.m <= WHOLE_HEAD_KEYS and not wide
+    launch = by_heads if whole else in_passes
     launch(p, start, out)
 
 
@@ -52,14 +54,14 @@ def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
         p.q, p.k, p.v, start, p.padding, rows, sums, parts, out, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
         **p.values, BLOCK_N=BLOCK_QUERIES, BLOCK_M=size,
-        HAS_START=start is not None, num_warps=4,
+        HAS_START=start is not None, num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
 class Side:
     """Queries or keys and their dual, in units of log 2 and in the matrix units' parts."""
 
-    def __init__(self, problem: Problem, tokens: Tensor) -> None:
+    def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
         batch, heads, self.count, _ = tokens.shape
         self.padded = triton.cdiv(self.count, PADDED_TO) * PADDED_TO
@@ -80,8 +82,8 @@ PADDED_TO = 128
 
 def in_passes(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     p = problem
-    queries, keys = Side(p, p.q), Side(p, p.k)
-    set_start(p, queries, start)
+    queries, keys = Side(p.q), Side(p.k)
+    set_dual(p, queries, start)
     half_step(p, keys, queries, p.log2_ratio)
     for _ in range(1, p.num_iters):
         half_step(p, queries, keys, 0.0)
@@ -89,14 +91,14 @@ def in_passes(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     attention(p, queries, keys, out)
 
 
-def set_start(problem: Problem, queries: Side, start: Tensor | None) -> None:
-    """f^0 as the queries' dual."""
+def set_dual(problem: Problem, side: Side, dual: Tensor | None) -> None:
+    """`dual` (natural units; None for zeros) as the side's."""
     p = problem
-    folded.parts_kernel[(p.programs * triton.cdiv(queries.padded, PADDED_TO),)](
-        start, p.padding, queries.dual, queries.parts,
-        p.heads, p.n, queries.padded, p.to_log2,
-        BLOCK=PADDED_TO, HAS_START=start is not None, HAS_PADDING=p.padding is not None,
-        UNIT=LOG2_E, num_warps=1,
+    folded.parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
+        dual, p.padding, side.dual, side.parts,
+        p.heads, side.count, side.padded, p.to_log2,
+        BLOCK=PADDED_TO, HAS_DUAL=dual is not None, HAS_PADDING=p.padding is not None,
+        num_warps=1,
     )  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def half_step(problem: Problem, x: Side, y: Side, log2_ratio: float) -> None:
 
 
 def attention(problem: Problem, queries: Side, keys: Side, out: Tensor) -> None:
-    """out = softmax_j(S + g) v; the queries' dual, f^(T-1), is about minus the log of the sums."""
+    """out = softmax_j(S + g) v; the queries' dual is about minus the log of the sums."""
     p = problem
     n_block, m_block, warps = p.tile
     folded.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](

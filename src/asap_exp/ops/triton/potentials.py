@@ -9,7 +9,7 @@ are a few floats per token and slice, nothing of size n x m.
 What is sorted are integers: a projection, mapped so that the order stays, with its token's index
 in the low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32, of which the index
 takes ceil(log2 n) off the projection's end: a relative error of at most 4e-6 at n = 64, 6e-5 at
-1024 and 2.4e-4 at 4096.
+1024.
 """
 
 import torch
@@ -31,14 +31,14 @@ from asap_exp.ops.triton.tiles import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-SORTED_TOKENS = 4096
-"""Up to so many tokens, one program sorts a slice."""
+SORTED_TOKENS = 1024
+"""Up to so many tokens, one program sorts a slice; a longer network takes a minute to compile."""
 
 PROGRAM_BYTES = 8 * 1024
 """What one program sorts at a time; a single slice may be more."""
 
-THREAD_BYTES = {512: 64, SORTED_TOKENS: 128}
-"""What one thread holds of it, up to so many tokens."""
+THREAD_BYTES = 64
+"""What one thread holds of it."""
 
 PROJECTED_TOKENS = 64
 """So many tokens are projected by one program."""
@@ -226,8 +226,7 @@ def _sort(
         return
     size = block(n)
     together = _slices_together(slices, n, dtype)
-    thread_bytes = next(some for tokens, some in THREAD_BYTES.items() if n <= tokens)
-    held = min(thread_bytes // _word_bytes(dtype), size // 8)
+    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
         projections, mask_bytes(padding), weight, phi, shares,
         heads, n, slices,

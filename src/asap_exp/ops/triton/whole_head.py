@@ -10,10 +10,11 @@ lie between 1 / m and n, because the step before normalised the other side.
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.folded import far_off, partial_sums, store_parts
+from asap_exp.ops.triton.folded import far_off, partial_sums, row_sums, store_parts
 from asap_exp.ops.triton.tiles import (
     IN_LOG2,
     biased,
+    exp2_mixed,
     load_tile,
     product,
     store_tile,
@@ -183,7 +184,7 @@ def forward_kernel(
                 f = row_shift(S, to_log2)
             else:
                 f = tl.load(rows + i, mask=valid_i, other=float("-inf"))
-            E = tl.exp2(biased(S, to_log2, f[:, None]))
+            E = exp2_mixed(biased(S, to_log2, f[:, None]))
             total = tl.sum(partial_sums(E, BLOCK_N, BLOCK_M), 1)
             tl.store(rows + i, f - tl.log2(total), mask=valid_i)
             columns += weighted_columns(E, tl.where(valid_i, 1.0 / total, 0.0))
@@ -198,7 +199,7 @@ def forward_kernel(
         valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
         S = block_logits(q, k_tile, dual, i, valid_i, q_n, D, BLOCK_D, OPERAND, PRECISION)
         E = tl.exp2(biased(S, to_log2, row_shift(S, to_log2)[:, None]))
-        total = tl.sum(partial_sums(E, BLOCK_N, BLOCK_M), 1)
+        total = tl.max(row_sums(E, V_OPERAND), 1)
         values = product(E, v_tile, V_OPERAND, PRECISION)
         values = tl.where(valid_i[:, None], values / total[:, None], 0.0)
         store_tile(out, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
