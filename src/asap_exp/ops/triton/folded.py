@@ -17,7 +17,6 @@ from asap_exp.ops.triton.streaming import decay, finite, lowered, place
 from asap_exp.ops.triton.tiles import (
     IN_LOG2,
     biased,
-    exp2_mixed,
     load_tile,
     product,
     store_tile,
@@ -150,7 +149,7 @@ def half_step_kernel(
             x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
             D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
         )  # fmt: skip
-        totals += partial_sums(exp2_mixed(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
+        totals += partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
     total = tl.sum(totals, 1)
     if far_off(total, valid_i, tl.float32):
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)

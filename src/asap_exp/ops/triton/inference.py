@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from asap_exp.ops.triton import folded, whole_head
+from asap_exp.ops.triton.forward import RESIDENT_KEYS
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
 from asap_exp.ops.triton.tiles import block
 
@@ -29,6 +30,8 @@ SMALLEST_SLOPE = 1e-9
 def takes(problem: Problem) -> bool:
     """Whether these launches are for these inputs."""
     p = problem
+    if p.num_iters > 1 and WHOLE_HEAD_KEYS < p.m <= RESIDENT_KEYS:
+        return False  # one exponential an update, as `forward` has it, is faster
     long = max(p.n, p.m) > SHORT_TOKENS
     in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
     return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE

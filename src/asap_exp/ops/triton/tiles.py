@@ -76,42 +76,6 @@ def exponent(S, to_log2, g, f):
 
 
 @triton.jit
-def exp2_mixed(x):
-    """2^x in float32, three of four by the special-function unit, which they keep busy alone.
-
-    The fourth is 2^r with r in [-1/2, 1/2], a polynomial right to 1e-4 relative, times a power of
-    two put into its exponent. For sums whose terms need no more.
-    """
-    if BY_INTERPRETER:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .f32 x, n, r, p;
-        .reg .b32 e;
-        ex2.approx.ftz.f32 $0, $4;
-        ex2.approx.ftz.f32 $1, $5;
-        ex2.approx.ftz.f32 $2, $6;
-        max.f32 x, $7, 0fC2F80000;
-        add.rn.f32 n, x, 0f4B400000;
-        sub.rn.f32 r, n, 0f4B400000;
-        sub.rn.f32 r, x, r;
-        fma.rn.f32 p, r, 0f3D635847, 0f3E75FDF0;
-        fma.rn.f32 p, p, r, 0f3F31721A;
-        fma.rn.f32 p, p, r, 0f3F800000;
-        mov.b32 e, n;
-        shl.b32 e, e, 23;
-        mov.b32 $3, p;
-        add.s32 $3, $3, e;
-        }""",
-        "=r,=r,=r,=r,r,r,r,r",
-        [x],
-        dtype=tl.float32,
-        is_pure=True,
-        pack=4,
-    )
-
-
-@triton.jit
 def moved(scaling, valid):
     """log2 of a scaling, 0 where not valid."""
     return tl.where(valid, tl.log2(scaling), 0.0)

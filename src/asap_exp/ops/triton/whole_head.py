@@ -14,7 +14,6 @@ from asap_exp.ops.triton.folded import far_off, partial_sums, row_sums, store_pa
 from asap_exp.ops.triton.tiles import (
     IN_LOG2,
     biased,
-    exp2_mixed,
     load_tile,
     product,
     store_tile,
@@ -184,7 +183,7 @@ def forward_kernel(
                 f = row_shift(S, to_log2)
             else:
                 f = tl.load(rows + i, mask=valid_i, other=float("-inf"))
-            E = exp2_mixed(biased(S, to_log2, f[:, None]))
+            E = tl.exp2(biased(S, to_log2, f[:, None]))
             total = tl.sum(partial_sums(E, BLOCK_N, BLOCK_M), 1)
             tl.store(rows + i, f - tl.log2(total), mask=valid_i)
             columns += weighted_columns(E, tl.where(valid_i, 1.0 / total, 0.0))
