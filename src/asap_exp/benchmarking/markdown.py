@@ -96,6 +96,34 @@ def benchmark_markdown(records: list[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+SUMMARY = {
+    "flash softmax": "flash",
+    "attention pass with a key bias": "attention_pass",
+    "closure": "closure",
+    "ASAP, 8 slices + query features": "asap_8",
+    "T = 3, fused": "sinkhorn_3",
+    "T = 20, fused": "sinkhorn_20",
+    "T = 20, eager": "sinkhorn_eager_20",
+}
+"""The columns of the README's table, by method."""
+
+
+def summary_lines(records: list[Record]) -> list[str]:
+    """The README's table: forward passes on a GPU at all lengths, of random inputs and recorded."""
+    lines = [
+        row_line(["ms (ratio to flash softmax)", *SUMMARY]),
+        row_line(["---", *["---:"] * len(SUMMARY)]),
+    ]
+    for record in records:
+        if record["mode"] == "forward" and record["manifest"]["hardware"]["gpu"]:
+            kind = record["inputs"]["kind"]
+            for row in record["rows"]:
+                found = {cell["method"]: time_cell(cell) for cell in row["cells"]}
+                times = [found.get(method, "") for method in SUMMARY.values()]
+                lines.append(row_line([f"n = {row['n']}, {kind} inputs", *times]))
+    return lines
+
+
 def section(record: Record) -> str:
     manifest = record["manifest"]
     versions = manifest["versions"]
