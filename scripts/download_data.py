@@ -2,7 +2,8 @@
 
 Usage: python scripts/download_data.py FOLDER [NAME ...]        (no NAME: every data set)
 
-FOLDER/NAME/train-00000-of-0000K.parquet and FOLDER/NAME/test.parquet, as the hub has them.
+FOLDER/NAME/train-00000-of-0000K.parquet and FOLDER/NAME/test.parquet, as the hub has them; the
+folders of text data sets have the hub's names, such as ag_news.
 Then: export ASAP_EXP_DATA=FOLDER. A data set that is already there is left alone.
 """
 
@@ -10,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from asap_exp.data.catalog import IMAGE_DATASETS, ImageDataset, image_dataset
-from asap_exp.data.sources import SPLITS, Unavailable, parquet_files, require_reachable
+from asap_exp.data.catalog import DATASETS, Dataset, known
+from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
 from asap_exp.errors import UserError
 from asap_exp.files import write_atomically
 
@@ -20,7 +21,7 @@ HUB = "https://huggingface.co"
 
 
 def main() -> None:
-    available = [dataset.name for dataset in IMAGE_DATASETS.values() if dataset.hub]
+    available = [dataset.name for dataset in DATASETS.values() if dataset.hub]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,16 +30,16 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         for name in arguments.names or available:
-            download(image_dataset(name), arguments.folder)
+            download(known(name, DATASETS), arguments.folder)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def download(dataset: ImageDataset, root: Path) -> None:
+def download(dataset: Dataset, root: Path) -> None:
     if dataset.hub is None:
         raise UserError(f"{dataset.name} is embedded and needs no download")
-    for split in SPLITS:
-        folder = root / dataset.name
+    for split in dataset.rows:
+        folder = root / dataset.folders[0]
         if parquet_files(folder, split):
             print(f"{dataset.name} {split}: already in {folder}")
             continue
@@ -49,16 +50,16 @@ def download(dataset: ImageDataset, root: Path) -> None:
         fetch(dataset.hub, split, folder)
 
 
-def fetch(hub: str, split: str, folder: Path) -> None:
+def fetch(hub: tuple[str, ...], split: str, folder: Path) -> None:
     import datasets
 
-    rows = datasets.load_dataset(hub, split=split)
+    rows = datasets.load_dataset(*hub, split=split)
     shards = -(-len(rows) // ROWS_PER_FILE)
     for number in range(shards):
         name = f"{split}-{number:05d}-of-{shards:05d}" if shards > 1 else split
         part = rows.shard(shards, number, contiguous=True)
         write_atomically(folder / f"{name}.parquet", lambda path, part=part: part.to_parquet(path))
-    print(f"{hub} {split}: {len(rows)} rows in {folder}")
+    print(f"{hub[0]} {split}: {len(rows)} rows in {folder}")
 
 
 if __name__ == "__main__":

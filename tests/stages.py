@@ -1,4 +1,4 @@
-"""Stages on a model that trains in a second: two layers, T = 4, a few batches of digits."""
+"""Stages on a model that trains in a second: two layers, T = 4, few batches."""
 
 from pathlib import Path
 
@@ -30,6 +30,23 @@ TINY = (
     "trainer.limit_train_batches=4",
     "callbacks.diagnostic_samples=8",
 )
+TINY_TEXT = (
+    "logger=csv",
+    "callbacks.progress_bar=false",
+    "model.dim=16",
+    "model.heads=2",
+    "model.depth=2",
+    "data.vocab_size=400",
+    "data.max_length=48",
+    "data.length_multiple=16",
+    "data.batch_tokens=768",
+    "recipe.batch_size=16",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+    "recipe.lr=3e-3",
+    "callbacks.diagnostic_samples=8",
+    "trainer.cpu_threads=1",
+)
 SINKHORN = ("attention=sinkhorn", "attention.num_iters=4")
 CALIBRATION = (
     "logger=csv",
@@ -58,15 +75,26 @@ BENCHMARK = (
 
 
 def train_config(
-    results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN
+    results: Path,
+    *overrides: str,
+    attention: tuple[str, ...] = SINKHORN,
+    tiny: tuple[str, ...] = TINY,
 ) -> TrainConfig:
     return compose(
-        "train", [*TINY, *attention, f"paths.results={results}", *overrides], TrainConfig
+        "train", [*tiny, *attention, f"paths.results={results}", *overrides], TrainConfig
     )
 
 
 def run_train(results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN) -> Run:
     return train(train_config(results, *overrides, attention=attention))
+
+
+def run_text(
+    results: Path, root: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN
+) -> Run:
+    """A run on the data sets below `root`; `overrides` name the task."""
+    where = (f"data.root={root}", f"data.cache={root / 'cache'}")
+    return train(train_config(results, *where, *overrides, attention=attention, tiny=TINY_TEXT))
 
 
 def run_distill(results: Path, *overrides: str) -> Path:

@@ -49,8 +49,15 @@ OPTIONS = sorted(
 )
 
 
+def task_of(option):
+    """Data and model are of one kind: a file is tried with the task of its name."""
+    option = option.replace("wikitext_excerpt", "wikitext")
+    return option if (conf_dir() / "task" / f"{option}.yaml").is_file() else "digits"
+
+
 def composed(stage, *overrides):
-    required = ["task=digits"] if stage == "train" else []
+    named = any(override.startswith("task=") for override in overrides)
+    required = ["task=digits"] if stage == "train" and not named else []
     return compose(stage, [*required, *overrides], SCHEMAS[stage])
 
 
@@ -62,8 +69,8 @@ def refused(stage, *overrides):
 
 
 @cache
-def complete(stage):
-    return OmegaConf.create(asdict(composed(stage)))
+def complete(stage, *overrides):
+    return OmegaConf.create(asdict(composed(stage, *overrides)))
 
 
 def leaves(tree, prefix=""):
@@ -103,7 +110,7 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, op
     # An experiment names its own task.
     with_task = stage == "train" and group not in ("task", "experiment")
     if with_task:
-        overrides.append("task=digits")
+        overrides.append(f"task={task_of(option)}")
     if stage == "benchmark":
         overrides.append("inputs=recorded")
     values = dict(leaves(asdict(compose(stage, overrides, SCHEMAS[stage]))))
@@ -326,6 +333,68 @@ def test_value_out_of_range_is_refused_with_the_range(stage, override, allowed):
     message = str(error.value)
     assert message.startswith(f"{key}={value.strip('[]').split(',')[-1]} is not allowed")
     assert message.endswith(allowed)
+
+
+# Each override of task=imdb is out of its range; the words say what is allowed.
+BAD_TEXT_VALUES = {
+    "data.objective=causal": "classification, mlm",
+    "data.split=official": "standard, pooled",
+    "data.layout=packed": "texts, blocks",
+    "data.max_length=1": "at least 2",
+    "data.truncation=tail": "head, ends",
+    "data.vocab_size=256": "at least 320",
+    "data.batch_tokens=511": "at least 512",
+    "data.length_multiple=0": "at least 1",
+    "data.mask_share=1.0": "at least 0 and below 1",
+    "data.mask_seed=-1": "at least 0",
+    "data.val_fraction=0.0": "above 0 and below 1",
+    "model.positions=rotary": "learned, sinusoidal, frozen_noise",
+    "model.pooling=last": "mean, max, cls, max_padded",
+    "model.norm=both": "pre, post",
+    "model.activation=swish": "gelu, relu",
+    "model.dim=0": "at least 1",
+    "recipe.lr_drop_epoch=12": "at least 1 and below 12",
+}
+
+
+@pytest.mark.parametrize(("override", "allowed"), BAD_TEXT_VALUES.items())
+def test_value_of_a_text_task_out_of_range_is_refused_with_the_range(override, allowed):
+    given = OmegaConf.merge(complete("train", "task=imdb"), OmegaConf.from_dotlist([override]))
+    with pytest.raises(UserError) as error:
+        parse(given, TrainConfig)
+    assert str(error.value).startswith(f"{override} is not allowed")
+    assert str(error.value).endswith(allowed)
+
+
+def test_masked_language_model_needs_masks():
+    assert "data.mask_share=0.0" in refused(
+        "train", "task=imdb", "data.objective=mlm", "data.mask_share=0"
+    )
+    assert composed("train", "task=imdb", "data.mask_share=0").data.mask_share == 0
+
+
+def test_blocks_have_no_class():
+    assert "needs data.objective=mlm" in refused("train", "task=imdb", "data.layout=blocks")
+
+
+def test_causal_model_is_refused():
+    message = refused("train", "task=imdb", "model.causal=true")
+    assert "Causal models have no doubly-stochastic plan with uniform marginals" in message
+
+
+def test_key_of_the_other_kind_of_data_is_refused():
+    texts = OmegaConf.merge(complete("train", "task=imdb"), {"data": {"image_size": 8}})
+    with pytest.raises(UserError, match=r"data\.image_size=8: there is no key"):
+        parse(texts, TrainConfig)
+    images = OmegaConf.merge(complete("train"), {"data": {"max_length": 8}})
+    with pytest.raises(UserError, match=r"data\.max_length=8: there is no key"):
+        parse(images, TrainConfig)
+
+
+def test_unknown_model_is_refused_with_those_there_are():
+    given = OmegaConf.merge(complete("train"), {"model": {"name": "mixer"}})
+    with pytest.raises(UserError, match=r"model\.name=mixer is not allowed.*vit, encoder"):
+        parse(given, TrainConfig)
 
 
 # Values on the closed ends of their ranges, given all at once.

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from asap_exp.attention import ATTENTIONS, attention_options
-from asap_exp.errors import UserError
+from asap_exp.config import TRAIN_SCHEMAS, TrainConfig
+from asap_exp.errors import UserError, check_choice
 
 Schema = TypeVar("Schema")
 
@@ -41,6 +42,7 @@ def parse(config: DictConfig, schema: type[Schema]) -> Schema:
     """`config` as a `schema`; UserError names the key, the value and what is allowed."""
     plain = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     config = OmegaConf.create(plain, flags={"allow_objects": True})
+    schema = concrete(schema, config)
     check_known_keys(config, schema, "")
     try:
         OmegaConf.resolve(config)
@@ -65,6 +67,15 @@ def parse(config: DictConfig, schema: type[Schema]) -> Schema:
         raise UserError(str(error).splitlines()[0]) from error
 
 
+def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
+    """Of a training configuration, the schema of its kind of model."""
+    if schema is not TrainConfig:
+        return schema
+    name = OmegaConf.select(config, "model.name")
+    check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
+    return cast(type[Schema], TRAIN_SCHEMAS[name])
+
+
 def check_override_keys(overrides: Sequence[str], schema: type) -> None:
     """Refuses `key=`, `+key=` and `++key=` alike where no stage configuration has that key.
 
@@ -76,7 +87,18 @@ def check_override_keys(overrides: Sequence[str], schema: type) -> None:
         key = override.key_or_group
         if override.is_delete() or key.startswith("hydra") or key.split("@")[0] in groups:
             continue
-        check_key(key, override.value(), schema)
+        check_override_key(key, override.value(), schema)
+
+
+def check_override_key(key: str, value: Any, schema: type) -> None:
+    """Before the kind of model is known, a key of any kind passes."""
+    refusals = []
+    for kind in TRAIN_SCHEMAS.values() if schema is TrainConfig else (schema,):
+        try:
+            return check_key(key, value, kind)
+        except UserError as refusal:
+            refusals.append(refusal)
+    raise max(refusals, key=lambda refusal: "Did you mean" in str(refusal))
 
 
 def check_known_keys(config: DictConfig, schema: type, prefix: str) -> None:

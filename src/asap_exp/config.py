@@ -55,24 +55,73 @@ class DataLocation:
 
 @dataclass
 class DataConfig(DataLocation):
+    """`val_fraction` null: the validation split that the data set itself has."""
+
     name: str
-    image_size: int
-    val_fraction: float
+    val_fraction: float | None
     split_seed: int
     train_on: str
-    augment: AugmentConfig
 
     def __post_init__(self) -> None:
-        check_range("data.image_size", self.image_size, minimum=1)
-        check_range("data.val_fraction", self.val_fraction, above=0, below=1)
+        if self.val_fraction is not None:
+            check_range("data.val_fraction", self.val_fraction, above=0, below=1)
         check_range("data.split_seed", self.split_seed, minimum=0)
         check_choice("data.train_on", self.train_on, ("train", "train+val"))
 
 
 @dataclass
+class ImageDataConfig(DataConfig):
+    image_size: int
+    augment: AugmentConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("data.image_size", self.image_size, minimum=1)
+
+
+@dataclass
+class TextDataConfig(DataConfig):
+    objective: str
+    split: str
+    layout: str
+    max_length: int
+    truncation: str
+    vocab_size: int
+    lowercase: bool
+    batch_tokens: int
+    length_multiple: int
+    mask_share: float
+    mask_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("data.objective", self.objective, ("classification", "mlm"))
+        check_choice("data.split", self.split, ("standard", "pooled"))
+        check_choice("data.layout", self.layout, ("texts", "blocks"))
+        check_range("data.max_length", self.max_length, minimum=2)
+        check_choice("data.truncation", self.truncation, ("head", "ends"))
+        check_range("data.vocab_size", self.vocab_size, minimum=320)
+        check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
+        check_range("data.length_multiple", self.length_multiple, minimum=1)
+        check_range("data.mask_share", self.mask_share, minimum=0, below=1)
+        check_range("data.mask_seed", self.mask_seed, minimum=0)
+        if self.objective == "mlm":
+            check_range("data.mask_share", self.mask_share, above=0, below=1)
+        elif self.layout == "blocks":
+            raise UserError(
+                "data.layout=blocks joins texts, so that they have no class of their own; "
+                "it needs data.objective=mlm"
+            )
+
+    @property
+    def masked(self) -> bool:
+        """Whether masked tokens are predicted, rather than a class a text."""
+        return self.objective == "mlm"
+
+
+@dataclass
 class ModelConfig:
     name: str
-    patch_size: int
     dim: int
     depth: int
     heads: int
@@ -82,12 +131,42 @@ class ModelConfig:
     dropout: float
 
     def __post_init__(self) -> None:
-        check_choice("model.name", self.name, ("vit",))
-        for key in ("patch_size", "dim", "depth", "heads"):
+        for key in ("dim", "depth", "heads"):
             check_range(f"model.{key}", getattr(self, key), minimum=1)
         check_range("model.mlp_ratio", self.mlp_ratio, above=0)
         check_range("model.drop_path", self.drop_path, minimum=0, below=1)
         check_range("model.dropout", self.dropout, minimum=0, below=1)
+
+
+@dataclass
+class ViTConfig(ModelConfig):
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("model.patch_size", self.patch_size, minimum=1)
+
+
+@dataclass
+class EncoderConfig(ModelConfig):
+    positions: str
+    pooling: str
+    norm: str
+    activation: str
+    head_softmax: bool
+    causal: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("model.positions", self.positions, ("learned", "sinusoidal", "frozen_noise"))
+        check_choice("model.pooling", self.pooling, ("mean", "max", "cls", "max_padded"))
+        check_choice("model.norm", self.norm, ("pre", "post"))
+        check_choice("model.activation", self.activation, ("gelu", "relu"))
+        if self.causal:
+            raise UserError(
+                "model.causal=true is refused. Causal models have no doubly-stochastic plan with "
+                "uniform marginals; choose model.causal=false and data.objective=mlm"
+            )
 
 
 @dataclass
@@ -116,6 +195,16 @@ class RecipeConfig:
         if self.ema_decay is not None:
             check_range("recipe.ema_decay", self.ema_decay, above=0, below=1)
         check_choice("recipe.keep", self.keep, ("best", "last"))
+
+
+@dataclass
+class TextRecipeConfig(RecipeConfig):
+    lr_drop_epoch: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_drop_epoch is not None:
+            check_range("recipe.lr_drop_epoch", self.lr_drop_epoch, minimum=1, below=self.epochs)
 
 
 @dataclass
@@ -178,6 +267,12 @@ class TrainConfig:
     paths: PathsConfig
     seed: int
     resume: str
+    init_from: str | None = None
+
+    @property
+    def masked_tokens(self) -> bool:
+        """Whether it is a masked language model, rather than a classifier."""
+        return False
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, minimum=0, maximum=2**32 - 1)
@@ -189,9 +284,30 @@ class TrainConfig:
             )
         if self.data.train_on == "train+val" and self.recipe.keep == "best":
             raise UserError(
-                "data.train_on=train+val leaves no validation images to choose the best epoch by; "
+                "data.train_on=train+val leaves no validation rows to choose the best epoch by; "
                 "set recipe.keep=last"
             )
+
+
+@dataclass
+class ImageTrainConfig(TrainConfig):
+    data: ImageDataConfig
+    model: ViTConfig
+
+
+@dataclass
+class TextTrainConfig(TrainConfig):
+    data: TextDataConfig
+    model: EncoderConfig
+    recipe: TextRecipeConfig
+
+    @property
+    def masked_tokens(self) -> bool:
+        return self.data.masked
+
+
+TRAIN_SCHEMAS: dict[str, type[TrainConfig]] = {"vit": ImageTrainConfig, "encoder": TextTrainConfig}
+"""By `model.name`: each kind of model has keys of its own for itself and for its data."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "datasets",
+    "tokenizers",
     "numpy",
     "scikit-learn",
     "safetensors",

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from asap_exp.attention import SinkhornAttention, attention_class
 from asap_exp.composing import parse
 from asap_exp.config import PathsConfig, TrainConfig
 from asap_exp.errors import UserError
@@ -60,17 +61,30 @@ def short_hash(value: Any) -> str:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a configuration that decides what is computed; the seed is beside it."""
-    return without(asdict(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
+    return without(plain(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
 
 
-def recipe_hash(config: TrainConfig) -> str:
-    """Equal for runs that differ in their attention alone: same data, model, recipe and budget."""
-    return short_hash(without(identity(config), ("attention",)))
+def plain(config: Any) -> dict[str, Any]:
+    """As a nested dict; without `init_from` where weights are fresh, which needs no word."""
+    tree = asdict(config)
+    return tree if tree.get("init_from") else without(tree, ("init_from",))
+
+
+def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
+    """Equal for runs that differ in their attention alone: same data, model, recipe and budget.
+
+    Where weights come from an `initial` run, that holds for it too.
+    """
+    recipe = without(identity(config), ("attention", "init_from"))
+    if initial is not None:
+        same = initial.config.attention["name"] == config.attention["name"]
+        recipe["initial"] = {"recipe": initial.manifest["recipe_hash"], "same_attention": same}
+    return short_hash(recipe)
 
 
 def public_config(config: Any) -> dict[str, Any]:
     """A configuration as a record shows it: no folder of one machine."""
-    return without(asdict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
 
 
 def run_directory(config: TrainConfig) -> Path:
@@ -204,11 +218,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         check_teacher(run, task)
         print(f"Teacher: {run.path}")
         return run
-    finished = [
-        run
-        for run in all_runs(paths, task)
-        if run.finished and run.config.attention["name"] == "sinkhorn"
-    ]
+    finished = [run for run in all_runs(paths, task) if run.finished and has_dual(run.config)]
     if not finished:
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
@@ -217,6 +227,11 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     run = max(finished, key=lambda run: run.manifest["ended"])
     print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
     return run
+
+
+def has_dual(config: TrainConfig) -> bool:
+    """Whether its attention is Sinkhorn's, of one kind or the other."""
+    return issubclass(attention_class(config.attention["name"]), SinkhornAttention)
 
 
 def check_teacher(run: Run, task: str | None) -> None:
@@ -231,10 +246,21 @@ def check_teacher(run: Run, task: str | None) -> None:
             f"{run.path} holds no finished teacher; finish it with the command in its "
             "manifest.json (resume=auto continues it)"
         )
-    if config.attention["name"] != "sinkhorn":
+    if not has_dual(config):
         raise UserError(
             f"{run.path} was trained with attention={config.attention['name']}; "
             "only a Sinkhorn teacher has a dual to distill"
+        )
+
+
+def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
+    """Refuses data whose token ids mean other tokens than those that `run` was trained on."""
+    here, there = data.get("tokenizer_sha256"), run.manifest["data"].get("tokenizer_sha256")
+    if here != there:
+        raise UserError(
+            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
+            f"data ({str(here)[:8]}...): token ids mean other tokens. Both need the same "
+            "data.name, data.vocab_size and data.lowercase"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tiny CIFAR data sets as the hub and local folders have them: Parquet files with a schema."""
+"""Tiny data sets as the hub and local folders have them: Parquet files with a schema."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from asap_exp.data.catalog import ImageDataset
+from asap_exp.data.catalog import ImageDataset, TextDataset
 
 
 def make_pixels(rows: int, seed: int = 0) -> np.ndarray:
@@ -41,6 +41,23 @@ def write_parquet(
     if dataset.name == "cifar100":
         columns["coarse_label"] = [label % 20 for label in labels]
         features["coarse_label"] = datasets.ClassLabel(num_classes=20)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    rows.to_parquet(str(file))
+
+
+def write_texts(
+    file: Path, dataset: TextDataset, texts: list[str], labels: list[int] | None = None
+) -> None:
+    """A split of a text data set, with the columns and types of the hub's."""
+    columns: dict = {dataset.text_column: texts}
+    features = {dataset.text_column: datasets.Value("string")}
+    if dataset.num_classes:
+        columns[dataset.label_column] = labels
+        features[dataset.label_column] = datasets.ClassLabel(num_classes=dataset.num_classes)
+    if dataset.name == "dbpedia":
+        columns["title"] = ["A title"] * len(texts)
+        features["title"] = datasets.Value("string")
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     rows.to_parquet(str(file))

@@ -7,7 +7,7 @@ import torch
 from asap_exp.data import ImageDataModule
 from asap_exp.data import images as images_module
 from asap_exp.data.catalog import IMAGE_DATASETS
-from asap_exp.data.sources import DIGITS_TEST_ROWS, Images, fingerprint
+from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
 from asap_exp.errors import UserError
 
 from ..fake_runs import train_config
@@ -229,9 +229,9 @@ def test_identity_says_which_images_they_were(loaded):
     assert data.identity["train_on"] == "train"
     assert data.identity["source"] == "numbered train"
     assert (data.identity["train_rows"], data.identity["val_rows"]) == (ROWS - 29, 29)
-    assert data.identity["train_sha256"] == fingerprint(numbered("train"))
+    assert data.identity["train_sha256"] == numbered("train").fingerprint()
     data.test_dataloader(max_rows=5)
-    assert data.identity["test_sha256"] == fingerprint(numbered("test")), "of the whole split"
+    assert data.identity["test_sha256"] == numbered("test").fingerprint(), "of the whole split"
     assert data.identity["source"] == "numbered train"
 
     everything = module("data.train_on=train+val").identity

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, image_dataset
-from asap_exp.data.sources import Images, Unavailable, fingerprint, load_images, require_reachable
+from asap_exp.data.sources import Images, Unavailable, load_images, require_reachable
 from asap_exp.errors import UserError
 
 from .parquet import make_pixels, write_parquet
@@ -80,8 +80,8 @@ def test_digits_splits_are_a_partition_by_class():
 
 def test_digits_split_never_changes():
     # Records made at different times are comparable only while these hold.
-    assert fingerprint(load_images(DIGITS, "train", None, None)).startswith("22cf2c29352c90f8")
-    assert fingerprint(load_images(DIGITS, "test", None, None)).startswith("16b14be4b5e828ed")
+    assert load_images(DIGITS, "train", None, None).fingerprint().startswith("22cf2c29352c90f8")
+    assert load_images(DIGITS, "test", None, None).fingerprint().startswith("16b14be4b5e828ed")
 
 
 def test_digits_statistics_are_those_of_the_training_split():
@@ -93,15 +93,15 @@ def test_digits_statistics_are_those_of_the_training_split():
 def test_fingerprint_depends_on_pixels_labels_and_order_but_not_on_the_source():
     pixels = channels_first(make_pixels(3))
     labels = torch.tensor([0, 1, 2])
-    expected = fingerprint(Images(pixels, labels, "here"))
-    assert fingerprint(Images(pixels.clone(), labels.clone(), "there")) == expected
+    expected = Images(pixels, labels, "here").fingerprint()
+    assert Images(pixels.clone(), labels.clone(), "there").fingerprint() == expected
     others = [
         Images(pixels.flip(0), labels, "here"),
         Images(pixels, labels.flip(0), "here"),
         Images(pixels.transpose(2, 3), labels, "here"),
         Images(pixels[:2], labels[:2], "here"),
     ]
-    assert len({expected, *map(fingerprint, others)}) == len(others) + 1
+    assert len({expected, *map(Images.fingerprint, others)}) == len(others) + 1
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])

@@ -11,13 +11,14 @@ import pytest
 
 from asap_exp.errors import UserError
 from asap_exp.evaluation.markdown import (
+    group_caption,
     group_title,
     summary_lines,
     tables_csv,
     tables_markdown,
     training_rows,
 )
-from asap_exp.evaluation.records import averaged_rows, grouped, load_records, mean_std
+from asap_exp.evaluation.records import Group, averaged_rows, grouped, load_records, mean_std
 from asap_exp.evaluation.tables import caption
 from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
@@ -145,3 +146,29 @@ def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
 def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"python -m asap_exp\.evaluate task=cifar"):
         run_report(tmp_path, "task=cifar")
+
+
+def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None:
+    """Each seed has a pre-training of its own, all by one recipe."""
+
+    def pretrained(seed: int, recipe: str = "r", attention: str = "sinkhorn") -> dict[str, Any]:
+        copied = copy.deepcopy(record)
+        train = copied["manifests"]["train"]
+        copied |= {"seed": seed, "run": f"run{seed}{recipe}{attention}"}
+        train["config"] |= {"seed": seed, "init_from": f"digits_mlm/x/{recipe}-s{seed}"}
+        train["initial"] = {
+            "run": f"digits_mlm/x/{recipe}-s{seed}",
+            "teacher_sha256": f"{recipe}{seed}",
+            "task": "digits_mlm",
+            "attention": attention,
+            "recipe_hash": recipe,
+        }
+        return copied
+
+    alike = [pretrained(0), pretrained(1)]
+    others = [record, pretrained(0, "other"), pretrained(0, attention="softmax")]
+    groups = grouped([*alike, *others])
+    assert sorted(len(group.records) for group in groups) == [1, 1, 1, 2]
+    averaged = next(group for group in groups if len(group.records) == 2)
+    assert "Trained, from weights of task digits_mlm, on train" in group_caption(averaged)
+    assert "from weights" not in group_caption(Group("x", [record]))

@@ -42,5 +42,10 @@ class SinkhornAttention(Attention):
         ready = self.ready_dual(q, k, key_padding_mask=key_padding_mask)
         return attention_plan(q, k, ready, eps=self.eps, key_padding_mask=key_padding_mask)
 
+    @property
+    def updates(self) -> str:
+        """How many, as a table says it."""
+        return f"T = {self.num_iters}"
+
     def extra_repr(self) -> str:
         return f"num_iters={self.num_iters}, eps={self.eps}"

@@ -10,14 +10,14 @@ from torch import Tensor
 from asap_exp.attention import attention_layers
 from asap_exp.attention.diagnostics import largest_logit
 from asap_exp.benchmarking.shape import Shape
-from asap_exp.config import BenchmarkConfig
+from asap_exp.config import BenchmarkConfig, TextTrainConfig
 from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_images, run_data, sinkhorn
+from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_data, run_data, sinkhorn
 from asap_exp.errors import UserError
 from asap_exp.models import load_net
 from asap_exp.runs import find_teacher
 
-RECORDED_IMAGES = 256
+RECORDED_SAMPLES = 256
 """Repeated where a row needs more samples."""
 
 
@@ -71,11 +71,13 @@ class Source:
     identity: dict[str, Any]
     draw: Draw
     n: int | None = None
-    """The one length that this source has; None for any."""
+    """How many tokens this source has; None for any number."""
+    may_be_cut: bool = False
+    """Whether the first tokens alone are inputs too, as of a text."""
 
     def refusal(self, shape: Shape) -> str | None:
         """Why a row of this shape has no inputs, or None if it has."""
-        if self.n in (None, shape.n):
+        if self.n in (None, shape.n) or (self.may_be_cut and shape.n < self.n):
             return None
         return f"n = {shape.n} is left out: the teacher's inputs have {self.n} tokens"
 
@@ -99,38 +101,48 @@ def normal(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def recorded_source(config: BenchmarkConfig, head_dim: int, device: torch.device) -> Source:
-    """What the last attention layer of a trained teacher receives, on training images.
+    """What the last attention layer of a trained teacher receives, on training samples.
 
-    q is divided by the teacher's eps, so that logits are the teacher's at eps = 1.
+    q is divided by the teacher's eps, so that logits are the teacher's at eps = 1. Of texts, the
+    longest of them are taken, cut to the shortest of these: nothing is padded.
     """
     run = find_teacher(config.paths, config.task.name, config.teacher)
     net = load_net(run, device)
-    data = run_data(run, config.data.root, config.data.cache, RECORDED_IMAGES, device)
+    data = run_data(run, config.data.root, config.data.cache, RECORDED_SAMPLES, device)
     data.setup()
-    check_same_images(data, run)
-    images, _ = data.calibration_dataloaders(
-        samples=RECORDED_IMAGES, holdout=0, batch_size=RECORDED_IMAGES, seed=config.seed
+    check_same_data(data, run)
+    samples, _ = data.calibration_dataloaders(
+        samples=RECORDED_SAMPLES, holdout=0, batch_size=RECORDED_SAMPLES, seed=config.seed
     )
     path, layer = list(attention_layers(net).items())[-1]
     teacher = sinkhorn(layer)
-    recorded = next(iter(layer_inputs(net, images, run.config.trainer.precision)))[path]
-    n, width = recorded.q.shape[2:]
+    *_, last = layer_inputs(net, samples, run.config.trainer.precision)
+    recorded = last[path]
+    mask, (n, width) = recorded.key_padding_mask, recorded.q.shape[2:]
+    if mask is not None:
+        n = int((~mask).sum(dim=1).min())
     if width != head_dim:
         raise UserError(
             f"{suite_name(device)}.head_dim={head_dim} is not that of {run.path}; "
             f"give {suite_name(device)}.head_dim={width}"
         )
-    heads = [x.flatten(0, 1) for x in (recorded.q / teacher.eps, recorded.k, recorded.v)]
+    parts = (recorded.q / teacher.eps, recorded.k, recorded.v)
+    heads = [x[:, :, :n].flatten(0, 1) for x in parts]
     identity = {
         "kind": "recorded",
         "teacher": run.name,
         "teacher_sha256": run.manifest["teacher_sha256"],
         "layer": path,
         "split": CALIBRATION_SPLIT,
-        "images": len(images.images.labels),
+        "images": samples.rows,
         "data": data.identity,
     }
-    return Source(identity, lambda shape, _: [tiled(x, shape) for x in heads], n)
+    return Source(
+        identity,
+        lambda shape, _: [tiled(x[:, : shape.n], shape) for x in heads],
+        n,
+        may_be_cut=isinstance(run.config, TextTrainConfig),
+    )
 
 
 def tiled(x: Tensor, shape: Shape) -> Tensor:

@@ -1,72 +1,159 @@
-"""The image data sets the project knows: shapes, statistics, and what their columns are called."""
+"""The data sets the project knows: sizes, classes, and what their columns are called."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from asap_exp.errors import UserError
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """Square images of `size` pixels; `mean` and `std` per channel on the scale 0..1.
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """`rows` is how many the complete splits have: fewer are called a subset.
 
-    `rows` is how many the complete splits have: fewer are called a subset.
+    `hub` is the name on the Hugging Face hub, and of the configuration there, if it has several.
+    `folders` are the names that a local folder of Parquet files may have.
     """
 
     name: str
+    rows: dict[str, int]
+    num_classes: int
+    hub: tuple[str, ...] | None = None
+    label_column: str = "label"
+    local: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return self.local or (self.name,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(Dataset):
+    """Square images of `size` pixels; `mean` and `std` per channel on the scale 0..1."""
+
     size: int
     channels: int
-    num_classes: int
-    rows: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    hub: str | None = None
     torchvision: str | None = None
     image_column: str = "img"
-    label_column: str = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataset(Dataset):
+    """Texts out of `text_column`; `line_break` is markup that stands for one.
+
+    With `joined`, a row is a line of one long text. One that is `embedded` needs no source.
+    """
+
+    text_column: str = "text"
+    line_break: str | None = None
+    joined: bool = False
+    embedded: bool = False
 
 
 IMAGE_DATASETS = {
     dataset.name: dataset
     for dataset in (
         ImageDataset(
-            "digits",
-            8,
-            1,
-            10,
+            name="digits",
+            size=8,
+            channels=1,
+            num_classes=10,
             rows={"train": 1257, "test": 540},
             mean=(0.305,),
             std=(0.376,),
         ),
         ImageDataset(
-            "cifar100",
-            32,
-            3,
-            100,
+            name="cifar100",
+            size=32,
+            channels=3,
+            num_classes=100,
             rows={"train": 50_000, "test": 10_000},
             mean=(0.5071, 0.4865, 0.4409),
             std=(0.2673, 0.2564, 0.2762),
-            hub="uoft-cs/cifar100",
+            hub=("uoft-cs/cifar100",),
             torchvision="CIFAR100",
             label_column="fine_label",
         ),
         ImageDataset(
-            "cifar10",
-            32,
-            3,
-            10,
+            name="cifar10",
+            size=32,
+            channels=3,
+            num_classes=10,
             rows={"train": 50_000, "test": 10_000},
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
-            hub="uoft-cs/cifar10",
+            hub=("uoft-cs/cifar10",),
             torchvision="CIFAR10",
         ),
     )
 }
 
+TEXT_DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        TextDataset(
+            name="agnews",
+            num_classes=4,
+            rows={"train": 120_000, "test": 7_600},
+            hub=("fancyzhx/ag_news",),
+            local=("ag_news",),
+        ),
+        TextDataset(
+            name="dbpedia",
+            num_classes=14,
+            rows={"train": 560_000, "test": 70_000},
+            hub=("fancyzhx/dbpedia_14",),
+            local=("dbpedia_14", "dbpedia_14_subset"),
+            text_column="content",
+        ),
+        TextDataset(
+            name="yelp",
+            num_classes=5,
+            rows={"train": 650_000, "test": 50_000},
+            hub=("Yelp/yelp_review_full",),
+            local=("yelp_review_full",),
+        ),
+        TextDataset(
+            name="imdb",
+            num_classes=2,
+            rows={"train": 25_000, "test": 25_000},
+            hub=("stanfordnlp/imdb", "plain_text"),
+            line_break="<br />",
+        ),
+        TextDataset(
+            name="wikitext2",
+            num_classes=0,
+            rows={"train": 36_718, "validation": 3_760, "test": 4_358},
+            hub=("Salesforce/wikitext", "wikitext-2-v1"),
+            local=("wikitext-2",),
+            joined=True,
+        ),
+        TextDataset(
+            name="wikitext2_excerpt",
+            num_classes=0,
+            rows={"train": 85, "validation": 31, "test": 14},
+            joined=True,
+            embedded=True,
+        ),
+    )
+}
+DATASETS: dict[str, Dataset] = {**IMAGE_DATASETS, **TEXT_DATASETS}
+
+Kind = TypeVar("Kind", bound=Dataset)
+
 
 def image_dataset(name: str) -> ImageDataset:
-    if name not in IMAGE_DATASETS:
+    return known(name, IMAGE_DATASETS)
+
+
+def text_dataset(name: str) -> TextDataset:
+    return known(name, TEXT_DATASETS)
+
+
+def known(name: str, datasets: dict[str, Kind]) -> Kind:
+    if name not in datasets:
         raise UserError(
-            f"data.name={name} is not known; choose one of {', '.join(sorted(IMAGE_DATASETS))}"
+            f"data.name={name} is not known; choose one of {', '.join(sorted(datasets))}"
         )
-    return IMAGE_DATASETS[name]
+    return datasets[name]

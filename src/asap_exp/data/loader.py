@@ -1,20 +1,68 @@
-"""Batches out of device memory: the images stay where the model is and are augmented there."""
+"""Batches out of device memory: samples stay where the model is and are prepared there."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from asap_exp.data.sources import Images
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
+"""What a network takes, and the targets: one a sample, or one a masked token."""
 
 
-class DeviceLoader:
-    """Iterates over `images` in batches, `transform` applied to each batch on the device.
+class BatchLoader(ABC):
+    """Iterates over samples in batches.
 
     With `seed`, an epoch's order is a function of the seed and of `epoch()` alone, so that a
-    resumed run sees what the interrupted one would have seen; an incomplete last batch is dropped.
+    resumed run sees what the interrupted one would have seen.
+    """
+
+    def __init__(self, batch_size: int, seed: int | None, epoch: Callable[[], int]) -> None:
+        self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
+
+    @property
+    def shuffled(self) -> bool:
+        return self.seed is not None
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """How many samples there are."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def first(self, rows: int, batch_size: int | None = None) -> Self:
+        """The same, unshuffled, on the first `rows` samples in their stored order.
+
+        With `batch_size`, every batch has that many, but for the last.
+        """
+
+    def example(self) -> Self:
+        """One sample that is small enough to be looked at."""
+        return self.first(1)
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of the samples."""
+
+    def generator(self) -> torch.Generator:
+        """For the order of this epoch; the loader must have a seed."""
+        assert self.seed is not None
+        return torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch()))
+
+
+class DeviceLoader(BatchLoader):
+    """Batches of images, `transform` applied to each batch on the device.
+
+    Shuffled, an incomplete last batch is dropped.
     """
 
     def __init__(
@@ -26,18 +74,17 @@ class DeviceLoader:
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.images, self.batch_size, self.transform = images, batch_size, transform
-        self.seed, self.epoch = seed, epoch
+        super().__init__(batch_size, seed, epoch)
+        self.images, self.transform = images, transform
 
     @property
-    def shuffled(self) -> bool:
-        return self.seed is not None
+    def rows(self) -> int:
+        return self.images.rows
 
     def __len__(self) -> int:
-        rows = len(self.images.labels)
         if self.shuffled:
-            return max(rows // self.batch_size, 1)
-        return -(-rows // self.batch_size)
+            return max(self.rows // self.batch_size, 1)
+        return -(-self.rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
@@ -46,17 +93,17 @@ class DeviceLoader:
             yield self.transform(self.images.pixels[rows], self.images.labels[rows])
 
     def first(self, rows: int, batch_size: int | None = None) -> "DeviceLoader":
-        """The same, unshuffled, on the first `rows` rows."""
         images = Images(self.images.pixels[:rows], self.images.labels[:rows], self.images.source)
         return DeviceLoader(images, batch_size or self.batch_size, self.transform)
 
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
+
     def _order(self) -> Tensor:
-        rows = len(self.images.labels)
         device = self.images.pixels.device
-        if self.seed is None:
-            return torch.arange(rows, device=device)
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch()))
-        return torch.randperm(rows, generator=generator).to(device)
+        if not self.shuffled:
+            return torch.arange(self.rows, device=device)
+        return torch.randperm(self.rows, generator=self.generator()).to(device)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -1,7 +1,7 @@
-"""Where images come from: embedded, a local folder of Parquet files, the hub, or torchvision.
+"""Where data comes from: embedded, a local folder of Parquet files, the hub, or torchvision.
 
-Each source gives the whole split as `Images`, or says in one phrase why it cannot; the first that
-can is taken. No source waits on an unreachable network for more than `REACH_SECONDS`.
+Each source gives a whole split, or says in one phrase why it cannot; the first that can is taken.
+No source waits on an unreachable network for more than `REACH_SECONDS`.
 """
 
 import contextlib
@@ -11,9 +11,10 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,8 +24,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from asap_exp.data.catalog import ImageDataset
+from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.errors import UserError
+
+Samples = TypeVar("Samples")
+Decode = Callable[[Any, str], Samples]
+"""From the rows of a Hugging Face data set, and the name of their source."""
 
 SPLITS = ("train", "test")
 REACH_SECONDS = 8
@@ -40,6 +45,18 @@ class Images(NamedTuple):
     labels: Tensor
     source: str
 
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Images":
+        index = torch.from_numpy(rows).to(self.pixels.device)
+        return Images(self.pixels[index], self.labels[index], self.source)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over pixels and labels in their order: the same whatever the source."""
+        return fingerprint(self.pixels, self.labels)
+
 
 class Unavailable(Exception):
     """Why a source cannot give a data set, in one phrase."""
@@ -49,25 +66,49 @@ def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str 
     """The rows of `split`, in their stored order; UserError names every way to provide the data."""
     if dataset.name == "digits":
         return digits(split)
+    return first_available(
+        dataset,
+        split,
+        root,
+        cache,
+        lambda rows, source: decoded(rows, dataset, source),
+        {"torchvision": lambda: from_torchvision(dataset, split, cache_dir(cache))},
+    )
+
+
+def first_available(
+    dataset: Dataset,
+    split: str,
+    root: str | None,
+    cache: str | None,
+    decode: Decode[Samples],
+    others: Mapping[str, Callable[[], Samples]] = MappingProxyType({}),
+) -> Samples:
+    """The split from the first source that has it; `others` are asked last."""
     root = root or os.environ.get("ASAP_EXP_DATA")
     folder = cache_dir(cache)
     reasons = []
-    sources: tuple[tuple[str, Callable[[], Images]], ...] = (
-        ("local folder", lambda: from_parquet(dataset, split, root, folder)),
-        ("Hugging Face hub", lambda: from_hub(dataset, split, folder)),
-        ("torchvision", lambda: from_torchvision(dataset, split, folder)),
-    )
-    for name, load in sources:
+    sources: dict[str, Callable[[], Samples]] = {
+        "local folder": lambda: from_parquet(dataset, split, root, folder, decode),
+        "Hugging Face hub": lambda: from_hub(dataset, split, folder, decode),
+        **others,
+    }
+    for name, load in sources.items():
         try:
             return load()
         except Unavailable as reason:
             reasons.append(f"{name}: {reason}")
+    ways = [
+        f"a local folder with {dataset.folders[0]}/train.parquet (or train-*.parquet) and "
+        f"{dataset.folders[0]}/test.parquet (data.root=FOLDER or ASAP_EXP_DATA=FOLDER; "
+        "scripts/download_data.py makes it on a machine with a network)",
+        "a network that reaches the Hugging Face hub",
+        *(f"one that reaches {name}'s download" for name in others),
+    ]
+    number = {2: "two", 3: "three"}[len(ways)]
     raise UserError(
         f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
-        f"three ways: a local folder with {dataset.name}/train.parquet (or train-*.parquet) and "
-        f"{dataset.name}/test.parquet (data.root=FOLDER or ASAP_EXP_DATA=FOLDER; "
-        "scripts/download_data.py makes it on a machine with a network), or a network that reaches "
-        "the Hugging Face hub, or one that reaches torchvision's download."
+        f"{number} ways: {', or '.join(ways)}."
     )
 
 
@@ -103,13 +144,19 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     return shards
 
 
-def from_parquet(dataset: ImageDataset, split: str, root: str | None, cache: Path) -> Images:
+def from_parquet(
+    dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
+) -> Samples:
     if root is None:
         raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
-    folder = Path(root).expanduser() / dataset.name
-    files = parquet_files(folder, split)
+    folders = [Path(root).expanduser() / name for name in dataset.folders]
+    files, folder = next(
+        ((found, folder) for folder in folders if (found := parquet_files(folder, split))),
+        ([], folders[0]),
+    )
     if not files:
-        raise Unavailable(f"no {split}.parquet or {split}-*.parquet in {folder}")
+        where = " or ".join(map(str, folders))
+        raise Unavailable(f"no {split}.parquet or {split}-*.parquet in {where}")
     import datasets
 
     datasets.disable_progress_bars()
@@ -120,7 +167,7 @@ def from_parquet(dataset: ImageDataset, split: str, root: str | None, cache: Pat
             split="train",
             cache_dir=str(cache / "datasets"),
         )
-        return decoded(rows, dataset, "local Parquet files")
+        return decode(rows, "local Parquet files")
     except Exception as error:
         raise UserError(
             f"the Parquet files of {dataset.name} in {folder} could not be read "
@@ -128,15 +175,15 @@ def from_parquet(dataset: ImageDataset, split: str, root: str | None, cache: Pat
         ) from error
 
 
-def from_hub(dataset: ImageDataset, split: str, cache: Path) -> Images:
+def from_hub(dataset: Dataset, split: str, cache: Path, decode: Decode[Samples]) -> Samples:
     if dataset.hub is None:
         raise Unavailable("not there")
     require_reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     import datasets
 
     try:
-        rows = datasets.load_dataset(dataset.hub, split=split, cache_dir=str(cache / "datasets"))
-        return decoded(rows, dataset, f"Hugging Face hub, {dataset.hub}")
+        rows = datasets.load_dataset(*dataset.hub, split=split, cache_dir=str(cache / "datasets"))
+        return decode(rows, f"Hugging Face hub, {' '.join(dataset.hub)}")
     except Exception as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
 
@@ -201,10 +248,10 @@ def require_reachable(url: str) -> None:
         raise Unavailable(f"{urlsplit(url).netloc or url} was not reached ({failure[0]})")
 
 
-def fingerprint(images: Images) -> str:
-    """SHA-256 over pixels and labels in their order: the same whatever the source."""
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 over shapes and values, in order."""
     digest = hashlib.sha256()
-    for tensor in (images.pixels, images.labels):
+    for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

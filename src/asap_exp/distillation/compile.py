@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from asap_exp.attention import MultiHeadAttention, SinkhornAttention, attention_layers
 from asap_exp.config import CalibrationConfig, DistillConfig, LayerConfig
 from asap_exp.console import progress
-from asap_exp.data import ImageDataModule
-from asap_exp.data.loader import DeviceLoader
-from asap_exp.data.sources import fingerprint as data_fingerprint
+from asap_exp.data import TaskDataModule, build_data
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, save_artifact
 from asap_exp.distillation.capture import layer_inputs
@@ -39,8 +38,8 @@ def distill(config: DistillConfig) -> Path:
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
     data.setup()
-    check_same_images(data, run)
-    fit_images, held_out = data.calibration_dataloaders(
+    check_same_data(data, run)
+    fit_samples, held_out = data.calibration_dataloaders(
         samples=calibration.samples,
         holdout=calibration.holdout,
         batch_size=calibration.batch_size,
@@ -66,9 +65,9 @@ def distill(config: DistillConfig) -> Path:
         manifest(folder / "manifest.json", **facts) as record,
     ):
         precision = run.config.trainer.precision
-        fits = normal_equations(net, fit_images, precision, paths, calibration)
+        fits = normal_equations(net, fit_samples, precision, paths, calibration)
         checks = normal_equations(net, held_out, precision, paths, calibration)
-        artifact, solutions = solve(fits, net, run, fit_images, calibration)
+        artifact, solutions = solve(fits, net, run, fit_samples, calibration)
         replacements = {path: artifact.attention(path).to(device) for path in paths}
         fidelity = plan_fidelity(
             net,
@@ -83,7 +82,7 @@ def distill(config: DistillConfig) -> Path:
         if tracker is not None:
             log_fidelity(tracker, rows)
     print_fidelity(rows)
-    print(f"Fitted on {len(fit_images.images.labels)} training images of {run.config.data.name}")
+    print(f"Fitted on {fit_samples.rows} training {data.noun} of {run.config.data.name}")
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
 
@@ -96,19 +95,21 @@ def finished(folder: Path) -> bool:
 
 def run_data(
     run: Run, root: str | None, cache: str | None, batch_size: int, device: torch.device
-) -> ImageDataModule:
+) -> TaskDataModule:
     """The data of `run`, found where it lies today if `root` or `cache` says so."""
     saved = run.config.data
     found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
-    return ImageDataModule(found, batch_size=batch_size, seed=run.config.seed, device=device)
+    return build_data(
+        found, batch_size=batch_size, seed=run.config.seed, device=device, folder=run.path
+    )
 
 
-def check_same_images(data: ImageDataModule, run: Run) -> None:
-    """Refuses training images, or an order of them, that the teacher was not trained on."""
+def check_same_data(data: TaskDataModule, run: Run) -> None:
+    """Refuses training samples, or an order of them, that the teacher was not trained on."""
     now, then = data.identity["train_sha256"], run.manifest["data"]["train_sha256"]
     if now != then:
         raise UserError(
-            f"the training images of {data.config.name} found now ({data.identity['source']}, "
+            f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
             f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
             f"({run.manifest['data']['source']}, {str(then)[:8]}...); give their folder with "
             "data.root=FOLDER"
@@ -130,12 +131,12 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
 
 def normal_equations(
     net: nn.Module,
-    images: DeviceLoader,
+    samples: BatchLoader,
     precision: str,
     paths: list[str],
     calibration: CalibrationConfig,
 ) -> dict[str, NormalEquations]:
-    """One pass of the teacher over `images`; the sums of every chosen layer."""
+    """One pass of the teacher over `samples`; the sums of every chosen layer."""
     layers = attention_layers(net)
     device = next(net.parameters()).device
     sums = {}
@@ -145,7 +146,7 @@ def normal_equations(
             seed = calibration.seed * 1000 + number
             theta = random_slices(layer.num_heads, calibration.slices, layer.head_dim, seed=seed)
             sums[path] = NormalEquations(theta.to(device))
-    for inputs in progress(layer_inputs(net, images, precision), "Calibrating", len(images)):
+    for inputs in progress(layer_inputs(net, samples, precision), "Calibrating", len(samples)):
         for path, equations in sums.items():
             equations.add(inputs[path], sinkhorn(layers[path]))
     return sums
@@ -167,7 +168,7 @@ def solve(
     fits: dict[str, NormalEquations],
     net: nn.Module,
     run: Run,
-    images: DeviceLoader,
+    samples: BatchLoader,
     calibration: CalibrationConfig,
 ) -> tuple[Artifact, dict[str, Solution]]:
     map_features, query_only = feature_slices(calibration)
@@ -197,8 +198,8 @@ def solve(
             "task": run.config.task.name,
             "data": run.config.data.name,
             "split": CALIBRATION_SPLIT,
-            "rows": len(images.images.labels),
-            "sha256": data_fingerprint(images.images),
+            "rows": samples.rows,
+            "sha256": samples.fingerprint(),
         },
     }
     return Artifact(identity, tensors), solutions

@@ -13,6 +13,7 @@ from asap_exp.attention.diagnostics import (
     largest_column_error,
     row_error,
 )
+from asap_exp.data.loader import Batch
 from asap_exp.distillation.capture import layer_inputs
 
 Fidelity = dict[str, dict[str, Tensor]]
@@ -22,7 +23,7 @@ Fidelity = dict[str, dict[str, Tensor]]
 @torch.no_grad()
 def plan_fidelity(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     precision: str,
     candidates: Mapping[str, Mapping[str, Attention]],
 ) -> dict[str, Fidelity]:

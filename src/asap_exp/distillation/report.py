@@ -17,7 +17,7 @@ def fidelity_rows(
     asap: dict[str, Tensor],
     teacher: dict[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """R^2 on the images of the fit and on held-out ones; plan measures on the held-out ones."""
+    """R^2 on the samples of the fit and on held-out ones; plan measures on the held-out ones."""
     columns = {
         "r_squared": solution.r_squared,
         "r_squared_held_out": held_out_r_squared,
@@ -41,7 +41,7 @@ def finite(x: float) -> float | None:
 
 def print_fidelity(rows: list[dict[str, Any]]) -> None:
     """One line a layer, means over its heads."""
-    table = Table(title="Fidelity on held-out images (mean over heads)")
+    table = Table(title="Fidelity on held-out samples (mean over heads)")
     titles = {
         "layer": "layer",
         "r_squared": "R²",

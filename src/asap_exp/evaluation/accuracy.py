@@ -1,41 +1,69 @@
 """Predictions, and what they say about a variant beside its teacher."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from asap_exp.attention import swapped
+from asap_exp.data.loader import Batch
 from asap_exp.devices import autocast
 from asap_exp.evaluation.variants import Variant
 
 
+class Comparison:
+    """Sums over targets, on the device: one a sample, or one a masked token."""
+
+    def __init__(self) -> None:
+        self.targets = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, logits: Tensor, teacher: Tensor, targets: Tensor) -> None:
+        """`logits` and `teacher` `[targets, classes]`."""
+        predictions = logits.argmax(dim=-1)
+        log_q, log_p = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+        new = {
+            "accuracy": predictions == targets,
+            "agreement": predictions == teacher.argmax(dim=-1),
+            "kl": F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1),
+            "loss": F.nll_loss(log_q, targets, reduction="none"),
+        }
+        self.targets += len(targets)
+        for name, values in new.items():
+            total = values.double().sum()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def means(self) -> dict[str, float]:
+        """Accuracy and agreement as shares; KL(teacher || variant) and cross-entropy in nats."""
+        return {name: total.item() / self.targets for name, total in self.sums.items()}
+
+
 @torch.inference_mode()
-def predict(variant: Variant, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> Tensor:
-    """Logits `[rows, classes]`, float32 on the CPU."""
-    logits = []
-    with swapped(variant.net, variant.replacements) as net:
-        for inputs, _ in batches:
-            with autocast(precision, inputs.device):
-                logits.append(net(inputs).float().cpu())
-    return torch.cat(logits)
+def compare_predictions(
+    rows: Sequence[Variant], batches: Iterable[Batch], precision: str
+) -> dict[str, dict[str, float]]:
+    """By key of the variant; the first one is the teacher.
+
+    Batch by batch: the logits of every masked token of a test split would not fit into memory.
+    """
+    comparisons = {row.key: Comparison() for row in rows}
+    for inputs, targets in batches:
+        teacher = logits_of(rows[0], inputs, precision)
+        for row in rows:
+            logits = teacher if row is rows[0] else logits_of(row, inputs, precision)
+            comparisons[row.key].add(logits, teacher, targets)
+    return {key: comparison.means() for key, comparison in comparisons.items()}
 
 
-def compare(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy and agreement as shares; `kl` is mean KL(teacher || variant) in nats."""
-    predictions = logits.argmax(dim=-1)
-    return {
-        "accuracy": share(predictions == labels),
-        "agreement": share(predictions == teacher.argmax(dim=-1)),
-        "kl": F.kl_div(
-            logits.log_softmax(dim=-1),
-            teacher.log_softmax(dim=-1),
-            log_target=True,
-            reduction="batchmean",
-        ).item(),
-    }
+def logits_of(variant: Variant, inputs: Any, precision: str) -> Tensor:
+    with swapped(variant.net, variant.replacements) as net, autocast(precision, inputs.device):
+        return net(inputs).float()
 
 
-def share(hits: Tensor) -> float:
-    return hits.double().mean().item()
+def compare(logits: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, float]:
+    """The means over one batch."""
+    comparison = Comparison()
+    comparison.add(logits, teacher, targets)
+    return comparison.means()

@@ -7,18 +7,20 @@ import torch
 from torch import nn
 
 from asap_exp.attention import attention_layers
-from asap_exp.config import EvaluateConfig
-from asap_exp.data import ImageDataModule
+from asap_exp.config import EvaluateConfig, TextTrainConfig
+from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
-from asap_exp.distillation.compile import finished, run_data, teacher_identity
+from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
 from asap_exp.errors import UserError
+from asap_exp.evaluation.baseline import baseline_row
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_evaluation
-from asap_exp.evaluation.variants import TRAINED_ALIKE, variants
+from asap_exp.evaluation.variants import TRAINED_ALIKE, Variant, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -27,6 +29,7 @@ from asap_exp.ops._backend import chosen
 from asap_exp.runs import (
     Run,
     all_runs,
+    check_same_tokenizer,
     check_teacher,
     find_teacher,
     newest_artifact,
@@ -51,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     nets = {name: load_net(twin, device) for name, twin in twins.items() if twin is not None}
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = data.test_dataloader(max_rows=config.max_test_rows)
+    check_same_tokenizer(data.identity, run)
     rows = variants(net, artifact, config.truncations, nets)
 
     check_enough(config, data)
@@ -83,6 +87,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             "qk_norm": run.config.model.qk_norm,
             "artifact": artifact.identity,
             **{f"{name}_run": twin and twin.name for name, twin in twins.items()},
+            "samples": data.noun,
+            "objective": "mlm" if run.config.masked_tokens else "classification",
             "test": {
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
@@ -98,12 +104,12 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "cuda_graph": config.latency.cuda_graph,
                 "backend": backend(net, device),
             },
-            "rows": measure(rows, test, run.config.trainer.precision, config),
+            "rows": measured_rows(rows, data, test, run, config),
             "fidelity": read_json(folder / "fidelity.json"),
             "curves": training_curves(run.path),
             "plans": example_plans(
                 net,
-                next(iter(test)),
+                test.example(),
                 run.config.trainer.precision,
                 artifact.layers[-1],
                 artifact.attention(artifact.layers[-1]).to(device),
@@ -123,6 +129,25 @@ def evaluate(config: EvaluateConfig) -> Path:
     return out / "metrics.json"
 
 
+def measured_rows(
+    rows: list[Variant], data: TaskDataModule, test: BatchLoader, run: Run, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """Every variant, and for texts with a class what a linear model reaches."""
+    validation = None
+    if run.config.masked_tokens:
+        data.setup()
+        check_same_data(data, run)
+        validation = data.val_dataloader()
+    measured = measure(rows, test, run.config.trainer.precision, config, validation)
+    if isinstance(run.config, TextTrainConfig) and not run.config.masked_tokens:
+        from asap_exp.data.text import TextDataModule  # needs tokenizers, which images do not
+
+        assert isinstance(data, TextDataModule)
+        print("Fitting the linear baseline")
+        measured.append(baseline_row(data.raw("train"), data.raw("test"), test.rows))
+    return measured
+
+
 def backend(net: nn.Module, device: torch.device) -> str:
     """On which implementation of the operators the model's attention layers run."""
     layer = next(iter(attention_layers(net).values()))
@@ -130,9 +155,9 @@ def backend(net: nn.Module, device: torch.device) -> str:
 
 
 def evaluation_key(
-    artifact: Artifact, data: ImageDataModule, device: torch.device, public: dict[str, Any]
+    artifact: Artifact, data: TaskDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of one map on the same images, kind of device and settings."""
+    """Equal for evaluations of one map on the same samples, kind of device and settings."""
     return short_hash(
         {
             "artifact": artifact.identity["tensors_sha256"],
@@ -143,16 +168,16 @@ def evaluation_key(
     )
 
 
-def check_enough(config: EvaluateConfig, data: ImageDataModule) -> None:
-    """Refuses sizes that the test images cannot fill: a record must hold what it says."""
+def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
+    """Refuses sizes that the test split cannot fill: a record must hold what it says."""
     for key, wanted in (
         ("fidelity_samples", config.fidelity_samples),
         ("latency.batch_size", config.latency.batch_size),
     ):
         if wanted > int(str(data.identity["test_rows"])):
             raise UserError(
-                f"{key}={wanted} is more than the {data.identity['test_rows']} test images used; "
-                "choose fewer, or a larger max_test_rows"
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.noun} "
+                "used; choose fewer, or a larger max_test_rows"
             )
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from asap_exp.evaluation.markdown import group_title
 from asap_exp.evaluation.records import Group, averaged_rows
+from asap_exp.evaluation.tables import is_masked
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 COLOURS = {
@@ -46,6 +47,8 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 def accuracy_latency(group: Group) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    masked = is_masked(group.first)
+    measure, scale = ("perplexity", 1) if masked else ("accuracy", 100)
     rows = [
         row
         for row in averaged_rows(group)
@@ -56,8 +59,8 @@ def accuracy_latency(group: Group) -> Figure:
         if not mine:
             continue
         x = [row["model_ms"]["mean"] for row in mine]
-        y = [100 * row["accuracy"]["mean"] for row in mine]
-        error = [100 * (row["accuracy"]["std"] or 0) for row in mine]
+        y = [scale * row[measure]["mean"] for row in mine]
+        error = [scale * (row[measure]["std"] or 0) for row in mine]
         axes.errorbar(
             x,
             y,
@@ -78,6 +81,10 @@ def accuracy_latency(group: Group) -> Figure:
                 fontsize=8,
                 color=COLOURS[kind],
             )
+    for row in averaged_rows(group):
+        if row["group"] == "baseline":
+            height = scale * row[measure]["mean"]
+            axes.axhline(height, color=COLOURS["control"], linestyle=":", label=row["label"])
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
@@ -85,7 +92,7 @@ def accuracy_latency(group: Group) -> Figure:
     axes.margins(x=0.12)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel("test perplexity" if masked else "test accuracy, %")
     axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="lower right")
@@ -107,15 +114,17 @@ def point_label(key: str) -> str:
 
 
 def training(group: Group) -> Figure:
+    masked = is_masked(group.first)
+    name, scale = ("val/perplexity", 1.0) if masked else ("val/accuracy", 100.0)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for record in group.records:
         curves = record["curves"]
         alpha = 1.0 if len(group.records) == 1 else 0.6
         label = f"seed {record['seed']}"
         plot_curve(left, curves, "train/loss_epoch", 1.0, alpha=alpha, label=label)
-        plot_curve(right, curves, "val/accuracy", 100.0, alpha=alpha, label=label)
+        plot_curve(right, curves, name, scale, alpha=alpha, label=label)
     left.set_ylabel("training loss (as trained)")
-    right.set_ylabel("validation accuracy, %")
+    right.set_ylabel("validation perplexity" if masked else "validation accuracy, %")
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -168,7 +177,8 @@ def plans(group: Group) -> Figure:
         rows.tick_params(labelleft=False)
         image.tick_params(labelbottom=False)
     figure.suptitle(
-        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, one test image",
+        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, "
+        f"one of the test {group.first.get('samples', 'images')}",
         fontsize=10,
     )
     return figure
@@ -204,5 +214,7 @@ def fidelity(group: Group) -> Figure:
         axes.set_xlabel("layer")
         axes.set_xticks(range(len(layers)))
         axes.grid(alpha=0.3, axis="y")
-    figure.suptitle(f"{group_title(group)}: fidelity on held-out images, a dot a head", fontsize=10)
+    figure.suptitle(
+        f"{group_title(group)}: fidelity on held-out samples, a dot a head", fontsize=10
+    )
     return figure

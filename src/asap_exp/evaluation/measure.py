@@ -1,5 +1,6 @@
 """What an evaluation measures of every variant: predictions, plans, latency, memory."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from asap_exp.attention import LayerInputs, swapped
 from asap_exp.config import EvaluateConfig, LatencyConfig
 from asap_exp.console import progress
-from asap_exp.data.loader import DeviceLoader
+from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import autocast
 from asap_exp.distillation.capture import layer_inputs
 from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import finite
-from asap_exp.evaluation.accuracy import compare, predict
+from asap_exp.evaluation.accuracy import compare_predictions
 from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import Prepare, interleaved_latency
 from asap_exp.evaluation.memory import peak_memory
@@ -24,14 +25,28 @@ from asap_exp.graphs import graphed
 
 
 def measure(
-    rows: list[Variant], test: DeviceLoader, precision: str, config: EvaluateConfig
+    rows: list[Variant],
+    test: BatchLoader,
+    precision: str,
+    config: EvaluateConfig,
+    validation: BatchLoader | None = None,
 ) -> list[dict[str, Any]]:
-    """A dict for every variant: predictions, plans, latency, memory."""
-    labels = test.images.labels.cpu()
-    teacher = rows[0]
-    logits = {
-        row.key: predict(row, test, precision) for row in progress(rows, "Predicting", len(rows))
-    }
+    """A dict for every variant: predictions, plans, latency, memory.
+
+    With `validation` (of a masked language model), the perplexity on it and on the test split.
+    """
+    predictions = compare_predictions(rows, progress(test, "Predicting", len(test)), precision)
+    perplexities: dict[str, dict[str, float]] = {row.key: {} for row in rows}
+    if validation is not None:
+        batches = progress(validation, "Predicting, validation", len(validation))
+        on_validation = compare_predictions(rows, batches, precision)
+        perplexities = {
+            row.key: {
+                "perplexity": perplexity(predictions[row.key]["loss"]),
+                "val_perplexity": perplexity(on_validation[row.key]["loss"]),
+            }
+            for row in rows
+        }
     plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
     batch = config.latency.batch_size
     speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
@@ -41,12 +56,18 @@ def measure(
             "label": row.label,
             "group": row.group,
             "layers": list(row.replacements),
-            **defined(compare(logits[row.key], logits[teacher.key], labels)),
+            **defined(predictions[row.key]),
+            **defined(perplexities[row.key]),
             **defined(plans[row.key]),
             **speed[row.key],
         }
         for row in rows
     ]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large a number."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -55,7 +76,7 @@ def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def plan_measures(
-    rows: list[Variant], images: DeviceLoader, precision: str
+    rows: list[Variant], samples: BatchLoader, precision: str
 ) -> dict[str, dict[str, float | None]]:
     """Means over the row's layers and heads, on the activations of the row's own teacher.
 
@@ -64,7 +85,7 @@ def plan_measures(
     measures: dict[str, dict[str, float | None]] = {}
     for net in {id(row.net): row.net for row in rows}.values():
         mine = [row for row in rows if row.net is net]
-        fidelity = plan_fidelity(net, images, precision, {row.key: row.attends() for row in mine})
+        fidelity = plan_fidelity(net, samples, precision, {row.key: row.attends() for row in mine})
         for row in mine:
             layers = fidelity[row.key].values()
             means = {
@@ -79,17 +100,17 @@ def plan_measures(
 
 
 def speed_measures(
-    rows: list[Variant], images: DeviceLoader, precision: str, config: LatencyConfig
+    rows: list[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
 ) -> dict[str, dict[str, Any]]:
     """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
-    inputs, _ = next(iter(images))
+    inputs, targets = next(iter(samples))
     assert len(inputs) == config.batch_size
     device = inputs.device
     layer_calls: dict[str, Prepare] = {}
     model_calls: dict[str, Prepare] = {}
     errors = {}
     recorded = {
-        id(net): next(iter(layer_inputs(net, [(inputs, inputs)], precision)))
+        id(net): next(iter(layer_inputs(net, [(inputs, targets)], precision)))
         for net in {id(row.net): row.net for row in rows}.values()
     }
     for row in rows:
@@ -143,7 +164,7 @@ def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
     return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
 
 
-def model_call(row: Variant, inputs: Tensor, precision: str) -> Prepare:
+def model_call(row: Variant, inputs: Any, precision: str) -> Prepare:
     @contextmanager
     def prepare() -> Iterator[Callable[[], Tensor]]:
         with swapped(row.net, row.replacements) as net:

@@ -6,22 +6,22 @@ from collections.abc import Mapping
 import jinja2
 
 from asap_exp.evaluation.markdown import (
-    COLUMNS,
     EXPLANATION,
-    PUBLISHED,
     cells,
+    columns,
     group_caption,
     group_title,
     method,
 )
 from asap_exp.evaluation.records import Group, averaged_rows
+from asap_exp.evaluation.remarks import remarks
 
 CAPTIONS = {
-    "accuracy_latency": "Test accuracy against the latency of the whole model, with the curve of "
-    "truncated Sinkhorn.",
-    "training": "Training loss and validation accuracy by epoch.",
+    "accuracy_latency": "Test accuracy (or perplexity) against the latency of the whole model, "
+    "with the curve of truncated Sinkhorn.",
+    "training": "Training loss and validation accuracy (or perplexity) by epoch.",
     "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
-    "fidelity": "Fidelity of the compiled layers on held-out images.",
+    "fidelity": "Fidelity of the compiled layers on held-out samples.",
 }
 
 
@@ -32,15 +32,15 @@ def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -
     )
     return environment.get_template("page.html.j2").render(
         explanation=EXPLANATION,
-        titles=["method", *(title for title, _, _ in COLUMNS)],
         groups=[
             {
                 "slug": group.slug,
                 "title": group_title(group),
                 "caption": group_caption(group),
-                "published": PUBLISHED.get(group.first["data"]),
+                "remarks": " ".join(remarks(group)),
+                "titles": ["method", *(title for title, _, _ in columns(group))],
                 "rows": [
-                    {"kind": row["group"], "cells": [method(row, group), *cells(row)]}
+                    {"kind": row["group"], "cells": [method(row, group), *cells(row, group)]}
                     for row in averaged_rows(group)
                 ],
                 "figures": [

@@ -1,11 +1,13 @@
 """One attention plan, three ways, to look at."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import Attention, SoftmaxAttention, attention_layers
+from asap_exp.data.loader import Batch
 from asap_exp.distillation.capture import layer_inputs
 
 DIGITS = 5
@@ -13,14 +15,13 @@ DIGITS = 5
 
 @torch.no_grad()
 def example_plans(
-    net: nn.Module, batch: tuple[Tensor, Tensor], precision: str, path: str, compiled: Attention
+    net: nn.Module, batches: Iterable[Batch], precision: str, path: str, compiled: Attention
 ) -> dict[str, Any]:
-    """The plans of teacher, ASAP and softmax on the first image, in the head they differ most in.
+    """The plans of teacher, ASAP and softmax on the first sample, in the head they differ most in.
 
     "Most" is the head whose teacher is furthest from row softmax: where the column step matters.
     """
-    first = (batch[0][:1], batch[1][:1])
-    q, k, _, mask = next(iter(layer_inputs(net, [first], precision)))[path]
+    q, k, _, mask = next(iter(layer_inputs(net, batches, precision)))[path]
     methods = {
         "teacher": attention_layers(net)[path].attend,
         "asap": compiled,

@@ -17,6 +17,8 @@ FORMAT = 1
 
 AVERAGED = (
     "accuracy",
+    "perplexity",
+    "val_perplexity",
     "agreement",
     "kl",
     "l1_row_distance",
@@ -76,18 +78,23 @@ def records_in(folder: Path, kind: str, version: int) -> dict[Path, Record]:
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
-    """Groups in a stable order: data set, then qk_norm on before off, then configuration."""
+    """Groups in a stable order: what is predicted, qk_norm on before off, configuration."""
     by_key: dict[str, list[Record]] = {}
     for record in newest(records):
         by_key.setdefault(short_hash(configuration(record)), []).append(record)
     groups = [
         Group(
-            f"{rs[0]['data']}-{'qknorm' if rs[0]['qk_norm'] else 'plain'}-{key}",
+            f"{kind(rs[0])}-{'qknorm' if rs[0]['qk_norm'] else 'plain'}-{key}",
             sorted(rs, key=lambda r: r["seed"]),
         )
         for key, rs in by_key.items()
     ]
-    return sorted(groups, key=lambda g: (g.first["data"], not g.first["qk_norm"], g.slug))
+    return sorted(groups, key=lambda g: (kind(g.first), not g.first["qk_norm"], g.slug))
+
+
+def kind(record: Record) -> str:
+    """The data set, and what is predicted on it if that is no class."""
+    return f"{record['data']}-mlm" if record.get("objective") == "mlm" else record["data"]
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
@@ -104,8 +111,11 @@ def newest(records: Iterable[Record]) -> list[Record]:
 def configuration(record: Record) -> dict[str, Any]:
     """What two records must share to be averaged: everything but the seed of the training."""
     manifests = record["manifests"]
+    left_out = ("seed", "logger", "callbacks", "resume", "init_from")
+    initial = manifests["train"].get("initial")
     return {
-        "train": without(manifests["train"]["config"], ("seed", "logger", "callbacks", "resume")),
+        "train": without(manifests["train"]["config"], left_out),
+        **({"initial": without(initial, ("run", "teacher_sha256"))} if initial else {}),
         "calibration": record["artifact"]["calibration"],
         "layers": record["artifact"]["layers"],
         "test": record["test"],
@@ -131,7 +141,7 @@ def averaged_rows(group: Group) -> list[dict[str, Any]]:
             "label": rows[0]["label"],
             "group": rows[0]["group"],
             "n": len(rows),
-            **{name: mean_std([row[name] for row in rows]) for name in AVERAGED},
+            **{name: mean_std([row.get(name) for row in rows]) for name in AVERAGED},
             "layer_ms": mean_latency([row["layer_ms"] for row in rows]),
             "model_ms": mean_latency([row["model_ms"] for row in rows]),
             "peak_memory_mib": mean_std([row["peak_memory_mib"] for row in rows]),

@@ -1,5 +1,6 @@
 """The evaluation table, in one place: which columns, how each number is written."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.table import Table
@@ -26,9 +27,11 @@ def factor(x: float | None) -> str:
     return "" if x is None else f"{x:.3g}x"
 
 
-COLUMNS = (
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("method", "label", str),
     ("acc. %", "accuracy", percent),
+    ("ppl", "perplexity", significant),
+    ("val. ppl", "val_perplexity", significant),
     ("agree %", "agreement", percent),
     ("KL", "kl", significant),
     ("L1 rows", "l1_row_distance", significant),
@@ -42,27 +45,48 @@ COLUMNS = (
 """Title, key in a row of a record, formatter."""
 
 
-def cells(row: Row) -> list[str]:
-    return [write(row.get(key)) for _, key, write in COLUMNS]
+def shown(record: Row, keys: Iterable[str]) -> list[str]:
+    """Those of `keys` that are of this record's objective."""
+    left_out = ("accuracy",) if is_masked(record) else ("perplexity", "val_perplexity")
+    return [key for key in keys if key not in left_out]
 
 
-def titles() -> list[str | int]:
-    return [title for title, _, _ in COLUMNS]
+def is_masked(record: Row) -> bool:
+    """Whether the record is of a masked language model."""
+    return record.get("objective") == "mlm"
+
+
+def columns(record: Row) -> list[tuple[str, str, Callable[[Any], str]]]:
+    keys = shown(record, [key for _, key, _ in COLUMNS])
+    return [column for column in COLUMNS if column[1] in keys]
+
+
+def cells(row: Row, record: Row) -> list[str]:
+    return [write(row.get(key)) for _, key, write in columns(record)]
+
+
+def titles(record: Row) -> list[str | int]:
+    return [title for title, _, _ in columns(record)]
 
 
 def caption(record: dict[str, Any]) -> str:
     """What the numbers were measured on; a subset is called a subset."""
     rows, of = record["test"]["rows"], record["test"]["of"]
-    test = f"all {of} test images" if rows == of else f"a SUBSET of {rows} of {of} test images"
+    samples = record.get("samples", "images")
+    whole = rows == of
+    pool = record["manifests"]["train"]["data"].get("split") == "pooled"
+    split = " of the pooled and newly dealt data" if pool else ""
+    test = f"all {of} test {samples}" if whole else f"a SUBSET of {rows} of {of} test {samples}"
     device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
     latency = record["latency"]
     artifact = record["artifact"]
     kernels = "fused kernels, " if latency.get("backend") == "triton" else ""
     features = " and query features" if artifact["query_features"] else ""
     return (
-        f"{record['data']}, {test} (plans compared on the first {record['fidelity_samples']}), "
+        f"{record['data']}, {test}{split} "
+        f"(plans compared on the first {record['fidelity_samples']}), "
         f"qk_norm {'on' if record['qk_norm'] else 'off'}; {artifact['slices']} slices{features}, "
-        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} images; "
+        f"refine {artifact['refine']}, fitted on {artifact['calibration_set']['rows']} {samples}; "
         f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
         f"{latency['rounds']} interleaved rounds, {kernels}"
         f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"
@@ -71,7 +95,7 @@ def caption(record: dict[str, Any]) -> str:
 
 def print_evaluation(record: dict[str, Any]) -> None:
     table = Table(title=record["run"], caption=caption(record))
-    for title in titles():
+    for title in titles(record):
         name = title == "method"
         table.add_column(str(title), justify="left" if name else "right", no_wrap=not name)
     previous = None
@@ -79,5 +103,5 @@ def print_evaluation(record: dict[str, Any]) -> None:
         if previous not in (None, row["group"]):
             table.add_section()
         previous = row["group"]
-        table.add_row(*cells(row))
+        table.add_row(*cells(row, record))
     console().print(table)

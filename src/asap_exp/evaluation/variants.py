@@ -65,7 +65,7 @@ def variants(
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
     rows = [
-        Variant("teacher", f"Sinkhorn teacher, T = {teacher.num_iters}", "teacher", net, paths),
+        Variant("teacher", f"Sinkhorn teacher, {teacher.updates}", "teacher", net, paths),
         row("asap", f"ASAP, {where}", "asap", compiled),
     ]
     if len(paths) > 1:

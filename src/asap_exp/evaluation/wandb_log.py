@@ -8,7 +8,7 @@ from asap_exp.evaluation.figures import group_figures
 from asap_exp.evaluation.records import Group
 from asap_exp.evaluation.tables import cells, titles
 
-SUMMARY = ("accuracy", "agreement", "layer_speedup", "model_speedup")
+SUMMARY = ("accuracy", "perplexity", "agreement", "layer_speedup", "model_speedup")
 
 
 def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
@@ -18,12 +18,14 @@ def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
         f"{row['key']}/{name}": row[name]
         for row in record["rows"]
         for name in SUMMARY
-        if row[name] is not None
+        if row.get(name) is not None
     }
     figures = group_figures(Group(record["run"], [record]))
     tracker.log(
         {
-            "evaluation": wandb.Table(titles(), [cells(row) for row in record["rows"]]),
+            "evaluation": wandb.Table(
+                titles(record), [cells(row, record) for row in record["rows"]]
+            ),
             **{f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()},
             **numbers,
         }

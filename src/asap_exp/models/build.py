@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention
-from asap_exp.config import TrainConfig
-from asap_exp.data.catalog import image_dataset
+from asap_exp.config import ImageTrainConfig, TextTrainConfig, TrainConfig
+from asap_exp.data.catalog import image_dataset, text_dataset
 from asap_exp.errors import UserError
+from asap_exp.models.text import TextEncoder
 from asap_exp.models.vit import build_vit
 from asap_exp.runs import Run
 from asap_exp.tensors import fingerprint, load_tensors
@@ -16,6 +17,16 @@ from asap_exp.tensors import fingerprint, load_tensors
 
 def build_net(config: TrainConfig) -> nn.Module:
     """The network of `config` with fresh weights from PyTorch's global seed."""
+    if isinstance(config, TextTrainConfig):
+        data = config.data
+        return TextEncoder(
+            config.model,
+            config.attention,
+            vocab_size=data.vocab_size,
+            max_length=data.max_length,
+            num_classes=None if data.masked else text_dataset(data.name).num_classes,
+        )
+    assert isinstance(config, ImageTrainConfig)
     dataset = image_dataset(config.data.name)
     return build_vit(
         config.model,
@@ -26,12 +37,18 @@ def build_net(config: TrainConfig) -> nn.Module:
     )
 
 
+MOST_SHAPES = 64
+"""Of the input to one block, in training and in evaluation: lengths of texts, last batches."""
+
+
 def compile_blocks(net: nn.Module, **options: Any) -> None:
     """Compiles, in place, every module that holds an attention layer directly.
 
     Equal blocks share one compilation, and the names of the weights do not change. `options` are
     those of `torch.compile`.
     """
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, MOST_SHAPES)
     for module in net.modules():
         if any(isinstance(child, MultiHeadAttention) for child in module.children()):
             module.compile(**options)

@@ -7,12 +7,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
-from asap_exp.config import ModelConfig
+from asap_exp.config import ViTConfig
 from asap_exp.errors import UserError
 
 
 def build_vit(
-    model: ModelConfig,
+    model: ViTConfig,
     attention: Mapping[str, Any],
     *,
     image_size: int,

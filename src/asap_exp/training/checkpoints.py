@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,21 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def checkpoint_callbacks(folder: Path, *, monitor: bool, every_n_epochs: int) -> list[L.Callback]:
-    """`last.ckpt` after every epoch; with `monitor`, `best.ckpt` by validation accuracy too."""
+@dataclass(frozen=True)
+class Criterion:
+    """By which logged number, and in which direction, an epoch is the best."""
+
+    name: str
+    mode: str
+
+
+ACCURACY, LOSS = Criterion("val/accuracy", "max"), Criterion("val/loss", "min")
+
+
+def checkpoint_callbacks(
+    folder: Path, *, criterion: Criterion | None, every_n_epochs: int
+) -> list[L.Callback]:
+    """`last.ckpt` after every epoch; with a `criterion`, `best.ckpt` by it too."""
     checkpoint = partial(
         ModelCheckpoint,
         dirpath=folder.resolve(),
@@ -112,12 +126,12 @@ def checkpoint_callbacks(folder: Path, *, monitor: bool, every_n_epochs: int) ->
         save_top_k=1,
         save_on_train_epoch_end=True,
     )
-    if not monitor:
+    if criterion is None:
         return [last]
     best = checkpoint(
         filename="best",
-        monitor="val/accuracy",
-        mode="max",
+        monitor=criterion.name,
+        mode=criterion.mode,
         every_n_epochs=every_n_epochs,
         save_top_k=1,
         save_on_train_epoch_end=False,

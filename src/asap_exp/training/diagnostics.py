@@ -1,4 +1,6 @@
-"""After each validation: what every layer's plan looks like on a few validation images."""
+"""After each validation: what every layer's plan looks like on a few validation samples."""
+
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,13 +22,29 @@ class PlanDiagnostics(L.Callback):
         if trainer.sanity_checking or not isinstance(pl_module, Classifier):
             return
         assert trainer.val_dataloaders is not None
-        inputs, _ = next(iter(trainer.val_dataloaders))
-        with trainer.precision_plugin.forward_context():
-            report = describe_plans(pl_module.net, inputs[: self.samples])
-        pl_module.log_dict(report, batch_size=len(inputs))
+        samples = trainer.val_dataloaders.first(self.samples)
+        reports: list[dict[str, float]] = []
+        sizes: list[int] = []
+        for inputs, _ in samples:
+            with trainer.precision_plugin.forward_context():
+                reports.append(describe_plans(pl_module.net, inputs))
+            sizes.append(len(inputs))
+        pl_module.log_dict(merged(reports, sizes), batch_size=sum(sizes))
 
 
-def describe_plans(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+def merged(reports: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Reports on batches of those sizes as one: means over samples, the largest of the largest."""
+
+    def merge(name: str) -> float:
+        values = [report[name] for report in reports]
+        if name.endswith("largest_logit"):
+            return max(values)
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+
+    return {name: merge(name) for name in reports[0]}
+
+
+def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
     """Means over heads (the largest for the logits), by layer number."""
     with record_inputs(net) as recorded:
         net(inputs)

@@ -19,24 +19,31 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
-from asap_exp.config import TrainConfig
-from asap_exp.data import ImageDataModule
+from asap_exp.config import TextTrainConfig, TrainConfig
+from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.files import write_bytes
 from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
-from asap_exp.runs import Run, claim, identity, public_config, recipe_hash
-from asap_exp.tensors import fingerprint, save_tensors
+from asap_exp.runs import (
+    Run,
+    check_same_tokenizer,
+    claim,
+    identity,
+    public_config,
+    recipe_hash,
+)
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
     SafeCheckpointIO,
     StampIdentity,
     check_identity,
     checkpoint_callbacks,
-    load_checkpoint,
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
+from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
+from asap_exp.training.outcome import criterion, export, summary
 from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
@@ -52,14 +59,17 @@ EXPECTED_WARNINGS = (
 def train(config: TrainConfig) -> Run:
     """Trains, or continues, the run of `config`; a finished one is left as it is."""
     build_attention(config.attention)  # refuses before anything is loaded or written
-    config = resolved(config)
+    initial = initial_run(config)
+    config = with_initial(resolved(config), initial)
     device = choose_device(config.trainer.accelerator)
-    data = ImageDataModule(
+    data = build_data(
         config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
     )
     use_cpu_threads(config.trainer.cpu_threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     net = build_net(config)
+    if initial is not None:
+        initialise(net, initial)
     run = claim(config, fresh=config.resume == "never")
     if config.resume == "auto" and run.finished:
         print(f"Already finished: {run.path} (resume=never trains it again)")
@@ -67,21 +77,27 @@ def train(config: TrainConfig) -> Run:
     print(f"Run directory: {run.path}")
 
     data.setup()
-    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
-    stamp = {**identity(config), "data_content": content}
+    if initial is not None:
+        check_same_tokenizer(data.identity, initial)
+    stamp = content_stamp(config, data, initial)
     checkpoint = checkpoint_to_resume(config, run, stamp)
-    module = Classifier(net, config.recipe, num_classes=data.dataset.num_classes, seed=config.seed)
+    data.save(run.path)
+    module = Classifier(
+        net,
+        config.recipe,
+        num_classes=data.num_classes,
+        seed=config.seed,
+        masked_tokens=config.masked_tokens,
+    )
     if compiles(config, device):
-        compile_blocks(module.net)
+        compile_blocks(module.net, **compile_options(config))
     facts = {
-        "stage": "train",
-        "seed": config.seed,
-        "recipe_hash": recipe_hash(config),
         "config": public_config(config),
+        "recipe_hash": recipe_hash(config, initial),
         "data": data.identity,
+        "initial": None if initial is None else initial_facts(initial),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "earlier_attempts": earlier_attempts(run) if checkpoint else [],
+        **attempt(run, checkpoint),
     }
     with (
         wandb_run(
@@ -93,7 +109,7 @@ def train(config: TrainConfig) -> Run:
             tags=[str(config.task.name), config.attention["name"]],
             run_id=run.tracking_id,
         ) as tracker,
-        manifest(run.path / "manifest.json", **facts) as record,
+        manifest(run.path / "manifest.json", stage="train", seed=config.seed, **facts) as record,
         quiet_lightning(),
     ):
         trainer = build_trainer(config, run, device, tracker, stamp)
@@ -117,6 +133,22 @@ def resolved(config: TrainConfig) -> TrainConfig:
     )
 
 
+def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
+    """What a checkpoint must agree in to be continued: configuration, data, initial weights."""
+    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
+    stamp = {**identity(config), "data_content": content}
+    if initial is not None:
+        stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
+    return stamp
+
+
+def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+    """What this attempt at the run continues."""
+    if checkpoint is None:
+        return {"resumed_from": None, "earlier_attempts": []}
+    return {"resumed_from": checkpoint.name, "earlier_attempts": earlier_attempts(run)}
+
+
 def earlier_attempts(run: Run) -> list[dict[str, Any]]:
     """What the manifest says of the attempts that this one continues, the oldest first."""
     if not (run.path / "manifest.json").is_file():
@@ -130,6 +162,11 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
     if config.trainer.compile is None:
         return device.type == "cuda"
     return config.trainer.compile
+
+
+def compile_options(config: TrainConfig) -> dict[str, Any]:
+    """Texts come in a few lengths, each of which is compiled: a graph for any length is slower."""
+    return {"dynamic": False} if isinstance(config, TextTrainConfig) else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:
@@ -189,7 +226,7 @@ def build_callbacks(
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
     return callbacks + checkpoint_callbacks(
         run.path / "checkpoints",
-        monitor=validates,
+        criterion=criterion(config) if validates else None,
         every_n_epochs=config.callbacks.val_every_n_epochs,
     )
 
@@ -209,39 +246,3 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
-    """Writes the teacher's weights, those of the epoch that `recipe.keep` chooses."""
-    kept = run.path / "checkpoints" / f"{config.recipe.keep}.ckpt"
-    checkpoint = load_checkpoint(kept)
-    weights = {
-        name.removeprefix("net."): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith("net.")
-    }
-    module.net.load_state_dict(weights)
-    save_tensors(run.weights, weights)
-    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
-    outcome = {
-        "kept_epoch": checkpoint["epoch"],
-        "epochs": trainer.current_epoch,
-        "teacher_sha256": fingerprint(weights),
-        "train_seconds": round(timer.time_elapsed("train"), 2),
-        "validate_seconds": round(timer.time_elapsed("validate"), 2),
-    }
-    score = best_val_accuracy(trainer)
-    return outcome if score is None else {**outcome, "best_val_accuracy": score}
-
-
-def best_val_accuracy(trainer: L.Trainer) -> float | None:
-    scores = [c.best_model_score for c in trainer.checkpoint_callbacks]  # type: ignore[attr-defined]
-    return next((score.item() for score in scores if score is not None), None)
-
-
-def summary(record: dict) -> str:
-    if record.get("best_val_accuracy") is None:
-        return "(trained on train+val; no validation)"
-    accuracy = 100 * record["best_val_accuracy"]
-    epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
-    return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"

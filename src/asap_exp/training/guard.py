@@ -1,6 +1,7 @@
 """A loss that is not finite stops the run and names the layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class LossCheck:
     the forward pass alone, which is what the answer needs.
     """
 
-    def __init__(self, loss: Tensor, net: nn.Module, inputs: Tensor, *, step: int) -> None:
+    def __init__(self, loss: Tensor, net: nn.Module, inputs: Any, *, step: int) -> None:
         self.loss, self.net, self.inputs, self.step = loss.detach(), net, inputs, step
         self.finite = torch.isfinite(self.loss).to("cpu", non_blocking=loss.is_cuda)
         self.answered = torch.cuda.Event() if loss.is_cuda else None
@@ -41,9 +42,9 @@ class LossCheck:
 
 
 @torch.no_grad()
-def first_non_finite(net: nn.Module, inputs: Tensor) -> str:
+def first_non_finite(net: nn.Module, inputs: Any) -> str:
     """Which parameter or layer output, in the order of the forward pass, first is not finite."""
-    if not torch.isfinite(inputs).all():
+    if isinstance(inputs, Tensor) and not torch.isfinite(inputs).all():
         return "the input batch is not finite"
     for name, parameter in net.named_parameters():
         if not torch.isfinite(parameter).all():

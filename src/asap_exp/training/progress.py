@@ -4,7 +4,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
-SHOWN = {"train/loss_epoch": "loss", "val/accuracy": "val acc"}
+SHOWN = {"train/loss_epoch": "loss", "val/accuracy": "val acc", "val/perplexity": "val ppl"}
 
 
 def progress_callback() -> Callback:

@@ -1,0 +1,106 @@
+"""Sinkformers' attention as published: it starts with a row step and counts half-steps."""
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention.base import register
+from asap_exp.attention.sinkhorn import SinkhornAttention
+from asap_exp.attention.softmax import select_valid
+from asap_exp.ops._arguments import check_count
+from asap_exp.ops._backend import full_precision
+from asap_exp.ops.reference._masking import compute_dtype
+
+GRADIENTS = ("unroll", "detach_col")
+PADDINGS = ("exact", "sinkformer")
+
+
+@register("sinkformer")
+class SinkformerAttention(SinkhornAttention):
+    """`half_steps` = 2 T + 1: row, column, row, ...; the last one is a row step.
+
+    It is Sinkhorn's T updates (column, then row) from the dual of a row softmax,
+    f^0_i = -LSE_j(S_ij), in place of f^0 = 0: one half-step alone is `softmax`, three are
+    closure(-LSE_j(S)), and no number of them is a `num_iters` of `sinkhorn`.
+
+    `gradient`: through every update, or with each column dual detached, as their text models have
+    it. `padding`: exact, or as theirs: a padded query keeps its mass, so that columns sum to more
+    than 1 over the real tokens.
+
+    Source: Sander et al., 2022, Sinkformers, its published code. Plain PyTorch, n x n in memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        half_steps: int = 3,
+        eps: float = 1.0,
+        gradient: str = "unroll",
+        padding: str = "exact",
+    ) -> None:
+        check_count("half_steps", half_steps, 3)
+        if half_steps % 2 == 0:
+            raise ValueError(f"half_steps must be odd (a row step is the last), got {half_steps}")
+        for name, value, allowed in (
+            ("gradient", gradient, GRADIENTS),
+            ("padding", padding, PADDINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        super().__init__(num_iters=(half_steps - 1) // 2, eps=eps, backend="reference")
+        self.half_steps, self.gradient, self.padding = half_steps, gradient, padding
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        if key_padding_mask is not None:
+            v = select_valid(v, key_padding_mask)
+        with full_precision(q):
+            plan = self.plan(q, k, key_padding_mask=key_padding_mask)
+            return (plan @ v.to(plan.dtype)).to(v.dtype)
+
+    def ready_dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        with full_precision(q):
+            return self._duals(*self._masked_logits(q, k, key_padding_mask))[0]
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        with full_precision(q):
+            S, queries = self._masked_logits(q, k, key_padding_mask)
+            _, column = self._duals(S, queries)
+            return (S + column[..., None, :]).softmax(dim=-1) * queries[..., None]
+
+    def _masked_logits(
+        self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """S `[B, H, N, N]`, -inf at padded keys; and which queries `[B, 1, N]` have mass."""
+        exact = self.padding == "exact"
+        if key_padding_mask is not None:
+            k = select_valid(k, key_padding_mask)
+            q = select_valid(q, key_padding_mask) if exact else q
+        S = q.to(compute_dtype(q)) @ k.to(compute_dtype(q)).transpose(-1, -2)
+        S = S * (q.shape[-1] ** -0.5 / self.eps)
+        if key_padding_mask is None:
+            return S, torch.ones_like(q[:, :1, :, 0], dtype=torch.bool)
+        valid = ~key_padding_mask
+        some = valid.any(dim=-1, keepdim=True)  # else all are zeros, and none is left out
+        S = S.masked_fill(~(valid | ~some)[:, None, None, :], float("-inf"))
+        return S, (valid if exact else some.expand_as(valid))[:, None, :]
+
+    def _duals(self, S: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """f^{T-1} `[B, H, N]` and g^T `[B, H, N]`, 0 at padded places."""
+        left_out = ~(queries | ~queries.any(dim=-1, keepdim=True))
+        row = -S.logsumexp(dim=-1)
+        for _ in range(self.num_iters):
+            ready = row
+            masked = ready.masked_fill(left_out, float("-inf"))
+            column = -(S.masked_fill(S.isinf(), 0.0) + masked[..., None]).logsumexp(dim=-2)
+            if self.gradient == "detach_col":
+                column = column.detach()
+            row = -(S + column[..., None, :]).logsumexp(dim=-1)
+        return ready.masked_fill(~queries, 0.0), column
+
+    @property
+    def updates(self) -> str:
+        return f"{self.half_steps} half-steps"
+
+    def extra_repr(self) -> str:
+        return f"half_steps={self.half_steps}, eps={self.eps}, padding={self.padding}"

@@ -1,0 +1,85 @@
+"""Masked tokens: to be predicted (masked language model), or as an augmentation."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asap_exp.data.tokens import MASK, NO_TARGET, SPECIAL_TOKENS, Texts, TokenBatch
+
+KEPT_AS_MASK, KEPT_AS_RANDOM = 0.8, 0.1
+"""Of the tokens to be predicted: MASK in their place, another token; the rest stay (BERT)."""
+
+
+class DynamicMasking:
+    """Draws anew, for every batch, which of its tokens are predicted: `share` of them exactly.
+
+    How many is known from the lengths, so that the host need not wait for the device.
+    """
+
+    def __init__(self, share: float, vocab_size: int) -> None:
+        self.share, self.vocab_size = share, vocab_size
+
+    def __call__(self, batch: TokenBatch, labels: Tensor, tokens: int) -> tuple[TokenBatch, Tensor]:
+        """`tokens`: how many there are in the batch, without padding and CLS."""
+        count = max(round(self.share * tokens), 1)
+        scores = torch.rand(batch.ids.shape, device=batch.device)
+        scores = scores.masked_fill(batch.ids < SPECIAL_TOKENS, -1.0).flatten()
+        positions = scores.topk(count).indices
+        targets = batch.ids.flatten()[positions]
+        ids = batch.ids.flatten().clone()
+        ids[positions] = corrupted(
+            targets,
+            torch.rand(count, device=batch.device),
+            torch.randint(SPECIAL_TOKENS, self.vocab_size, (count,), device=batch.device),
+        )
+        return replace(batch, ids=ids.view_as(batch.ids), positions=positions), targets
+
+
+class WordDropout:
+    """Puts MASK in the place of each token with probability `share`; nothing is predicted."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, batch: TokenBatch, labels: Tensor, tokens: int) -> tuple[TokenBatch, Tensor]:
+        if not self.share:
+            return batch, labels
+        dropped = torch.rand(batch.ids.shape, device=batch.device) < self.share
+        dropped &= batch.ids >= SPECIAL_TOKENS
+        return replace(batch, ids=batch.ids.masked_fill(dropped, MASK)), labels
+
+
+def corrupted(tokens: Tensor, draw: Tensor, other: Tensor) -> Tensor:
+    """What stands in place of `tokens`, by `draw` uniform in 0..1: MASK, `other`, or themselves."""
+    kept = torch.where(draw < KEPT_AS_MASK + KEPT_AS_RANDOM, other, tokens)
+    return torch.where(draw < KEPT_AS_MASK, MASK, kept)
+
+
+def with_fixed_masks(texts: Texts, share: float, vocab_size: int, *, seed: int) -> Texts:
+    """`share` of the tokens of every text masked, at least one, by `seed` and its place alone.
+
+    The first rows of a split get the same masks as in the whole split.
+    """
+    ids = texts.ids.cpu().numpy()
+    row = np.repeat(np.arange(texts.rows), texts.lengths)
+    streams = np.random.SeedSequence(seed).spawn(3)
+    choice, draw, other = (np.random.default_rng(stream) for stream in streams)
+    scores = np.where(ids < SPECIAL_TOKENS, 2.0, choice.random(len(ids)))
+    order = np.lexsort((scores, row))
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[order] = np.arange(len(ids)) - texts.offsets.cpu().numpy()[row]
+    allowed = np.bincount(row, weights=ids >= SPECIAL_TOKENS, minlength=texts.rows)
+    count = np.minimum(np.maximum(np.round(share * allowed), 1), allowed)
+    chosen = rank < count[row]
+    replaced = corrupted(
+        torch.from_numpy(ids),
+        torch.from_numpy(draw.random(len(ids))),
+        torch.from_numpy(other.integers(SPECIAL_TOKENS, vocab_size, len(ids), dtype=np.int32)),
+    ).numpy()
+    return replace(
+        texts,
+        ids=torch.from_numpy(np.where(chosen, replaced, ids).astype(np.int32)),
+        targets=torch.from_numpy(np.where(chosen, ids, NO_TARGET).astype(np.int32)),
+    )

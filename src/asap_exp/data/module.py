@@ -1,0 +1,181 @@
+"""What the LightningDataModules of all kinds of data have in common."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Generic, Protocol, Self, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from asap_exp.config import DataConfig
+from asap_exp.data.catalog import Dataset
+from asap_exp.data.loader import BatchLoader
+from asap_exp.errors import UserError
+
+
+class Rows(Protocol):
+    """The rows of a split, on a device."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Those rows, in that order."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents in their order: the same whatever the source."""
+
+
+Kind = TypeVar("Kind", bound=Rows)
+
+
+class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
+    """Training, validation, calibration and test samples, held on `device`.
+
+    The validation rows are carved out of the training split by class, with `config.split_seed`,
+    unless the data set has a validation split of its own. Only `test_dataloader` loads the test
+    split.
+    """
+
+    noun: str
+    """What a sample is called, in the plural."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.device = torch.device(device)
+        self.rows_in_all = dataset.rows
+        self._splits: dict[str, Kind] = {}
+        self.identity: dict[str, object] = {"name": config.name, "train_on": config.train_on}
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes a prediction chooses from."""
+
+    @abstractmethod
+    def load(self, split: str) -> Kind:
+        """A whole split."""
+
+    @abstractmethod
+    def training_loader(self, samples: Kind) -> BatchLoader:
+        """Shuffled and augmented batches."""
+
+    @abstractmethod
+    def plain_loader(self, samples: Kind, batch_size: int) -> BatchLoader:
+        """All samples as they are."""
+
+    def arranged(self, rows: Kind) -> Kind:
+        """The samples that are made of `rows` of a split."""
+        return rows
+
+    def save(self, folder: Path) -> None:
+        """Writes into a run directory what else its model needs to read this data."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the training split and carves the validation rows; a second call does nothing."""
+        if "train" in self._splits:
+            return
+        rows = self.load("train")
+        train_rows, val_rows = self._carved(rows)
+        part = rows.take(train_rows)
+        whole = self.config.train_on == "train+val"
+        validation = rows.take(val_rows) if len(val_rows) else self.load("validation")
+        self._splits["val"] = self.arranged(validation)
+        self._splits["unaugmented_train"] = self.arranged(part)
+        self._splits["train"] = self.arranged(rows) if whole else self._splits["unaugmented_train"]
+        self.identity |= {
+            "source": rows.source,
+            "train_sha256": rows.fingerprint(),
+            "train_rows": rows.rows if whole else len(train_rows),
+            "train_split_rows": rows.rows,
+            "train_split_rows_in_all": self.rows_in_all["train"],
+            "val_rows": validation.rows,
+            "val_rows_sha256": hashlib.sha256(val_rows.astype(np.int64).tobytes()).hexdigest(),
+        }
+
+    def train_dataloader(self) -> BatchLoader:
+        return self.training_loader(self._splits["train"])
+
+    def val_dataloader(self) -> BatchLoader:
+        return self.plain_loader(self._splits["val"], self.batch_size)
+
+    def test_dataloader(self, max_rows: int | None = None) -> BatchLoader:
+        """The test split, or its first `max_rows` samples."""
+        rows = self.load("test")
+        samples = self.arranged(rows)
+        complete = rows.rows == self.rows_in_all["test"]
+        self.identity |= {
+            "test_sha256": rows.fingerprint(),
+            "test_rows": min(samples.rows, max_rows or samples.rows),
+            "test_rows_in_all": samples.rows if complete else self.rows_in_all["test"],
+        }
+        loader = self.plain_loader(samples, self.batch_size)
+        return loader if max_rows is None else loader.first(max_rows)
+
+    def calibration_dataloaders(
+        self, *, samples: int, holdout: int, batch_size: int, seed: int
+    ) -> tuple[BatchLoader, BatchLoader]:
+        """Training samples to fit on, at most `samples` of them, and `holdout` others.
+
+        Unaugmented, drawn with `seed`; the validation rows are not among them.
+        """
+        train = self._splits["unaugmented_train"]
+        if holdout >= train.rows:
+            raise UserError(
+                f"calibration.holdout={holdout} leaves nothing to fit on: {self.config.name} has "
+                f"{train.rows} training {self.noun}; choose fewer"
+            )
+        order = np.random.default_rng(seed).permutation(train.rows)
+        parts = order[holdout : holdout + samples], order[:holdout]
+        fit, held_out = (self.plain_loader(train.take(np.sort(p)), batch_size) for p in parts)
+        return fit, held_out
+
+    def _carved(self, rows: Kind) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation rows of the training split, in their stored order."""
+        fraction = self.config.val_fraction
+        if fraction is None:
+            if "validation" not in self.rows_in_all:
+                raise UserError(
+                    f"data.val_fraction=null, but {self.config.name} has no validation split of "
+                    "its own; choose a fraction such as 0.1"
+                )
+            return np.arange(rows.rows), np.arange(0)
+        if "validation" in self.rows_in_all:
+            raise UserError(
+                f"data.val_fraction={fraction}, but {self.config.name} has a validation split of "
+                "its own; set data.val_fraction=null"
+            )
+        labels = rows.labels.cpu().numpy()
+        classes = len(np.unique(labels))
+        if int(fraction * len(labels)) < classes:
+            raise UserError(
+                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer validation "
+                f"{self.noun} than the {classes} classes; choose a larger fraction"
+            )
+        parts = train_test_split(
+            np.arange(len(labels)),
+            test_size=fraction,
+            stratify=labels,
+            random_state=self.config.split_seed,
+        )
+        train_rows, val_rows = (np.sort(part) for part in parts)
+        return train_rows, val_rows

@@ -1,0 +1,123 @@
+"""The LightningDataModule of every text task."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from asap_exp.config import TextDataConfig
+from asap_exp.data.catalog import text_dataset
+from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
+from asap_exp.data.module import TaskDataModule
+from asap_exp.data.sources import cache_dir
+from asap_exp.data.text_loader import TextLoader
+from asap_exp.data.texts import POOLED_TEST_SHARE, RawTexts, load_texts, pooled
+from asap_exp.data.tokenizer import (
+    FILE,
+    cached_encoding,
+    cached_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_hash,
+)
+from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated
+
+
+class TextDataModule(TaskDataModule[Texts]):
+    """Texts as token ids, held on the device and put together to batches there.
+
+    The tokenizer is that of the run directory `folder`, if one is given, else it is trained on the
+    training split.
+    """
+
+    config: TextDataConfig
+
+    def __init__(self, config: TextDataConfig, *, folder: Path | None, **options: Any) -> None:
+        self.dataset = text_dataset(config.name)
+        super().__init__(config, self.dataset, **options)
+        self.folder = folder
+        self.noun = "blocks of text" if config.layout == "blocks" else "texts"
+        self._raw: dict[str, RawTexts] = {}
+        if config.split == "pooled":
+            pool = sum(self.dataset.rows.values())
+            test = round(POOLED_TEST_SHARE * pool)
+            self.rows_in_all = {"train": pool - test, "test": test}
+        self.identity["split"] = config.split
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.vocab_size if self.config.masked else self.dataset.num_classes
+
+    def raw(self, split: str) -> RawTexts:
+        """A split as it is stored, or as it was dealt out of the pool."""
+        if split not in self._raw:
+            where = self.config.root, self.config.cache
+            if self.config.split == "pooled":
+                train, test = (load_texts(self.dataset, s, *where) for s in ("train", "test"))
+                self._raw[split] = pooled(train, test, split, seed=self.config.split_seed)
+            else:
+                self._raw[split] = load_texts(self.dataset, split, *where)
+        return self._raw[split]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.folder is not None:
+            tokenizer = load_tokenizer(self.folder / FILE)
+        else:
+            raw = self.raw("train")
+            tokenizer = cached_tokenizer(
+                raw.texts,
+                raw.sha256,
+                cache_dir(self.config.cache),
+                self.config.vocab_size,
+                lowercase=self.config.lowercase,
+            )
+        self.identity["tokenizer_sha256"] = tokenizer_hash(tokenizer)
+        return tokenizer
+
+    @property
+    def entries(self) -> int:
+        """Token ids there are, the special ones counted: at most `vocab_size`."""
+        return self.tokenizer.get_vocab_size() + SPECIAL_TOKENS
+
+    def load(self, split: str) -> Texts:
+        raw, cache = self.raw(split), cache_dir(self.config.cache)
+        return cached_encoding(self.tokenizer, raw.texts, raw.labels, raw.source, raw.sha256, cache)
+
+    def arranged(self, rows: Texts) -> Texts:
+        if self.config.layout == "blocks":
+            return blocks(rows, self.config.max_length, joined=self.dataset.joined)
+        texts = truncated(rows, self.config.max_length, self.config.truncation)
+        if not self.config.masked:
+            return texts
+        return texts.take((texts.lengths > 1).nonzero()[0])  # an empty one has nothing to predict
+
+    def save(self, folder: Path) -> None:
+        save_tokenizer(folder / FILE, self.tokenizer)
+
+    def training_loader(self, samples: Texts) -> TextLoader:
+        share, masked = self.config.mask_share, self.config.masked
+        return self._loader(
+            samples,
+            self.batch_size,
+            transform=DynamicMasking(share, self.entries) if masked else WordDropout(share),
+            seed=self.seed,
+            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+        )
+
+    def plain_loader(self, samples: Texts, batch_size: int) -> TextLoader:
+        if self.config.masked:
+            share, seed = self.config.mask_share, self.config.mask_seed
+            samples = with_fixed_masks(samples, share, self.entries, seed=seed)
+        return self._loader(samples, batch_size)
+
+    def _loader(self, samples: Texts, batch_size: int, **options: Any) -> TextLoader:
+        return TextLoader(
+            samples.to(self.device),
+            batch_size,
+            max_length=self.config.max_length,
+            length_multiple=self.config.length_multiple,
+            max_tokens=self.config.batch_tokens,
+            **options,
+        )

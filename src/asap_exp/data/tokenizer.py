@@ -1,0 +1,115 @@
+"""A byte-level BPE tokenizer trained on the training split: no text holds an unknown token."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, offsets_of
+from asap_exp.errors import UserError
+from asap_exp.files import write_text
+from asap_exp.tensors import load_tensors, save_tensors
+
+FILE = "tokenizer.json"
+BATCH = 1000
+"""Texts that are encoded at once."""
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -> Tokenizer:
+    """At most `vocab_size` entries, the special tokens counted: fewer where texts give no more."""
+    tokenizer = Tokenizer(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - SPECIAL_TOKENS,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def cached_tokenizer(
+    texts: Sequence[str], content: str, cache: Path, vocab_size: int, *, lowercase: bool
+) -> Tokenizer:
+    """The tokenizer of these texts, whose hash is `content`: out of the cache, if it is there."""
+    made_of = {
+        "texts": content,
+        "vocab_size": vocab_size,
+        "lowercase": lowercase,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
+    file = cache / "tokenizers" / f"{content_key(made_of)}.json"
+    if file.is_file():
+        return load_tokenizer(file)
+    tokenizer = train_tokenizer(texts, vocab_size, lowercase=lowercase)
+    save_tokenizer(file, tokenizer)
+    return tokenizer
+
+
+def content_key(made_of: dict[str, object]) -> str:
+    """A file name for what was made of this."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def save_tokenizer(file: Path, tokenizer: Tokenizer) -> None:
+    write_text(file, tokenizer.to_str())
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """UserError where the file is missing or damaged."""
+    try:
+        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise UserError(
+            f"{file} is no tokenizer ({error}); remove it if it lies in the cache, or take a copy"
+        ) from error
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of all that it is."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], source: str) -> Texts:
+    """Every token of every text, no special one among them; an empty text has none."""
+    ids: list[np.ndarray] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), BATCH):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + BATCH])):
+            ids.append(np.asarray(encoding.ids, dtype=np.int32))
+            lengths.append(len(encoding.ids))
+    flat = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
+    return Texts(
+        torch.from_numpy(flat + SPECIAL_TOKENS),
+        torch.from_numpy(offsets_of(np.asarray(lengths, dtype=np.int64))),
+        torch.tensor(labels, dtype=torch.int64),
+        source,
+    )
+
+
+def cached_encoding(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    source: str,
+    content: str,
+    cache: Path,
+) -> Texts:
+    """`encode`, once for each content and tokenizer."""
+    key = content_key({"texts": content, "tokenizer": tokenizer_hash(tokenizer)})
+    file = cache / "tokens" / f"{key}.safetensors"
+    if file.is_file():
+        return Texts(**load_tensors(file), source=source)
+    encoded = encode(tokenizer, texts, labels, source)
+    tensors = {"ids": encoded.ids, "offsets": encoded.offsets, "labels": encoded.labels}
+    save_tensors(file, tensors)
+    return encoded

@@ -1,0 +1,385 @@
+"""All stages on texts: every task trains, is compiled, evaluated and reported."""
+
+import csv
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from asap_exp.attention import AsapAttention, attention_layers, swapped
+from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
+from asap_exp.distillation.artifact import load_artifact
+from asap_exp.errors import UserError
+from asap_exp.evaluation.curves import training_curves
+from asap_exp.evaluation.markdown import summary_lines
+from asap_exp.evaluation.records import Group
+from asap_exp.files import read_json
+from asap_exp.models import load_net
+from asap_exp.runs import Run
+from asap_exp.tensors import load_tensors
+from asap_exp.training import fit as training_fit
+from asap_exp.training.fit import train
+from tests.data.sentences import make_folder, text_root
+from tests.models.test_text import LENGTHS, TokenBatch, make_batch
+from tests.stages import (
+    TINY_TEXT,
+    run_benchmark,
+    run_distill,
+    run_evaluate,
+    run_report,
+    run_text,
+    train_config,
+)
+
+EVALUATED = ("max_test_rows=null", "fidelity_samples=8")
+
+
+@dataclass
+class TextPipeline:
+    root: Path
+    results: Path
+    teacher: Run
+    softmax: Run
+    artifact: Path
+    record: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TextPipeline:
+    root = text_root(tmp_path_factory.mktemp("texts"), "agnews", "dbpedia", "yelp", "imdb")
+    results = root / "results"
+    softmax = run_text(results, root, "task=agnews", attention=("attention=softmax",))
+    teacher = run_text(results, root, "task=agnews")
+    artifact = run_distill(results)
+    record = read_json(run_evaluate(results, *EVALUATED))
+    return TextPipeline(root, results, teacher, softmax, artifact, record)
+
+
+def test_teacher_learns_and_leaves_its_tokenizer(pipeline: TextPipeline) -> None:
+    run = pipeline.teacher
+    assert (run.path / FILE).is_file()
+    assert run.manifest["data"]["tokenizer_sha256"]
+    assert run.manifest["data"]["train_split_rows_in_all"] == 120_000
+    curves = training_curves(run.path)
+    assert curves[-1]["train/loss_epoch"] < curves[0]["train/loss_epoch"]
+    for layer in (0, 1):
+        assert 0 <= curves[-1][f"plan/{layer}/column_error"] < 1
+        assert 0 < curves[-1][f"plan/{layer}/entropy"] <= 1
+
+
+def test_evaluation_has_every_row_and_says_texts(pipeline: TextPipeline) -> None:
+    rows = {row["key"]: row for row in pipeline.record["rows"]}
+    assert {"teacher", "asap", "truncated_1", "control_uniform", "softmax_trained"} <= rows.keys()
+    assert rows["teacher"]["agreement"] == 1.0
+    assert rows["baseline_svm"]["accuracy"] == 1.0, "the class is told by single words"
+    assert rows["baseline_svm"]["model_ms"] is None
+    assert rows["control_zero"]["kl"] == pytest.approx(rows["truncated_1"]["kl"], abs=1e-6)
+    assert pipeline.record["samples"] == "texts"
+    assert pipeline.record["test"] == {"rows": 40, "of": 7_600}
+    assert pipeline.record["softmax_run"] == pipeline.softmax.name
+    for row in rows.values():
+        assert row["gate_error"] is None or row["gate_error"] < 1e-3
+
+
+def test_columns_of_plans_are_right_over_the_valid_tokens(pipeline: TextPipeline) -> None:
+    rows = {row["key"]: row for row in pipeline.record["rows"]}
+    assert rows["control_uniform"]["column_error"] == pytest.approx(0, abs=1e-6)
+    for row in rows.values():
+        if row["group"] == "baseline":
+            continue
+        assert row["row_error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_example_plan_has_no_padding(pipeline: TextPipeline) -> None:
+    for plan in pipeline.record["plans"]["plans"].values():
+        assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in plan)
+
+
+def test_fit_sees_the_valid_tokens_alone(pipeline: TextPipeline) -> None:
+    """In batches of one text, without any padding, the map is the same."""
+    alone = run_distill(
+        pipeline.results, f"teacher={pipeline.teacher.path}", "calibration.batch_size=1"
+    )
+    expected = load_artifact(pipeline.artifact)
+    found = load_artifact(alone)
+    for name, tensor in found.tensors.items():
+        assert (tensor - expected.tensors[name]).abs().max() < 1e-3, name
+    pairs = zip(
+        read_json(alone / "fidelity.json"),
+        read_json(pipeline.artifact / "fidelity.json"),
+        strict=True,
+    )
+    for one, many in pairs:
+        for measure in ("l1_row_distance", "column_error", "r_squared_held_out"):
+            assert one[measure] == pytest.approx(many[measure], abs=1e-3)
+
+
+def test_compiled_model_treats_a_padded_batch_as_its_texts(pipeline: TextPipeline) -> None:
+    net = load_net(pipeline.teacher)
+    artifact = load_artifact(pipeline.artifact)
+    maps = {path: artifact.attention(path) for path in attention_layers(net)}
+    assert all(isinstance(attend, AsapAttention) for attend in maps.values())
+    batch = make_batch()
+    with swapped(net, maps):
+        together = net(batch)
+        for i, length in enumerate(LENGTHS):
+            alone = net(TokenBatch(batch.ids[i : i + 1, :length]))
+            assert (together[i] - alone[0]).abs().max() < 1e-4
+
+
+def test_evaluation_is_the_same_in_batches_of_one(pipeline: TextPipeline) -> None:
+    again = read_json(run_evaluate(pipeline.results, *EVALUATED, "batch_size=1"))
+    for one, many in zip(again["rows"], pipeline.record["rows"], strict=True):
+        for name in ("accuracy", "agreement", "kl", "loss"):
+            if many[name] is None:
+                continue
+            assert one[name] == pytest.approx(many[name], abs=1e-5), one["key"]
+
+
+@pytest.mark.parametrize("task", ["dbpedia", "yelp", "imdb"])
+def test_every_task_goes_through_all_stages(pipeline: TextPipeline, task: str) -> None:
+    results = pipeline.root / f"results-{task}"
+    run_text(results, pipeline.root, f"task={task}", "recipe.epochs=1")
+    run_distill(results, f"task={task}")
+    record = read_json(run_evaluate(results, f"task={task}", *EVALUATED))
+    assert record["task"] == record["data"] == task
+    assert run_report(results)
+    tables = (results / "tables.md").read_text()
+    assert "40 of" in tables
+    assert "SUBSET" in tables
+
+
+def test_same_run_ends_in_the_same_weights(pipeline: TextPipeline, tmp_path: Path) -> None:
+    again = run_text(tmp_path, pipeline.root, "task=agnews")
+    expected = load_tensors(pipeline.teacher.weights)
+    assert all(t.equal(expected[name]) for name, t in load_tensors(again.weights).items())
+
+
+def test_other_training_texts_are_refused(pipeline: TextPipeline, tmp_path: Path) -> None:
+    make_folder(tmp_path, TEXT_DATASETS["agnews"], train=120)
+    with pytest.raises(UserError, match=r"training texts of agnews found now .* are not those"):
+        run_distill(
+            pipeline.results,
+            f"teacher={pipeline.teacher.path}",
+            f"data.root={tmp_path}",
+            "calibration.seed=1",
+        )
+
+
+@pytest.fixture(scope="module")
+def pretrained(pipeline: TextPipeline) -> Run:
+    return run_text(pipeline.results, pipeline.root, "task=agnews_mlm")
+
+
+def test_pre_training_is_recorded_and_learns(pretrained: Run) -> None:
+    manifest = pretrained.manifest
+    assert manifest["best_val_perplexity"] > 1
+    assert "best_val_accuracy" not in manifest
+    curves = training_curves(pretrained.path)
+    assert curves[-1]["val/perplexity"] < curves[0]["val/perplexity"]
+    assert curves[-1]["val/perplexity"] == pytest.approx(math.exp(curves[-1]["val/loss"]), rel=1e-4)
+    kept = curves[manifest["kept_epoch"]]["val/perplexity"]
+    assert kept == min(row["val/perplexity"] for row in curves)
+    assert manifest["best_val_perplexity"] == pytest.approx(kept, rel=1e-4)
+
+
+def test_classifier_starts_from_the_pre_trained_encoder(
+    pipeline: TextPipeline, pretrained: Run
+) -> None:
+    run = run_text(pipeline.results, pipeline.root, "task=agnews", f"init_from={pretrained.path}")
+    assert run.manifest["initial"]["task"] == "agnews_mlm"
+    assert (
+        run.manifest["data"]["tokenizer_sha256"]
+        == (pretrained.manifest["data"]["tokenizer_sha256"])
+    )
+    assert run.path != pipeline.teacher.path
+
+
+def test_pre_training_on_other_tokens_is_refused(
+    pipeline: TextPipeline, pretrained: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"the tokenizer of .* is not the one"):
+        run_text(
+            tmp_path,
+            pipeline.root,
+            "task=agnews",
+            f"init_from={pretrained.path}",
+            "data.lowercase=false",
+        )
+    with pytest.raises(UserError, match=r"embed\.weight: there \(400, 16\), here \(410, 16\)"):
+        run_text(
+            tmp_path,
+            pipeline.root,
+            "task=agnews",
+            f"init_from={pretrained.path}",
+            "data.vocab_size=410",
+        )
+
+
+EXCERPT = (
+    "task=wikitext",
+    "data=wikitext_excerpt",
+    "data.vocab_size=400",
+    "model.dim=16",
+    "model.heads=2",
+    "model.depth=2",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+    "recipe.batch_size=16",
+    "trainer.cpu_threads=1",
+    "callbacks.progress_bar=false",
+    "callbacks.diagnostic_samples=8",
+    "logger=csv",
+)
+
+
+@pytest.fixture(scope="module")
+def masked_record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All stages on the excerpt of WikiText-2 that is in the package."""
+    results = tmp_path_factory.mktemp("wikitext") / "results"
+    cache = f"data.cache={results.parent / 'cache'}"
+    train(train_config(results, *EXCERPT, cache, attention=("attention=softmax",), tiny=()))
+    train(train_config(results, *EXCERPT, cache, tiny=()))
+    run_distill(results)
+    record = read_json(run_evaluate(results, "max_test_rows=null", "fidelity_samples=8"))
+    run_report(results)
+    record["tables"] = (results / "tables.md").read_text()
+    return record
+
+
+def test_masked_language_model_goes_through_all_stages(masked_record: dict[str, Any]) -> None:
+    rows = {row["key"]: row for row in masked_record["rows"]}
+    assert masked_record["objective"] == "mlm"
+    assert masked_record["samples"] == "blocks of text"
+    assert masked_record["test"]["rows"] == masked_record["test"]["of"]
+    for key in ("teacher", "asap", "truncated_1", "control_uniform", "softmax_trained"):
+        row = rows[key]
+        assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+        assert 1 < row["perplexity"] < 400
+        assert 1 < row["val_perplexity"] < 400
+    assert rows["teacher"]["agreement"] == 1.0
+    assert rows["teacher"]["val_perplexity"] != rows["teacher"]["perplexity"]
+    assert "baseline_svm" not in rows
+
+
+def test_validation_perplexity_is_that_of_the_training(masked_record: dict[str, Any]) -> None:
+    """The masks of an evaluation are drawn once, whatever the stage and the batches."""
+    teacher = next(row for row in masked_record["rows"] if row["key"] == "teacher")
+    trained = masked_record["manifests"]["train"]["best_val_perplexity"]
+    assert teacher["val_perplexity"] == pytest.approx(trained, rel=1e-4)
+
+
+def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str, Any]) -> None:
+    tables = masked_record["tables"]
+    assert "## wikitext2_excerpt, masked language model, Sinkhorn T = 4" in tables
+    assert "| perplexity | validation perplexity | agreement % |" in tables
+    assert "accuracy %" not in tables
+    summary = summary_lines([Group("x", [masked_record])])
+    assert any(line.startswith("| test perplexity |") for line in summary)
+
+
+def test_published_sinkformer_goes_through_all_stages(
+    pipeline: TextPipeline, tmp_path: Path
+) -> None:
+    tiny = [word for word in TINY_TEXT if not word.startswith("data.length_multiple")]
+    config = train_config(
+        tmp_path,
+        "experiment=sinkformer_imdb",
+        f"data.root={pipeline.root}",
+        f"data.cache={pipeline.root / 'cache'}",
+        "recipe.lr_drop_epoch=1",
+        "trainer.log_every_n_steps=1",
+        attention=(),
+        tiny=tuple(tiny),
+    )
+    run = train(config)
+    with next(run.path.rglob("metrics.csv")).open() as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert rates[: len(rates) // 2] == pytest.approx([3e-3] * (len(rates) // 2))
+    assert rates[len(rates) // 2 :] == pytest.approx([3e-4] * (len(rates) // 2))
+    run_distill(tmp_path)
+    record = read_json(run_evaluate(tmp_path, *EVALUATED))
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["teacher"]["label"] == "Sinkhorn teacher, 3 half-steps"
+    assert "truncated_1" not in rows
+    assert record["test"] == {"rows": 48, "of": 10_000}
+    run_report(tmp_path)
+    tables = (tmp_path / "tables.md").read_text()
+    assert "## imdb (subset), Sinkformer, 3 half-steps, without qk_norm" in tables
+    assert "of the pooled and newly dealt data" in tables
+
+
+def test_inputs_recorded_in_a_text_teacher_have_no_padding(pipeline: TextPipeline) -> None:
+    """Texts differ in length; what is timed is the beginning that the longest have in common."""
+    path = run_benchmark(
+        pipeline.results,
+        "inputs=recorded",
+        f"teacher={pipeline.teacher.path}",
+        "cpu.n=[4,8,64]",
+        "cpu.tokens=128",
+    )
+    record = read_json(path)
+    assert [row["n"] for row in record["rows"]] == [4, 8]
+    assert record["left_out"] == ["n = 64 is left out: the teacher's inputs have 48 tokens"]
+    assert {cell["status"] for row in record["rows"] for cell in row["cells"]} == {"timed"}
+
+
+class Killed(Exception):
+    pass
+
+
+class KillInSecondEpoch(L.Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.current_epoch == 1:
+            raise Killed
+
+
+@pytest.mark.parametrize("task", ["agnews", "agnews_mlm"])
+def test_resumed_run_ends_in_the_same_weights(
+    pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Order, masks and dropout of an epoch follow from the seed and the epoch."""
+    whole = run_text(tmp_path / "whole", pipeline.root, f"task={task}")
+    build = training_fit.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(training_fit, "build_callbacks", lambda *a: [*build(*a), KillInSecondEpoch()])
+        with pytest.raises(Killed):
+            run_text(tmp_path / "parts", pipeline.root, f"task={task}")
+    resumed = run_text(tmp_path / "parts", pipeline.root, f"task={task}")
+    assert resumed.manifest["resumed_from"] == "last.ckpt"
+    found = load_tensors(resumed.weights)
+    for name, tensor in load_tensors(whole.weights).items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_tokenizer_of_a_run_survives_a_resume_with_other_texts(
+    pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = text_root(tmp_path / "texts", "agnews")
+    build = training_fit.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(training_fit, "build_callbacks", lambda *a: [*build(*a), KillInSecondEpoch()])
+        with pytest.raises(Killed):
+            run_text(tmp_path, root, "task=agnews")
+    (file,) = tmp_path.rglob(f"runs/**/{FILE}")
+    before = file.read_bytes()
+    make_folder(root, TEXT_DATASETS["agnews"], train=120)
+    with pytest.raises(UserError, match=r"data_content\.train_sha256: saved"):
+        run_text(tmp_path, root, "task=agnews")
+    assert file.read_bytes() == before
+
+
+def test_other_tokenizer_in_the_run_is_refused(pipeline: TextPipeline, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(pipeline.results / "runs" / "agnews", results / "runs" / "agnews")
+    name = pipeline.teacher.path.relative_to(pipeline.results)
+    imposter = train_tokenizer(["other texts have other tokens"], 330, lowercase=True)
+    save_tokenizer(results / name / FILE, imposter)
+    with pytest.raises(UserError, match=r"token ids mean other tokens"):
+        run_evaluate(results, *EVALUATED, f"teacher={results / name}")
