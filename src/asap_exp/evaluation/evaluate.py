@@ -23,7 +23,7 @@ from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_drift, print_evaluation
-from asap_exp.evaluation.variants import Variant, further_maps, variants
+from asap_exp.evaluation.variants import TRAINED_ALIKE, Variant, further_maps, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -54,12 +54,12 @@ def evaluate(config: EvaluateConfig) -> Path:
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)
-    softmax_run = find_softmax_twin(run, config)
-    softmax_net = None if softmax_run is None else load_net(softmax_run, device)
+    twins = {name: find_twin(run, name, config) for name in TRAINED_ALIKE}
+    nets = {name: load_net(twin, device) for name, twin in twins.items() if twin is not None}
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     check_same_tokenizer(data.identity, run)
-    rows = variants(net, artifact, config.truncations, softmax_net)
+    rows = variants(net, artifact, config.truncations, nets)
     others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
     further, maps = further_maps(net, artifact, others)
     rows += further
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "qk_norm": run.config.model.qk_norm,
             "artifact": artifact.identity,
             "maps": maps if config.maps == "all" else {},
-            "softmax_run": None if softmax_run is None else softmax_run.name,
+            **{f"{name}_run": twin and twin.name for name, twin in twins.items()},
             "samples": data.noun,
             "objective": "mlm" if run.config.masked_tokens else "classification",
             "test": {
@@ -127,7 +127,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "manifests": {
                 "train": run.manifest,
                 "distill": read_json(folder / "manifest.json"),
-                "softmax": None if softmax_run is None else softmax_run.manifest,
+                **{name: twin and twin.manifest for name, twin in twins.items()},
             },
         }
         metrics["manifests"]["evaluate"] = record
@@ -245,15 +245,15 @@ def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> li
     return others
 
 
-def find_softmax_twin(run: Run, config: EvaluateConfig) -> Run | None:
-    """A finished softmax model of the same data, model, recipe and seed, where one was trained."""
+def find_twin(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
+    """A finished model of this attention and the same data, model, recipe and seed, if any."""
     for other in all_runs(config.paths, run.config.task.name):
         if (
             other.finished
-            and other.config.attention["name"] == "softmax"
+            and other.config.attention["name"] == attention
             and other.manifest["recipe_hash"] == run.manifest["recipe_hash"]
             and other.config.seed == run.config.seed
         ):
-            print(f"Softmax model of the same recipe and seed: {other.path}")
+            print(f"Model of {attention}, of the same recipe and seed: {other.path}")
             return other
     return None

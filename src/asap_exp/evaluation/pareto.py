@@ -23,7 +23,7 @@ def points(group: Group) -> list[Point]:
         for row in averaged_rows(group, by=point_of)
         if row["model_ms"] is not None
         and not row["key"].startswith("asap_layer")
-        and row["key"] != "softmax_trained"
+        and not row["key"].endswith("_trained")
     ]
     rows.sort(key=lambda row: row["model_ms"]["mean"])
     return [{**row, "dominated_by": dominating(row, rows)} for row in rows]
