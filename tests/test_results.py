@@ -24,7 +24,7 @@ def test_tables_are_generated(groups: list[Group]) -> None:
     assert (ROOT / "results" / "tables.csv").read_text() == tables_csv(groups)
 
 
-def test_readme_table_is_generated() -> None:
+def test_readme_tables_are_generated() -> None:
     spec = importlib.util.spec_from_file_location(
         "update_readme", ROOT / "scripts/update_readme.py"
     )
@@ -33,7 +33,7 @@ def test_readme_table_is_generated() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     readme = (ROOT / "README.md").read_text()
-    assert script.with_table(readme, RECORDS) == readme
+    assert script.with_tables(readme, RECORDS) == readme
 
 
 def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> None:

@@ -1,7 +1,7 @@
 """CUDA graphs: all kernels of a call launched at once, so that the host's time is no part of it."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,8 +10,12 @@ Result = TypeVar("Result")
 WARM_UPS = 3
 
 
-def graphed(call: Callable[[], Result]) -> Callable[[], Result]:
-    """`call` captured once; every replay reads and writes the same tensors."""
+def graphed(call: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
+    """`call` captured once; every replay reads and writes the same tensors.
+
+    Graphs of one `pool` share the memory of what is no result. A replay may overwrite the results
+    of a graph captured later.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # lazy initialisation must be over before the capture
@@ -19,7 +23,7 @@ def graphed(call: Callable[[], Result]) -> Callable[[], Result]:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         captured = call()
 
     def replay() -> Result:

@@ -40,6 +40,8 @@ def make_asap(heads: int = HEADS, head_dim: int = HEAD_DIM, **options) -> AsapAt
 TRAINABLE = sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
 # Every attention that YAML can build, by the registry, and ASAP with and without refinement.
 MAKERS = {name: partial(build_attention, {"name": name}) for name in TRAINABLE} | {
+    # Sorts so soft that no entry of the plan underflows.
+    "espformer": partial(build_attention, {"name": "espformer", "tau": 1.0}),
     "asap": make_asap,
     "asap refined": partial(make_asap, refine=2, eps=0.7),
     "sinkhorn of other options": partial(

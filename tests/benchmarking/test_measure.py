@@ -1,19 +1,32 @@
 """What stands in a cell: a time, or a word and why."""
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.benchmarking import operators, peers  # noqa: F401  (they register their methods)
-from asap_exp.benchmarking.inputs import Inputs
+from asap_exp.benchmarking import operators, passes, peers  # noqa: F401  (they register their methods)
+from asap_exp.benchmarking.calls import results
+from asap_exp.benchmarking.inputs import Inputs, Place
 from asap_exp.benchmarking.measure import measure
+from asap_exp.benchmarking.operators import checkpointed_teacher
 from asap_exp.benchmarking.peers import softmax_attention
-from asap_exp.benchmarking.registry import BUILDERS, Method, Operator, Setting, build, find
+from asap_exp.benchmarking.registry import (
+    BUILDERS,
+    Method,
+    Operator,
+    Setting,
+    build,
+    find,
+    of_any_heads,
+)
 from asap_exp.benchmarking.shape import Shape
 from asap_exp.errors import UserError
+from asap_exp.ops import sinkhorn_attention
 
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
@@ -30,7 +43,7 @@ def inputs(*, train: bool = False, dtype: torch.dtype = torch.float32) -> Inputs
 def softmax(*attends: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Method:
     """A method with these operators, each of which should be row softmax."""
     named = {f"operator {number}": Operator(attend) for number, attend in enumerate(attends)}
-    return Method("softmax", "pytorch", named, softmax_attention)
+    return Method("softmax", "pytorch", named, of_any_heads(softmax_attention))
 
 
 def cell(method: Method, data: Inputs) -> dict[str, Any]:
@@ -52,6 +65,48 @@ def test_every_method_is_right_and_timed(train: bool, dtype: torch.dtype) -> Non
     assert flash["ratio"] == 1.0
     median = measured["closure"]["ms"]["median"]
     assert measured["closure"]["ratio"] == median / flash["ms"]["median"]
+
+
+PASSES = ("closure_flex", "attention_pass", "attention_pass_flex")
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_passes_of_the_closure_by_themselves_are_right(backend: str) -> None:
+    setting = Setting(SHAPE, torch.device("cpu"), backend, seed=0)
+    methods = {name: build(name, setting) for name in PASSES}
+    measured = measure(methods, inputs(), rounds=3, cuda_graph=False)
+    assert [found["status"] for found in measured.values()] == ["timed"] * 3, measured
+    assert all(0 < found["gate_errors"]["out"] < 1e-6 for found in measured.values())
+
+
+def test_pass_without_a_gradient_is_unavailable_in_training() -> None:
+    fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
+    for name in PASSES:
+        refused = cell(build(name, fused), inputs(train=True))
+        assert refused["status"] == "unavailable"
+        assert "gradient" in refused["message"]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_gate_of_one_head_is_that_of_all(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method's reference on a head is its reference there; the last head is wrong and found."""
+    monkeypatch.setattr("asap_exp.benchmarking.gate.GATED_ENTRIES", 1)
+    methods = {name: build(name, SETTING) for name in NAMES}
+    for found in measure(methods, inputs(train=train), rounds=3, cuda_graph=False).values():
+        assert found["status"] == "timed"
+        assert max(found["gate_errors"].values()) < 1e-5
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return softmax_attention(q, k, v) * torch.tensor([1.0, 1.1])[:, None, None]
+
+    assert cell(softmax(attend), inputs(train=train))["status"] == "wrong"
+
+
+def test_checkpointed_teacher_is_the_teacher() -> None:
+    data = inputs(train=True).exact(Place(0, slice(None)))
+    found = results(partial(checkpointed_teacher, num_iters=4), data)
+    expected = results(partial(sinkhorn_attention, num_iters=4), data)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_wrong_method_has_its_error_and_no_time() -> None:
@@ -105,6 +160,68 @@ def test_exception_is_an_error_cell_with_its_first_line(error: Exception) -> Non
     assert broken["status"] == "error"
     assert broken["message"] == f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert broken["ms"] is None
+
+
+def fits(samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Row softmax of so many samples; memory does not suffice for more."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if len(q) > samples:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+            finally:
+                if samples == 2:  # as a capture of a CUDA graph ends
+                    raise RuntimeError("operation failed due to a previous error during capture")
+        return softmax_attention(q, k, v)
+
+    return attend
+
+
+@pytest.mark.parametrize(("samples", "measured"), [(1, 1), (2, 2), (3, 2), (5, 5)])
+def test_method_that_needs_too_much_memory_is_measured_on_fewer_samples(
+    samples: int, measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "asap_exp.benchmarking.measure.interleaved_latency",
+        lambda calls, *_, **__: {key: {"median": 1.0, "q1": 1.0, "q3": 1.0} for key in calls},
+    )
+    five = Inputs(*(torch.cat([x, x[:2]]) for x in inputs().qkv))
+    whole, found = (cell(softmax(fits(n)), five) for n in (5, samples))
+    assert found["batch_measured"] == measured
+    assert found["status"] == ("timed" if measured == 5 else "scaled")
+    assert measured == 5 or found["message"].endswith("since more do not fit in memory")
+    assert found["ms"]["median"] == 5 / measured
+    assert found["peak_memory_mib"] == pytest.approx(whole["peak_memory_mib"])
+    assert found["ratio"] == found["ms"]["median"]
+
+
+def test_method_that_takes_too_long_is_measured_on_fewer_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asap_exp.benchmarking.measure.PATIENCE_SECONDS", 0.1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        time.sleep(0.15 * (len(q) - 1))
+        return softmax_attention(q, k, v)
+
+    found = cell(softmax(attend), inputs())
+    assert (found["status"], found["scaled_from"]) == ("scaled", "1/3")
+    assert found["message"].endswith("since more take too long")
+
+
+def test_reference_for_which_memory_does_not_suffice_is_an_error_of_the_whole_batch() -> None:
+    def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    method = Method("it", "pytorch", {"it": Operator(softmax_attention)}, of_any_heads(exact))
+    broken = cell(method, inputs())
+    assert (broken["status"], broken["batch_measured"]) == ("error", 3)
+
+
+def test_method_for_which_memory_never_suffices_is_an_error() -> None:
+    broken = cell(softmax(fits(0)), inputs())
+    assert (broken["status"], broken["batch_measured"]) == ("error", 1)
+    assert broken["message"].startswith("OutOfMemoryError")
 
 
 def test_method_that_breaks_while_it_is_timed_is_an_error() -> None:

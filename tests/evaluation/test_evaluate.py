@@ -10,7 +10,7 @@ from asap_exp.errors import UserError
 from asap_exp.evaluation import measure
 from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
-from tests.stages import run_distill, run_evaluate
+from tests.stages import run_distill, run_evaluate, run_train
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,18 @@ def test_a_model_trained_by_itself_has_no_distance_to_the_teacher(
     assert rows["softmax_trained"]["l1_row_distance"] is None
     assert rows["softmax_trained"]["column_error"] > 0
     assert record["softmax_run"] == shared_pipeline.softmax.name
+
+
+def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None:
+    espformer = run_train(pipeline.results, attention=("attention=espformer",))
+    record = read_json(run_evaluate(pipeline.results))
+    assert record["espformer_run"] == espformer.name
+    assert record["manifests"]["espformer"] == espformer.manifest
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["espformer_trained"]["label"] == "ESPFormer, trained alike"
+    assert rows["espformer_trained"]["layer_ms"]["median"] > 0
+    assert rows["espformer_trained"]["column_error"] > 0
+    assert "softmax_trained" in rows
 
 
 def test_every_row_is_timed_and_weighed(rows: dict[str, dict[str, Any]]) -> None:

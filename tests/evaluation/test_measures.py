@@ -58,6 +58,22 @@ def test_every_call_is_timed_in_every_round() -> None:
     assert len({tuple(names) for names in rounds}) > 1, "the order is drawn anew each round"
 
 
+def test_slow_call_is_timed_in_some_of_the_rounds() -> None:
+    calls = {"slow": 0, "fast": 0}
+
+    def call(name: str, duration: float):
+        def run() -> None:
+            calls[name] += 1
+            time.sleep(duration)
+
+        return lambda: nullcontext(run)
+
+    durations = {"slow": 0.06, "fast": 0.003}
+    prepared = {name: call(name, duration) for name, duration in durations.items()}
+    interleaved_latency(prepared, CPU, rounds=9, slow_rounds=3)
+    assert calls == {"slow": 2 + 3, "fast": 3 + 9}, "two and three of them to warm up"
+
+
 @pytest.mark.parametrize("good_calls", [0, 4])
 def test_call_that_raises_is_reported_and_left_out(good_calls: int) -> None:
     """In its warm-up, or in a later round."""

@@ -115,45 +115,6 @@ def test_logits_of_some_hundreds(size, route, errors):
     assert_small(found, 1e-3)
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [(17, 17), (33, 20), (20, 40), (150, 20)]
-    + ([(64, 64), (128, 128), (129, 129), (256, 256)] if GPU else []),
-)
-@pytest.mark.parametrize("size", [1.0, 11.0], ids=["usual logits", "logits of some hundreds"])
-def test_sums_on_the_matrix_units(lengths, size, monkeypatch):
-    monkeypatch.setattr("asap_exp.ops.triton.forward.PACKED_TOKENS", 256)
-    assert_as_good_as_the_reference_in_16_bit(*lengths, size)
-
-
-@pytest.mark.parametrize("length", [17, 70, *([1025] if GPU else [])])
-@pytest.mark.parametrize("size", [1.0, 11.0], ids=["usual logits", "logits of some hundreds"])
-def test_exponentials_in_16_bit_move_the_output_less_than_bfloat16_does(length, size, monkeypatch):
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", 0)
-    monkeypatch.setattr("asap_exp.ops.triton.forward.RESIDENT_KEYS", 0)
-    monkeypatch.setattr("asap_exp.ops.triton.forward.UPDATES_IN_16_BIT", True)
-    inputs = inputs_for(batch=1, heads=2, queries=length, head_dim=16)
-    q, k = ((size * x).bfloat16() for x in (inputs.q, inputs.k))
-    exact = ops.sinkhorn_attention(q.double(), k.double(), inputs.v.double())
-    found = ops.sinkhorn_attention(q, k, inputs.v, backend="triton")
-    rounding = relative_rms(exact.bfloat16(), exact)
-    assert 1e-6 < relative_rms(found, exact) < rounding / 3
-
-
-def assert_as_good_as_the_reference_in_16_bit(queries: int, keys: int, size: float) -> None:
-    inputs = inputs_for(torch.float16, batch=1, heads=2, queries=queries, keys=keys, head_dim=16)
-    inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k)
-    found, low, exact = (
-        ops.sinkhorn_attention(*(x.to(dtype) for x in (inputs.q, inputs.k, inputs.v)), backend=by)
-        for by, dtype in (
-            ("triton", torch.float16),
-            ("reference", torch.float16),
-            ("auto", torch.float64),
-        )
-    )
-    assert relative_rms(found, exact) <= 2 * relative_rms(low, exact)
-
-
 MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True, False] * 10])
 
 
@@ -165,16 +126,6 @@ def padded_inputs(dtype: torch.dtype = torch.float32) -> tuple[Inputs, torch.Ten
 def test_padding(operator, route, errors):
     inputs, mask = padded_inputs()
     assert_small(errors(operator, inputs, key_padding_mask=mask), 2e-4)
-
-
-def test_padding_with_sums_on_the_matrix_units(monkeypatch):
-    monkeypatch.setattr("asap_exp.ops.triton.forward.PACKED_TOKENS", 256)
-    inputs, mask = padded_inputs(torch.float16)
-    options = {"key_padding_mask": mask}
-    found = TEACHER(inputs, backend="triton", **options)[0]
-    exact = TEACHER(inputs.map(torch.Tensor.double), **options)[0]
-    assert relative_rms(found, exact) < 1e-3
-    assert not found.transpose(1, 2)[mask].any()
 
 
 @pytest.mark.parametrize("operator", [TEACHER, CLOSURE], ids=["teacher", "closure"])

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from asap_exp.benchmarking import operators, peers  # noqa: F401  (they register their methods)
+from asap_exp.benchmarking import operators, passes, peers  # noqa: F401  (they register their methods)
+from asap_exp.benchmarking.absorption import absorbed_heads
 from asap_exp.benchmarking.ceilings import ceilings
-from asap_exp.benchmarking.inputs import Source, input_source, largest_logit_of, suite_name
-from asap_exp.benchmarking.measure import measure
+from asap_exp.benchmarking.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
+from asap_exp.benchmarking.measure import TEACHER_UPDATES, measure
 from asap_exp.benchmarking.records import FORMAT, folder_of
 from asap_exp.benchmarking.registry import Setting, build, find
 from asap_exp.benchmarking.report import report_benchmarks
@@ -139,6 +140,7 @@ def row(
     return {
         **asdict(shape),
         "largest_logit": largest_logit_of(inputs),
+        "absorbed_heads": absorbed_share(inputs, setting.backend),
         "cells": [
             {
                 "method": name,
@@ -150,6 +152,18 @@ def row(
             for name, method in methods.items()
         ],
     }
+
+
+@torch.no_grad()
+def absorbed_share(inputs: Inputs, backend: str) -> float | None:
+    """Of the fused teacher's heads; None where its updates are in the log domain throughout."""
+    if backend != "triton":
+        return None
+    from asap_exp.ops.triton.sinkhorn import _on_chip
+
+    if not _on_chip(*inputs.qkv):
+        return None
+    return absorbed_heads(inputs.q, inputs.k, TEACHER_UPDATES).double().mean().item()
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:

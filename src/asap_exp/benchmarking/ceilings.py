@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from asap_exp.evaluation.latency import Call, seconds, warm_up
+from asap_exp.evaluation.latency import Call, repeats, seconds, warm_up
 
 SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**26)}
 """The side of a square matrix product, and the bytes of a copy."""
@@ -34,8 +34,8 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def shortest(call: Call, device: torch.device) -> float:
     """Seconds; the shortest, since what disturbs a measurement only ever lengthens it."""
-    repeats = warm_up(lambda: nullcontext(call), device)
-    return min(seconds(call, device, repeats) for _ in range(ROUNDS))
+    times = repeats(warm_up(lambda: nullcontext(call), device))
+    return min(seconds(call, device, times) for _ in range(ROUNDS))
 
 
 def exponential_rate(device: torch.device) -> float | None:

@@ -1,5 +1,7 @@
 """Time against length, one line a method, on logarithmic axes."""
 
+from typing import Any
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -15,29 +17,29 @@ MARKERS = "osD^v<>PX*"
 
 
 def time_figure(record: Record) -> Figure:
-    """Medians, with a bar between the quartiles; a cell without a time is a gap."""
+    """Medians, with a bar between the quartiles; hollow if scaled, a gap without a time."""
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     for number, (method, label) in enumerate(columns(record).items()):
         timed = [
-            (row["n"], cell["ms"])
+            (row["n"], cell["ms"], cell["scaled_from"])
             for row, cell in cells(record)
             if cell["method"] == method and cell["ms"] is not None
         ]
         if not timed:
             continue
-        medians = [ms["median"] for _, ms in timed]
-        below = [ms["median"] - ms["q1"] for _, ms in timed]
-        above = [ms["q3"] - ms["median"] for _, ms in timed]
-        axes.errorbar(
-            [n for n, _ in timed],
-            medians,
-            yerr=[below, above],
-            color=plt.get_cmap("tab10")(number % 10),
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            capsize=2,
-            label=label,
-        )
+        medians = [ms["median"] for _, ms, _ in timed]
+        below = [ms["median"] - ms["q1"] for _, ms, _ in timed]
+        above = [ms["q3"] - ms["median"] for _, ms, _ in timed]
+        style: dict[str, Any] = {
+            "color": plt.get_cmap("tab10")(number % 10),
+            "marker": MARKERS[(number + number // 10) % len(MARKERS)],
+            "markersize": 5,
+        }
+        lengths = [n for n, _, _ in timed]
+        axes.errorbar(lengths, medians, yerr=[below, above], capsize=2, label=label, **style)
+        hollow = [(n, ms["median"]) for n, ms, part in timed if part is not None]
+        if hollow:
+            axes.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([row["n"] for row in record["rows"]])

@@ -37,13 +37,28 @@ class Inputs:
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.q, self.k, self.v
 
-    def sample(self, index: int) -> "Inputs":
-        """One sample in float64, with gradients of its own."""
-        q, k, v = (
-            x.detach()[index : index + 1].double().requires_grad_(x.requires_grad) for x in self.qkv
-        )
-        grad_out = self.grad_out
-        return Inputs(q, k, v, None if grad_out is None else grad_out[index : index + 1].double())
+    def first(self, batch: int) -> "Inputs":
+        """The first `batch` samples, with gradients of their own."""
+        return self if batch == len(self.q) else self._map(lambda x: x[:batch])
+
+    def exact(self, place: "Place") -> "Inputs":
+        """One sample's heads in float64, with gradients of their own."""
+        return self._map(lambda x: place.of(x).double())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        q, k, v = (change(x.detach()).requires_grad_(x.requires_grad) for x in self.qkv)
+        return Inputs(q, k, v, None if self.grad_out is None else change(self.grad_out))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Some heads of one sample."""
+
+    sample: int
+    heads: slice
+
+    def of(self, x: Tensor) -> Tensor:
+        return x[self.sample : self.sample + 1, self.heads]
 
 
 Draw = Callable[[Shape, torch.Generator], Sequence[Tensor]]

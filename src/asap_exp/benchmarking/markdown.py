@@ -3,8 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+from asap_exp.benchmarking.absorption import ABSORBED_BEYOND
+from asap_exp.benchmarking.measure import TEACHER_UPDATES, TEACHERS
 from asap_exp.benchmarking.records import Record, cells, columns, notes
-from asap_exp.benchmarking.table import caption, number, time_lines, title
+from asap_exp.benchmarking.table import (
+    ABSORBED,
+    caption,
+    domain_words,
+    multiple,
+    number,
+    scaled_words,
+    time_lines,
+    title,
+)
 from asap_exp.evaluation.markdown import commit, csv_text, row_line
 
 NOTICE = (
@@ -14,20 +25,26 @@ NOTICE = (
 EXPLANATION = (
     "Milliseconds as the median of interleaved rounds in one process, and the ratio to flash "
     "softmax there (quartiles, first calls and counts are in benchmark.csv). Every method was "
-    "checked against float64, on the first and the last sample, before it was timed: `wrong` is "
-    "one that failed, with its error. An `error` or an `unavailable` cell has its reason below the "
-    "table. The floor is the larger of the counted matrix products over the measured TFLOP/s and "
-    "of the operator's inputs and outputs over the measured GB/s, for a method that stores nothing "
-    "of size n x n and computes its logits anew in each pass; one that keeps them or its keys on "
-    "chip, as some hundreds of tokens allow, can be below it. On a CPU the ceilings are rough."
+    "checked against float64, on the first and the last sample (where n is large, on one head of "
+    "each), before it was timed: `wrong` is one that failed, with its error. An `error` or an "
+    "`unavailable` cell has its reason below the table. A method that ran out of memory "
+    "or takes very long was measured on a half, a quarter, ... of the batch, and its time and "
+    "memory are multiplied to the same work: such a cell says `scaled`, and is hollow in the "
+    "figure. Up to 128 tokens the fused teacher works on scalings; beside n stands the share of "
+    f"its heads that absorbed them into the exponent in {TEACHER_UPDATES} updates because one was "
+    f"beyond 2^{ABSORBED_BEYOND:.0f}; elsewhere all is in the log domain. The floor is the larger "
+    "of the counted matrix products over the measured TFLOP/s and of the operator's inputs and "
+    "outputs over the measured GB/s, for a method that stores nothing of size n x n and computes "
+    "its logits anew in each pass; one that keeps them or its keys on chip, as some hundreds of "
+    "tokens allow, can be below it. On a CPU the ceilings are rough."
 )
 
 Cell = dict[str, Any]
 
 
 def time_cell(cell: Cell) -> str:
-    ms, ratio = time_lines(cell)
-    return f"{ms} ({ratio})" if ratio else ms
+    ms, *more = filter(None, time_lines(cell))
+    return f"{ms} ({', '.join(more)})" if more else ms
 
 
 def floor_cell(cell: Cell) -> str:
@@ -44,17 +61,32 @@ def exponentials_cell(cell: Cell) -> str:
 
 def memory_cell(cell: Cell) -> str:
     memory = cell["peak_memory_mib"]
-    return "" if memory is None else f"{memory:.1f}"
+    if memory is None or cell["ms"] is None:
+        return ""
+    more = [*filter(None, (multiple(cell["memory_ratio"]), scaled_words(cell)))]
+    return f"{memory:.1f} ({', '.join(more)})" if more else f"{memory:.1f}"
+
+
+def factor_cell(cell: Cell) -> str:
+    """How many times as long each teacher takes, for ASAP alone."""
+    if not cell["method"].startswith("asap"):
+        return ""
+    factors = [multiple(cell["faster_than"].get(name)) or "-" for name in TEACHERS]
+    return " / ".join(factors) if any(factor != "-" for factor in factors) else ""
 
 
 TABLES: tuple[tuple[str, Callable[[Cell], str]], ...] = (
     ("Time, ms (ratio to flash)", time_cell),
+    (
+        f"Times as fast as Sinkhorn, T = {TEACHER_UPDATES}, on the same backend / eager / compiled",
+        factor_cell,
+    ),
     ("Counted floor, ms (and the measured time as a multiple of it)", floor_cell),
     (
         "Counted exponentials, ms, 16 a clock and multiprocessor (not measured)",
         exponentials_cell,
     ),
-    ("Peak memory beyond the inputs, MiB", memory_cell),
+    ("Peak memory beyond the inputs, MiB (ratio to flash)", memory_cell),
 )
 
 
@@ -62,6 +94,34 @@ def benchmark_markdown(records: list[Record]) -> str:
     parts = ["# Speed of the attention operators", NOTICE, EXPLANATION]
     parts += [section(record) for record in records]
     return "\n\n".join(parts) + "\n"
+
+
+SUMMARY = {
+    "flash softmax": "flash",
+    "attention pass with a key bias": "attention_pass",
+    "closure": "closure",
+    "ASAP, 8 slices + query features": "asap_8",
+    "T = 3, fused": "sinkhorn_3",
+    "T = 20, fused": "sinkhorn_20",
+    "T = 20, eager": "sinkhorn_eager_20",
+}
+"""The columns of the README's table, by method."""
+
+
+def summary_lines(records: list[Record]) -> list[str]:
+    """The README's table: forward passes on a GPU at all lengths, of random inputs and recorded."""
+    lines = [
+        row_line(["ms (ratio to flash softmax)", *SUMMARY]),
+        row_line(["---", *["---:"] * len(SUMMARY)]),
+    ]
+    for record in records:
+        if record["mode"] == "forward" and record["manifest"]["hardware"]["gpu"]:
+            kind = record["inputs"]["kind"]
+            for row in record["rows"]:
+                found = {cell["method"]: time_cell(cell) for cell in row["cells"]}
+                times = [found.get(method, "") for method in SUMMARY.values()]
+                lines.append(row_line([f"n = {row['n']}, {kind} inputs", *times]))
+    return lines
 
 
 def section(record: Record) -> str:
@@ -78,10 +138,13 @@ def section(record: Record) -> str:
 
 
 def table_lines(record: Record, write: Callable[[Cell], str]) -> list[str]:
-    labels = list(columns(record).values())
-    lines = [row_line(["n", *labels]), row_line(["---:"] * (len(labels) + 1))]
+    """With the columns that have something to say."""
+    said = {cell["method"] for _, cell in cells(record) if write(cell)}
+    labels = [label for name, label in columns(record).items() if name in said]
+    lines = [row_line(["n", ABSORBED, *labels]), row_line(["---:"] * (len(labels) + 2))]
     for row in record["rows"]:
-        lines.append(row_line([str(row["n"]), *(write(cell) for cell in row["cells"])]))
+        texts = [write(cell) for cell in row["cells"] if cell["method"] in said]
+        lines.append(row_line([str(row["n"]), domain_words(row), *texts]))
     return lines
 
 
@@ -97,14 +160,18 @@ def flat_cell(record: Record, row: dict[str, Any], cell: Cell) -> dict[str, Any]
         **{key: record[key] for key in ("device", "mode", "dtype", "cuda_graph")},
         "inputs": record["inputs"]["kind"],
         **{key: row[key] for key in ("n", "batch", "heads", "head_dim", "largest_logit")},
+        "absorbed_heads": row["absorbed_heads"],
         **{key: cell[key] for key in ("method", "label", "backend", "operator", "status")},
         **{f"ms_{part}": ms.get(part) for part in ("median", "q1", "q3")},
+        **{key: cell[key] for key in ("batch_measured", "scaled_from")},
         "ratio_to_flash": cell["ratio"],
+        **{f"faster_than_{name}": cell["faster_than"].get(name) for name in TEACHERS},
         "floor_ms": cell["floor_ms"],
         "counted_exponentials_ms": cell["exponentials_ms"],
         **{part: work.get(part) for part in ("flops", "exponentials", "bytes")},
         "first_call_seconds": cell["first_call_seconds"],
         "peak_memory_mib": cell["peak_memory_mib"],
+        "memory_ratio_to_flash": cell["memory_ratio"],
         **{f"error_{part}": errors.get(part) for part in ("out", "dq", "dk", "dv")},
         "message": cell["message"],
     }

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from asap_exp.benchmarking.registry import Method, Operator, Setting, method
+from asap_exp.benchmarking.registry import Method, Operator, Setting, method, of_any_heads
 from asap_exp.benchmarking.work import Recipe
 
 FUSED = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -24,7 +24,7 @@ def flash(setting: Setting) -> Method:
         }
     else:
         label, operators = "softmax, PyTorch's SDPA", {"default": Operator(attend)}
-    return Method(label, "pytorch", operators, softmax_attention, Recipe(passes=1))
+    return Method(label, "pytorch", operators, of_any_heads(softmax_attention), Recipe(passes=1))
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

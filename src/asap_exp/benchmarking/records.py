@@ -7,7 +7,7 @@ from asap_exp.errors import UserError
 from asap_exp.evaluation.records import Record, records_in
 from asap_exp.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 def folder_of(paths: PathsConfig, name: str) -> Path:
@@ -47,10 +47,10 @@ def cells(record: Record) -> list[tuple[Record, Record]]:
 
 
 def notes(record: Record) -> list[str]:
-    """Why rows and cells are without a time, each reason once, with the lengths it holds for."""
+    """Why rows and cells are without a time or with a scaled one, each reason with its lengths."""
     lengths: dict[tuple[str, str, str], list[int]] = {}
     for row, cell in cells(record):
-        if cell["ms"] is None:
+        if cell["message"] is not None:
             key = (cell["label"], cell["status"], str(cell["message"]))
             lengths.setdefault(key, []).append(row["n"])
     why = [

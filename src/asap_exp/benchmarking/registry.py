@@ -19,6 +19,14 @@ from asap_exp.errors import UserError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+Reference = Callable[[slice], Attend]
+"""What is right on some of the heads."""
+
+
+def of_any_heads(attend: Attend) -> Reference:
+    """The reference of a method whose heads have no weights or duals of their own."""
+    return lambda heads: attend
+
 
 class Unavailable(RuntimeError):
     """A method that cannot run here, with the reason."""
@@ -26,7 +34,7 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Operator:
-    """One way to run a method: `attend` on q, k, v, within `context`."""
+    """One way to run a method: `attend` on q, k, v of up to the setting's batch, in `context`."""
 
     attend: Attend
     context: Callable[[], AbstractContextManager] = nullcontext
@@ -37,13 +45,14 @@ class Operator:
 class Method:
     """A column: the fastest of its operators in a run, each checked against `reference`.
 
-    `reference` takes the q, k, v of some samples in float64. Without a `recipe` nothing is counted.
+    `reference` gives what takes q, k, v of some samples and heads in float64. Without a `recipe`
+    nothing is counted.
     """
 
     label: str
     backend: str
     operators: Mapping[str, Operator]
-    reference: Attend
+    reference: Reference
     recipe: Recipe | None = None
 
 
@@ -96,6 +105,5 @@ def registered_attentions() -> list[str]:
 def attention_method(name: str, setting: Setting) -> Method:
     """A registered attention with its default options, against itself in float64."""
     attend = build_attention({"name": name}).to(setting.device).requires_grad_(False)
-    return Method(
-        f"attention {name}", "auto", {name: Operator(attend)}, copy.deepcopy(attend).double()
-    )
+    exact = copy.deepcopy(attend).double()
+    return Method(f"attention {name}", "auto", {name: Operator(attend)}, of_any_heads(exact))

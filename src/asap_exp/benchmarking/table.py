@@ -25,6 +25,8 @@ def inputs(record: Record) -> str:
 TF32 = (
     "plain PyTorch's products in TF32 (16-bit inputs are exact in it, plans and gradients rounded)"
 )
+ABSORBED = "heads that absorbed scalings"
+"""The column beside n; `absorption` says what it means."""
 ASAP_TRAINED = "ASAP's dual by plain PyTorch, since no kernel has its gradient"
 
 
@@ -39,19 +41,33 @@ def caption(record: Record) -> str:
     return (
         f"{record['device']}{cpu if record['device'] == 'CPU' else ''}; batch x heads x n = "
         f"{record['tokens']:,}, {row['heads']} heads of {row['head_dim']}; largest logit {logits}; "
-        f"median of {record['rounds']} interleaved rounds in one process, "
+        f"median of {record['rounds']} interleaved rounds in one process, slow methods in fewer, "
         f"{'all as CUDA graphs' if record['cuda_graph'] else 'no CUDA graph'}; "
         f"{record['dtype']} inputs{tf32}{dual}{interpreted}; ceilings measured in the run: "
         f"{reached['product_tflops']:.3g} TFLOP/s, {reached['copy_gb_per_second']:.3g} GB/s"
     )
 
 
-def time_lines(cell: dict[str, Any]) -> tuple[str, str]:
-    """Milliseconds and ratio to flash; the word for a cell without a time."""
+def time_lines(cell: dict[str, Any]) -> tuple[str, str, str]:
+    """Milliseconds, ratio to flash, and whether scaled; the word for a cell without a time."""
     if cell["ms"] is None:
-        return str(cell["status"]), ""
-    ratio = "" if cell["ratio"] is None else f"{number(cell['ratio'])}x"
-    return number(cell["ms"]["median"]), ratio
+        return str(cell["status"]), "", ""
+    return number(cell["ms"]["median"]), multiple(cell["ratio"]), scaled_words(cell)
+
+
+def scaled_words(cell: dict[str, Any]) -> str:
+    part = cell["scaled_from"]
+    return "" if part is None else f"scaled from {part} of the batch"
+
+
+def multiple(x: float | None) -> str:
+    return "" if x is None else f"{number(x)}x"
+
+
+def domain_words(row: dict[str, Any]) -> str:
+    """How the fused teacher's updates of this row are computed."""
+    share = row["absorbed_heads"]
+    return "log domain throughout" if share is None else f"{100 * share:.3g}%"
 
 
 def number(x: float) -> str:
@@ -62,11 +78,12 @@ def number(x: float) -> str:
 def print_benchmark(record: Record) -> None:
     table = Table(title=f"{title(record)}: ms, ratio to flash", caption=caption(record))
     table.add_column("n", justify="right")
+    table.add_column(ABSORBED)
     for label in columns(record).values():
         table.add_column(label, justify="right")
     for row in record["rows"]:
-        texts = ["\n".join(time_lines(cell)) for cell in row["cells"]]
-        table.add_row(str(row["n"]), *texts, end_section=True)
+        texts = ["\n".join(filter(None, time_lines(cell))) for cell in row["cells"]]
+        table.add_row(str(row["n"]), domain_words(row), *texts, end_section=True)
     console().print(table)
     for note in notes(record):
         console().print(escape(note), highlight=False)

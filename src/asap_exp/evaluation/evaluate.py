@@ -20,7 +20,7 @@ from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_evaluation
-from asap_exp.evaluation.variants import Variant, variants
+from asap_exp.evaluation.variants import TRAINED_ALIKE, Variant, variants
 from asap_exp.evaluation.wandb_log import log_evaluation
 from asap_exp.files import read_json, write_json
 from asap_exp.manifest import manifest
@@ -50,12 +50,12 @@ def evaluate(config: EvaluateConfig) -> Path:
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)
-    softmax_run = find_softmax_twin(run, config)
-    softmax_net = None if softmax_run is None else load_net(softmax_run, device)
+    twins = {name: find_twin(run, name, config) for name in TRAINED_ALIKE}
+    nets = {name: load_net(twin, device) for name, twin in twins.items() if twin is not None}
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = data.test_dataloader(max_rows=config.max_test_rows)
     check_same_tokenizer(data.identity, run)
-    rows = variants(net, artifact, config.truncations, softmax_net)
+    rows = variants(net, artifact, config.truncations, nets)
 
     check_enough(config, data)
     public = public_config(config)
@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "seed": run.config.seed,
             "qk_norm": run.config.model.qk_norm,
             "artifact": artifact.identity,
-            "softmax_run": None if softmax_run is None else softmax_run.name,
+            **{f"{name}_run": twin and twin.name for name, twin in twins.items()},
             "samples": data.noun,
             "objective": "mlm" if run.config.masked_tokens else "classification",
             "test": {
@@ -117,7 +117,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "manifests": {
                 "train": run.manifest,
                 "distill": read_json(folder / "manifest.json"),
-                "softmax": None if softmax_run is None else softmax_run.manifest,
+                **{name: twin and twin.manifest for name, twin in twins.items()},
             },
         }
         metrics["manifests"]["evaluate"] = record
@@ -213,15 +213,15 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     return run, folder
 
 
-def find_softmax_twin(run: Run, config: EvaluateConfig) -> Run | None:
-    """A finished softmax model of the same data, model, recipe and seed, where one was trained."""
+def find_twin(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
+    """A finished model of this attention and the same data, model, recipe and seed, if any."""
     for other in all_runs(config.paths, run.config.task.name):
         if (
             other.finished
-            and other.config.attention["name"] == "softmax"
+            and other.config.attention["name"] == attention
             and other.manifest["recipe_hash"] == run.manifest["recipe_hash"]
             and other.config.seed == run.config.seed
         ):
-            print(f"Softmax model of the same recipe and seed: {other.path}")
+            print(f"Model of {attention}, of the same recipe and seed: {other.path}")
             return other
     return None

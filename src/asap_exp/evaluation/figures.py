@@ -23,6 +23,7 @@ COLOURS = {
     "truncated": "#0072B2",
     "control": "#999999",
     "softmax": "#009E73",
+    "espformer": "#CC79A7",
 }
 NAMES = {
     "teacher": "Sinkhorn teacher",
@@ -30,6 +31,7 @@ NAMES = {
     "truncated": "truncated Sinkhorn",
     "control": "controls",
     "softmax": "row softmax",
+    "espformer": "ESPFormer",
 }
 
 
@@ -106,6 +108,7 @@ def point_label(key: str) -> str:
         "control_uniform": "uniform",
         "softmax_swapped": "swapped in",
         "softmax_trained": "trained alike",
+        "espformer_trained": "trained alike",
     }
     return names.get(key, key.replace("truncated_", "T'="))
 
@@ -125,6 +128,9 @@ def training(group: Group) -> Figure:
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
+    if not right.lines:  # a final recipe trains on the validation images too
+        right.set(xticks=[], yticks=[], xlabel="", ylabel="")
+        right.text(0.5, 0.5, "trained on train+val:\nno validation", ha="center", va="center")
     handles, _ = left.get_legend_handles_labels()
     if handles:
         left.legend(fontsize=8)

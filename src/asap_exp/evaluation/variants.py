@@ -15,13 +15,16 @@ from asap_exp.attention import (
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.compile import sinkhorn
 
+TRAINED_ALIKE = {"softmax": "softmax", "espformer": "ESPFormer"}
+"""Attentions whose models are compared with the teacher where one was trained."""
+
 
 @dataclass
 class Variant:
     """A row of the table: `net` with `replacements` (by layer path) in it.
 
-    `group` is teacher, asap, truncated, control or softmax. `paths` are the layers that the row's
-    plan measures are about; the last of them is the one whose latency is measured.
+    `group` is teacher, asap, truncated, control, softmax or espformer. `paths` are the layers that
+    the row's plan measures are about; the last of them is the one whose latency is measured.
     """
 
     key: str
@@ -38,9 +41,12 @@ class Variant:
 
 
 def variants(
-    net: nn.Module, artifact: Artifact, truncations: list[int], softmax_net: nn.Module | None
+    net: nn.Module, artifact: Artifact, truncations: list[int], twins: Mapping[str, nn.Module]
 ) -> list[Variant]:
-    """Every row, the teacher first; controls and truncations stand in the artifact's layers."""
+    """Every row, the teacher first; controls and truncations stand in the artifact's layers.
+
+    `twins` are models trained like the teacher, by the name of their attention.
+    """
     paths = artifact.layers
     layers = attention_layers(net)
     teacher = sinkhorn(layers[paths[0]])
@@ -98,12 +104,16 @@ def variants(
             everywhere(lambda _: SoftmaxAttention()),
         ),
     ]
-    if softmax_net is not None:
-        own = list(attention_layers(softmax_net))
-        rows.append(
-            Variant("softmax_trained", "softmax, trained alike", "softmax", softmax_net, own)
+    return rows + [
+        Variant(
+            f"{name}_trained",
+            f"{TRAINED_ALIKE[name]}, trained alike",
+            name,
+            twin,
+            list(attention_layers(twin)),
         )
-    return rows
+        for name, twin in twins.items()
+    ]
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:

@@ -1,6 +1,7 @@
 """ASAP on the fused operators: the dual from sliced potentials, then updates and the closure.
 
-One launch can do all where the sequence is short and no gradient is needed (`one_launch`).
+One launch can do all where the sequence is short, nothing is refined and no gradient is needed
+(`one_launch`).
 """
 
 from typing import Any
@@ -13,9 +14,6 @@ from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import one_launch, potentials
 from asap_exp.ops.triton.sinkhorn import sinkhorn
 from asap_exp.ops.triton.tiles import LOG2_E
-
-ONE_LAUNCH = False
-"""Off until it is timed."""
 
 
 def sliced_potentials(
@@ -48,11 +46,9 @@ def asap_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    fits = ONE_LAUNCH and one_launch.supports(q, k, v, theta)
+    fits = refine == 0 and one_launch.supports(q, k, v, theta)
     if fits and not gradient_needed(q, k, v, theta, weight, query_weight):
-        return one_launch.asap_attention(
-            q, k, v, theta, weight, query_weight, refine=refine, **options
-        )
+        return one_launch.asap_attention(q, k, v, theta, weight, query_weight, **options)
     f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 

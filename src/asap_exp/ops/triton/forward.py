@@ -1,4 +1,4 @@
-"""The launches of the forward pass.
+"""The launches of the forward pass that a gradient can follow; `inference` has faster ones.
 
 Where a head's logits fit on chip one launch does all (`short`). Where its keys do, one launch does
 all updates (`resident`). Else every half step is a pass over tiles (`streaming`).
@@ -8,16 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import packed, resident, short, streaming
+from asap_exp.ops.triton import resident, short, streaming
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
 from asap_exp.ops.triton.tiles import LOG2_E, block
-
-PACKED_TOKENS = 0
-"""Up to so many tokens, 16-bit inputs without a gradient take `packed`; none yet: not timed."""
-
-UPDATES_IN_16_BIT = False
-"""Exponentials of the streaming updates in 16 bits, for bfloat16 inputs without a gradient: not
-timed yet. The gradient needs duals that agree with each other to the last bit."""
 
 RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
@@ -35,24 +28,6 @@ def on_chip(
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
         HAS_START=start is not None, SAVE=save, num_warps=p.on_chip_warps(1, 4),
-    )  # fmt: skip
-
-
-def takes_packed(problem: Problem, save: bool) -> bool:
-    """Whether `packed` is the kernel for these inputs."""
-    p = problem
-    short_enough = max(p.n, p.m) <= PACKED_TOKENS
-    return short_enough and p.num_iters > 1 and p.q.element_size() == 2 and not save
-
-
-def packed_on_chip(problem: Problem, start: Tensor | None, out: Tensor) -> None:
-    p = problem
-    two = block(p.n) > 128
-    packed.forward_kernel[(p.programs,)](
-        p.q, p.k, p.v, start, p.padding, out, *strides(p.q, p.k, p.v, out),
-        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
-        **p.values, BLOCK_N=block(p.n) // 2 if two else block(p.n), BLOCK_M=block(p.m), TWO=two,
-        HAS_START=start is not None, num_warps=max(1, block(max(p.n, p.m)) ** 2 // 4096),
     )  # fmt: skip
 
 
@@ -94,38 +69,30 @@ def updates_streaming(
 ) -> tuple[Tensor | None, Tensor]:
     """f^(T-1), None for T = 1, and g^T from f^0 and g^1."""
     p = problem
-    in_16_bit = UPDATES_IN_16_BIT and p.q.dtype == torch.bfloat16 and p.n == p.m and not save
     f: Tensor | None = None
     g = cols[:, :, 0]
     for t in range(1, p.num_iters):
         f_next, g_next = rows[:, :, t % rows.shape[2]], cols[:, :, t % cols.shape[2]]
-        row_step(p, g, f, f_next, in_16_bit=in_16_bit and t > 1)
-        column_step(p, f_next, g, g_next, in_16_bit=in_16_bit)
+        row_step(p, g, f, f_next)
+        column_step(p, f_next, g, g_next)
         f, g = f_next, g_next
     return f, g
 
 
 def column_step(
-    problem: Problem,
-    row: Tensor | None,
-    previous: Tensor | None,
-    result: Tensor,
-    *,
-    in_16_bit: bool = False,
+    problem: Problem, row: Tensor | None, previous: Tensor | None, result: Tensor
 ) -> None:
     """g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, spares the running maxima."""
     p = problem
     sides = p.k, p.q, row, previous, result
-    _half_step(p, *sides, p.log2_ratio, x_is_query=False, in_16_bit=in_16_bit)
+    _half_step(p, *sides, p.log2_ratio, x_is_query=False)
 
 
-def row_step(
-    problem: Problem, col: Tensor, previous: Tensor | None, result: Tensor, *, in_16_bit: bool
-) -> None:
+def row_step(problem: Problem, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
     """f = -LSE_j(S + col); `previous`, an earlier f, spares the running maxima."""
     p = problem
     sides = p.q, p.k, col, previous, result
-    _half_step(p, *sides, 0.0, x_is_query=True, in_16_bit=in_16_bit)
+    _half_step(p, *sides, 0.0, x_is_query=True)
 
 
 def _half_step(
@@ -138,7 +105,6 @@ def _half_step(
     log2_ratio: float,
     *,
     x_is_query: bool,
-    in_16_bit: bool,
 ) -> None:
     p = problem
     x_block, y_block, warps = p.tile
@@ -149,7 +115,7 @@ def _half_step(
         p.heads, num_x, num_y, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
         X_IS_QUERY=x_is_query, HAS_DUAL=dual_y is not None, HAS_PREVIOUS=previous is not None,
-        IN_16_BIT=in_16_bit, num_warps=warps,
+        num_warps=warps,
     )  # fmt: skip
 
 

@@ -24,9 +24,8 @@ from asap_exp.ops.triton.short import plan
 from asap_exp.ops.triton.sorting import log2, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
 
-TOKENS = 128
-FLOAT32_TOKENS = 64
-"""Up to so many tokens, a head fits into the registers of a program."""
+TOKENS = 64
+"""Up to so many tokens one launch is faster than three: at 128 its registers spill."""
 
 SLICES = 16
 """Up to so many slices."""
@@ -35,8 +34,7 @@ UNIT = tl.constexpr(LOG2_E)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
-    tokens = FLOAT32_TOKENS if torch.float32 in (q.dtype, v.dtype) else TOKENS
-    return q.shape[2] <= tokens and theta.shape[1] <= SLICES and potentials.supports(q, k)
+    return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and potentials.supports(q, k)
 
 
 def asap_attention(
@@ -47,18 +45,17 @@ def asap_attention(
     weight: Tensor,
     query_weight: Tensor | None,
     *,
-    refine: int,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+    """The closure of f_hat, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
     `[H, D + 1]`, key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
     `asap_exp.ops.reference.asap`.
     """
-    return _asap(q, k, v, theta, weight, query_weight, key_padding_mask, refine + 1, scale / eps)
+    return _asap(q, k, v, theta, weight, query_weight, key_padding_mask, scale / eps)
 
 
 @torch.library.custom_op("asap_exp::asap", mutates_args=())
@@ -70,13 +67,12 @@ def _asap(
     weight: Tensor,
     query_weight: Tensor | None,
     padding: Tensor | None,
-    num_iters: int,
     slope: float,
 ) -> Tensor:
     out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
-    p = Problem.of(q, k, v, padding, num_iters, slope)
+    p = Problem.of(q, k, v, padding, 1, slope)
     slices = theta.shape[1]
     warps = _warps(p)
     query_weight = None if query_weight is None else query_weight.contiguous()
@@ -84,7 +80,7 @@ def _asap(
         asap_kernel[(p.programs,)](
             p.q, p.k, p.v, theta.contiguous(), weight.contiguous(), query_weight, p.padding, out,
             *strides(p.q, p.k, p.v, out),
-            p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
+            p.heads, p.n, slices, p.to_log2, p.log2_ratio,
             **p.values, **potentials.projection(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             WARPS=warps, num_warps=warps,
@@ -101,7 +97,6 @@ def _(
     weight: Tensor,
     query_weight: Tensor | None,
     padding: Tensor | None,
-    num_iters: int,
     slope: float,
 ) -> Tensor:
     return unwritten_output(q, v)
@@ -187,7 +182,7 @@ def sliced_sum(
 def asap_kernel(
     q, k, v, theta, weight, query_weight, padding, out,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
-    heads, n, slices, num_iters, to_log2, log2_ratio,
+    heads, n, slices, to_log2, log2_ratio,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -218,7 +213,7 @@ def asap_kernel(
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     A = plan(
         S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,
-        n, n, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
+        n, n, 1, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
     )
     v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)

@@ -2,14 +2,14 @@
 
 Forward only. The mathematics is that of `reference.potentials` and `reference.asap`. One launch
 projects all tokens on all slices; a second sorts a head's projections, sums up the potentials,
-undoes the sort and, where all slices of a head fit into one program, weighs them. Beyond
-`SORTED_TOKENS` tokens `torch.sort` does the second part. Stored are a few floats per token and
-slice, nothing of size n x m.
+undoes the sort and weighs them; where the slices of a head are too many for one program, a third
+adds the programs' shares. Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. Stored
+are a few floats per token and slice, nothing of size n x m.
 
 What is sorted are integers: a projection, mapped so that the order stays, with its token's index
 in the low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32, of which the index
 takes ceil(log2 n) off the projection's end: a relative error of at most 4e-6 at n = 64, 6e-5 at
-1024 and 2.4e-4 at 4096.
+1024.
 """
 
 import torch
@@ -31,13 +31,13 @@ from asap_exp.ops.triton.tiles import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-SORTED_TOKENS = 4096
-"""Up to so many tokens, one program sorts a slice."""
+SORTED_TOKENS = 1024
+"""Up to so many tokens, one program sorts a slice; a longer network takes a minute to compile."""
 
-PROGRAM_BYTES = 32 * 1024
-"""What one program sorts at a time."""
+PROGRAM_BYTES = 8 * 1024
+"""What one program sorts at a time; a single slice may be more."""
 
-THREAD_BYTES = 128
+THREAD_BYTES = 64
 """What one thread holds of it."""
 
 PROJECTED_TOKENS = 64
@@ -114,11 +114,10 @@ def _sliced_dual(
 ) -> Tensor:
     with torch.cuda.device_of(q):
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
-        slices, n = projections.shape[-2:]
-        if n <= SORTED_TOKENS and slices <= _slices_together(slices, n, q.dtype):
-            _potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
+        if projections.shape[-1] <= SORTED_TOKENS:
+            _weighted_potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
             return f_hat
-        phi = _potentials(projections, padding, q.dtype)
+        phi = _potentials_by_torch(projections, padding)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
     return centre(f_hat, effective_padding(padding))
 
@@ -179,31 +178,62 @@ def projection(slices: int, dtype: torch.dtype) -> dict[str, object]:
     }
 
 
-def _potentials(
+def _potentials(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Centred phi `[B, H, L, N]`."""
+    if projections.shape[-1] > SORTED_TOKENS:
+        return _potentials_by_torch(projections, padding)
+    phi = torch.empty_like(projections[:, :, 0])
+    _sort(projections, padding, dtype, phi, None, None)
+    return phi
+
+
+def _weighted_potentials(
     projections: Tensor,
     padding: Tensor | None,
     dtype: torch.dtype,
-    weight: Tensor | None = None,
-    f_hat: Tensor | None = None,
-) -> Tensor:
-    """Centred phi `[B, H, L, N]`; with a weight, its weighted sum is added to `f_hat`, centred."""
+    weight: Tensor,
+    f_hat: Tensor,
+) -> None:
+    """Adds the weighted sum of the potentials to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    if n > SORTED_TOKENS:
-        return _potentials_by_torch(projections, padding)
     phi = torch.empty_like(projections[:, :, 0])
+    groups = triton.cdiv(slices, _slices_together(slices, n, dtype))
+    alone = groups == 1
+    shares = f_hat if alone else projections.new_empty(batch, heads, groups, n)
+    _sort(projections, padding, dtype, phi, weight, shares)
+    if not alone and f_hat.numel():
+        sum_kernel[(batch * heads,)](
+            shares, mask_bytes(padding), f_hat, heads, n, groups,
+            BLOCK_N=block(n), HAS_PADDING=padding is not None,
+            num_warps=min(max(1, block(n) // 256), 8),
+        )  # fmt: skip
+
+
+def _sort(
+    projections: Tensor,
+    padding: Tensor | None,
+    dtype: torch.dtype,
+    phi: Tensor,
+    weight: Tensor | None,
+    shares: Tensor | None,
+) -> None:
+    """Writes `phi`; with a weight also each program's share of the weighted sum.
+
+    Where one program has all slices of a head, it adds the sum to `shares`, then f_hat, centred.
+    """
+    batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
-        return phi
+        return
     size = block(n)
     together = _slices_together(slices, n, dtype)
     held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
-        projections, mask_bytes(padding), weight, phi, f_hat,
+        projections, mask_bytes(padding), weight, phi, shares,
         heads, n, slices,
         SLICES=together, BLOCK_N=size, HELD=held, WIDE=dtype == torch.float32,
-        HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
+        HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None, ALONE=together >= slices,
         num_warps=max(1, together * size // held // 32),
     )  # fmt: skip
-    return phi
 
 
 def _slices_together(slices: int, n: int, dtype: torch.dtype) -> int:
@@ -336,17 +366,25 @@ def sorted_potentials(
     return tl.where(occupied, tl.cumsum(steps, 1), 0.0)
 
 
+@triton.jit
+def centred(f, valid):
+    """f minus its mean over the valid tokens, 0 elsewhere."""
+    f = tl.where(valid, f, 0.0)
+    count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
+    return tl.where(valid, f - tl.sum(f) / count, 0.0)
+
+
 # Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
 # fmt: off
 @triton.jit(do_not_specialize=["n"])
 def potential_kernel(
-    projections, padding, weight, phi, f_hat,
+    projections, padding, weight, phi, shares,
     heads, n, slices,
     SLICES: tl.constexpr, BLOCK_N: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
 ):
     # fmt: on
-    """SLICES slices of a head; with a weight, which takes all of them, the dual as well."""
+    """SLICES slices of a head; with a weight, their share of the weighted sum as well."""
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     first = tl.program_id(1) * SLICES
@@ -383,7 +421,24 @@ def potential_kernel(
         w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
         inside = (s < slices)[:, None] & (place < n)[None, :]
         values = tl.load(phi + place[None, :], mask=inside, other=0.0)
-        f_hat += head * n + place
-        f = tl.load(f_hat, mask=place < n, other=0.0) + tl.sum(values * w[:, None], 0)
-        valid = valid_tokens(padding, b, place, n, HAS_PADDING)
-        tl.store(f_hat, tl.where(valid, f - tl.sum(f) * share, 0.0), mask=place < n)
+        shares += (head * tl.num_programs(1) + tl.program_id(1)) * n + place
+        f = tl.sum(values * w[:, None], 0)
+        if ALONE:
+            f += tl.load(shares, mask=place < n, other=0.0)
+            f = centred(f, valid_tokens(padding, b, place, n, HAS_PADDING))
+        tl.store(shares, f, mask=place < n)
+
+
+@triton.jit
+def sum_kernel(
+    shares, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
+):
+    """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
+    head = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)
+    f_hat += head * n + i
+    f = tl.load(f_hat, mask=valid, other=0.0)
+    for group in range(groups):
+        f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
+    tl.store(f_hat, centred(f, valid), mask=i < n)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
-from asap_exp.ops.triton import backward, forward
+from asap_exp.ops.triton import backward, forward, inference
 from asap_exp.ops.triton.problem import Problem, unwritten_output
 from asap_exp.ops.triton.tiles import unit_stride
 
@@ -68,8 +68,8 @@ def _sinkhorn(
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
         problem = Problem.of(q, k, v, padding, num_iters, slope)
-        if forward.takes_packed(problem, save):
-            forward.packed_on_chip(problem, start, results[0])
+        if not save and inference.takes(problem):
+            inference.forward(problem, start, results[0])
         else:
             launch = forward.on_chip if _on_chip(q, k, v) else forward.in_passes
             launch(problem, start, *results, save=save)

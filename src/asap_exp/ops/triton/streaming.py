@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from asap_exp.ops.triton.tiles import (
-    BY_INTERPRETER,
     biased,
     exponent,
     load_tile,
@@ -28,17 +27,11 @@ def place(count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def log2_plan(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
-    """log2 A of a tile whose rows are x."""
-    if X_IS_QUERY:
-        return exponent(S, to_log2, dual_y[None, :], dual_x[:, None])
-    return exponent(S, to_log2, dual_x[:, None], dual_y[None, :])
-
-
-@triton.jit
 def plan(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
     """A of a tile whose rows are x."""
-    return tl.exp2(log2_plan(S, to_log2, dual_x, dual_y, X_IS_QUERY))
+    if X_IS_QUERY:
+        return tl.exp2(exponent(S, to_log2, dual_y[None, :], dual_x[:, None]))
+    return tl.exp2(exponent(S, to_log2, dual_x[:, None], dual_y[None, :]))
 
 
 @triton.jit
@@ -59,21 +52,6 @@ def finite(shift):
     return tl.where(shift == float("inf"), 0.0, shift)
 
 
-@triton.jit
-def exp2_16(x):
-    """2^x in float16, two at a time: twice the rate of the float32 exponential."""
-    if BY_INTERPRETER:
-        return tl.exp2(x.to(tl.float16).to(tl.float32)).to(tl.float16)
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 x; cvt.rn.f16x2.f32 x, $2, $1; ex2.approx.f16x2 $0, x; }",
-        "=r,r,r",
-        [x],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
-
-
 # fmt: off
 @triton.jit
 def half_step_kernel(
@@ -84,14 +62,12 @@ def half_step_kernel(
     D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
-    HAS_PADDING: tl.constexpr, IN_16_BIT: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
     """result_x = log2_ratio - LSE_y(S_xy + dual_y); `previous` makes running maxima needless.
 
-    It must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size. IN_16_BIT
-    the exponentials are, with 2^8 in them so that what is far below the sum still counts; the
-    matrix units add them up in float32. It moves the dual by 1e-4 or so.
+    It must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
     """
     head, i = place(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -103,10 +79,6 @@ def half_step_kernel(
     else:
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)  # minus the running maximum
     total = tl.zeros([BLOCK_X], tl.float32)
-    if IN_16_BIT:
-        shift += 8.0
-        totals = tl.zeros([BLOCK_X, 16], tl.float32)
-        ones = tl.full([BLOCK_Y, 16], 1.0, tl.float16)
     for first in range(0, num_y, BLOCK_Y):
         j = first + tl.arange(0, BLOCK_Y)
         valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
@@ -120,13 +92,7 @@ def half_step_kernel(
             lower = lowered(shift, biased(S, to_log2, bias[None, :]))
             total *= decay(shift, lower)
             shift = lower
-        X = log2_plan(S, to_log2, finite(shift), bias, X_IS_QUERY)
-        if IN_16_BIT:
-            totals += product(exp2_16(X), ones, tl.float16, PRECISION)
-        else:
-            total += tl.sum(tl.exp2(X), axis=1)
-    if IN_16_BIT:
-        total = tl.sum(totals, axis=1) * (1.0 / 16.0)
+        total += tl.sum(plan(S, to_log2, finite(shift), bias, X_IS_QUERY), axis=1)
     dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)
     tl.store(result + head * result_stride + i, dual, mask=i < num_x)
 

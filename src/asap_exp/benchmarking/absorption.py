@@ -1,0 +1,43 @@
+"""How many heads the on-chip kernel leaves its scaling form for, replayed from the same inputs.
+
+`ops.triton.short` makes E = exp(S + f + g) once, after the first update, and lets the others work
+on the scalings exp(f^t - f) and exp(g^t - g). Before each fourth update it looks at them: once one
+is beyond 2^24 or below 2^-24, that head takes f^t and g^t for f and g and makes E anew. The passes
+for longer sequences work in the log domain throughout.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step, starting_dual
+
+ABSORBED_BEYOND = 24.0
+"""|log2| of a scaling, as in `ops.triton.short`."""
+CHECKED_EVERY = 4
+"""Updates, as there."""
+
+
+def absorbed_heads(q: Tensor, k: Tensor, num_iters: int) -> Tensor:
+    """`[B, H]`: whether a head of `num_iters` updates from f = 0 absorbs its scalings."""
+    beyond = ABSORBED_BEYOND * math.log(2)
+    S = logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
+    g = column_step(S, starting_dual(S), None)
+    f = row_step(S, g, None)
+    # The kernel's first E has 1 for the largest entry of a row.
+    kept_f, kept_g = -(S + g[..., None, :]).amax(dim=-1), g
+    absorbed = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
+    for t in range(1, num_iters):
+        if t % CHECKED_EVERY == 1:
+            far = (farthest(f - kept_f, g - kept_g) > beyond)[..., None]
+            absorbed |= far[..., 0]
+            kept_f, kept_g = torch.where(far, f, kept_f), torch.where(far, g, kept_g)
+        g = column_step(S, f, None)
+        f = row_step(S, g, None)
+    return absorbed
+
+
+def farthest(*moved: Tensor) -> Tensor:
+    """`[B, H]`, the largest |log| of a head's scalings."""
+    return torch.stack([x.abs().amax(dim=-1) for x in moved]).amax(dim=0)

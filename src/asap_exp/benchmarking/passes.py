@@ -1,0 +1,133 @@
+"""The passes of the closure one by one, to compare FlexAttention with our attention pass.
+
+The closure is a column pass, which gives a dual g for each key, and an attention pass
+softmax_j(S + g) v: flash attention with a bias for each key, which FlexAttention computes too.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from asap_exp.benchmarking.operators import WORDS, closure_of, random_dual
+from asap_exp.benchmarking.registry import Attend, Method, Operator, Setting, Unavailable, method
+from asap_exp.benchmarking.work import Recipe
+from asap_exp.ops import reference
+from asap_exp.ops._arguments import gradient_needed
+from asap_exp.ops._backend import implementation
+from asap_exp.ops.reference.sinkhorn import average_values, column_step, logits
+
+BiasedAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""softmax_j(S + g) v of q, k, v and g `[B, H, M]`."""
+
+
+@method("closure_flex")
+def closure_flex(setting: Setting) -> Method:
+    """As `closure`, of the same random row dual: our column pass, then FlexAttention."""
+    duals, attention = random_dual(setting), flex(setting.device.type)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, column_pass(q, k, duals[: len(q)], setting.backend))
+
+    return Method(
+        "closure alone, FlexAttention",
+        setting.backend,
+        {"flex": Operator(attend, compiled=True)},
+        closure_of(duals),
+        Recipe(passes=2, row_dual=True),
+    )
+
+
+@method("attention_pass")
+def attention_pass(setting: Setting) -> Method:
+    """Its dual is given; by our streaming kernel at every length."""
+    attention = functools.partial(attention_with_bias, backend=setting.backend)
+    return of_given_dual(setting, setting.backend, WORDS[setting.backend], attention)
+
+
+@method("attention_pass_flex")
+def attention_pass_flex(setting: Setting) -> Method:
+    return of_given_dual(setting, "pytorch", "FlexAttention", flex(setting.device.type))
+
+
+def of_given_dual(setting: Setting, backend: str, word: str, attention: BiasedAttention) -> Method:
+    duals = random_dual(setting)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, duals[: len(q)])
+
+    def exact(heads: slice) -> Attend:
+        return lambda q, k, v: softmax_with_bias(q, k, v, duals[: len(q), heads].double())
+
+    return Method(
+        f"attention pass alone, {word}",
+        backend,
+        {word: Operator(attend, compiled=backend == "pytorch")},
+        exact,
+        Recipe(passes=1, row_dual=True),
+    )
+
+
+@functools.cache
+def flex(device_type: str) -> BiasedAttention:
+    """Compiled on a GPU, once for all methods of a row; on a CPU eager, and forward alone."""
+    compiled = device_type == "cuda"
+    return torch.compile(flex_with_bias, dynamic=False) if compiled else flex_with_bias
+
+
+def flex_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    if q.device.type == "cpu" and gradient_needed(q, k, v):
+        raise Unavailable("FlexAttention has no gradient on a CPU")
+
+    def biased(score: Tensor, sample: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score + g[sample, head, j]
+
+    return flex_attention(q, k, v, score_mod=biased)
+
+
+def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """The definition."""
+    S = logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
+    return average_values(torch.softmax(S + g[..., None, :], dim=-1), v, None)
+
+
+def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor, backend: str) -> Tensor:
+    if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
+        return softmax_with_bias(q, k, v, g)
+    from asap_exp.ops.triton import forward, inference
+    from asap_exp.ops.triton.problem import Problem, unwritten_output
+    from asap_exp.ops.triton.tiles import LOG2_E
+
+    problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
+    out = unwritten_output(q, v)
+    if inference.takes(problem):
+        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
+        inference.set_dual(problem, queries, None)
+        inference.set_dual(problem, keys, g)
+        inference.attention(problem, queries, keys, out)
+    else:
+        col = g * LOG2_E
+        forward.attention(problem, col, None, out, col, save=False)
+    return out
+
+
+def column_pass(q: Tensor, k: Tensor, row_dual: Tensor, backend: str) -> Tensor:
+    """g `[B, H, M]` of f `[B, H, N]`."""
+    scale = q.shape[3] ** -0.5
+    if implementation(backend, q, no_gradient_of=(q, k)) is reference:
+        return column_step(logits(q, k, eps=1.0, scale=scale, mask=None), row_dual, None)
+    from asap_exp.ops.triton import forward, inference
+    from asap_exp.ops.triton.problem import Problem
+    from asap_exp.ops.triton.tiles import LOG2_E
+
+    problem = Problem.of(q, k, k, None, 1, scale)
+    if inference.takes(problem):
+        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
+        inference.set_dual(problem, queries, row_dual)
+        inference.half_step(problem, keys, queries, problem.log2_ratio)
+        return keys.dual / LOG2_E
+    g = torch.empty_like(row_dual)
+    forward.column_step(problem, row_dual * LOG2_E, None, g)
+    return g / LOG2_E

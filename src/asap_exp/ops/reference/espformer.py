@@ -1,0 +1,125 @@
+"""ESPFormer's attention: a soft sort along every axis of a head, weighted by what it costs.
+
+With x_i = q_i / sqrt(D), y_j = k_j / sqrt(D) and axis l as the slice l, l = 1 .. D,
+
+    P_l[r, i] = softmax_i(-(s_(r) - s_i)^2 / tau),   s = x[:, l],  s_(1) >= s_(2) >= ...,
+
+R_l likewise from y[:, l], and the plan of a slice G_l = P_l^T M R_l: rank r of the queries meets
+rank r of the keys, M being the identity. Slices of low cost weigh more:
+
+    c_l = sum_ij |x_i - y_j| G_l[i, j],   w = softmax_l(-temperature c_l),   A = sum_l w_l G_l.
+
+(ESPFormer, expected sliced transport plans, arXiv 2502.07962.) As tau -> 0, rows and columns of A
+sum to 1 and n/m; a soft sort meets that approximately alone. For n != m the original interpolates
+the ranks; here M is the monotone coupling of n and m equal atoms, which keeps those sums (ours).
+Slices are computed a few at a time, and again for the gradient: memory is O(n m) a head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from asap_exp.ops.reference._masking import blank, compute_dtype, effective_padding
+
+AT_ONCE = 2**16
+"""Entries of a head's plans that are computed at once; one slice may have more."""
+
+
+def espformer_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    temperature: float,
+    tau: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
+    x, y = points(q, key_padding_mask), points(k, key_padding_mask)
+    padding = effective_padding(key_padding_mask)
+    values = blank(v, key_padding_mask, 2).to(x.dtype)
+    some = max(1, AT_ONCE // (q.shape[2] * k.shape[2]))
+    slices = [*zip(*(t.transpose(-1, -2).split(some, dim=-2) for t in (x, y)), strict=True)]
+
+    distances = torch.cdist(x, y)
+    # Every G_l has the mass n, so a constant changes no weight: c without its large common part.
+    distances = distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
+    costs = [recomputed(cost, *pair, distances, tau, padding) for pair in slices]
+    w = torch.softmax(-temperature * torch.cat(costs, dim=-1), dim=-1)
+    out = values.new_zeros(*x.shape[:3], values.shape[3])
+    for pair, weights in zip(slices, w.split(some, dim=-1), strict=True):
+        out = out + recomputed(average, *pair, values, weights, tau, padding)
+    return blank(out, key_padding_mask, 2).to(v.dtype)
+
+
+def espformer_plan(
+    q: Tensor, k: Tensor, *, temperature: float, tau: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """A `[B, H, N, M]`, 0 at padded places: what `espformer_attention` averages by."""
+    keys = torch.eye(k.shape[2], dtype=compute_dtype(k), device=k.device)
+    return espformer_attention(
+        q,
+        k,
+        keys.expand(*k.shape[:2], -1, -1),
+        temperature=temperature,
+        tau=tau,
+        key_padding_mask=key_padding_mask,
+    )
+
+
+def points(x: Tensor, mask: Tensor | None) -> Tensor:
+    return blank(x, mask, 2).to(compute_dtype(x)) * x.shape[3] ** -0.5
+
+
+def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | None) -> Tensor:
+    """c `[B, H, L]` of the slices whose projections are x `[B, H, L, N]` and y `[B, H, L, M]`."""
+    P, MR = soft_sorts(x, y, tau, padding)
+    return ((P @ distances[:, :, None]) * MR).sum(dim=(-1, -2))
+
+
+def average(
+    x: Tensor, y: Tensor, values: Tensor, weights: Tensor, tau: float, padding: Tensor | None
+) -> Tensor:
+    """sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
+    P, MR = soft_sorts(x, y, tau, padding)
+    ranked = (MR @ values[:, :, None]) * weights[..., None, None]
+    return (P.transpose(-1, -2) @ ranked).sum(dim=2)
+
+
+def soft_sorts(x: Tensor, y: Tensor, tau: float, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
+    P, R = soft_sort(x, tau, padding), soft_sort(y, tau, padding)
+    n, m = x.shape[-1], y.shape[-1]
+    return P, R if n == m else coupling(n, m).to(R) @ R
+
+
+def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
+    """The soft permutations of s `[.., N]`: a row for each rank, downwards, the padded ones 0."""
+    if padding is None:
+        ranked = s.sort(dim=-1, descending=True).values
+        return torch.softmax(-(ranked[..., :, None] - s[..., None, :]).square() / tau, dim=-1)
+    absent = padding[:, None, None]
+    ranked = s.masked_fill(absent, float("-inf")).sort(dim=-1, descending=True).values
+    num_valid = (~absent).sum(dim=-1, keepdim=True)
+    beyond = torch.arange(s.shape[-1], device=s.device) >= num_valid
+    X = -(ranked.masked_fill(beyond, 0.0)[..., :, None] - s[..., None, :]).square() / tau
+    P = torch.softmax(X.masked_fill(absent[..., None, :], float("-inf")), dim=-1)
+    return P.masked_fill(beyond[..., None], 0.0)
+
+
+def coupling(n: int, m: int) -> Tensor:
+    """n times the monotone plan of n and m equal atoms, `[n, m]`: rows sum to 1, columns to n/m."""
+    r, s = torch.arange(n)[:, None], torch.arange(m)
+    upper, lower = torch.minimum((r + 1) * m, (s + 1) * n), torch.maximum(r * m, s * n)
+    return (upper - lower).clamp(min=0) / m
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`function` of the arguments; the gradient computes it again instead of keeping its tensors.
+
+    Nothing here is random, and a CUDA graph could not read a generator's state.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,133 @@
+"""The launches of the forward pass for bfloat16 inputs where no gradient is needed.
+
+Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
+gradient would need. Where a head's keys fit on chip, one launch does all (`whole_head`); else
+every half step is a pass over tiles (`folded`).
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from asap_exp.ops.triton import folded, whole_head
+from asap_exp.ops.triton.forward import RESIDENT_KEYS
+from asap_exp.ops.triton.problem import Problem, head_strides, strides
+from asap_exp.ops.triton.tiles import block
+
+SHORT_TOKENS = 128
+"""Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
+
+WHOLE_HEAD_KEYS = 256
+"""Up to so many keys, of up to 64 channels, fit on chip beside a block of queries."""
+
+BLOCK_QUERIES = 64
+"""So many queries at a time meet all keys of a head."""
+
+SMALLEST_SLOPE = 1e-9
+"""Of the logits: duals are stored divided by it."""
+
+
+def takes(problem: Problem) -> bool:
+    """Whether these launches are for these inputs."""
+    p = problem
+    if p.num_iters > 1 and WHOLE_HEAD_KEYS < p.m <= RESIDENT_KEYS:
+        return False  # one exponential an update, as `forward` has it, is faster
+    long = max(p.n, p.m) > SHORT_TOKENS
+    in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
+    return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
+
+
+def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
+    p = problem
+    wide = max(p.q.shape[3], p.v.shape[3]) > 64
+    # One launch saves an exponential an update; a closure alone is as fast in two.
+    whole = p.num_iters > 1 and p.m <= WHOLE_HEAD_KEYS and not wide
+    launch = by_heads if whole else in_passes
+    launch(p, start, out)
+
+
+def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    p = problem
+    size = max(block(p.m), BLOCK_QUERIES)
+    rows = p.q.new_empty(p.programs, p.n, dtype=torch.float32)
+    sums = p.q.new_empty(p.programs, size, dtype=torch.float32)
+    parts = p.q.new_empty(p.programs, folded.PARTS, size, dtype=torch.bfloat16)
+    whole_head.forward_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, rows, sums, parts, out, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.values, BLOCK_N=BLOCK_QUERIES, BLOCK_M=size,
+        HAS_START=start is not None, num_warps=4, num_stages=2,
+    )  # fmt: skip
+
+
+class Side:
+    """Queries or keys and their dual, in units of log 2 and in the matrix units' parts."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        batch, heads, self.count, _ = tokens.shape
+        self.padded = triton.cdiv(self.count, PADDED_TO) * PADDED_TO
+        self.duals = tokens.new_empty(2, batch, heads, self.count, dtype=torch.float32)
+        shape = batch, heads, folded.PARTS, self.padded
+        self.parts = tokens.new_empty(shape, dtype=torch.bfloat16)
+        self.steps = 0
+        """How often `half_step` has set the dual."""
+
+    @property
+    def dual(self) -> Tensor:
+        return self.duals[self.steps % 2]
+
+
+PADDED_TO = 128
+"""Parts are stored for a multiple of so many tokens: whole tiles."""
+
+
+def in_passes(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    p = problem
+    queries, keys = Side(p.q), Side(p.k)
+    set_dual(p, queries, start)
+    half_step(p, keys, queries, p.log2_ratio)
+    for _ in range(1, p.num_iters):
+        half_step(p, queries, keys, 0.0)
+        half_step(p, keys, queries, p.log2_ratio)
+    attention(p, queries, keys, out)
+
+
+def set_dual(problem: Problem, side: Side, dual: Tensor | None) -> None:
+    """`dual` (natural units; None for zeros) as the side's."""
+    p = problem
+    folded.parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
+        dual, p.padding, side.dual, side.parts,
+        p.heads, side.count, side.padded, p.to_log2,
+        BLOCK=PADDED_TO, HAS_DUAL=dual is not None, HAS_PADDING=p.padding is not None,
+        num_warps=1,
+    )  # fmt: skip
+
+
+def half_step(problem: Problem, x: Side, y: Side, log2_ratio: float) -> None:
+    """x's dual = log2_ratio - LSE_y(S + y's dual); an earlier dual of x tells its size."""
+    p = problem
+    x_block, y_block, warps = p.tile
+    previous = x.dual if x.steps else None
+    x.steps += 1
+    folded.half_step_kernel[(p.programs * triton.cdiv(x.count, x_block),)](
+        x.tokens, y.tokens, y.parts, previous, p.padding, x.dual, x.parts,
+        *strides(x.tokens, y.tokens), *head_strides(previous, x.dual),
+        p.heads, x.count, y.count, x.padded, y.padded, p.to_log2, log2_ratio,
+        **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
+        HAS_PREVIOUS=previous is not None, EVEN=y.count % y_block == 0, num_warps=warps,
+    )  # fmt: skip
+
+
+def attention(problem: Problem, queries: Side, keys: Side, out: Tensor) -> None:
+    """out = softmax_j(S + g) v; the queries' dual is about minus the log of the sums."""
+    p = problem
+    n_block, m_block, warps = p.tile
+    folded.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+        p.q, p.k, p.v, keys.parts, queries.dual, p.padding, out,
+        *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
+        p.heads, p.n, p.m, keys.padded, p.to_log2,
+        **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
+        EVEN=p.m % m_block == 0, num_warps=warps,
+    )  # fmt: skip

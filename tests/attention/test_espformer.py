@@ -1,0 +1,140 @@
+"""ESPFormer's attention against POT's expected sliced plan, and its formulas in one piece."""
+
+import numpy as np
+import ot
+import pytest
+import torch
+from torch import Tensor
+
+from asap_exp.attention import EspformerAttention, build_attention
+from asap_exp.errors import UserError
+from asap_exp.evaluation.memory import peak_memory
+
+from .inputs import MASK, make_qkv, normal
+
+HARD = 1e-16  # a tau at which sorts are hard
+
+
+def axes_and_points(q: Tensor, k: Tensor) -> dict:
+    width = q.shape[1]
+    x, y = (t.numpy() / width**0.5 for t in (q, k))
+    return {"X_s": x, "X_t": y, "projections": np.eye(width), "metric": "euclidean"}
+
+
+def weighted_by_hand(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """n times the expected sliced plan, from POT's plan of each slice and their costs.
+
+    Unless n = m and 1/n is exact, POT 0.9.7 takes the weights of a plan's pairs for those of the
+    queries when it sums a cost.
+    """
+    problem = axes_and_points(q, k)
+    n = len(q)
+    _, _, log = ot.expected_sliced_plan(**problem, log=True)
+    plans = np.zeros((q.shape[1], n, len(k)))
+    for plan, slice_ in zip(plans, log["G"], strict=True):
+        np.add.at(plan, (slice_.rows, slice_.cols), slice_.data)
+    distances = ot.dist(problem["X_s"], problem["X_t"], metric="euclidean")
+    costs = torch.from_numpy((n * plans * distances).sum(axis=(1, 2)))
+    w = torch.softmax(-temperature * costs, dim=0)
+    return torch.einsum("l,lij->ij", w, torch.from_numpy(n * plans))
+
+
+temperatures = pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0, 10.0])
+
+
+@temperatures
+def test_plan_of_hard_sorts_is_the_expected_sliced_plan(temperature: float) -> None:
+    """n times POT's, whose mass is 1, on either side of its inverse temperature."""
+    q, k = normal(2, 3, 12, 6).double(), normal(2, 3, 12, 6, seed=1).double()
+    plan = EspformerAttention(temperature=temperature, tau=HARD).plan(q, k)
+    for b, h in np.ndindex(2, 3):
+        problem = axes_and_points(q[b, h], k[b, h])
+        expected, _ = ot.expected_sliced_plan(**problem, beta=12 * temperature)
+        torch.testing.assert_close(plan[b, h], torch.from_numpy(12 * expected))
+
+
+@temperatures
+@pytest.mark.parametrize("keys", [7, 8, 17])
+def test_plan_of_as_many_keys_as_one_likes(temperature: float, keys: int) -> None:
+    q, k = normal(1, 2, 7, 6).double(), normal(1, 2, keys, 6, seed=1).double()
+    plan = EspformerAttention(temperature=temperature, tau=HARD).plan(q, k)
+    for h in range(2):
+        expected = weighted_by_hand(q[0, h], k[0, h], temperature)
+        torch.testing.assert_close(plan[0, h], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_padded_tokens_are_no_atoms_of_the_expected_sliced_plan() -> None:
+    q, k, _ = (x.double() for x in make_qkv())
+    plan = EspformerAttention(temperature=1.0, tau=HARD).plan(q, k, key_padding_mask=MASK)
+    for b, valid in enumerate(~MASK):
+        expected = weighted_by_hand(q[b, 0, valid], k[b, 0, valid], 1.0)
+        found = plan[b, 0, valid][:, valid]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def in_one_piece(q: Tensor, k: Tensor, v: Tensor, temperature: float, tau: float) -> Tensor:
+    """The formulas with all slices at once, `[B, H, D, N, N]`, for n = m."""
+    x, y = (t * t.shape[3] ** -0.5 for t in (q, k))
+
+    def soft_sort(s: Tensor) -> Tensor:
+        ranked = s.sort(dim=-1, descending=True).values
+        return (-((ranked[..., :, None] - s[..., None, :]) ** 2) / tau).softmax(dim=-1)
+
+    P, R = (soft_sort(s.transpose(-1, -2)) for s in (x, y))
+    G = P.transpose(-1, -2) @ R
+    distances = (x[:, :, :, None] - y[:, :, None]).square().sum(dim=-1).sqrt()
+    w = (-temperature * (distances[:, :, None] * G).sum(dim=(-1, -2))).softmax(dim=-1)
+    return (w[..., None, None] * G).sum(dim=2) @ v
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 7 * 7, 2**16])
+def test_output_and_gradients_are_those_of_the_formulas(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of the four slices are computed at once."""
+    monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", at_once)
+    leaves = [x.double().requires_grad_() for x in make_qkv()]
+    options = {"temperature": 0.5, "tau": 0.05}
+    out, expected = EspformerAttention(**options)(*leaves), in_one_piece(*leaves, **options)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    found = torch.autograd.grad(out.square().sum(), leaves)
+    for gradient, other in zip(
+        found, torch.autograd.grad(expected.square().sum(), leaves), strict=True
+    ):
+        assert gradient.any()
+        torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-10)
+
+
+def test_gradient_is_finite_where_a_query_is_a_key() -> None:
+    q = normal(1, 1, 30, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(EspformerAttention()(q, q, q).sum(), q)
+    assert gradient.isfinite().all()
+
+
+def test_training_keeps_no_plan_of_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 slices more take less than the memory of 4 plans more; P, R and G of each would be 72."""
+
+    monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", 1)
+
+    def step_memory(width: int) -> float:
+        q, k, v = (normal(1, 1, 128, width, seed=seed).requires_grad_() for seed in range(3))
+        attention = EspformerAttention()
+        return peak_memory(
+            lambda: torch.autograd.grad(attention(q, k, v).sum(), (q, k, v)), q.device
+        )
+
+    plan = 128 * 128 * 4 / 2**20
+    assert step_memory(32) - step_memory(8) < 4 * plan
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("tau", 0.0, "tau must be finite and > 0, got 0.0"),
+        ("temperature", -1.0, "temperature must be finite and >= 0, got -1.0"),
+        ("temperature", "much", "temperature must be a number, got 'much'"),
+    ],
+)
+def test_option_out_of_range_is_refused(option: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=f"attention=espformer: {words}"):
+        build_attention({"name": "espformer", option: value})

@@ -1,0 +1,68 @@
+"""The share of heads that absorb their scalings, against the kernel's rule on scalings."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from asap_exp.benchmarking.absorption import ABSORBED_BEYOND, CHECKED_EVERY, absorbed_heads
+from asap_exp.benchmarking.benchmark import absorbed_share
+from asap_exp.benchmarking.inputs import Inputs
+from asap_exp.ops import _backend
+
+NUM_ITERS = 20
+
+
+def queries_and_keys(size: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(4, 3, 24, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    return (size * q).to(dtype), (size * k).to(dtype)
+
+
+def absorbs(S: Tensor) -> bool:
+    """The updates of one head on scalings, step by step as `ops.triton.short` makes them."""
+    g = -S.logsumexp(dim=0)
+    f = -(S + g).amax(dim=1)
+    E = (S + g + f[:, None]).exp()
+    a, b = 1 / E.sum(dim=1), torch.ones_like(g)
+    found = False
+    for t in range(1, NUM_ITERS):
+        if t % 4 == 1 and max(x.log2().abs().max() for x in (a, b)) > 24:
+            found = True
+            f, g = f + a.log(), g + b.log()
+            E, a, b = (S + g + f[:, None]).exp(), torch.ones_like(a), torch.ones_like(b)
+        b = 1 / (E * a[:, None]).sum(dim=0)
+        a = 1 / (E * b).sum(dim=1)
+    return found
+
+
+@pytest.mark.parametrize("size", [1.0, 3.0, 4.5, 6.0, 20.0])
+def test_heads_are_those_whose_scalings_leave_the_range(size: float) -> None:
+    q, k = queries_and_keys(size)
+    S = q @ k.transpose(-1, -2) * 8**-0.5
+    expected = torch.tensor([[absorbs(head) for head in sample] for sample in S])
+    assert torch.equal(absorbed_heads(q, k, NUM_ITERS), expected)
+    assert expected.any() == (size > 3.0)
+
+
+def test_some_heads_absorb_and_others_do_not() -> None:
+    assert 0 < absorbed_heads(*queries_and_keys(4.5), NUM_ITERS).double().mean() < 1
+
+
+def test_long_rows_and_the_reference_are_in_the_log_domain_throughout() -> None:
+    q, k = queries_and_keys(20.0, torch.bfloat16)
+    assert absorbed_share(Inputs(q, k, k), "reference") is None
+    long = torch.cat([k] * 6, dim=2)
+    assert absorbed_share(Inputs(long, long, long), "triton") is None
+
+
+@pytest.mark.skipif(_backend.fused is None, reason="Triton is not installed")
+def test_rule_is_the_kernels() -> None:
+    from asap_exp.ops.triton import short
+
+    q, k = queries_and_keys(20.0, torch.bfloat16)
+    assert absorbed_share(Inputs(q, k, k), "triton") > 0.5
+    source = inspect.getsource(short.plan.fn)
+    assert f"> {ABSORBED_BEYOND}:" in source
+    assert f"if t % {CHECKED_EVERY} == 1:" in source

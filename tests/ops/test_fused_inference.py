@@ -1,0 +1,137 @@
+"""The fused operators on bfloat16 inputs without a gradient, which have kernels of their own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from asap_exp import ops
+from asap_exp.ops import _backend
+
+from .inputs import OPERATORS, Inputs, make_inputs, relative_rms
+
+if _backend.fused is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+TEACHER, CLOSURE, ASAP = (
+    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
+)
+CUT_OFF = 0.0 if GPU else 2.0**-7
+"""Triton's interpreter cuts off what does not fit into a bfloat16, and does not round."""
+USUAL, HUNDREDS = 1.0, 11.0
+
+
+@pytest.fixture(params=["whole head", "passes"])
+def kernels(request, monkeypatch):
+    """Both kinds of kernels at every length that both can take."""
+    keys = 256 if request.param == "whole head" else 0
+    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD_KEYS", keys)
+    monkeypatch.setattr("asap_exp.ops.triton.inference.SHORT_TOKENS", 0)
+
+
+def inputs_for(size: float = USUAL, **shape) -> Inputs:
+    inputs = make_inputs(**{"batch": 1, "heads": 2, "head_dim": 16, **shape})
+    inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k)
+    return inputs.map(lambda x: x.to(DEVICE)).map_tokens(torch.Tensor.bfloat16)
+
+
+def assert_as_good_as_the_reference(operator, inputs: Inputs, **options) -> None:
+    """At most twice the error that the reference makes on the same bfloat16 inputs."""
+    exact = operator(inputs.map(torch.Tensor.double), **options)[0]
+    low = operator(inputs, backend="reference", **options)[0]
+    found = operator(inputs, backend="triton", **options)[0]
+    assert relative_rms(found, exact) <= 2 * relative_rms(low, exact) + 1e-6 + CUT_OFF
+
+
+LENGTHS = [(1, 1), (17, 17), (70, 70), (33, 20), (20, 140)]
+if GPU:
+    LENGTHS += [(n, n) for n in (63, 64, 65, 100, 128, 129, 197, 256, 257, 1000, 1025, 4097)]
+    LENGTHS += [(1000, 200), (129, 1025)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+def test_teacher(lengths, size, kernels):
+    queries, keys = lengths
+    inputs = inputs_for(size, queries=queries, keys=keys)
+    num_iters = 20 if GPU else 4
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+def test_closure(lengths, size, kernels):
+    queries, keys = lengths
+    inputs = inputs_for(size, queries=queries, keys=keys)
+    assert_as_good_as_the_reference(CLOSURE, inputs)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
+def test_any_scale(scale, kernels):
+    inputs = inputs_for(queries=20)
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=4, scale=scale)
+
+
+@pytest.mark.parametrize("width", [1, 24, 64, *([50, 96, 128] if GPU else [])])
+def test_any_width(width, kernels):
+    inputs = inputs_for(queries=20, head_dim=width, value_dim=width)
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=4)
+
+
+@pytest.mark.parametrize("height", [40.0, 150.0], ids=["far", "beyond float32"])
+def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
+    """The sums are shifted by what the first tile holds: here by far too little, or too much."""
+    for sign in (1, -1):
+        inputs = inputs_for(queries=200, head_dim=16)
+        dual = torch.zeros_like(inputs.row_dual)
+        dual[..., 128:] = sign * height
+        assert_as_good_as_the_reference(CLOSURE, replace(inputs, row_dual=dual))
+        q = inputs.q.clone()
+        q[:, :, 128:] *= height / 4
+        assert_as_good_as_the_reference(CLOSURE, replace(inputs, q=q, row_dual=dual))
+
+
+MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 7 + [False] * 13])
+
+
+@pytest.mark.parametrize("operator", [TEACHER, CLOSURE, ASAP], ids=["teacher", "closure", "asap"])
+def test_padding(operator, kernels):
+    inputs = inputs_for(batch=4, queries=20)
+    mask = MASK.to(DEVICE)
+    spoilt = replace(
+        inputs,
+        **{x: getattr(inputs, x).masked_fill(mask[:, None, :, None], torch.nan) for x in "qkv"},
+    )
+    options = {"key_padding_mask": mask}
+    exact = operator(inputs.map(torch.Tensor.double), **options)[0]
+    found = operator(spoilt, backend="triton", **options)[0]
+    assert relative_rms(found, exact) < 4e-3 + CUT_OFF
+    assert not found.masked_select(mask[:, None, :, None]).any()
+
+
+def test_padding_of_whole_tiles(kernels):
+    inputs = inputs_for(batch=1, queries=150)
+    mask = (torch.arange(150) < 135)[None].to(DEVICE)
+    for operator in (TEACHER, CLOSURE):
+        exact = operator(inputs.map(torch.Tensor.double), key_padding_mask=mask)[0]
+        found = operator(inputs, backend="triton", key_padding_mask=mask)[0]
+        assert relative_rms(found, exact) < 4e-3 + CUT_OFF
+
+
+def test_same_bits_twice(kernels):
+    inputs = inputs_for(queries=70)
+    first, second = (TEACHER(inputs, backend="triton")[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_gradient_takes_the_kernels_that_have_one(kernels):
+    inputs = inputs_for(queries=20)
+    out = ops.sinkhorn_attention(
+        inputs.q.requires_grad_(), inputs.k, inputs.v, num_iters=3, backend="triton"
+    )
+    out.sum().backward()
+    assert inputs.q.grad is not None
+    assert inputs.q.grad.isfinite().all()

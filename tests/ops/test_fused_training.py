@@ -1,0 +1,96 @@
+"""The fused gradient in a training step: activation checkpointing, autocast, or both."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asap_exp import ops
+from asap_exp.ops import _backend
+
+if _backend.fused is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOKENS, HEADS, WIDTH = 18, 1, 8
+MASK = torch.arange(TOKENS, device=DEVICE) >= torch.tensor([[TOKENS], [11]], device=DEVICE)
+
+on_each_route = pytest.mark.parametrize("on_chip_tokens", [128, 0], ids=["on chip", "in passes"])
+
+
+class Layer(nn.Module):
+    """A residual attention layer with projections, which autocast runs in bfloat16."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        dim = HEADS * WIDTH
+        self.backend = backend
+        self.x = nn.Parameter(torch.randn(2, TOKENS, dim))
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.to(DEVICE)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        out = ops.sinkhorn_attention(
+            q, k, v, num_iters=3, key_padding_mask=mask, backend=self.backend
+        )
+        return x + self.proj(out.transpose(1, 2).flatten(2))
+
+    def gradients(
+        self, mask: Tensor | None, *, checkpointed: bool, autocast: bool = False
+    ) -> list[Tensor]:
+        """Of a loss for the weights and for the input x."""
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            out = self.run(mask, checkpointed=checkpointed)
+        return list(torch.autograd.grad(out.float().square().mean(), list(self.parameters())))
+
+    def run(self, mask: Tensor | None, *, checkpointed: bool) -> Tensor:
+        if checkpointed:
+            return checkpoint(self, self.x, mask, use_reentrant=False)
+        return self(self.x, mask)
+
+
+@on_each_route
+@pytest.mark.parametrize(
+    ("autocast", "mask"), [(False, None), (True, MASK)], ids=["float32", "autocast, padded"]
+)
+def test_checkpointed_gradients_are_those_without_to_the_bit(
+    autocast, mask, on_chip_tokens, monkeypatch
+):
+    """The updates run once more, and two runs give the same bits."""
+    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
+    found, expected = (
+        Layer("triton").gradients(mask, checkpointed=checkpointed, autocast=autocast)
+        for checkpointed in (True, False)
+    )
+    assert all(gradient.any() for gradient in expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_checkpointing_keeps_no_duals():
+    kept: dict[bool, list[tuple[int, ...]]] = {}
+    for checkpointed in (False, True):
+        shapes = kept.setdefault(checkpointed, [])
+
+        def keep(x: Tensor, shapes: list[tuple[int, ...]] = shapes) -> Tensor:
+            shapes.append(tuple(x.shape))
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            Layer("triton").run(None, checkpointed=checkpointed)
+    duals = (2, HEADS, 4, TOKENS)  # f^0 .. f^3
+    assert duals in kept[False]
+    assert duals not in kept[True]
+
+
+@on_each_route
+def test_gradients_under_autocast_are_the_references(on_chip_tokens, monkeypatch):
+    """Both see the same bfloat16 q, k, v, and round a gradient to bfloat16 in other places."""
+    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
+    fused, reference = (
+        Layer(backend).gradients(MASK, checkpointed=True, autocast=True)
+        for backend in ("triton", "reference")
+    )
+    for found, expected in zip(fused, reference, strict=True):
+        assert (found - expected).norm() <= 1e-2 * expected.norm()
