@@ -294,3 +294,8 @@ def test_excerpt_is_in_the_package_with_its_notice():
         assert all(text.endswith("\n") and text.count("\n") == 1 for text in raw.texts)
     notice = files("asap_exp.data") / "excerpts" / "wikitext2_excerpt" / "NOTICE"
     assert "Creative Commons Attribution-ShareAlike" in notice.read_text(encoding="utf-8")
+
+
+def test_texts_without_classes_cannot_be_classified(tmp_path):
+    with pytest.raises(UserError, match=r"wikitext2 have no classes; set data\.objective=mlm"):
+        module(tmp_path, "wikitext", "data.objective=classification", "data.layout=texts")

@@ -22,6 +22,7 @@ from asap_exp.data.tokenizer import (
     tokenizer_hash,
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated
+from asap_exp.errors import UserError
 
 
 class TextDataModule(TaskDataModule[Texts]):
@@ -35,6 +36,11 @@ class TextDataModule(TaskDataModule[Texts]):
 
     def __init__(self, config: TextDataConfig, *, folder: Path | None, **options: Any) -> None:
         self.dataset = text_dataset(config.name)
+        if not (config.masked or self.dataset.num_classes):
+            raise UserError(
+                f"data.objective={config.objective}, but the texts of {config.name} have no "
+                "classes; set data.objective=mlm"
+            )
         super().__init__(config, self.dataset, **options)
         self.folder = folder
         self.noun = "blocks of text" if config.layout == "blocks" else "texts"

@@ -23,6 +23,9 @@ WHOLE_HEAD_KEYS = 256
 BLOCK_QUERIES = 64
 """So many queries at a time meet all keys of a head."""
 
+PADDED_TO = 128
+"""Parts of a dual are stored for a multiple of so many tokens: whole tiles."""
+
 SMALLEST_SLOPE = 1e-9
 """Of the logits: duals are stored divided by it."""
 
@@ -77,10 +80,6 @@ class Side:
     @property
     def dual(self) -> Tensor:
         return self.duals[self.steps % 2]
-
-
-PADDED_TO = 128
-"""Parts are stored for a multiple of so many tokens: whole tiles."""
 
 
 def in_passes(problem: Problem, start: Tensor | None, out: Tensor) -> None:
