@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from asap_exp.evaluation.figures import PERPLEXITY, near_the_teacher
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import points, verdict
 from asap_exp.evaluation.records import Group, grouped, load_records, main_rows
@@ -83,6 +84,39 @@ def test_verdict_names_the_truncations_on_either_side() -> None:
     assert "with T' of 2, 8 it has none" in verdict(group())
     only = [row("asap", "asap", 0.94, 5), row("truncated_3", "truncated", 0.93, 5)]
     assert "with T' of none of those measured it has none" in verdict(group(only))
+
+
+def test_masked_language_models_are_compared_by_their_perplexity() -> None:
+    """Accuracies say the contrary here, and are not asked."""
+    rows = [
+        {**found, "accuracy": ms, "perplexity": perplexity}
+        for found, ms, perplexity in (
+            (row("teacher", "teacher", 0, 20), 0.1, 9.0),
+            (row("asap", "asap", 0, 5), 0.2, 10.0),
+            (row("truncated_2", "truncated", 0, 6), 0.9, 11.0),
+            (row("truncated_8", "truncated", 0, 8), 0.3, 9.5),
+            (row("control_uniform", "control", 0, 7), 0.9, None),  # infinite
+        )
+    ]
+    record = {
+        "rows": rows,
+        "objective": "mlm",
+        "samples": "blocks of text",
+        "manifests": {"train": {"config": {"data": {"max_length": 128}}}},
+    }
+    masked = Group("g", [record])
+    found = {point["key"]: point["dominated_by"] for point in points(masked)}
+    assert found == {
+        "asap": None,
+        "truncated_2": "asap",
+        "control_uniform": "asap",
+        "truncated_8": None,
+        "teacher": None,
+    }
+    assert "At n = 128 tokens at most, Sinkhorn with T' of 2 has a map" in verdict(masked)
+    assert "of no higher perplexity; with T' of 8 it has none" in verdict(masked)
+    near = near_the_teacher(points(masked), PERPLEXITY)
+    assert [point["key"] for point in near] == ["truncated_8", "teacher"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from asap_exp.evaluation.markdown import group_title
-from asap_exp.evaluation.pareto import has_maps, points
+from asap_exp.evaluation.pareto import Point, has_maps, points
 from asap_exp.evaluation.records import Group, averaged_rows, main_rows
 from asap_exp.evaluation.tables import is_masked
 
@@ -32,7 +32,8 @@ ACCURACY: Height = ("accuracy", 100)
 PERPLEXITY: Height = ("perplexity", 1)
 
 PARETO_DEPTH = 0.1
-"""Of accuracy: how far below the teacher the figure of all maps goes."""
+"""How far below the teacher's accuracy the figure of all maps goes, or what share above its
+perplexity."""
 
 NAMES = {
     "teacher": "Sinkhorn teacher",
@@ -59,12 +60,11 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 def accuracy_latency(group: Group) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    masked = is_masked(group.first)
-    height = PERPLEXITY if masked else ACCURACY
+    height = height_of(group)
     rows = [
         row
         for row in main_rows(group)
-        if row["model_ms"] is not None and not row["key"].startswith("asap_layer")
+        if None not in (row["model_ms"], row[height[0]]) and not row["key"].startswith("asap_layer")
     ]
     for kind in COLOURS:
         mine = [row for row in rows if row["group"] == kind]
@@ -80,8 +80,11 @@ def accuracy_latency(group: Group) -> Figure:
             level = height[1] * row[height[0]]["mean"]
             axes.axhline(level, color=COLOURS["control"], linestyle=":", label=row["label"])
     finish_accuracy_latency(axes, group)
-    axes.set_ylabel("test perplexity" if masked else "test accuracy, %")
     return figure
+
+
+def height_of(group: Group) -> Height:
+    return PERPLEXITY if is_masked(group.first) else ACCURACY
 
 
 def pareto(group: Group) -> Figure:
@@ -90,9 +93,8 @@ def pareto(group: Group) -> Figure:
     Letters stand for what is not dominated; what is far below the teacher is left out.
     """
     figure, axes = plt.subplots(figsize=(9, 7), layout="constrained")
-    rows = points(group)
-    teacher = max(row["accuracy"]["mean"] for row in rows if row["group"] == "teacher")
-    rows = [row for row in rows if row["accuracy"]["mean"] >= teacher - PARETO_DEPTH]
+    height = height_of(group)
+    rows = near_the_teacher(points(group), height)
     for kind in COLOURS:
         for dominated in (False, True):
             mine = [
@@ -103,19 +105,28 @@ def pareto(group: Group) -> Figure:
             if mine:
                 style = {"markerfacecolor": "none"} if dominated else {}
                 words = f"{NAMES[kind]}{', dominated' if dominated else ''}"
-                errorbars(axes, mine, kind, ACCURACY, linestyle="", label=words, **style)
+                errorbars(axes, mine, kind, height, linestyle="", label=words, **style)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     named = []
     for row in rows:
         if row["group"] == "truncated":
-            annotate(axes, row, point_label(row["key"]), ACCURACY, -11)
+            annotate(axes, row, point_label(row["key"]), height, -11)
         elif row["dominated_by"] is None and (letter := next(letters, None)):
-            annotate(axes, row, letter, ACCURACY, 6)
+            annotate(axes, row, letter, height, 6)
             named.append(f"{letter}: {row['label']}")
     finish_accuracy_latency(axes, group)
-    axes.set_ylabel("test accuracy, %")
     figure.supxlabel("\n".join(named), fontsize=8, x=0.02, ha="left")
     return figure
+
+
+def near_the_teacher(rows: list[Point], height: Height) -> list[Point]:
+    """Those within PARETO_DEPTH of the teacher."""
+    measure, _ = height
+    known = [row for row in rows if row[measure] is not None]
+    (teacher,) = (row[measure]["mean"] for row in known if row["group"] == "teacher")
+    if height is PERPLEXITY:
+        return [row for row in known if row[measure]["mean"] <= teacher * (1 + PARETO_DEPTH)]
+    return [row for row in known if row[measure]["mean"] >= teacher - PARETO_DEPTH]
 
 
 def errorbars(
@@ -159,6 +170,7 @@ def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
     axes.margins(x=0.12)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
+    axes.set_ylabel("test perplexity" if is_masked(group.first) else "test accuracy, %")
     axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="lower right")

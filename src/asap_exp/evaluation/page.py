@@ -20,7 +20,7 @@ CAPTIONS = {
     "accuracy_latency": "Test accuracy (or perplexity) against the latency of the whole model, "
     "with the curve of truncated Sinkhorn.",
     "pareto": "The same for every map of the teacher and every truncation; hollow points are "
-    "dominated: something else is at least as accurate and as fast.",
+    "dominated: something else is at least as good and as fast.",
     "training": "Training loss and validation accuracy (or perplexity) by epoch.",
     "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
     "fidelity": "Fidelity of the compiled layers on held-out samples.",

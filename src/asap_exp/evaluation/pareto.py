@@ -1,11 +1,14 @@
 """Accuracy against latency of everything measured on one teacher, and what is dominated there.
 
-Maps that differ in the seed of their calibration alone are one point, with a deviation.
+Of a masked language model perplexity stands in the place of accuracy: less of it is better. Maps
+that differ in the seed of their calibration alone are one point, with a deviation.
 """
 
+import math
 from typing import Any
 
 from asap_exp.evaluation.records import Group, Record, averaged_rows
+from asap_exp.evaluation.tables import is_masked
 
 Point = dict[str, Any]
 """A row of `averaged_rows`, and `dominated_by`: the fastest method that dominates it, or None."""
@@ -26,7 +29,8 @@ def points(group: Group) -> list[Point]:
         and not row["key"].endswith("_trained")
     ]
     rows.sort(key=lambda row: row["model_ms"]["mean"])
-    return [{**row, "dominated_by": dominating(row, rows)} for row in rows]
+    masked = is_masked(group.first)
+    return [{**row, "dominated_by": dominating(row, rows, masked=masked)} for row in rows]
 
 
 def point_of(record: Record, row: dict[str, Any]) -> tuple[str, str]:
@@ -35,38 +39,49 @@ def point_of(record: Record, row: dict[str, Any]) -> tuple[str, str]:
     return found["key"], found["label"]
 
 
-def dominating(row: Point, rows: list[Point]) -> str | None:
+def dominating(row: Point, rows: list[Point], *, masked: bool) -> str | None:
     """The first of `rows` that is at least as accurate and as fast as `row`, and better in one."""
-    mine = standing(row)
+    mine = standing(row, masked=masked)
     for other in rows:
-        theirs = standing(other)
+        theirs = standing(other, masked=masked)
         if theirs != mine and theirs[0] >= mine[0] and theirs[1] <= mine[1]:
             return str(other["label"])
     return None
 
 
-def standing(row: Point) -> tuple[float, float]:
-    """Accuracy and milliseconds of the whole model."""
-    return row["accuracy"]["mean"], row["model_ms"]["mean"]
+def standing(row: Point, *, masked: bool) -> tuple[float, float]:
+    """Accuracy (if `masked`, minus the perplexity) and milliseconds of the whole model."""
+    ms = row["model_ms"]["mean"]
+    if not masked:
+        return row["accuracy"]["mean"], ms
+    # A perplexity too large for a number is null in the record.
+    return -math.inf if row["perplexity"] is None else -row["perplexity"]["mean"], ms
 
 
 def verdict(group: Group) -> str:
     """Which truncations some map of ASAP is no slower and no less accurate than."""
-    rows = points(group)
-    maps = [standing(row) for row in rows if row["group"] == "asap"]
+    rows, masked = points(group), is_masked(group.first)
+    maps = [standing(row, masked=masked) for row in rows if row["group"] == "asap"]
     ahead: list[int] = []
     behind: list[int] = []
     for row in rows:
         if row["group"] != "truncated":
             continue
-        accuracy, ms = standing(row)
+        accuracy, ms = standing(row, masked=masked)
         beaten = any(a >= accuracy and t <= ms for a, t in maps)
         (ahead if beaten else behind).append(int(row["key"].removeprefix("truncated_")))
-    tokens = len(group.first["plans"]["plans"]["teacher"])
+    no_worse = "of no higher perplexity" if masked else "no less accurate"
     return (
-        f"At n = {tokens} tokens, Sinkhorn with T' of {counts(ahead)} has a map of ASAP beside it "
-        f"that is no slower and no less accurate; with T' of {counts(behind)} it has none."
+        f"At n = {tokens_words(group.first)}, Sinkhorn with T' of {counts(ahead)} has a map of "
+        f"ASAP beside it that is no slower and {no_worse}; with T' of {counts(behind)} it has none."
     )
+
+
+def tokens_words(record: Record) -> str:
+    """How many tokens attention is over: as many in every image, at most so many in a text."""
+    if record.get("samples", "images") == "images":
+        return f"{len(record['plans']['plans']['teacher'])} tokens"
+    return f"{record['manifests']['train']['config']['data']['max_length']} tokens at most"
 
 
 def counts(updates: list[int]) -> str:
