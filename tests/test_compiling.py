@@ -20,6 +20,8 @@ from asap_exp.attention import (
 )
 from asap_exp.composing import compose
 from asap_exp.config import DescentConfig, DistillConfig
+from asap_exp.data.tokens import TokenBatch
+from asap_exp.distillation.batches import content_hash, num_samples, on_device
 from asap_exp.errors import UserError
 from asap_exp.files import read_json
 from asap_exp.models import load_net
@@ -66,6 +68,22 @@ def test_predictions_come_close_to_the_teachers(teacher: Classifier, compiled: n
     for layer in attention_layers(truncated).values():
         layer.attend = SinkhornAttention(num_iters=1)
     assert kl(teacher, compiled, x) < 0.5 * kl(teacher, truncated, x)
+
+
+def test_texts_are_counted_and_hashed_by_their_tokens() -> None:
+    """Two texts of three tokens, and five masked tokens to be predicted of other texts."""
+    ids, padding = torch.ones(2, 3, dtype=torch.int64), torch.tensor([[False] * 3, [True] * 3])
+    targets = torch.zeros(5, dtype=torch.int64)
+    texts = [
+        (TokenBatch(ids), targets),
+        (TokenBatch(2 * ids), targets),
+        (TokenBatch(ids, padding), targets),
+    ]
+    assert [num_samples(batch) for batch in texts] == [2, 2, 2]
+    assert len({content_hash([batch]) for batch in texts}) == 3
+    (moved, _) = on_device(texts[2], torch.device("meta"))
+    assert moved.ids.is_meta
+    assert moved.key_padding_mask.is_meta
 
 
 def test_steps_are_those_asked_for(teacher: Classifier) -> None:

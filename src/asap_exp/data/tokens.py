@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export import register_dataclass
 
 from asap_exp.data.sources import fingerprint
 
@@ -45,6 +46,9 @@ class TokenBatch:
             moved(self.key_padding_mask),
             moved(self.positions),
         )
+
+
+register_dataclass(TokenBatch)  # its tensors are found, moved and hashed like those of a tuple
 
 
 @dataclass(frozen=True)
