@@ -100,6 +100,11 @@ def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:
 def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
     other = {**record, "test": {"rows": 12, "of": 540}, "run": "digits/vit-sinkhorn/0-s3"}
     assert len(grouped([record, other])) == 2
+    budget = {"accuracy_drop": 0.2, "latency_ratio": None, "model_ms": 1.0}
+    other = {**record, "artifact": {**record["artifact"], "budget": budget}}
+    assert len(grouped([record, other])) == 2
+    slower = {**other, "artifact": {**other["artifact"], "budget": {**budget, "model_ms": 2.0}}}
+    assert len(grouped([other, {**slower, "run": "digits/vit-sinkhorn/0-s3"}])) == 1
 
 
 def test_mean_leaves_out_what_was_not_measured() -> None:

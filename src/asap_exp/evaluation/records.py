@@ -18,6 +18,9 @@ FORMAT = 1
 OTHER_MAP = "map_"
 """How the keys of further compiled maps of the same teacher begin."""
 
+ASKED = ("accuracy_drop", "latency_ratio")
+"""Of a budget: what it was to keep, beside what came of it."""
+
 AVERAGED = (
     "accuracy",
     "perplexity",
@@ -116,11 +119,13 @@ def configuration(record: Record) -> dict[str, Any]:
     manifests = record["manifests"]
     left_out = ("seed", "logger", "callbacks", "resume", "init_from")
     initial = manifests["train"].get("initial")
+    budget = record["artifact"].get("budget")
     return {
         "train": without(manifests["train"]["config"], left_out),
         **({"initial": without(initial, ("run", "teacher_sha256"))} if initial else {}),
         "calibration": record["artifact"]["calibration"],
         "layers": record["artifact"]["layers"],
+        **({"budget": {key: budget[key] for key in ASKED}} if budget else {}),
         "test": record["test"],
         "device": record["device"],
         "latency": record["latency"],
