@@ -44,6 +44,12 @@ from tests.stages import (
 )
 
 FEW = DescentConfig(updates=3, lr=0.02)
+FEW_UPDATES = (
+    "calibration.candidates=6",
+    "calibration.learned_slices.updates=5",
+    "calibration.end_to_end.updates=5",
+)
+BUDGET = ("budget.latency.batch_size=4", "budget.latency.rounds=3", "budget.slices=[2]")
 EVALUATED = ("max_test_rows=null", "fidelity_samples=8")
 
 
@@ -123,7 +129,7 @@ def test_fit_sees_the_valid_tokens_alone(pipeline: TextPipeline) -> None:
         strict=True,
     )
     for one, many in pairs:
-        for measure in ("l1_row_distance", "column_error", "r_squared_held_out"):
+        for measure in ("l1_row_distance", "column_error", "r_squared_held_out", "kl_ridge"):
             assert one[measure] == pytest.approx(many[measure], abs=1e-3)
 
 
@@ -257,6 +263,7 @@ def masked_record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     record = read_json(run_evaluate(results, "max_test_rows=null", "fidelity_samples=8"))
     run_report(results)
     record["tables"] = (results / "tables.md").read_text()
+    record["results"] = results
     return record
 
 
@@ -289,6 +296,48 @@ def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str
     assert "accuracy %" not in tables
     summary = summary_lines([Group("x", [masked_record])])
     assert any(line.startswith("| test perplexity |") for line in summary)
+
+
+def test_maps_of_a_masked_language_model_are_compared_by_perplexity(
+    masked_record: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fitted on the predictions of masked tokens, all layers together; then every map measured."""
+    results = tmp_path / "results"
+    shutil.copytree(masked_record["results"], results)
+    folder = run_distill(results, "calibration=end_to_end", *FEW_UPDATES)
+    kl = load_artifact(folder).identity["prediction_kl"]
+    assert all(each["after"] <= each["before"] for each in kl.values())
+    assert kl.keys() == {"maps", "controls"}
+    record = read_json(run_evaluate(results, f"artifact={folder}", "maps=all"))
+    assert "ridge + learned slices + end to end" in record["maps"]["asap"]["label"]
+    run_report(results)
+    assert list((results / "figures").glob("*-pareto.png"))
+    _, _, table = (results / "tables.md").read_text().partition("### Every map and truncation")
+    assert "At n = 64 tokens at most" in table
+    assert "| method | n | perplexity | KL |" in table
+    assert "accuracy" not in table
+
+
+def test_budget_of_a_masked_language_model_is_of_latency(
+    masked_record: dict[str, Any], tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(masked_record["results"], results)
+    small = [*CALIBRATION, *BUDGET, f"paths.results={results}"]
+    with pytest.raises(UserError, match=r"budget\.accuracy_drop=1\.0 is in points of accuracy"):
+        distill_within_budget(compose("distill", [*small, "budget.accuracy_drop=1"], DistillConfig))
+    ratio = "budget.latency_ratio=100"
+    folder = distill_within_budget(compose("distill", [*small, ratio], DistillConfig))
+    budget = load_artifact(folder).identity["budget"]
+    assert budget["model_ms"] <= 100 * budget["teacher_model_ms"]
+    data = run_data(Run(folder.parents[1]), None, None, 8, torch.device("cpu"))
+    data.setup()
+    assert budget["rows"] == data.val_dataloader().rows
+
+
+def test_corrupted_images_are_no_texts(pipeline: TextPipeline) -> None:
+    with pytest.raises(UserError, match=r"corruption\.name=noise is for images"):
+        run_evaluate(pipeline.results, *EVALUATED, "corruption.name=noise")
 
 
 def test_published_sinkformer_goes_through_all_stages(
@@ -397,19 +446,31 @@ def test_padded_texts_take_every_step_and_a_budget(pipeline: TextPipeline, tmp_p
     results = tmp_path / "results"
     shutil.copytree(pipeline.results, results)
     teacher = Run(results / pipeline.teacher.path.relative_to(pipeline.results))
-    few = [f"calibration.{step}.updates=5" for step in ("learned_slices", "end_to_end")]
-    small = [f"teacher={teacher.path}", *few, "calibration.candidates=6"]
+    small = [f"teacher={teacher.path}", *FEW_UPDATES]
     folder = run_distill(results, "calibration=end_to_end", *small)
     for row in read_json(folder / "fidelity.json"):
         assert row["kl_learned_slices"] <= row["kl_ridge"]
-    budget = [*CALIBRATION, *small, f"paths.results={results}", "budget.accuracy_drop=5"]
-    budget += ["budget.latency.batch_size=4", "budget.latency.rounds=3", "budget.slices=[2]"]
+    budget = [*CALIBRATION, *small, *BUDGET, f"paths.results={results}", "budget.accuracy_drop=5"]
     distill_within_budget(compose("distill", budget, DistillConfig))
     record = read_json(run_evaluate(results, *EVALUATED, f"artifact={folder}", "maps=all"))
     labels = [row["label"] for row in record["rows"]]
     assert any("ridge + learned slices + end to end" in x["label"] for x in record["maps"].values())
     assert any(label.startswith("ASAP, by layer") for label in labels)
     assert record["drift"].keys() == {*load_artifact(folder).layers}
+
+
+@pytest.mark.parametrize(("name", "step"), [("kl", "kl"), ("sequential", "learned_slices")])
+def test_padded_texts_are_closer_after_each_calibration(
+    pipeline: TextPipeline, name: str, step: str
+) -> None:
+    few = ("calibration.kl.updates=5", "calibration.learned_slices.updates=5")
+    teacher = f"teacher={pipeline.teacher.path}"
+    folder = run_distill(
+        pipeline.results, f"calibration={name}", "calibration.candidates=6", teacher, *few
+    )
+    rows = read_json(folder / "fidelity.json")
+    assert all(row[f"kl_{step}"] <= row["kl_ridge"] for row in rows)
+    assert any(row[f"kl_{step}"] < row["kl_ridge"] for row in rows)
 
 
 def test_text_encoder_is_compiled_by_the_library(pipeline: TextPipeline) -> None:
@@ -419,5 +480,9 @@ def test_text_encoder_is_compiled_by_the_library(pipeline: TextPipeline) -> None
     fit, _ = data.calibration_dataloaders(samples=32, holdout=8, batch_size=8, seed=0)
     compiled = asap_exp.compile(net, fit, slices=2, candidates=6, learned_slices=FEW)
     assert all(layer.attend.name == "asap" for layer in attention_layers(compiled).values())
-    batch = next(iter(fit))
+    artifact = compiled.asap_artifact
+    batches = list(fit)
+    assert artifact.identity["calibration_set"]["rows"] == sum(len(x) for x, _ in batches[:-1])
+    assert any(x.key_padding_mask is not None for x, _ in batches)
+    batch = batches[0]
     assert asap_exp.drift(compiled, batch).keys() == attention_layers(compiled).keys()

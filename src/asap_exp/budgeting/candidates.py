@@ -139,7 +139,7 @@ def make_options(
                 for T in shorter
             ),
             *((words, fit.maps[path]) for words, fit in fits.items()),
-            (f"the teacher's, T = {teacher.num_iters}", teacher),
+            (f"the teacher's, {teacher.updates}", teacher),
         ]
     return options, fits
 

@@ -18,7 +18,7 @@ from asap_exp.budgeting.search import (
     total_ms,
     uniform,
 )
-from asap_exp.config import BudgetConfig, DistillConfig
+from asap_exp.config import BudgetConfig, DistillConfig, TextDataConfig
 from asap_exp.console import console
 from asap_exp.data import TaskDataModule
 from asap_exp.distillation.calibrate import Calibration, Problem
@@ -41,8 +41,10 @@ def compile_within(
     budget: BudgetConfig, problem: Problem, paths: list[str], data: TaskDataModule
 ) -> Compiled:
     """Options made, timed and judged on the validation split, and the plan that was found."""
-    check_enough(budget, data)
-    judge = Judge(problem, data.val_dataloader(), budget)
+    check_measurable(budget, data)
+    batches = data.val_dataloader()
+    check_enough(budget, batches.rows, data.noun)
+    judge = Judge(problem, batches, budget)
     options, fits = make_options(problem, paths, budget)
     ms = judge.layer_ms(options)
     check_teacher_timed(options, ms)
@@ -53,12 +55,21 @@ def compile_within(
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
 
 
-def check_enough(budget: BudgetConfig, data: TaskDataModule) -> None:
-    rows = int(str(data.identity["val_rows"]))
+def check_measurable(budget: BudgetConfig, data: TaskDataModule) -> None:
+    masked = isinstance(data.config, TextDataConfig) and data.config.masked
+    if masked and budget.accuracy_drop is not None:
+        raise UserError(
+            f"budget.accuracy_drop={budget.accuracy_drop} is in points of accuracy, but a masked "
+            "language model is judged by its perplexity; give budget.latency_ratio instead, which "
+            "takes the plan whose predictions are closest to the teacher's"
+        )
+
+
+def check_enough(budget: BudgetConfig, rows: int, noun: str) -> None:
     if budget.latency.batch_size > rows:
         raise UserError(
             f"budget.latency.batch_size={budget.latency.batch_size} is more than the {rows} "
-            "validation images; choose fewer"
+            f"validation {noun}; choose fewer"
         )
 
 
@@ -147,7 +158,7 @@ def outcome(judge: Judge, ladders: Ladders, plan: Plan) -> dict[str, Any]:
         "accuracy_drop": judge.budget.accuracy_drop,
         "latency_ratio": judge.budget.latency_ratio,
         "split": "validation",
-        "rows": len(judge.labels),
+        "rows": judge.batches.rows,
         "layers": {
             path: {
                 "became": ladders[path][rung].words,

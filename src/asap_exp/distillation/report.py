@@ -83,7 +83,7 @@ def print_prediction_kl(result: Calibration) -> None:
     for name, kl in result.prediction_kl.items():
         words = {"maps": "ASAP", "controls": "query features only"}[name]
         print(
-            f"KL of the predictions on held-out images, {words}: {kl['before']:.4g} before "
+            f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
             f"end_to_end, {kl['after']:.4g} after"
         )
 

@@ -50,7 +50,10 @@ def corrupted(loader: BatchLoader, config: CorruptionConfig) -> BatchLoader:
     if config.name is None:
         return loader
     if not isinstance(loader, DeviceLoader):
-        raise UserError(f"corruption.name={config.name} is of images; this task has none")
+        raise UserError(
+            f"corruption.name={config.name} is for images, and this task has texts; set "
+            "corruption.name=null"
+        )
     change, strengths = CORRUPTIONS[config.name]
     images = loader.images
     pixels = functional.to_dtype(images.pixels, torch.float32, scale=True)
