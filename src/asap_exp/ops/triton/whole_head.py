@@ -104,13 +104,19 @@ def column_shift(
 # fmt: off
 @triton.jit
 def first_columns(
-    q, k_tile, parts, sums, start, padding, sample, q_n, n, to_log2,
+    q, k_tile, start, sums, parts, padding, sample, blocks, q_n, n, j, valid_j, to_log2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """sum_i exp(S + f^0 + g), `[keys]`."""
+    """g and sum_i exp(S + f^0 + g), `[keys]`, with the shift g that `blocks` blocks suggest."""
+    g = column_shift(
+        q, k_tile, start, sums, padding, sample, blocks, q_n, n, to_log2,
+        D, BLOCK_D, BLOCK_N, BLOCK_M, OPERAND, PRECISION, HAS_START, HAS_PADDING,
+    )  # fmt: skip
+    store_parts(parts, g, j, valid_j, BLOCK_M, to_log2)
+    tl.debug_barrier()
     columns = tl.zeros([16, BLOCK_M], tl.float32)
     dual = dual_tile(parts, BLOCK_M)
     for first in range(0, n, BLOCK_N):
@@ -120,7 +126,7 @@ def first_columns(
         f = start_dual(start, i, valid_i, HAS_START)
         E = tl.exp2(biased(S, to_log2, f[:, None]))
         columns += weighted_columns(E, tl.where(valid_i, 1.0, 0.0))
-    return column_sums(columns, sums, BLOCK_M)
+    return g, column_sums(columns, sums, BLOCK_M)
 
 
 # fmt: off
@@ -148,25 +154,14 @@ def forward_kernel(
 
     sums += head * BLOCK_M
     parts += head * 3 * BLOCK_M
-    g = column_shift(
-        q, k_tile, start, sums, padding, sample, 1, q_n, n, to_log2,
-        D, BLOCK_D, BLOCK_N, BLOCK_M, OPERAND, PRECISION, HAS_START, HAS_PADDING,
-    )  # fmt: skip
-    store_parts(parts, g, j, valid_j, BLOCK_M, to_log2)
-    tl.debug_barrier()
-    column_sum = first_columns(
-        q, k_tile, parts, sums, start, padding, sample, q_n, n, to_log2,
+    g, column_sum = first_columns(
+        q, k_tile, start, sums, parts, padding, sample, 1, q_n, n, j, valid_j, to_log2,
         D, BLOCK_D, BLOCK_N, BLOCK_M, OPERAND, PRECISION, HAS_START, HAS_PADDING,
     )  # fmt: skip
     if far_off(column_sum, valid_j, tl.float16):
-        g = column_shift(
-            q, k_tile, start, sums, padding, sample, tl.cdiv(n, BLOCK_N), q_n, n, to_log2,
-            D, BLOCK_D, BLOCK_N, BLOCK_M, OPERAND, PRECISION, HAS_START, HAS_PADDING,
-        )  # fmt: skip
-        store_parts(parts, g, j, valid_j, BLOCK_M, to_log2)
-        tl.debug_barrier()
-        column_sum = first_columns(
-            q, k_tile, parts, sums, start, padding, sample, q_n, n, to_log2,
+        blocks = tl.cdiv(n, BLOCK_N)
+        g, column_sum = first_columns(
+            q, k_tile, start, sums, parts, padding, sample, blocks, q_n, n, j, valid_j, to_log2,
             D, BLOCK_D, BLOCK_N, BLOCK_M, OPERAND, PRECISION, HAS_START, HAS_PADDING,
         )  # fmt: skip
     g += log2_ratio - tl.log2(column_sum)
