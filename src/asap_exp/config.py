@@ -405,6 +405,11 @@ class LatencyConfig:
         check_range(f"{name}.batch_size", self.batch_size, minimum=1)
         check_range(f"{name}.rounds", self.rounds, minimum=3)
 
+    def check_device(self, name: str, kind: str) -> None:
+        """Raises UserError where a device of this kind ("cuda" or "cpu") cannot be timed so."""
+        if self.cuda_graph and kind != "cuda":
+            raise UserError(f"{name}.cuda_graph=true needs a GPU; set {name}.cuda_graph=false")
+
 
 @dataclass
 class BudgetConfig:

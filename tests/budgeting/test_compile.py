@@ -24,7 +24,7 @@ from asap_exp.errors import UserError
 from asap_exp.files import read_json
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
-from tests.stages import CALIBRATION, run_evaluate
+from tests.stages import CALIBRATION, run_evaluate, run_train
 
 SMALL = (
     "budget.slices=[2,3]",
@@ -194,3 +194,19 @@ def test_budget_is_part_of_what_names_the_artifact(pipeline: Pipeline) -> None:
 def test_validation_images_must_fill_the_timed_batch(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match=r"budget\.latency\.batch_size=5000 is more than the 126"):
         within(pipeline.results, "budget.accuracy_drop=1", "budget.latency.batch_size=5000")
+
+
+def test_cuda_graphs_need_a_gpu(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match=r"budget\.latency\.cuda_graph=true needs a GPU"):
+        within(pipeline.results, "budget.accuracy_drop=1", "budget.latency.cuda_graph=true")
+
+
+@pytest.mark.parametrize("train_on", ["train", "train+val"])
+def test_validation_samples_that_the_teacher_has_seen_are_named(
+    train_on: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_train(tmp_path, f"data.train_on={train_on}", "recipe.keep=last")
+    folder = within(tmp_path, "budget.accuracy_drop=100")
+    seen = train_on == "train+val"
+    assert load_artifact(folder).identity["budget"]["seen_in_training"] is seen
+    assert ("of data that it has seen" in capsys.readouterr().out) is seen

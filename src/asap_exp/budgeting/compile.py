@@ -22,6 +22,7 @@ from asap_exp.config import BudgetConfig, DistillConfig, TextDataConfig
 from asap_exp.console import console
 from asap_exp.data import TaskDataModule
 from asap_exp.distillation.calibrate import Calibration, Problem
+from asap_exp.distillation.capture import device_of
 from asap_exp.distillation.compile import Compiled, distill
 from asap_exp.errors import UserError
 
@@ -42,6 +43,7 @@ def compile_within(
 ) -> Compiled:
     """Options made, timed and judged on the validation split, and the plan that was found."""
     check_measurable(budget, data)
+    budget.latency.check_device("budget.latency", device_of(problem.net).type)
     batches = data.val_dataloader()
     check_enough(budget, batches.rows, data.noun)
     judge = Judge(problem, batches, budget)
@@ -50,7 +52,8 @@ def compile_within(
     check_teacher_timed(options, ms)
     ladders = make_ladders(judge, options, ms)
     plan = search(judge, ladders, uniform(ladders, ms))
-    found = outcome(judge, ladders, plan)
+    seen = data.config.train_on == "train+val"
+    found = {**outcome(judge, ladders, plan), "seen_in_training": seen}
     print_plan(found)
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
 
@@ -190,3 +193,8 @@ def print_plan(found: Mapping[str, Any]) -> None:
         f"whole model {found['model_ms']:.3g} ms, the teacher {found['teacher_model_ms']:.3g} ms "
         f"(ratio {found['model_ms'] / found['teacher_model_ms']:.3g})"
     )
+    if found["seen_in_training"]:
+        print(
+            "note: this teacher was trained on the validation split too (data.train_on=train+val), "
+            "so these accuracies are of data that it has seen; on other data it may lose more"
+        )

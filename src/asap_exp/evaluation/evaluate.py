@@ -48,8 +48,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Measures a compiled map beside its teacher; returns the path of the record."""
     run, folder = find_compiled(config)
     device = choose_device(config.accelerator)
-    if config.latency.cuda_graph and device.type != "cuda":
-        raise UserError("latency.cuda_graph=true needs a GPU; choose false")
+    config.latency.check_device("latency", device.type)
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     artifact = load_artifact(folder)
