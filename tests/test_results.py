@@ -8,6 +8,7 @@ import pytest
 from asap_exp.benchmarking import records as benchmarks
 from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
 from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.pareto import has_maps
 from asap_exp.evaluation.records import Group, grouped, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,8 +51,11 @@ def test_every_figure_has_a_group(groups: list[Group]) -> None:
     slugs = {group.slug for group in groups}
     folder = ROOT / "results" / "figures"
     figures = set(folder.glob("*.png")) - set(folder.glob("benchmark_*.png"))
-    assert len(figures) == 4 * len(slugs)
     assert {figure.name.rsplit("-", 1)[0] for figure in figures} == slugs
+    for group in groups:
+        kinds = {figure.stem.rsplit("-", 1)[1] for figure in folder.glob(f"{group.slug}-*.png")}
+        usual = {"accuracy_latency", "training", "plans", "fidelity"}
+        assert kinds == usual | ({"pareto"} if has_maps(group) else set())
 
 
 def generated_benchmarks(results: Path) -> dict[str, str]:

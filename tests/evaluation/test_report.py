@@ -85,9 +85,22 @@ def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> 
     one = copy.deepcopy(record)
     one["artifact"]["layers"] = ["blocks.1.attn"]
     (group,) = grouped([one])
-    assert group_title(group).endswith("1 layer")
+    assert group_title(group).endswith(", 1 layer; ASAP of 3 slices, ridge")
     assert len(summary_lines([group])) == 2, "only the head of the table"
     assert len(summary_lines(grouped([record]))) == 3
+
+
+def test_title_names_a_map_that_is_not_the_papers(record: dict[str, Any]) -> None:
+    usual = copy.deepcopy(record)
+    usual["artifact"]["calibration"]["slices"] = 32
+    assert group_title(grouped([usual])[0]).endswith("with qk_norm")
+    usual["artifact"]["calibration"] |= {
+        "steps": ["ridge", "learned_slices"],
+        "query_features": True,
+        "refine": 1,
+    }
+    words = "; ASAP of 32 slices + query features, refine 1, ridge + learned slices"
+    assert group_title(grouped([usual])[0]).endswith(f"with qk_norm{words}")
 
 
 def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:

@@ -93,6 +93,24 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
+PAPERS_MAP = {"steps": ["ridge"], "slices": 32, "query_features": False, "refine": 0}
+"""The paper's regression, by its size in this project; a title names every other map."""
+
+
+def map_words(record: dict[str, Any]) -> str:
+    """How the record's map differs from the paper's, for a title; nothing where it does not."""
+    if record["artifact"].get("budget"):
+        return "; ASAP within a budget"
+    calibration = record["artifact"]["calibration"]
+    made = {key: calibration.get(key, usual) for key, usual in PAPERS_MAP.items()}
+    if made == PAPERS_MAP:
+        return ""
+    features = " + query features" if made["query_features"] else ""
+    refine = f", refine {made['refine']}" if made["refine"] else ""
+    steps = " + ".join(step.replace("_", " ") for step in made["steps"])
+    return f"; ASAP of {made['slices']} slices{features}{refine}, {steps}"
+
+
 def corruption_words(record: dict[str, Any]) -> str:
     """What was done to the test images; nothing where nothing was."""
     corruption = record.get("corruption")
