@@ -117,6 +117,9 @@ OPERATORS = {
         _operator(ops.attention_plan, "q k row_dual", (2, 3)),
     )
 }
+TEACHER, CLOSURE, ASAP = (
+    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
+)
 # query_features has no keys and no temperature, so the shared options do not concern it.
 QUERY_KEY_OPERATORS = {k: v for k, v in OPERATORS.items() if k != "query_features"}
 ATTENTIONS = {k: v for k, v in OPERATORS.items() if k.endswith("_attention")}

@@ -11,7 +11,16 @@ import torch
 from asap_exp import ops
 from asap_exp.ops import _backend
 
-from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
+from .inputs import (
+    ASAP,
+    CLOSURE,
+    OPERATORS,
+    TEACHER,
+    Inputs,
+    make_cotangents,
+    make_inputs,
+    relative_rms,
+)
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -19,9 +28,6 @@ if _backend.fused is None:
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
-TEACHER, CLOSURE, ASAP = (
-    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
-)
 
 LENGTHS = [1, 2, 17, 33]
 if GPU:

@@ -8,7 +8,7 @@ import torch
 from asap_exp import ops
 from asap_exp.ops import _backend
 
-from .inputs import OPERATORS, Inputs, make_inputs, relative_rms
+from .inputs import ASAP, CLOSURE, TEACHER, Inputs, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -16,9 +16,6 @@ if _backend.fused is None:
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
-TEACHER, CLOSURE, ASAP = (
-    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
-)
 CUT_OFF = 0.0 if GPU else 2.0**-7
 """Triton's interpreter cuts off what does not fit into a bfloat16, and does not round."""
 USUAL, HUNDREDS = 1.0, 11.0
