@@ -25,6 +25,26 @@ def test_every_weight_but_the_head_s_is_copied(shared_pipeline: Pipeline) -> Non
     assert not torch.equal(saved["head.weight"], fresh["head.weight"])
 
 
+def test_positions_of_more_patches_lie_between_those_of_fewer(
+    shared_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that rise evenly from left to right still do, half as steeply."""
+    saved = load_tensors(shared_pipeline.teacher.weights)
+    side = int(saved["pos_embed"].shape[1] ** 0.5)
+    ramp = torch.arange(side, dtype=torch.float32).expand(side, side).reshape(1, -1, 1)
+    weights = {**saved, "pos_embed": ramp.expand_as(saved["pos_embed"]).contiguous()}
+    monkeypatch.setattr("asap_exp.training.initial.load_tensors", lambda path: dict(weights))
+    net = build_net(train_config(Path("unused"), "data.image_size=16"))
+    initialise(net, shared_pipeline.teacher)
+    found = net.pos_embed.detach().reshape(2 * side, 2 * side, -1)
+    expected = torch.arange(2 * side) / 2 - 0.25
+    inner = slice(side // 2, -side // 2)
+    torch.testing.assert_close(
+        found[:, inner], expected[inner, None].expand_as(found[:, inner]), atol=0.1, rtol=0
+    )
+    assert torch.equal(net.blocks[0].attn.qkv.weight, saved["blocks.0.attn.qkv.weight"])
+
+
 def test_run_starts_where_the_other_ended_and_its_record_says_so(
     tmp_path: Path, shared_pipeline: Pipeline
 ) -> None:

@@ -165,8 +165,8 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
 
 
 def compile_options(config: TrainConfig) -> dict[str, Any]:
-    """Texts come in a few lengths, each of which is compiled: a graph for any length is slower."""
-    return {"dynamic": False} if isinstance(config, TextTrainConfig) else {}
+    """Of texts, one graph for any length: each further graph takes longer than many an epoch."""
+    return {"dynamic": True} if isinstance(config, TextTrainConfig) else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:

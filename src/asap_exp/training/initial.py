@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from asap_exp.config import TrainConfig
@@ -12,6 +14,9 @@ from asap_exp.tensors import load_tensors
 
 HEAD = "head."
 """The weights below this name are a task's own."""
+
+POSITIONS = "pos_embed"
+"""timm's name of what is added to the patches of an image."""
 
 
 def initial_run(config: TrainConfig) -> Run | None:
@@ -39,8 +44,15 @@ def with_initial(config: TrainConfig, run: Run | None) -> TrainConfig:
 
 
 def initialise(net: nn.Module, run: Run) -> None:
-    """Copies every weight of `run` but its head's; UserError where one is missing or differs."""
+    """Copies every weight of `run` but its head's; UserError where one is missing or differs.
+
+    The positions of a ViT are interpolated where its images have another number of patches.
+    """
     weights = {k: v for k, v in load_tensors(run.weights).items() if not k.startswith(HEAD)}
+    if isinstance(net, VisionTransformer):
+        weights[POSITIONS] = resample_abs_pos_embed(
+            weights[POSITIONS], list(net.patch_embed.grid_size), num_prefix_tokens=0
+        )
     own = {k: v for k, v in net.state_dict().items() if not k.startswith(HEAD)}
     differences = [
         f"  {name}: there {shape(weights.get(name))}, here {shape(own.get(name))}"
