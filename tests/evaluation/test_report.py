@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asap_exp.errors import UserError
+from asap_exp.evaluation.figures import accuracy_latency
 from asap_exp.evaluation.markdown import (
     group_caption,
     group_title,
@@ -135,6 +136,17 @@ def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:
 def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
     assert "SUBSET of 48 of 540" in caption(record)
     assert "all 540 test images" in caption({**record, "test": {"rows": 540, "of": 540}})
+
+
+def test_perplexity_far_above_is_named_below_the_figure(record: dict[str, Any]) -> None:
+    rows = [
+        {**row, "perplexity": 3000.0 if row["key"] == "control_uniform" else 10.0}
+        for row in record["rows"]
+    ]
+    (group,) = grouped([{**record, "objective": "mlm", "rows": rows}])
+    figure = accuracy_latency(group)
+    assert figure.get_supxlabel() == "Above the figure: uniform 3000.0"
+    assert figure.axes[0].get_ylim()[1] < 20
 
 
 def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:

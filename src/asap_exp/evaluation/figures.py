@@ -1,6 +1,7 @@
 """Figures of a group of records, as matplotlib figures; the report saves them as PNG."""
 
 import statistics
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -66,8 +67,9 @@ def accuracy_latency(group: Group) -> Figure:
         for row in main_rows(group)
         if None not in (row["model_ms"], row[height[0]]) and not row["key"].startswith("asap_layer")
     ]
+    shown = near_the_teacher(rows, height) if height is PERPLEXITY else rows
     for kind in COLOURS:
-        mine = [row for row in rows if row["group"] == kind]
+        mine = [row for row in shown if row["group"] == kind]
         if mine:
             line = "-" if kind == "truncated" else ""
             size = 8 if kind == "asap" else 6
@@ -80,6 +82,13 @@ def accuracy_latency(group: Group) -> Figure:
             level = height[1] * row[height[0]]["mean"]
             axes.axhline(level, color=COLOURS["control"], linestyle=":", label=row["label"])
     finish_accuracy_latency(axes, group)
+    above = [
+        f"{point_label(row['key'])} {row[height[0]]['mean']:.1f}"
+        for row in rows
+        if row not in shown
+    ]
+    if above:
+        figure.supxlabel(f"Above the figure: {', '.join(above)}", fontsize=8, x=0.02, ha="left")
     return figure
 
 
@@ -162,6 +171,11 @@ def annotate(axes: plt.Axes, row: dict[str, Any], words: str, height: Height, be
     )
 
 
+def heading(group: Group, more: str = "") -> str:
+    """The group's title and `more`, in lines that fit above a figure."""
+    return textwrap.fill(group_title(group) + more, 88)
+
+
 def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
@@ -171,9 +185,9 @@ def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
     axes.set_ylabel("test perplexity" if is_masked(group.first) else "test accuracy, %")
-    axes.set_title(f"{group_title(group)} (n = {len(group.records)})", fontsize=10)
+    axes.set_title(heading(group, f"; seeds: {len(group.records)}"), fontsize=10)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
 
 
 def point_label(key: str) -> str:
@@ -211,7 +225,7 @@ def training(group: Group) -> Figure:
     handles, _ = left.get_legend_handles_labels()
     if handles:
         left.legend(fontsize=8)
-    figure.suptitle(group_title(group), fontsize=10)
+    figure.suptitle(heading(group), fontsize=10)
     return figure
 
 
@@ -254,8 +268,11 @@ def plans(group: Group) -> Figure:
         rows.tick_params(labelleft=False)
         image.tick_params(labelbottom=False)
     figure.suptitle(
-        f"{group_title(group)}: plan of {example['layer']}, head {example['head']}, "
-        f"one of the test {group.first.get('samples', 'images')}",
+        heading(
+            group,
+            f": plan of {example['layer']}, head {example['head']}, "
+            f"one of the test {group.first.get('samples', 'images')}",
+        ),
         fontsize=10,
     )
     return figure
@@ -291,7 +308,5 @@ def fidelity(group: Group) -> Figure:
         axes.set_xlabel("layer")
         axes.set_xticks(range(len(layers)))
         axes.grid(alpha=0.3, axis="y")
-    figure.suptitle(
-        f"{group_title(group)}: fidelity on held-out samples, a dot a head", fontsize=10
-    )
+    figure.suptitle(heading(group, ": fidelity on held-out samples, a dot a head"), fontsize=10)
     return figure
