@@ -112,6 +112,17 @@ def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(dtype, size, 
         assert all(found[name] <= 2 * reference[name] + 1e-6 for name in found), (found, reference)
 
 
+def test_row_of_one_entry_gives_its_value_where_updates_have_not_converged(route, errors):
+    """The plan then is not 1 in that entry, and its rounding must not scale the value."""
+    inputs = inputs_for(torch.float16, batch=1, heads=2, queries=140, keys=40, head_dim=16)
+    inputs = replace(inputs, q=11 * inputs.q, k=11 * inputs.k)
+    found, reference = (
+        errors(TEACHER, inputs, backend, num_iters=4)["result"]
+        for backend in ("triton", "reference")
+    )
+    assert found <= 1.5 * reference
+
+
 @pytest.mark.parametrize("size", [3.0, 11.0])
 def test_logits_of_some_hundreds(size, route, errors):
     inputs = inputs_for(batch=1, heads=1, queries=40, head_dim=16)

@@ -122,6 +122,7 @@ def attention_kernel(
     else:
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
+    rounded = tl.zeros([BLOCK_N], tl.float32)  # the sums of E as it meets the values
     values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for first in range(0, m, BLOCK_M):
         j = first + tl.arange(0, BLOCK_M)
@@ -132,13 +133,15 @@ def attention_kernel(
         if not HAS_PREVIOUS:
             lower = lowered(shift, biased(S, to_log2, g[None, :]))
             total *= decay(shift, lower)
+            rounded *= decay(shift, lower)
             values *= decay(shift, lower)[:, None]
             shift = lower
         E = plan(S, to_log2, finite(shift), g, True)
         total += tl.sum(E, axis=1)
+        rounded += tl.sum(E.to(V_OPERAND).to(tl.float32), axis=1)
         v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)
         values += product(E, v_tile, V_OPERAND, PRECISION)
-    values = tl.where(valid_i[:, None], values / total[:, None], 0.0)
+    values = tl.where(valid_i[:, None], values / rounded[:, None], 0.0)
     store_tile(out + b * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
     if SAVE:
         dual = tl.where(valid_i, shift - tl.log2(total), 0.0)
