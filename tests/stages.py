@@ -29,6 +29,7 @@ TINY = (
     "recipe.warmup_epochs=1",
     "trainer.limit_train_batches=4",
     "callbacks.diagnostic_samples=8",
+    "callbacks.checkpoint_seconds=0",
 )
 TINY_TEXT = (
     "logger=csv",
@@ -45,6 +46,7 @@ TINY_TEXT = (
     "recipe.warmup_epochs=0",
     "recipe.lr=3e-3",
     "callbacks.diagnostic_samples=8",
+    "callbacks.checkpoint_seconds=0",
     "trainer.cpu_threads=1",
 )
 SINKHORN = ("attention=sinkhorn", "attention.num_iters=4")

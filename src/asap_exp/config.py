@@ -231,8 +231,10 @@ class CallbacksConfig:
     progress_bar: bool
     val_every_n_epochs: int
     diagnostic_samples: int
+    checkpoint_seconds: float = 60.0  # in the files of runs from before there was this key
 
     def __post_init__(self) -> None:
+        check_range("callbacks.checkpoint_seconds", self.checkpoint_seconds, minimum=0)
         check_range("callbacks.val_every_n_epochs", self.val_every_n_epochs, minimum=1)
         check_range("callbacks.diagnostic_samples", self.diagnostic_samples, minimum=0)
 

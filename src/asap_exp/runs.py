@@ -37,6 +37,7 @@ HARDWARE_KEYS = (
     "trainer.compile",
     "trainer.cpu_threads",
     "trainer.log_every_n_steps",
+    "callbacks.checkpoint_seconds",
 )
 """Keys that change how fast it is computed."""
 

@@ -12,6 +12,7 @@ from asap_exp.runs import run_directory
 from asap_exp.tensors import load_tensors
 from asap_exp.training import checkpoints
 from asap_exp.training import fit as training_fit
+from asap_exp.training.checkpoints import load_checkpoint
 from asap_exp.training.fit import resolved
 from tests.stages import run_train, train_config
 
@@ -84,6 +85,24 @@ def test_best_epoch_survives_a_move_of_the_results(
     assert resumed.manifest["teacher_sha256"] == whole.manifest["teacher_sha256"]
     (attempt,) = resumed.manifest["earlier_attempts"]
     assert attempt["status"] == "failed"
+
+
+def test_checkpoint_is_written_as_often_as_asked_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seldom = "callbacks.checkpoint_seconds=1000"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch=2)
+        with pytest.raises(Killed):
+            run_train(tmp_path, seldom)
+    last = run_directory(resolved(train_config(tmp_path))) / "checkpoints" / "last.ckpt"
+    assert not last.exists()
+    often = run_train(tmp_path)
+    assert often.manifest["resumed_from"] is None
+    assert load_checkpoint(last)["epoch"] == 2
+    again = run_train(tmp_path, seldom, "resume=never")
+    assert again.path == often.path, "the interval is no part of what a run is"
+    assert load_checkpoint(last)["epoch"] == 2
 
 
 def test_checkpoint_of_other_images_is_refused(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention, SinkhornAttention
+from asap_exp.data import build_data
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
 from asap_exp.models import build_net, compile_blocks, load_net
@@ -81,6 +82,21 @@ def test_kept_epoch_is_the_best_on_validation(shared_pipeline: Pipeline) -> None
     scores = [row["val/accuracy"] for row in training_curves(shared_pipeline.teacher.path)]
     assert manifest["best_val_accuracy"] == pytest.approx(max(scores))
     assert scores[manifest["kept_epoch"]] == pytest.approx(max(scores))
+
+
+@pytest.mark.parametrize("average", [(), ("recipe.ema_decay=0.9",)], ids=["raw", "averaged"])
+def test_weights_on_disk_are_those_with_the_best_score(
+    tmp_path: Path, average: tuple[str, ...]
+) -> None:
+    run = run_train(tmp_path, "recipe.epochs=6", "recipe.lr=0.3", *average)
+    assert run.manifest["kept_epoch"] < 5, "the last epoch's weights are others"
+    data = build_data(run.config.data, batch_size=32, seed=0, device=torch.device("cpu"))
+    data.setup()
+    net, right, rows = load_net(run), 0, 0
+    for images, labels in data.val_dataloader():
+        right += int((net(images).argmax(-1) == labels).sum())
+        rows += len(labels)
+    assert run.manifest["best_val_accuracy"] == pytest.approx(right / rows)
 
 
 def test_training_on_train_and_val_says_so(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from asap_exp.errors import UserError
 from asap_exp.files import write_atomically
@@ -17,17 +17,12 @@ from asap_exp.runs import describe_differences
 
 IDENTITY = "asap_exp_identity"
 
+LAST = "last.ckpt"
+"""The one checkpoint of a run, in its folder `checkpoints`."""
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes beside and renames; loads tensors and plain values only.
-
-    Lightning remembers the best score of an earlier attempt only if its folder has not moved, so
-    the folder in a loaded checkpoint is set to `folder`, where this run's checkpoints lie now.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        super().__init__()
-        self.folder = folder
+    """Writes beside and renames; loads tensors and plain values only."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -40,25 +35,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        checkpoint = load_checkpoint(Path(path))
-        if self.folder is not None:
-            relocate(checkpoint, self.folder)
-        return checkpoint
-
-
-def relocate(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Points the state of every ModelCheckpoint in `checkpoint` to `folder`."""
-    here = folder.resolve()
-
-    def moved(path: str) -> str:
-        return str(here / Path(path).name) if path else path
-
-    for state in checkpoint.get("callbacks", {}).values():
-        if isinstance(state, dict) and "best_model_path" in state:
-            state["dirpath"] = str(here)
-            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[key] = moved(state.get(key, ""))
-            state["best_k_models"] = {moved(p): s for p, s in state["best_k_models"].items()}
+        return load_checkpoint(Path(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -99,41 +76,45 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """By which logged number, and in which direction, an epoch is the best."""
+class LastCheckpoint(Checkpoint):
+    """Saves to `path` at the end of an epoch, at most once in `seconds`, and after the last epoch.
 
-    name: str
-    mode: str
+    Epochs of a second are shorter than the writing of their weights.
+    """
+
+    def __init__(self, path: Path, *, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self.saved = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if last or time.monotonic() - self.saved >= self.seconds:
+            trainer.save_checkpoint(self.path)
+            self.saved = time.monotonic()
 
 
-ACCURACY, LOSS = Criterion("val/accuracy", "max"), Criterion("val/loss", "min")
+class BestWeights(L.Callback):
+    """The weights of the epoch with the best validation score, kept here and in every checkpoint.
 
+    Comes before a callback that averages weights: that puts the raw ones back after a validation.
+    """
 
-def checkpoint_callbacks(
-    folder: Path, *, criterion: Criterion | None, every_n_epochs: int
-) -> list[L.Callback]:
-    """`last.ckpt` after every epoch; with a `criterion`, `best.ckpt` by it too."""
-    checkpoint = partial(
-        ModelCheckpoint,
-        dirpath=folder.resolve(),
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    last = checkpoint(
-        filename="last",
-        every_n_epochs=1,
-        save_top_k=1,
-        save_on_train_epoch_end=True,
-    )
-    if criterion is None:
-        return [last]
-    best = checkpoint(
-        filename="best",
-        monitor=criterion.name,
-        mode=criterion.mode,
-        every_n_epochs=every_n_epochs,
-        save_top_k=1,
-        save_on_train_epoch_end=False,
-    )
-    return [best, last]
+    def __init__(self, name: str, *, smallest: bool) -> None:
+        """By the logged number `name`: the smallest is the best, or the largest."""
+        self.name, self.smallest = name, smallest
+        self.score: float | None = None
+        self.epoch = -1
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = float(trainer.callback_metrics[self.name])
+        if self.score is None or (score < self.score if self.smallest else score > self.score):
+            self.score, self.epoch = score, trainer.current_epoch
+            self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.epoch = state_dict["score"], state_dict["epoch"]
+        self.weights = state_dict["weights"]

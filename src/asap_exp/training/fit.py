@@ -22,7 +22,6 @@ from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
-from asap_exp.files import write_bytes
 from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import (
@@ -35,20 +34,20 @@ from asap_exp.runs import (
 )
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
+    LAST,
+    LastCheckpoint,
     SafeCheckpointIO,
     StampIdentity,
     check_identity,
-    checkpoint_callbacks,
 )
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.diagnostics import PlanDiagnostics
 from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
-from asap_exp.training.outcome import criterion, export, summary
+from asap_exp.training.outcome import best_weights, export, summary
 from asap_exp.training.progress import progress_callback
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
     r".*number of training batches .* is smaller than the logging interval.*",
     r".*lr_scheduler\.step\(\).* before .*optimizer\.step\(\).*",
     r".*The epoch parameter in `scheduler\.step\(\)`.*",
@@ -173,14 +172,10 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     """The checkpoint to continue from; UserError where it is of another configuration."""
     if config.resume == "never":
         return None
-    last = run.path / "checkpoints" / "last.ckpt"
-    path = last if config.resume == "auto" else Path(config.resume)
+    path = run.path / "checkpoints" / LAST if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not path.is_file():
         return None
     check_identity(path, stamp)
-    best, ours = path.with_name("best.ckpt"), last.with_name("best.ckpt")
-    if best.is_file() and not ours.exists():
-        write_bytes(ours, best.read_bytes())
     print(f"Continuing from {path}")
     return path
 
@@ -206,7 +201,7 @@ def build_trainer(
         log_every_n_steps=trainer.log_every_n_steps,
         logger=loggers,
         callbacks=[*build_callbacks(config, run, validates, device), StampIdentity(stamp)],
-        plugins=[SafeCheckpointIO(run.path / "checkpoints")],
+        plugins=[SafeCheckpointIO()],
         enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
         enable_model_summary=False,
         default_root_dir=run.path,
@@ -221,14 +216,13 @@ def build_callbacks(
         callbacks.append(progress_callback())
     if validates and config.callbacks.diagnostic_samples:
         callbacks.append(PlanDiagnostics(config.callbacks.diagnostic_samples))
+    if validates:
+        callbacks.append(best_weights(config))
     if config.recipe.ema_decay is not None:
-        # After the diagnostics: it puts the raw weights back when validation ends.
+        # After those above: it puts the raw weights back when validation ends.
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
-    return callbacks + checkpoint_callbacks(
-        run.path / "checkpoints",
-        criterion=criterion(config) if validates else None,
-        every_n_epochs=config.callbacks.val_every_n_epochs,
-    )
+    seconds = config.callbacks.checkpoint_seconds
+    return [*callbacks, LastCheckpoint(run.path / "checkpoints" / LAST, seconds=seconds)]
 
 
 @contextmanager

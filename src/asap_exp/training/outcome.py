@@ -1,6 +1,7 @@
 """What a finished training leaves: the teacher's weights, and how good they are on validation."""
 
 import math
+from typing import TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -8,45 +9,53 @@ from lightning.pytorch.callbacks import Timer
 from asap_exp.config import TrainConfig
 from asap_exp.runs import Run
 from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.training.checkpoints import ACCURACY, LOSS, Criterion, load_checkpoint
+from asap_exp.training.checkpoints import LAST, BestWeights, load_checkpoint
 from asap_exp.training.classifier import Classifier
+
+C = TypeVar("C", bound=L.Callback)
 
 
 def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
     """Writes the teacher's weights, those of the epoch that `recipe.keep` chooses."""
-    kept = run.path / "checkpoints" / f"{config.recipe.keep}.ckpt"
-    checkpoint = load_checkpoint(kept)
+    best = find(trainer, BestWeights)
+    if config.recipe.keep == "best":
+        assert best is not None, "the configuration refuses keep=best without validation"
+        state, epoch = best.weights, best.epoch
+    else:
+        checkpoint = load_checkpoint(run.path / "checkpoints" / LAST)
+        state, epoch = checkpoint["state_dict"], checkpoint["epoch"]
     weights = {
-        name.removeprefix("net."): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+        name.removeprefix("net."): tensor.cpu()
+        for name, tensor in state.items()
         if name.startswith("net.")
     }
     module.net.load_state_dict(weights)
     save_tensors(run.weights, weights)
-    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
+    timer = find(trainer, Timer)
+    assert timer is not None
     outcome = {
-        "kept_epoch": checkpoint["epoch"],
+        "kept_epoch": epoch,
         "epochs": trainer.current_epoch,
         "teacher_sha256": fingerprint(weights),
         "train_seconds": round(timer.time_elapsed("train"), 2),
         "validate_seconds": round(timer.time_elapsed("validate"), 2),
     }
-    score = best_score(trainer)
-    if score is None:
+    if best is None or best.score is None:
         return outcome
-    if criterion(config) is LOSS:
-        return {**outcome, "best_val_perplexity": math.exp(score)}
-    return {**outcome, "best_val_accuracy": score}
+    if config.masked_tokens:
+        return {**outcome, "best_val_perplexity": math.exp(best.score)}
+    return {**outcome, "best_val_accuracy": best.score}
 
 
-def criterion(config: TrainConfig) -> Criterion:
-    """By what the best epoch is chosen."""
-    return LOSS if config.masked_tokens else ACCURACY
+def best_weights(config: TrainConfig) -> BestWeights:
+    """By the validation loss of masked tokens, by the validation accuracy of classes."""
+    masked = config.masked_tokens
+    return BestWeights("val/loss" if masked else "val/accuracy", smallest=masked)
 
 
-def best_score(trainer: L.Trainer) -> float | None:
-    scores = [c.best_model_score for c in trainer.checkpoint_callbacks]  # type: ignore[attr-defined]
-    return next((score.item() for score in scores if score is not None), None)
+def find(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """The trainer's callback of this kind, if there is one."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def summary(record: dict) -> str:
