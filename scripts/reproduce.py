@@ -4,10 +4,12 @@ Usage: python scripts/reproduce.py digits --seeds 0 1 2 3 4
        python scripts/reproduce.py imdb             (one GPU; seed 0)
 
 Of digits and cifar with qk_norm and without, of the others as in conf/experiment/TASK.yaml: a
-Sinkhorn teacher, the softmax model of the same recipe and seed, the compiled map and the
+Sinkhorn teacher, the softmax model of the same recipe and seed, the compiled maps and the
 evaluation. agnews, dbpedia and imdb are first trained to predict masked tokens of their own
 training texts, for softmax alike. Further arguments are overrides of the training configuration;
---pretrain holds those of the pre-training. Then: python -m asap_exp.report
+--pretrain holds those of the pre-training. To train the two models side by side start it twice: with
+--train softmax, and with --train sinkhorn, which compiles and evaluates too and takes longer. Then:
+python -m asap_exp.report
 """
 
 import argparse
@@ -33,52 +35,70 @@ RECIPES = {
     "wikitext": (["experiment=wikitext"],),
 }
 PRETRAINED = ("agnews", "dbpedia", "imdb")
+TEXTS = (*PRETRAINED, "wikitext")
 ATTENTIONS = ("softmax", "sinkhorn")
+"""In the order of training: an evaluation shows the softmax model that is there."""
 
 
 def main() -> None:
+    arguments = parsed()
+    try:
+        for recipe in RECIPES[arguments.task]:
+            for seed in arguments.seeds:
+                common = [f"paths.results={arguments.results}", *COMMON]
+                runs = {
+                    attention: trained_run(arguments, recipe, attention, [f"seed={seed}", *common])
+                    for attention in (arguments.train or ATTENTIONS)
+                }
+                if "sinkhorn" in runs:
+                    calibrations = (
+                        ("ridge", "end_to_end") if arguments.task in TEXTS else ("ridge",)
+                    )
+                    compiled_and_evaluated(runs["sinkhorn"], calibrations, common)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=tuple(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--results", default="results", help="where runs go (paths.results)")
+    parser.add_argument(
+        "--train", nargs="+", choices=ATTENTIONS, help="of these alone; default: both"
+    )
     parser.add_argument("--pretrain", nargs="+", default=[], help="such as recipe.epochs=20")
     parser.add_argument("overrides", nargs="*", help="for the training, such as recipe.epochs=40")
-    arguments = parser.parse_intermixed_args()
-    try:
-        for recipe in RECIPES[arguments.task]:
-            for seed in arguments.seeds:
-                options = [f"seed={seed}", *COMMON]
-                initial = pretrained(arguments.task, [*options, *arguments.pretrain])
-                reproduce([*recipe, *options, *arguments.overrides], initial)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    return parser.parse_intermixed_args()
+
+
+def trained_run(
+    arguments: argparse.Namespace, recipe: list[str], attention: str, common: list[str]
+) -> Run:
+    """The run of the recipe, from its pre-trained encoder where the task has one."""
+    common = [*common, f"attention={attention}"]
+    initial = []
+    if arguments.task in PRETRAINED:
+        run = trained([f"task={arguments.task}_mlm", *common, *arguments.pretrain])
+        initial = [f"init_from={run.path}"]
+    return trained([*recipe, *common, *initial, *arguments.overrides])
 
 
 def trained(overrides: list[str]) -> Run:
     return train(compose("train", overrides, TrainConfig))
 
 
-def pretrained(task: str, overrides: list[str]) -> dict[str, list[str]]:
-    """By attention, the override with which a model starts from its pre-trained encoder."""
-    if task not in PRETRAINED:
-        return {attention: [] for attention in ATTENTIONS}
-    runs = {
-        attention: trained([f"task={task}_mlm", f"attention={attention}", *overrides])
-        for attention in ATTENTIONS
-    }
-    return {attention: [f"init_from={run.path}"] for attention, run in runs.items()}
-
-
-def reproduce(overrides: list[str], initial: dict[str, list[str]]) -> None:
-    runs = {
-        attention: trained([*overrides, f"attention={attention}", *initial[attention]])
-        for attention in ATTENTIONS
-    }
-    teacher = f"teacher={runs['sinkhorn'].path}"
-    artifact = distill(compose("distill", [teacher, *COMMON], DistillConfig))
+def compiled_and_evaluated(teacher: Run, calibrations: tuple[str, ...], common: list[str]) -> None:
+    """All maps in one evaluation; the last one is the table's."""
+    for name in calibrations:
+        overrides = [f"teacher={teacher.path}", f"calibration={name}", *common]
+        artifact = distill(compose("distill", overrides, DistillConfig))
+    maps = "all" if len(calibrations) > 1 else "one"
     graph = ON_A_GPU if choose_device("auto").type == "cuda" else []
-    evaluate(compose("evaluate", [f"artifact={artifact}", *graph, *COMMON], EvaluateConfig))
+    overrides = [f"artifact={artifact}", f"maps={maps}", *graph, *common]
+    evaluate(compose("evaluate", overrides, EvaluateConfig))
 
 
 if __name__ == "__main__":

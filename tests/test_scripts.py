@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from asap_exp.composing import compose
-from asap_exp.config import TrainConfig
+from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.texts import load_texts
 from tests.data.sentences import make_texts
@@ -26,41 +26,62 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def reproduced(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """`main` of reproduce.py for `imdb`, with its stages left out: what it would train."""
-    module, trained = script("reproduce"), []
+class Done:
+    """What `main` of reproduce.py would have done, its stages left out."""
 
-    def train(config: TrainConfig) -> SimpleNamespace:
-        trained.append(config)
-        return SimpleNamespace(path=Path(f"run{len(trained)}"))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+        self.trained: list[TrainConfig] = []
+        self.distilled: list[DistillConfig] = []
+        self.evaluated: list[EvaluateConfig] = []
+        module = script("reproduce")
+        monkeypatch.setattr(module, "train", self.train)
+        monkeypatch.setattr(module, "distill", self.distill)
+        monkeypatch.setattr(module, "evaluate", self.evaluated.append)
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+        module.main()
 
-    monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "distill", lambda config: config.teacher)
-    monkeypatch.setattr(module, "evaluate", lambda config: None)
-    words = [
-        "reproduce.py",
-        "imdb",
-        "model.depth=2",
-        "--pretrain",
-        "recipe.epochs=20",
-        "--seeds",
-        "3",
-    ]
-    monkeypatch.setattr(sys, "argv", words)
-    module.main()
-    return trained
+    def train(self, config: TrainConfig) -> SimpleNamespace:
+        self.trained.append(config)
+        return SimpleNamespace(path=Path(f"run{len(self.trained)}"))
+
+    def distill(self, config: DistillConfig) -> Path:
+        self.distilled.append(config)
+        return Path(f"map{len(self.distilled)}")
 
 
 def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
-    reproduced: list[TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert [c.task.name for c in reproduced] == ["imdb_mlm", "imdb_mlm", "imdb", "imdb"]
-    assert [c.attention["name"] for c in reproduced] == ["softmax", "sinkhorn"] * 2
-    assert [c.init_from for c in reproduced] == [None, None, "run1", "run2"]
-    assert {c.seed for c in reproduced} == {3}
-    assert [c.recipe.epochs for c in reproduced[:2]] == [20, 20]
-    assert reproduced[2].model.depth == 2
+    done = Done(
+        monkeypatch,
+        *("imdb", "model.depth=2", "--pretrain", "recipe.epochs=20", "--seeds", "3"),
+        *("--results", "elsewhere"),
+    )
+    trained = done.trained
+    assert [c.task.name for c in trained] == ["imdb_mlm", "imdb"] * 2
+    assert [c.attention["name"] for c in trained] == ["softmax"] * 2 + ["sinkhorn"] * 2
+    assert [c.init_from for c in trained] == [None, "run1", None, "run3"]
+    assert {c.seed for c in trained} == {3}
+    assert [c.recipe.epochs for c in trained[::2]] == [20, 20]
+    assert [c.model.depth for c in trained[1::2]] == [2, 2]
+    assert [c.calibration.name for c in done.distilled] == ["ridge", "end_to_end"]
+    assert {c.teacher for c in done.distilled} == {"run4"}
+    (evaluation,) = done.evaluated
+    assert (evaluation.artifact, evaluation.maps) == ("map2", "all")
+    assert {c.paths.results for c in (*trained, *done.distilled, evaluation)} == {"elsewhere"}
+
+
+def test_one_attention_alone_is_trained_and_softmax_has_no_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    softmax = Done(monkeypatch, "cifar", "--train", "softmax")
+    assert {c.attention["name"] for c in softmax.trained} == {"softmax"}
+    assert not softmax.distilled
+    assert not softmax.evaluated
+    sinkhorn = Done(monkeypatch, "cifar", "--train", "sinkhorn")
+    assert [c.attention["name"] for c in sinkhorn.trained] == ["sinkhorn"] * 2
+    assert [c.calibration.name for c in sinkhorn.distilled] == ["ridge"] * 2
+    assert [c.maps for c in sinkhorn.evaluated] == ["one"] * 2
 
 
 def test_every_task_that_can_be_reproduced_composes() -> None:
