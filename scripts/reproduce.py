@@ -6,10 +6,10 @@ Usage: python scripts/reproduce.py digits --seeds 0 1 2 3 4
 Of digits and cifar with qk_norm and without, of the others as in conf/experiment/TASK.yaml: a
 Sinkhorn teacher, the softmax model of the same recipe and seed, the compiled maps and the
 evaluation. agnews, dbpedia and imdb are first trained to predict masked tokens of their own
-training texts, for softmax alike. Further arguments are overrides of the training configuration;
---pretrain holds those of the pre-training. To train the two models side by side start it twice: with
---train softmax, and with --train sinkhorn, which compiles and evaluates too and takes longer. Then:
-python -m asap_exp.report
+training texts, for softmax alike; cifar_1024 starts from cifar_256. Further arguments are overrides
+of the training configuration; --pretrain holds those of the pre-training. To train the two models
+side by side start it twice: with --train softmax, and with --train sinkhorn, which compiles and
+evaluates too and takes longer. Then: python -m asap_exp.report
 """
 
 import argparse
@@ -29,13 +29,22 @@ ON_A_GPU = ["latency.cuda_graph=true"]  # a layer of these sizes takes less time
 RECIPES = {
     "digits": (["task=digits"], ["task=digits", "model.qk_norm=false"]),
     "cifar": (["experiment=cifar_qknorm"], ["experiment=cifar_plain"]),
+    "cifar_256": (["experiment=cifar_256"],),
+    "cifar_1024": (["experiment=cifar_1024"],),
     "agnews": (["experiment=agnews"],),
     "dbpedia": (["experiment=dbpedia"],),
     "imdb": (["experiment=imdb"],),
     "wikitext": (["experiment=wikitext"],),
 }
-PRETRAINED = ("agnews", "dbpedia", "imdb")
-TEXTS = (*PRETRAINED, "wikitext")
+INITIAL = {
+    "cifar_1024": "experiment=cifar_256",
+    "agnews": "task=agnews_mlm",
+    "dbpedia": "task=dbpedia_mlm",
+    "imdb": "task=imdb_mlm",
+}
+"""What the model is first trained on, where it does not start from fresh weights."""
+CALIBRATIONS = {"digits": ("ridge",), "cifar": ("ridge",)}
+"""Else ridge and end_to_end."""
 ATTENTIONS = ("softmax", "sinkhorn")
 """In the order of training: an evaluation shows the softmax model that is there."""
 
@@ -51,9 +60,7 @@ def main() -> None:
                     for attention in (arguments.train or ATTENTIONS)
                 }
                 if "sinkhorn" in runs:
-                    calibrations = (
-                        ("ridge", "end_to_end") if arguments.task in TEXTS else ("ridge",)
-                    )
+                    calibrations = CALIBRATIONS.get(arguments.task, ("ridge", "end_to_end"))
                     compiled_and_evaluated(runs["sinkhorn"], calibrations, common)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -77,11 +84,11 @@ def parsed() -> argparse.Namespace:
 def trained_run(
     arguments: argparse.Namespace, recipe: list[str], attention: str, common: list[str]
 ) -> Run:
-    """The run of the recipe, from its pre-trained encoder where the task has one."""
+    """The run of the recipe, from the weights of another where the task has one."""
     common = [*common, f"attention={attention}"]
     initial = []
-    if arguments.task in PRETRAINED:
-        run = trained([f"task={arguments.task}_mlm", *common, *arguments.pretrain])
+    if arguments.task in INITIAL:
+        run = trained([INITIAL[arguments.task], *common, *arguments.pretrain])
         initial = [f"init_from={run.path}"]
     return trained([*recipe, *common, *initial, *arguments.overrides])
 
