@@ -14,7 +14,7 @@ FLASH = Recipe(passes=1)
 CEILINGS = {
     "product_tflops": 1e-6,  # a million a second
     "copy_gb_per_second": 1e-3,
-    "counted_exponentials_per_second": None,
+    "exponentials_per_second": None,
 }
 
 
@@ -55,7 +55,7 @@ def test_floor_is_the_larger_of_products_and_bytes() -> None:
 
 def test_exponentials_stand_beside_the_floor() -> None:
     work = Work(500.0, 1e6, 200.0)
-    known = floors(work, {**CEILINGS, "counted_exponentials_per_second": 1e9})
+    known = floors(work, {**CEILINGS, "exponentials_per_second": 1e9})
     assert known["exponentials_ms"] == pytest.approx(1.0)
     assert known["floor_ms"] == pytest.approx(0.5)
     assert floors(work, CEILINGS)["exponentials_ms"] is None
@@ -69,3 +69,14 @@ def test_ceilings_are_measured() -> None:
     reached = ceilings(torch.device("cpu"), torch.float32)
     assert 0 < reached["product_tflops"] < 1000
     assert 0 < reached["copy_gb_per_second"] < 1e5
+
+
+def test_exponentials_are_taken_one_after_the_other() -> None:
+    exponentials = pytest.importorskip("asap_exp.benchmarking.exponentials")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.arange(exponentials.BLOCK, device=device) / exponentials.BLOCK
+    for _ in range(exponentials.ROUNDS):
+        x = torch.exp2(-x)
+    found = exponentials.take_exponentials(device)
+    torch.testing.assert_close(found, x.repeat(exponentials.PROGRAMS), rtol=1e-5, atol=0)
+    assert exponentials.count() == len(found) * exponentials.ROUNDS

@@ -6,16 +6,15 @@ from typing import Any
 import torch
 
 from asap_exp.evaluation.latency import Call, repeats, seconds, warm_up
+from asap_exp.ops._backend import fused
 
 SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**26)}
 """The side of a square matrix product, and the bytes of a copy."""
 ROUNDS = 10
-EXPONENTIALS_A_CLOCK = 16
-"""Of each multiprocessor's special function units, by NVIDIA's table of arithmetic throughput."""
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """TFLOP/s of a large product in `dtype` and GB/s of a copy, read and written."""
+    """TFLOP/s of a large product in `dtype`, GB/s of a copy, read and written, exponentials/s."""
     side, size = SIZES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -28,7 +27,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "product_tflops": 2 * side**3 / product_seconds / 1e12,
         "copy_bytes": size,
         "copy_gb_per_second": 2 * size / copy_seconds / 1e9,
-        "counted_exponentials_per_second": exponential_rate(device),
+        "exponentials_per_second": exponential_rate(device),
     }
 
 
@@ -39,11 +38,9 @@ def shortest(call: Call, device: torch.device) -> float:
 
 
 def exponential_rate(device: torch.device) -> float | None:
-    """Multiprocessors x clock x 16: counted, not measured. None on a CPU."""
-    if device.type != "cuda":
+    """Of float32 exponentials in registers. None on a CPU, and where Triton is not installed."""
+    if device.type != "cuda" or fused is None:
         return None
-    properties = torch.cuda.get_device_properties(device)
-    clock_khz = getattr(properties, "clock_rate", None)
-    if clock_khz is None:
-        return None
-    return float(properties.multi_processor_count * clock_khz * 1e3 * EXPONENTIALS_A_CLOCK)
+    from asap_exp.benchmarking.exponentials import count, take_exponentials  # needs Triton
+
+    return count() / shortest(lambda: take_exponentials(device), device)

@@ -59,13 +59,13 @@ def count(recipe: Recipe, shape: Shape, *, train: bool, itemsize: int) -> Work:
 def floors(work: Work | None, ceilings: dict[str, Any]) -> dict[str, Any]:
     """`work` in milliseconds at the ceilings: `floor_ms` is the larger of products and bytes.
 
-    `exponentials_ms` stands beside it where the rate of the device is known; that rate is counted.
+    `exponentials_ms` stands beside it where the device's rate was measured: other units take them.
     """
     if work is None:
         return {"work": None, "floor_ms": None, "exponentials_ms": None}
     products_ms = work.flops / ceilings["product_tflops"] / 1e9
     bytes_ms = work.bytes / ceilings["copy_gb_per_second"] / 1e6
-    rate = ceilings["counted_exponentials_per_second"]
+    rate = ceilings["exponentials_per_second"]
     return {
         "work": asdict(work),
         "floor_ms": max(products_ms, bytes_ms),
