@@ -280,7 +280,7 @@ def test_masked_language_model_on_texts_leaves_out_those_without_a_token(tmp_pat
     texts[5] = ""
     for split in ("train", "test"):
         write_texts(tmp_path / "ag_news" / f"{split}.parquet", dataset, texts, labels)
-    data = module(tmp_path, "agnews_mlm")
+    data = module(tmp_path, "agnews_mlm", "data.layout=texts")
     assert data.test_dataloader().rows == 59
     for batch, targets in data.test_dataloader():
         assert len(targets) == len(batch.positions) > 0
