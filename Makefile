@@ -4,6 +4,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TASK := $(if $(task),task=$(task))
 
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out task ARGS PYTHON VENV,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(foreach name,$(UNKNOWN),$(name)=$($(name)))")
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train distill evaluate report benchmark test test-gpu lint
 

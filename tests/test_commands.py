@@ -87,6 +87,17 @@ def test_make_help_lists_every_target() -> None:
         assert re.search(rf"make {target} +\w", shown.stdout), target
 
 
+def test_make_refuses_what_it_would_not_pass_on() -> None:
+    def made(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+
+    good = made("train", "task=digits", "ARGS=seed=1 recipe.epochs=2")
+    assert good.stdout.rstrip().endswith("asap_exp.train task=digits seed=1 recipe.epochs=2")
+    bad = made("train", "task=digits", "seed=1")
+    assert bad.returncode == 2
+    assert 'make does not know seed: give arguments of a stage as ARGS="seed=1"' in bad.stderr
+
+
 def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     """And goes on after a job that was a mistake, which it names and does not forget."""
     done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
