@@ -139,6 +139,11 @@ class Run:
         return self.path / "teacher.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """The one checkpoint, written over as the training goes on."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
     def finished(self) -> bool:
         file = self.path / "manifest.json"
         if not (file.is_file() and self.weights.is_file()):

@@ -105,6 +105,22 @@ def test_checkpoint_is_written_as_often_as_asked_and_at_the_end(
     assert load_checkpoint(last)["epoch"] == 2
 
 
+def test_best_epoch_that_no_validation_named_is_asked_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints.BestWeights, "on_validation_epoch_end", lambda *_: None)
+    with pytest.raises(UserError, match=r"no best epoch to keep.*val/accuracy.*recipe\.keep=last"):
+        run_train(tmp_path)
+
+
+def test_nan_is_no_best_score() -> None:
+    best = checkpoints.BestWeights("val/loss", smallest=True)
+    assert not best.better(float("nan"))
+    assert best.better(2.0)
+    best.score = 2.0
+    assert [best.better(score) for score in (float("nan"), 2.5, 1.5)] == [False, False, True]
+
+
 def test_checkpoint_of_other_images_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,6 @@ from asap_exp.files import write_atomically
 from asap_exp.runs import describe_differences
 
 IDENTITY = "asap_exp_identity"
-
-LAST = "last.ckpt"
-"""The one checkpoint of a run, in its folder `checkpoints`."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -108,9 +106,15 @@ class BestWeights(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = float(trainer.callback_metrics[self.name])
-        if self.score is None or (score < self.score if self.smallest else score > self.score):
+        if self.better(score):
             self.score, self.epoch = score, trainer.current_epoch
             self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+
+    def better(self, score: float) -> bool:
+        """Than the best so far. A NaN never is, not even the first."""
+        if self.score is None:
+            return not math.isnan(score)
+        return score < self.score if self.smallest else score > self.score
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score, "epoch": self.epoch, "weights": self.weights}

@@ -34,7 +34,6 @@ from asap_exp.runs import (
 )
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
-    LAST,
     LastCheckpoint,
     SafeCheckpointIO,
     StampIdentity,
@@ -172,7 +171,7 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     """The checkpoint to continue from; UserError where it is of another configuration."""
     if config.resume == "never":
         return None
-    path = run.path / "checkpoints" / LAST if config.resume == "auto" else Path(config.resume)
+    path = run.checkpoint if config.resume == "auto" else Path(config.resume)
     if config.resume == "auto" and not path.is_file():
         return None
     check_identity(path, stamp)
@@ -221,8 +220,8 @@ def build_callbacks(
     if config.recipe.ema_decay is not None:
         # After those above: it puts the raw weights back when validation ends.
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
-    seconds = config.callbacks.checkpoint_seconds
-    return [*callbacks, LastCheckpoint(run.path / "checkpoints" / LAST, seconds=seconds)]
+    last = LastCheckpoint(run.checkpoint, seconds=config.callbacks.checkpoint_seconds)
+    return [*callbacks, last]
 
 
 @contextmanager

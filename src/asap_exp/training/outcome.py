@@ -7,9 +7,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer
 
 from asap_exp.config import TrainConfig
+from asap_exp.errors import UserError
 from asap_exp.runs import Run
 from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.training.checkpoints import LAST, BestWeights, load_checkpoint
+from asap_exp.training.checkpoints import BestWeights, load_checkpoint
 from asap_exp.training.classifier import Classifier
 
 C = TypeVar("C", bound=L.Callback)
@@ -20,9 +21,15 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
     best = find(trainer, BestWeights)
     if config.recipe.keep == "best":
         assert best is not None, "the configuration refuses keep=best without validation"
+        if best.score is None:
+            raise UserError(
+                f"{run.checkpoint} has no best epoch to keep: no validation gave a {best.name} "
+                "that is a number; keep the last epoch with recipe.keep=last, or train again with "
+                "resume=never"
+            )
         state, epoch = best.weights, best.epoch
     else:
-        checkpoint = load_checkpoint(run.path / "checkpoints" / LAST)
+        checkpoint = load_checkpoint(run.checkpoint)
         state, epoch = checkpoint["state_dict"], checkpoint["epoch"]
     weights = {
         name.removeprefix("net."): tensor.cpu()
