@@ -25,7 +25,7 @@ USUAL, HUNDREDS = 1.0, 11.0
 def kernels(request, monkeypatch):
     """Both kinds of kernels at every length that both can take."""
     keys = 256 if request.param == "whole head" else 0
-    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD_KEYS", keys)
+    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD", keys)
     monkeypatch.setattr("asap_exp.ops.triton.inference.SHORT_TOKENS", 0)
 
 
