@@ -58,6 +58,32 @@ def test_teacher(lengths, size, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
+@pytest.mark.parametrize("lengths", [(150, 150), (40, 70), (70, 40)], ids=str)
+@pytest.mark.parametrize("size", [USUAL, 4.0, HUNDREDS, 30.0])
+def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
+    queries, keys = lengths
+    inputs = inputs_for(size, queries=queries, keys=keys)
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
+
+
+@pytest.mark.parametrize("logit", [-500.0, 500.0])
+def test_one_logit_far_from_the_others(logit, kernels):
+    """Its row and column move their scalings by more than float32 holds."""
+    inputs = inputs_for(queries=24)
+    q, k = inputs.q.clone(), inputs.k.clone()
+    q[:, :, 3], k[:, :, 5] = 0, 0
+    q[:, :, 3, 0], k[:, :, 5, 0] = 40.0, logit / 10  # with the scale 1 / 4
+    k[:, :, :5, 0] = 0
+    k[:, :, 6:, 0] = 0
+    assert_as_good_as_the_reference(TEACHER, replace(inputs, q=q, k=k), num_iters=14)
+
+
+@pytest.mark.parametrize("num_iters", [2, 5, 6, 9])
+def test_any_number_of_updates(num_iters, kernels):
+    inputs = inputs_for(4.0, queries=20)
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
 def test_closure(lengths, size, kernels):

@@ -36,25 +36,13 @@ FARTHEST = tl.constexpr(24.0)
 
 
 @triton.jit
-def two_parts(weight, part):
-    """`weight` as a sum over `part`: rounded to bfloat16, what was lost by it, and zeros."""
+def weighted_sums(E, weight, PRECISION: tl.constexpr):
+    """sum_y E_xy weight_y, `[x]`: what is lost as a weight is rounded has a column of its own."""
+    part = tl.arange(0, 16)[None, :]
     high = weight.to(tl.bfloat16)
     low = (weight - high.to(tl.float32)).to(tl.bfloat16)
-    return tl.where(part == 0, high, tl.where(part == 1, low, 0.0))
-
-
-@triton.jit
-def sums_of_rows(E, b, PRECISION: tl.constexpr):
-    """sum_j E_ij b_j, `[i]`."""
-    parts = two_parts(b[:, None], tl.arange(0, 8)[None, :])
+    parts = tl.where(part == 0, high[:, None], tl.where(part == 1, low[:, None], 0.0))
     return tl.sum(product(E, parts, tl.bfloat16, PRECISION), 1)
-
-
-@triton.jit
-def sums_of_columns(E, a, PRECISION: tl.constexpr):
-    """sum_i E_ij a_i, `[j]`."""
-    parts = two_parts(a[:, None], tl.arange(0, 16)[None, :])
-    return tl.sum(product(tl.trans(parts), E, tl.bfloat16, PRECISION), 0)
 
 
 @triton.jit
@@ -149,13 +137,12 @@ def last_dual(
         )  # fmt: skip
         tl.debug_barrier()  # other threads wrote what is read here, before and after the updates
         E = tl.load(plan + i[:, None] * BLOCK_M + j[None, :])
-        b = tl.where(valid_j, 1.0, 0.0)
+        a, b = tl.where(valid_i, 1.0, 0.0), tl.where(valid_j, 1.0, 0.0)
         before = b
         for _ in range(steps):
             before = b
-            a = tl.where(valid_i, 1.0 / sums_of_rows(E, b, PRECISION), 0.0)
-            b = tl.where(valid_j, ratio / sums_of_columns(E, a, PRECISION), 0.0)
-        a = tl.where(valid_i, 1.0 / sums_of_rows(E, b, PRECISION), 0.0)
+            a = tl.where(valid_i, 1.0 / weighted_sums(E, b, PRECISION), 0.0)
+            b = tl.where(valid_j, ratio / weighted_sums(tl.trans(E), a, PRECISION), 0.0)
         tl.store(rows + i, tl.load(rows + i) + moved(a, valid_i))
         tl.debug_barrier()
         g += moved(b, valid_j)
