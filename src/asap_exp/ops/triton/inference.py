@@ -1,7 +1,7 @@
 """The launches of the forward pass for bfloat16 inputs where no gradient is needed.
 
 Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
-gradient would need. Where a head's keys fit on chip, one launch does all (`whole_head`); else
+gradient would need. Where a head's plan fits on chip, one launch does all (`whole_head`); else
 every half step is a pass over tiles (`folded`).
 """
 
@@ -44,10 +44,15 @@ def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
     wide = max(p.q.shape[3], p.v.shape[3]) > 64
-    # One launch saves an exponential an update; a closure alone is as fast in two.
+    # One launch saves the exponentials of all updates; a closure alone is as fast in two.
     whole = p.num_iters > 1 and max(p.n, p.m) <= WHOLE_HEAD and not wide
-    launch = by_heads if whole else in_passes
+    launch = by_heads if whole and holds_a_plan(p.q.device) else in_passes
     launch(p, start, out)
+
+
+def holds_a_plan(device: torch.device) -> bool:
+    """Whether shared memory holds a plan of 256 x 256 once: the kernel counts on Hopper's wgmma."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device)[0] == 9
 
 
 def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
@@ -65,8 +70,8 @@ def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """As many programs, each with a plan in shared memory, run at a time."""
-    if device.type == "cpu":  # the interpreter runs one after the other
+    """So many programs, each with a plan in shared memory, run at a time."""
+    if device.type == "cpu":  # in the interpreter
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 

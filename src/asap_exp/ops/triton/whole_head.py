@@ -2,8 +2,9 @@
 
 E = exp(S + f + g) is computed once, as in `short`, and the updates work on scalings alone, which
 start at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products of the
-matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E lies in shared memory and is
-read from there by rows and by columns.
+matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E lies in shared memory, once:
+the units read it from there by rows and by columns. It comes by way of global memory, block by
+block; so that this stays small, there are as many programs as run at a time, each with many heads.
 
 By its rounding every entry of E is off by at most 2^-9 of itself, and so are the sums. The output
 is the closure of the last dual of the keys, from logits computed anew.
