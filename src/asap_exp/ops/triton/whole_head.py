@@ -1,7 +1,7 @@
 """All updates of a head in one program, its plan on chip: for bfloat16 inputs, no gradient.
 
-E = exp(S + f + g) is computed once, as in `short`, and the updates work on scalings alone, which
-start at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products of the
+E = exp(S + f + g) serves many updates, as in `short`: they work on scalings alone, which start
+at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products of the
 matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E lies in shared memory, once:
 the units read it from there by rows and by columns. It comes by way of global memory, block by
 block; so that this stays small, there are as many programs as run at a time, each with many heads.
@@ -9,9 +9,9 @@ block; so that this stays small, there are as many programs as run at a time, ea
 By its rounding every entry of E is off by at most 2^-9 of itself, and so are the sums. The output
 is the closure of the last dual of the keys, from logits computed anew.
 
-A scaling that has moved far is absorbed into f and g, and E computed anew. How far the next updates
-can move is known: the map from one update to the next is nonexpansive in log a and log b, so no
-update moves any of them further than the update before it did.
+After four updates the scalings are absorbed into f and g, and E is computed anew: for all that are
+left, unless these could move a scaling far. The map from one update to the next is nonexpansive in
+log a and log b, so no update moves any of them further than the update before it did.
 """
 
 import triton
@@ -30,10 +30,10 @@ from asap_exp.ops.triton.tiles import (
 )
 
 CAUTIOUS = tl.constexpr(4)
-"""Updates after which a scaling is looked at: it changes by at most (n m)^4 in them."""
+"""So many updates are safe wherever they start: they change a scaling by at most (n m)^4."""
 
 FARTHEST = tl.constexpr(24.0)
-"""So far, in units of log 2, scalings may move before E is computed anew."""
+"""So far, in units of log 2, more updates than that may move a scaling with the same E."""
 
 
 @triton.jit
