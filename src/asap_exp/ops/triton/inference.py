@@ -1,7 +1,7 @@
 """The launches of the forward pass for bfloat16 inputs where no gradient is needed.
 
 Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
-gradient would need. Where a head's keys fit on chip, one launch does all (`whole_head`); else
+gradient would need. Where a head's plan fits on chip, one launch does all (`whole_head`); else
 every half step is a pass over tiles (`folded`).
 """
 
@@ -17,8 +17,8 @@ from asap_exp.ops.triton.tiles import block
 SHORT_TOKENS = 128
 """Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
 
-WHOLE_HEAD_KEYS = 256
-"""Up to so many keys, of up to 64 channels, fit on chip beside a block of queries."""
+WHOLE_HEAD = 256
+"""Up to so many tokens on either side, of up to 64 channels, a head's plan fits on chip."""
 
 BLOCK_QUERIES = 64
 """So many queries at a time meet all keys of a head."""
@@ -33,7 +33,7 @@ SMALLEST_SLOPE = 1e-9
 def takes(problem: Problem) -> bool:
     """Whether these launches are for these inputs."""
     p = problem
-    if p.num_iters > 1 and WHOLE_HEAD_KEYS < p.m <= RESIDENT_KEYS:
+    if p.num_iters > 1 and WHOLE_HEAD < p.m <= RESIDENT_KEYS:
         return False  # one exponential an update, as `forward` has it, is faster
     long = max(p.n, p.m) > SHORT_TOKENS
     in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
@@ -44,24 +44,36 @@ def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
     wide = max(p.q.shape[3], p.v.shape[3]) > 64
-    # One launch saves an exponential an update; a closure alone is as fast in two.
-    whole = p.num_iters > 1 and p.m <= WHOLE_HEAD_KEYS and not wide
-    launch = by_heads if whole else in_passes
+    # One launch saves the exponentials of all updates; a closure alone is as fast in two.
+    whole = p.num_iters > 1 and max(p.n, p.m) <= WHOLE_HEAD and not wide
+    launch = by_heads if whole and holds_a_plan(p.q.device) else in_passes
     launch(p, start, out)
+
+
+def holds_a_plan(device: torch.device) -> bool:
+    """Whether shared memory holds a plan of 256 x 256 once: the kernel counts on Hopper's wgmma."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device)[0] == 9
 
 
 def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     p = problem
-    size = max(block(p.m), BLOCK_QUERIES)
-    rows = p.q.new_empty(p.programs, p.n, dtype=torch.float32)
-    sums = p.q.new_empty(p.programs, size, dtype=torch.float32)
-    parts = p.q.new_empty(p.programs, folded.PARTS, size, dtype=torch.bfloat16)
-    whole_head.forward_kernel[(p.programs,)](
-        p.q, p.k, p.v, start, p.padding, rows, sums, parts, out, *strides(p.q, p.k, p.v, out),
-        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
-        **p.values, BLOCK_N=BLOCK_QUERIES, BLOCK_M=size,
-        HAS_START=start is not None, num_warps=4, num_stages=2,
+    n_block, m_block = (max(block(count), BLOCK_QUERIES) for count in (p.n, p.m))
+    programs = min(p.programs, multiprocessors(p.q.device))
+    rows = p.q.new_empty(programs, n_block, dtype=torch.float32)
+    plans = p.q.new_empty(programs, n_block, m_block)
+    whole_head.forward_kernel[(programs,)](
+        p.q, p.k, p.v, start, p.padding, rows, plans, out, *strides(p.q, p.k, p.v, out),
+        p.programs, p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.values, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
+        HAS_START=start is not None, num_warps=8, num_stages=1,
     )  # fmt: skip
+
+
+def multiprocessors(device: torch.device) -> int:
+    """So many programs, each with a plan in shared memory, run at a time."""
+    if device.type == "cpu":  # in the interpreter
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class Side:
