@@ -16,6 +16,7 @@ from asap_exp.ops.triton.potentials import (
     load_directions,
     project,
     query_features,
+    sort_images,
     sort_words,
     sorted_potentials,
 )
@@ -164,13 +165,12 @@ def sliced_sum(
     """sum_l weight_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
     place = tl.arange(0, SIZE)
     index, exists = place[None, :], valid[None, :]
-    y_words = sort_product(sort_words(y, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
+    y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
     if not WIDE:
         # Only differences of x count: those to the mean lose less to the index than x itself.
         x -= (tl.sum(x, 1) / tl.maximum(count, 1).to(tl.float32))[:, None]
     x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
-    occupied = place[None, :] < count
-    phi = sorted_potentials(x_words, y_words, occupied, ROWS, SIZE, WIDE)
+    phi = sorted_potentials(x_words, y_images, count, SIZE // (4 * WARPS), WIDE)
     phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
     s = tl.arange(0, ROWS)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
-from asap_exp.ops.triton.sorting import sort_rows
+from asap_exp.ops.triton.sorting import log2, sort_rows
 from asap_exp.ops.triton.tiles import (
     INTERPRETED,
     block,
@@ -341,29 +341,69 @@ def flip_order(bits):
 
 
 @triton.jit
+def sort_images(values, valid):
+    """int32 in the order of float32 `values`; invalid ones last."""
+    return tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
+
+
+@triton.jit
 def sort_words(values, index, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
     """Distinct integers in the order of `values`, the index in the low bits; invalid ones last."""
-    image = tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
+    image = sort_images(values, valid)
     return ((image.to(tl.int64) << 32) | index) if WIDE else ((image & -SIZE) | index)
 
 
 @triton.jit
-def sorted_values(words, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """What `sort_words` was given, 0 where not valid; the lost bits at half their range."""
-    image = (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
-    return tl.where(valid, flip_order(image).to(tl.float32, bitcast=True), 0.0)
+def sorted_images(words, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """The images in words, the bits that the index took at half their range."""
+    return (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
+
+
+@triton.jit
+def image_values(images):
+    """What `sort_images` was given."""
+    return flip_order(images).to(tl.float32, bitcast=True)
+
+
+# Of the sorted rows a thread has runs of neighbours: the last axes of `[rows, runs, 2, 2, ...]`.
+
+
+@triton.jit
+def before(values):
+    """Each value's predecessor in its row; anything at the first."""
+    if len(values.shape) == 2:
+        run = tl.maximum(tl.arange(0, values.shape[1]) - 1, 0)
+        return tl.gather(values, tl.broadcast_to(run[None, :], values.shape), 1)
+    else:
+        even, odd = tl.split(values)
+        return tl.join(before(odd), even)
+
+
+@triton.jit
+def sums_before(values):
+    """The sum of all values before each in its row."""
+    if len(values.shape) == 2:
+        return tl.cumsum(values, 1) - values
+    else:
+        even, odd = tl.split(values)
+        sums = sums_before(even + odd)
+        return tl.join(sums, sums + even)
 
 
 @triton.jit
 def sorted_potentials(
-    x_words, y_words, occupied, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr
+    x_words, y_images, count, HELD: tl.constexpr, WIDE: tl.constexpr
 ):
-    """Potentials of the sorted queries, 0 at the first and where not occupied, `[ROWS, SIZE]`."""
-    x = sorted_values(x_words, occupied, SIZE, WIDE)
-    y = sorted_values(y_words, occupied, SIZE, WIDE)
-    before = tl.broadcast_to(tl.maximum(tl.arange(0, SIZE) - 1, 0)[None, :], [ROWS, SIZE])
-    steps = (tl.gather(y, before, 1) + y) * (tl.gather(x, before, 1) - x) * 0.5
-    return tl.where(occupied, tl.cumsum(steps, 1), 0.0)
+    """Potentials of the sorted queries `[ROWS, SIZE]`, 0 at the first; anything after `count`."""
+    ROWS: tl.constexpr = x_words.shape[0]
+    SIZE: tl.constexpr = x_words.shape[1]
+    RUNS: tl.constexpr = [ROWS, SIZE // HELD] + [2] * log2(HELD)
+    x = tl.reshape(image_values(sorted_images(x_words, SIZE, WIDE)), RUNS)
+    y = tl.reshape(image_values(y_images), RUNS)
+    place = tl.reshape(tl.arange(0, SIZE), [1] + RUNS[1:])
+    steps = (before(y) + y) * (before(x) - x) * 0.5
+    steps = tl.where((place > 0) & (place < count), steps, 0.0)
+    return tl.reshape(sums_before(steps) + steps, [ROWS, SIZE])
 
 
 @triton.jit
@@ -396,7 +436,7 @@ def potential_kernel(
     valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
     x_row = projections + head * 2 * slices * n + row * n
     y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_words = sort_rows(sort_words(y, i, valid, BLOCK_N, WIDE), SLICES)
+    y_images = sort_rows(sort_images(y, valid), SLICES)
     x = tl.load(x_row + i, mask=inside, other=0.0)
     if not WIDE:
         # Only differences of x count: those to some token lose less to the index than x itself.
@@ -408,14 +448,19 @@ def potential_kernel(
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
     s = first + tl.arange(0, SLICES)
-    occupied = (s < slices)[:, None] & (place < count)[None, :]
-    values = sorted_potentials(x_words, y_words, occupied, SLICES, BLOCK_N, WIDE)
-    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
+    values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+    if not HAS_WEIGHT:
+        occupied = place[None, :] < count
+        values = tl.where(occupied, values, 0.0)
+        share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
 
-    token = (x_words & (BLOCK_N - 1)).to(tl.int32)
-    phi += (head * slices + s)[:, None] * n
-    tl.store(phi + token, values, mask=(s < slices)[:, None] & (token < n))
+    phi += head * slices * n
+    token = tl.reshape((x_words & (BLOCK_N - 1)).to(tl.int32), [SLICES * RUN, HELD])
+    row = first + tl.arange(0, SLICES * RUN)[:, None] // RUN
+    values = tl.reshape(values, [SLICES * RUN, HELD])
+    tl.store(phi + row * n + token, values, mask=(row < slices) & (token < n))
+    phi += s[:, None] * n
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
         w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)

@@ -37,7 +37,7 @@ def compare_exchange(
     keeps_larger = position_bit(bit, bits, inner)
     if stage < bits:
         keeps_larger = keeps_larger ^ position_bit(stage, bits, inner)
-    return tl.where((tile > other) != (keeps_larger == 1), other, tile)
+    return tl.where(keeps_larger == 1, tl.maximum(tile, other), tl.minimum(tile, other))
 
 
 @triton.jit
@@ -50,8 +50,19 @@ def sort_rows(tile, ROWS: tl.constexpr):
     outer: tl.constexpr = log2(tile.shape[1] // ROWS)
     bits: tl.constexpr = inner + outer
     tile = tl.reshape(tile, [2] * inner + [ROWS] + [2] * outer)
-    for stage in tl.static_range(1, bits + 1):
+    for stage in tl.static_range(1, inner):
         for step in tl.static_range(stage):
             tile = compare_exchange(tile, stage - 1 - step, stage, bits, inner)
+    upper = tl.reshape(tl.arange(0, 2**outer), [1] * (inner + 1) + [2] * outer)
+    flipped = tl.zeros_like(upper)
+    for stage in tl.range(0, outer + 1):
+        flip = -((upper >> stage) & 1)
+        tile = tile ^ (flip ^ flipped)
+        flipped = flip
+        for step in tl.static_range(outer):
+            if stage > outer - 1 - step:
+                tile = compare_exchange(tile, bits - 1 - step, bits, bits, inner)
+        for step in tl.static_range(inner):
+            tile = compare_exchange(tile, inner - 1 - step, bits, bits, inner)
     tile = tl.permute(tl.reshape(tile, [2**inner, ROWS, 2**outer]), (1, 2, 0))
     return tl.reshape(tile, [ROWS, 2**bits])
