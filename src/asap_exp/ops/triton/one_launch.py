@@ -22,7 +22,7 @@ from asap_exp.ops.triton.potentials import (
 )
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.short import plan
-from asap_exp.ops.triton.sorting import log2, sort_rows
+from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
 
 TOKENS = 64
@@ -110,19 +110,6 @@ def _warps(p: Problem) -> int:
     if p.n <= 64 and max(p.q.shape[3], p.v.shape[3]) <= 64:
         return 1
     return block(p.n) // 16
-
-
-# `sort_rows` is fast where a tile's leading axis is in a thread's registers. Of a product's columns
-# the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to the warps, and the
-# others to the registers. Of what `sort_rows` returns, the lowest bits are in the registers.
-
-
-@triton.jit
-def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Integers `[ROWS, SIZE]`, as a product leaves them, sorted by rows."""
-    tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
-    tile = tl.permute(tile, (1, 4, 0, 2, 3))
-    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
 
 
 @triton.jit

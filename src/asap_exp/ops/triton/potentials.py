@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
-from asap_exp.ops.triton.sorting import log2, sort_rows
+from asap_exp.ops.triton.sorting import exchange, log2, sort_rows
 from asap_exp.ops.triton.tiles import (
     INTERPRETED,
     block,
@@ -31,8 +31,8 @@ from asap_exp.ops.triton.tiles import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-SORTED_TOKENS = 1024
-"""Up to so many tokens, one program sorts a slice; a longer network takes a minute to compile."""
+SORTED_TOKENS = 4096
+"""Up to so many tokens one program sorts a slice."""
 
 PROGRAM_BYTES = 8 * 1024
 """What one program sorts at a time; a single slice may be more."""
@@ -42,6 +42,15 @@ THREAD_BYTES = 64
 
 PROJECTED_TOKENS = 64
 """So many tokens are projected by one program."""
+
+FUSED_TOKENS = 256
+"""Up to so many tokens one program projects and sorts a head, if all its slices fit."""
+
+FUSED_BLOCK = 32
+"""So many tokens it projects at a time."""
+
+FUSED_STAGES = 1
+"""How many loads it has in flight."""
 
 LARGEST = tl.constexpr(2**31 - 1)
 
@@ -113,6 +122,8 @@ def _sliced_dual(
     slope: float,
 ) -> Tensor:
     with torch.cuda.device_of(q):
+        if _fits_one_program(q, theta):
+            return _dual_of_heads(q, k, theta, weight, query_weight, padding, slope)
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
         if projections.shape[-1] <= SORTED_TOKENS:
             _weighted_potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
@@ -133,6 +144,53 @@ def _(
     slope: float,
 ) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
+    """Whether one program projects and sorts all slices of a head."""
+    n, slices = q.shape[2], theta.shape[1]
+    return n <= FUSED_TOKENS and _slices_together(slices, n, q.dtype) >= slices
+
+
+def _dual_of_heads(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    batch, heads, n, width = q.shape
+    slices = theta.shape[1]
+    f_hat = q.new_empty(batch, heads, n, dtype=torch.float32)
+    if f_hat.numel() == 0:
+        return f_hat
+    projections = q.new_empty(batch, heads, 2, slices, n, dtype=torch.float32)
+    q, k, theta = unit_stride(q), unit_stride(k), theta.contiguous()
+    query_weight = None if query_weight is None else query_weight.contiguous()
+    dual_kernel[(batch * heads,)](
+        q, k, theta, weight.contiguous(), query_weight, mask_bytes(padding), projections, f_hat,
+        *q.stride()[:3], *k.stride()[:3], heads, n, slices, slope,
+        D=width, BLOCK_D=block(width), TOKENS=FUSED_BLOCK, **projection(slices, q.dtype),
+        **_held(_slices_together(slices, n, q.dtype), n, q.dtype),
+        HAS_PADDING=padding is not None, HAS_QUERY_WEIGHT=query_weight is not None,
+        num_stages=FUSED_STAGES,
+    )  # fmt: skip
+    return f_hat
+
+
+def _held(together: int, n: int, dtype: torch.dtype) -> dict[str, object]:
+    """The constants of `sort_slices` for so many slices, and the warps of a program."""
+    size = block(n)
+    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
+    return {
+        "TOGETHER": together,
+        "SIZE": size,
+        "HELD": held,
+        "WIDE": dtype == torch.float32,
+        "num_warps": max(1, together * size // held // 32),
+    }
 
 
 def _project(
@@ -196,11 +254,10 @@ def _weighted_potentials(
 ) -> None:
     """Adds the weighted sum of the potentials to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    phi = torch.empty_like(projections[:, :, 0])
     groups = triton.cdiv(slices, _slices_together(slices, n, dtype))
     alone = groups == 1
     shares = f_hat if alone else projections.new_empty(batch, heads, groups, n)
-    _sort(projections, padding, dtype, phi, weight, shares)
+    _sort(projections, padding, dtype, projections[:, :, 0], weight, shares)
     if not alone and f_hat.numel():
         sum_kernel[(batch * heads,)](
             shares, mask_bytes(padding), f_hat, heads, n, groups,
@@ -220,19 +277,17 @@ def _sort(
     """Writes `phi`; with a weight also each program's share of the weighted sum.
 
     Where one program has all slices of a head, it adds the sum to `shares`, then f_hat, centred.
+    `phi` may be where the projections of the queries are.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
-    size = block(n)
     together = _slices_together(slices, n, dtype)
-    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
         projections, mask_bytes(padding), weight, phi, shares,
-        heads, n, slices,
-        SLICES=together, BLOCK_N=size, HELD=held, WIDE=dtype == torch.float32,
+        phi.stride(1), heads, n, slices,
+        **_held(together, n, dtype),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None, ALONE=together >= slices,
-        num_warps=max(1, together * size // held // 32),
     )  # fmt: skip
 
 
@@ -300,8 +355,8 @@ def query_features(q_tile, query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr)
 
 # fmt: off
 @triton.jit
-def project_kernel(
-    q, k, theta, query_weight, padding, projections, linear,
+def project_tokens(
+    first, head, q, k, theta, query_weight, padding, projections, linear,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, slices, slope,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -311,9 +366,7 @@ def project_kernel(
 ):
     # fmt: on
     """A block of tokens of a head on all slices; the products of padded tokens are 0."""
-    head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
-    first = tl.program_id(1) * BLOCK_N
     i = first + tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
@@ -332,6 +385,28 @@ def project_kernel(
     if HAS_QUERY_WEIGHT:
         features += query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D)
     tl.store(linear + head * n + i, features, mask=i < n)
+
+
+# fmt: off
+@triton.jit
+def project_kernel(
+    q, k, theta, query_weight, padding, projections, linear,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, slices, slope,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+):
+    """One program a block of tokens of a head."""
+    project_tokens(
+        tl.program_id(1) * BLOCK_N, tl.program_id(0).to(tl.int64),
+        q, k, theta, query_weight, padding, projections, linear,
+        q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
+        D, BLOCK_D, BLOCK_N, SLICES, TERMS, THETA_OPERAND, THETA_PRECISION,
+        HAS_PADDING, HAS_QUERY_WEIGHT,
+    )
+# fmt: on
 
 
 @triton.jit
@@ -365,29 +440,43 @@ def image_values(images):
     return flip_order(images).to(tl.float32, bitcast=True)
 
 
-# Of the sorted rows a thread has runs of neighbours: the last axes of `[rows, runs, 2, 2, ...]`.
+# Sorted rows are `[rows, 2, 2, ...]`: a thread has the pairs along the last axes, which are split off
+# one by one until a value a thread is left.
 
 
 @triton.jit
-def before(values):
+def exchange_floats(values, axis: tl.constexpr):
+    return exchange(values.to(tl.int32, bitcast=True), axis).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def before(values, run, HELD: tl.constexpr):
     """Each value's predecessor in its row; anything at the first."""
-    if len(values.shape) == 2:
-        run = tl.maximum(tl.arange(0, values.shape[1]) - 1, 0)
-        return tl.gather(values, tl.broadcast_to(run[None, :], values.shape), 1)
-    else:
+    if HELD > 1:
         even, odd = tl.split(values)
-        return tl.join(before(odd), even)
+        return tl.join(before(odd, run, HELD // 2), even)
+    else:
+        found = values
+        for bit in tl.static_range(len(values.shape) - 1):
+            values = exchange_floats(values, len(values.shape) - 1 - bit)
+            found = tl.where((run & -run) == 2**bit, values, found)
+        return found
 
 
 @triton.jit
-def sums_before(values):
+def sums_before(values, run, HELD: tl.constexpr):
     """The sum of all values before each in its row."""
-    if len(values.shape) == 2:
-        return tl.cumsum(values, 1) - values
-    else:
+    if HELD > 1:
         even, odd = tl.split(values)
-        sums = sums_before(even + odd)
+        sums = sums_before(even + odd, run, HELD // 2)
         return tl.join(sums, sums + even)
+    else:
+        sums = tl.zeros_like(values)
+        for bit in tl.static_range(len(values.shape) - 1):
+            other = exchange_floats(values, len(values.shape) - 1 - bit)
+            sums += tl.where((run >> bit) & 1 == 1, other, 0.0)
+            values += other
+        return sums
 
 
 @triton.jit
@@ -397,13 +486,14 @@ def sorted_potentials(
     """Potentials of the sorted queries `[ROWS, SIZE]`, 0 at the first; anything after `count`."""
     ROWS: tl.constexpr = x_words.shape[0]
     SIZE: tl.constexpr = x_words.shape[1]
-    RUNS: tl.constexpr = [ROWS, SIZE // HELD] + [2] * log2(HELD)
-    x = tl.reshape(image_values(sorted_images(x_words, SIZE, WIDE)), RUNS)
-    y = tl.reshape(image_values(y_images), RUNS)
-    place = tl.reshape(tl.arange(0, SIZE), [1] + RUNS[1:])
-    steps = (before(y) + y) * (before(x) - x) * 0.5
+    PAIRS: tl.constexpr = [ROWS] + [2] * log2(SIZE)
+    x = tl.reshape(image_values(sorted_images(x_words, SIZE, WIDE)), PAIRS)
+    y = tl.reshape(image_values(y_images), PAIRS)
+    place = tl.reshape(tl.arange(0, SIZE), [1] + PAIRS[1:])
+    run = tl.reshape(tl.arange(0, SIZE // HELD), [1] + [2] * log2(SIZE // HELD))
+    steps = (before(y, run, HELD) + y) * (before(x, run, HELD) - x) * 0.5
     steps = tl.where((place > 0) & (place < count), steps, 0.0)
-    return tl.reshape(sums_before(steps) + steps, [ROWS, SIZE])
+    return tl.reshape(sums_before(steps, run, HELD) + steps, [ROWS, SIZE])
 
 
 @triton.jit
@@ -414,40 +504,38 @@ def centred(f, valid):
     return tl.where(valid, f - tl.sum(f) / count, 0.0)
 
 
-# Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
 # fmt: off
-@triton.jit(do_not_specialize=["n"])
-def potential_kernel(
-    projections, padding, weight, phi, shares,
-    heads, n, slices,
-    SLICES: tl.constexpr, BLOCK_N: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+@triton.jit
+def sort_slices(
+    group, head, projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
 ):
     # fmt: on
-    """SLICES slices of a head; with a weight, their share of the weighted sum as well."""
-    head = tl.program_id(0).to(tl.int64)
+    """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
-    first = tl.program_id(1) * SLICES
-    RUN: tl.constexpr = BLOCK_N // HELD
-    column = tl.arange(0, SLICES * RUN)[None, :]
+    first = group * TOGETHER
+    RUN: tl.constexpr = SIZE // HELD
+    column = tl.arange(0, TOGETHER * RUN)[None, :]
     i = tl.arange(0, HELD)[:, None] * RUN + column % RUN
     row = first + column // RUN
     inside = (row < slices) & (i < n)
     valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
     x_row = projections + head * 2 * slices * n + row * n
     y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_images = sort_rows(sort_images(y, valid), SLICES)
+    y_images = sort_rows(sort_images(y, valid), TOGETHER)
     x = tl.load(x_row + i, mask=inside, other=0.0)
     if not WIDE:
         # Only differences of x count: those to some token lose less to the index than x itself.
         x -= tl.load(x_row, mask=row < slices, other=0.0)
-    x_words = sort_rows(sort_words(x, i, valid, BLOCK_N, WIDE), SLICES)
+    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE), TOGETHER)
+    tl.debug_barrier()  # phi may be where x was
 
-    place = tl.arange(0, BLOCK_N)
+    place = tl.arange(0, SIZE)
     count = n
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
-    s = first + tl.arange(0, SLICES)
     values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
     if not HAS_WEIGHT:
         occupied = place[None, :] < count
@@ -455,23 +543,67 @@ def potential_kernel(
         share = 1.0 / tl.maximum(count, 1).to(tl.float32)
         values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
 
-    phi += head * slices * n
-    token = tl.reshape((x_words & (BLOCK_N - 1)).to(tl.int32), [SLICES * RUN, HELD])
-    row = first + tl.arange(0, SLICES * RUN)[:, None] // RUN
-    values = tl.reshape(values, [SLICES * RUN, HELD])
+    phi += head * phi_h
+    token = tl.reshape((x_words & (SIZE - 1)).to(tl.int32), [TOGETHER * RUN, HELD])
+    row = first + tl.arange(0, TOGETHER * RUN)[:, None] // RUN
+    values = tl.reshape(values, [TOGETHER * RUN, HELD])
     tl.store(phi + row * n + token, values, mask=(row < slices) & (token < n))
-    phi += s[:, None] * n
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
+        s = first + tl.arange(0, TOGETHER)
         w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
         inside = (s < slices)[:, None] & (place < n)[None, :]
-        values = tl.load(phi + place[None, :], mask=inside, other=0.0)
-        shares += (head * tl.num_programs(1) + tl.program_id(1)) * n + place
+        values = tl.load(phi + s[:, None] * n + place[None, :], mask=inside, other=0.0)
+        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n + place
         f = tl.sum(values * w[:, None], 0)
         if ALONE:
             f += tl.load(shares, mask=place < n, other=0.0)
             f = centred(f, valid_tokens(padding, b, place, n, HAS_PADDING))
         tl.store(shares, f, mask=place < n)
+
+
+# Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
+# fmt: off
+@triton.jit(do_not_specialize=["n"])
+def potential_kernel(
+    projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+):
+    """One program a few slices of a head."""
+    sort_slices(
+        tl.program_id(1), tl.program_id(0).to(tl.int64), projections, padding, weight, phi, shares,
+        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, HAS_WEIGHT, ALONE,
+    )
+
+
+@triton.jit(do_not_specialize=["n"])
+def dual_kernel(
+    q, k, theta, weight, query_weight, padding, projections, f_hat,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, slices, slope,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+):
+    """One program a head, from the projections to f_hat."""
+    head = tl.program_id(0).to(tl.int64)
+    for first in tl.range(0, n, TOKENS):
+        project_tokens(
+            first, head, q, k, theta, query_weight, padding, projections, f_hat,
+            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
+            D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_OPERAND, THETA_PRECISION,
+            HAS_PADDING, HAS_QUERY_WEIGHT,
+        )
+    tl.debug_barrier()  # what other threads projected
+    sort_slices(
+        0, head, projections, padding, weight, projections, f_hat,
+        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, True, True,
+    )
+# fmt: on
 
 
 @triton.jit
@@ -487,3 +619,4 @@ def sum_kernel(
     for group in range(groups):
         f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
     tl.store(f_hat, centred(f, valid), mask=i < n)
+

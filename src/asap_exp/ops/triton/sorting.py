@@ -28,12 +28,18 @@ def position_bit(bit: tl.constexpr, bits: tl.constexpr, inner: tl.constexpr):
 
 
 @triton.jit
+def exchange(tile, axis: tl.constexpr):
+    """The other one of each pair along an axis of 2; of integers."""
+    # Sums wrap, so this is exact.
+    return tl.sum(tile, axis, keep_dims=True) - tile
+
+
+@triton.jit
 def compare_exchange(
     tile, bit: tl.constexpr, stage: tl.constexpr, bits: tl.constexpr, inner: tl.constexpr
 ):
     """Orders the pairs whose positions differ in `bit`; downwards where bit `stage` is set."""
-    # Integer sums wrap, so this is the other element of the pair, exactly.
-    other = tl.sum(tile, axis_of(bit, bits, inner), keep_dims=True) - tile
+    other = exchange(tile, axis_of(bit, bits, inner))
     keeps_larger = position_bit(bit, bits, inner)
     if stage < bits:
         keeps_larger = keeps_larger ^ position_bit(stage, bits, inner)
@@ -66,3 +72,16 @@ def sort_rows(tile, ROWS: tl.constexpr):
             tile = compare_exchange(tile, inner - 1 - step, bits, bits, inner)
     tile = tl.permute(tl.reshape(tile, [2**inner, ROWS, 2**outer]), (1, 2, 0))
     return tl.reshape(tile, [ROWS, 2**bits])
+
+
+# `sort_rows` is fast where a tile's leading axis is in a thread's registers. Of a product's columns
+# the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to the warps, and the
+# others to the registers. Of what `sort_rows` returns, the lowest bits are in the registers.
+
+
+@triton.jit
+def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
+    """Integers `[ROWS, SIZE]`, as a product leaves them, sorted by rows."""
+    tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
+    tile = tl.permute(tile, (1, 4, 0, 2, 3))
+    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
