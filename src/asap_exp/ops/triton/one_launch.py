@@ -116,8 +116,7 @@ def _warps(p: Problem) -> int:
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
     """Integers `[ROWS, SIZE]`, as `sort_product` leaves them, sorted by rows."""
     tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
-    tile = tl.permute(tile, (2, 0, 1))
-    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
+    return sort_rows(tl.permute(tile, (0, 2, 1)))
 
 
 @triton.jit

@@ -517,19 +517,18 @@ def sort_slices(
     b, h = head // heads, head % heads
     first = group * TOGETHER
     RUN: tl.constexpr = SIZE // HELD
-    column = tl.arange(0, TOGETHER * RUN)[None, :]
-    i = tl.arange(0, HELD)[:, None] * RUN + column % RUN
-    row = first + column // RUN
+    i = tl.arange(0, HELD)[None, :, None] * RUN + tl.arange(0, RUN)[None, None, :]
+    row = first + tl.arange(0, TOGETHER)[:, None, None]
     inside = (row < slices) & (i < n)
     valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
     x_row = projections + head * 2 * slices * n + row * n
     y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_images = sort_rows(sort_images(y, valid), TOGETHER)
+    y_images = sort_rows(sort_images(y, valid))
     x = tl.load(x_row + i, mask=inside, other=0.0)
     if not WIDE:
         # Only differences of x count: those to some token lose less to the index than x itself.
         x -= tl.load(x_row, mask=row < slices, other=0.0)
-    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE), TOGETHER)
+    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE))
     tl.debug_barrier()  # phi may be where x was
 
     place = tl.arange(0, SIZE)

@@ -16,8 +16,8 @@ def log2(size: int) -> int:
 
 @triton.constexpr_function
 def axis_of(bit: int, bits: int, inner: int) -> int:
-    """The axis of position bit `bit` in a tile `[2] * inner + [rows] + [2] * (bits - inner)`."""
-    return inner - 1 - bit if bit < inner else bits + inner - bit
+    """The axis of position bit `bit` in a tile `[rows] + [2] * bits`, `inner` low ones first."""
+    return inner - bit if bit < inner else bits + inner - bit
 
 
 @triton.jit
@@ -47,15 +47,16 @@ def compare_exchange(
 
 
 @triton.jit
-def sort_rows(tile, ROWS: tl.constexpr):
-    """Integers `[2^inner, ROWS * 2^outer]`: the rows sorted upwards, `[ROWS, 2^(inner + outer)]`.
+def sort_rows(tile):
+    """Integers `[rows, 2^inner, 2^outer]`: the rows sorted upwards, `[rows, 2^(inner + outer)]`.
 
-    Position a * 2^inner + b of row r is at `[b, r * 2^outer + a]` while it is sorted.
+    Position a * 2^inner + b of row r is at `[r, b, a]` while it is sorted.
     """
-    inner: tl.constexpr = log2(tile.shape[0])
-    outer: tl.constexpr = log2(tile.shape[1] // ROWS)
+    ROWS: tl.constexpr = tile.shape[0]
+    inner: tl.constexpr = log2(tile.shape[1])
+    outer: tl.constexpr = log2(tile.shape[2])
     bits: tl.constexpr = inner + outer
-    tile = tl.reshape(tile, [2] * inner + [ROWS] + [2] * outer)
+    tile = tl.reshape(tile, [ROWS] + [2] * bits)
     for stage in tl.static_range(1, inner):
         for step in tl.static_range(stage):
             tile = compare_exchange(tile, stage - 1 - step, stage, bits, inner)
@@ -70,7 +71,7 @@ def sort_rows(tile, ROWS: tl.constexpr):
                 tile = compare_exchange(tile, bits - 1 - step, bits, bits, inner)
         for step in tl.static_range(inner):
             tile = compare_exchange(tile, inner - 1 - step, bits, bits, inner)
-    tile = tl.permute(tl.reshape(tile, [2**inner, ROWS, 2**outer]), (1, 2, 0))
+    tile = tl.permute(tl.reshape(tile, [ROWS, 2**inner, 2**outer]), (0, 2, 1))
     return tl.reshape(tile, [ROWS, 2**bits])
 
 
@@ -83,5 +84,5 @@ def sort_rows(tile, ROWS: tl.constexpr):
 def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
     """Integers `[ROWS, SIZE]`, as a product leaves them, sorted by rows."""
     tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
-    tile = tl.permute(tile, (1, 4, 0, 2, 3))
-    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
+    tile = tl.permute(tile, (0, 1, 4, 2, 3))
+    return sort_rows(tl.reshape(tile, [ROWS, SIZE // (4 * WARPS), WARPS * 4]))
