@@ -504,6 +504,24 @@ def centred(f, valid):
     return tl.where(valid, f - tl.sum(f) / count, 0.0)
 
 
+# Of a vector whose alignment is not known, a thread loads one value in so many as there are threads:
+# these are its share of the tile.
+
+
+@triton.jit
+def dealt(vector, ROWS: tl.constexpr, HELD: tl.constexpr):
+    """Each thread's HELD values as `sort_rows` wants them, `[ROWS, HELD, threads of a row]`."""
+    tile = tl.reshape(vector, [HELD, ROWS, vector.shape[0] // (ROWS * HELD)])
+    return tl.permute(tile, (1, 0, 2))
+
+
+@triton.jit
+def undealt(rows, HELD: tl.constexpr):
+    """What `sort_rows` returned as a vector that the same threads store."""
+    tile = tl.reshape(rows, [rows.shape[0], rows.shape[1] // HELD, HELD])
+    return tl.reshape(tl.permute(tile, (2, 0, 1)), [rows.shape[0] * rows.shape[1]])
+
+
 # fmt: off
 @triton.jit
 def sort_slices(
@@ -516,19 +534,20 @@ def sort_slices(
     """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
     first = group * TOGETHER
-    RUN: tl.constexpr = SIZE // HELD
-    i = tl.arange(0, HELD)[None, :, None] * RUN + tl.arange(0, RUN)[None, None, :]
-    row = first + tl.arange(0, TOGETHER)[:, None, None]
+    THREADS: tl.constexpr = TOGETHER * SIZE // HELD
+    place = tl.arange(0, HELD * THREADS)
+    row = first + place % THREADS // (SIZE // HELD)
+    i = place // THREADS * (SIZE // HELD) + place % (SIZE // HELD)
     inside = (row < slices) & (i < n)
     valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
     x_row = projections + head * 2 * slices * n + row * n
     y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_images = sort_rows(sort_images(y, valid))
+    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
     x = tl.load(x_row + i, mask=inside, other=0.0)
     if not WIDE:
         # Only differences of x count: those to some token lose less to the index than x itself.
         x -= tl.load(x_row, mask=row < slices, other=0.0)
-    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE))
+    x_words = sort_rows(dealt(sort_words(x, i, valid, SIZE, WIDE), TOGETHER, HELD))
     tl.debug_barrier()  # phi may be where x was
 
     place = tl.arange(0, SIZE)
@@ -543,9 +562,8 @@ def sort_slices(
         values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
 
     phi += head * phi_h
-    token = tl.reshape((x_words & (SIZE - 1)).to(tl.int32), [TOGETHER * RUN, HELD])
-    row = first + tl.arange(0, TOGETHER * RUN)[:, None] // RUN
-    values = tl.reshape(values, [TOGETHER * RUN, HELD])
+    token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
+    values = undealt(values, HELD)
     tl.store(phi + row * n + token, values, mask=(row < slices) & (token < n))
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
@@ -561,7 +579,6 @@ def sort_slices(
         tl.store(shares, f, mask=place < n)
 
 
-# Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
 # fmt: off
 @triton.jit(do_not_specialize=["n"])
 def potential_kernel(
