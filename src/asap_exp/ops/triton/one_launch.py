@@ -11,17 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.triton import potentials
-from asap_exp.ops.triton.potentials import (
-    load_directions,
-    project,
-    query_features,
-    sort_images,
-    sort_words,
-    sorted_potentials,
-)
+from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
+from asap_exp.ops.triton.projection import load_directions, project, query_features
 from asap_exp.ops.triton.short import plan
+from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
 
@@ -82,7 +76,7 @@ def _asap(
             p.q, p.k, p.v, theta.contiguous(), weight.contiguous(), query_weight, p.padding, out,
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.to_log2, p.log2_ratio,
-            **p.values, **potentials.projection(slices, q.dtype), BLOCK_N=block(p.n),
+            **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             WARPS=warps, num_warps=warps,
         )  # fmt: skip
@@ -112,6 +106,7 @@ def _warps(p: Problem) -> int:
     return block(p.n) // 16
 
 
+# Of what `sort_rows` returns, the lowest bits are in the registers.
 @triton.jit
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
     """Integers `[ROWS, SIZE]`, as `sort_product` leaves them, sorted by rows."""

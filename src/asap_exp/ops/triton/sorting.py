@@ -1,8 +1,10 @@
 """A bitonic sort of many rows in one program that hardly ever leaves a thread or a warp.
 
 Such a sort compares across the low bits of a position most often. `tl.sort` may spread these over
-lanes and warps; here they are the leading axes of the tile, which stay in a thread's registers as
-long as the tile was loaded one word at a time. Only the speed depends on that.
+lanes and warps; here they are along axis 1 of the tile, which is in a thread's registers if the
+tile came from `dealt` or `sort_product`. Only the speed depends on that. A pair in registers then
+costs a minimum and a maximum, since a stage complements what it sorts downwards. The stages are a
+loop: unrolled, those of 4,096 words take a minute to compile.
 """
 
 import triton
@@ -60,12 +62,12 @@ def sort_rows(tile):
     for stage in tl.static_range(1, inner):
         for step in tl.static_range(stage):
             tile = compare_exchange(tile, stage - 1 - step, stage, bits, inner)
-    upper = tl.reshape(tl.arange(0, 2**outer), [1] * (inner + 1) + [2] * outer)
-    flipped = tl.zeros_like(upper)
+    upper_bits = tl.reshape(tl.arange(0, 2**outer), [1] * (inner + 1) + [2] * outer)
+    complemented = tl.zeros_like(upper_bits)
     for stage in tl.range(0, outer + 1):
-        flip = -((upper >> stage) & 1)
-        tile = tile ^ (flip ^ flipped)
-        flipped = flip
+        downwards = -((upper_bits >> stage) & 1)
+        tile = tile ^ (downwards ^ complemented)
+        complemented = downwards
         for step in tl.static_range(outer):
             if stage > outer - 1 - step:
                 tile = compare_exchange(tile, bits - 1 - step, bits, bits, inner)
@@ -75,9 +77,25 @@ def sort_rows(tile):
     return tl.reshape(tile, [ROWS, 2**bits])
 
 
-# `sort_rows` is fast where a tile's leading axis is in a thread's registers. Of a product's columns
-# the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to the warps, and the
-# others to the registers. Of what `sort_rows` returns, the lowest bits are in the registers.
+# Of a vector of unknown alignment, thread t of T loads the values t, t + T, t + 2 T, ...
+
+
+@triton.jit
+def dealt(vector, ROWS: tl.constexpr, HELD: tl.constexpr):
+    """A vector as `sort_rows` wants it: each thread's HELD values along axis 1."""
+    tile = tl.reshape(vector, [HELD, ROWS, vector.shape[0] // (ROWS * HELD)])
+    return tl.permute(tile, (1, 0, 2))
+
+
+@triton.jit
+def undealt(rows, HELD: tl.constexpr):
+    """What `sort_rows` returned, as a vector that the same threads store."""
+    tile = tl.reshape(rows, [rows.shape[0], rows.shape[1] // HELD, HELD])
+    return tl.reshape(tl.permute(tile, (2, 0, 1)), [rows.shape[0] * rows.shape[1]])
+
+
+# Of a product's columns the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to
+# the warps, and the others to the registers.
 
 
 @triton.jit

@@ -1,0 +1,133 @@
+"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weigh."""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.projection import project_tokens
+from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
+from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
+from asap_exp.ops.triton.tiles import valid_tokens
+
+
+@triton.jit
+def centred(f, valid):
+    """f minus its mean over the valid tokens, 0 elsewhere."""
+    f = tl.where(valid, f, 0.0)
+    count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
+    return tl.where(valid, f - tl.sum(f) / count, 0.0)
+
+
+# fmt: off
+@triton.jit
+def sort_slices(
+    group, head, projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+):
+    # fmt: on
+    """Some slices of a head; with a weight, their share of the weighted sum as well."""
+    b, h = head // heads, head % heads
+    first = group * TOGETHER
+    THREADS: tl.constexpr = TOGETHER * SIZE // HELD
+    place = tl.arange(0, HELD * THREADS)
+    row = first + place % THREADS // (SIZE // HELD)
+    i = place // THREADS * (SIZE // HELD) + place % (SIZE // HELD)
+    inside = (row < slices) & (i < n)
+    valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
+    x_row = projections + head * 2 * slices * n + row * n
+    y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
+    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
+    x = tl.load(x_row + i, mask=inside, other=0.0)
+    if not WIDE:
+        # Only differences of x count: those to some token lose less to the index than x itself.
+        x -= tl.load(x_row, mask=row < slices, other=0.0)
+    x_words = sort_rows(dealt(sort_words(x, i, valid, SIZE, WIDE), TOGETHER, HELD))
+    tl.debug_barrier()  # phi may be where x was
+
+    place = tl.arange(0, SIZE)
+    count = n
+    if HAS_PADDING:
+        count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
+    values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+    if not HAS_WEIGHT:
+        occupied = place[None, :] < count
+        values = tl.where(occupied, values, 0.0)
+        share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
+
+    phi += head * phi_h
+    token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
+    values = undealt(values, HELD)
+    tl.store(phi + row * n + token, values, mask=(row < slices) & (token < n))
+    if HAS_WEIGHT:
+        tl.debug_barrier()  # each token's potentials were written by other threads
+        s = first + tl.arange(0, TOGETHER)
+        w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
+        inside = (s < slices)[:, None] & (place < n)[None, :]
+        values = tl.load(phi + s[:, None] * n + place[None, :], mask=inside, other=0.0)
+        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n + place
+        f = tl.sum(values * w[:, None], 0)
+        if ALONE:
+            f += tl.load(shares, mask=place < n, other=0.0)
+            f = centred(f, valid_tokens(padding, b, place, n, HAS_PADDING))
+        tl.store(shares, f, mask=place < n)
+
+
+# `sort_slices` wants `n` not specialised: a thread then loads single words.
+# fmt: off
+@triton.jit(do_not_specialize=["n"])
+def potential_kernel(
+    projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+):
+    """One program a few slices of a head."""
+    sort_slices(
+        tl.program_id(1), tl.program_id(0).to(tl.int64), projections, padding, weight, phi, shares,
+        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, HAS_WEIGHT, ALONE,
+    )
+
+
+@triton.jit(do_not_specialize=["n"])
+def dual_kernel(
+    q, k, theta, query_weight, padding, weight, projections, f_hat,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, slices, slope,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+):
+    """One program a head, from the projections to f_hat."""
+    head = tl.program_id(0).to(tl.int64)
+    for first in tl.range(0, n, TOKENS):
+        project_tokens(
+            first, head, q, k, theta, query_weight, padding, projections, f_hat,
+            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
+            D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_OPERAND, THETA_PRECISION,
+            HAS_PADDING, HAS_QUERY_WEIGHT,
+        )
+    tl.debug_barrier()  # what other threads projected
+    sort_slices(
+        0, head, projections, padding, weight, projections, f_hat,
+        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, True, True,
+    )
+# fmt: on
+
+
+@triton.jit
+def sum_kernel(
+    shares, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
+):
+    """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
+    head = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)
+    f_hat += head * n + i
+    f = tl.load(f_hat, mask=valid, other=0.0)
+    for group in range(groups):
+        f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
+    tl.store(f_hat, centred(f, valid), mask=i < n)
