@@ -154,7 +154,8 @@ def _dual_of_heads(
     if f_hat.numel():
         dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
             *tensors, weight.contiguous(), projections, f_hat, *numbers,
-            **constants, **_sort_constants(_slices_together(slices, n, q.dtype), n, q.dtype),
+            **constants,
+            **_sort_constants(_slices_together(slices, n, q.dtype), n, q.dtype, padding),
             TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
         )  # fmt: skip
     return f_hat
@@ -261,12 +262,14 @@ def _sort(
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
         projections, mask_bytes(padding), weight, phi, shares,
         phi.stride(1), heads, n, slices,
-        **_sort_constants(together, n, dtype),
+        **_sort_constants(together, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None, ALONE=together >= slices,
     )  # fmt: skip
 
 
-def _sort_constants(together: int, n: int, dtype: torch.dtype) -> dict[str, object]:
+def _sort_constants(
+    together: int, n: int, dtype: torch.dtype, padding: Tensor | None
+) -> dict[str, object]:
     """Those of `sort_slices` for so many slices in a program, and its warps."""
     size = block(n)
     held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
@@ -274,6 +277,7 @@ def _sort_constants(together: int, n: int, dtype: torch.dtype) -> dict[str, obje
         "TOGETHER": together,
         "SIZE": size,
         "HELD": held,
+        "EVEN": n == size and padding is None,
         "WIDE": dtype == torch.float32,
         "num_warps": max(1, together * size // held // 32),
     }

@@ -22,31 +22,36 @@ def centred(f, valid):
 def sort_slices(
     group, head, projections, padding, weight, phi, shares,
     phi_h, heads, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
 ):
     # fmt: on
     """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
     first = group * TOGETHER
-    THREADS: tl.constexpr = TOGETHER * SIZE // HELD
-    place = tl.arange(0, HELD * THREADS)
-    row = first + place % THREADS // (SIZE // HELD)
-    i = place // THREADS * (SIZE // HELD) + place % (SIZE // HELD)
-    inside = (row < slices) & (i < n)
-    valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
+    end = SIZE if EVEN else n  # a constant makes masks vanish
+    RUN: tl.constexpr = SIZE // HELD
+    place = tl.arange(0, TOGETHER * SIZE)
+    row = first + place % (TOGETHER * RUN) // RUN
+    i = place // (TOGETHER * RUN) * RUN + place % RUN
+    inside = (row < slices) & (i < end)
+    valid = valid_tokens(padding, b, i, end, HAS_PADDING)
     x_row = projections + head * 2 * slices * n + row * n
     y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
     y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
-    x = tl.load(x_row + i, mask=inside, other=0.0)
+    x = dealt(tl.load(x_row + i, mask=inside, other=0.0), TOGETHER, HELD)
+    s = first + tl.arange(0, TOGETHER)
     if not WIDE:
         # Only differences of x count: those to some token lose less to the index than x itself.
-        x -= tl.load(x_row, mask=row < slices, other=0.0)
-    x_words = sort_rows(dealt(sort_words(x, i, valid, SIZE, WIDE), TOGETHER, HELD))
+        origin = projections + head * 2 * slices * n + s * n
+        x -= tl.load(origin, mask=s < slices, other=0.0)[:, None, None]
+    i, valid = dealt(i, TOGETHER, HELD), dealt(valid, TOGETHER, HELD)
+    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE))
     tl.debug_barrier()  # phi may be where x was
 
     place = tl.arange(0, SIZE)
-    count = n
+    count = end
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
     values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
@@ -59,19 +64,18 @@ def sort_slices(
     phi += head * phi_h
     token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
     values = undealt(values, HELD)
-    tl.store(phi + row * n + token, values, mask=(row < slices) & (token < n))
+    tl.store(phi + row * n + token, values, mask=(row < slices) & (token < end))
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
-        s = first + tl.arange(0, TOGETHER)
         w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
-        inside = (s < slices)[:, None] & (place < n)[None, :]
+        inside = (s < slices)[:, None] & (place < end)[None, :]
         values = tl.load(phi + s[:, None] * n + place[None, :], mask=inside, other=0.0)
         shares += (head * tl.cdiv(slices, TOGETHER) + group) * n + place
         f = tl.sum(values * w[:, None], 0)
         if ALONE:
-            f += tl.load(shares, mask=place < n, other=0.0)
-            f = centred(f, valid_tokens(padding, b, place, n, HAS_PADDING))
-        tl.store(shares, f, mask=place < n)
+            f += tl.load(shares, mask=place < end, other=0.0)
+            f = centred(f, valid_tokens(padding, b, place, end, HAS_PADDING))
+        tl.store(shares, f, mask=place < end)
 
 
 # `sort_slices` wants `n` not specialised: a thread then loads single words.
@@ -80,13 +84,15 @@ def sort_slices(
 def potential_kernel(
     projections, padding, weight, phi, shares,
     phi_h, heads, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
 ):
     """One program a few slices of a head."""
     sort_slices(
         tl.program_id(1), tl.program_id(0).to(tl.int64), projections, padding, weight, phi, shares,
-        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, HAS_WEIGHT, ALONE,
+        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        HAS_WEIGHT, ALONE,
     )
 
 
@@ -98,7 +104,8 @@ def dual_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     """One program a head, from the projections to f_hat."""
@@ -113,7 +120,8 @@ def dual_kernel(
     tl.debug_barrier()  # what other threads projected
     sort_slices(
         0, head, projections, padding, weight, projections, f_hat,
-        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, WIDE, HAS_PADDING, True, True,
+        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        True, True,
     )
 # fmt: on
 
