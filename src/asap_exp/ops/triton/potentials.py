@@ -37,7 +37,7 @@ FUSED_TOKENS = 256
 FUSED_BLOCK = 32
 """So many tokens it projects at a time."""
 
-FUSED_STAGES = 1
+FUSED_STAGES = 2
 """How many of these it has in flight."""
 
 

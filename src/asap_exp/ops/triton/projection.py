@@ -62,12 +62,11 @@ def query_features(q_tile, query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr)
 # fmt: off
 @triton.jit
 def project_tokens(
-    first, head, q, k, theta, query_weight, padding, projections, linear,
+    first, head, directions, q, k, query_weight, padding, projections, linear,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, slices, slope,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    SLICES: tl.constexpr, TERMS: tl.constexpr,
-    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr, THETA_PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     # fmt: on
@@ -77,8 +76,6 @@ def project_tokens(
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
     k_tile = load_tile(k + b * k_b + h * k_h, i.to(tl.int64), valid, k_n, D, BLOCK_D)
-    theta += h * slices * D
-    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
     x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
     y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * slope
 
@@ -105,11 +102,13 @@ def project_kernel(
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     """One program a block of tokens of a head."""
+    head = tl.program_id(0).to(tl.int64)
+    theta += head % heads * slices * D
     project_tokens(
-        tl.program_id(1) * TOKENS, tl.program_id(0).to(tl.int64),
-        q, k, theta, query_weight, padding, projections, linear,
+        tl.program_id(1) * TOKENS, head,
+        load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND),
+        q, k, query_weight, padding, projections, linear,
         q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
-        D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_OPERAND, THETA_PRECISION,
-        HAS_PADDING, HAS_QUERY_WEIGHT,
+        D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_PRECISION, HAS_PADDING, HAS_QUERY_WEIGHT,
     )
 # fmt: on

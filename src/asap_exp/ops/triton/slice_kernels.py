@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.projection import project_tokens
+from asap_exp.ops.triton.projection import load_directions, project_tokens
 from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
 from asap_exp.ops.triton.tiles import valid_tokens
@@ -110,12 +110,13 @@ def dual_kernel(
 ):
     """One program a head, from the projections to f_hat."""
     head = tl.program_id(0).to(tl.int64)
+    theta += head % heads * slices * D
+    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
     for first in tl.range(0, n, TOKENS):
         project_tokens(
-            first, head, q, k, theta, query_weight, padding, projections, f_hat,
+            first, head, directions, q, k, query_weight, padding, projections, f_hat,
             q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
-            D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_OPERAND, THETA_PRECISION,
-            HAS_PADDING, HAS_QUERY_WEIGHT,
+            D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_PRECISION, HAS_PADDING, HAS_QUERY_WEIGHT,
         )
     tl.debug_barrier()  # what other threads projected
     sort_slices(
