@@ -19,6 +19,54 @@ def centred(f, valid):
 
 # fmt: off
 @triton.jit
+def sort_sides(
+    projections, padding, b, first, row, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Words of a head's queries and images of its keys `[TOGETHER, SIZE]`, their rows sorted."""
+    RUN: tl.constexpr = SIZE // HELD
+    place = tl.arange(0, TOGETHER * SIZE)
+    i = place // (TOGETHER * RUN) * RUN + place % RUN
+    end = SIZE if EVEN else n
+    inside = (row < slices) & (i < end)
+    valid = valid_tokens(padding, b, i, end, HAS_PADDING)
+    y = tl.load(projections + (slices + row) * n + i, mask=inside, other=0.0)
+    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
+    x = dealt(tl.load(projections + row * n + i, mask=inside, other=0.0), TOGETHER, HELD)
+    if not WIDE:
+        # Only differences of x count: those to some token lose less to the index than x itself.
+        s = first + tl.arange(0, TOGETHER)
+        x -= tl.load(projections + s * n, mask=s < slices, other=0.0)[:, None, None]
+    i, valid = dealt(i, TOGETHER, HELD), dealt(valid, TOGETHER, HELD)
+    return sort_rows(sort_words(x, i, valid, SIZE, WIDE)), y_images
+
+
+# fmt: off
+@triton.jit
+def weigh(
+    phi, weight, shares, padding, b, first, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    HAS_PADDING: tl.constexpr, ALONE: tl.constexpr,
+):
+    # fmt: on
+    """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that."""
+    i = tl.arange(0, SIZE)
+    s = first + tl.arange(0, TOGETHER)
+    end = SIZE if EVEN else n
+    inside = (s < slices)[:, None] & (i < end)[None, :]
+    values = tl.load(phi + s[:, None] * n + i[None, :], mask=inside, other=0.0)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    f = tl.sum(values * w[:, None], 0)
+    if ALONE:
+        f += tl.load(shares + i, mask=i < end, other=0.0)
+        f = centred(f, valid_tokens(padding, b, i, end, HAS_PADDING))
+    tl.store(shares + i, f, mask=i < end)
+
+
+# fmt: off
+@triton.jit
 def sort_slices(
     group, head, projections, padding, weight, phi, shares,
     phi_h, heads, n, slices,
@@ -30,28 +78,16 @@ def sort_slices(
     """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
     first = group * TOGETHER
-    end = SIZE if EVEN else n  # a constant makes masks vanish
-    RUN: tl.constexpr = SIZE // HELD
-    place = tl.arange(0, TOGETHER * SIZE)
-    row = first + place % (TOGETHER * RUN) // RUN
-    i = place // (TOGETHER * RUN) * RUN + place % RUN
-    inside = (row < slices) & (i < end)
-    valid = valid_tokens(padding, b, i, end, HAS_PADDING)
-    x_row = projections + head * 2 * slices * n + row * n
-    y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
-    x = dealt(tl.load(x_row + i, mask=inside, other=0.0), TOGETHER, HELD)
-    s = first + tl.arange(0, TOGETHER)
-    if not WIDE:
-        # Only differences of x count: those to some token lose less to the index than x itself.
-        origin = projections + head * 2 * slices * n + s * n
-        x -= tl.load(origin, mask=s < slices, other=0.0)[:, None, None]
-    i, valid = dealt(i, TOGETHER, HELD), dealt(valid, TOGETHER, HELD)
-    x_words = sort_rows(sort_words(x, i, valid, SIZE, WIDE))
+    row = first + tl.arange(0, TOGETHER * SIZE) % (TOGETHER * SIZE // HELD) // (SIZE // HELD)
+    x_words, y_images = sort_sides(
+        projections + head * 2 * slices * n, padding, b, first, row, n, slices,
+        TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+    )  # fmt: skip
     tl.debug_barrier()  # phi may be where x was
 
-    place = tl.arange(0, SIZE)
+    end = SIZE if EVEN else n  # a constant makes masks vanish
     count = end
+    place = tl.arange(0, SIZE)
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
     values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
@@ -63,19 +99,15 @@ def sort_slices(
 
     phi += head * phi_h
     token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
-    values = undealt(values, HELD)
-    tl.store(phi + row * n + token, values, mask=(row < slices) & (token < end))
+    inside = (row < slices) & (token < end)
+    tl.store(phi + row * n + token, undealt(values, HELD), mask=inside)
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
-        w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
-        inside = (s < slices)[:, None] & (place < end)[None, :]
-        values = tl.load(phi + s[:, None] * n + place[None, :], mask=inside, other=0.0)
-        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n + place
-        f = tl.sum(values * w[:, None], 0)
-        if ALONE:
-            f += tl.load(shares, mask=place < end, other=0.0)
-            f = centred(f, valid_tokens(padding, b, place, end, HAS_PADDING))
-        tl.store(shares, f, mask=place < end)
+        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n
+        weigh(
+            phi, weight + h * slices, shares, padding, b, first, n, slices,
+            TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE,
+        )  # fmt: skip
 
 
 # `sort_slices` wants `n` not specialised: a thread then loads single words.
