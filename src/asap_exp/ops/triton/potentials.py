@@ -22,22 +22,25 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SORTED_TOKENS = 4096
 """Up to so many tokens one program sorts a slice."""
 
-PROGRAM_BYTES = 8 * 1024
+PROGRAM_BYTES = 4 * 1024
 """What one program sorts at a time; a single slice may be more."""
 
 THREAD_BYTES = 64
-"""What one thread holds of it."""
+"""What one thread holds of it; twice as much where a row would not fit a warp."""
 
 PROJECTED_TOKENS = 64
 """So many tokens are projected by one program."""
 
 FUSED_TOKENS = 256
-"""Up to so many tokens one program projects and sorts a head, if all its slices fit."""
+"""Up to so many tokens of 16-bit inputs one program projects and sorts a head."""
 
-FUSED_BLOCK = 32
+FUSED_BYTES = 8 * 1024
+"""If all its slices together are not more than this."""
+
+FUSED_BLOCK = 64
 """So many tokens it projects at a time."""
 
-FUSED_STAGES = 2
+FUSED_STAGES = 1
 """How many of these it has in flight."""
 
 
@@ -134,8 +137,9 @@ def _(
 
 def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
     """Whether one program projects and sorts all slices of a head."""
-    n, slices = q.shape[2], theta.shape[1]
-    return n <= FUSED_TOKENS and _slices_together(slices, n, q.dtype) >= slices
+    n, together = q.shape[2], triton.next_power_of_2(theta.shape[1])
+    fits = n <= FUSED_TOKENS and together * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
+    return fits and q.dtype != torch.float32
 
 
 def _dual_of_heads(
@@ -150,12 +154,11 @@ def _dual_of_heads(
     """f_hat, one program a head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
-    n, slices = q.shape[2], theta.shape[1]
+    n, together = q.shape[2], triton.next_power_of_2(theta.shape[1])
     if f_hat.numel():
         dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
             *tensors, weight.contiguous(), projections, f_hat, *numbers,
-            **constants,
-            **_sort_constants(_slices_together(slices, n, q.dtype), n, q.dtype, padding),
+            **constants, **_sort_constants(together, n, q.dtype, padding),
             TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
         )  # fmt: skip
     return f_hat
@@ -272,7 +275,8 @@ def _sort_constants(
 ) -> dict[str, object]:
     """Those of `sort_slices` for so many slices in a program, and its warps."""
     size = block(n)
-    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
+    held = THREAD_BYTES // _word_bytes(dtype)
+    held = min(held if size <= 32 * held else 2 * held, size // 8)
     return {
         "TOGETHER": together,
         "SIZE": size,
