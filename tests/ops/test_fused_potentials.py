@@ -82,7 +82,7 @@ def test_dual_without_query_weight(dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (5, 17), (17, 16)])
+@pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (2, 8), (5, 17), (17, 16)])
 def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
     check(inputs_of(20, dtype, slices=slices, head_dim=head_dim))
 

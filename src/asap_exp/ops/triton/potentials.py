@@ -137,7 +137,7 @@ def _(
 
 def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
     """Whether one program projects and sorts all slices of a head."""
-    n, together = q.shape[2], triton.next_power_of_2(theta.shape[1])
+    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
     fits = n <= FUSED_TOKENS and together * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
     return fits and q.dtype != torch.float32
 
@@ -154,7 +154,7 @@ def _dual_of_heads(
     """f_hat, one program a head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
-    n, together = q.shape[2], triton.next_power_of_2(theta.shape[1])
+    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
     if f_hat.numel():
         dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
             *tensors, weight.contiguous(), projections, f_hat, *numbers,
@@ -274,23 +274,35 @@ def _sort_constants(
     together: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
     """Those of `sort_slices` for so many slices in a program, and its warps."""
-    size = block(n)
-    held = THREAD_BYTES // _word_bytes(dtype)
-    held = min(held if size <= 32 * held else 2 * held, size // 8)
+    size, held = block(n), _held(n, dtype)
     return {
         "TOGETHER": together,
         "SIZE": size,
         "HELD": held,
         "EVEN": n == size and padding is None,
         "WIDE": dtype == torch.float32,
-        "num_warps": max(1, together * size // held // 32),
+        "num_warps": together * size // held // 32,
     }
 
 
+def _held(n: int, dtype: torch.dtype) -> int:
+    """How many words of a row one thread holds."""
+    size, held = block(n), THREAD_BYTES // _word_bytes(dtype)
+    return min(held if size <= 32 * held else 2 * held, size // 8)
+
+
 def _slices_together(slices: int, n: int, dtype: torch.dtype) -> int:
-    """How many slices of a head, a power of two, one program sorts."""
+    """How many slices of a head one program sorts."""
     fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
-    return min(triton.next_power_of_2(slices), max(1, fit))
+    return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
+
+
+def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
+    """So many slices or more, a power of two: enough that each lane holds as many words as it may.
+
+    With fewer Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
+    """
+    return max(triton.next_power_of_2(slices), 32 * _held(n, dtype) // block(n))
 
 
 def _word_bytes(dtype: torch.dtype) -> int:
