@@ -88,6 +88,18 @@ def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("tokens", [19, 5000])
+def test_query_features_without_slices(tokens, dtype):
+    inputs = inputs_of(tokens, dtype, slices=0)
+    mask = torch.arange(tokens, device=DEVICE)[None] > tokens - 4
+    options = OPTIONS | {"key_padding_mask": mask}
+    f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
+    exact = dual_arguments(inputs.map(lambda x: x.double()))
+    assert f_hat.abs().max() > 0
+    assert_close(f_hat, reference_dual(*exact, **options), dtype)
+
+
+@every_dtype
 def test_slices_of_a_head_in_several_programs(dtype, monkeypatch):
     monkeypatch.setattr(potentials, "PROGRAM_BYTES", 256)
     check(inputs_of(20, dtype, slices=5))

@@ -136,10 +136,10 @@ def _(
 
 
 def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
-    """Whether one program projects and sorts all slices of a head."""
+    """Whether one program projects and sorts all slices of a head; none need no sort."""
     n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
     fits = n <= FUSED_TOKENS and together * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
-    return fits and q.dtype != torch.float32
+    return fits and theta.shape[1] > 0 and q.dtype != torch.float32
 
 
 def _dual_of_heads(
