@@ -63,10 +63,14 @@ def store_plan(
     # fmt: on
     """E of the head into `plan`; where it `is_first`, f = -max_j(S + g) into `rows`."""
     j = tl.arange(0, BLOCK_M)
-    for first in range(0, BLOCK_N, BLOCK_ROWS):
-        i = first + tl.arange(0, BLOCK_ROWS)
-        valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
-        S = product(load_tile(q, i, valid_i, q_n, D, BLOCK_D), tl.trans(k_tile), OPERAND, PRECISION)
+    i = tl.arange(0, BLOCK_ROWS)
+    valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+    for _ in range(0, BLOCK_N, BLOCK_ROWS):
+        S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+        following = i + BLOCK_ROWS
+        valid_following = valid_tokens(padding, sample, following, n, HAS_PADDING)
+        q_tile = load_tile(q, following, valid_following, q_n, D, BLOCK_D)  # arrives meanwhile
         if is_first:
             f = row_shift(biased(S, to_log2, g[None, :]))
             tl.store(rows + i, f, mask=i < n)
@@ -75,6 +79,7 @@ def store_plan(
         f = tl.where(valid_i, f, float("-inf"))
         E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
         tl.store(plan + i[:, None] * BLOCK_M + j[None, :], E.to(tl.bfloat16))
+        i, valid_i = following, valid_following
 
 
 # fmt: off
