@@ -25,7 +25,7 @@ USUAL, HUNDREDS = 1.0, 11.0
 def kernels(request, monkeypatch):
     """Both kinds of kernels at every length that both can take."""
     keys = 256 if request.param == "whole head" else 0
-    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD_KEYS", keys)
+    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD", keys)
     monkeypatch.setattr("asap_exp.ops.triton.inference.SHORT_TOKENS", 0)
 
 
@@ -55,6 +55,32 @@ def test_teacher(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
     num_iters = 20 if GPU else 4
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
+
+
+@pytest.mark.parametrize("lengths", [(150, 150), (40, 70), (70, 40)], ids=str)
+@pytest.mark.parametrize("size", [USUAL, 4.0, HUNDREDS, 30.0])
+def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
+    queries, keys = lengths
+    inputs = inputs_for(size, queries=queries, keys=keys)
+    assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
+
+
+def test_scalings_that_go_on_moving(kernels):
+    """All queries but one attend to one key, so every update moves the duals by log(63).
+
+    The logits are +-500. Over 40 updates the scalings would pass what float32 holds.
+    """
+    inputs = inputs_for(queries=64)
+    q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
+    q[..., 0], k[..., 0] = 40.0, -50.0  # with the scale 1 / 4
+    q[:, :, -1], k[:, :, 0] = -q[:, :, -1], -k[:, :, 0]
+    assert_as_good_as_the_reference(TEACHER, replace(inputs, q=q, k=k), num_iters=40)
+
+
+@pytest.mark.parametrize("num_iters", [2, 5, 6, 9])
+def test_any_number_of_updates(num_iters, kernels):
+    inputs = inputs_for(4.0, queries=20)
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 

@@ -59,9 +59,17 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 @every_dtype
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64, 65])
-def test_agrees_with_the_reference(tokens, dtype):
+def test_agrees_with_the_reference(tokens, fused, dtype, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(potentials, "FUSED_TOKENS", 0)
     check(inputs_of(tokens, dtype, heads=2))
+
+
+@every_dtype
+def test_rows_of_several_warps(dtype):
+    check(inputs_of(1025, dtype, slices=1))
 
 
 @every_dtype
@@ -74,9 +82,21 @@ def test_dual_without_query_weight(dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (5, 17), (17, 16)])
+@pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (2, 8), (5, 17), (17, 16)])
 def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
     check(inputs_of(20, dtype, slices=slices, head_dim=head_dim))
+
+
+@every_dtype
+@pytest.mark.parametrize("tokens", [19, 5000])
+def test_query_features_without_slices(tokens, dtype):
+    inputs = inputs_of(tokens, dtype, slices=0)
+    mask = torch.arange(tokens, device=DEVICE)[None] > tokens - 4
+    options = OPTIONS | {"key_padding_mask": mask}
+    f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
+    exact = dual_arguments(inputs.map(lambda x: x.double()))
+    assert f_hat.abs().max() > 0
+    assert_close(f_hat, reference_dual(*exact, **options), dtype)
 
 
 @every_dtype
@@ -98,11 +118,11 @@ MASKS = {
 
 
 @every_dtype
-@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("limits", [(0, 16), (0, 64), (64, 64)], ids=["torch", "launches", "fused"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_padded_tokens_are_zero_and_change_nothing(mask, long, dtype, monkeypatch):
-    if long:
-        monkeypatch.setattr(potentials, "SORTED_TOKENS", 16)
+def test_padded_tokens_are_zero_and_change_nothing(mask, limits, dtype, monkeypatch):
+    for name, limit in zip(("FUSED_TOKENS", "SORTED_TOKENS"), limits, strict=True):
+        monkeypatch.setattr(potentials, name, limit)
     mask = torch.tensor(mask, device=DEVICE)
     inputs = inputs_of(19, dtype, batch=len(mask))
     inputs.q.masked_fill_(mask[:, None, :, None], torch.nan)
@@ -115,6 +135,7 @@ def test_padded_tokens_are_zero_and_change_nothing(mask, long, dtype, monkeypatc
 @every_dtype
 @pytest.mark.parametrize("slices", [1, 3])
 def test_tokens_beyond_the_sort_of_one_program(slices, dtype, monkeypatch):
+    monkeypatch.setattr(potentials, "FUSED_TOKENS", 64)
     monkeypatch.setattr(potentials, "SORTED_TOKENS", 64)
     check(inputs_of(130, dtype, slices=slices))
 

@@ -87,8 +87,7 @@ def sliced_dual(
 ) -> Tensor:
     """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
     trained = gradient_needed(q, k, theta, weight, query_weight)
-    fused = potentials.supports(q, k) and theta.shape[1] > 0 and not trained
-    by = potentials if fused else reference.asap
+    by = potentials if potentials.supports(q, k) and not trained else reference.asap
     return by.sliced_dual(
         q, k, theta, weight, query_weight, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )

@@ -32,9 +32,6 @@ ABSENT = tl.constexpr(-1e30)
 SMALLEST, LARGEST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 """Within them a sum is right, however its shift was chosen."""
 
-SMALLEST_16, LARGEST_16 = tl.constexpr(2.0**-4), tl.constexpr(2.0**14)
-"""The same where its terms are rounded to float16 too."""
-
 
 @triton.jit
 def store_parts(parts, dual, index, valid, padded, to_log2):
@@ -151,7 +148,7 @@ def half_step_kernel(
         )  # fmt: skip
         totals += partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
     total = tl.sum(totals, 1)
-    if far_off(total, valid_i, tl.float32):
+    if far_off(total, valid_i):
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)
         total = tl.zeros([BLOCK_X], tl.float32)
         for first in range(0, num_y, BLOCK_Y):
@@ -176,12 +173,9 @@ def first_shift(X):
 
 
 @triton.jit
-def far_off(total, valid, OPERAND: tl.constexpr):
-    """Whether some sum was shifted so badly that it, or its terms in OPERAND, lost what counts."""
-    if tl.float16 == OPERAND:
-        good = (total > SMALLEST_16) & (total < LARGEST_16)
-    else:
-        good = (total > SMALLEST) & (total < LARGEST)
+def far_off(total, valid):
+    """Whether some sum was shifted so badly that it lost what counts."""
+    good = (total > SMALLEST) & (total < LARGEST)
     return tl.max((valid & (good == 0)).to(tl.int32)) > 0
 
 
@@ -219,7 +213,7 @@ def attention_kernel(
         v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, EVEN)
         values += product(E, v_tile, V_OPERAND, PRECISION)
     total = tl.max(totals, 1)
-    if far_off(total, valid_i, tl.float32):
+    if far_off(total, valid_i):
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
         totals = tl.zeros([BLOCK_N, 16], tl.float32)
         values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)

@@ -1,8 +1,9 @@
 """The launches of the forward pass for bfloat16 inputs where no gradient is needed.
 
 Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
-gradient would need. Where a head's keys fit on chip, one launch does all (`whole_head`); else
-every half step is a pass over tiles (`folded`).
+gradient would need. The first column step and the closing attention are passes over tiles
+(`folded`). So are the half steps between them, unless a head's plan fits on chip: then one launch
+does all updates (`whole_head`).
 """
 
 import torch
@@ -17,8 +18,11 @@ from asap_exp.ops.triton.tiles import block
 SHORT_TOKENS = 128
 """Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
 
-WHOLE_HEAD_KEYS = 256
-"""Up to so many keys, of up to 64 channels, fit on chip beside a block of queries."""
+MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
+"""For so many updates of more tokens than this a plan on chip is faster than logits on chip."""
+
+WHOLE_HEAD = 256
+"""Up to so many tokens on either side, of up to 64 channels, a head's plan fits on chip."""
 
 BLOCK_QUERIES = 64
 """So many queries at a time meet all keys of a head."""
@@ -28,40 +32,6 @@ PADDED_TO = 128
 
 SMALLEST_SLOPE = 1e-9
 """Of the logits: duals are stored divided by it."""
-
-
-def takes(problem: Problem) -> bool:
-    """Whether these launches are for these inputs."""
-    p = problem
-    if p.num_iters > 1 and WHOLE_HEAD_KEYS < p.m <= RESIDENT_KEYS:
-        return False  # one exponential an update, as `forward` has it, is faster
-    long = max(p.n, p.m) > SHORT_TOKENS
-    in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
-    return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
-
-
-def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
-    """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
-    p = problem
-    wide = max(p.q.shape[3], p.v.shape[3]) > 64
-    # One launch saves an exponential an update; a closure alone is as fast in two.
-    whole = p.num_iters > 1 and p.m <= WHOLE_HEAD_KEYS and not wide
-    launch = by_heads if whole else in_passes
-    launch(p, start, out)
-
-
-def by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
-    p = problem
-    size = max(block(p.m), BLOCK_QUERIES)
-    rows = p.q.new_empty(p.programs, p.n, dtype=torch.float32)
-    sums = p.q.new_empty(p.programs, size, dtype=torch.float32)
-    parts = p.q.new_empty(p.programs, folded.PARTS, size, dtype=torch.bfloat16)
-    whole_head.forward_kernel[(p.programs,)](
-        p.q, p.k, p.v, start, p.padding, rows, sums, parts, out, *strides(p.q, p.k, p.v, out),
-        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
-        **p.values, BLOCK_N=BLOCK_QUERIES, BLOCK_M=size,
-        HAS_START=start is not None, num_warps=4, num_stages=2,
-    )  # fmt: skip
 
 
 class Side:
@@ -82,15 +52,64 @@ class Side:
         return self.duals[self.steps % 2]
 
 
-def in_passes(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+def takes(problem: Problem) -> bool:
+    """Whether these launches are for these inputs."""
+    p = problem
+    if p.num_iters > 1 and WHOLE_HEAD < p.m <= RESIDENT_KEYS:
+        return False  # one exponential an update, as `forward` has it, is faster
+    many = p.num_iters >= MANY_UPDATES and has_plan_on_chip(p)
+    long = max(p.n, p.m) > (min(SHORT_TOKENS, MANY_UPDATES_TOKENS) if many else SHORT_TOKENS)
+    in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
+    return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
+
+
+def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, start)
     half_step(p, keys, queries, p.log2_ratio)
+    if p.num_iters > 1:
+        updates = updates_by_heads if has_plan_on_chip(p) else updates_in_passes
+        updates(p, queries, keys)
+    attention(p, queries, keys, out)
+
+
+def has_plan_on_chip(problem: Problem) -> bool:
+    """Whether shared memory holds the plan of a head; the kernel counts on Hopper's wgmma."""
+    p = problem
+    on_hopper = p.q.is_cpu or torch.cuda.get_device_capability(p.q.device)[0] == 9
+    return on_hopper and max(p.n, p.m) <= WHOLE_HEAD and p.q.shape[3] <= 64
+
+
+def updates_by_heads(problem: Problem, queries: Side, keys: Side) -> None:
+    """g^T and its parts from g^1; f^(T-1) as the queries' dual."""
+    p = problem
+    smallest, warps, a_processor = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
+    n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
+    programs = min(p.programs, a_processor * multiprocessors(p.q.device))
+    whole_head.updates_kernel[(programs,)](
+        p.q, p.k, p.padding, queries.dual, keys.dual, keys.parts,
+        p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k),
+        p.programs, p.heads, p.n, p.m, keys.padded, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
+        num_warps=warps, num_stages=1,
+    )  # fmt: skip
+
+
+def multiprocessors(device: torch.device) -> int:
+    """So many programs, each with a plan in shared memory, run at a time."""
+    if device.type == "cpu":  # in the interpreter
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def updates_in_passes(problem: Problem, queries: Side, keys: Side) -> None:
+    """g^T and its parts from g^1; f^(T-1) as the queries' dual."""
+    p = problem
     for _ in range(1, p.num_iters):
         half_step(p, queries, keys, 0.0)
         half_step(p, keys, queries, p.log2_ratio)
-    attention(p, queries, keys, out)
 
 
 def set_dual(problem: Problem, side: Side, dual: Tensor | None) -> None:

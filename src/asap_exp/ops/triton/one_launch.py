@@ -11,17 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.triton import potentials
-from asap_exp.ops.triton.potentials import (
-    load_directions,
-    project,
-    query_features,
-    sort_words,
-    sorted_potentials,
-)
+from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
+from asap_exp.ops.triton.projection import load_directions, project, query_features
 from asap_exp.ops.triton.short import plan
-from asap_exp.ops.triton.sorting import log2, sort_rows
+from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
+from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
 from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
 
 TOKENS = 64
@@ -81,7 +76,7 @@ def _asap(
             p.q, p.k, p.v, theta.contiguous(), weight.contiguous(), query_weight, p.padding, out,
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.to_log2, p.log2_ratio,
-            **p.values, **potentials.projection(slices, q.dtype), BLOCK_N=block(p.n),
+            **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             WARPS=warps, num_warps=warps,
         )  # fmt: skip
@@ -111,25 +106,12 @@ def _warps(p: Problem) -> int:
     return block(p.n) // 16
 
 
-# `sort_rows` is fast where a tile's leading axis is in a thread's registers. Of a product's columns
-# the matrix units leave bits 1 and 2 to four lanes, those from 3 on first to the warps, and the
-# others to the registers. Of what `sort_rows` returns, the lowest bits are in the registers.
-
-
-@triton.jit
-def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Integers `[ROWS, SIZE]`, as a product leaves them, sorted by rows."""
-    tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
-    tile = tl.permute(tile, (1, 4, 0, 2, 3))
-    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
-
-
+# Of what `sort_rows` returns, the lowest bits are in the registers.
 @triton.jit
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
     """Integers `[ROWS, SIZE]`, as `sort_product` leaves them, sorted by rows."""
     tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
-    tile = tl.permute(tile, (2, 0, 1))
-    return sort_rows(tl.reshape(tile, [SIZE // (4 * WARPS), ROWS * WARPS * 4]), ROWS)
+    return sort_rows(tl.permute(tile, (0, 2, 1)))
 
 
 @triton.jit
@@ -164,13 +146,12 @@ def sliced_sum(
     """sum_l weight_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
     place = tl.arange(0, SIZE)
     index, exists = place[None, :], valid[None, :]
-    y_words = sort_product(sort_words(y, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
+    y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
     if not WIDE:
         # Only differences of x count: those to the mean lose less to the index than x itself.
         x -= (tl.sum(x, 1) / tl.maximum(count, 1).to(tl.float32))[:, None]
     x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
-    occupied = place[None, :] < count
-    phi = sorted_potentials(x_words, y_words, occupied, ROWS, SIZE, WIDE)
+    phi = sorted_potentials(x_words, y_images, count, SIZE // (4 * WARPS), WIDE)
     phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
     s = tl.arange(0, ROWS)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)

@@ -1,49 +1,47 @@
 """Sliced potentials and the row dual made of them, fused: project, sort, sum up, undo the sort.
 
-Forward only. The mathematics is that of `reference.potentials` and `reference.asap`. One launch
-projects all tokens on all slices; a second sorts a head's projections, sums up the potentials,
-undoes the sort and weighs them; where the slices of a head are too many for one program, a third
-adds the programs' shares. Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. Stored
-are a few floats per token and slice, nothing of size n x m.
-
-What is sorted are integers: a projection, mapped so that the order stays, with its token's index
-in the low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32, of which the index
-takes ceil(log2 n) off the projection's end: a relative error of at most 4e-6 at n = 64, 6e-5 at
-1024.
+Forward only. The mathematics is that of `reference.potentials` and `reference.asap`. Up to
+`FUSED_TOKENS` tokens one program makes the dual of a head. Beyond, one launch projects all tokens
+on all slices; a second sorts the projections, sums up the potentials, undoes the sort and weighs
+them; where the slices of a head are too many for one program, a third adds the programs' shares.
+Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. Stored are a few floats per token
+and slice, nothing of size n x m.
 """
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
-from asap_exp.ops.triton.sorting import sort_rows
-from asap_exp.ops.triton.tiles import (
-    INTERPRETED,
-    block,
-    load_tile,
-    mask_bytes,
-    product,
-    unit_stride,
-    valid_tokens,
-)
+from asap_exp.ops.triton import projection
+from asap_exp.ops.triton.slice_kernels import dual_kernel, potential_kernel, sum_kernel
+from asap_exp.ops.triton.tiles import block, mask_bytes, unit_stride
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-SORTED_TOKENS = 1024
-"""Up to so many tokens, one program sorts a slice; a longer network takes a minute to compile."""
+SORTED_TOKENS = 4096
+"""Up to so many tokens one program sorts a slice."""
 
-PROGRAM_BYTES = 8 * 1024
+PROGRAM_BYTES = 4 * 1024
 """What one program sorts at a time; a single slice may be more."""
 
 THREAD_BYTES = 64
-"""What one thread holds of it."""
+"""What one thread holds of it; twice as much where a row would not fit a warp."""
 
 PROJECTED_TOKENS = 64
 """So many tokens are projected by one program."""
 
-LARGEST = tl.constexpr(2**31 - 1)
+FUSED_TOKENS = 256
+"""Up to so many tokens of 16-bit inputs one program projects and sorts a head."""
+
+FUSED_BYTES = 8 * 1024
+"""If all its slices together are not more than this."""
+
+FUSED_BLOCK = 64
+"""So many tokens it projects at a time."""
+
+FUSED_STAGES = 1
+"""How many of these it has in flight."""
 
 
 def supports(q: Tensor, k: Tensor) -> bool:
@@ -113,6 +111,8 @@ def _sliced_dual(
     slope: float,
 ) -> Tensor:
     with torch.cuda.device_of(q):
+        if _fits_one_program(q, theta):
+            return _dual_of_heads(q, k, theta, weight, query_weight, padding, slope)
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
         if projections.shape[-1] <= SORTED_TOKENS:
             _weighted_potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
@@ -135,6 +135,35 @@ def _(
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
+def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
+    """Whether one program projects and sorts all slices of a head; none need no sort."""
+    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
+    fits = n <= FUSED_TOKENS and together * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
+    return fits and theta.shape[1] > 0 and q.dtype != torch.float32
+
+
+def _dual_of_heads(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """f_hat, one program a head."""
+    projections, f_hat = _unwritten(q, theta)
+    tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
+    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
+    if f_hat.numel():
+        dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
+            *tensors, weight.contiguous(), projections, f_hat, *numbers,
+            **constants, **_sort_constants(together, n, q.dtype, padding),
+            TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
+        )  # fmt: skip
+    return f_hat
+
+
 def _project(
     q: Tensor,
     k: Tensor,
@@ -144,38 +173,46 @@ def _project(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """<q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`; query_weight . [q ; |q|^2], or 0."""
-    batch, heads, n, width = q.shape
-    slices = theta.shape[1]
-    projections = q.new_empty(batch, heads, 2, slices, n, dtype=torch.float32)
-    linear = q.new_empty(batch, heads, n, dtype=torch.float32)
-    if linear.numel() == 0:
-        return projections, linear
-    q, k, theta = unit_stride(q), unit_stride(k), theta.contiguous()
-    query_weight = None if query_weight is None else query_weight.contiguous()
-    project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
-        q, k, theta, query_weight, mask_bytes(padding), projections, linear,
-        *q.stride()[:3], *k.stride()[:3], heads, n, slices, slope,
-        D=width, BLOCK_D=block(width), BLOCK_N=PROJECTED_TOKENS, **projection(slices, q.dtype),
-        HAS_PADDING=padding is not None, HAS_QUERY_WEIGHT=query_weight is not None,
-        num_warps=4,
-    )  # fmt: skip
+    projections, linear = _unwritten(q, theta)
+    tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
+    batch, heads, n = linear.shape
+    if linear.numel():
+        projection.project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
+            *tensors, projections, linear, *numbers,
+            **constants, TOKENS=PROJECTED_TOKENS, num_warps=4,
+        )  # fmt: skip
     return projections, linear
 
 
-def projection(slices: int, dtype: torch.dtype) -> dict[str, object]:
-    """The constants of `project`: theta is float32 whatever q is, so it has more than one term.
+def _unwritten(q: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, n, _ = q.shape
+    projections = q.new_empty(batch, heads, 2, theta.shape[1], n, dtype=torch.float32)
+    return projections, q.new_empty(batch, heads, n, dtype=torch.float32)
 
-    With bfloat16 inputs, which are exact in one, these are one below the other in one product. Else
-    the product splits both itself; a second term of 0 then fills it up to the 16 rows it needs.
-    """
-    padded = block(slices, 8)
-    exact = INTERPRETED or dtype == torch.float32
-    return {
-        "SLICES": padded,
-        "TERMS": 2 if dtype == torch.bfloat16 or padded == 8 else 1,
-        "THETA_OPERAND": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-        "THETA_PRECISION": "ieee" if exact or dtype == torch.bfloat16 else "bf16x3",
+
+def _operands(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    query_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> tuple[tuple[Tensor | None, ...], tuple[float, ...], dict[str, object]]:
+    """What `project_tokens` reads: tensors, strides and other numbers, constants."""
+    _, heads, n, width = q.shape
+    slices = theta.shape[1]
+    q, k = unit_stride(q), unit_stride(k)
+    u = None if query_weight is None else query_weight.contiguous()
+    tensors = (q, k, theta.contiguous(), u, mask_bytes(padding))
+    numbers = (*q.stride()[:3], *k.stride()[:3], heads, n, slices, slope)
+    constants = {
+        "D": width,
+        "BLOCK_D": block(width),
+        **projection.constants(slices, q.dtype),
+        "HAS_PADDING": padding is not None,
+        "HAS_QUERY_WEIGHT": query_weight is not None,
     }
+    return tensors, numbers, constants
 
 
 def _potentials(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -196,11 +233,10 @@ def _weighted_potentials(
 ) -> None:
     """Adds the weighted sum of the potentials to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    phi = torch.empty_like(projections[:, :, 0])
     groups = triton.cdiv(slices, _slices_together(slices, n, dtype))
     alone = groups == 1
     shares = f_hat if alone else projections.new_empty(batch, heads, groups, n)
-    _sort(projections, padding, dtype, phi, weight, shares)
+    _sort(projections, padding, dtype, projections[:, :, 0], weight, shares)
     if not alone and f_hat.numel():
         sum_kernel[(batch * heads,)](
             shares, mask_bytes(padding), f_hat, heads, n, groups,
@@ -220,26 +256,53 @@ def _sort(
     """Writes `phi`; with a weight also each program's share of the weighted sum.
 
     Where one program has all slices of a head, it adds the sum to `shares`, then f_hat, centred.
+    `phi` may be where the projections of the queries are.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
-    size = block(n)
     together = _slices_together(slices, n, dtype)
-    held = min(THREAD_BYTES // _word_bytes(dtype), size // 8)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
         projections, mask_bytes(padding), weight, phi, shares,
-        heads, n, slices,
-        SLICES=together, BLOCK_N=size, HELD=held, WIDE=dtype == torch.float32,
+        phi.stride(1), heads, n, slices,
+        **_sort_constants(together, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None, ALONE=together >= slices,
-        num_warps=max(1, together * size // held // 32),
     )  # fmt: skip
 
 
+def _sort_constants(
+    together: int, n: int, dtype: torch.dtype, padding: Tensor | None
+) -> dict[str, object]:
+    """Those of `sort_slices` for so many slices in a program, and its warps."""
+    size, held = block(n), _held(n, dtype)
+    return {
+        "TOGETHER": together,
+        "SIZE": size,
+        "HELD": held,
+        "EVEN": n == size and padding is None,
+        "WIDE": dtype == torch.float32,
+        "num_warps": together * size // held // 32,
+    }
+
+
+def _held(n: int, dtype: torch.dtype) -> int:
+    """How many words of a row one thread holds."""
+    size, held = block(n), THREAD_BYTES // _word_bytes(dtype)
+    return min(held if size <= 32 * held else 2 * held, size // 8)
+
+
 def _slices_together(slices: int, n: int, dtype: torch.dtype) -> int:
-    """How many slices of a head, a power of two, one program sorts."""
+    """How many slices of a head one program sorts."""
     fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
-    return min(triton.next_power_of_2(slices), max(1, fit))
+    return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
+
+
+def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
+    """So many slices or more, a power of two: enough that each lane holds as many words as it may.
+
+    With fewer Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
+    """
+    return max(triton.next_power_of_2(slices), 32 * _held(n, dtype) // block(n))
 
 
 def _word_bytes(dtype: torch.dtype) -> int:
@@ -260,185 +323,3 @@ def _potentials_by_torch(projections: Tensor, padding: Tensor | None) -> Tensor:
     phi = torch.nn.functional.pad(steps.cumsum(dim=-1), (1, 0))
     phi = torch.empty_like(phi).scatter_(-1, order, phi)
     return centre(blank(phi, padding, 3), padding)
-
-
-# fmt: off
-@triton.jit
-def load_directions(
-    theta, slices,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, TERMS: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    # fmt: on
-    """theta rounded to OPERAND, below it what the rounding left, `[TERMS * SLICES, BLOCK_D]`."""
-    row = tl.arange(0, TERMS * SLICES)
-    s = row % SLICES
-    exact = load_tile(theta, s, s < slices, D, D, BLOCK_D).to(tl.float32)
-    rounded = exact.to(OPERAND)
-    rest = (exact - rounded.to(tl.float32)).to(OPERAND)
-    return tl.where((row < SLICES)[:, None], rounded, rest)
-
-
-@triton.jit
-def project(
-    directions, tile, SLICES: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr
-):
-    """<theta_l, tile_i>, `[SLICES, tokens]`."""
-    terms = product(directions, tl.trans(tile), directions.dtype, PRECISION)
-    return tl.sum(tl.reshape(terms, [TERMS, SLICES, tile.shape[0]]), 0)
-
-
-@triton.jit
-def query_features(q_tile, query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """query_weight . [q ; |q|^2], `[tokens]`."""
-    d = tl.arange(0, BLOCK_D)
-    u = tl.load(query_weight + d, mask=d < D, other=0.0).to(tl.float32)
-    u_square = tl.load(query_weight + D).to(tl.float32)
-    q_tile = q_tile.to(tl.float32)
-    return tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
-
-
-# fmt: off
-@triton.jit
-def project_kernel(
-    q, k, theta, query_weight, padding, projections, linear,
-    q_b, q_h, q_n, k_b, k_h, k_n,
-    heads, n, slices, slope,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    SLICES: tl.constexpr, TERMS: tl.constexpr,
-    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
-):
-    # fmt: on
-    """A block of tokens of a head on all slices; the products of padded tokens are 0."""
-    head = tl.program_id(0).to(tl.int64)
-    b, h = head // heads, head % heads
-    first = tl.program_id(1) * BLOCK_N
-    i = first + tl.arange(0, BLOCK_N)
-    valid = valid_tokens(padding, b, i, n, HAS_PADDING)
-    q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
-    k_tile = load_tile(k + b * k_b + h * k_h, i.to(tl.int64), valid, k_n, D, BLOCK_D)
-    theta += h * slices * D
-    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
-    x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
-    y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * slope
-
-    s = tl.arange(0, SLICES)
-    target = projections + (head * 2 * slices + s)[:, None] * n + i[None, :]
-    inside = (s < slices)[:, None] & (i < n)[None, :]
-    tl.store(target, x, mask=inside)
-    tl.store(target + slices * n, y, mask=inside)
-    features = tl.zeros([BLOCK_N], tl.float32)
-    if HAS_QUERY_WEIGHT:
-        features += query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D)
-    tl.store(linear + head * n + i, features, mask=i < n)
-
-
-@triton.jit
-def flip_order(bits):
-    """Between the bits of a float32 and an integer that sorts like it; its own inverse."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def sort_words(values, index, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """Distinct integers in the order of `values`, the index in the low bits; invalid ones last."""
-    image = tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
-    return ((image.to(tl.int64) << 32) | index) if WIDE else ((image & -SIZE) | index)
-
-
-@triton.jit
-def sorted_values(words, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """What `sort_words` was given, 0 where not valid; the lost bits at half their range."""
-    image = (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
-    return tl.where(valid, flip_order(image).to(tl.float32, bitcast=True), 0.0)
-
-
-@triton.jit
-def sorted_potentials(
-    x_words, y_words, occupied, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr
-):
-    """Potentials of the sorted queries, 0 at the first and where not occupied, `[ROWS, SIZE]`."""
-    x = sorted_values(x_words, occupied, SIZE, WIDE)
-    y = sorted_values(y_words, occupied, SIZE, WIDE)
-    before = tl.broadcast_to(tl.maximum(tl.arange(0, SIZE) - 1, 0)[None, :], [ROWS, SIZE])
-    steps = (tl.gather(y, before, 1) + y) * (tl.gather(x, before, 1) - x) * 0.5
-    return tl.where(occupied, tl.cumsum(steps, 1), 0.0)
-
-
-@triton.jit
-def centred(f, valid):
-    """f minus its mean over the valid tokens, 0 elsewhere."""
-    f = tl.where(valid, f, 0.0)
-    count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
-    return tl.where(valid, f - tl.sum(f) / count, 0.0)
-
-
-# Without a known alignment of the rows, a thread loads single words, as `sort_rows` wants them.
-# fmt: off
-@triton.jit(do_not_specialize=["n"])
-def potential_kernel(
-    projections, padding, weight, phi, shares,
-    heads, n, slices,
-    SLICES: tl.constexpr, BLOCK_N: tl.constexpr, HELD: tl.constexpr, WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
-):
-    # fmt: on
-    """SLICES slices of a head; with a weight, their share of the weighted sum as well."""
-    head = tl.program_id(0).to(tl.int64)
-    b, h = head // heads, head % heads
-    first = tl.program_id(1) * SLICES
-    RUN: tl.constexpr = BLOCK_N // HELD
-    column = tl.arange(0, SLICES * RUN)[None, :]
-    i = tl.arange(0, HELD)[:, None] * RUN + column % RUN
-    row = first + column // RUN
-    inside = (row < slices) & (i < n)
-    valid = inside & valid_tokens(padding, b, i, n, HAS_PADDING)
-    x_row = projections + head * 2 * slices * n + row * n
-    y = tl.load(x_row + slices * n + i, mask=inside, other=0.0)
-    y_words = sort_rows(sort_words(y, i, valid, BLOCK_N, WIDE), SLICES)
-    x = tl.load(x_row + i, mask=inside, other=0.0)
-    if not WIDE:
-        # Only differences of x count: those to some token lose less to the index than x itself.
-        x -= tl.load(x_row, mask=row < slices, other=0.0)
-    x_words = sort_rows(sort_words(x, i, valid, BLOCK_N, WIDE), SLICES)
-
-    place = tl.arange(0, BLOCK_N)
-    count = n
-    if HAS_PADDING:
-        count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
-    s = first + tl.arange(0, SLICES)
-    occupied = (s < slices)[:, None] & (place < count)[None, :]
-    values = sorted_potentials(x_words, y_words, occupied, SLICES, BLOCK_N, WIDE)
-    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
-
-    token = (x_words & (BLOCK_N - 1)).to(tl.int32)
-    phi += (head * slices + s)[:, None] * n
-    tl.store(phi + token, values, mask=(s < slices)[:, None] & (token < n))
-    if HAS_WEIGHT:
-        tl.debug_barrier()  # each token's potentials were written by other threads
-        w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
-        inside = (s < slices)[:, None] & (place < n)[None, :]
-        values = tl.load(phi + place[None, :], mask=inside, other=0.0)
-        shares += (head * tl.num_programs(1) + tl.program_id(1)) * n + place
-        f = tl.sum(values * w[:, None], 0)
-        if ALONE:
-            f += tl.load(shares, mask=place < n, other=0.0)
-            f = centred(f, valid_tokens(padding, b, place, n, HAS_PADDING))
-        tl.store(shares, f, mask=place < n)
-
-
-@triton.jit
-def sum_kernel(
-    shares, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
-):
-    """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
-    head = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BLOCK_N)
-    valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)
-    f_hat += head * n + i
-    f = tl.load(f_hat, mask=valid, other=0.0)
-    for group in range(groups):
-        f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
-    tl.store(f_hat, centred(f, valid), mask=i < n)

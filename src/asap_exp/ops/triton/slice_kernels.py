@@ -1,0 +1,174 @@
+"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weigh."""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.projection import load_directions, project_tokens
+from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
+from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
+from asap_exp.ops.triton.tiles import valid_tokens
+
+
+@triton.jit
+def centred(f, valid):
+    """f minus its mean over the valid tokens, 0 elsewhere."""
+    f = tl.where(valid, f, 0.0)
+    count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
+    return tl.where(valid, f - tl.sum(f) / count, 0.0)
+
+
+# fmt: off
+@triton.jit
+def sort_sides(
+    projections, padding, b, first, row, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Words of a head's queries and images of its keys `[TOGETHER, SIZE]`, their rows sorted."""
+    RUN: tl.constexpr = SIZE // HELD
+    place = tl.arange(0, TOGETHER * SIZE)
+    i = place // (TOGETHER * RUN) * RUN + place % RUN
+    end = SIZE if EVEN else n
+    inside = (row < slices) & (i < end)
+    valid = valid_tokens(padding, b, i, end, HAS_PADDING)
+    y = tl.load(projections + (slices + row) * n + i, mask=inside, other=0.0)
+    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
+    x = dealt(tl.load(projections + row * n + i, mask=inside, other=0.0), TOGETHER, HELD)
+    if not WIDE:
+        # Only differences of x count: those to some token lose less to the index than x itself.
+        s = first + tl.arange(0, TOGETHER)
+        x -= tl.load(projections + s * n, mask=s < slices, other=0.0)[:, None, None]
+    i, valid = dealt(i, TOGETHER, HELD), dealt(valid, TOGETHER, HELD)
+    return sort_rows(sort_words(x, i, valid, SIZE, WIDE)), y_images
+
+
+# fmt: off
+@triton.jit
+def weigh(
+    phi, weight, shares, padding, b, first, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
+    HAS_PADDING: tl.constexpr, ALONE: tl.constexpr,
+):
+    # fmt: on
+    """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that."""
+    i = tl.arange(0, SIZE)
+    s = first + tl.arange(0, TOGETHER)
+    end = SIZE if EVEN else n
+    inside = (s < slices)[:, None] & (i < end)[None, :]
+    values = tl.load(phi + s[:, None] * n + i[None, :], mask=inside, other=0.0)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    f = tl.sum(values * w[:, None], 0)
+    if ALONE:
+        f += tl.load(shares + i, mask=i < end, other=0.0)
+        f = centred(f, valid_tokens(padding, b, i, end, HAS_PADDING))
+    tl.store(shares + i, f, mask=i < end)
+
+
+# fmt: off
+@triton.jit
+def sort_slices(
+    group, head, projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+):
+    # fmt: on
+    """Some slices of a head; with a weight, their share of the weighted sum as well."""
+    b, h = head // heads, head % heads
+    first = group * TOGETHER
+    row = first + tl.arange(0, TOGETHER * SIZE) % (TOGETHER * SIZE // HELD) // (SIZE // HELD)
+    x_words, y_images = sort_sides(
+        projections + head * 2 * slices * n, padding, b, first, row, n, slices,
+        TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+    )  # fmt: skip
+    tl.debug_barrier()  # phi may be where x was
+
+    end = SIZE if EVEN else n  # a constant makes masks vanish
+    count = end
+    place = tl.arange(0, SIZE)
+    if HAS_PADDING:
+        count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
+    values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+    if not HAS_WEIGHT:
+        occupied = place[None, :] < count
+        values = tl.where(occupied, values, 0.0)
+        share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
+
+    phi += head * phi_h
+    token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
+    inside = (row < slices) & (token < end)
+    tl.store(phi + row * n + token, undealt(values, HELD), mask=inside)
+    if HAS_WEIGHT:
+        tl.debug_barrier()  # each token's potentials were written by other threads
+        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n
+        weigh(
+            phi, weight + h * slices, shares, padding, b, first, n, slices,
+            TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE,
+        )  # fmt: skip
+
+
+# `sort_slices` wants `n` not specialised: a thread then loads single words.
+# fmt: off
+@triton.jit(do_not_specialize=["n"])
+def potential_kernel(
+    projections, padding, weight, phi, shares,
+    phi_h, heads, n, slices,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+):
+    """One program a few slices of a head."""
+    sort_slices(
+        tl.program_id(1), tl.program_id(0).to(tl.int64), projections, padding, weight, phi, shares,
+        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        HAS_WEIGHT, ALONE,
+    )
+
+
+@triton.jit(do_not_specialize=["n"])
+def dual_kernel(
+    q, k, theta, query_weight, padding, weight, projections, f_hat,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, slices, slope,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+    SLICES: tl.constexpr, TERMS: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+):
+    """One program a head, from the projections to f_hat."""
+    head = tl.program_id(0).to(tl.int64)
+    theta += head % heads * slices * D
+    directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
+    for first in tl.range(0, n, TOKENS):
+        project_tokens(
+            first, head, directions, q, k, query_weight, padding, projections, f_hat,
+            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
+            D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_PRECISION, HAS_PADDING, HAS_QUERY_WEIGHT,
+        )
+    tl.debug_barrier()  # what other threads projected
+    sort_slices(
+        0, head, projections, padding, weight, projections, f_hat,
+        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        True, True,
+    )
+# fmt: on
+
+
+@triton.jit
+def sum_kernel(
+    shares, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
+):
+    """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
+    head = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)
+    f_hat += head * n + i
+    f = tl.load(f_hat, mask=valid, other=0.0)
+    for group in range(groups):
+        f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
+    tl.store(f_hat, centred(f, valid), mask=i < n)

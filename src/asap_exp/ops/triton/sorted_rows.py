@@ -1,0 +1,100 @@
+"""Potentials of sorted rows: integers that sort like floats, and sums along rows in registers.
+
+The integer of a query's projection x, mapped so that the order stays, has the token's index in its
+low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32, of which the index takes
+ceil(log2 n) off the end of x: a relative error of at most 4e-6 at n = 64, 6e-5 at 1024, 2.4e-4 at
+4096. Of a key's projection y only the values count, all 32 bits of them.
+"""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.sorting import exchange, log2
+
+LARGEST = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def flip_order(bits):
+    """Between the bits of a float32 and an integer that sorts like it; its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def sort_images(values, valid):
+    """int32 in the order of float32 `values`; invalid ones last."""
+    return tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
+
+
+@triton.jit
+def sort_words(values, index, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Distinct integers in the order of `values`, the index in the low bits; invalid ones last."""
+    image = sort_images(values, valid)
+    return ((image.to(tl.int64) << 32) | index) if WIDE else ((image & -SIZE) | index)
+
+
+@triton.jit
+def sorted_images(words, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """The images in words, the bits that the index took at half their range."""
+    return (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
+
+
+@triton.jit
+def image_values(images):
+    """What `sort_images` was given."""
+    return flip_order(images).to(tl.float32, bitcast=True)
+
+
+# Below, rows are `[rows, 2, 2, ...]`. Neighbours are in one thread, HELD of them: along the last
+# axes, which are split off one by one until a thread has one value a row.
+
+
+@triton.jit
+def exchange_floats(values, axis: tl.constexpr):
+    return exchange(values.to(tl.int32, bitcast=True), axis).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def before(values, run, HELD: tl.constexpr):
+    """Each value's predecessor in its row; anything at the first."""
+    if HELD > 1:
+        even, odd = tl.split(values)
+        found = tl.join(before(odd, run, HELD // 2), even)
+    else:
+        found = values
+        for bit in tl.static_range(len(values.shape) - 1):
+            values = exchange_floats(values, len(values.shape) - 1 - bit)
+            # `values` are now those at run ^ (2^(bit + 1) - 1).
+            found = tl.where((run & -run) == 2**bit, values, found)
+    return found
+
+
+@triton.jit
+def sums_before(values, run, HELD: tl.constexpr):
+    """The sum of all values before each in its row."""
+    if HELD > 1:
+        even, odd = tl.split(values)
+        sums = sums_before(even + odd, run, HELD // 2)
+        sums = tl.join(sums, sums + even)
+    else:
+        sums = tl.zeros_like(values)
+        for bit in tl.static_range(len(values.shape) - 1):
+            other = exchange_floats(values, len(values.shape) - 1 - bit)
+            sums += tl.where((run >> bit) & 1 == 1, other, 0.0)
+            values += other
+    return sums
+
+
+@triton.jit
+def sorted_potentials(x_words, y_images, count, HELD: tl.constexpr, WIDE: tl.constexpr):
+    """Potentials of the sorted queries `[ROWS, SIZE]`, 0 at the first; anything after `count`."""
+    ROWS: tl.constexpr = x_words.shape[0]
+    SIZE: tl.constexpr = x_words.shape[1]
+    PAIRS: tl.constexpr = [ROWS] + [2] * log2(SIZE)
+    x = tl.reshape(image_values(sorted_images(x_words, SIZE, WIDE)), PAIRS)
+    y = tl.reshape(image_values(y_images), PAIRS)
+    place = tl.reshape(tl.arange(0, SIZE), [1] + [2] * log2(SIZE))
+    run = tl.reshape(tl.arange(0, SIZE // HELD), [1] + [2] * log2(SIZE // HELD))
+    steps = (before(y, run, HELD) + y) * (before(x, run, HELD) - x) * 0.5
+    steps = tl.where((place > 0) & (place < count), steps, 0.0)
+    return tl.reshape(sums_before(steps, run, HELD) + steps, [ROWS, SIZE])
