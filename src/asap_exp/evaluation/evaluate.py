@@ -176,10 +176,13 @@ def backend(net: nn.Module, device: torch.device) -> str:
 def evaluation_key(
     artifacts: list[Artifact], data: TaskDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of the same maps on the same samples, kind of device and settings."""
+    """Equal for evaluations of the same maps on the same samples, kind of device and settings.
+
+    Maps that differ in `refine`, or in what a budget chose, may have the same tensors.
+    """
     return short_hash(
         {
-            "artifacts": [artifact.identity["tensors_sha256"] for artifact in artifacts],
+            "artifacts": [artifact.identity for artifact in artifacts],
             "test": data.identity["test_sha256"],
             "device": device_name(device),
             "config": without(public, ("logger", "accelerator", "task")),
