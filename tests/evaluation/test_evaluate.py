@@ -204,6 +204,13 @@ def test_unfinished_map_is_refused(pipeline: Pipeline) -> None:
         run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")
 
 
+@pytest.mark.parametrize("folder", ["/", "nowhere", "{results}/runs"])
+def test_folder_without_a_map_is_refused(pipeline: Pipeline, folder: str) -> None:
+    folder = folder.format(results=pipeline.results)
+    with pytest.raises(UserError, match=f"^artifact={folder} holds no finished map; .*RUN/distill"):
+        run_evaluate(pipeline.results, f"artifact={folder}")
+
+
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match=r"asap_exp\.distill task=cifar \+layer=frozen"):
         run_evaluate(pipeline.results, "task=cifar")
