@@ -176,10 +176,13 @@ def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
     problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
     sums, targets = module.record(problem, problem.fit, ["first", "second"], 2**30)
     one_batch = sum(kept[0].nbytes for kept in targets.values())
-    for room, kept in ((0, 0), (1, 1), (one_batch, 1), (one_batch + 1, 2), (2**30, 4)):
+    rooms = {0: [], 1: [0], one_batch: [0], 2 * one_batch: [0, 2], 4 * one_batch: [0, 1, 2, 3]}
+    for room, kept in rooms.items():
         some_sums, some = module.record(problem, problem.fit, ["first", "second"], room)
         for path in sums:
-            assert len(some[path]) == kept
+            assert len(some[path]) == len(kept)
+            for target, number in zip(some[path], kept, strict=True):
+                assert torch.equal(target.q, targets[path][number].q)
             assert torch.equal(some_sums[path].gram, sums[path].gram)
 
 

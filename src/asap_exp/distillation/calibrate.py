@@ -156,7 +156,11 @@ def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
 def record(
     problem: Problem, batches: Batches, group: list[str], room: int
 ) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
-    """The sums over all batches, and the first batches themselves until they fill `room` bytes."""
+    """The sums over all batches, and of the batches themselves as many as `room` bytes hold.
+
+    At least one; where not all fit, every second, fourth, ... of them: texts come from short to
+    long, and a fit must see both.
+    """
     layers = attention_layers(problem.net)
     sums = {path: NormalEquations(candidates(problem, path)) for path in group}
     targets: dict[str, list[Target]] = {path: [] for path in group}
@@ -165,15 +169,21 @@ def record(
         "Calibrating",
         len(batches),
     )
-    for inputs in recorded:
-        keep = room > 0
+    stride = 1
+    for number, inputs in enumerate(recorded):
         for path in group:
             teacher = sinkhorn(layers[path])
             sums[path].add(inputs[path], teacher)
-            if keep:
+            if room and number % stride == 0:
                 targets[path].append(teacher_target(inputs[path], teacher))
-                room -= targets[path][-1].nbytes
+        while num_bytes(targets) > room and len(targets[group[0]]) > 1:
+            targets = {path: kept[::2] for path, kept in targets.items()}
+            stride *= 2
     return sums, targets
+
+
+def num_bytes(targets: Mapping[str, Sequence[Target]]) -> int:
+    return sum(target.nbytes for kept in targets.values() for target in kept)
 
 
 def candidates(problem: Problem, path: str) -> Tensor:
