@@ -232,7 +232,14 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"loader": ["text", "text"]}, "type str without any tensor"),
         ({"layers": []}, "names no layer; the model has first, second"),
         ({"layers": ["third"]}, "no attention layer at third; the model has first, second"),
+        ({"layers": "first"}, r"layers='first' must be a list .*\['first'\]"),
+        ({"steps": "ridge"}, r"steps='ridge' must be a list .*\['ridge'\]"),
         ({"slices": 0}, r"slices=0 is not allowed"),
+        ({"slices": 2.0}, r"slices=2.0 has the wrong type; it must be a whole number"),
+        ({"seed": True}, r"seed=True has the wrong type; it must be a whole number"),
+        ({"kl": {"lr": 1}}, r"kl=\{'lr': 1\} has the wrong type; .* DescentConfig"),
+        ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
+        ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
         ({"steps": ("kl",)}, "must begin with ridge"),
         ({"holdout": 1.0}, "holdout=1.0 is not allowed"),
         ({"forward": lambda model, batch: model.first(batch[0])}, "did not run .* at second"),
@@ -242,6 +249,25 @@ def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, 
     options = {"loader": loader(), **options}
     with pytest.raises(UserError, match=words):
         asap_exp.compile(teacher, **options)
+
+
+def test_predictions_of_another_type_are_refused_by_end_to_end_alone(teacher: Classifier) -> None:
+    def forward(model: nn.Module, batch: tuple[Tensor, None]) -> dict[str, Tensor]:
+        return {"logits": model(batch[0])}
+
+    asap_exp.compile(teacher, loader(), steps=("ridge",), slices=2, forward=forward)
+    with pytest.raises(UserError, match=r"gives a dict where end_to_end needs .*\['logits'\]"):
+        asap_exp.compile(teacher, loader(), **SMALL, steps=("ridge", "end_to_end"), forward=forward)
+
+
+def test_drift_and_load_take_no_other_precision_or_backend(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    with pytest.raises(UserError, match=r"precision=half .* 32-true, bf16-mixed, 16-mixed"):
+        asap_exp.drift(compiled, tokens(9), precision="half")
+    with pytest.raises(UserError, match=r"backend=cuda .* auto, reference, triton"):
+        asap_exp.load_compiled(teacher, tmp_path, backend="cuda")
 
 
 def test_only_compiled_models_are_saved(teacher: Classifier, tmp_path: Path) -> None:

@@ -343,7 +343,8 @@ BAD_VALUES = {
         "calibration.samples=0": "at least 1",
         "calibration.holdout=0": "at least 1",
         "calibration.batch_size=0": "at least 1",
-        "calibration.seed=-1": "at least 0",
+        "calibration.seed=-1": "at least 0 and at most 4294967295",
+        "calibration.seed=4294967296": "at least 0 and at most 4294967295",
         "accelerator=tpu": "auto, cpu, gpu",
     },
     "evaluate": {
@@ -534,6 +535,19 @@ def test_one_budget_at_a_time():
     assert "budget.accuracy_drop=1.0 and budget.latency_ratio=0.5 are two budgets" in words
 
 
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        ("evaluate", "truncations=[1, 2, 1]"),
+        ("distill", "budget.slices=[4, 4]"),
+        ("distill", "budget.refine=[0, 0]"),
+        ("distill", "budget.truncations=[3, 3]"),
+    ],
+)
+def test_nothing_is_measured_twice_under_one_name(stage, override):
+    assert refused(stage, override) == f"{override} is not allowed; it must name none twice"
+
+
 @pytest.mark.parametrize("name", ["sequential", "end_to_end"])
 def test_budget_refuses_calibrations_in_which_layers_depend_on_each_other(name):
     words = refused("distill", f"calibration={name}", "budget.accuracy_drop=1")
@@ -571,9 +585,16 @@ def test_benchmark_has_one_amount_of_work_in_every_row():
     assert message.startswith("cpu.tokens=4096 must be a multiple of cpu.heads x n = 4 x 48")
 
 
-@pytest.mark.parametrize("override", ["cpu.methods=[flash,flash]", "cpu.n=[]", "gpu.n=[64,64]"])
-def test_benchmark_names_a_row_or_a_method_once(override):
-    assert "at least one, and none twice" in refused("benchmark", override)
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("cpu.methods=[flash,flash]", "none twice"),
+        ("cpu.n=[]", "at least one"),
+        ("gpu.n=[64,64]", "none twice"),
+    ],
+)
+def test_benchmark_names_a_row_or_a_method_once(override, words):
+    assert f"must name {words}" in refused("benchmark", override)
 
 
 @pytest.mark.parametrize("override", ["teacher=somewhere", "task=digits"])

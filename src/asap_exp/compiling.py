@@ -16,7 +16,8 @@ from torch import nn
 
 from asap_exp.attention import AsapAttention, attention_layers, swap_attention
 from asap_exp.attention.layer import layers_at
-from asap_exp.config import CalibrationConfig, DescentConfig
+from asap_exp.config import DESCENTS, CalibrationConfig, DescentConfig
+from asap_exp.devices import AUTOCAST_DTYPES
 from asap_exp.distillation.artifact import (
     Artifact,
     check_belongs,
@@ -29,13 +30,15 @@ from asap_exp.distillation.batches import call, content_hash, num_samples, on_de
 from asap_exp.distillation.calibrate import Problem, calibrate
 from asap_exp.distillation.capture import Forward, device_of, layer_inputs
 from asap_exp.distillation.drift import column_errors, drift_ratios
-from asap_exp.errors import UserError, check_range
-from asap_exp.ops._backend import check_backend
+from asap_exp.errors import UserError, check_choice, check_range
+from asap_exp.ops._backend import BACKENDS
 from asap_exp.tensors import fingerprint
 
 KL = DescentConfig(updates=300, lr=0.03)
 LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
 END_TO_END = DescentConfig(updates=200, lr=0.01)
+
+PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
 
 def compile(
@@ -69,11 +72,26 @@ def compile(
     `holdout`, stop the steps by gradient early. `forward` runs a model on one batch; for
     `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
-    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/.
+    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/; `kl`,
+    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.config.
     UserError where the model has no Sinkhorn layer or the loader gives fewer than two batches.
     """
+    check_types(
+        slices=slices,
+        candidates=candidates,
+        refine=refine,
+        samples=samples,
+        memory_mib=memory_mib,
+        seed=seed,
+        kl=kl,
+        learned_slices=learned_slices,
+        end_to_end=end_to_end,
+    )
+    check_names("steps", steps)
     check_range("holdout", holdout, above=0, below=1)
     check_range("samples", samples, minimum=2)
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("backend", backend, BACKENDS)
     paths = sinkhorn_paths(model, layers)
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
@@ -124,6 +142,7 @@ def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto"
     `folder` is what `save_compiled` or `python -m asap_exp.distill` wrote. UserError where its
     files are missing or damaged, or were made from another teacher.
     """
+    check_choice("backend", backend, BACKENDS)
     artifact = load_artifact(Path(folder))
     check_belongs(artifact, teacher_identity(model), Path(folder))
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
@@ -141,6 +160,7 @@ def drift(
     About 1 while the activations are like those of the calibration; more where they drift away. It
     builds the plans `[B, H, N, N]`, so it costs more than a forward pass: for now and then.
     """
+    check_choice("precision", precision, PRECISIONS)
     artifact = artifact_of(model)
     batches = [on_device(batch, device_of(model))]
     now = column_errors(model, batches, artifact.layers, precision, forward)
@@ -150,7 +170,6 @@ def drift(
 def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
     for layer in layers_at(compiled, artifact.layers).values():
         if isinstance(layer.attend, AsapAttention):
-            check_backend(backend)
             layer.attend.backend = backend
     compiled.asap_artifact = artifact  # type: ignore[assignment]
 
@@ -185,6 +204,7 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
         )
     if layers is None:
         return list(found)
+    check_names("layers", layers)
     if not layers:
         raise UserError(f"layers=[] names no layer; the model has {', '.join(found)}")
     for path, layer in layers_at(model, layers).items():
@@ -194,6 +214,21 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
                 f"be compiled: {', '.join(found)}"
             )
     return [path for path in found if path in layers]
+
+
+def check_types(**given: Any) -> None:
+    """Refuses what is neither a whole number nor, of a step by gradient, a `DescentConfig`."""
+    for name, value in given.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        wanted = "a DescentConfig(updates=..., lr=...)" if name in DESCENTS else "a whole number"
+        if not (isinstance(value, DescentConfig) if name in DESCENTS else whole):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be {wanted}")
+
+
+def check_names(name: str, given: Sequence[str]) -> None:
+    """Refuses one name in the place of a list of them, which would be read letter by letter."""
+    if isinstance(given, str):
+        raise UserError(f"{name}={given!r} must be a list of names, for example [{given!r}]")
 
 
 def check_reached(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asap_exp.errors import UserError, check_choice, check_range
+from asap_exp.errors import UserError, check_choice, check_distinct, check_range
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -373,7 +373,7 @@ class CalibrationConfig:
             check_range(f"calibration.{step}.lr", settings.lr, above=0)
         for key in ("samples", "holdout", "batch_size", "memory_mib"):
             check_range(f"calibration.{key}", getattr(self, key), minimum=1)
-        check_range("calibration.seed", self.seed, minimum=0)
+        check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything but the settings of steps that are not taken."""
@@ -437,6 +437,7 @@ class BudgetConfig:
         for key, minimum in (("slices", 1), ("refine", 0), ("truncations", 1)):
             for value in getattr(self, key):
                 check_range(f"budget.{key}", value, minimum=minimum)
+            check_distinct(f"budget.{key}", getattr(self, key))
         self.latency.check("budget.latency")
 
     @property
@@ -504,6 +505,7 @@ class EvaluateConfig:
         check_range("fidelity_samples", self.fidelity_samples, minimum=1)
         for num_iters in self.truncations:
             check_range("truncations", num_iters, minimum=1)
+        check_distinct("truncations", self.truncations)
 
 
 @dataclass
@@ -526,8 +528,9 @@ class SuiteConfig:
         check_choice(f"{name}.dtype", self.dtype, ("bfloat16", "float16", "float32"))
         for key in ("n", "methods"):
             given = getattr(self, key)
-            if not given or len(set(given)) < len(given):
-                raise UserError(f"{name}.{key}={given} must name at least one, and none twice")
+            if not given:
+                raise UserError(f"{name}.{key}={given} must name at least one")
+            check_distinct(f"{name}.{key}", given)
         for n in self.n:
             check_range(f"{name}.n", n, minimum=1)
             if self.tokens % (self.heads * n):

@@ -15,6 +15,12 @@ def check_choice(key: str, value: object, allowed: tuple) -> None:
         )
 
 
+def check_distinct(key: str, values: list) -> None:
+    """Raises UserError where `values` names something twice."""
+    if len(set(values)) < len(values):
+        raise UserError(f"{key}={values} is not allowed; it must name none twice")
+
+
 def check_range(
     key: str,
     value: float,

@@ -240,13 +240,19 @@ def has_dual(config: TrainConfig) -> bool:
     return issubclass(attention_class(config.attention["name"]), SinkhornAttention)
 
 
-def check_teacher(run: Run, task: str | None) -> None:
-    config = run.config
-    if task is not None and config.task.name != task:
+def check_task(run: Run, task: str | None) -> None:
+    """UserError where there is no run, or one of another task than `task`, if one is named."""
+    trained = run.config.task.name
+    if task is not None and trained != task:
         raise UserError(
-            f"{run.path} was trained on task {config.task.name}, but task={task} was asked for; "
-            f"give task={config.task.name}, or another teacher"
+            f"{run.path} was trained on task {trained}, but task={task} was asked for; "
+            f"give task={trained}, or another run"
         )
+
+
+def check_teacher(run: Run, task: str | None) -> None:
+    check_task(run, task)
+    config = run.config
     if not run.finished:
         raise UserError(
             f"{run.path} holds no finished teacher; finish it with the command in its "

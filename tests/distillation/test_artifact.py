@@ -58,6 +58,13 @@ def test_damaged_identity_is_refused(pipeline: Pipeline) -> None:
         run_evaluate(pipeline.results)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"format": 1}'])
+def test_identity_of_another_format_is_refused(pipeline: Pipeline, content: str) -> None:
+    (pipeline.artifact / "asap.json").write_text(content)
+    with pytest.raises(UserError, match=r"asap\.json has format (None|1); this version reads 2"):
+        load_artifact(pipeline.artifact)
+
+
 def test_tensors_of_another_artifact_are_refused(pipeline: Pipeline) -> None:
     other = run_distill(pipeline.results, "calibration.seed=1")
     (other / "asap.safetensors").write_bytes((pipeline.artifact / "asap.safetensors").read_bytes())

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import (
-    AsapAttention,
     attention_layers,
     swapped,
 )
@@ -151,13 +150,35 @@ def test_sequential_fits_the_second_layer_on_what_the_compiled_first_one_gives(
         if name != "theta":
             assert not torch.equal(*second)
     with swapped(net, {"first": sequential.maps["first"]}):
-        again = run_second(net)
+        again = run_second(net).maps["second"]
     assert torch.equal(again.weight, sequential.maps["second"].weight)
 
 
-def run_second(net: nn.Module) -> AsapAttention:
-    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config("ridge", slices=1), "32-true")
-    return calibrate(problem, ["second"]).maps["second"]
+@pytest.mark.parametrize("steps", ["ridge", "learned"])
+def test_sequential_control_follows_the_control_before_it_whatever_slices_the_map_has(
+    net: Classifier, steps: str
+) -> None:
+    few, many = (run(net, steps, sequential=True, slices=slices) for slices in (1, 3))
+    control = few.controls["second"].query_weight
+    assert torch.equal(control, many.controls["second"].query_weight)
+    with swapped(net, {"first": few.controls["first"]}):
+        again = run_second(net, steps).controls["second"]
+    assert torch.equal(control, again.query_weight)
+
+
+def run_second(net: nn.Module, steps: str = "ridge") -> Calibration:
+    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config(steps, slices=1), "32-true")
+    return calibrate(problem, ["second"])
+
+
+def test_controls_step_by_what_they_miss_themselves(net: Classifier) -> None:
+    """A step is as long as the features of a map or a control alone leave of the dual."""
+    few, many = (run(net, "learned", slices=slices) for slices in (1, 3))
+    for path in few.controls:
+        control = few.scales["controls"][path]
+        assert (control > few.scales["maps"][path][:, 1:]).all()
+        assert torch.equal(control, many.scales["controls"][path])
+        assert torch.equal(few.controls[path].query_weight, many.controls[path].query_weight)
 
 
 def test_teacher_is_left_as_it_was(net: Classifier) -> None:
@@ -176,10 +197,13 @@ def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
     problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
     sums, targets = module.record(problem, problem.fit, ["first", "second"], 2**30)
     one_batch = sum(kept[0].nbytes for kept in targets.values())
-    for room, kept in ((0, 0), (1, 1), (one_batch, 1), (one_batch + 1, 2), (2**30, 4)):
+    rooms = {0: [], 1: [0], one_batch: [0], 2 * one_batch: [0, 2], 4 * one_batch: [0, 1, 2, 3]}
+    for room, kept in rooms.items():
         some_sums, some = module.record(problem, problem.fit, ["first", "second"], room)
         for path in sums:
-            assert len(some[path]) == kept
+            assert len(some[path]) == len(kept)
+            for target, number in zip(some[path], kept, strict=True):
+                assert torch.equal(target.q, targets[path][number].q)
             assert torch.equal(some_sums[path].gram, sums[path].gram)
 
 

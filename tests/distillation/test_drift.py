@@ -28,3 +28,12 @@ def test_ratio_is_now_over_then() -> None:
     assert drift_ratios({"a": 0.3, "b": 0.2}, {"a": 0.1, "b": 0.2, "c": 1}) == pytest.approx(
         {"a": 3, "b": 1}
     )
+
+
+def test_columns_without_error_have_not_drifted_and_may_drift() -> None:
+    """Of one token, or of uniform attention, the columns are exact."""
+    exact = {"a": 0.0, "b": 0.0}
+    assert drift_ratios(exact, exact) == {"a": 1, "b": 1}
+    drifted = drift_ratios({"a": 0.1, "b": 1e-9}, exact)
+    assert 1e5 < drifted["a"] < float("inf")
+    assert drifted["b"] == 1

@@ -175,6 +175,19 @@ def test_logger_and_accelerator_are_no_part_of_an_evaluation(pipeline: Pipeline)
     assert run_evaluate(pipeline.results, "fidelity_samples=8") != pipeline.record
 
 
+def test_maps_of_the_same_tensors_have_records_of_their_own(pipeline: Pipeline) -> None:
+    """The ridge fit is the same whatever refines its dual."""
+    other = run_distill(pipeline.results, "calibration.refine=1")
+    tensors = [(folder / "asap.safetensors").read_bytes() for folder in (pipeline.artifact, other)]
+    assert tensors[0] == tensors[1]
+    records = {
+        refine: run_evaluate(pipeline.results, f"artifact={folder}")
+        for refine, folder in ((0, pipeline.artifact), (1, other))
+    }
+    for refine, record in records.items():
+        assert read_json(record)["artifact"]["refine"] == refine
+
+
 def test_number_that_is_not_finite_is_written_as_null(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +202,13 @@ def test_unfinished_map_is_refused(pipeline: Pipeline) -> None:
     write_json(pipeline.artifact / "manifest.json", {**manifest, "status": "failed"})
     with pytest.raises(UserError, match="holds no finished map"):
         run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")
+
+
+@pytest.mark.parametrize("folder", ["/", "nowhere", "{results}/runs"])
+def test_folder_without_a_map_is_refused(pipeline: Pipeline, folder: str) -> None:
+    folder = folder.format(results=pipeline.results)
+    with pytest.raises(UserError, match=f"^artifact={folder} holds no finished map; .*RUN/distill"):
+        run_evaluate(pipeline.results, f"artifact={folder}")
 
 
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:

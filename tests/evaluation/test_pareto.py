@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asap_exp.evaluation.figures import PERPLEXITY, near_the_teacher
+from asap_exp.evaluation.figures import near_the_teacher
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import points, verdict
 from asap_exp.evaluation.records import Group, grouped, load_records, main_rows
@@ -71,6 +71,16 @@ def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
     }
 
 
+def test_teacher_that_was_not_timed_is_still_what_others_are_near_to() -> None:
+    untimed = {**ROWS[0], "model_ms": None}
+    found = group([untimed, *ROWS[1:], row("softmax_swapped", "softmax", 0.8, 3)])
+    assert "teacher" not in {point["key"] for point in points(found)}
+    near = near_the_teacher(points(found), found)
+    assert {point["key"] for point in near} == {point["key"] for point in points(group())} - {
+        "teacher"
+    }
+
+
 def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
     (point,) = [point for point in points(group()) if point["key"] == "map_a"]
     assert (point["n"], point["label"]) == (2, "ASAP, 2 slices")
@@ -115,7 +125,7 @@ def test_masked_language_models_are_compared_by_their_perplexity() -> None:
     }
     assert "At n = 128 tokens at most, Sinkhorn with T' of 2 has a map" in verdict(masked)
     assert "of no higher perplexity; with T' of 8 it has none" in verdict(masked)
-    near = near_the_teacher(points(masked), PERPLEXITY)
+    near = near_the_teacher(points(masked), masked)
     assert [point["key"] for point in near] == ["truncated_8", "teacher"]
 
 

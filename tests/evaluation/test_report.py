@@ -155,10 +155,13 @@ def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:
     assert float(rows[0]["layer_ms_median"]) == record["rows"][0]["layer_ms"]["median"]
 
 
-def test_record_without_manifest_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
-    del record["manifests"]["evaluate"]
+@pytest.mark.parametrize("stage", ["train", "distill", "evaluate"])
+def test_record_without_manifest_is_refused(
+    record: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    del record["manifests"][stage]
     write_json(tmp_path / "a.json", record)
-    with pytest.raises(UserError, match="has no manifest"):
+    with pytest.raises(UserError, match=f"has no manifest of {stage}"):
         load_records(tmp_path)
 
 
@@ -202,3 +205,23 @@ def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None
     averaged = next(group for group in groups if len(group.records) == 2)
     assert "Trained, from weights of task digits_mlm, on train" in group_caption(averaged)
     assert "from weights" not in group_caption(Group("x", [record]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [([], "no evaluation record of this version"), ({"format": 1}, "has no manifest of train")],
+)
+def test_damaged_record_of_a_run_is_refused(
+    pipeline: Pipeline, tmp_path: Path, content: Any, words: str
+) -> None:
+    write_json(pipeline.record, content)
+    with pytest.raises(UserError, match=rf"metrics\.json .*{words}"):
+        run_report(pipeline.results, f"out={tmp_path}")
+    assert not (tmp_path / "records").exists()
+
+
+def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    run = f"run={pipeline.teacher.path}"
+    with pytest.raises(UserError, match="was trained on task digits, but task=cifar was asked for"):
+        run_report(pipeline.results, run, "task=cifar", f"out={tmp_path}")
+    assert run_report(pipeline.results, run, "task=digits", f"out={tmp_path}") is not None

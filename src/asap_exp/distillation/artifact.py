@@ -136,10 +136,10 @@ def save_artifact(folder: Path, artifact: Artifact) -> None:
 def load_artifact(folder: Path) -> Artifact:
     """UserError where a file is missing or damaged, or the two do not belong together."""
     identity = read_json(folder / IDENTITY)
-    if identity.get("format") != FORMAT:
+    version = identity.get("format") if isinstance(identity, dict) else None
+    if version != FORMAT:
         raise UserError(
-            f"{folder / IDENTITY} has format {identity.get('format')}; this version reads "
-            f"{FORMAT}. Distill again"
+            f"{folder / IDENTITY} has format {version}; this version reads {FORMAT}. Distill again"
         )
     tensors = load_tensors(folder / TENSORS)
     if fingerprint(tensors) != identity.get("tensors_sha256"):

@@ -3,6 +3,7 @@
 Imports neither Hydra nor Lightning: `distill` and `asap_exp.compile` both call it.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +37,9 @@ from asap_exp.distillation.stacking import (
 
 MIB = 2**20
 
+KINDS = ("maps", "controls")
+"""What is calibrated, by the same steps: fields of `Calibration`."""
+
 
 class Batches(Protocol):
     """A loader: so many batches, the same ones whenever it is iterated over."""
@@ -63,11 +67,17 @@ class Calibration:
     maps: dict[str, AsapAttention] = field(default_factory=dict)
     controls: dict[str, AsapAttention] = field(default_factory=dict)
     """Query features and no slices, calibrated by the same steps."""
+    scales: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {k: {} for k in KINDS})
+    """By kind and layer path: the scale of each weight, for the steps by gradient."""
     ridge: dict[str, RidgeFit] = field(default_factory=dict)
     plan_kl: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """KL of the map's plans after each step on this layer, by step: `[H]`, nats a row."""
     prediction_kl: dict[str, dict[str, float]] = field(default_factory=dict)
     """KL of the predictions `before` and `after` end_to_end, of `maps` and of `controls`."""
+
+    def found(self, kind: str) -> dict[str, AsapAttention]:
+        """`maps` or `controls`."""
+        return {"maps": self.maps, "controls": self.controls}[kind]
 
     def identity(self, config: CalibrationConfig) -> dict[str, Any]:
         """What an artifact says of how it was made."""
@@ -84,16 +94,21 @@ class Calibration:
 def calibrate(problem: Problem, paths: Sequence[str]) -> Calibration:
     """Fits the map of every layer at `paths`; the teacher is left as it is."""
     result = Calibration()
-    sequential = problem.config.sequential
-    for group in [[path] for path in paths] if sequential else [list(paths)]:
-        with swapped(problem.net, result.maps):
-            fit_layers(problem, group, result)
+    if problem.config.sequential:
+        # The controls see what the controls before them produce, as the maps do.
+        for kind, path in itertools.product(KINDS, paths):
+            with swapped(problem.net, result.found(kind)):
+                fit_layers(problem, [path], result, [kind])
+    else:
+        fit_layers(problem, list(paths), result, KINDS)
     if "end_to_end" in problem.config.steps:
         fit_together(problem, result)
     return result
 
 
-def fit_layers(problem: Problem, group: list[str], result: Calibration) -> None:
+def fit_layers(
+    problem: Problem, group: list[str], result: Calibration, kinds: Sequence[str]
+) -> None:
     """The steps that look at one layer alone, for the layers of `group`, on one recording."""
     net, config = problem.net, problem.config
     by_gradient = [step for step in config.steps if step in ("kl", "learned_slices")]
@@ -102,20 +117,24 @@ def fit_layers(problem: Problem, group: list[str], result: Calibration) -> None:
     checks, held_out = record(problem, problem.held_out, group, room)
     for path in group:
         eps = sinkhorn(attention_layers(net)[path]).eps
-        ridge = result.ridge[path] = fit_ridge(sums[path], checks[path], config)
-        result.maps[path], result.controls[path] = (
-            ridge.map(config, eps),
-            ridge.control(config, eps),
-        )
-        result.plan_kl[path] = {"ridge": mean_kl(result.maps[path], held_out[path])}
+        ridge = fit_ridge(sums[path], checks[path], config)
+        if "maps" in kinds:
+            result.ridge[path] = ridge
+            result.maps[path] = ridge.map(config, eps)
+            result.scales["maps"][path] = ridge.scale()
+            result.plan_kl[path] = {"ridge": mean_kl(result.maps[path], held_out[path])}
+        if "controls" in kinds:
+            result.controls[path] = ridge.control(config, eps)
+            result.scales["controls"][path] = ridge.control_scale()
     if by_gradient:
-        maps = {path: result.maps[path] for path in group}
-        for paths in list(stacks(maps, targets)):
+        attends = {path: result.found(kinds[0])[path] for path in group}
+        for paths in list(stacks(attends, targets)):
             # Popped: what was recorded is not kept a second time beside the joined copy.
             fitted, checked = (
                 joined_targets([each.pop(path) for path in paths]) for each in (targets, held_out)
             )
-            fit_stack(config, by_gradient, paths, fitted, checked, result)
+            for kind in kinds:
+                fit_stack(config, by_gradient, paths, fitted, checked, result, kind)
 
 
 def fit_stack(
@@ -125,27 +144,27 @@ def fit_stack(
     targets: Sequence[Target],
     held_out: Sequence[Target],
     result: Calibration,
+    kind: str,
 ) -> None:
-    """The steps by gradient on plans, for layers that are fitted as one, and for their controls."""
-    scale = torch.cat([result.ridge[path].scale() for path in paths])
-    for found, its_scale in ((result.maps, scale), (result.controls, scale[:, config.slices :])):
-        attends = [found[path] for path in paths]
-        whole = joined_map(attends)
-        for step in steps:
-            fit_plans(
-                whole,
-                its_scale,
-                targets,
-                held_out,
-                getattr(config, step),
-                slices=step == "learned_slices",
-                seed=config.seed,
-            )
-            if found is result.maps:
-                kl = {"kl": mean_kl(whole, held_out)}
-                for path, part in zip(paths, by_layer(attends, kl), strict=True):
-                    result.plan_kl[path][step] = part["kl"]
-        give_back(whole, attends)
+    """The steps by gradient on plans, for layers that are fitted as one."""
+    scale = torch.cat([result.scales[kind][path] for path in paths])
+    attends = [result.found(kind)[path] for path in paths]
+    whole = joined_map(attends)
+    for step in steps:
+        fit_plans(
+            whole,
+            scale,
+            targets,
+            held_out,
+            getattr(config, step),
+            slices=step == "learned_slices",
+            seed=config.seed,
+        )
+        if kind == "maps":
+            kl = {"kl": mean_kl(whole, held_out)}
+            for path, part in zip(paths, by_layer(attends, kl), strict=True):
+                result.plan_kl[path][step] = part["kl"]
+    give_back(whole, attends)
 
 
 def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
@@ -156,7 +175,11 @@ def layer_seed(net: nn.Module, path: str, config: CalibrationConfig) -> int:
 def record(
     problem: Problem, batches: Batches, group: list[str], room: int
 ) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
-    """The sums over all batches, and the first batches themselves until they fill `room` bytes."""
+    """The sums over all batches, and of the batches themselves as many as `room` bytes hold.
+
+    At least one; where not all fit, every second, fourth, ... of them: texts come from short to
+    long, and a fit must see both.
+    """
     layers = attention_layers(problem.net)
     sums = {path: NormalEquations(candidates(problem, path)) for path in group}
     targets: dict[str, list[Target]] = {path: [] for path in group}
@@ -165,15 +188,21 @@ def record(
         "Calibrating",
         len(batches),
     )
-    for inputs in recorded:
-        keep = room > 0
+    stride = 1
+    for number, inputs in enumerate(recorded):
         for path in group:
             teacher = sinkhorn(layers[path])
             sums[path].add(inputs[path], teacher)
-            if keep:
+            if room and number % stride == 0:
                 targets[path].append(teacher_target(inputs[path], teacher))
-                room -= targets[path][-1].nbytes
+        while num_bytes(targets) > room and len(targets[group[0]]) > 1:
+            targets = {path: kept[::2] for path, kept in targets.items()}
+            stride *= 2
     return sums, targets
+
+
+def num_bytes(targets: Mapping[str, Sequence[Target]]) -> int:
+    return sum(target.nbytes for kept in targets.values() for target in kept)
 
 
 def candidates(problem: Problem, path: str) -> Tensor:
@@ -190,17 +219,11 @@ def fit_together(problem: Problem, result: Calibration) -> None:
         teacher_examples(problem.net, list(batches), problem.precision, problem.forward)
         for batches in (problem.fit, problem.held_out)
     )
-    slices = problem.config.slices
-    scales = {path: ridge.scale() for path, ridge in result.ridge.items()}
-    without_slices = {path: scale[:, slices:] for path, scale in scales.items()}
-    for name, maps, its_scales in (
-        ("maps", result.maps, scales),
-        ("controls", result.controls, without_slices),
-    ):
-        result.prediction_kl[name] = fit_predictions(
+    for kind in KINDS:
+        result.prediction_kl[kind] = fit_predictions(
             problem.net,
-            maps,
-            its_scales,
+            result.found(kind),
+            result.scales[kind],
             fit,
             held_out,
             problem.config.end_to_end,

@@ -15,6 +15,8 @@ from asap_exp.attention.diagnostics import column_error
 from asap_exp.distillation.capture import Forward, layer_inputs, on_inputs
 from asap_exp.distillation.fidelity import merge
 
+ROUNDING = torch.finfo(torch.float32).eps
+
 
 @torch.no_grad()
 def column_errors(
@@ -41,5 +43,8 @@ def column_errors(
 
 
 def drift_ratios(now: Mapping[str, float], at_calibration: Mapping[str, float]) -> dict[str, float]:
-    """Column errors now over those at calibration, by layer: about 1 while nothing has drifted."""
-    return {path: now[path] / at_calibration[path] for path in now}
+    """Column errors now over those at calibration, by layer: about 1 while nothing has drifted.
+
+    Errors below float32's rounding count as that: a layer over one token has none at all.
+    """
+    return {path: max(now[path], ROUNDING) / max(at_calibration[path], ROUNDING) for path in now}

@@ -21,6 +21,7 @@ from asap_exp.distillation.gradient import (
     trainable,
     values,
 )
+from asap_exp.errors import UserError
 
 Example = tuple[Any, Tensor]
 """A batch of the loader, and the teacher's log-probabilities on it `[..., classes]`."""
@@ -36,6 +37,12 @@ def teacher_examples(
 def log_probabilities(net: nn.Module, batch: Any, precision: str, forward: Forward) -> Tensor:
     with autocast(precision, device_of(net)):
         logits = forward(net, batch)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"the model gives a {type(logits).__name__} where end_to_end needs predictions, a "
+            "tensor [..., classes]; take them out, for example with "
+            "forward=lambda model, batch: model(batch)['logits']"
+        )
     return logits.float().log_softmax(dim=-1)
 
 

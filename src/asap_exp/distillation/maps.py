@@ -19,6 +19,8 @@ class RidgeFit:
     solution: Solution
     features: slice
     """Those that the map has: all, or the slices without the query features."""
+    control_solution: Solution
+    """Of the query features alone."""
 
     @property
     def held_out_r_squared(self) -> Tensor:
@@ -36,7 +38,7 @@ class RidgeFit:
 
     def control(self, config: CalibrationConfig, eps: float) -> AsapAttention:
         """The map with query features and no slices."""
-        query_weight = self.equations.solve(slice(config.slices, None), config.ridge).weight.float()
+        query_weight = self.control_solution.weight.float()
         return AsapAttention(
             self.equations.theta[:, :0].clone(),
             query_weight[:, :0].clone(),
@@ -47,8 +49,15 @@ class RidgeFit:
 
     def scale(self) -> Tensor:
         """`[H, P]`: by how much a weight must move for f_hat to move as far as ridge misses it."""
+        return self._scale(self.solution)
+
+    def control_scale(self) -> Tensor:
+        """The same of the control, which misses more: `[H, D + 1]`."""
+        return self._scale(self.control_solution)[:, self.equations.theta.shape[1] :]
+
+    def _scale(self, solution: Solution) -> Tensor:
         diagonal = self.equations.gram.diagonal(dim1=-2, dim2=-1)
-        missed = self.equations.energy * (1 - self.solution.r_squared)
+        missed = self.equations.energy * (1 - solution.r_squared)
         known = (diagonal > 0) & (missed[:, None] > 0)
         # A constant feature or dual gives no scale, and its weight no gradient.
         return (missed[:, None] / diagonal).sqrt().where(known, 1.0).float()
@@ -64,4 +73,10 @@ def fit_ridge(
         )
         equations, checks = equations.subset(chosen), checks.subset(chosen)
     features = slice(None) if config.query_features else slice(0, config.slices)
-    return RidgeFit(equations, checks, equations.solve(features, config.ridge), features)
+    return RidgeFit(
+        equations,
+        checks,
+        equations.solve(features, config.ridge),
+        features,
+        equations.solve(slice(config.slices, None), config.ridge),
+    )

@@ -176,10 +176,13 @@ def backend(net: nn.Module, device: torch.device) -> str:
 def evaluation_key(
     artifacts: list[Artifact], data: TaskDataModule, device: torch.device, public: dict[str, Any]
 ) -> str:
-    """Equal for evaluations of the same maps on the same samples, kind of device and settings."""
+    """Equal for evaluations of the same maps on the same samples, kind of device and settings.
+
+    Maps that differ in `refine`, or in what a budget chose, may have the same tensors.
+    """
     return short_hash(
         {
-            "artifacts": [artifact.identity["tensors_sha256"] for artifact in artifacts],
+            "artifacts": [artifact.identity for artifact in artifacts],
             "test": data.identity["test_sha256"],
             "device": device_name(device),
             "config": without(public, ("logger", "accelerator", "task")),
@@ -204,14 +207,14 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     """The teacher's run and the artifact's folder, as chosen or the newest; prints which."""
     if config.artifact is not None:
         folder = Path(config.artifact)
-        run = (
-            Run(folder.resolve().parents[1])
-            if config.teacher is None
-            else Run(Path(config.teacher))
-        )
-        check_teacher(run, config.task.name)
         if not finished(folder):
-            raise UserError(f"{folder} holds no finished map; distill again")
+            raise UserError(
+                f"artifact={folder} holds no finished map; give a folder that distill named, "
+                "RUN/distill/HASH, or distill again"
+            )
+        teacher = folder.resolve().parent.parent if config.teacher is None else config.teacher
+        run = Run(Path(teacher))
+        check_teacher(run, config.task.name)
         print(f"Compiled map: {folder}")
         return run, folder
     if config.teacher is not None:

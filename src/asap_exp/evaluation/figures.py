@@ -67,7 +67,7 @@ def accuracy_latency(group: Group) -> Figure:
         for row in main_rows(group)
         if None not in (row["model_ms"], row[height[0]]) and not row["key"].startswith("asap_layer")
     ]
-    shown = near_the_teacher(rows, height) if height is PERPLEXITY else rows
+    shown = near_the_teacher(rows, group) if height is PERPLEXITY else rows
     for kind in COLOURS:
         mine = [row for row in shown if row["group"] == kind]
         if mine:
@@ -103,7 +103,7 @@ def pareto(group: Group) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(9, 7), layout="constrained")
     height = height_of(group)
-    rows = near_the_teacher(points(group), height)
+    rows = near_the_teacher(points(group), group)
     for kind in COLOURS:
         for dominated in (False, True):
             mine = [
@@ -128,11 +128,11 @@ def pareto(group: Group) -> Figure:
     return figure
 
 
-def near_the_teacher(rows: list[Point], height: Height) -> list[Point]:
-    """Those within PARETO_DEPTH of the teacher."""
-    measure, _ = height
+def near_the_teacher(rows: list[Point], group: Group) -> list[Point]:
+    """Those of `rows` within PARETO_DEPTH of the group's teacher, which need not be among them."""
+    measure, _ = height = height_of(group)
     known = [row for row in rows if row[measure] is not None]
-    (teacher,) = (row[measure]["mean"] for row in known if row["group"] == "teacher")
+    (teacher,) = (r[measure]["mean"] for r in averaged_rows(group) if r["group"] == "teacher")
     if height is PERPLEXITY:
         return [row for row in known if row[measure]["mean"] <= teacher * (1 + PARETO_DEPTH)]
     return [row for row in known if row[measure]["mean"] >= teacher - PARETO_DEPTH]

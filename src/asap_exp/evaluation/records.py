@@ -9,11 +9,14 @@ from typing import Any
 from asap_exp.config import PathsConfig
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
-from asap_exp.runs import Run, all_runs, short_hash, without
+from asap_exp.runs import Run, all_runs, check_task, short_hash, without
 
 Record = dict[str, Any]
 
-FORMAT = 1
+KIND, FORMAT = "evaluation", 1
+
+STAGES = ("train", "distill", "evaluate")
+"""Whose manifests a record carries."""
 
 OTHER_MAP = "map_"
 """How the keys of further compiled maps of the same teacher begin."""
@@ -52,35 +55,48 @@ class Group:
 
 def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) -> list[Path]:
     """Copies the record of every finished evaluation into `folder`; returns what it copied."""
-    runs = all_runs(paths, task) if run is None else [Run(Path(run))]
-    if run is not None:
-        _ = runs[0].config  # a mistyped path is refused
+    runs = all_runs(paths, task) if run is None else [run_of_task(Path(run), task)]
     kept = []
     for source in (f for r in runs for f in sorted(r.path.glob("evaluate/*/metrics.json"))):
-        record = read_json(source)
+        record = with_manifests(source, record_in(source, KIND, FORMAT))
         target = folder / f"{record['run'].replace('/', '-')}-{source.parent.name}.json"
         write_json(target, record)
         kept.append(target)
     return kept
 
 
+def run_of_task(path: Path, task: str | None) -> Run:
+    """The run at `path`; UserError where there is none, or it is of another task."""
+    run = Run(path)
+    check_task(run, task)
+    return run
+
+
 def load_records(folder: Path) -> list[Record]:
-    records = records_in(folder, "evaluation", FORMAT)
-    for file, record in records.items():
-        if "evaluate" not in record["manifests"]:
-            raise UserError(f"{file} has no manifest: a number without one is not reported")
-    return list(records.values())
+    records = records_in(folder, KIND, FORMAT)
+    return [with_manifests(file, record) for file, record in records.items()]
+
+
+def with_manifests(file: Path, record: Record) -> Record:
+    """`record`, out of `file`; UserError where it lacks the manifest of a stage."""
+    missing = [stage for stage in STAGES if stage not in record.get("manifests", {})]
+    if missing:
+        raise UserError(
+            f"{file} has no manifest of {', '.join(missing)}: a number without one is not reported"
+        )
+    return record
 
 
 def records_in(folder: Path, kind: str, version: int) -> dict[Path, Record]:
     """By file, in order of name; UserError for a file that is no such record."""
-    records = {}
-    for file in sorted(folder.glob("*.json")):
-        record = read_json(file)
-        if not isinstance(record, dict) or record.get("format") != version:
-            raise UserError(f"{file} is no {kind} record of this version (format {version})")
-        records[file] = record
-    return records
+    return {file: record_in(file, kind, version) for file in sorted(folder.glob("*.json"))}
+
+
+def record_in(file: Path, kind: str, version: int) -> Record:
+    record = read_json(file)
+    if not isinstance(record, dict) or record.get("format") != version:
+        raise UserError(f"{file} is no {kind} record of this version (format {version})")
+    return record
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
