@@ -13,6 +13,9 @@ from .inputs import ASAP, CLOSURE, TEACHER, Inputs, make_inputs, relative_rms
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from asap_exp.ops.triton import inference
+from asap_exp.ops.triton.problem import Problem
+
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
@@ -26,7 +29,8 @@ def kernels(request, monkeypatch):
     """Both kinds of kernels at every length that both can take."""
     keys = 256 if request.param == "whole head" else 0
     monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD", keys)
-    monkeypatch.setattr("asap_exp.ops.triton.inference.SHORT_TOKENS", 0)
+    for name in ("SHORT_TOKENS", "RESIDENT_KEYS"):  # up to so many, other kernels are faster
+        monkeypatch.setattr(f"asap_exp.ops.triton.inference.{name}", 0)
 
 
 def inputs_for(size: float = USUAL, **shape) -> Inputs:
@@ -64,6 +68,16 @@ def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_iters", "taken"),
+    [(64, 20, False), (65, 20, True), (65, 9, False), (129, 2, True), (300, 20, False)],
+)
+def test_choice_of_kernels(tokens, num_iters, taken):
+    inputs = inputs_for(queries=tokens, head_dim=64)
+    problem = Problem.of(inputs.q, inputs.k, inputs.v, None, num_iters, 1.0)
+    assert inference.takes(problem) == taken
 
 
 def test_scalings_that_go_on_moving(kernels):

@@ -32,7 +32,7 @@ CAUTIOUS = tl.constexpr(4)
 """So many updates are safe wherever they start: they change a scaling by at most (n m)^4."""
 
 FARTHEST = tl.constexpr(24.0)
-"""So far, in units of log 2, all updates with the same E may move a scaling, if it is more of them."""
+"""So far, in units of log 2, more updates than that may move a scaling with the same E."""
 
 
 @triton.jit
