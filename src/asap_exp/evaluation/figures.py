@@ -166,14 +166,14 @@ def beside(row: dict[str, Any], words: str, height: Height) -> Label:
 
 def heading(group: Group, more: str = "") -> str:
     """The group's title and `more`, in lines that fit above a figure."""
-    return textwrap.fill(group_title(group) + more, 88)
+    return textwrap.fill(group_title(group) + more, 110)
 
 
 def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
     """Scales, titles, a legend beside the points, and the words `below` the figure."""
     axes.set_xscale("log")
     # About one power of ten is shown: ticks at round numbers, not at powers.
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", labelsize=8)
