@@ -1,6 +1,8 @@
 """What the command lines have in common."""
 
 import contextlib
+import itertools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,13 +43,16 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
 
 
 def help_text(stage: str) -> str:
-    """The stage's own configuration file, and every group with its options."""
+    """The stage's own configuration file, and the groups that it names with their options."""
     folder = conf_dir()
+    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
+    # In its list of defaults, or in a comment as +GROUP=.
+    named = set(re.findall(r"^  - (\w+):|\+(\w+)=", primary, flags=re.MULTILINE))
     groups: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*/*.yaml")):
-        groups.setdefault(file.parent.name, []).append(file.stem)
+        if file.parent.name != "hydra" and file.parent.name in itertools.chain(*named):
+            groups.setdefault(file.parent.name, []).append(file.stem)
     options = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
-    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
     return (
         f"python -m asap_exp.{stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
         f"{primary}\n"
