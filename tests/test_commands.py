@@ -136,6 +136,8 @@ def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
     assert done.returncode == 2
     assert "error: seed=-1 is not allowed" in done.stderr
+    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", done.stdout, flags=re.MULTILINE)
+    assert jobs == [("0", "seed=0"), ("1", "seed=-1"), ("2", "seed=1")]
     manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
     assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
     assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from asap_exp.composing import check_override_keys, conf_dir, parse
@@ -22,6 +24,9 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
 
     @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
     def application(config: DictConfig) -> None:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            print(f"\n== job {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
         try:
             run(parse(config, schema))
         except UserError as error:
