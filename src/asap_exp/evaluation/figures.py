@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asap_exp.evaluation.labels import Label, place_labels
 from asap_exp.evaluation.markdown import group_title
@@ -172,12 +172,14 @@ def heading(group: Group, more: str = "") -> str:
 def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
     """Scales, titles, a legend beside the points, and the words `below` the figure."""
     axes.set_xscale("log")
-    # About one power of ten is shown: ticks at round numbers, not at powers.
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.margins(x=0.12, y=0.1)
+    low, high = axes.get_xlim()
+    # Ticks at round numbers: within one power of ten, those of a logarithmic axis are too few.
+    equal, logarithmic = MaxNLocator(nbins=10, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 2, 5))
+    axes.xaxis.set_major_locator(equal if high < 10 * low else logarithmic)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", labelsize=8)
-    axes.margins(x=0.12, y=0.1)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
     axes.set_ylabel("test perplexity" if is_masked(group.first) else "test accuracy, %")
