@@ -3,6 +3,7 @@
 Usage: python scripts/demo.py          (or: make demo)
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     try:
         main()
     except UserError as error:

@@ -3,6 +3,7 @@
 Usage: python scripts/update_readme.py
 """
 
+import argparse
 from pathlib import Path
 
 from asap_exp.benchmarking.markdown import summary_lines as speed_lines
@@ -28,5 +29,8 @@ def replaced(readme: str, name: str, lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     readme = ROOT / "README.md"
     write_text(readme, with_tables(readme.read_text(encoding="utf-8"), ROOT / "results/records"))

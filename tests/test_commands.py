@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from asap_exp.composing import compose
 from asap_exp.config import (
@@ -18,6 +20,7 @@ from asap_exp.config import (
     ReportConfig,
     TrainConfig,
 )
+from asap_exp.stages import help_text
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,8 +44,13 @@ def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subproce
     )
 
 
+def readme_blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = readme_blocks("bash")
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -72,6 +80,28 @@ def test_readme_command_is_one(command: str) -> None:
         assert (ROOT / words[1]).is_file()
     else:
         assert words[0] == "export"
+
+
+@pytest.mark.parametrize("line", ["from asap_exp.ops import", "asap_exp.compile("])
+def test_readme_snippet_runs_as_it_stands(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (snippet,) = (code for code in readme_blocks("python") if line in code)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    if "out" in names:
+        assert torch.allclose(names["out"], names["same"], atol=1e-5)
+        assert names["fast"].shape == names["v"].shape
+        assert names["fast"].isfinite().all()
+    else:
+        assert {file.name for file in Path("compiled").iterdir()} == {
+            "asap.json",
+            "asap.safetensors",
+        }
+        assert set(names["drift"]) == {"blocks.0.attn", "blocks.1.attn"}
+        logits = names["exported"].module()(names["batches"][0])
+        assert torch.allclose(logits, names["compiled"](names["batches"][0]), atol=1e-5)
 
 
 def test_readme_links_lead_somewhere() -> None:
@@ -107,6 +137,8 @@ def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
     assert done.returncode == 2
     assert "error: seed=-1 is not allowed" in done.stderr
+    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", done.stdout, flags=re.MULTILINE)
+    assert jobs == [("0", "seed=0"), ("1", "seed=-1"), ("2", "seed=1")]
     manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
     assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
     assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"
@@ -162,6 +194,16 @@ def test_help_shows_keys_and_groups(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "seed: 0" in done.stdout
     assert re.search(r"task: .*cifar.*digits.*imdb", done.stdout)
+
+
+def test_help_lists_the_groups_of_the_stage_alone() -> None:
+    groups = {
+        name: set(re.findall(r"^  (\w+): .*\w", help_text(name).split("# Groups")[1], re.MULTILINE))
+        for name in SCHEMAS
+    }
+    assert groups["distill"] == {"task", "calibration", "layer", "logger", "experiment"}
+    assert groups["report"] == {"task"}
+    assert groups["train"] >= {"task", "attention", "recipe", "debug"}
 
 
 def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:

@@ -303,8 +303,8 @@ BAD_VALUES = {
         "recipe.batch_size=0": "at least 1",
         "recipe.lr=0.0": "above 0",
         "recipe.weight_decay=-0.1": "at least 0",
-        "recipe.warmup_epochs=-1.0": "at least 0 and below 40",
-        "recipe.warmup_epochs=40.0": "at least 0 and below 40",
+        "recipe.warmup_epochs=-1.0": "at least 0 and below 40 (recipe.epochs)",
+        "recipe.warmup_epochs=40.0": "at least 0 and below 40 (recipe.epochs)",
         "recipe.final_lr_ratio=-0.1": "at least 0 and at most 1",
         "recipe.final_lr_ratio=1.1": "at least 0 and at most 1",
         "recipe.label_smoothing=-0.1": "at least 0 and below 1",
@@ -408,7 +408,7 @@ BAD_TEXT_VALUES = {
     "model.norm=both": "pre, post",
     "model.activation=swish": "gelu, relu",
     "model.dim=0": "at least 1",
-    "recipe.lr_drop_epoch=12": "at least 1 and below 12",
+    "recipe.lr_drop_epoch=12": "at least 1 and below 12 (recipe.epochs)",
 }
 
 

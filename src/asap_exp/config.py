@@ -187,7 +187,13 @@ class RecipeConfig:
         check_range("recipe.batch_size", self.batch_size, minimum=1)
         check_range("recipe.lr", self.lr, above=0)
         check_range("recipe.weight_decay", self.weight_decay, minimum=0)
-        check_range("recipe.warmup_epochs", self.warmup_epochs, minimum=0, below=self.epochs)
+        check_range(
+            "recipe.warmup_epochs",
+            self.warmup_epochs,
+            minimum=0,
+            below=self.epochs,
+            bound_by="recipe.epochs",
+        )
         check_range("recipe.final_lr_ratio", self.final_lr_ratio, minimum=0, maximum=1)
         check_range("recipe.label_smoothing", self.label_smoothing, minimum=0, below=1)
         if self.clip_norm is not None:
@@ -204,7 +210,13 @@ class TextRecipeConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_drop_epoch is not None:
-            check_range("recipe.lr_drop_epoch", self.lr_drop_epoch, minimum=1, below=self.epochs)
+            check_range(
+                "recipe.lr_drop_epoch",
+                self.lr_drop_epoch,
+                minimum=1,
+                below=self.epochs,
+                bound_by="recipe.epochs",
+            )
 
 
 @dataclass

@@ -29,8 +29,12 @@ def check_range(
     above: float | None = None,
     below: float | None = None,
     maximum: float | None = None,
+    bound_by: str = "",
 ) -> None:
-    """Raises UserError unless `value` is finite and lies in the interval."""
+    """Raises UserError unless `value` is finite and lies in the interval.
+
+    `bound_by` names the key that the last of the bounds is the value of.
+    """
     bounds = [
         (minimum, lambda bound: value >= bound, "at least"),
         (above, lambda bound: value > bound, "above"),
@@ -40,4 +44,5 @@ def check_range(
     given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
     if not (math.isfinite(value) and all(holds(bound) for bound, holds, _ in given)):
         allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
-        raise UserError(f"{key}={value} is not allowed; it must be {allowed}")
+        origin = f" ({bound_by})" if bound_by else ""
+        raise UserError(f"{key}={value} is not allowed; it must be {allowed}{origin}")

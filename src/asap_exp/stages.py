@@ -1,12 +1,16 @@
 """What the command lines have in common."""
 
 import contextlib
+import itertools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from asap_exp.composing import check_override_keys, conf_dir, parse
@@ -20,6 +24,9 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
 
     @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
     def application(config: DictConfig) -> None:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            print(f"\n== job {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
         try:
             run(parse(config, schema))
         except UserError as error:
@@ -41,13 +48,16 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
 
 
 def help_text(stage: str) -> str:
-    """The stage's own configuration file, and every group with its options."""
+    """The stage's own configuration file, and the groups that it names with their options."""
     folder = conf_dir()
+    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
+    # In its list of defaults, or in a comment as +GROUP=.
+    named = set(re.findall(r"^  - (\w+):|\+(\w+)=", primary, flags=re.MULTILINE))
     groups: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*/*.yaml")):
-        groups.setdefault(file.parent.name, []).append(file.stem)
+        if file.parent.name != "hydra" and file.parent.name in itertools.chain(*named):
+            groups.setdefault(file.parent.name, []).append(file.stem)
     options = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
-    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
     return (
         f"python -m asap_exp.{stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
         f"{primary}\n"

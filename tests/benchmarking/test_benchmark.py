@@ -134,6 +134,16 @@ def hollow_points(record: dict[str, Any]) -> list[tuple[list[float], list[float]
     ]
 
 
+def test_figure_of_one_length_lists_the_times(record: dict[str, Any]) -> None:
+    del record["rows"][1:]
+    (cells,) = (row["cells"] for row in record["rows"])
+    cells[1] |= {"status": "error", "ms": None}
+    (axes,) = time_figure(record).axes
+    timed = [cells[0], *cells[2:]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [c["label"] for c in timed]
+    assert [text.get_text() for text in axes.texts] == [number(c["ms"]["median"]) for c in timed]
+
+
 def test_factors_of_asap_over_the_teachers(tmp_path: Path) -> None:
     methods = "cpu.methods=[flash,sinkhorn_20,sinkhorn_eager_20,asap_2]"
     record = json.loads(run_benchmark(tmp_path, "cpu.n=[4]", methods).read_text())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asap_exp.errors import UserError
-from asap_exp.evaluation.figures import accuracy_latency
+from asap_exp.evaluation.figures import accuracy_latency, training
 from asap_exp.evaluation.markdown import (
     group_caption,
     group_title,
@@ -147,6 +147,25 @@ def test_perplexity_far_above_is_named_below_the_figure(record: dict[str, Any]) 
     figure = accuracy_latency(group)
     assert figure.get_supxlabel() == "Above the figure: uniform 3000.0"
     assert figure.axes[0].get_ylim()[1] < 20
+
+
+def test_accuracy_far_below_is_named_below_the_figure(record: dict[str, Any]) -> None:
+    rows = [
+        {**row, "accuracy": 0.25 if row["key"] == "control_uniform" else 0.9}
+        for row in record["rows"]
+    ]
+    figure = accuracy_latency(*grouped([{**record, "rows": rows}]))
+    assert figure.get_supxlabel() == "Below the figure: uniform 25.0"
+    assert figure.axes[0].get_ylim()[0] > 80
+
+
+def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
+    (group,) = grouped([record])
+    assert len(training(group).axes) == 2
+    for row in record["curves"]:
+        row.pop("val/accuracy", None)
+    (axes,) = training(group).axes
+    assert axes.get_ylabel() == "training loss (as trained)"
 
 
 def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:

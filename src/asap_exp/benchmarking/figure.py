@@ -1,5 +1,6 @@
-"""Time against length, one line a method, on logarithmic axes."""
+"""Time against length, one line a method, on logarithmic axes; of one length, a list of times."""
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -8,10 +9,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from asap_exp.benchmarking.records import Record, cells, columns
-from asap_exp.benchmarking.table import title
+from asap_exp.benchmarking.table import number, title
 
 MARKERS = "osD^v<>PX*"
 
@@ -19,7 +20,19 @@ MARKERS = "osD^v<>PX*"
 def time_figure(record: Record) -> Figure:
     """Medians, with a bar between the quartiles; hollow if scaled, a gap without a time."""
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    for number, (method, label) in enumerate(columns(record).items()):
+    if len(record["rows"]) == 1:
+        draw_times(axes, record)
+        figure.set_figheight(1.5 + 0.27 * len(axes.get_yticks()))
+    else:
+        draw_lines(axes, record)
+        figure.legend(fontsize=8, loc="outside right upper")
+    axes.grid(alpha=0.3, which="both")
+    axes.set_title(textwrap.fill(title(record), 76, break_on_hyphens=False), fontsize=10)
+    return figure
+
+
+def draw_lines(axes: plt.Axes, record: Record) -> None:
+    for place, (method, label) in enumerate(columns(record).items()):
         timed = [
             (row["n"], cell["ms"], cell["scaled_from"])
             for row, cell in cells(record)
@@ -27,19 +40,19 @@ def time_figure(record: Record) -> Figure:
         ]
         if not timed:
             continue
-        medians = [ms["median"] for _, ms, _ in timed]
-        below = [ms["median"] - ms["q1"] for _, ms, _ in timed]
-        above = [ms["q3"] - ms["median"] for _, ms, _ in timed]
+        lengths = [n for n, _, _ in timed]
+        medians, error = medians_and_bars([ms for _, ms, _ in timed])
         style: dict[str, Any] = {
-            "color": plt.get_cmap("tab10")(number % 10),
-            "marker": MARKERS[(number + number // 10) % len(MARKERS)],
+            "color": plt.get_cmap("tab10")(place % 10),
+            "linestyle": "-" if place < 10 else "--",
+            "marker": MARKERS[(place + place // 10) % len(MARKERS)],
             "markersize": 5,
         }
-        lengths = [n for n, _, _ in timed]
-        axes.errorbar(lengths, medians, yerr=[below, above], capsize=2, label=label, **style)
+        axes.errorbar(lengths, medians, yerr=error, capsize=2, label=label, **style)
         hollow = [(n, ms["median"]) for n, ms, part in timed if part is not None]
         if hollow:
-            axes.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **style)
+            style["linestyle"] = ""
+            axes.plot(*zip(*hollow, strict=True), markerfacecolor="white", **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([row["n"] for row in record["rows"]])
@@ -47,7 +60,39 @@ def time_figure(record: Record) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"n, tokens a sample (batch x heads x n = {record['tokens']:,})")
     axes.set_ylabel("ms")
-    axes.set_title(title(record), fontsize=10)
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(fontsize=8, loc="outside right upper")
-    return figure
+
+
+def draw_times(axes: plt.Axes, record: Record) -> None:
+    """Of one length: a line of the figure for each method, with its time in words."""
+    (row,) = record["rows"]
+    timed = [cell for cell in row["cells"] if cell["ms"] is not None]
+    for height, cell in enumerate(timed):
+        (median,), error = medians_and_bars([cell["ms"]])
+        face = "C0" if cell["scaled_from"] is None else "white"
+        axes.errorbar(
+            median, height, xerr=error, marker="o", color="C0", capsize=2, markerfacecolor=face
+        )
+        axes.annotate(
+            number(median),
+            (median, height),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.15)
+    axes.set_yticks(range(len(timed)), [cell["label"] for cell in timed], fontsize=8)
+    axes.set_ylim(len(timed) - 0.5, -0.5)
+    axes.set_xlabel(f"ms at n = {row['n']} tokens (batch x heads x n = {record['tokens']:,})")
+
+
+def medians_and_bars(times: list[dict[str, float]]) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far the quartiles are below and above them."""
+    medians = [ms["median"] for ms in times]
+    below = [ms["median"] - ms["q1"] for ms in times]
+    above = [ms["q3"] - ms["median"] for ms in times]
+    return medians, [below, above]

@@ -37,7 +37,8 @@ def caption(record: Record) -> str:
     tf32 = f"; {TF32}" if record["tf32"] else ""
     dual = f"; {ASAP_TRAINED}" if record["mode"] == "train" else ""
     interpreted = "; Triton INTERPRETED, not compiled" if record["triton_interpreted"] else ""
-    cpu = f" ({hardware['cpu']}, {hardware['cpu_threads']} threads)"
+    threads = hardware["cpu_threads"]
+    cpu = f" ({hardware['cpu']}, {threads} thread{'s' * (threads != 1)})"
     return (
         f"{record['device']}{cpu if record['device'] == 'CPU' else ''}; batch x heads x n = "
         f"{record['tokens']:,}, {row['heads']} heads of {row['head_dim']}; largest logit {logits}; "

@@ -226,8 +226,9 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     if not found:
         where = config.teacher or config.paths.runs
         task = f" task={config.task.name}" if config.task.name else ""
+        of_task = f" of task {config.task.name}" if task else ""
         raise UserError(
-            f"no compiled map in {where}; make one with: "
+            f"no compiled map{of_task} in {where}; make one with: "
             f"python -m asap_exp.distill{task} +layer=frozen"
         )
     run, folder = max(found, key=lambda pair: read_json(pair[1] / "manifest.json")["ended"])

@@ -11,8 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from asap_exp.evaluation.labels import Label, place_labels
 from asap_exp.evaluation.markdown import group_title
 from asap_exp.evaluation.pareto import Point, has_maps, points
 from asap_exp.evaluation.records import Group, averaged_rows, main_rows
@@ -32,9 +33,8 @@ Height = tuple[str, float]
 ACCURACY: Height = ("accuracy", 100)
 PERPLEXITY: Height = ("perplexity", 1)
 
-PARETO_DEPTH = 0.1
-"""How far below the teacher's accuracy the figure of all maps goes, or what share above its
-perplexity."""
+DEPTH = 0.1
+"""How far below the teacher's accuracy the figures of it go, or what share above its perplexity."""
 
 NAMES = {
     "teacher": "Sinkhorn teacher",
@@ -60,35 +60,33 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 
 def accuracy_latency(group: Group) -> Figure:
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    height = height_of(group)
+    figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
+    measure, scale = height = height_of(group)
     rows = [
         row
         for row in main_rows(group)
-        if None not in (row["model_ms"], row[height[0]]) and not row["key"].startswith("asap_layer")
+        if None not in (row["model_ms"], row[measure]) and not row["key"].startswith("asap_layer")
     ]
-    shown = near_the_teacher(rows, group) if height is PERPLEXITY else rows
+    shown = near_the_teacher(rows, group)
     for kind in COLOURS:
         mine = [row for row in shown if row["group"] == kind]
         if mine:
             line = "-" if kind == "truncated" else ""
             size = 8 if kind == "asap" else 6
             errorbars(axes, mine, kind, height, linestyle=line, markersize=size)
-            for row in mine:
-                below = 6 if kind == "teacher" else -11
-                annotate(axes, row, point_label(row["key"]), height, below)
     for row in averaged_rows(group):
         if row["group"] == "baseline":
-            level = height[1] * row[height[0]]["mean"]
+            level = scale * row[measure]["mean"]
             axes.axhline(level, color=COLOURS["control"], linestyle=":", label=row["label"])
-    finish_accuracy_latency(axes, group)
-    above = [
-        f"{point_label(row['key'])} {row[height[0]]['mean']:.1f}"
+    left_out = [
+        f"{point_label(row['key'])} {scale * row[measure]['mean']:.1f}"
         for row in rows
         if row not in shown
     ]
-    if above:
-        figure.supxlabel(f"Above the figure: {', '.join(above)}", fontsize=8, x=0.02, ha="left")
+    side = "Above" if height is PERPLEXITY else "Below"
+    below = f"{side} the figure: {', '.join(left_out)}" if left_out else ""
+    finish_accuracy_latency(axes, group, below)
+    place_labels(axes, [beside(row, point_label(row["key"]), height) for row in shown])
     return figure
 
 
@@ -101,7 +99,7 @@ def pareto(group: Group) -> Figure:
 
     Letters stand for what is not dominated; what is far below the teacher is left out.
     """
-    figure, axes = plt.subplots(figsize=(9, 7), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     height = height_of(group)
     rows = near_the_teacher(points(group), group)
     for kind in COLOURS:
@@ -116,26 +114,27 @@ def pareto(group: Group) -> Figure:
                 words = f"{NAMES[kind]}{', dominated' if dominated else ''}"
                 errorbars(axes, mine, kind, height, linestyle="", label=words, **style)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    named = []
+    named: list[str] = []
+    labels: list[Label] = []
     for row in rows:
         if row["group"] == "truncated":
-            annotate(axes, row, point_label(row["key"]), height, -11)
+            labels.append(beside(row, point_label(row["key"]), height))
         elif row["dominated_by"] is None and (letter := next(letters, None)):
-            annotate(axes, row, letter, height, 6)
+            labels.append(beside(row, letter, height))
             named.append(f"{letter}: {row['label']}")
-    finish_accuracy_latency(axes, group)
-    figure.supxlabel("\n".join(named), fontsize=8, x=0.02, ha="left")
+    finish_accuracy_latency(axes, group, "\n".join(named))
+    place_labels(axes, labels)
     return figure
 
 
 def near_the_teacher(rows: list[Point], group: Group) -> list[Point]:
-    """Those of `rows` within PARETO_DEPTH of the group's teacher, which need not be among them."""
+    """Those of `rows` within DEPTH of the group's teacher, which need not be among them."""
     measure, _ = height = height_of(group)
     known = [row for row in rows if row[measure] is not None]
     (teacher,) = (r[measure]["mean"] for r in averaged_rows(group) if r["group"] == "teacher")
     if height is PERPLEXITY:
-        return [row for row in known if row[measure]["mean"] <= teacher * (1 + PARETO_DEPTH)]
-    return [row for row in known if row[measure]["mean"] >= teacher - PARETO_DEPTH]
+        return [row for row in known if row[measure]["mean"] <= teacher * (1 + DEPTH)]
+    return [row for row in known if row[measure]["mean"] >= teacher - DEPTH]
 
 
 def errorbars(
@@ -159,35 +158,37 @@ def errorbars(
     )
 
 
-def annotate(axes: plt.Axes, row: dict[str, Any], words: str, height: Height, below: int) -> None:
+def beside(row: dict[str, Any], words: str, height: Height) -> Label:
     measure, scale = height
-    axes.annotate(
-        words,
-        (row["model_ms"]["mean"], scale * row[measure]["mean"]),
-        textcoords="offset points",
-        xytext=(7, below),
-        fontsize=8,
-        color=COLOURS[row["group"]],
-    )
+    colour = COLOURS[row["group"]]
+    return Label(words, row["model_ms"]["mean"], scale * row[measure]["mean"], colour)
 
 
 def heading(group: Group, more: str = "") -> str:
     """The group's title and `more`, in lines that fit above a figure."""
-    return textwrap.fill(group_title(group) + more, 88)
+    return textwrap.fill(group_title(group) + more, 110)
 
 
-def finish_accuracy_latency(axes: plt.Axes, group: Group) -> None:
+def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
+    """Scales, titles, a legend beside the points, and the words `below` the figure."""
     axes.set_xscale("log")
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter(ScalarFormatter())
-    axes.tick_params(axis="x", which="both", labelsize=8)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.1)
+    low, high = axes.get_xlim()
+    # Ticks at round numbers: within one power of ten, those of a logarithmic axis are too few.
+    equal, logarithmic = MaxNLocator(nbins=10, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 2, 5))
+    axes.xaxis.set_major_locator(equal if high < 10 * low else logarithmic)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelsize=8)
     device = group.first["device"]
     axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
     axes.set_ylabel("test perplexity" if is_masked(group.first) else "test accuracy, %")
-    axes.set_title(heading(group, f"; seeds: {len(group.records)}"), fontsize=10)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="best")
+    axes.grid(alpha=0.3)
+    figure = axes.figure
+    figure.suptitle(heading(group, f"; seeds: {len(group.records)}"), fontsize=10)
+    figure.legend(fontsize=8, loc="outside right center")
+    if below:
+        figure.supxlabel(below, fontsize=8, x=0.02, ha="left")
 
 
 def point_label(key: str) -> str:
@@ -205,27 +206,32 @@ def point_label(key: str) -> str:
 
 
 def training(group: Group) -> Figure:
-    masked = is_masked(group.first)
-    name, scale = ("val/perplexity", 1.0) if masked else ("val/accuracy", 100.0)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for record in group.records:
-        curves = record["curves"]
-        alpha = 1.0 if len(group.records) == 1 else 0.6
-        label = f"seed {record['seed']}"
-        plot_curve(left, curves, "train/loss_epoch", 1.0, alpha=alpha, label=label)
-        plot_curve(right, curves, name, scale, alpha=alpha, label=label)
-    left.set_ylabel("training loss (as trained)")
-    right.set_ylabel("validation perplexity" if masked else "validation accuracy, %")
-    for axes in (left, right):
+    """The loss, and the measure on the validation split where training left one."""
+    panels = [("train/loss_epoch", 1.0, "training loss (as trained)")]
+    if is_masked(group.first):
+        panels.append(("val/perplexity", 1.0, "validation perplexity"))
+    else:
+        panels.append(("val/accuracy", 100.0, "validation accuracy, %"))
+    validated = any(panels[1][0] in row for record in group.records for row in record["curves"])
+    if not validated:  # a final recipe trains on the validation rows too
+        del panels[1]
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(9, 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (name, scale, words) in zip(all_axes.flat, panels, strict=True):
+        for record in group.records:
+            alpha = 1.0 if len(group.records) == 1 else 0.6
+            label = f"seed {record['seed']}"
+            plot_curve(axes, record["curves"], name, scale, alpha=alpha, label=label)
+        axes.set_ylabel(words)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
         axes.grid(alpha=0.3)
-    if not right.lines:  # a final recipe trains on the validation images too
-        right.set(xticks=[], yticks=[], xlabel="", ylabel="")
-        right.text(0.5, 0.5, "trained on train+val:\nno validation", ha="center", va="center")
-    handles, _ = left.get_legend_handles_labels()
-    if handles:
+    left = all_axes[0, 0]
+    if left.lines:
         left.legend(fontsize=8)
-    figure.suptitle(heading(group), fontsize=10)
+    more = "" if validated else "; trained on train+val, no validation"
+    figure.suptitle(heading(group, more), fontsize=10)
     return figure
 
 
@@ -262,7 +268,7 @@ def plans(group: Group) -> Figure:
             line(1.0, color="black", linewidth=0.8, linestyle="--")
             axes.tick_params(labelsize=7)
         rows.set_xlim(0, 2)
-        columns.set_ylim(0, sums)
+        columns.set_ylim(0, 1.05 * sums)
         rows.set_xlabel("row sum", fontsize=8)
         columns.set_xlabel("key (bars: column sums)", fontsize=8)
         rows.tick_params(labelleft=False)
