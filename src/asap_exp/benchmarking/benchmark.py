@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from asap_exp.benchmarking import operators, passes, peers  # noqa: F401  (they register their methods)
-from asap_exp.benchmarking.absorption import absorbed_heads
+from asap_exp.benchmarking.absorption import absorbed_by_short, absorbed_by_whole_head
 from asap_exp.benchmarking.ceilings import ceilings
 from asap_exp.benchmarking.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
 from asap_exp.benchmarking.measure import TEACHER_UPDATES, measure
@@ -156,14 +156,22 @@ def row(
 
 @torch.no_grad()
 def absorbed_share(inputs: Inputs, backend: str) -> float | None:
-    """Of the fused teacher's heads; None where its updates are in the log domain throughout."""
+    """Of the fused teacher's heads; None where it works in the log domain."""
     if backend != "triton":
         return None
+    from asap_exp.ops.triton import inference
+    from asap_exp.ops.triton.problem import Problem
     from asap_exp.ops.triton.sinkhorn import _on_chip
 
-    if not _on_chip(*inputs.qkv):
+    q, k, v = inputs.qkv
+    problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)
+    if inference.takes(problem) and inference.has_plan_on_chip(problem):
+        heads = absorbed_by_whole_head(q, k, TEACHER_UPDATES)
+    elif _on_chip(q, k, v):
+        heads = absorbed_by_short(q, k, TEACHER_UPDATES)
+    else:
         return None
-    return absorbed_heads(inputs.q, inputs.k, TEACHER_UPDATES).double().mean().item()
+    return heads.double().mean().item()
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:

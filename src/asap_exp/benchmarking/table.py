@@ -66,9 +66,9 @@ def multiple(x: float | None) -> str:
 
 
 def domain_words(row: dict[str, Any]) -> str:
-    """How the fused teacher's updates of this row are computed."""
+    """The share of the fused teacher's heads in this row; `-` where none was counted."""
     share = row["absorbed_heads"]
-    return "log domain throughout" if share is None else f"{100 * share:.3g}%"
+    return "-" if share is None else f"{100 * share:.3g}%"
 
 
 def number(x: float) -> str:
