@@ -167,11 +167,16 @@ def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
 
 
 def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
-    """Four tokens each: the longer row is left out and named."""
-    path = run_benchmark(pipeline.results, "inputs=recorded", "mode=train")
+    """Four tokens each, sixteen of resized images; no square has eight patches."""
+    path = run_benchmark(pipeline.results, "inputs=recorded", "mode=train", "cpu.n=[4,8,16]")
     record = json.loads(path.read_text())
-    assert [row["n"] for row in record["rows"]] == [4]
-    assert record["left_out"] == ["n = 8 is left out: the teacher's inputs have 4 tokens"]
+    assert [row["n"] for row in record["rows"]] == [4, 16]
+    (left_out,) = record["left_out"]
+    assert left_out.startswith(
+        "n = 8 is left out: the teacher's inputs have 4 tokens, or any square"
+    )
+    assert record["inputs"]["resized"] == {"tokens": 4, "to": [16]}
+    assert "; but at 4 tokens of resized images" in benchmark_markdown([record])
     assert record["inputs"]["teacher"] == pipeline.teacher.name
     assert record["inputs"]["layer"] == "blocks.1.attn"
     assert {cell["status"] for cell in record["rows"][0]["cells"]} == {"timed"}

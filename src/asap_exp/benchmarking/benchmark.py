@@ -38,7 +38,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     suite: SuiteConfig = getattr(config, suite_name(device))
     for name in suite.methods:
         find(name)
-    source = input_source(config, suite.head_dim, device)
+    source = input_source(config, suite, device)
     shapes, left_out = split(suite, source)
 
     public = benchmark_config(config, device)
@@ -83,7 +83,7 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
     shapes, left_out = [], []
     for n in suite.n:
         shape = Shape(suite.tokens // (suite.heads * n), suite.heads, n, suite.head_dim)
-        refusal = source.refusal(shape)
+        refusal = source.refusal(n)
         if refusal is None:
             shapes.append(shape)
         else:

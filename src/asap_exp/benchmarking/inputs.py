@@ -7,19 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.attention import attention_layers
 from asap_exp.attention.diagnostics import largest_logit
+from asap_exp.benchmarking.recorded import recorder
 from asap_exp.benchmarking.shape import Shape
-from asap_exp.config import BenchmarkConfig, TextTrainConfig
-from asap_exp.distillation.calibrate import sinkhorn
-from asap_exp.distillation.capture import layer_inputs
-from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.config import BenchmarkConfig, SuiteConfig
 from asap_exp.errors import UserError
-from asap_exp.models import load_net
-from asap_exp.runs import find_teacher
-
-RECORDED_SAMPLES = 256
-"""Repeated where a row needs more samples."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +63,10 @@ class Source:
 
     identity: dict[str, Any]
     draw: Draw
+    refusal: Callable[[int], str | None] = lambda n: None
+    """Why a row of n tokens has no inputs, or None if it has."""
     n: int | None = None
-    """How many tokens this source has; None for any number."""
-    may_be_cut: bool = False
-    """Whether the first tokens alone are inputs too, as of a text."""
-
-    def refusal(self, shape: Shape) -> str | None:
-        """Why a row of this shape has no inputs, or None if it has."""
-        if self.n in (None, shape.n) or (self.may_be_cut and shape.n < self.n):
-            return None
-        return f"n = {shape.n} is left out: the teacher's inputs have {self.n} tokens"
+    """A number of tokens that it has; None for any."""
 
     def inputs(
         self, shape: Shape, *, device: torch.device, dtype: torch.dtype, seed: int, train: bool
@@ -91,9 +77,9 @@ class Source:
         return Inputs(q, k, v, grad_out)
 
 
-def input_source(config: BenchmarkConfig, head_dim: int, device: torch.device) -> Source:
+def input_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.device) -> Source:
     if config.inputs == "recorded":
-        return recorded_source(config, head_dim, device)
+        return recorded_source(config, suite, device)
     return Source({"kind": "random"}, lambda shape, g: [normal(shape, g) for _ in range(3)])
 
 
@@ -101,56 +87,17 @@ def normal(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.randn(shape.size, generator=generator)
 
 
-def recorded_source(config: BenchmarkConfig, head_dim: int, device: torch.device) -> Source:
-    """What the last attention layer of a trained teacher receives, on training samples.
-
-    q is divided by the teacher's eps, so that logits are the teacher's at eps = 1. Of texts, the
-    longest of them are taken, cut to the shortest of these: nothing is padded.
-    """
-    run = find_teacher(config.paths, config.task.name, config.teacher)
-    net = load_net(run, device)
-    data = run_data(run, config.data.root, config.data.cache, RECORDED_SAMPLES, device)
-    data.setup()
-    check_same_data(data, run)
-    samples, _ = data.calibration_dataloaders(
-        samples=RECORDED_SAMPLES, holdout=0, batch_size=RECORDED_SAMPLES, seed=config.seed
-    )
-    path, layer = list(attention_layers(net).items())[-1]
-    teacher = sinkhorn(layer)
-    *_, last = layer_inputs(net, samples, run.config.trainer.precision)
-    recorded = last[path]
-    mask, (n, width) = recorded.key_padding_mask, recorded.q.shape[2:]
-    if mask is not None:
-        n = int((~mask).sum(dim=1).min())
-    if width != head_dim:
+def recorded_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.device) -> Source:
+    found, identity = recorder(config, device)
+    if found.head_dim != suite.head_dim:
         raise UserError(
-            f"{suite_name(device)}.head_dim={head_dim} is not that of {run.path}; "
-            f"give {suite_name(device)}.head_dim={width}"
+            f"{suite_name(device)}.head_dim={suite.head_dim} is not that of {found.run.path}; "
+            f"give {suite_name(device)}.head_dim={found.head_dim}"
         )
-    parts = (recorded.q / teacher.eps, recorded.k, recorded.v)
-    heads = [x[:, :, :n].flatten(0, 1) for x in parts]
-    identity = {
-        "kind": "recorded",
-        "teacher": run.name,
-        "teacher_sha256": run.manifest["teacher_sha256"],
-        "layer": path,
-        "split": CALIBRATION_SPLIT,
-        "images": samples.rows,
-        "data": data.identity,
-    }
-    return Source(
-        identity,
-        lambda shape, _: [tiled(x[:, : shape.n], shape) for x in heads],
-        n,
-        may_be_cut=isinstance(run.config, TextTrainConfig),
-    )
-
-
-def tiled(x: Tensor, shape: Shape) -> Tensor:
-    """`[heads of all samples, n, head_dim]` repeated or cut to the shape."""
-    wanted = shape.batch * shape.heads
-    copies = -(-wanted // len(x))
-    return x.repeat(copies, 1, 1)[:wanted].reshape(shape.size)
+    resized = [n for n in suite.n if found.resized(n)]
+    if resized:
+        identity["resized"] = {"tokens": found.n, "to": resized}
+    return Source(identity, lambda shape, _: found.draw(shape), found.refusal, found.n)
 
 
 def suite_name(device: torch.device) -> str:

@@ -19,7 +19,9 @@ def inputs(record: Record) -> str:
     identity = record["inputs"]
     if identity["kind"] == "random":
         return "random inputs"
-    return f"inputs of {identity['teacher']}, {identity['layer']}"
+    words = f"inputs of {identity['teacher']}, {identity['layer']}"
+    resized = identity.get("resized")
+    return f"{words}; but at {resized['tokens']} tokens of resized images" if resized else words
 
 
 TF32 = (
