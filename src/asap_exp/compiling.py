@@ -36,7 +36,7 @@ from asap_exp.tensors import fingerprint
 
 KL = DescentConfig(updates=300, lr=0.03)
 LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
-END_TO_END = DescentConfig(updates=200, lr=0.01)
+END_TO_END = DescentConfig(updates=400, lr=0.003)
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
@@ -73,7 +73,8 @@ def compile(
     `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
     `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/; `kl`,
-    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.config.
+    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.config. The last one
+    learns a thousand samples by heart: give it some thousands.
     UserError where the model has no Sinkhorn layer or the loader gives fewer than two batches.
     """
     check_types(
