@@ -36,7 +36,7 @@ from asap_exp.tensors import fingerprint
 
 KL = DescentConfig(updates=300, lr=0.03)
 LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
-END_TO_END = DescentConfig(updates=400, lr=0.003)
+END_TO_END = DescentConfig(updates=400, lr=0.005)
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
