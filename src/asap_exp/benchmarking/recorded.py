@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.benchmarking.shape import Shape
-from asap_exp.config import BenchmarkConfig, ImageTrainConfig, TextTrainConfig
+from asap_exp.config import BenchmarkConfig, ImageTrainConfig
 from asap_exp.distillation.calibrate import Batches, sinkhorn
 from asap_exp.distillation.capture import layer_inputs
 from asap_exp.distillation.compile import CALIBRATION_SPLIT, check_same_data, run_data
@@ -49,15 +49,13 @@ class Recorder:
 
     def refusal(self, n: int) -> str | None:
         """Why there are no inputs of n tokens, or None if there are."""
-        if n == self.n:
-            return None
-        if isinstance(self.run.config, TextTrainConfig):
-            ok, more = n < self.n, " or fewer"
+        if self.is_of_images:
+            has, others = math.isqrt(n) ** 2 == n, ", or any square number, of resized images"
         else:
-            ok, more = math.isqrt(n) ** 2 == n, ", or any square number, of resized images"
-        return (
-            None if ok else f"n = {n} is left out: the teacher's inputs have {self.n} tokens{more}"
-        )
+            has, others = n < self.n, " or fewer"
+        if has or n == self.n:
+            return None
+        return f"n = {n} is left out: the teacher's inputs have {self.n} tokens{others}"
 
     def resized(self, n: int) -> bool:
         """Whether images are resized for that length."""
