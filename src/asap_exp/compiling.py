@@ -8,7 +8,7 @@ asap_exp.drift(compiled, batch)
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,17 @@ def compile(
     learns a thousand samples by heart: give it some thousands.
     UserError where the model has no Sinkhorn layer or the loader gives fewer than two batches.
     """
-    check_types(
-        slices=slices,
-        candidates=candidates,
-        refine=refine,
-        samples=samples,
-        memory_mib=memory_mib,
-        seed=seed,
-        kl=kl,
-        learned_slices=learned_slices,
-        end_to_end=end_to_end,
-    )
+    settings: dict[str, Any] = {
+        "slices": slices,
+        "candidates": candidates,
+        "refine": refine,
+        "memory_mib": memory_mib,
+        "seed": seed,
+        "kl": kl,
+        "learned_slices": learned_slices,
+        "end_to_end": end_to_end,
+    }
+    check_types({"samples": samples, **settings})
     check_names("steps", steps)
     check_range("holdout", holdout, above=0, below=1)
     check_range("samples", samples, minimum=2)
@@ -101,19 +101,12 @@ def compile(
         name="sequential" if sequential else ([*steps] or ["ridge"])[-1],
         steps=list(steps),
         sequential=sequential,
-        slices=slices,
-        candidates=max(candidates, slices),
         query_features=query_features,
-        refine=refine,
         ridge=ridge,
-        kl=kl,
-        learned_slices=learned_slices,
-        end_to_end=end_to_end,
         samples=sum(map(num_samples, fit)),
         holdout=sum(map(num_samples, held_out)),
         batch_size=max(map(num_samples, batches)),
-        memory_mib=memory_mib,
-        seed=seed,
+        **(settings | {"candidates": max(candidates, slices)}),
     )
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     check_reached(compiled, fit[0], paths, precision, forward)
@@ -217,7 +210,7 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
     return [path for path in found if path in layers]
 
 
-def check_types(**given: Any) -> None:
+def check_types(given: Mapping[str, Any]) -> None:
     """Refuses what is neither a whole number nor, of a step by gradient, a `DescentConfig`."""
     for name, value in given.items():
         whole = isinstance(value, int) and not isinstance(value, bool)

@@ -42,15 +42,6 @@ def absorbs(S: Tensor) -> bool:
     return found
 
 
-@pytest.mark.parametrize("size", [1.0, 3.0, 4.5, 6.0, 20.0])
-def test_heads_are_those_whose_scalings_leave_the_range(size: float) -> None:
-    q, k = queries_and_keys(size)
-    S = q @ k.transpose(-1, -2) * 8**-0.5
-    expected = torch.tensor([[absorbs(head) for head in sample] for sample in S])
-    assert torch.equal(absorbed_by_short(q, k, NUM_ITERS), expected)
-    assert expected.any() == (size > 3.0)
-
-
 def test_some_heads_absorb_and_others_do_not() -> None:
     assert 0 < absorbed_by_short(*queries_and_keys(4.5), NUM_ITERS).double().mean() < 1
 
@@ -77,13 +68,18 @@ def makes_its_plan_anew(S: Tensor) -> bool:
     return made > 1
 
 
+@pytest.mark.parametrize(
+    ("replayed", "rule", "easy"),
+    [(absorbed_by_short, absorbs, 3.0), (absorbed_by_whole_head, makes_its_plan_anew, 1.0)],
+    ids=["short", "whole head"],
+)
 @pytest.mark.parametrize("size", [1.0, 3.0, 4.5, 6.0, 20.0])
-def test_heads_whose_scalings_might_leave_the_range(size: float) -> None:
+def test_heads_are_those_of_the_rule_on_scalings(replayed, rule, easy, size: float) -> None:
     q, k = queries_and_keys(size)
     S = q @ k.transpose(-1, -2) * 8**-0.5
-    expected = torch.tensor([[makes_its_plan_anew(head) for head in sample] for sample in S])
-    assert torch.equal(absorbed_by_whole_head(q, k, NUM_ITERS), expected)
-    assert expected.any() == (size > 1.0)
+    expected = torch.tensor([[rule(head) for head in sample] for sample in S])
+    assert torch.equal(replayed(q, k, NUM_ITERS), expected)
+    assert expected.any() == (size > easy)
 
 
 def test_long_rows_and_the_reference_are_in_the_log_domain_throughout() -> None:

@@ -57,8 +57,9 @@ def takes(problem: Problem) -> bool:
     p = problem
     if p.num_iters > 1 and WHOLE_HEAD < p.m <= RESIDENT_KEYS:
         return False  # one exponential an update, as `forward` has it, is faster
-    many = p.num_iters >= MANY_UPDATES and has_plan_on_chip(p)
-    long = max(p.n, p.m) > (min(SHORT_TOKENS, MANY_UPDATES_TOKENS) if many else SHORT_TOKENS)
+    tokens = max(p.n, p.m)
+    many = p.num_iters >= MANY_UPDATES and tokens > MANY_UPDATES_TOKENS
+    long = tokens > SHORT_TOKENS or (many and has_plan_on_chip(p))
     in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
     return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
 
@@ -78,8 +79,9 @@ def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
 def has_plan_on_chip(problem: Problem) -> bool:
     """Whether shared memory holds the plan of a head; the kernel counts on Hopper's wgmma."""
     p = problem
-    on_hopper = p.q.is_cpu or torch.cuda.get_device_capability(p.q.device)[0] == 9
-    return on_hopper and max(p.n, p.m) <= WHOLE_HEAD and p.q.shape[3] <= 64
+    if max(p.n, p.m) > WHOLE_HEAD or p.q.shape[3] > 64:
+        return False
+    return p.q.is_cpu or torch.cuda.get_device_capability(p.q.device)[0] == 9
 
 
 def updates_by_heads(problem: Problem, queries: Side, keys: Side) -> None:

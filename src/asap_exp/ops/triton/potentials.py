@@ -137,9 +137,10 @@ def _(
 
 def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
     """Whether one program projects and sorts all slices of a head; none need no sort."""
-    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
-    fits = n <= FUSED_TOKENS and together * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
-    return fits and theta.shape[1] > 0 and q.dtype != torch.float32
+    n, slices = q.shape[2], theta.shape[1]
+    if n > FUSED_TOKENS or slices == 0 or q.dtype == torch.float32:
+        return False
+    return _fill_a_warp(slices, n, q.dtype) * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
 
 
 def _dual_of_heads(
@@ -154,7 +155,8 @@ def _dual_of_heads(
     """f_hat, one program a head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
-    n, together = q.shape[2], _fill_a_warp(theta.shape[1], q.shape[2], q.dtype)
+    n = q.shape[2]
+    together = _fill_a_warp(theta.shape[1], n, q.dtype)
     if f_hat.numel():
         dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
             *tensors, weight.contiguous(), projections, f_hat, *numbers,
