@@ -40,7 +40,7 @@ INITIAL = {
     "cifar_1024": "experiment=cifar_256",
     "agnews": "experiment=agnews_mlm",
     "dbpedia": "task=dbpedia_mlm",
-    "imdb": "task=imdb_mlm",
+    "imdb": "experiment=imdb_mlm",
 }
 """What the model is first trained on, where it does not start from fresh weights."""
 CALIBRATIONS = {"digits": ("ridge",), "cifar": ("ridge",)}
