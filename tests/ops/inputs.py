@@ -110,6 +110,7 @@ OPERATORS = {
         _operator(ops.sinkhorn_attention, "q k v", (2,), num_iters=3),
         _operator(ops.sinkhorn_duals, "q k", (2,), (2,), (2,), num_iters=3),
         _operator(ops.closure_attention, "q k v row_dual", (2,)),
+        _operator(ops.softmax_attention, "q k v", (2,)),
         _operator(ops.sliced_potentials, "q k theta", (3,)),
         _operator(ops.asap_attention, "q k v theta weight query_weight", (2,), refine=1),
         _operator(ops.predicted_dual, "q k theta weight query_weight", (2,), refine=1),
@@ -117,8 +118,8 @@ OPERATORS = {
         _operator(ops.attention_plan, "q k row_dual", (2, 3)),
     )
 }
-TEACHER, CLOSURE, ASAP = (
-    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "asap")
+TEACHER, CLOSURE, SOFTMAX, ASAP = (
+    OPERATORS[f"{name}_attention"] for name in ("sinkhorn", "closure", "softmax", "asap")
 )
 # query_features has no keys and no temperature, so the shared options do not concern it.
 QUERY_KEY_OPERATORS = {k: v for k, v in OPERATORS.items() if k != "query_features"}

@@ -8,7 +8,7 @@ import torch
 from asap_exp import ops
 from asap_exp.ops import _backend
 
-from .inputs import ASAP, CLOSURE, TEACHER, Inputs, make_inputs, relative_rms
+from .inputs import ASAP, CLOSURE, SOFTMAX, TEACHER, Inputs, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -134,9 +134,12 @@ def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
 MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 7 + [False] * 13])
 
 
-@pytest.mark.parametrize("operator", [TEACHER, CLOSURE, ASAP], ids=["teacher", "closure", "asap"])
-def test_padding(operator, kernels):
-    inputs = inputs_for(batch=4, queries=20)
+@pytest.mark.parametrize(
+    "operator", [TEACHER, CLOSURE, SOFTMAX, ASAP], ids=["teacher", "closure", "softmax", "asap"]
+)
+@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+def test_padding(operator, size, kernels):
+    inputs = inputs_for(size, batch=4, queries=20)
     mask = MASK.to(DEVICE)
     spoilt = replace(
         inputs,
@@ -152,10 +155,18 @@ def test_padding(operator, kernels):
 def test_padding_of_whole_tiles(kernels):
     inputs = inputs_for(batch=1, queries=150)
     mask = (torch.arange(150) < 135)[None].to(DEVICE)
-    for operator in (TEACHER, CLOSURE):
+    for operator in (TEACHER, CLOSURE, SOFTMAX):
         exact = operator(inputs.map(torch.Tensor.double), key_padding_mask=mask)[0]
         found = operator(inputs, backend="triton", key_padding_mask=mask)[0]
         assert relative_rms(found, exact) < 4e-3 + CUT_OFF
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
+def test_short_padded_softmax(dtype):
+    inputs = inputs_for(batch=4, queries=20).map_tokens(lambda x: x.to(dtype))
+    options = {"key_padding_mask": MASK.to(DEVICE)}
+    exact = SOFTMAX(inputs.map(torch.Tensor.double), **options)[0]
+    assert relative_rms(SOFTMAX(inputs, backend="triton", **options)[0], exact) < 4e-3
 
 
 def test_same_bits_twice(kernels):

@@ -25,6 +25,7 @@ def test_results_at_token_counts_that_no_tile_fits(tokens):
     expected = {
         "sinkhorn_attention": plain.sinkhorn_plan(S, 3) @ v,
         "closure_attention": plain.sinkhorn_plan(S, 1, inputs.row_dual) @ v,
+        "softmax_attention": torch.softmax(S, dim=-1) @ v,
         "attention_plan": plain.sinkhorn_plan(S, 1, inputs.row_dual),
         "sliced_potentials": phi,
         "predicted_dual": f,
@@ -46,6 +47,7 @@ def test_shapes_of_cross_attention(queries, keys):
         "sinkhorn_attention": [(2, 3, queries, 5)],
         "sinkhorn_duals": [(2, 3, queries), (2, 3, queries), (2, 3, keys)],
         "closure_attention": [(2, 3, queries, 5)],
+        "softmax_attention": [(2, 3, queries, 5)],
         "sliced_potentials": [(2, 3, 2, queries)],
         "asap_attention": [(2, 3, queries, 5)],
         "predicted_dual": [(2, 3, queries)],

@@ -11,6 +11,7 @@ SIGNATURES = {
     "sinkhorn_attention": f"q k v * num_iters=20 {COMMON}",
     "sinkhorn_duals": f"q k * num_iters=20 {COMMON}",
     "closure_attention": f"q k v row_dual * {COMMON}",
+    "softmax_attention": f"q k v * {COMMON}",
     "sliced_potentials": f"q k theta * {COMMON}",
     "asap_attention": f"q k v theta weight query_weight=None * refine=0 {COMMON}",
     "attention_plan": f"q k row_dual * {COMMON}",

@@ -5,10 +5,9 @@ from torch import Tensor
 
 from asap_exp.attention.base import register
 from asap_exp.attention.sinkhorn import SinkhornAttention
-from asap_exp.attention.softmax import select_valid
 from asap_exp.ops._arguments import check_count
 from asap_exp.ops._backend import full_precision
-from asap_exp.ops.reference._masking import compute_dtype
+from asap_exp.ops.reference._masking import blank, compute_dtype
 
 GRADIENTS = ("unroll", "detach_col")
 PADDINGS = ("exact", "sinkformer")
@@ -52,8 +51,7 @@ class SinkformerAttention(SinkhornAttention):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        if key_padding_mask is not None:
-            v = select_valid(v, key_padding_mask)
+        v = blank(v, key_padding_mask, 2)
         with full_precision(q):
             plan = self.plan(q, k, key_padding_mask=key_padding_mask)
             return (plan @ v.to(plan.dtype)).to(v.dtype)
@@ -73,9 +71,8 @@ class SinkformerAttention(SinkhornAttention):
     ) -> tuple[Tensor, Tensor]:
         """S `[B, H, N, N]`, -inf at padded keys; and which queries `[B, 1, N]` have mass."""
         exact = self.padding == "exact"
-        if key_padding_mask is not None:
-            k = select_valid(k, key_padding_mask)
-            q = select_valid(q, key_padding_mask) if exact else q
+        k = blank(k, key_padding_mask, 2)
+        q = blank(q, key_padding_mask, 2) if exact else q
         S = q.to(compute_dtype(q)) @ k.to(compute_dtype(q)).transpose(-1, -2)
         S = S * (q.shape[-1] ** -0.5 / self.eps)
         if key_padding_mask is None:

@@ -96,20 +96,11 @@ def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor, backend: str) -> Tensor:
     if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
         return softmax_with_bias(q, k, v, g)
-    from asap_exp.ops.triton import forward, inference
+    from asap_exp.ops.triton import softmax
     from asap_exp.ops.triton.problem import Problem, unwritten_output
-    from asap_exp.ops.triton.tiles import LOG2_E
 
-    problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
     out = unwritten_output(q, v)
-    if inference.takes(problem):
-        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
-        inference.set_dual(problem, queries, None)
-        inference.set_dual(problem, keys, g)
-        inference.attention(problem, queries, keys, out)
-    else:
-        col = g * LOG2_E
-        forward.attention(problem, col, None, out, col, save=False)
+    softmax.attention_with_bias(Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5), g, out)
     return out
 
 

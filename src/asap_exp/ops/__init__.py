@@ -10,6 +10,7 @@ from asap_exp.ops.api import (
     sinkhorn_attention,
     sinkhorn_duals,
     sliced_potentials,
+    softmax_attention,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",
+    "softmax_attention",
 ]

@@ -88,6 +88,29 @@ def closure_attention(
         return implementation(backend, q, v).closure_attention(q, k, v, row_dual, **options)
 
 
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax_j(S) v, `[B, H, N, width of v]`: no column step, the usual attention.
+
+    PyTorch's fused operator; padded 16-bit inputs without a gradient on the closing pass of the
+    others, since PyTorch's flash kernels take no mask.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_value(v, k)
+    with full_precision(q):
+        return implementation(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
+            q, k, v, **options
+        )
+
+
 def sliced_potentials(
     q: Tensor,
     k: Tensor,

@@ -8,6 +8,7 @@ from asap_exp.ops.reference.sinkhorn import (
     sinkhorn_attention,
     sinkhorn_duals,
 )
+from asap_exp.ops.reference.softmax import softmax_attention
 
 __all__ = [
     "asap_attention",
@@ -18,4 +19,5 @@ __all__ = [
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",
+    "softmax_attention",
 ]

@@ -1,6 +1,7 @@
 """The operators of `ops.reference` fused, under the same names; nothing of size n x m is stored."""
 
 from asap_exp.ops.triton.asap import asap_attention, predicted_dual, sliced_potentials
+from asap_exp.ops.triton.softmax import softmax_attention
 from asap_exp.ops.triton.teacher import closure_attention, sinkhorn_attention, sinkhorn_duals
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",
+    "softmax_attention",
 ]
