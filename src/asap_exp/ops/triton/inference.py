@@ -2,15 +2,16 @@
 
 Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
 gradient would need. The first column step and the closing attention are passes over tiles
-(`folded`). So are the half steps between them, unless a head's plan fits on chip: then one launch
-does all updates (`whole_head`).
+(`folded`); where a head's keys and values fit on chip, a closure is one launch (`whole_closure`).
+The half steps between are passes too, unless a head's plan fits on chip: then one launch does all
+updates (`whole_head`).
 """
 
 import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import folded, whole_head
+from asap_exp.ops.triton import folded, whole_closure, whole_head
 from asap_exp.ops.triton.forward import RESIDENT_KEYS
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
 from asap_exp.ops.triton.tiles import block
@@ -21,11 +22,20 @@ SHORT_TOKENS = 128
 MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
 """For so many updates of more tokens than this a plan on chip is faster than logits on chip."""
 
+SOME_UPDATES = 4
+"""For so many updates of more than `SHORT_TOKENS` it is faster than logits anew in every one."""
+
 WHOLE_HEAD = 256
 """Up to so many tokens on either side, of up to 64 channels, a head's plan fits on chip."""
 
 BLOCK_QUERIES = 64
 """So many queries at a time meet all keys of a head."""
+
+KEY_TILE = 64
+"""So many keys of a closure in one launch at a time."""
+
+CLOSURE_REGISTERS = 168
+"""Of one of its threads, so that a processor has room for three programs."""
 
 PADDED_TO = 128
 """Parts of a dual are stored for a multiple of so many tokens: whole tiles."""
@@ -55,18 +65,24 @@ class Side:
 def takes(problem: Problem) -> bool:
     """Whether these launches are for these inputs."""
     p = problem
-    if p.num_iters > 1 and WHOLE_HEAD < p.m <= RESIDENT_KEYS:
-        return False  # one exponential an update, as `forward` has it, is faster
+    if not p.q.dtype == p.v.dtype == torch.bfloat16 or abs(p.to_log2) <= SMALLEST_SLOPE:
+        return False
     tokens = max(p.n, p.m)
-    many = p.num_iters >= MANY_UPDATES and tokens > MANY_UPDATES_TOKENS
-    long = tokens > SHORT_TOKENS or (many and has_plan_on_chip(p))
-    in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
-    return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
+    if p.num_iters == 1:
+        return tokens > SHORT_TOKENS
+    if p.m > RESIDENT_KEYS:
+        return True
+    # Only a plan on chip is faster than one exponential an update, as `forward` has it.
+    enough = SOME_UPDATES if tokens > SHORT_TOKENS else MANY_UPDATES
+    return tokens > MANY_UPDATES_TOKENS and p.num_iters >= enough and has_plan_on_chip(p)
 
 
 def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
+    if p.num_iters == 1 and has_plan_on_chip(p) and p.v.shape[3] <= 64:
+        closure_by_heads(p, start, out)
+        return
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, start)
     half_step(p, keys, queries, p.log2_ratio)
@@ -82,6 +98,21 @@ def has_plan_on_chip(problem: Problem) -> bool:
     if max(p.n, p.m) > WHOLE_HEAD or p.q.shape[3] > 64:
         return False
     return p.q.is_cpu or torch.cuda.get_device_capability(p.q.device)[0] == 9
+
+
+def closure_by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    """Writes `out`, for T = 1; `start` is f^0 `[B, H, N]`, None for zeros."""
+    p = problem
+    n_block, tiles = block(p.n, BLOCK_QUERIES), triton.cdiv(p.m, KEY_TILE)
+    rows, cols = (
+        p.q.new_empty(p.programs, room, dtype=torch.float32) for room in (n_block, tiles * KEY_TILE)
+    )
+    whole_closure.closure_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.to_log2, p.log2_ratio,
+        **p.values, ROWS=n_block, BLOCK_N=BLOCK_QUERIES, TILES=tiles, TILE=KEY_TILE,
+        HAS_START=start is not None, num_warps=4, num_stages=1, maxnreg=CLOSURE_REGISTERS,
+    )  # fmt: skip
 
 
 def updates_by_heads(problem: Problem, queries: Side, keys: Side) -> None:
