@@ -231,16 +231,18 @@ def closure_kernel(
         cols, keys, q, rows, padding, sample, q_n, n, m, to_log2, log2_ratio,
         D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
     )  # fmt: skip
-    attempts = 2
-    while attempts > 0:
+    tl.debug_barrier()
+    again = attention(
+        out, rows, cols, keys, values, q, padding, sample, q_n, out_n, n, to_log2,
+        D, V_WIDTH, BLOCK_D, BLOCK_V, BLOCK_N, OPERAND, V_OPERAND, PRECISION, HAS_PADDING,
+    )  # fmt: skip
+    if again:
+        store_maxima(
+            rows, cols, keys, q, padding, sample, q_n, n, to_log2,
+            D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
+        )  # fmt: skip
         tl.debug_barrier()
-        again = attention(
+        attention(
             out, rows, cols, keys, values, q, padding, sample, q_n, out_n, n, to_log2,
             D, V_WIDTH, BLOCK_D, BLOCK_V, BLOCK_N, OPERAND, V_OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
-        attempts = tl.where(again, attempts - 1, 0)
-        if attempts > 0:
-            store_maxima(
-                rows, cols, keys, q, padding, sample, q_n, n, to_log2,
-                D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
-            )  # fmt: skip
