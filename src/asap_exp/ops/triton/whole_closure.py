@@ -138,6 +138,38 @@ def column_dual(
 
 # fmt: off
 @triton.jit
+def column_step_kernel(
+    q, k, start, padding, rows, cols, q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, m, to_log2, log2_ratio,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """The first half of `closure_kernel`: g in `cols`, -inf where not valid."""
+    head = tl.program_id(0).to(tl.int64)
+    sample, h = head // heads, head % heads
+    q += sample * q_b + h * q_h
+    k += sample * k_b + h * k_h
+    rows += head * ROWS
+    if HAS_START:
+        start += head * n
+    keys = ()
+    for t in tl.static_range(TILES):
+        j = t * TILE + tl.arange(0, TILE)
+        valid = valid_tokens(padding, sample, j, m, HAS_PADDING)
+        keys = keys + (load_tile(k, j, valid, k_n, D, BLOCK_D),)
+    store_dual(rows, start, padding, sample, n, ROWS, HAS_START, HAS_PADDING)
+    tl.debug_barrier()
+    column_dual(
+        cols + head * TILES * TILE, keys, q, rows, padding, sample, q_n, n, m, to_log2, log2_ratio,
+        D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
+    )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
 def store_maxima(
     rows, cols, keys, q, padding, sample, q_n, n, to_log2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
