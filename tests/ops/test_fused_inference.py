@@ -72,7 +72,10 @@ def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
 
 @pytest.mark.parametrize(
     ("tokens", "num_iters", "taken"),
-    [(64, 20, False), (65, 20, True), (65, 9, False), (129, 2, True), (300, 20, False)],
+    [
+        *[(64, 20, False), (65, 20, True), (65, 9, False), (128, 1, False)],
+        *[(129, 1, True), (129, 3, False), (129, 4, True), (300, 20, False), (513, 2, True)],
+    ],
 )
 def test_choice_of_kernels(tokens, num_iters, taken):
     inputs = inputs_for(queries=tokens, head_dim=64)

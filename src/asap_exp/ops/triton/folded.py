@@ -173,10 +173,16 @@ def first_shift(X):
 
 
 @triton.jit
-def far_off(total, valid):
-    """Whether some sum was shifted so badly that it lost what counts."""
+def lost(total, valid):
+    """Which sums were shifted so badly that they lost what counts: 1, else 0."""
     good = (total > SMALLEST) & (total < LARGEST)
-    return tl.max((valid & (good == 0)).to(tl.int32)) > 0
+    return (valid & (good == 0)).to(tl.int32)
+
+
+@triton.jit
+def far_off(total, valid):
+    """Whether some sum is lost."""
+    return tl.max(lost(total, valid)) > 0
 
 
 # fmt: off

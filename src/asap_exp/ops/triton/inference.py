@@ -1,16 +1,16 @@
 """The launches of the forward pass for bfloat16 inputs where no gradient is needed.
 
 Their duals are right to what bfloat16 is worth, but not rounded alike in every pass, which the
-gradient would need. The first column step and the closing attention are passes over tiles
-(`folded`). So are the half steps between them, unless a head's plan fits on chip: then one launch
-does all updates (`whole_head`).
+gradient would need. Half steps and the closing attention are passes over tiles (`folded`). Where a
+head fits on chip, a closure is one launch (`whole_closure`), and so are the first column step and
+all updates (`whole_head`).
 """
 
 import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import folded, whole_head
+from asap_exp.ops.triton import folded, whole_closure, whole_head
 from asap_exp.ops.triton.forward import RESIDENT_KEYS
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
 from asap_exp.ops.triton.tiles import block
@@ -21,11 +21,20 @@ SHORT_TOKENS = 128
 MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
 """For so many updates of more tokens than this a plan on chip is faster than logits on chip."""
 
+SOME_UPDATES = 4
+"""For so many updates of more than `SHORT_TOKENS` it is faster than logits anew in every one."""
+
 WHOLE_HEAD = 256
 """Up to so many tokens on either side, of up to 64 channels, a head's plan fits on chip."""
 
 BLOCK_QUERIES = 64
 """So many queries at a time meet all keys of a head."""
+
+KEY_TILE = 64
+"""So many keys of a closure in one launch at a time."""
+
+CLOSURE_REGISTERS = 168
+"""Of one of its threads, so that a processor has room for three programs."""
 
 PADDED_TO = 128
 """Parts of a dual are stored for a multiple of so many tokens: whole tiles."""
@@ -55,24 +64,30 @@ class Side:
 def takes(problem: Problem) -> bool:
     """Whether these launches are for these inputs."""
     p = problem
-    if p.num_iters > 1 and WHOLE_HEAD < p.m <= RESIDENT_KEYS:
-        return False  # one exponential an update, as `forward` has it, is faster
+    if not p.q.dtype == p.v.dtype == torch.bfloat16 or abs(p.to_log2) <= SMALLEST_SLOPE:
+        return False
     tokens = max(p.n, p.m)
-    many = p.num_iters >= MANY_UPDATES and tokens > MANY_UPDATES_TOKENS
-    long = tokens > SHORT_TOKENS or (many and has_plan_on_chip(p))
-    in_bfloat16 = p.q.dtype == p.v.dtype == torch.bfloat16
-    return long and in_bfloat16 and abs(p.to_log2) > SMALLEST_SLOPE
+    if p.num_iters == 1:
+        return tokens > SHORT_TOKENS
+    if p.m > RESIDENT_KEYS:
+        return True
+    # Only a plan on chip is faster than one exponential an update, as `forward` has it.
+    enough = SOME_UPDATES if tokens > SHORT_TOKENS else MANY_UPDATES
+    return tokens > MANY_UPDATES_TOKENS and p.num_iters >= enough and has_plan_on_chip(p)
 
 
 def forward(problem: Problem, start: Tensor | None, out: Tensor) -> None:
     """Writes `out`; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
+    on_chip = has_plan_on_chip(p)
+    if p.num_iters == 1 and on_chip and p.v.shape[3] <= 64:
+        closure_by_heads(p, start, out)
+        return
     queries, keys = Side(p.q), Side(p.k)
-    set_dual(p, queries, start)
-    half_step(p, keys, queries, p.log2_ratio)
-    if p.num_iters > 1:
-        updates = updates_by_heads if has_plan_on_chip(p) else updates_in_passes
-        updates(p, queries, keys)
+    if p.num_iters > 1 and on_chip:
+        updates_by_heads(p, start, queries, keys)
+    else:
+        updates_in_passes(p, start, queries, keys)
     attention(p, queries, keys, out)
 
 
@@ -84,15 +99,41 @@ def has_plan_on_chip(problem: Problem) -> bool:
     return p.q.is_cpu or torch.cuda.get_device_capability(p.q.device)[0] == 9
 
 
-def updates_by_heads(problem: Problem, queries: Side, keys: Side) -> None:
-    """g^T and its parts from g^1; f^(T-1) as the queries' dual."""
+def closure_by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> None:
+    """Writes `out`, for T = 1; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
+    rows, cols, tiles = room_by_heads(p)
+    whole_closure.closure_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.values, **tiles,
+        HAS_START=start is not None, num_warps=4, num_stages=1, maxnreg=CLOSURE_REGISTERS,
+    )  # fmt: skip
+
+
+def room_by_heads(problem: Problem) -> tuple[Tensor, Tensor, dict[str, object]]:
+    """Room for the duals of queries and keys, and the constants of `whole_closure`."""
+    p = problem
+    n, tiles = block(p.n, BLOCK_QUERIES), triton.cdiv(p.m, KEY_TILE)
+    rows = p.q.new_empty(p.programs, n, dtype=torch.float32)
+    cols = p.q.new_empty(p.programs, tiles * KEY_TILE, dtype=torch.float32)
+    return rows, cols, {"ROWS": n, "BLOCK_N": BLOCK_QUERIES, "TILES": tiles, "TILE": KEY_TILE}
+
+
+def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys: Side) -> None:
+    """The parts of g^T, and f^(T-1) as the queries' dual; `start` is f^0, None for zeros."""
+    p = problem
+    rows, cols, tiles = room_by_heads(p)
+    whole_closure.column_step_kernel[(p.programs,)](
+        p.q, p.k, start, p.padding, rows, cols, *strides(p.q, p.k),
+        p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.logits, **tiles,
+        HAS_START=start is not None, num_warps=4, num_stages=1,
+    )  # fmt: skip
     smallest, warps, a_processor = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
     programs = min(p.programs, a_processor * multiprocessors(p.q.device))
     whole_head.updates_kernel[(programs,)](
-        p.q, p.k, p.padding, queries.dual, keys.dual, keys.parts,
-        p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k),
+        p.q, p.k, p.padding, queries.dual, cols, keys.parts,
+        p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k), cols.stride(0),
         p.programs, p.heads, p.n, p.m, keys.padded, p.num_iters, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
         num_warps=warps, num_stages=1,
@@ -106,9 +147,11 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def updates_in_passes(problem: Problem, queries: Side, keys: Side) -> None:
-    """g^T and its parts from g^1; f^(T-1) as the queries' dual."""
+def updates_in_passes(problem: Problem, start: Tensor | None, queries: Side, keys: Side) -> None:
+    """g^T and its parts, and f^(T-1) as the queries' dual; `start` is f^0, None for zeros."""
     p = problem
+    set_dual(p, queries, start)
+    half_step(p, keys, queries, p.log2_ratio)
     for _ in range(1, p.num_iters):
         half_step(p, queries, keys, 0.0)
         half_step(p, keys, queries, p.log2_ratio)

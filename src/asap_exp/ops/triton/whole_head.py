@@ -7,8 +7,8 @@ the units read it from there by rows and by columns. It comes by way of global m
 block; so that this stays small, there are as many programs as run at a time, each with many heads.
 
 By its rounding every entry of E is off by at most 2^-9 of itself, and so are the sums. The output
-is the closure of the last dual of the keys, from logits computed anew; that pass and the first
-column step are those of `folded`.
+is the closure of the last dual of the keys, from logits computed anew; that pass is one of
+`folded`, the first column step one of `whole_closure`.
 
 After four updates E serves for all that are left, unless these could move a scaling far: then the
 scalings are absorbed into f and g, and E is computed anew. The map from one update to the next is
@@ -128,14 +128,14 @@ def last_dual(
 @triton.jit
 def updates_kernel(
     q, k, padding, rows, cols, col_parts, plans,
-    q_b, q_h, q_n, k_b, k_h, k_n,
+    q_b, q_h, q_n, k_b, k_h, k_n, cols_stride,
     all_heads, heads, n, m, padded_m, num_iters, to_log2, log2_ratio,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """From g^1 in `cols` to g^T, there and in its parts, and f^(T-1) in `rows`.
+    """From g^1 in `cols` to the parts of g^T in `col_parts`, and f^(T-1) in `rows`.
 
     A program does every so many-th of `all_heads`, with `plans` `[programs, BLOCK_N, BLOCK_M]` as
     its room.
@@ -147,12 +147,10 @@ def updates_kernel(
         sample, h = head // heads, head % heads
         valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
         k_tile = load_tile(k + sample * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
-        g = tl.load(cols + head * m + j, mask=valid_j, other=float("-inf"))
+        g = tl.load(cols + head * cols_stride + j, mask=valid_j, other=float("-inf"))
         g = last_dual(
             plans, q + sample * q_b + h * q_h, k_tile, rows + head * n, g, padding, sample,
             q_n, n, m, num_iters, to_log2, log2_ratio,
             D, BLOCK_D, BLOCK_N, BLOCK_ROWS, BLOCK_M, OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
-        dual = tl.where(valid_j, g, 0.0)
-        tl.store(cols + head * m + j, dual, mask=j < m)
-        store_parts(col_parts + head * 3 * padded_m, dual, j, valid_j, padded_m, to_log2)
+        store_parts(col_parts + head * 3 * padded_m, g, j, valid_j, padded_m, to_log2)
