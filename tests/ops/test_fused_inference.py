@@ -155,13 +155,21 @@ def test_padding(operator, size, kernels):
     assert not found.masked_select(mask[:, None, :, None]).any()
 
 
-def test_padding_of_whole_tiles(kernels):
-    inputs = inputs_for(batch=1, queries=150)
-    mask = (torch.arange(150) < 135)[None].to(DEVICE)
-    for operator in (TEACHER, CLOSURE, SOFTMAX):
-        exact = operator(inputs.map(torch.Tensor.double), key_padding_mask=mask)[0]
-        found = operator(inputs, backend="triton", key_padding_mask=mask)[0]
-        assert relative_rms(found, exact) < 4e-3 + CUT_OFF
+@pytest.mark.parametrize(
+    "operator", [TEACHER, CLOSURE, SOFTMAX], ids=["teacher", "closure", "softmax"]
+)
+@pytest.mark.parametrize("tokens", [150, *([64, 128, 192, 256, 320, 512] if GPU else [])])
+def test_texts_of_several_lengths_in_a_batch(operator, tokens, kernels):
+    """As many heads as a text model has: more of them than run at a time."""
+    lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2] * (16 if GPU else 1))
+    inputs = inputs_for(batch=len(lengths), heads=6 if GPU else 1, queries=tokens)
+    mask = torch.arange(tokens) >= lengths[:, None]
+    options = {"key_padding_mask": mask.to(DEVICE)}
+    if operator is TEACHER:
+        options |= {"num_iters": 20 if GPU else 5}
+    exact = operator(inputs.map(torch.Tensor.double), **options)[0]
+    found = operator(inputs, backend="triton", **options)[0]
+    assert relative_rms(found, exact) < 4e-3 + CUT_OFF
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])

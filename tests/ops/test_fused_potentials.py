@@ -68,6 +68,18 @@ def test_agrees_with_the_reference(tokens, fused, dtype, monkeypatch):
 
 
 @every_dtype
+@pytest.mark.parametrize(
+    ("tokens", "slices"),
+    [(70, 8), *((n, 128) for n in (64, 128, 192, 256, 320, 512) if not INTERPRETED)],
+)
+def test_texts_of_several_lengths_in_a_batch(tokens, slices, dtype):
+    lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2])
+    inputs = inputs_of(tokens, dtype, batch=4, slices=slices)
+    mask = torch.arange(tokens) >= lengths[:, None]
+    check(inputs, key_padding_mask=mask.to(DEVICE))
+
+
+@every_dtype
 def test_rows_of_several_warps(dtype):
     check(inputs_of(1025, dtype, slices=1))
 
