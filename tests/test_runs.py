@@ -1,6 +1,8 @@
 """Run directories: where a configuration's run lies, and which run is taken as the teacher."""
 
 import json
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -239,6 +241,19 @@ def test_newest_artifact_is_the_last_that_finished(tmp_path):
     # Killed at once: neither an end nor an outcome.
     write_json(run.path / "distill" / "d" / "manifest.json", {"status": "running"})
     assert newest_artifact(run) == run.path / "distill" / "a"
+
+
+def test_of_two_that_finish_at_once_the_later_is_the_newest(tmp_path):
+    """One second holds several small maps; and a manifest of whole seconds is the older one."""
+    run = fake_run(tmp_path)
+    for name in ("b", "a"):
+        with manifest(run.path / "distill" / name / "manifest.json"):
+            time.sleep(0.002)
+    assert newest_artifact(run) == run.path / "distill/a"
+    before = read_json(run.path / "distill/a/manifest.json")["ended"]
+    whole = re.sub(r"\.\d+", "", before)
+    assert whole != before
+    assert whole < before
 
 
 def test_record_of_a_configuration_names_no_folder(tmp_path):

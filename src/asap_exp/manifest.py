@@ -62,7 +62,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[Manifest]:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def command() -> str:
