@@ -176,7 +176,7 @@ def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
         "n = 8 is left out: the teacher's inputs have 4 tokens, or any square"
     )
     assert record["inputs"]["resized"] == {"tokens": 4, "to": [16]}
-    assert "; but at 4 tokens of resized images" in benchmark_markdown([record])
+    assert "; n = 16 of resized images" in benchmark_markdown([record])
     assert record["inputs"]["teacher"] == pipeline.teacher.name
     assert record["inputs"]["layer"] == "blocks.1.attn"
     assert {cell["status"] for cell in record["rows"][0]["cells"]} == {"timed"}

@@ -15,6 +15,8 @@ from asap_exp.benchmarking.records import Record, cells, columns
 from asap_exp.benchmarking.table import number, title
 
 MARKERS = "osD^v<>PX*"
+TITLE_WIDTH = 62
+"""Characters a line: the legend of many methods takes room beside the axes."""
 
 
 def time_figure(record: Record) -> Figure:
@@ -27,7 +29,7 @@ def time_figure(record: Record) -> Figure:
         draw_lines(axes, record)
         figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3, which="both")
-    axes.set_title(textwrap.fill(title(record), 76, break_on_hyphens=False), fontsize=10)
+    axes.set_title(textwrap.fill(title(record), TITLE_WIDTH, break_on_hyphens=False), fontsize=10)
     return figure
 
 

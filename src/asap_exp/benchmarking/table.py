@@ -20,8 +20,10 @@ def inputs(record: Record) -> str:
     if identity["kind"] == "random":
         return "random inputs"
     words = f"inputs of {identity['teacher']}, {identity['layer']}"
-    resized = identity.get("resized")
-    return f"{words}; but at {resized['tokens']} tokens of resized images" if resized else words
+    if "resized" not in identity:
+        return words
+    lengths = ", ".join(map(str, identity["resized"]["to"]))
+    return f"{words}; n = {lengths} of resized images"
 
 
 TF32 = (
