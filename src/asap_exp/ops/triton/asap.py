@@ -69,7 +69,7 @@ def predicted_dual(
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
     if refine > 0:
-        duals = sinkhorn(q, k, k[..., :1], f_hat, num_iters=refine, keep_duals=True, **options).rows
+        duals = sinkhorn(q, k, k[..., :0], f_hat, num_iters=refine, keep_duals=True, **options).rows
         f_hat = duals[:, :, -1] / LOG2_E
     return blank(f_hat, key_padding_mask, 2)
 

@@ -46,7 +46,11 @@ def in_passes(
         row, col = updates_resident(p, rows, cols, save)
     else:
         row, col = updates_streaming(p, rows, cols, save)
-    attention(p, col, row, out, rows[:, :, p.num_iters % rows.shape[2]], save)
+    last = rows[:, :, p.num_iters % rows.shape[2]]
+    if p.v.shape[3]:
+        attention(p, col, row, out, last, save)
+    else:  # the duals alone are wanted
+        row_step(p, col, row, last)
 
 
 def updates_resident(

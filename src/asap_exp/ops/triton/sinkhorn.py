@@ -44,7 +44,8 @@ def sinkhorn(
 ) -> Solution:
     """`num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
 
-    Differentiable in q, k, v and `start`; the duals carry no gradient.
+    With values of width 0 no product is made: for the duals alone. Differentiable in q, k, v and
+    `start`; the duals carry no gradient.
     """
     save = keep_duals or gradient_needed(q, k, v, start)
     start = None if start is None else blank(start.float(), key_padding_mask, 2)
@@ -63,7 +64,7 @@ def _sinkhorn(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     results = _results(q, k, v, num_iters, save)
-    if results[0].numel() == 0:
+    if q.numel() == 0:
         return results
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
