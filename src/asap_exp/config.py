@@ -361,6 +361,7 @@ class CalibrationConfig:
     slices: int
     candidates: int
     query_features: bool
+    adaptive: bool
     refine: int
     ridge: float
     kl: DescentConfig
@@ -377,6 +378,10 @@ class CalibrationConfig:
         check_steps(self.steps)
         check_range("calibration.slices", self.slices, minimum=1)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
+        if self.adaptive and not self.query_features:
+            raise UserError(
+                "calibration.adaptive=true needs calibration.query_features=true, got false"
+            )
         check_range("calibration.refine", self.refine, minimum=0)
         check_range("calibration.ridge", self.ridge, above=0)
         for step in DESCENTS:
@@ -388,8 +393,9 @@ class CalibrationConfig:
         check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but the settings of steps that are not taken."""
+        """What decides the result: everything but the settings of what is not used."""
         unread = [step for step in DESCENTS if step not in self.steps]
+        unread += [] if self.adaptive else ["adaptive"]
         return {key: value for key, value in asdict(self).items() if key not in unread}
 
 

@@ -31,14 +31,17 @@ def targets(*data: LayerInputs, num_iters: int = 5) -> list[Target]:
     return [teacher_target(each, SinkhornAttention(num_iters=num_iters)) for each in data]
 
 
-def small_map(*, refine: int = 0, slices: int = SLICES, seed: int = 0) -> AsapAttention:
+def small_map(
+    *, refine: int = 0, slices: int = SLICES, adaptive: bool = False, seed: int = 0
+) -> AsapAttention:
     """Far from any teacher: a fit has something to do."""
     generator = torch.Generator().manual_seed(seed)
     weight = 0.1 * torch.randn(HEADS, slices, generator=generator)
     query_weight = 0.1 * torch.randn(HEADS, DIM + 1, generator=generator)
+    adaptive_weight = 0.1 * torch.randn(HEADS, 5, slices, generator=generator) if adaptive else None
     theta = random_slices(HEADS, slices, DIM, seed=seed)
-    return AsapAttention(theta, weight, query_weight, refine=refine)
+    return AsapAttention(theta, weight, query_weight, adaptive_weight, refine=refine)
 
 
-def unit_scale(slices: int = SLICES) -> Tensor:
-    return torch.ones(HEADS, slices + DIM + 1)
+def unit_scale(slices: int = SLICES, *, adaptive: bool = False) -> Tensor:
+    return torch.ones(HEADS, slices + DIM + 1 + (5 * slices if adaptive else 0))

@@ -36,6 +36,7 @@ def config(steps: str, **changes: object) -> CalibrationConfig:
         slices=3,
         candidates=8,
         query_features=True,
+        adaptive=False,
         refine=0,
         ridge=1e-6,
         kl=descent,
@@ -103,6 +104,25 @@ def test_each_step_moves_what_it_should(net: Classifier) -> None:
         assert not torch.equal(learned[name], whole[name])
         if name.endswith("theta"):
             torch.testing.assert_close(whole[name].norm(dim=-1), torch.ones(HEADS, 3))
+
+
+@pytest.mark.parametrize("steps", ["ridge", "learned"])
+def test_adaptive_features_lower_the_divergence_and_leave_the_controls(
+    net: Classifier, steps: str
+) -> None:
+    without, adaptive = (run(net, steps, adaptive=adaptive) for adaptive in (False, True))
+    for path, attend in adaptive.maps.items():
+        assert attend.adaptive_weight is not None
+        assert attend.adaptive_weight.shape == (HEADS, 5, 3)
+        assert without.maps[path].adaptive_weight is None
+        assert torch.equal(
+            adaptive.controls[path].query_weight, without.controls[path].query_weight
+        )
+        assert adaptive.controls[path].adaptive_weight is None
+        last = list(adaptive.plan_kl[path])[-1]
+        assert adaptive.plan_kl[path][last].mean() < without.plan_kl[path][last].mean()
+        gain = adaptive.ridge[path].solution.r_squared - without.ridge[path].solution.r_squared
+        assert (gain > 0).all()
 
 
 def test_controls_have_query_features_alone_and_take_the_same_steps(net: Classifier) -> None:

@@ -7,18 +7,22 @@ from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.distillation.ridge import NormalEquations, random_slices
-from asap_exp.ops import query_features, sinkhorn_duals, sliced_potentials
+from asap_exp.ops import (
+    adaptive_features,
+    query_features,
+    sinkhorn_duals,
+    sliced_potentials,
+)
 
 from .inputs import DIM, HEADS, SLICES, TOKENS, inputs, poisoned
 
 
 def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features `[H, rows, P]` and centred duals `[H, rows]` over the valid tokens."""
+    """All features `[H, rows, P]` and centred duals `[H, rows]` over the valid tokens."""
     q, k, _, mask = data
     options = {"key_padding_mask": mask}
-    features = torch.cat(
-        [sliced_potentials(q, k, theta, **options), query_features(q, **options)], dim=2
-    ).double()
+    phi, psi = (f(q, k, theta, **options) for f in (sliced_potentials, adaptive_features))
+    features = torch.cat([phi, query_features(q, **options), *psi.unbind(2)], dim=2).double()
     dual = sinkhorn_duals(q, k, num_iters=T, **options).ready.double()
     valid = torch.ones(q.shape[0], TOKENS, dtype=torch.bool) if mask is None else ~mask
     rows, targets = [], []
@@ -36,10 +40,10 @@ def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np
 def test_fit_is_least_squares(padded: bool) -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1, padded=padded)
-    equations = NormalEquations(theta)
+    equations = NormalEquations(theta, adaptive=True)
     equations.add(data, SinkhornAttention(num_iters=5))
     rows, targets = plain_rows(data, theta, T=5)
-    for features in (slice(0, SLICES), slice(None), slice(SLICES, None)):
+    for features in (equations.potentials, equations.query_features, slice(0, 12), slice(None)):
         solution = equations.solve(features, ridge=1e-12)
         for head in range(HEADS):
             x, y = rows[head][:, features], targets[head]
@@ -53,7 +57,7 @@ def test_fit_is_least_squares(padded: bool) -> None:
 def test_ridge_is_that_of_the_normalised_gram_matrix() -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1)
-    equations = NormalEquations(theta)
+    equations = NormalEquations(theta, adaptive=True)
     equations.add(data, SinkhornAttention(num_iters=5))
     ridge = 0.3
     solution = equations.solve(slice(None), ridge)

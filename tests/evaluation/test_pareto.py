@@ -153,7 +153,7 @@ def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[
     assert [row["label"] for row in others.values()] == [
         "ASAP, 3 slices, refine 0, ridge, 32 samples, seed 0",
         "control: query features, refine 0, ridge, 32 samples, seed 0",
-        f"ASAP, 3 of 6 slices + query features{LEARNED}, seed 0",
+        f"ASAP, 3 of 6 slices + query and adaptive features{LEARNED}, seed 0",
         f"control: query features{LEARNED}, seed 0",
     ]
     for row in others.values():
@@ -165,7 +165,7 @@ def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> 
     (group,) = grouped([record])
     asap = [point for point in points(group) if point["group"] == "asap"]
     assert sorted((point["n"], point["label"]) for point in asap) == [
-        (1, f"ASAP, 3 of 6 slices + query features{LEARNED}"),
+        (1, f"ASAP, 3 of 6 slices + query and adaptive features{LEARNED}"),
         (2, "ASAP, 3 slices, refine 0, ridge, 32 samples"),
     ]
     assert not any(row["key"].startswith("map_") for row in main_rows(group))

@@ -23,6 +23,7 @@ class Inputs:
     theta: Tensor  # [H, L, D]
     weight: Tensor  # [H, L]
     query_weight: Tensor  # [H, D + 1]
+    adaptive_weight: Tensor  # [H, 5, L]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         return Inputs(*(change(getattr(self, field.name)) for field in fields(self)))
@@ -63,6 +64,7 @@ def make_inputs(
         theta=theta,
         weight=normal(heads, slices),
         query_weight=0.1 * normal(heads, head_dim + 1),
+        adaptive_weight=0.2 * normal(heads, 5, slices),
     )
 
 
@@ -104,6 +106,18 @@ def _operator(function: Callable, reads: str, *token_dims: tuple[int, ...], **fi
     return Operator(function, tuple(reads.split()), token_dims, fixed)
 
 
+def adaptive_asap_attention(q, k, v, theta, weight, query_weight, adaptive_weight, **options):
+    """`asap_attention` with adaptive features too."""
+    fit = (theta, weight, query_weight)
+    return ops.asap_attention(q, k, v, *fit, adaptive_weight=adaptive_weight, **options)
+
+
+def adaptive_dual(q, k, theta, weight, query_weight, adaptive_weight, **options):
+    """`predicted_dual` with adaptive features too."""
+    fit = (theta, weight, query_weight)
+    return ops.predicted_dual(q, k, *fit, adaptive_weight=adaptive_weight, **options)
+
+
 OPERATORS = {
     operator.function.__name__: operator
     for operator in (
@@ -114,6 +128,14 @@ OPERATORS = {
         _operator(ops.sliced_potentials, "q k theta", (3,)),
         _operator(ops.asap_attention, "q k v theta weight query_weight", (2,), refine=1),
         _operator(ops.predicted_dual, "q k theta weight query_weight", (2,), refine=1),
+        _operator(
+            adaptive_asap_attention,
+            "q k v theta weight query_weight adaptive_weight",
+            (2,),
+            refine=1,
+        ),
+        _operator(adaptive_dual, "q k theta weight query_weight adaptive_weight", (2,), refine=1),
+        _operator(ops.adaptive_features, "q k theta", (4,)),
         _operator(ops.query_features, "q", (3,)),
         _operator(ops.attention_plan, "q k row_dual", (2, 3)),
     )

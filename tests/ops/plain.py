@@ -53,6 +53,22 @@ def _potential(x: list[float], y: list[float], factor: float) -> list[float]:
     return [value - mean for value in phi]
 
 
+def adaptive_features(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: float) -> Tensor:
+    """[B, H, 5, L, N], one slice after the other, minus the mean over the tokens."""
+    phi = potentials(q, k, theta, eps, scale)
+    features = q.new_zeros(len(q), len(theta), 5, theta.shape[1], q.shape[2])
+    for b, h, s in torch.cartesian_prod(*(torch.arange(size) for size in phi.shape[:3])):
+        x, y = q[b, h] @ theta[h, s], k[b, h] @ theta[h, s] * scale / eps
+        spreads = [z.std(correction=0) for z in (x, y)]
+        features[b, h, 0, s] = phi[b, h, s] / (spreads[0] * spreads[1])
+        ends = [(y / spreads[1], k[b, h]), (x / spreads[0], q[b, h])]
+        for number, (z, tokens) in enumerate(ends):
+            for offset, weight in enumerate((z.exp(), (-z).exp())):
+                end = (weight[:, None] * tokens).sum(dim=0) / weight.sum()
+                features[b, h, 1 + 2 * number + offset, s] = q[b, h] @ end
+    return features - features.mean(dim=-1, keepdim=True)
+
+
 def query_features(q: Tensor) -> Tensor:
     """[q_i ; |q_i|^2] minus its mean over the tokens, [B, H, D + 1, N]."""
     squared_norm = torch.einsum("bhnd,bhnd->bhn", q, q)

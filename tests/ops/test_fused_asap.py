@@ -11,7 +11,7 @@ import torch
 from asap_exp import ops
 from asap_exp.ops import _backend
 
-from .inputs import OPERATORS, Inputs, make_inputs, relative_rms
+from .inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 ASAP = replace(OPERATORS["asap_attention"], fixed={"refine": 0})
+ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -52,11 +53,11 @@ def inputs_of(tokens: int, dtype: torch.dtype = torch.float32, **shape) -> Input
     return inputs.map(lambda x: x.to(DEVICE)).map_tokens(lambda x: x.to(dtype))
 
 
-def check(inputs: Inputs, bound: float | None = None, **options) -> torch.Tensor:
-    (out,) = ASAP(inputs, backend="triton", **options)
-    (expected,) = ASAP(inputs.map(torch.Tensor.double), **options)
+def check(inputs: Inputs, operator: Operator = ASAP, **options) -> torch.Tensor:
+    (out,) = operator(inputs, backend="triton", **options)
+    (expected,) = operator(inputs.map(torch.Tensor.double), **options)
     assert out.dtype == inputs.v.dtype
-    assert relative_rms(out, expected) <= (bound or TOLERANCE[inputs.q.dtype])
+    assert relative_rms(out, expected) <= TOLERANCE[inputs.q.dtype]
     return out
 
 
@@ -71,6 +72,17 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
     assert len(launches) == 1
     check(inputs_of(20, dtype), refine=1)
     assert len(launches) == 1
+
+
+@every_dtype
+@pytest.mark.parametrize("tokens", [2, 17, 63, 64])
+def test_adaptive_features(tokens, dtype, launches):
+    check(inputs_of(tokens, dtype, slices=8), ADAPTIVE)
+    mask = torch.arange(tokens, device=DEVICE)[None] > tokens // 2
+    check(
+        inputs_of(tokens, dtype, head_dim=5), ADAPTIVE, key_padding_mask=mask, eps=0.7, scale=-1.0
+    )
+    assert len(launches) == 2
 
 
 @every_dtype
@@ -150,15 +162,18 @@ def test_empty_batch():
     assert ASAP(inputs, backend="triton")[0].shape == (0, 2, 5, 16)
 
 
-@pytest.mark.parametrize("trained", ["q", "v", "theta", "weight", "query_weight"])
+@pytest.mark.parametrize(
+    "trained", ["q", "v", "theta", "weight", "query_weight", "adaptive_weight"]
+)
 def test_a_gradient_takes_the_other_path(trained, launches):
     inputs = inputs_of(6)
     getattr(inputs, trained).requires_grad_()
-    (out,) = ASAP(inputs, backend="triton")
+    (out,) = ADAPTIVE(inputs, backend="triton")
     assert out.requires_grad
     assert not launches
     with torch.no_grad():
-        torch.testing.assert_close(ASAP(inputs, backend="triton")[0], out, rtol=1e-4, atol=1e-5)
+        again = ADAPTIVE(inputs, backend="triton")[0]
+        torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-5)
     assert launches
 
 
@@ -187,6 +202,7 @@ def test_compiled_without_a_graph_break():
 def test_custom_operator_is_registered_soundly(mask):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
-    arguments = (x.q, x.k, x.v, x.theta, x.weight, x.query_weight, mask, 0.5)
+    weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight)
+    arguments = (x.q, x.k, x.v, *weights, mask, 0.5)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.asap.default, arguments, test_utils=tests)

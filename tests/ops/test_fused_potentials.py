@@ -44,11 +44,18 @@ def check(inputs, **changed) -> tuple[Tensor, Tensor]:
     f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
     expected = reference_dual(*dual_arguments(exact), **options)
     assert_close(f_hat, expected, inputs.q.dtype)
+    adaptive = potentials.sliced_dual(*adaptive_arguments(inputs), **options)
+    expected = reference_dual(*adaptive_arguments(exact), **options)
+    assert_close(adaptive, expected, inputs.q.dtype)
     return phi, f_hat
 
 
-def dual_arguments(x) -> tuple[Tensor, ...]:
-    return x.q, x.k, x.theta, x.weight, x.query_weight
+def dual_arguments(x) -> tuple[Tensor | None, ...]:
+    return x.q, x.k, x.theta, x.weight, x.query_weight, None
+
+
+def adaptive_arguments(x) -> tuple[Tensor, ...]:
+    return x.q, x.k, x.theta, x.weight, x.query_weight, x.adaptive_weight
 
 
 def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -87,10 +94,10 @@ def test_rows_of_several_warps(dtype):
 @every_dtype
 def test_dual_without_query_weight(dtype):
     inputs = inputs_of(17, dtype, batch=2)
-    *arguments, _ = dual_arguments(inputs)
-    f_hat = potentials.sliced_dual(*arguments, None, **OPTIONS)
-    *arguments, _ = dual_arguments(inputs.map(lambda x: x.double()))
-    assert_close(f_hat, reference_dual(*arguments, None, **OPTIONS), dtype)
+    *arguments, _, _ = dual_arguments(inputs)
+    f_hat = potentials.sliced_dual(*arguments, None, None, **OPTIONS)
+    *arguments, _, _ = dual_arguments(inputs.map(lambda x: x.double()))
+    assert_close(f_hat, reference_dual(*arguments, None, None, **OPTIONS), dtype)
 
 
 @every_dtype

@@ -51,6 +51,9 @@ def test_shapes_of_cross_attention(queries, keys):
         "sliced_potentials": [(2, 3, 2, queries)],
         "asap_attention": [(2, 3, queries, 5)],
         "predicted_dual": [(2, 3, queries)],
+        "adaptive_asap_attention": [(2, 3, queries, 5)],
+        "adaptive_dual": [(2, 3, queries)],
+        "adaptive_features": [(2, 3, 5, 2, queries)],
         "query_features": [(2, 3, 5, queries)],
         "attention_plan": [(2, 3, queries, keys)],
     }

@@ -10,7 +10,9 @@ from asap_exp.ops._backend import check_backend
 
 @register("asap")
 class AsapAttention(Attention):
-    """Slices `theta` `[H, L, D]`, `weight` `[H, L]` and maybe `query_weight` `[H, D + 1]`."""
+    """Slices `theta` `[H, L, D]`, `weight` `[H, L]`, maybe `query_weight` `[H, D + 1]`, maybe
+    `adaptive_weight` `[H, 5, L]`.
+    """
 
     needs_calibration = True
 
@@ -19,6 +21,7 @@ class AsapAttention(Attention):
         theta: Tensor,
         weight: Tensor,
         query_weight: Tensor | None = None,
+        adaptive_weight: Tensor | None = None,
         *,
         refine: int = 0,
         eps: float = 1.0,
@@ -30,8 +33,9 @@ class AsapAttention(Attention):
         check_backend(backend)
         self.theta = nn.Parameter(theta, requires_grad=False)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.query_weight = (
-            None if query_weight is None else nn.Parameter(query_weight, requires_grad=False)
+        self.query_weight, self.adaptive_weight = (
+            None if optional is None else nn.Parameter(optional, requires_grad=False)
+            for optional in (query_weight, adaptive_weight)
         )
         self.refine, self.eps, self.backend = refine, eps, backend
 
@@ -45,6 +49,7 @@ class AsapAttention(Attention):
             self.theta,
             self.weight,
             self.query_weight,
+            adaptive_weight=self.adaptive_weight,
             refine=self.refine,
             eps=self.eps,
             key_padding_mask=key_padding_mask,
@@ -59,6 +64,7 @@ class AsapAttention(Attention):
             self.theta,
             self.weight,
             self.query_weight,
+            adaptive_weight=self.adaptive_weight,
             refine=self.refine,
             eps=self.eps,
             key_padding_mask=key_padding_mask,

@@ -104,8 +104,13 @@ def asap(setting: Setting, slices: int) -> Method:
     return asap_refined(setting, slices, 0)
 
 
+@method("asap_{slices}_adaptive")
+def asap_adaptive(setting: Setting, slices: int) -> Method:
+    return asap_refined(setting, slices, 0, adaptive=True)
+
+
 @method("asap_{slices}_refine_{refine}")
-def asap_refined(setting: Setting, slices: int, refine: int) -> Method:
+def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool = False) -> Method:
     """The whole operator with query features, on random slices and small random weights.
 
     Its time does not depend on their values, and no accuracy is read off it here.
@@ -116,8 +121,9 @@ def asap_refined(setting: Setting, slices: int, refine: int) -> Method:
         random_slices(heads, slices, width, seed=setting.seed),
         torch.full((heads, slices), 1 / slices),
         0.01 * torch.randn(heads, width + 1, generator=generator),
+        0.01 * torch.randn(heads, 5, slices, generator=generator),
     )
-    theta, weight, query_weight = (x.float().to(setting.device) for x in weights)
+    theta, weight, query_weight, adaptive_weight = (x.to(setting.device) for x in weights)
 
     def operator(backend: str, heads: slice = slice(None)) -> Attend:
         return functools.partial(
@@ -125,16 +131,18 @@ def asap_refined(setting: Setting, slices: int, refine: int) -> Method:
             theta=theta[heads],
             weight=weight[heads],
             query_weight=query_weight[heads],
+            adaptive_weight=adaptive_weight[heads] if adaptive else None,
             refine=refine,
             backend=backend,
         )
 
     word = WORDS[setting.backend]
+    features = "query and adaptive features" if adaptive else "query features"
     refined = f", refine {refine}" if refine else ""
     return Method(
-        f"ASAP, {slices} slices + query features{refined}, {word}",
+        f"ASAP, {slices} slices + {features}{refined}, {word}",
         setting.backend,
         {word: Operator(operator(setting.backend))},
         functools.partial(operator, "reference"),
-        Recipe(passes=2 + 2 * refine, slices=slices, query_features=True),
+        Recipe(passes=2 + 2 * refine, slices=slices, query_features=True, adaptive=adaptive),
     )

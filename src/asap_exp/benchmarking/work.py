@@ -32,6 +32,8 @@ class Recipe:
     passes: int
     slices: int = 0
     query_features: bool = False
+    adaptive: bool = False
+    """Means of keys and of queries, all slices at once, and their products with the queries."""
     row_dual: bool = False
     """The row dual is an input, read once."""
 
@@ -47,7 +49,8 @@ def count(recipe: Recipe, shape: Shape, *, train: bool, itemsize: int) -> Work:
     s, tokens, width = recipe.passes, shape.tokens, shape.head_dim
     products = 2 * s + 5 if train else s + 1
     exponentials = 3 * s - 1 if train else s
-    features = 4 * tokens * width * (recipe.slices + recipe.query_features)
+    directions = recipe.slices + recipe.query_features + 2 * recipe.adaptive
+    features = 4 * tokens * width * directions
     tensors = 12 if train else 4
     return Work(
         flops=2 * width * shape.pairs * products + features * (3 if train else 1),

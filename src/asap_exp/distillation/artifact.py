@@ -28,8 +28,9 @@ class Artifact:
     """`tensors` holds, for each layer PATH that became ASAP,
 
     PATH.theta `[H, L, D]`, PATH.weight `[H, L]`, PATH.query_weight `[H, D + 1]` where the map has
-    query features, and PATH.query_only_weight `[H, D + 1]`: the control with no slices. The
-    identity's `attentions` says for every compiled layer what it became: `{name, **options}`.
+    query features, PATH.adaptive_weight `[H, 5, L]` where it has adaptive ones, and
+    PATH.query_only_weight `[H, D + 1]`: the control with no slices. The identity's `attentions`
+    says for every compiled layer what it became: `{name, **options}`.
     """
 
     identity: dict[str, Any]
@@ -41,13 +42,15 @@ class Artifact:
 
     def attention(self, path: str) -> Attention:
         """The compiled attention of the layer at `path`."""
-        query_weight = self.tensors.get(f"{path}.query_weight")
+        optional = (
+            self.tensors.get(f"{path}.{name}") for name in ("query_weight", "adaptive_weight")
+        )
         return self._built(
             path,
             lambda options: AsapAttention(
                 self.tensors[f"{path}.theta"].clone(),
                 self.tensors[f"{path}.weight"].clone(),
-                None if query_weight is None else query_weight.clone(),
+                *(None if tensor is None else tensor.clone() for tensor in optional),
                 **options,
             ),
         )
@@ -56,9 +59,9 @@ class Artifact:
         """The control with all weights zero: truncated Sinkhorn at the same refine."""
         zero = self.attention(path)
         if isinstance(zero, AsapAttention):
-            zero.weight.zero_()
-            if zero.query_weight is not None:
-                zero.query_weight.zero_()
+            for weight in (zero.weight, zero.query_weight, zero.adaptive_weight):
+                if weight is not None:
+                    weight.zero_()
         return zero
 
     def query_features_only(self, path: str) -> Attention:

@@ -84,6 +84,7 @@ class Calibration:
         return {
             "slices": config.slices,
             "query_features": config.query_features,
+            "adaptive": config.adaptive,
             "refine": config.refine,
             "dtype": "float32",
             "calibration": config.identity(),
@@ -181,7 +182,8 @@ def record(
     long, and a fit must see both.
     """
     layers = attention_layers(problem.net)
-    sums = {path: NormalEquations(candidates(problem, path)) for path in group}
+    adaptive = problem.config.adaptive
+    sums = {path: NormalEquations(candidates(problem, path), adaptive=adaptive) for path in group}
     targets: dict[str, list[Target]] = {path: [] for path in group}
     recorded: Iterable[Mapping[str, LayerInputs]] = progress(
         layer_inputs(problem.net, batches, problem.precision, problem.forward),

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 CHECKS = 20
 """How often a fit looks at the held-out data."""
 
-MAP = ("theta", "weight", "query_weight")
+MAP = ("theta", "weight", "query_weight", "adaptive_weight")
 
 
 class UnitRows(nn.Module):
@@ -53,16 +53,20 @@ def trainable(
 ) -> Iterator[list[nn.Parameter]]:
     """While open, the map is a function of the parameters given: weights and, if `slices`, theta.
 
-    `scale` `[H, L + D + 1]` is that of the weights. On leaving, the map keeps its values.
+    `scale` is that of the weights, `[H, L + D + 1]`, and 5 L more of adaptive ones. On leaving, the
+    map keeps its values.
     """
     num_slices = attend.theta.shape[1]
+    linear = num_slices + attend.theta.shape[2] + 1
     shapes: dict[str, nn.Module] = {}
     if num_slices:
         shapes["weight"] = Scaled(scale[:, :num_slices])
     if num_slices and slices:
         shapes["theta"] = UnitRows()
     if attend.query_weight is not None:
-        shapes["query_weight"] = Scaled(scale[:, num_slices:])
+        shapes["query_weight"] = Scaled(scale[:, num_slices:linear])
+    if attend.adaptive_weight is not None:
+        shapes["adaptive_weight"] = Scaled(scale[:, linear:].unflatten(1, (-1, num_slices)))
     for name, shape in shapes.items():
         parametrize.register_parametrization(attend, name, shape)
     parameters = [attend.get_parameter(f"parametrizations.{name}.original") for name in shapes]

@@ -8,6 +8,7 @@ from asap_exp.attention import AsapAttention
 from asap_exp.config import CalibrationConfig
 from asap_exp.distillation.ridge import NormalEquations, Solution
 from asap_exp.distillation.selection import select_slices
+from asap_exp.ops.reference.adaptive import COUNT
 
 
 @dataclass
@@ -18,7 +19,7 @@ class RidgeFit:
     checks: NormalEquations
     solution: Solution
     features: slice
-    """Those that the map has: all, or the slices without the query features."""
+    """Those that the map has: all, the slices and the query features, or the slices alone."""
     control_solution: Solution
     """Of the query features alone."""
 
@@ -27,11 +28,13 @@ class RidgeFit:
         return self.checks.r_squared(self.solution.weight, self.features)
 
     def map(self, config: CalibrationConfig, eps: float) -> AsapAttention:
-        weight, query_weight = self.solution.weight.float().tensor_split([config.slices], dim=1)
+        solution, equations = self.solution.weight.float(), self.equations
+        adaptive = solution[:, equations.query_features.stop :]
         return AsapAttention(
-            self.equations.theta.clone(),
-            weight.clone(),
-            query_weight.clone() if config.query_features else None,
+            equations.theta.clone(),
+            solution[:, equations.potentials].clone(),
+            solution[:, equations.query_features].clone() if config.query_features else None,
+            adaptive.unflatten(1, (COUNT, -1)).clone() if config.adaptive else None,
             refine=config.refine,
             eps=eps,
         )
@@ -53,7 +56,7 @@ class RidgeFit:
 
     def control_scale(self) -> Tensor:
         """The same of the control, which misses more: `[H, D + 1]`."""
-        return self._scale(self.control_solution)[:, self.equations.theta.shape[1] :]
+        return self._scale(self.control_solution)[:, self.equations.query_features]
 
     def _scale(self, solution: Solution) -> Tensor:
         diagonal = self.equations.gram.diagonal(dim1=-2, dim2=-1)
@@ -72,11 +75,11 @@ def fit_ridge(
             equations, config.slices, query_features=config.query_features, ridge=config.ridge
         )
         equations, checks = equations.subset(chosen), checks.subset(chosen)
-    features = slice(None) if config.query_features else slice(0, config.slices)
+    features = slice(None) if config.query_features else equations.potentials
     return RidgeFit(
         equations,
         checks,
         equations.solve(features, config.ridge),
         features,
-        equations.solve(slice(config.slices, None), config.ridge),
+        equations.solve(equations.query_features, config.ridge),
     )

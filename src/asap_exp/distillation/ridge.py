@@ -1,17 +1,20 @@
 """The ridge fit of the sliced dual map: streaming normal equations in float64, one a head.
 
-Features are the sliced potentials and, behind them, the centred query features; the target is the
-closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression).
+Features are the sliced potentials, behind them the centred query features, and behind these, where
+the map is to have them, the adaptive features; the target is the closure-ready dual f^{T-1},
+centred (ASAP, arXiv 2605.12879, its linear regression).
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
-from asap_exp.ops import query_features, sliced_potentials
+from asap_exp.ops import adaptive_features, query_features, sliced_potentials
+from asap_exp.ops.reference.adaptive import COUNT
 
 
 @dataclass
@@ -26,15 +29,17 @@ class Solution:
 class NormalEquations:
     """G = sum Phi Phi^T `[H, P, P]`, r = sum Phi f `[H, P]`, F = sum f^2 `[H]`, in float64.
 
-    Sums over samples and valid tokens; P = slices + head_dim + 1. Sums of disjoint batches, or of
-    ranks, add up exactly.
+    Sums over samples and valid tokens; P = slices + head_dim + 1, and 5 slices more if `adaptive`.
+    Sums of disjoint batches, or of ranks, add up exactly.
     """
 
-    def __init__(self, theta: Tensor) -> None:
+    def __init__(self, theta: Tensor, *, adaptive: bool = False) -> None:
         """`theta` `[H, L, D]`: the slices, at unit norm."""
         heads, slices, head_dim = theta.shape
-        self.theta = theta
-        features = slices + head_dim + 1
+        self.theta, self.adaptive = theta, adaptive
+        self.potentials = slice(0, slices)
+        self.query_features = slice(slices, slices + head_dim + 1)
+        features = slices + head_dim + 1 + (COUNT * slices if adaptive else 0)
         zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
         self.gram = zeros(heads, features, features)
         self.moment = zeros(heads, features)
@@ -42,8 +47,12 @@ class NormalEquations:
 
     def add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
         q, k, _, mask = inputs
-        phi = sliced_potentials(q, k, self.theta, eps=teacher.eps, key_padding_mask=mask)
-        features = torch.cat([phi, query_features(q, key_padding_mask=mask)], dim=2).double()
+        options: dict[str, Any] = {"eps": teacher.eps, "key_padding_mask": mask}
+        phi = sliced_potentials(q, k, self.theta, **options)
+        parts = [phi, query_features(q, key_padding_mask=mask)]
+        if self.adaptive:
+            parts.append(adaptive_features(q, k, self.theta, **options).flatten(2, 3))
+        features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
         self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)
         self.moment += torch.einsum("bhpn,bhn->hp", features, dual)
@@ -52,9 +61,14 @@ class NormalEquations:
     def subset(self, chosen: Tensor) -> "NormalEquations":
         """The equations of the slices `chosen` `[H, L]` (indices) and of the query features."""
         heads, slices, head_dim = self.theta.shape
-        result = NormalEquations(self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim)))
-        features = torch.arange(slices, self.gram.shape[1], device=chosen.device)
-        kept = torch.cat([chosen, features.expand(heads, -1)], dim=1)
+        theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
+        result = NormalEquations(theta, adaptive=self.adaptive)
+        features = torch.arange(slices, slices + head_dim + 1, device=chosen.device)
+        parts = [chosen, features.expand(heads, -1)]
+        if self.adaptive:
+            first = self.query_features.stop + slices * torch.arange(COUNT, device=chosen.device)
+            parts.append((first[:, None] + chosen[:, None, :]).flatten(1))
+        kept = torch.cat(parts, dim=1)
         rows = self.gram.gather(1, kept[:, :, None].expand(-1, -1, self.gram.shape[2]))
         result.gram = rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))
         result.moment = self.moment.gather(1, kept)

@@ -13,13 +13,14 @@ def select_slices(
 
     Each is the one that lowers the ridge objective most beside those before it and, with
     `query_features`, beside the query features (orthogonal least squares: Chen, Billings and Luo,
-    1989). All of it happens on the Gram matrix, so no activation is read again.
+    1989). All of it happens on the Gram matrix, so no activation is read again. Adaptive features
+    have no say.
     """
     gram, moment, _ = equations.normalised(ridge)
     heads, candidates, _ = equations.theta.shape
     row = torch.arange(heads, device=gram.device)
     if query_features:
-        for feature in range(candidates, gram.shape[1]):
+        for feature in range(candidates, equations.query_features.stop):
             gram, moment = explained_by(gram, moment, row, torch.full_like(row, feature))
     free = torch.ones(heads, candidates, dtype=torch.bool, device=gram.device)
     chosen = []

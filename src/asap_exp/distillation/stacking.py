@@ -78,6 +78,7 @@ def joined_map(attends: Sequence[AsapAttention]) -> AsapAttention:
         whole["theta"],
         whole["weight"],
         whole.get("query_weight"),
+        whole.get("adaptive_weight"),
         refine=attends[0].refine,
         eps=attends[0].eps,
     )

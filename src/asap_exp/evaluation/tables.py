@@ -1,6 +1,6 @@
 """The evaluation table, in one place: which columns, how each number is written."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -93,7 +93,13 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
-PAPERS_MAP = {"steps": ["ridge"], "slices": 32, "query_features": False, "refine": 0}
+PAPERS_MAP = {
+    "steps": ["ridge"],
+    "slices": 32,
+    "query_features": False,
+    "adaptive": False,
+    "refine": 0,
+}
 """The paper's regression, by its size in this project; a title names every other map."""
 
 
@@ -105,10 +111,17 @@ def map_words(record: dict[str, Any]) -> str:
     made = {key: calibration.get(key, usual) for key, usual in PAPERS_MAP.items()}
     if made == PAPERS_MAP:
         return ""
-    features = " + query features" if made["query_features"] else ""
+    features = "".join(f" + {words}" for words in feature_words(made))
     refine = f", refine {made['refine']}" if made["refine"] else ""
     steps = " + ".join(step.replace("_", " ") for step in made["steps"])
     return f"; ASAP of {made['slices']} slices{features}{refine}, {steps}"
+
+
+def feature_words(made: Mapping[str, Any]) -> list[str]:
+    """What a map regresses on beside potentials."""
+    kinds = ["query"] if made["query_features"] else []
+    kinds += ["adaptive"] if made.get("adaptive") else []
+    return [f"{' and '.join(kinds)} features"] if kinds else []
 
 
 def corruption_words(record: dict[str, Any]) -> str:
@@ -121,8 +134,8 @@ def attention_words(artifact: dict[str, Any]) -> str:
     """What the compiled layers became; by layer where a budget chose."""
     if artifact.get("budget"):
         return "by layer " + "; ".join(x["became"] for x in artifact["budget"]["layers"].values())
-    features = " and query features" if artifact["query_features"] else ""
-    return f"{artifact['slices']} slices{features}, refine {artifact['refine']}"
+    features = " + ".join([f"{artifact['slices']} slices", *feature_words(artifact)])
+    return f"{features}, refine {artifact['refine']}"
 
 
 def print_evaluation(record: dict[str, Any]) -> None:

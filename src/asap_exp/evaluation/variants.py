@@ -16,7 +16,7 @@ from asap_exp.attention import (
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.evaluation.records import OTHER_MAP
-from asap_exp.evaluation.tables import attention_words
+from asap_exp.evaluation.tables import attention_words, feature_words
 from asap_exp.runs import short_hash, without
 
 TRAINED_ALIKE = {"softmax": "softmax", "espformer": "ESPFormer"}
@@ -158,9 +158,9 @@ def seed_of(artifact: Artifact) -> int:
 
 
 def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
-    """A control has no slices, so it is the same whatever slices the map has."""
+    """A control has no slices, so it is the same whatever features of slices the map has."""
     identity = artifact.identity
-    unread = ("slices", "candidates", "query_features", "name") if control else ()
+    unread = ("slices", "candidates", "query_features", "adaptive", "name") if control else ()
     recipe = without(identity["calibration"], ("seed", *unread))
     name = short_hash([recipe, identity["attentions"], control])
     words = map_words(identity, slices=not control)
@@ -178,8 +178,7 @@ def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
     among = calibration["candidates"]
     among_words = f" of {among}" if among > calibration["slices"] else ""
     features = [f"{calibration['slices']}{among_words} slices"] if slices else []
-    if calibration["query_features"] or not slices:
-        features.append("query features")
+    features += feature_words(calibration) if slices else ["query features"]
     steps = [step.replace("_", " ") for step in calibration["steps"]]
     words = [" + ".join(features), f"refine {calibration['refine']}", " + ".join(steps)]
     words += ["sequential"] if calibration["sequential"] else []

@@ -2,6 +2,7 @@
 
 from asap_exp.ops.api import (
     SinkhornDuals,
+    adaptive_features,
     asap_attention,
     attention_plan,
     closure_attention,
@@ -15,6 +16,7 @@ from asap_exp.ops.api import (
 
 __all__ = [
     "SinkhornDuals",
+    "adaptive_features",
     "asap_attention",
     "attention_plan",
     "closure_attention",

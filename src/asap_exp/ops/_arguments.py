@@ -106,23 +106,22 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
         )
 
 
-def check_weights(weight: Tensor, query_weight: Tensor | None, theta: Tensor) -> None:
+def check_weights(
+    weight: Tensor, query_weight: Tensor | None, adaptive_weight: Tensor | None, theta: Tensor
+) -> None:
     heads, slices, head_dim = theta.shape
     _check_tensor("weight", weight, "[heads, slices]", 2)
-    _check_device("weight", weight, theta)
-    if weight.shape != (heads, slices):
-        raise ValueError(
-            f"weight must be [heads, slices] = {(heads, slices)}, got {tuple(weight.shape)}"
-        )
-    if query_weight is None:
-        return
-    _check_tensor("query_weight", query_weight, "[heads, head_dim + 1]", 2)
-    _check_device("query_weight", query_weight, theta)
-    if query_weight.shape != (heads, head_dim + 1):
-        raise ValueError(
-            f"query_weight must be [heads, head_dim + 1] = {(heads, head_dim + 1)}, "
-            f"got {tuple(query_weight.shape)}"
-        )
+    for name, x, layout, shape in (
+        ("weight", weight, "[heads, slices]", (heads, slices)),
+        ("query_weight", query_weight, "[heads, head_dim + 1]", (heads, head_dim + 1)),
+        ("adaptive_weight", adaptive_weight, "[heads, 5, slices]", (heads, 5, slices)),
+    ):
+        if x is None:
+            continue
+        _check_tensor(name, x, layout, len(shape))
+        _check_device(name, x, theta)
+        if x.shape != shape:
+            raise ValueError(f"{name} must be {layout} = {shape}, got {tuple(x.shape)}")
 
 
 def gradient_needed(*inputs: Tensor | None) -> bool:

@@ -142,6 +142,7 @@ def asap_attention(
     weight: Tensor,
     query_weight: Tensor | None = None,
     *,
+    adaptive_weight: Tensor | None = None,
     refine: int = 0,
     eps: float = 1.0,
     scale: float | None = None,
@@ -150,18 +151,27 @@ def asap_attention(
 ) -> Tensor:
     """ASAP: the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
 
-    f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2] where given; `refine`
-    further Sinkhorn updates before the closure. `theta` `[H, L, D]`, `weight` `[H, L]`,
-    `query_weight` `[H, D + 1]`. Source: arXiv 2605.12879; query features and refine are ours.
+    f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2] and adaptive_weight .
+    `adaptive_features` where given; `refine` further Sinkhorn updates before the closure. `theta`
+    `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]`.
+    Source: arXiv 2605.12879; query features, adaptive features and refine are ours.
     """
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, theta)
+    check.check_weights(weight, query_weight, adaptive_weight, theta)
     with full_precision(q):
         return implementation(backend, q, v).asap_attention(
-            q, k, v, theta, weight, query_weight, refine=refine, **options
+            q,
+            k,
+            v,
+            theta,
+            weight,
+            query_weight,
+            adaptive_weight=adaptive_weight,
+            refine=refine,
+            **options,
         )
 
 
@@ -172,6 +182,7 @@ def predicted_dual(
     weight: Tensor,
     query_weight: Tensor | None = None,
     *,
+    adaptive_weight: Tensor | None = None,
     refine: int = 0,
     eps: float = 1.0,
     scale: float | None = None,
@@ -182,11 +193,12 @@ def predicted_dual(
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, theta)
+    check.check_weights(weight, query_weight, adaptive_weight, theta)
     with full_precision(q):
+        inputs = (q, k, theta, weight, query_weight)
         return implementation(
-            backend, q, no_gradient_of=(q, k, theta, weight, query_weight) if refine else ()
-        ).predicted_dual(q, k, theta, weight, query_weight, refine=refine, **options)
+            backend, q, no_gradient_of=(*inputs, adaptive_weight) if refine else ()
+        ).predicted_dual(*inputs, adaptive_weight=adaptive_weight, refine=refine, **options)
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -195,6 +207,28 @@ def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tens
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
         return reference.query_features(q, key_padding_mask=key_padding_mask)
+
+
+def adaptive_features(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Features of the queries that adapt to the sample, `[B, H, 5, L, N]`, centred, for a fit.
+
+    A potential over the spreads of both projections on its slice, and the products with the mean
+    key and the mean query at either end of it. Source: `asap_exp.ops.reference.adaptive`.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_theta(theta, q)
+    implementation(backend, q)  # as in attention_plan: there is one implementation
+    with full_precision(q):
+        return reference.adaptive_features(q, k, theta, **options)
 
 
 def attention_plan(

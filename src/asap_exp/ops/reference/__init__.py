@@ -1,5 +1,6 @@
 """The definition of every operator: plain PyTorch, float32 or float64, autograd does the rest."""
 
+from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
@@ -11,6 +12,7 @@ from asap_exp.ops.reference.sinkhorn import (
 from asap_exp.ops.reference.softmax import softmax_attention
 
 __all__ = [
+    "adaptive_features",
     "asap_attention",
     "attention_plan",
     "closure_attention",

@@ -1,14 +1,17 @@
 """ASAP attention: the row dual predicted from sliced potentials, then its closure.
 
     f_hat_i = sum_l w_l phi_l(i) + u . ([q_i ; |q_i|^2] - its mean over the valid tokens)
+              + sum_l sum_p c_pl psi_pl(i)
 
-(ASAP, arXiv 2605.12879, for the first term; the query features and `refine` are this project's.)
+(ASAP, arXiv 2605.12879, for the first term; the query features, the adaptive features psi of
+`adaptive` and `refine` are this project's.)
 """
 
 import torch
 from torch import Tensor
 
 from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
 
@@ -27,6 +30,7 @@ def sliced_dual(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
@@ -38,6 +42,11 @@ def sliced_dual(
     if query_weight is not None:
         features = query_features(q, key_padding_mask=key_padding_mask)
         f_hat = f_hat + torch.einsum("hp,bhpn->bhn", query_weight.to(phi.dtype), features)
+    if adaptive_weight is not None:
+        psi = adaptive_features(
+            q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
+        )
+        f_hat = f_hat + torch.einsum("hpl,bhpln->bhn", adaptive_weight.to(phi.dtype), psi)
     return f_hat
 
 
@@ -49,6 +58,7 @@ def asap_attention(
     weight: Tensor,
     query_weight: Tensor | None,
     *,
+    adaptive_weight: Tensor | None,
     refine: int,
     eps: float,
     scale: float,
@@ -59,7 +69,14 @@ def asap_attention(
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, mask=key_padding_mask, **options)
     f_hat = sliced_dual(
-        q, k, theta, weight, query_weight, key_padding_mask=key_padding_mask, **options
+        q,
+        k,
+        theta,
+        weight,
+        query_weight,
+        adaptive_weight,
+        key_padding_mask=key_padding_mask,
+        **options,
     )
     return average_values(
         closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask
@@ -73,6 +90,7 @@ def predicted_dual(
     weight: Tensor,
     query_weight: Tensor | None,
     *,
+    adaptive_weight: Tensor | None,
     refine: int,
     eps: float,
     scale: float,
@@ -82,7 +100,14 @@ def predicted_dual(
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
     f_hat = sliced_dual(
-        q, k, theta, weight, query_weight, key_padding_mask=key_padding_mask, **options
+        q,
+        k,
+        theta,
+        weight,
+        query_weight,
+        adaptive_weight,
+        key_padding_mask=key_padding_mask,
+        **options,
     )
     if refine > 0:
         f_hat = update(logits(q, k, mask=key_padding_mask, **options), f_hat, refine, padding)

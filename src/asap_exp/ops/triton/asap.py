@@ -40,16 +40,18 @@ def asap_attention(
     weight: Tensor,
     query_weight: Tensor | None,
     *,
+    adaptive_weight: Tensor | None,
     refine: int,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    weights = (theta, weight, query_weight, adaptive_weight)
     fits = refine == 0 and one_launch.supports(q, k, v, theta)
-    if fits and not gradient_needed(q, k, v, theta, weight, query_weight):
-        return one_launch.asap_attention(q, k, v, theta, weight, query_weight, **options)
-    f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
+    if fits and not gradient_needed(q, k, v, *weights):
+        return one_launch.asap_attention(q, k, v, *weights, **options)
+    f_hat = sliced_dual(q, k, *weights, **options)
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 
 
@@ -60,6 +62,7 @@ def predicted_dual(
     weight: Tensor,
     query_weight: Tensor | None,
     *,
+    adaptive_weight: Tensor | None,
     refine: int,
     eps: float,
     scale: float,
@@ -67,7 +70,7 @@ def predicted_dual(
 ) -> Tensor:
     """No gradient where `refine` > 0."""
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    f_hat = sliced_dual(q, k, theta, weight, query_weight, **options)
+    f_hat = sliced_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
     if refine > 0:
         duals = sinkhorn(q, k, k[..., :0], f_hat, num_iters=refine, keep_duals=True, **options).rows
         f_hat = duals[:, :, -1] / LOG2_E
@@ -80,14 +83,14 @@ def sliced_dual(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
-    trained = gradient_needed(q, k, theta, weight, query_weight)
-    by = potentials if potentials.supports(q, k) and not trained else reference.asap
-    return by.sliced_dual(
-        q, k, theta, weight, query_weight, eps=eps, scale=scale, key_padding_mask=key_padding_mask
-    )
+    weights = (theta, weight, query_weight, adaptive_weight)
+    fused = potentials.supports(q, k) and not gradient_needed(q, k, *weights)
+    by = potentials if fused else reference.asap
+    return by.sliced_dual(q, k, *weights, eps=eps, scale=scale, key_padding_mask=key_padding_mask)

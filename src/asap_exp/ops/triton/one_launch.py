@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from asap_exp.ops.reference import adaptive
 from asap_exp.ops.triton import potentials, projection
+from asap_exp.ops.triton.adaptive import adaptive_weights, pooled
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.projection import load_directions, project, query_features
 from asap_exp.ops.triton.short import plan
@@ -27,6 +29,8 @@ SLICES = 16
 
 UNIT = tl.constexpr(LOG2_E)
 
+COUNT = tl.constexpr(adaptive.COUNT)
+
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
     return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and potentials.supports(q, k)
@@ -39,6 +43,7 @@ def asap_attention(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
@@ -47,10 +52,11 @@ def asap_attention(
     """The closure of f_hat, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
-    `[H, D + 1]`, key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
-    `asap_exp.ops.reference.asap`.
+    `[H, D + 1]`, adaptive_weight `[H, 5, L]`, key_padding_mask `[B, N]`, True = padded. No
+    gradient. Source of the formula: `asap_exp.ops.reference.asap`.
     """
-    return _asap(q, k, v, theta, weight, query_weight, key_padding_mask, scale / eps)
+    weights = (theta, weight, query_weight, adaptive_weight)
+    return _asap(q, k, v, *weights, key_padding_mask, scale / eps)
 
 
 @torch.library.custom_op("asap_exp::asap", mutates_args=())
@@ -61,6 +67,7 @@ def _asap(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
@@ -69,15 +76,19 @@ def _asap(
         return out
     p = Problem.of(q, k, v, padding, 1, slope)
     slices = theta.shape[1]
-    warps = _warps(p)
-    query_weight = None if query_weight is None else query_weight.contiguous()
+    warps = _warps(p, adaptive_weight is not None)
+    theta, weight = theta.contiguous(), weight.contiguous()
+    query_weight, adaptive_weight = (
+        None if x is None else x.contiguous() for x in (query_weight, adaptive_weight)
+    )
     with torch.cuda.device_of(q):
         asap_kernel[(p.programs,)](
-            p.q, p.k, p.v, theta.contiguous(), weight.contiguous(), query_weight, p.padding, out,
+            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, p.padding, out,
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.to_log2, p.log2_ratio,
             **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
+            ADAPTIVE=adaptive_weight is not None,
             WARPS=warps, num_warps=warps,
         )  # fmt: skip
     return out
@@ -91,18 +102,19 @@ def _(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
     return unwritten_output(q, v)
 
 
-def _warps(p: Problem) -> int:
+def _warps(p: Problem, adaptive: bool) -> int:
     """So few that hardly a register is spilled: fewer warps exchange less in the sorts and sums."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if p.n <= 64 and max(p.q.shape[3], p.v.shape[3]) <= 64:
-        return 1
+        return 2 if adaptive and p.n > 32 else 1
     return block(p.n) // 16
 
 
@@ -139,11 +151,11 @@ def by_token(
 # fmt: off
 @triton.jit
 def sliced_sum(
-    x, y, weight, valid, count, slices,
+    x, y, w, valid, count,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """sum_l weight_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
+    """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
     place = tl.arange(0, SIZE)
     index, exists = place[None, :], valid[None, :]
     y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
@@ -153,15 +165,13 @@ def sliced_sum(
     x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
     phi = sorted_potentials(x_words, y_images, count, SIZE // (4 * WARPS), WIDE)
     phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
-    s = tl.arange(0, ROWS)
-    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     return tl.sum(phi * w[:, None], 0)
 
 
 # fmt: off
 @triton.jit
 def asap_kernel(
-    q, k, v, theta, weight, query_weight, padding, out,
+    q, k, v, theta, weight, query_weight, adaptive_weight, padding, out,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
     heads, n, slices, to_log2, log2_ratio,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
@@ -169,7 +179,8 @@ def asap_kernel(
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, WARPS: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     # fmt: on
     """One program a head; duals in units of log 2."""
@@ -189,8 +200,16 @@ def asap_kernel(
         linear = query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D) * UNIT
     x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
     y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * to_log2
-    weight += h * slices
-    f = sliced_sum(x, y, weight, valid, count, slices, SLICES, BLOCK_N, WIDE, WARPS) + linear
+    s = tl.arange(0, SLICES)
+    w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
+    if ADAPTIVE:
+        more, keys, queries = adaptive_weights(
+            x, y, adaptive_weight + h * COUNT * slices, valid, count, 0, slices, SLICES
+        )
+        w += more * UNIT  # phi is in units of log 2, its spreads together too
+        u = pooled(q_tile, k_tile, keys, queries) * UNIT
+        linear += tl.sum(q_tile.to(tl.float32) * u[None, :], 1)
+    f = sliced_sum(x, y, w, valid, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     A = plan(
         S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,

@@ -12,8 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
+from asap_exp.ops.reference import adaptive
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.triton import projection
+from asap_exp.ops.triton.adaptive import pool_kernel
 from asap_exp.ops.triton.slice_kernels import dual_kernel, potential_kernel, sum_kernel
 from asap_exp.ops.triton.tiles import block, mask_bytes, unit_stride
 
@@ -30,6 +32,9 @@ THREAD_BYTES = 64
 
 PROJECTED_TOKENS = 64
 """So many tokens are projected by one program."""
+
+POOLED_TOKENS = 64
+"""So many tokens at a time meet those pooled at the ends of the slices."""
 
 FUSED_TOKENS = 256
 """Up to so many tokens of 16-bit inputs one program projects and sorts a head."""
@@ -72,6 +77,7 @@ def sliced_dual(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
@@ -79,10 +85,12 @@ def sliced_dual(
 ) -> Tensor:
     """f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2], centred, `[B, H, N]` float32.
 
-    weight `[H, L]`, query_weight `[H, D + 1]`, the others as in `sliced_potentials`. No gradient.
-    Source of the formula: `asap_exp.ops.reference.asap`.
+    And + adaptive_weight . adaptive features. weight `[H, L]`, query_weight `[H, D + 1]`,
+    adaptive_weight `[H, 5, L]`, the others as in `sliced_potentials`. No gradient. Source of the
+    formula: `asap_exp.ops.reference.asap`.
     """
-    return _sliced_dual(q, k, theta, weight, query_weight, key_padding_mask, scale / eps)
+    weights = (theta, weight, query_weight, adaptive_weight)
+    return _sliced_dual(q, k, *weights, key_padding_mask, scale / eps)
 
 
 @torch.library.custom_op("asap_exp::sliced_potentials", mutates_args=())
@@ -107,19 +115,27 @@ def _sliced_dual(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
     with torch.cuda.device_of(q):
-        if _fits_one_program(q, theta):
+        if adaptive_weight is None and _fits_one_program(q, theta):
             return _dual_of_heads(q, k, theta, weight, query_weight, padding, slope)
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
         if projections.shape[-1] <= SORTED_TOKENS:
-            _weighted_potentials(projections, padding, q.dtype, weight.contiguous(), f_hat)
+            weights = (weight.contiguous(), adaptive_weight)
+            _weighted_potentials(projections, padding, q, k, *weights, f_hat)
             return f_hat
         phi = _potentials_by_torch(projections, padding)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
-    return centre(f_hat, effective_padding(padding))
+    effective = effective_padding(padding)
+    if adaptive_weight is not None:
+        q, k = (blank(x, padding, 2).float() for x in (q, k))
+        x, y = projections.unbind(2)
+        psi = adaptive.of_projections(phi, x, y, q, k, effective)
+        f_hat += torch.einsum("hpl,bhpln->bhn", adaptive_weight.float(), psi)
+    return centre(f_hat, effective)
 
 
 @_sliced_dual.register_fake
@@ -129,6 +145,7 @@ def _(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
@@ -222,23 +239,31 @@ def _potentials(projections: Tensor, padding: Tensor | None, dtype: torch.dtype)
     if projections.shape[-1] > SORTED_TOKENS:
         return _potentials_by_torch(projections, padding)
     phi = torch.empty_like(projections[:, :, 0])
-    _sort(projections, padding, dtype, phi, None, None)
+    _sort(projections, padding, dtype, phi, None, None, None)
     return phi
 
 
 def _weighted_potentials(
     projections: Tensor,
     padding: Tensor | None,
-    dtype: torch.dtype,
+    q: Tensor,
+    k: Tensor,
     weight: Tensor,
+    adaptive_weight: Tensor | None,
     f_hat: Tensor,
 ) -> None:
-    """Adds the weighted sum of the potentials to `f_hat` and centres it."""
+    """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    groups = triton.cdiv(slices, _slices_together(slices, n, dtype))
+    groups = triton.cdiv(slices, _slices_together(slices, n, q.dtype))
+    if adaptive_weight is not None and slices:
+        shares = projections.new_empty(batch, heads, groups, 3, n)
+        phi = torch.empty_like(projections[:, :, 0])  # the projections are needed behind them
+        _sort(projections, padding, q.dtype, phi, weight, adaptive_weight.contiguous(), shares)
+        _pool(q, k, shares, padding, f_hat)
+        return
     alone = groups == 1
     shares = f_hat if alone else projections.new_empty(batch, heads, groups, n)
-    _sort(projections, padding, dtype, projections[:, :, 0], weight, shares)
+    _sort(projections, padding, q.dtype, projections[:, :, 0], weight, None, shares)
     if not alone and f_hat.numel():
         sum_kernel[(batch * heads,)](
             shares, mask_bytes(padding), f_hat, heads, n, groups,
@@ -247,28 +272,44 @@ def _weighted_potentials(
         )  # fmt: skip
 
 
+def _pool(q: Tensor, k: Tensor, shares: Tensor, padding: Tensor | None, f_hat: Tensor) -> None:
+    """Adds to `f_hat` what the shares say, and centres it."""
+    batch, heads, groups, _, n = shares.shape
+    if f_hat.numel() == 0:
+        return
+    q, k, width = unit_stride(q), unit_stride(k), q.shape[3]
+    pool_kernel[(batch * heads,)](
+        q, k, shares, mask_bytes(padding), f_hat, *q.stride()[:3], *k.stride()[:3],
+        heads, n, groups, D=width, BLOCK_D=block(width), TOKENS=min(POOLED_TOKENS, block(n)),
+        HAS_PADDING=padding is not None, num_warps=4,
+    )  # fmt: skip
+
+
 def _sort(
     projections: Tensor,
     padding: Tensor | None,
     dtype: torch.dtype,
     phi: Tensor,
     weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     shares: Tensor | None,
 ) -> None:
     """Writes `phi`; with a weight also each program's share of the weighted sum.
 
     Where one program has all slices of a head, it adds the sum to `shares`, then f_hat, centred.
-    `phi` may be where the projections of the queries are.
+    `phi` may be where the projections of the queries are. With adaptive weights `shares`
+    `[.., 3, n]` get the weights of the keys and queries too, and both may not.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
     together = _slices_together(slices, n, dtype)
     potential_kernel[(batch * heads, triton.cdiv(slices, together))](
-        projections, mask_bytes(padding), weight, phi, shares,
+        projections, mask_bytes(padding), weight, adaptive_weight, phi, shares,
         phi.stride(1), heads, n, slices,
         **_sort_constants(together, n, dtype, padding),
-        HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None, ALONE=together >= slices,
+        HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
+        ALONE=together >= slices and adaptive_weight is None, ADAPTIVE=adaptive_weight is not None,
     )  # fmt: skip
 
 

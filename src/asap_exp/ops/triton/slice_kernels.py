@@ -3,10 +3,14 @@
 import triton
 import triton.language as tl
 
+from asap_exp.ops.reference import adaptive
+from asap_exp.ops.triton.adaptive import adaptive_weights
 from asap_exp.ops.triton.projection import load_directions, project_tokens
 from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
 from asap_exp.ops.triton.tiles import valid_tokens
+
+COUNT = tl.constexpr(adaptive.COUNT)
 
 
 @triton.jit
@@ -46,18 +50,33 @@ def sort_sides(
 # fmt: off
 @triton.jit
 def weigh(
-    phi, weight, shares, padding, b, first, n, slices,
+    phi, projections, weight, adaptive_weight, shares, padding, b, first, n, slices,
     TOGETHER: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
-    HAS_PADDING: tl.constexpr, ALONE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, ALONE: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that."""
+    """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that.
+
+    ADAPTIVE, stores the weights of the keys and of the queries behind it.
+    """
     i = tl.arange(0, SIZE)
     s = first + tl.arange(0, TOGETHER)
     end = SIZE if EVEN else n
     inside = (s < slices)[:, None] & (i < end)[None, :]
     values = tl.load(phi + s[:, None] * n + i[None, :], mask=inside, other=0.0)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    if ADAPTIVE:
+        place = projections + s[:, None] * n + i[None, :]
+        x = tl.load(place, mask=inside, other=0.0)
+        y = tl.load(place + slices * n, mask=inside, other=0.0)
+        valid = valid_tokens(padding, b, i, end, HAS_PADDING)
+        count = tl.sum(valid.to(tl.int32))
+        more, keys, queries = adaptive_weights(
+            x, y, adaptive_weight, valid, count, first, slices, TOGETHER
+        )
+        w += more
+        tl.store(shares + n + i, keys, mask=i < end)
+        tl.store(shares + 2 * n + i, queries, mask=i < end)
     f = tl.sum(values * w[:, None], 0)
     if ALONE:
         f += tl.load(shares + i, mask=i < end, other=0.0)
@@ -68,19 +87,21 @@ def weigh(
 # fmt: off
 @triton.jit
 def sort_slices(
-    group, head, projections, padding, weight, phi, shares,
+    group, head, projections, padding, weight, adaptive_weight, phi, shares,
     phi_h, heads, n, slices,
     TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
     """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
     first = group * TOGETHER
     row = first + tl.arange(0, TOGETHER * SIZE) % (TOGETHER * SIZE // HELD) // (SIZE // HELD)
+    projections += head * 2 * slices * n
     x_words, y_images = sort_sides(
-        projections + head * 2 * slices * n, padding, b, first, row, n, slices,
+        projections, padding, b, first, row, n, slices,
         TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
     )  # fmt: skip
     tl.debug_barrier()  # phi may be where x was
@@ -103,10 +124,14 @@ def sort_slices(
     tl.store(phi + row * n + token, undealt(values, HELD), mask=inside)
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
-        shares += (head * tl.cdiv(slices, TOGETHER) + group) * n
+        SUMS: tl.constexpr = 3 if ADAPTIVE else 1
+        shares += (head * tl.cdiv(slices, TOGETHER) + group) * SUMS * n
+        if ADAPTIVE:
+            adaptive_weight += h * COUNT * slices
         weigh(
-            phi, weight + h * slices, shares, padding, b, first, n, slices,
-            TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE,
+            phi, projections, weight + h * slices, adaptive_weight,
+            shares, padding, b, first, n, slices,
+            TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE, ADAPTIVE,
         )  # fmt: skip
 
 
@@ -114,17 +139,19 @@ def sort_slices(
 # fmt: off
 @triton.jit(do_not_specialize=["n"])
 def potential_kernel(
-    projections, padding, weight, phi, shares,
+    projections, padding, weight, adaptive_weight, phi, shares,
     phi_h, heads, n, slices,
     TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
 ):
     """One program a few slices of a head."""
     sort_slices(
-        tl.program_id(1), tl.program_id(0).to(tl.int64), projections, padding, weight, phi, shares,
+        tl.program_id(1), tl.program_id(0).to(tl.int64),
+        projections, padding, weight, adaptive_weight, phi, shares,
         phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
-        HAS_WEIGHT, ALONE,
+        HAS_WEIGHT, ALONE, ADAPTIVE,
     )
 
 
@@ -152,9 +179,9 @@ def dual_kernel(
         )
     tl.debug_barrier()  # what other threads projected
     sort_slices(
-        0, head, projections, padding, weight, projections, f_hat,
+        0, head, projections, padding, weight, None, projections, f_hat,
         2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
-        True, True,
+        True, True, False,
     )
 # fmt: on
 

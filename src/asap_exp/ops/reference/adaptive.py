@@ -1,0 +1,71 @@
+"""Features of a query that adapt to the sample: to its scale, and to where its tokens lie.
+
+With the projections x_i = <q_i, theta> and y_j = (scale / eps) <k_j, theta> on a slice, their
+standard deviations over the valid tokens, and x^, y^ standardised by them, the five features are
+
+    phi_i / (std x std y),   <q_i, sum_j p_j k_j> with p = softmax(y^) and with p = softmax(-y^),
+                             <q_i, sum_j p_j q_j> with p = softmax(x^) and with p = softmax(-x^).
+
+The first does not grow with the sample's scale as phi does. The others are linear in q_i, along the
+mean of the tokens at either end of the slice. (This project's.)
+"""
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.reference.potentials import project, sliced_potentials
+
+COUNT = 5
+"""Of the features a slice has."""
+
+
+def adaptive_features(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """`[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places."""
+    phi = sliced_potentials(q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+    padding = effective_padding(key_padding_mask)
+    q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
+    x = project(q, theta.to(q.dtype))
+    y = project(k, theta.to(q.dtype)) * (scale / eps)
+    return blank(of_projections(phi, x, y, q, k, padding), key_padding_mask, 4)
+
+
+def of_projections(
+    phi: Tensor, x: Tensor, y: Tensor, q: Tensor, k: Tensor, padding: Tensor | None
+) -> Tensor:
+    """From centred potentials and projections `[B, H, L, N]`, q and k `[B, H, N, D]`."""
+    (x, x_scale), (y, y_scale) = (standardised(projection, padding) for projection in (x, y))
+    pools = [
+        pooled(sign * projection, tokens, padding)
+        for projection, tokens in ((y, k), (x, q))
+        for sign in (1, -1)
+    ]
+    linear = torch.stack(pools, dim=2) @ q[:, :, None].transpose(-1, -2)
+    if padding is not None:
+        linear = linear.masked_fill(padding[:, None, None, None, :], 0.0)
+    return torch.cat([(phi * x_scale * y_scale)[:, :, None], centre(linear, padding)], dim=2)
+
+
+def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where there is none."""
+    x = centre(x if padding is None else x.masked_fill(padding[:, None, None, :], 0.0), padding)
+    count = x.shape[-1] if padding is None else (~padding).sum(dim=-1)[:, None, None, None]
+    variance = x.square().sum(dim=-1, keepdim=True) / count
+    spread = variance > 0
+    inverse = torch.where(spread, variance.where(spread, 1.0).rsqrt(), 0.0)
+    return x * inverse, inverse
+
+
+def pooled(score: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """sum_j softmax_j(score) tokens_j, `[B, H, L, D]`."""
+    if padding is not None:
+        score = score.masked_fill(padding[:, None, None, :], float("-inf"))
+    return score.softmax(dim=-1) @ tokens

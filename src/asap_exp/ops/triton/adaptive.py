@@ -1,0 +1,108 @@
+"""Kernels of the adaptive features: a query's products with tokens pooled at the ends of a slice.
+
+The pooled tokens of all slices are weighed before they meet a query, so that a head has one vector
+u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of the formula:
+`asap_exp.ops.reference.adaptive`.
+"""
+
+import triton
+import triton.language as tl
+
+from asap_exp.ops.triton.tiles import load_tile, valid_tokens
+
+
+@triton.jit
+def standardised(z, exists, share):
+    """Rows z minus their mean over those that exist, over their deviation; 1 / deviation too."""
+    z = tl.where(exists, z, 0.0)
+    z = tl.where(exists, z - (tl.sum(z, 1) * share)[:, None], 0.0)
+    variance = tl.sum(z * z, 1) * share
+    spread = variance > 0
+    inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
+    return z * inverse[:, None], inverse
+
+
+@triton.jit
+def end_weights(z, weight, exists, s, slices):
+    """sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w and w' behind each other.
+
+    No |z| exceeds the square root of the number of tokens, so no exponential overflows.
+    """
+    upper, lower = tl.where(exists, tl.exp(z), 0.0), tl.where(exists, tl.exp(-z), 0.0)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    w_lower = tl.load(weight + slices + s, mask=s < slices, other=0.0).to(tl.float32)
+    w /= tl.maximum(tl.sum(upper, 1), 1e-30)
+    w_lower /= tl.maximum(tl.sum(lower, 1), 1e-30)
+    return tl.sum(upper * w[:, None] + lower * w_lower[:, None], 0)
+
+
+@triton.jit
+def adaptive_weights(x, y, weight, valid, count, first, slices, ROWS: tl.constexpr):
+    """Weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]` of a head.
+
+    x and y are the projections `[ROWS, SIZE]` on the slices from `first` on, `weight` points to the
+    head's `[5, slices]`.
+    """
+    exists = valid[None, :]
+    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    x, inverse_x = standardised(x, exists, share)
+    y, inverse_y = standardised(y, exists, share)
+    s = first + tl.arange(0, ROWS)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
+    keys = end_weights(y, weight + slices, exists, s, slices)
+    queries = end_weights(x, weight + 3 * slices, exists, s, slices)
+    return w * inverse_x * inverse_y, keys, queries
+
+
+@triton.jit
+def pooled(q_tile, k_tile, keys, queries):
+    """sum_j keys_j k_j + queries_j q_j, `[BLOCK_D]`."""
+    k_tile, q_tile = k_tile.to(tl.float32), q_tile.to(tl.float32)
+    return tl.sum(k_tile * keys[:, None] + q_tile * queries[:, None], 0)
+
+
+# fmt: off
+@triton.jit
+def pool_kernel(
+    q, k, shares, padding, f_hat,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, groups,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """f_hat + the programs' shares of the potentials + <q, u>, centred; one program a head.
+
+    `shares` `[.., groups, 3, n]`: of the potentials, of the keys' and of the queries' weights.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    b, h = head // heads, head % heads
+    q += b * q_b + h * q_h
+    k += b * k_b + h * k_h
+    f_hat += head * n
+    shares += head * groups * 3 * n
+    u, sum_q = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    sum_f, count = 0.0, 0
+    for first in range(0, n, TOKENS):
+        i = first + tl.arange(0, TOKENS)
+        valid = valid_tokens(padding, b, i, n, HAS_PADDING)
+        f = tl.load(f_hat + i, mask=valid, other=0.0)
+        keys, queries = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
+        for group in range(groups):
+            share = shares + group * 3 * n + i
+            f += tl.load(share, mask=valid, other=0.0)
+            keys += tl.load(share + n, mask=valid, other=0.0)
+            queries += tl.load(share + 2 * n, mask=valid, other=0.0)
+        q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
+        u += pooled(q_tile, load_tile(k, i, valid, k_n, D, BLOCK_D), keys, queries)
+        sum_q += tl.sum(q_tile.to(tl.float32), 0)
+        sum_f += tl.sum(f)
+        count += tl.sum(valid.to(tl.int32))
+        tl.store(f_hat + i, f, mask=i < n)
+    mean = (sum_f + tl.sum(u * sum_q)) / tl.maximum(count, 1).to(tl.float32)
+    tl.debug_barrier()  # what other threads stored
+    for first in range(0, n, TOKENS):
+        i = first + tl.arange(0, TOKENS)
+        valid = valid_tokens(padding, b, i, n, HAS_PADDING)
+        q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D).to(tl.float32)
+        f = tl.load(f_hat + i, mask=valid, other=0.0) + tl.sum(q_tile * u[None, :], 1)
+        tl.store(f_hat + i, tl.where(valid, f - mean, 0.0), mask=i < n)
