@@ -63,18 +63,17 @@ def pooled(q_tile, k_tile, keys, queries):
 
 # fmt: off
 @triton.jit
-def pool_kernel(
-    q, k, shares, padding, f_hat,
+def pool(
+    head, q, k, shares, padding, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, groups,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """f_hat + the programs' shares of the potentials + <q, u>, centred; one program a head.
+    """f_hat of a head + the programs' shares of the potentials + <q, u>, centred.
 
     `shares` `[.., groups, 3, n]`: of the potentials, of the keys' and of the queries' weights.
     """
-    head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     q += b * q_b + h * q_h
     k += b * k_b + h * k_h
@@ -106,3 +105,19 @@ def pool_kernel(
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D).to(tl.float32)
         f = tl.load(f_hat + i, mask=valid, other=0.0) + tl.sum(q_tile * u[None, :], 1)
         tl.store(f_hat + i, tl.where(valid, f - mean, 0.0), mask=i < n)
+
+
+# fmt: off
+@triton.jit
+def pool_kernel(
+    q, k, shares, padding, f_hat,
+    q_b, q_h, q_n, k_b, k_h, k_n,
+    heads, n, groups,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    """One program a head."""
+    pool(
+        tl.program_id(0).to(tl.int64), q, k, shares, padding, f_hat,
+        q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups, D, BLOCK_D, TOKENS, HAS_PADDING,
+    )
+# fmt: on

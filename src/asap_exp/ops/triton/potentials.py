@@ -120,8 +120,9 @@ def _sliced_dual(
     slope: float,
 ) -> Tensor:
     with torch.cuda.device_of(q):
-        if adaptive_weight is None and _fits_one_program(q, theta):
-            return _dual_of_heads(q, k, theta, weight, query_weight, padding, slope)
+        if _fits_one_program(q, theta):
+            weights = (theta, weight, query_weight, adaptive_weight)
+            return _dual_of_heads(q, k, *weights, padding, slope)
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
         if projections.shape[-1] <= SORTED_TOKENS:
             weights = (weight.contiguous(), adaptive_weight)
@@ -166,21 +167,34 @@ def _dual_of_heads(
     theta: Tensor,
     weight: Tensor,
     query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
     """f_hat, one program a head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
-    n = q.shape[2]
+    batch, heads, n = f_hat.shape
     together = _fill_a_warp(theta.shape[1], n, q.dtype)
+    phi, shares = projections[:, :, 0], f_hat
+    if adaptive_weight is not None:
+        phi, shares = _adaptive_room(projections, 1)
+        adaptive_weight = adaptive_weight.contiguous()
     if f_hat.numel():
-        dual_kernel[(f_hat.shape[0] * f_hat.shape[1],)](
-            *tensors, weight.contiguous(), projections, f_hat, *numbers,
+        dual_kernel[(batch * heads,)](
+            *tensors, weight.contiguous(), adaptive_weight, projections, phi, shares, f_hat,
+            *numbers, phi.stride(1),
             **constants, **_sort_constants(together, n, q.dtype, padding),
-            TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
+            ADAPTIVE=adaptive_weight is not None, TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
         )  # fmt: skip
     return f_hat
+
+
+def _adaptive_room(projections: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """For the potentials, beside the projections, which are needed again, and for the shares."""
+    batch, heads, _, slices, n = projections.shape
+    phi = projections.new_empty(batch, heads, slices, n)
+    return phi, projections.new_empty(batch, heads, groups, 3, n)
 
 
 def _project(
@@ -256,8 +270,7 @@ def _weighted_potentials(
     batch, heads, _, slices, n = projections.shape
     groups = triton.cdiv(slices, _slices_together(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
-        shares = projections.new_empty(batch, heads, groups, 3, n)
-        phi = torch.empty_like(projections[:, :, 0])  # the projections are needed behind them
+        phi, shares = _adaptive_room(projections, groups)
         _sort(projections, padding, q.dtype, phi, weight, adaptive_weight.contiguous(), shares)
         _pool(q, k, shares, padding, f_hat)
         return

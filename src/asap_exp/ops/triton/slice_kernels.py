@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from asap_exp.ops.reference import adaptive
-from asap_exp.ops.triton.adaptive import adaptive_weights
+from asap_exp.ops.triton.adaptive import adaptive_weights, pool
 from asap_exp.ops.triton.projection import load_directions, project_tokens
 from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
@@ -157,15 +157,15 @@ def potential_kernel(
 
 @triton.jit(do_not_specialize=["n"])
 def dual_kernel(
-    q, k, theta, query_weight, padding, weight, projections, f_hat,
+    q, k, theta, query_weight, padding, weight, adaptive_weight, projections, phi, shares, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
-    heads, n, slices, slope,
+    heads, n, slices, slope, phi_h,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     """One program a head, from the projections to f_hat."""
     head = tl.program_id(0).to(tl.int64)
@@ -179,10 +179,16 @@ def dual_kernel(
         )
     tl.debug_barrier()  # what other threads projected
     sort_slices(
-        0, head, projections, padding, weight, None, projections, f_hat,
-        2 * slices * n, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
-        True, True, False,
+        0, head, projections, padding, weight, adaptive_weight, phi, shares,
+        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        True, not ADAPTIVE, ADAPTIVE,
     )
+    if ADAPTIVE:
+        tl.debug_barrier()  # what other threads made of the potentials
+        pool(
+            head, q, k, shares, padding, f_hat,
+            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, 1, D, BLOCK_D, TOKENS, HAS_PADDING,
+        )
 # fmt: on
 
 
