@@ -125,8 +125,8 @@ def _sliced_dual(
             return _dual_of_heads(q, k, *weights, padding, slope)
         projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
         if projections.shape[-1] <= SORTED_TOKENS:
-            weights = (weight.contiguous(), adaptive_weight)
-            _weighted_potentials(projections, padding, q, k, *weights, f_hat)
+            weight = weight.contiguous()
+            _weighted_potentials(projections, padding, q, k, weight, adaptive_weight, f_hat)
             return f_hat
         phi = _potentials_by_torch(projections, padding)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
