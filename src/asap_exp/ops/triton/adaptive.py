@@ -8,7 +8,7 @@ u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of t
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import load_tile, valid_tokens
+from asap_exp.ops.triton.tiles import load_tile, product, valid_tokens
 
 
 @triton.jit
@@ -55,10 +55,16 @@ def adaptive_weights(x, y, weight, valid, count, first, slices, ROWS: tl.constex
 
 
 @triton.jit
-def pooled(q_tile, k_tile, keys, queries):
-    """sum_j keys_j k_j + queries_j q_j, `[BLOCK_D]`."""
-    k_tile, q_tile = k_tile.to(tl.float32), q_tile.to(tl.float32)
-    return tl.sum(k_tile * keys[:, None] + q_tile * queries[:, None], 0)
+def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j: rows of `[16, BLOCK_D]`.
+
+    A product of the matrix units: what is lost as a weight is rounded has a row of its own.
+    """
+    row = tl.arange(0, 16)[:, None]
+    high = weights.to(OPERAND)
+    low = (weights - high.to(tl.float32)).to(OPERAND)
+    parts = tl.where(row == 0, high[None, :], tl.where(row == 1, low[None, :], 0.0))
+    return product(tl.where(row == 2, ones, parts), tile, OPERAND, PRECISION)
 
 
 # fmt: off
@@ -67,7 +73,8 @@ def pool(
     head, q, k, shares, padding, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
     """f_hat of a head + the programs' shares of the potentials + <q, u>, centred.
@@ -79,8 +86,8 @@ def pool(
     k += b * k_b + h * k_h
     f_hat += head * n
     shares += head * groups * 3 * n
-    u, sum_q = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
-    sum_f, count = 0.0, 0
+    sums = tl.zeros([16, BLOCK_D], tl.float32)
+    sums_f, counts = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.int32)
     for first in range(0, n, TOKENS):
         i = first + tl.arange(0, TOKENS)
         valid = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -92,12 +99,16 @@ def pool(
             keys += tl.load(share + n, mask=valid, other=0.0)
             queries += tl.load(share + 2 * n, mask=valid, other=0.0)
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
-        u += pooled(q_tile, load_tile(k, i, valid, k_n, D, BLOCK_D), keys, queries)
-        sum_q += tl.sum(q_tile.to(tl.float32), 0)
-        sum_f += tl.sum(f)
-        count += tl.sum(valid.to(tl.int32))
+        k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
+        sums += pooled(k_tile, keys, 0.0, OPERAND, PRECISION)
+        sums += pooled(q_tile, queries, 1.0, OPERAND, PRECISION)
+        sums_f += f
+        counts += valid.to(tl.int32)
         tl.store(f_hat + i, f, mask=i < n)
-    mean = (sum_f + tl.sum(u * sum_q)) / tl.maximum(count, 1).to(tl.float32)
+    row = tl.arange(0, 16)[:, None]
+    u, sum_q = tl.sum(tl.where(row < 2, sums, 0.0), 0), tl.sum(tl.where(row == 2, sums, 0.0), 0)
+    count = tl.maximum(tl.sum(counts), 1).to(tl.float32)
+    mean = (tl.sum(sums_f) + tl.sum(u * sum_q)) / count
     tl.debug_barrier()  # what other threads stored
     for first in range(0, n, TOKENS):
         i = first + tl.arange(0, TOKENS)
@@ -113,11 +124,13 @@ def pool_kernel(
     q, k, shares, padding, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     """One program a head."""
     pool(
         tl.program_id(0).to(tl.int64), q, k, shares, padding, f_hat,
-        q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups, D, BLOCK_D, TOKENS, HAS_PADDING,
+        q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups,
+        D, BLOCK_D, TOKENS, OPERAND, PRECISION, HAS_PADDING,
     )
 # fmt: on

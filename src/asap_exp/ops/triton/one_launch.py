@@ -15,7 +15,12 @@ from asap_exp.ops.reference import adaptive
 from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.adaptive import adaptive_weights, pooled
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
-from asap_exp.ops.triton.projection import load_directions, project, query_features
+from asap_exp.ops.triton.projection import (
+    load_directions,
+    load_query_weight,
+    project,
+    query_features,
+)
 from asap_exp.ops.triton.short import plan
 from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
@@ -76,7 +81,7 @@ def _asap(
         return out
     p = Problem.of(q, k, v, padding, 1, slope)
     slices = theta.shape[1]
-    warps = _warps(p, adaptive_weight is not None)
+    warps = _warps(p)
     theta, weight = theta.contiguous(), weight.contiguous()
     query_weight, adaptive_weight = (
         None if x is None else x.contiguous() for x in (query_weight, adaptive_weight)
@@ -109,12 +114,12 @@ def _(
     return unwritten_output(q, v)
 
 
-def _warps(p: Problem, adaptive: bool) -> int:
+def _warps(p: Problem) -> int:
     """So few that hardly a register is spilled: fewer warps exchange less in the sorts and sums."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if p.n <= 64 and max(p.q.shape[3], p.v.shape[3]) <= 64:
-        return 2 if adaptive and p.n > 32 else 1
+        return 1
     return block(p.n) // 16
 
 
@@ -195,20 +200,23 @@ def asap_kernel(
     k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
     theta += h * slices * D
     directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
-    linear = tl.zeros([BLOCK_N], tl.float32)
-    if HAS_QUERY_WEIGHT:
-        linear = query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D) * UNIT
     x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
     y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * to_log2
     s = tl.arange(0, SLICES)
     w = tl.load(weight + h * slices + s, mask=s < slices, other=0.0).to(tl.float32)
+    u, u_square = tl.zeros([BLOCK_D], tl.float32), 0.0
+    if HAS_QUERY_WEIGHT:
+        u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
     if ADAPTIVE:
         more, keys, queries = adaptive_weights(
             x, y, adaptive_weight + h * COUNT * slices, valid, count, 0, slices, SLICES
         )
-        w += more * UNIT  # phi is in units of log 2, its spreads together too
-        u = pooled(q_tile, k_tile, keys, queries) * UNIT
-        linear += tl.sum(q_tile.to(tl.float32) * u[None, :], 1)
+        w += more * UNIT  # phi is in units of log 2, but so is one of its spreads
+        sums = pooled(k_tile, keys, 0.0, THETA_OPERAND, THETA_PRECISION)
+        u += tl.sum(sums + pooled(q_tile, queries, 0.0, THETA_OPERAND, THETA_PRECISION), 0)
+    linear = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_QUERY_WEIGHT or ADAPTIVE:
+        linear = query_features(q_tile, u, u_square) * UNIT
     f = sliced_sum(x, y, w, valid, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     A = plan(

@@ -291,9 +291,11 @@ def _pool(q: Tensor, k: Tensor, shares: Tensor, padding: Tensor | None, f_hat: T
     if f_hat.numel() == 0:
         return
     q, k, width = unit_stride(q), unit_stride(k), q.shape[3]
+    like_slices = projection.constants(0, q.dtype)
     pool_kernel[(batch * heads,)](
         q, k, shares, mask_bytes(padding), f_hat, *q.stride()[:3], *k.stride()[:3],
         heads, n, groups, D=width, BLOCK_D=block(width), TOKENS=min(POOLED_TOKENS, block(n)),
+        OPERAND=like_slices["THETA_OPERAND"], PRECISION=like_slices["THETA_PRECISION"],
         HAS_PADDING=padding is not None, num_warps=4,
     )  # fmt: skip
 

@@ -50,11 +50,16 @@ def project(
 
 
 @triton.jit
-def query_features(q_tile, query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """query_weight . [q ; |q|^2], `[tokens]`."""
+def load_query_weight(query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The weights of q `[BLOCK_D]` and of |q|^2."""
     d = tl.arange(0, BLOCK_D)
     u = tl.load(query_weight + d, mask=d < D, other=0.0).to(tl.float32)
-    u_square = tl.load(query_weight + D).to(tl.float32)
+    return u, tl.load(query_weight + D).to(tl.float32)
+
+
+@triton.jit
+def query_features(q_tile, u, u_square):
+    """<q, u> + u_square |q|^2, `[tokens]`."""
     q_tile = q_tile.to(tl.float32)
     return tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
 
@@ -86,7 +91,8 @@ def project_tokens(
     tl.store(target + slices * n, y, mask=inside)
     features = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT:
-        features += query_features(q_tile, query_weight + h * (D + 1), D, BLOCK_D)
+        u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
+        features += query_features(q_tile, u, u_square)
     tl.store(linear + head * n + i, features, mask=i < n)
 
 

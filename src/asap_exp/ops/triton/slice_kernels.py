@@ -187,7 +187,8 @@ def dual_kernel(
         tl.debug_barrier()  # what other threads made of the potentials
         pool(
             head, q, k, shares, padding, f_hat,
-            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, 1, D, BLOCK_D, TOKENS, HAS_PADDING,
+            q_b, q_h, q_n, k_b, k_h, k_n, heads, n, 1,
+            D, BLOCK_D, TOKENS, THETA_OPERAND, THETA_PRECISION, HAS_PADDING,
         )
 # fmt: on
 
