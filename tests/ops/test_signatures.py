@@ -13,7 +13,7 @@ SIGNATURES = {
     "closure_attention": f"q k v row_dual * {COMMON}",
     "softmax_attention": f"q k v * {COMMON}",
     "sliced_potentials": f"q k theta * {COMMON}",
-    "adaptive_features": f"q k theta * {COMMON}",
+    "adaptive_features": f"q k theta * {COMMON} phi=None",
     "asap_attention": "q k v theta weight query_weight=None * adaptive_weight=None refine=0 "
     + COMMON,
     "attention_plan": f"q k row_dual * {COMMON}",

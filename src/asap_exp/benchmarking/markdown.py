@@ -107,6 +107,7 @@ SUMMARY = {
     "attention pass with a key bias": "attention_pass",
     "closure": "closure",
     "ASAP, 8 slices + query features": "asap_8",
+    "and adaptive features": "asap_8_adaptive",
     "T = 3, fused": "sinkhorn_3",
     "T = 20, fused": "sinkhorn_20",
     "T = 20, eager": "sinkhorn_eager_20",

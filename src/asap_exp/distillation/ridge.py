@@ -51,7 +51,8 @@ class NormalEquations:
         phi = sliced_potentials(q, k, self.theta, **options)
         parts = [phi, query_features(q, key_padding_mask=mask)]
         if self.adaptive:
-            parts.append(adaptive_features(q, k, self.theta, **options).flatten(2, 3))
+            psi = adaptive_features(q, k, self.theta, phi=phi, **options)
+            parts.append(psi.flatten(2, 3))
         features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
         self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)

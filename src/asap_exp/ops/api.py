@@ -218,17 +218,19 @@ def adaptive_features(
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
+    phi: Tensor | None = None,
 ) -> Tensor:
     """Features of the queries that adapt to the sample, `[B, H, 5, L, N]`, centred, for a fit.
 
     A potential over the spreads of both projections on its slice, and the products with the mean
-    key and the mean query at either end of it. Source: `asap_exp.ops.reference.adaptive`.
+    key and the mean query at either end of it. `phi` are the `sliced_potentials`, for who has them
+    already. Source: `asap_exp.ops.reference.adaptive`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     implementation(backend, q)  # as in attention_plan: there is one implementation
     with full_precision(q):
-        return reference.adaptive_features(q, k, theta, **options)
+        return reference.adaptive_features(q, k, theta, phi=phi, **options)
 
 
 def attention_plan(

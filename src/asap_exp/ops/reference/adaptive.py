@@ -13,8 +13,8 @@ mean of the tokens at either end of the slice. (This project's.)
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
-from asap_exp.ops.reference.potentials import project, sliced_potentials
+from asap_exp.ops.reference import potentials
+from asap_exp.ops.reference._masking import blank, centre, effective_padding
 
 COUNT = 5
 """Of the features a slice has."""
@@ -28,20 +28,26 @@ def adaptive_features(
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    phi: Tensor | None = None,
 ) -> Tensor:
-    """`[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places."""
-    phi = sliced_potentials(q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
-    padding = effective_padding(key_padding_mask)
-    q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
-    x = project(q, theta.to(q.dtype))
-    y = project(k, theta.to(q.dtype)) * (scale / eps)
-    return blank(of_projections(phi, x, y, q, k, padding), key_padding_mask, 4)
+    """`[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places.
+
+    `phi` are the sliced potentials, for who has them already.
+    """
+    x, y = potentials.projections(
+        q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
+    )
+    if phi is None:
+        phi = potentials.of_projections(x, y, key_padding_mask)
+    return of_projections(phi, x, y, q, k, key_padding_mask)
 
 
 def of_projections(
-    phi: Tensor, x: Tensor, y: Tensor, q: Tensor, k: Tensor, padding: Tensor | None
+    phi: Tensor, x: Tensor, y: Tensor, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
 ) -> Tensor:
     """From centred potentials and projections `[B, H, L, N]`, q and k `[B, H, N, D]`."""
+    padding = effective_padding(key_padding_mask)
+    q, k = (blank(z, key_padding_mask, 2).to(x.dtype) for z in (q, k))
     (x, x_scale), (y, y_scale) = (standardised(projection, padding) for projection in (x, y))
     pools = [
         pooled(sign * projection, tokens, padding)
@@ -51,7 +57,8 @@ def of_projections(
     linear = torch.stack(pools, dim=2) @ q[:, :, None].transpose(-1, -2)
     if padding is not None:
         linear = linear.masked_fill(padding[:, None, None, None, :], 0.0)
-    return torch.cat([(phi * x_scale * y_scale)[:, :, None], centre(linear, padding)], dim=2)
+    features = [(phi * x_scale * y_scale)[:, :, None], centre(linear, padding)]
+    return blank(torch.cat(features, dim=2), key_padding_mask, 4)
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

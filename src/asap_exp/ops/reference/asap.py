@@ -10,9 +10,8 @@
 import torch
 from torch import Tensor
 
+from asap_exp.ops.reference import adaptive, potentials
 from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
-from asap_exp.ops.reference.adaptive import adaptive_features
-from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
 
 
@@ -37,15 +36,16 @@ def sliced_dual(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """f_hat `[B, H, N]`, centred; 0 at padded places."""
-    phi = sliced_potentials(q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+    x, y = potentials.projections(
+        q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
+    )
+    phi = potentials.of_projections(x, y, key_padding_mask)
     f_hat = torch.einsum("hl,bhln->bhn", weight.to(phi.dtype), phi)
     if query_weight is not None:
         features = query_features(q, key_padding_mask=key_padding_mask)
         f_hat = f_hat + torch.einsum("hp,bhpn->bhn", query_weight.to(phi.dtype), features)
     if adaptive_weight is not None:
-        psi = adaptive_features(
-            q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
-        )
+        psi = adaptive.of_projections(phi, x, y, q, k, key_padding_mask)
         f_hat = f_hat + torch.einsum("hpl,bhpln->bhn", adaptive_weight.to(phi.dtype), psi)
     return f_hat
 

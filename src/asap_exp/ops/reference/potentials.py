@@ -25,13 +25,29 @@ def sliced_potentials(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    dtype = compute_dtype(q)
-    padding = effective_padding(key_padding_mask)
-    theta = theta.to(dtype)
-    x = project(blank(q, key_padding_mask, 2).to(dtype), theta)
-    # With the factor in y, a negative scale turns the order of the pairing round by itself.
-    y = project(blank(k, key_padding_mask, 2).to(dtype), theta) * (scale / eps)
+    x, y = projections(q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+    return of_projections(x, y, key_padding_mask)
 
+
+def projections(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
+    dtype = compute_dtype(q)
+    x, y = (project(blank(z, key_padding_mask, 2).to(dtype), theta.to(dtype)) for z in (q, k))
+    # With the factor in y, a negative scale turns the order of the pairing round by itself.
+    return x, y * (scale / eps)
+
+
+def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """The centred potentials `[B, H, L, N]`."""
+    padding = effective_padding(key_padding_mask)
     order = valid_first_order(x, padding)
     x_sorted = x.gather(-1, order)
     y_sorted = y.gather(-1, valid_first_order(y, padding))

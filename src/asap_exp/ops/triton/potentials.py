@@ -130,13 +130,11 @@ def _sliced_dual(
             return f_hat
         phi = _potentials_by_torch(projections, padding)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
-    effective = effective_padding(padding)
     if adaptive_weight is not None:
-        q, k = (blank(x, padding, 2).float() for x in (q, k))
         x, y = projections.unbind(2)
-        psi = adaptive.of_projections(phi, x, y, q, k, effective)
+        psi = adaptive.of_projections(phi, x, y, q, k, padding)
         f_hat += torch.einsum("hpl,bhpln->bhn", adaptive_weight.float(), psi)
-    return centre(f_hat, effective)
+    return centre(f_hat, effective_padding(padding))
 
 
 @_sliced_dual.register_fake
