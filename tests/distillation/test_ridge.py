@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.distillation import ridge
 from asap_exp.distillation.ridge import NormalEquations, random_slices
 from asap_exp.ops import (
     adaptive_features,
@@ -109,3 +110,16 @@ def test_slices_are_unit_and_follow_the_seed() -> None:
     torch.testing.assert_close(theta.norm(dim=-1), torch.ones(3, 5))
     assert torch.equal(theta, random_slices(3, 5, 7, seed=4))
     assert not torch.equal(theta, random_slices(3, 5, 7, seed=5))
+
+
+def test_batches_too_large_for_one_piece_add_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    data = inputs(6, 1, padded=True)
+    whole, pieces = (NormalEquations(theta, adaptive=True) for _ in "ab")
+    whole.add(data, SinkhornAttention(num_iters=5))
+    monkeypatch.setattr(ridge, "MOST_FEATURES", 2 * whole.gram.shape[1] * HEADS * TOKENS)
+    pieces.add(data, SinkhornAttention(num_iters=5))
+    for name in ("gram", "moment", "energy"):
+        torch.testing.assert_close(
+            getattr(pieces, name), getattr(whole, name), rtol=1e-12, atol=1e-12
+        )

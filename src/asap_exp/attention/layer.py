@@ -78,6 +78,11 @@ class LayerInputs(NamedTuple):
     v: Tensor
     key_padding_mask: Tensor | None
 
+    def of_samples(self, part: slice) -> "LayerInputs":
+        """Those of some samples of the batch."""
+        q, k, v, mask = self
+        return LayerInputs(q[part], k[part], v[part], None if mask is None else mask[part])
+
 
 def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
     """Every attention layer of `model` by its module path, in the order of the blocks."""

@@ -16,6 +16,9 @@ from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.ops import adaptive_features, query_features, sliced_potentials
 from asap_exp.ops.reference.adaptive import COUNT
 
+MOST_FEATURES = 2**26
+"""Numbers at a time, half a GiB of them: texts of a batch may have ten times as many."""
+
 
 @dataclass
 class Solution:
@@ -46,6 +49,13 @@ class NormalEquations:
         self.energy = zeros(heads)
 
     def add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
+        heads, features, _ = self.gram.shape
+        a_sample = heads * features * inputs.q.shape[2]
+        samples = max(MOST_FEATURES // a_sample, 1)
+        for first in range(0, len(inputs.q), samples):
+            self._add(inputs.of_samples(slice(first, first + samples)), teacher)
+
+    def _add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
         q, k, _, mask = inputs
         options: dict[str, Any] = {"eps": teacher.eps, "key_padding_mask": mask}
         phi = sliced_potentials(q, k, self.theta, **options)
