@@ -123,3 +123,21 @@ def test_batches_too_large_for_one_piece_add_up_too(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(
             getattr(pieces, name), getattr(whole, name), rtol=1e-12, atol=1e-12
         )
+
+
+def test_heads_with_hundreds_of_features_on_several_threads() -> None:
+    """Where a batched LU decomposition of PyTorch has been seen never to end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        equations = NormalEquations(random_slices(6, 128, 64, seed=0))
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(*equations.moment.shape, 400, dtype=torch.float64, generator=generator)
+        y = torch.randn(6, 400, dtype=torch.float64, generator=generator)
+        equations.gram, equations.moment = x @ x.mT, (x @ y[..., None])[..., 0]
+        equations.energy = y.square().sum(dim=1)
+        solution = equations.solve(slice(None), ridge=1e-12)
+    finally:
+        torch.set_num_threads(threads)
+    expected = np.stack([np.linalg.lstsq(a.T, b, rcond=None)[0] for a, b in zip(x, y, strict=True)])
+    np.testing.assert_allclose(solution.weight, expected, rtol=1e-6, atol=1e-9)
