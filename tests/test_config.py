@@ -327,6 +327,7 @@ BAD_VALUES = {
         "calibration.name=lasso": "ridge, kl, learned_slices, end_to_end, sequential",
         "calibration.steps=[ridge,lasso]": "ridge, kl, learned_slices, end_to_end",
         "calibration.candidates=31": "at least 32",
+        "calibration.adaptive=true": "needs calibration.query_features=true",
         "calibration.kl.updates=0": "at least 1",
         "calibration.learned_slices.lr=0.0": "above 0",
         "calibration.end_to_end.lr=nan": "above 0",

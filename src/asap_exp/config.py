@@ -380,7 +380,8 @@ class CalibrationConfig:
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
         if self.adaptive and not self.query_features:
             raise UserError(
-                "calibration.adaptive=true needs calibration.query_features=true, got false"
+                "calibration.adaptive=true needs calibration.query_features=true, got false; set "
+                "that, or calibration.adaptive=false"
             )
         check_range("calibration.refine", self.refine, minimum=0)
         check_range("calibration.ridge", self.ridge, above=0)
