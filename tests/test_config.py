@@ -327,7 +327,6 @@ BAD_VALUES = {
         "calibration.name=lasso": "ridge, kl, learned_slices, end_to_end, sequential",
         "calibration.steps=[ridge,lasso]": "ridge, kl, learned_slices, end_to_end",
         "calibration.candidates=31": "at least 32",
-        "calibration.adaptive=true": "needs calibration.query_features=true",
         "calibration.kl.updates=0": "at least 1",
         "calibration.learned_slices.lr=0.0": "above 0",
         "calibration.end_to_end.lr=nan": "above 0",
@@ -626,3 +625,9 @@ def test_asap_cannot_be_trained_and_the_refusal_says_what_to_run():
     config = composed("train", "attention=asap")
     with pytest.raises(UserError, match=r"(?s)attention=asap.*asap_exp\.distill"):
         build_attention(config.attention)
+
+
+def test_adaptive_features_go_with_query_features():
+    assert "needs calibration.query_features=true" in refused("distill", "calibration.adaptive=true")
+    features = "calibration.query_features=true"
+    assert composed("distill", features, "calibration.adaptive=true").calibration.adaptive
