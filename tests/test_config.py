@@ -628,6 +628,8 @@ def test_asap_cannot_be_trained_and_the_refusal_says_what_to_run():
 
 
 def test_adaptive_features_go_with_query_features():
-    assert "needs calibration.query_features=true" in refused("distill", "calibration.adaptive=true")
+    assert "needs calibration.query_features=true" in refused(
+        "distill", "calibration.adaptive=true"
+    )
     features = "calibration.query_features=true"
     assert composed("distill", features, "calibration.adaptive=true").calibration.adaptive
