@@ -19,6 +19,7 @@ from asap_exp.benchmarking.work import Recipe
 from asap_exp.distillation.ridge import random_slices
 from asap_exp.ops import asap_attention, closure_attention, sinkhorn_attention
 from asap_exp.ops.reference import sinkhorn as definition
+from asap_exp.ops.reference.adaptive import COUNT
 
 WORDS = {"reference": "eager", "triton": "fused"}
 
@@ -121,7 +122,7 @@ def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool =
         random_slices(heads, slices, width, seed=setting.seed),
         torch.full((heads, slices), 1 / slices),
         0.01 * torch.randn(heads, width + 1, generator=generator),
-        0.01 * torch.randn(heads, 5, slices, generator=generator),
+        0.01 * torch.randn(heads, COUNT, slices, generator=generator),
     )
     theta, weight, query_weight, adaptive_weight = (x.to(setting.device) for x in weights)
 

@@ -7,6 +7,8 @@
 `adaptive` and `refine` are this project's.)
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,20 +66,12 @@ def asap_attention(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    options = {"eps": eps, "scale": scale}
+    options: dict[str, Any] = {"eps": eps, "scale": scale}
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, mask=key_padding_mask, **options)
-    f_hat = sliced_dual(
-        q,
-        k,
-        theta,
-        weight,
-        query_weight,
-        adaptive_weight,
-        key_padding_mask=key_padding_mask,
-        **options,
-    )
+    weights = (theta, weight, query_weight, adaptive_weight)
+    f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
     return average_values(
         closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask
     )
@@ -96,19 +90,11 @@ def predicted_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    options = {"eps": eps, "scale": scale}
+    options: dict[str, Any] = {"eps": eps, "scale": scale}
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
-    f_hat = sliced_dual(
-        q,
-        k,
-        theta,
-        weight,
-        query_weight,
-        adaptive_weight,
-        key_padding_mask=key_padding_mask,
-        **options,
-    )
+    weights = (theta, weight, query_weight, adaptive_weight)
+    f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
     if refine > 0:
         f_hat = update(logits(q, k, mask=key_padding_mask, **options), f_hat, refine, padding)
     return blank(f_hat, key_padding_mask, 2)

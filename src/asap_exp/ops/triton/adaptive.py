@@ -8,7 +8,10 @@ u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of t
 import triton
 import triton.language as tl
 
+from asap_exp.ops.reference import adaptive
 from asap_exp.ops.triton.tiles import load_tile, product, valid_tokens
+
+COUNT = tl.constexpr(adaptive.COUNT)
 
 
 @triton.jit
@@ -37,12 +40,13 @@ def end_weights(z, weight, exists, s, slices):
 
 
 @triton.jit
-def adaptive_weights(x, y, weight, valid, count, first, slices, ROWS: tl.constexpr):
+def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.constexpr):
     """Weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]` of a head.
 
-    x and y are the projections `[ROWS, SIZE]` on the slices from `first` on, `weight` points to the
-    head's `[5, slices]`.
+    x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is
+    `[H, 5, slices]`.
     """
+    weight += h * COUNT * slices
     exists = valid[None, :]
     share = 1.0 / tl.maximum(count, 1).to(tl.float32)
     x, inverse_x = standardised(x, exists, share)

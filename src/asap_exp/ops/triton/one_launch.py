@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.reference import adaptive
 from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.adaptive import adaptive_weights, pooled
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
@@ -33,8 +32,6 @@ SLICES = 16
 """Up to so many slices."""
 
 UNIT = tl.constexpr(LOG2_E)
-
-COUNT = tl.constexpr(adaptive.COUNT)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
@@ -209,7 +206,7 @@ def asap_kernel(
         u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
     if ADAPTIVE:
         more, keys, queries = adaptive_weights(
-            x, y, adaptive_weight + h * COUNT * slices, valid, count, 0, slices, SLICES
+            x, y, adaptive_weight, h, valid, count, 0, slices, SLICES
         )
         w += more * UNIT  # phi is in units of log 2, but so is one of its spreads
         sums = pooled(k_tile, keys, 0.0, THETA_OPERAND, THETA_PRECISION)

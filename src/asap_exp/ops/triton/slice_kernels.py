@@ -3,14 +3,11 @@
 import triton
 import triton.language as tl
 
-from asap_exp.ops.reference import adaptive
 from asap_exp.ops.triton.adaptive import adaptive_weights, pool
 from asap_exp.ops.triton.projection import load_directions, project_tokens
 from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
 from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
 from asap_exp.ops.triton.tiles import valid_tokens
-
-COUNT = tl.constexpr(adaptive.COUNT)
 
 
 @triton.jit
@@ -50,7 +47,7 @@ def sort_sides(
 # fmt: off
 @triton.jit
 def weigh(
-    phi, projections, weight, adaptive_weight, shares, padding, b, first, n, slices,
+    phi, projections, weight, adaptive_weight, shares, padding, b, h, first, n, slices,
     TOGETHER: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
     HAS_PADDING: tl.constexpr, ALONE: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
@@ -72,7 +69,7 @@ def weigh(
         valid = valid_tokens(padding, b, i, end, HAS_PADDING)
         count = tl.sum(valid.to(tl.int32))
         more, keys, queries = adaptive_weights(
-            x, y, adaptive_weight, valid, count, first, slices, TOGETHER
+            x, y, adaptive_weight, h, valid, count, first, slices, TOGETHER
         )
         w += more
         tl.store(shares + n + i, keys, mask=i < end)
@@ -126,11 +123,9 @@ def sort_slices(
         tl.debug_barrier()  # each token's potentials were written by other threads
         SUMS: tl.constexpr = 3 if ADAPTIVE else 1
         shares += (head * tl.cdiv(slices, TOGETHER) + group) * SUMS * n
-        if ADAPTIVE:
-            adaptive_weight += h * COUNT * slices
         weigh(
             phi, projections, weight + h * slices, adaptive_weight,
-            shares, padding, b, first, n, slices,
+            shares, padding, b, h, first, n, slices,
             TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE, ADAPTIVE,
         )  # fmt: skip
 
