@@ -128,7 +128,8 @@ def row(
     dtype: torch.dtype = getattr(torch, suite.dtype)
     train = config.mode == "train"
     inputs = source.inputs(shape, device=device, dtype=dtype, seed=config.seed, train=train)
-    setting = Setting(shape, device, chosen_backend(config.backend, device), config.seed)
+    recorded = None if config.inputs == "random" else inputs
+    setting = Setting(shape, device, chosen_backend(config.backend, device), config.seed, recorded)
     methods = {name: build(name, setting) for name in suite.methods}
     cells = measure(methods, inputs, rounds=suite.rounds, cuda_graph=config.cuda_graph)
     counted = {

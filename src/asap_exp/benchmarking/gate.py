@@ -18,7 +18,7 @@ def gate_errors(found: Results, reference: Reference, inputs: Inputs) -> dict[st
     """Relative RMS error of each result against float64, the worst of the gated places."""
     errors: dict[str, list[float]] = {}
     for place in gated_places(inputs.q):
-        exact = results(reference(place.heads), inputs.exact(place))
+        exact = results(reference(place), inputs.exact(place))
         for name, x, y in zip(RESULTS, found, exact, strict=False):
             errors.setdefault(name, []).append(relative_error(place.of(x).double(), y))
     # Unlike Python's, this maximum is NaN where either is.

@@ -97,6 +97,7 @@ def recorded_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.d
     resized = [n for n in suite.n if found.resized(n)]
     if resized:
         identity["resized"] = {"tokens": found.n, "to": resized}
+    identity["maps"] = "fitted"
     return Source(identity, lambda shape, _: found.draw(shape), found.refusal, found.n)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from asap_exp.benchmarking.inputs import Place
+from asap_exp.benchmarking.parameters import Weights, given_duals, map_weights
 from asap_exp.benchmarking.registry import (
     Attend,
     Method,
@@ -16,10 +18,8 @@ from asap_exp.benchmarking.registry import (
     of_any_heads,
 )
 from asap_exp.benchmarking.work import Recipe
-from asap_exp.distillation.ridge import random_slices
 from asap_exp.ops import asap_attention, closure_attention, sinkhorn_attention
 from asap_exp.ops.reference import sinkhorn as definition
-from asap_exp.ops.reference.adaptive import COUNT
 
 WORDS = {"reference": "eager", "triton": "fused"}
 
@@ -67,34 +67,27 @@ def checkpointed_teacher(q: Tensor, k: Tensor, v: Tensor, *, num_iters: int) -> 
 @method("closure")
 def closure(setting: Setting) -> Method:
     """Alone: its row dual is given."""
-    duals = random_dual(setting)
+    dual = given_duals(setting).row
     word = WORDS[setting.backend]
     return Method(
         f"closure alone, {word}",
         setting.backend,
         {
             word: Operator(
-                lambda q, k, v: closure_attention(q, k, v, duals[: len(q)], backend=setting.backend)
+                lambda q, k, v: closure_attention(q, k, v, dual[: len(q)], backend=setting.backend)
             )
         },
-        closure_of(duals),
+        closure_of(dual),
         Recipe(passes=2, row_dual=True),
     )
 
 
-def random_dual(setting: Setting) -> Tensor:
-    """Standard normal `[B, H, N]`, the same for each sample: a gate may then see any of them."""
-    batch, heads, n, _ = setting.shape.size
-    generator = torch.Generator().manual_seed(setting.seed)
-    return torch.randn(1, heads, n, generator=generator).to(setting.device).repeat(batch, 1, 1)
+def closure_of(dual: Tensor) -> Reference:
+    """The closure of this one, `[B, H, N]`."""
 
-
-def closure_of(duals: Tensor) -> Reference:
-    """The closure of these `[B, H, N]`, those of one sample like those of another."""
-
-    def exact(heads: slice) -> Attend:
+    def exact(place: Place) -> Attend:
         return lambda q, k, v: closure_attention(
-            q, k, v, duals[: len(q), heads].double(), backend="reference"
+            q, k, v, place.of(dual).double(), backend="reference"
         )
 
     return exact
@@ -112,30 +105,12 @@ def asap_adaptive(setting: Setting, slices: int) -> Method:
 
 @method("asap_{slices}_refine_{refine}")
 def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool = False) -> Method:
-    """The whole operator with query features, on random slices and small random weights.
+    """The whole operator with query features. No accuracy is read off it here."""
+    weights = map_weights(setting, slices, adaptive=adaptive)
 
-    Its time does not depend on their values, and no accuracy is read off it here.
-    """
-    heads, width = setting.shape.heads, setting.shape.head_dim
-    generator = torch.Generator().manual_seed(setting.seed)
-    weights = (
-        random_slices(heads, slices, width, seed=setting.seed),
-        torch.full((heads, slices), 1 / slices),
-        0.01 * torch.randn(heads, width + 1, generator=generator),
-        0.01 * torch.randn(heads, COUNT, slices, generator=generator),
-    )
-    theta, weight, query_weight, adaptive_weight = (x.to(setting.device) for x in weights)
-
-    def operator(backend: str, heads: slice = slice(None)) -> Attend:
-        return functools.partial(
-            asap_attention,
-            theta=theta[heads],
-            weight=weight[heads],
-            query_weight=query_weight[heads],
-            adaptive_weight=adaptive_weight[heads] if adaptive else None,
-            refine=refine,
-            backend=backend,
-        )
+    def operator(backend: str, weights: Weights) -> Attend:
+        options = weights._asdict() | {"refine": refine, "backend": backend}
+        return functools.partial(asap_attention, **options)
 
     word = WORDS[setting.backend]
     features = "query and adaptive features" if adaptive else "query features"
@@ -143,7 +118,7 @@ def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool =
     return Method(
         f"ASAP, {slices} slices + {features}{refined}, {word}",
         setting.backend,
-        {word: Operator(operator(setting.backend))},
-        functools.partial(operator, "reference"),
+        {word: Operator(operator(setting.backend, weights))},
+        lambda place: operator("reference", weights.of_heads(place.heads)),
         Recipe(passes=2 + 2 * refine, slices=slices, query_features=True, adaptive=adaptive),
     )

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from asap_exp.benchmarking.operators import WORDS, closure_of, random_dual
+from asap_exp.benchmarking.inputs import Place
+from asap_exp.benchmarking.operators import WORDS, closure_of
+from asap_exp.benchmarking.parameters import Duals, given_duals
 from asap_exp.benchmarking.registry import Attend, Method, Operator, Setting, Unavailable, method
 from asap_exp.benchmarking.work import Recipe
 from asap_exp.ops import reference
@@ -19,47 +21,49 @@ from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops._backend import implementation
 from asap_exp.ops.reference.sinkhorn import average_values, column_step, logits
 
-BiasedAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""softmax_j(S + g) v of q, k, v and g `[B, H, M]`."""
+BiasedAttention = Callable[[Tensor, Tensor, Tensor, Duals], Tensor]
+"""softmax_j(S + g) v of q, k, v and g `[B, H, M]`; the row dual tells the size of the sums."""
 
 
 @method("closure_flex")
 def closure_flex(setting: Setting) -> Method:
-    """As `closure`, of the same random row dual: our column pass, then FlexAttention."""
-    duals, attention = random_dual(setting), flex(setting.device.type)
+    """As `closure`, of the same row dual: our column pass, then FlexAttention."""
+    dual, attention = given_duals(setting).row, flex(setting.device.type)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, column_pass(q, k, duals[: len(q)], setting.backend))
+        row = dual[: len(q)]
+        return attention(q, k, v, Duals(row, column_pass(q, k, row, setting.backend)))
 
     return Method(
         "closure alone, FlexAttention",
         setting.backend,
         {"flex": Operator(attend, compiled=True)},
-        closure_of(duals),
+        closure_of(dual),
         Recipe(passes=2, row_dual=True),
     )
 
 
 @method("attention_pass")
 def attention_pass(setting: Setting) -> Method:
-    """Its dual is given; by our streaming kernel at every length."""
+    """Its duals are given; by our streaming kernel at every length."""
     attention = functools.partial(attention_with_bias, backend=setting.backend)
-    return of_given_dual(setting, setting.backend, WORDS[setting.backend], attention)
+    return of_given_duals(setting, setting.backend, WORDS[setting.backend], attention)
 
 
 @method("attention_pass_flex")
 def attention_pass_flex(setting: Setting) -> Method:
-    return of_given_dual(setting, "pytorch", "FlexAttention", flex(setting.device.type))
+    return of_given_duals(setting, "pytorch", "FlexAttention", flex(setting.device.type))
 
 
-def of_given_dual(setting: Setting, backend: str, word: str, attention: BiasedAttention) -> Method:
-    duals = random_dual(setting)
+def of_given_duals(setting: Setting, backend: str, word: str, attention: BiasedAttention) -> Method:
+    duals = given_duals(setting)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, duals[: len(q)])
+        return attention(q, k, v, Duals(duals.row[: len(q)], duals.col[: len(q)]))
 
-    def exact(heads: slice) -> Attend:
-        return lambda q, k, v: softmax_with_bias(q, k, v, duals[: len(q), heads].double())
+    def exact(place: Place) -> Attend:
+        col = place.of(duals.col).double()
+        return lambda q, k, v: softmax_with_bias(q, k, v, col)
 
     return Method(
         f"attention pass alone, {word}",
@@ -73,8 +77,10 @@ def of_given_dual(setting: Setting, backend: str, word: str, attention: BiasedAt
 @functools.cache
 def flex(device_type: str) -> BiasedAttention:
     """Compiled on a GPU, once for all methods of a row; on a CPU eager, and forward alone."""
-    compiled = device_type == "cuda"
-    return torch.compile(flex_with_bias, dynamic=False) if compiled else flex_with_bias
+    attend = flex_with_bias
+    if device_type == "cuda":
+        attend = torch.compile(attend, dynamic=False)
+    return lambda q, k, v, duals: attend(q, k, v, duals.col)
 
 
 def flex_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
@@ -93,14 +99,15 @@ def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     return average_values(torch.softmax(S + g[..., None, :], dim=-1), v, None)
 
 
-def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor, backend: str) -> Tensor:
+def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, duals: Duals, backend: str) -> Tensor:
     if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
-        return softmax_with_bias(q, k, v, g)
+        return softmax_with_bias(q, k, v, duals.col)
     from asap_exp.ops.triton import softmax
     from asap_exp.ops.triton.problem import Problem, unwritten_output
 
     out = unwritten_output(q, v)
-    softmax.attention_with_bias(Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5), g, out)
+    problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
+    softmax.attention_with_bias(problem, duals.col, out, row=duals.row)
     return out
 
 

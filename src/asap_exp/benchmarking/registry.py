@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import ATTENTIONS, build_attention
+from asap_exp.benchmarking.inputs import Inputs, Place
 from asap_exp.benchmarking.shape import Shape
 from asap_exp.benchmarking.work import Recipe
 from asap_exp.errors import UserError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-Reference = Callable[[slice], Attend]
-"""What is right on some of the heads."""
+Reference = Callable[[Place], Attend]
+"""What is right on some heads of one sample."""
 
 
 def of_any_heads(attend: Attend) -> Reference:
     """The reference of a method whose heads have no weights or duals of their own."""
-    return lambda heads: attend
+    return lambda place: attend
 
 
 class Unavailable(RuntimeError):
@@ -64,6 +65,8 @@ class Setting:
     device: torch.device
     backend: str
     seed: int
+    recorded: Inputs | None = None
+    """What maps are fitted to and duals are taken of; without it they are random."""
 
 
 Builder = Callable[..., Method]

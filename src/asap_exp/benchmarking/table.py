@@ -19,11 +19,13 @@ def inputs(record: Record) -> str:
     identity = record["inputs"]
     if identity["kind"] == "random":
         return "random inputs"
-    words = f"inputs of {identity['teacher']}, {identity['layer']}"
-    if "resized" not in identity:
-        return words
-    lengths = ", ".join(map(str, identity["resized"]["to"]))
-    return f"{words}; n = {lengths} of resized images"
+    words = [f"inputs of {identity['teacher']}, {identity['layer']}"]
+    if "resized" in identity:
+        lengths = ", ".join(map(str, identity["resized"]["to"]))
+        words.append(f"n = {lengths} of resized images")
+    if identity.get("maps") != "fitted":  # as they once were
+        words.append("maps and duals random, not fitted to them")
+    return "; ".join(words)
 
 
 TF32 = (

@@ -37,12 +37,18 @@ def _(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, slope: float) -> Tensor:
     return unwritten_output(q, v)
 
 
-def attention_with_bias(problem: Problem, dual: Tensor | None, out: Tensor) -> None:
-    """Writes softmax_j(S + dual) v; `dual` `[B, H, M]` in natural units, None for zeros."""
+def attention_with_bias(
+    problem: Problem, dual: Tensor | None, out: Tensor, *, row: Tensor | None = None
+) -> None:
+    """Writes softmax_j(S + dual) v; `dual` `[B, H, M]` in natural units, None for zeros.
+
+    `row` `[B, H, N]` is about minus the logs of the sums (None for zeros): what shifts them where
+    no running maximum is kept.
+    """
     p = problem
     if inference.takes(p):
         queries, keys = inference.Side(p.q), inference.Side(p.k)
-        inference.set_dual(p, queries, None)
+        inference.set_dual(p, queries, row)
         inference.set_dual(p, keys, dual)
         inference.attention(p, queries, keys, out)
     else:
