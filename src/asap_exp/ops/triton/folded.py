@@ -134,14 +134,16 @@ def half_step_kernel(
     parts_y += head * 3 * padded_y
     if HAS_PREVIOUS:
         shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
+        totals = tl.zeros([BLOCK_X, 4], tl.float32)
     else:
         S = logits(
             x_tile, y, parts_y, padding, b, 0, num_y, padded_y, y_n,
             D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
         )  # fmt: skip
         shift = first_shift(S * to_log2)
-    totals = tl.zeros([BLOCK_X, 4], tl.float32)
-    for first in range(0, num_y, BLOCK_Y):
+        totals = partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
+    done = 0 if HAS_PREVIOUS else BLOCK_Y
+    for first in range(done, num_y, BLOCK_Y):
         S = logits(
             x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
             D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
