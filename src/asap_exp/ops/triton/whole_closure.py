@@ -6,7 +6,7 @@ processor, where now the programs of several hide each other's waiting.
 
 Keys and values lie in tiles, tuples of them, which take turns in the registers. In the first pass
 keys are rows, so that a thread adds up what it holds. As in `folded` no running maximum is kept:
-column sums are shifted by the largest logit that a few queries have, row sums by f. Where that was
+column sums are shifted by the largest logit that the first queries have, row sums by f. Where that was
 far off, the head makes its sums again with the true maxima.
 """
 
@@ -27,10 +27,6 @@ from asap_exp.ops.triton.tiles import (
     store_tile,
     valid_tokens,
 )
-
-FEW = tl.constexpr(32)
-"""So many queries tell how large the logits of a key are."""
-
 
 # fmt: off
 @triton.jit
@@ -71,25 +67,52 @@ def column_maxima(
             X = biased(S, to_log2, f[None, :])
             higher = higher + (tl.maximum(maxima[t], tl.max(X, 1)),)
         maxima = higher
-    finite = ()
+    found = ()
     for t in tl.static_range(len(keys)):
-        finite = finite + (tl.where(maxima[t] == float("-inf"), 0.0, maxima[t]),)
-    return finite
+        found = found + (finite(maxima[t]),)
+    return found
+
+
+# fmt: off
+@triton.jit
+def first_sums(
+    keys, q, rows, padding, sample, q_n, n, to_log2,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of the first block of queries."""
+    i = tl.arange(0, BLOCK_N)
+    valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
+    f = tl.load(rows + i)
+    maxima, totals = (), ()
+    for t in tl.static_range(len(keys)):
+        S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
+        X = biased(S, to_log2, f[None, :])
+        highest = finite(tl.max(X, 1))
+        E = tl.exp2(X - highest[:, None])
+        maxima = maxima + (highest,)
+        totals = totals + (partial_sums(E, keys[t].shape[0], BLOCK_N),)
+    return maxima, totals
+
+
+@triton.jit
+def finite(maximum):
+    """0 where there was nothing to take it of."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 # fmt: off
 @triton.jit
 def column_sums(
-    keys, maxima, q, rows, padding, sample, q_n, n, to_log2,
+    keys, maxima, totals, q, rows, padding, sample, q_n, begin, n, to_log2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """sum_i exp(S_ij + f_i - maximum_j) of each tile of keys."""
-    totals = ()
-    for t in tl.static_range(len(keys)):
-        totals = totals + (tl.zeros([keys[t].shape[0], 4], tl.float32),)
-    for first in range(0, n, BLOCK_N):
+    """`totals` of each tile of keys, and sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
+    for first in range(begin, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
@@ -108,6 +131,24 @@ def column_sums(
 
 # fmt: off
 @triton.jit
+def store_columns(
+    cols, maxima, sums, padding, sample, m, log2_ratio,
+    TILE: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """g_j, -inf where not valid, in `cols`; whether sums were lost."""
+    worst = tl.zeros([TILE], tl.int32)
+    for t in tl.static_range(len(sums)):
+        j = t * TILE + tl.arange(0, TILE)
+        valid = valid_tokens(padding, sample, j, m, HAS_PADDING)
+        worst |= lost(sums[t], valid)
+        g = log2_ratio - maxima[t] - tl.log2(sums[t])
+        tl.store(cols + j, tl.where(valid, g, float("-inf")))
+    return tl.max(worst) > 0
+
+
+# fmt: off
+@triton.jit
 def column_dual(
     cols, keys, q, rows, padding, sample, q_n, n, m, to_log2, log2_ratio,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -116,24 +157,28 @@ def column_dual(
     # fmt: on
     """g_j = log2_ratio - LSE_i(S + f), -inf where not valid, in `cols`."""
     TILE: tl.constexpr = keys[0].shape[0]
-    known = tl.minimum(n, FEW)
-    while known > 0:
+    maxima, totals = first_sums(
+        keys, q, rows, padding, sample, q_n, n, to_log2,
+        D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
+    )  # fmt: skip
+    sums = column_sums(
+        keys, maxima, totals, q, rows, padding, sample, q_n, BLOCK_N, n, to_log2,
+        D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
+    )  # fmt: skip
+    again = store_columns(cols, maxima, sums, padding, sample, m, log2_ratio, TILE, HAS_PADDING)
+    if again:
         maxima = column_maxima(
-            keys, q, rows, padding, sample, q_n, known, to_log2,
-            D, BLOCK_D, FEW, OPERAND, PRECISION, HAS_PADDING,
-        )  # fmt: skip
-        sums = column_sums(
-            keys, maxima, q, rows, padding, sample, q_n, n, to_log2,
+            keys, q, rows, padding, sample, q_n, n, to_log2,
             D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
-        worst = tl.zeros([TILE], tl.int32)
-        for t in tl.static_range(len(keys)):
-            j = t * TILE + tl.arange(0, TILE)
-            valid = valid_tokens(padding, sample, j, m, HAS_PADDING)
-            worst |= lost(sums[t], valid)
-            g = log2_ratio - maxima[t] - tl.log2(sums[t])
-            tl.store(cols + j, tl.where(valid, g, float("-inf")))
-        known = tl.where((tl.max(worst) > 0) & (known < n), n, 0)
+        totals = ()
+        for _ in tl.static_range(len(keys)):
+            totals = totals + (tl.zeros([TILE, 4], tl.float32),)
+        sums = column_sums(
+            keys, maxima, totals, q, rows, padding, sample, q_n, 0, n, to_log2,
+            D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
+        )  # fmt: skip
+        store_columns(cols, maxima, sums, padding, sample, m, log2_ratio, TILE, HAS_PADDING)
 
 
 # fmt: off
