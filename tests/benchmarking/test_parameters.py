@@ -16,7 +16,7 @@ SHAPE = Shape(batch=6, heads=2, n=16, head_dim=8)
 
 @pytest.fixture
 def recorded() -> Setting:
-    """Logits of some tens, and keys that lie elsewhere than queries: a dual that one can predict."""
+    """Logits of some tens, and keys that lie elsewhere than queries: a dual to predict."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(SHAPE.size, generator=generator) for _ in range(3))
     inputs = Inputs(4 * q, 4 * k + 2, v)

@@ -6,8 +6,8 @@ processor, where now the programs of several hide each other's waiting.
 
 Keys and values lie in tiles, tuples of them, which take turns in the registers. In the first pass
 keys are rows, so that a thread adds up what it holds. As in `folded` no running maximum is kept:
-column sums are shifted by the largest logit that the first queries have, row sums by f. Where that was
-far off, the head makes its sums again with the true maxima.
+column sums are shifted by the largest logit that the first queries have, row sums by f. Where that
+was far off, the head makes its sums again with the true maxima.
 """
 
 # Triton knows no unpacking into a tuple: those of tiles grow by concatenation, from empty ones.
@@ -27,6 +27,7 @@ from asap_exp.ops.triton.tiles import (
     store_tile,
     valid_tokens,
 )
+
 
 # fmt: off
 @triton.jit
