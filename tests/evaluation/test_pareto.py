@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asap_exp.evaluation.figures import near_the_teacher
+from asap_exp.evaluation.figures import near_the_teacher, pareto, short_label
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import points, verdict
 from asap_exp.evaluation.records import Group, grouped, load_records, main_rows
@@ -54,8 +54,9 @@ MAPS = {
 
 
 def group(rows: list[dict[str, Any]] = ROWS) -> Group:
-    plans = {"plans": {"teacher": [[1.0] * 16] * 16}}
-    return Group("g", [{"rows": rows, "maps": MAPS, "plans": plans, "seed": 0}])
+    images = {"model": {"patch_size": 2}, "data": {"image_size": 8}}
+    manifests = {"train": {"config": images}}
+    return Group("g", [{"rows": rows, "maps": MAPS, "manifests": manifests, "seed": 0}])
 
 
 def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
@@ -112,7 +113,7 @@ def test_masked_language_models_are_compared_by_their_perplexity() -> None:
         "rows": rows,
         "objective": "mlm",
         "samples": "blocks of text",
-        "manifests": {"train": {"config": {"data": {"max_length": 128}}}},
+        "manifests": {"train": {"config": {"model": {}, "data": {"max_length": 128}}}},
     }
     masked = Group("g", [record])
     found = {point["key"]: point["dominated_by"] for point in points(masked)}
@@ -186,6 +187,18 @@ def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
     assert "learned slices" not in main
     assert "| ASAP, 3 slices, refine 0, ridge, 32 samples | 2 |" in table
     assert "At n = 4 tokens" in table
+
+
+def test_figure_names_what_is_too_far_below_the_teacher_to_be_shown(
+    shared_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = grouped([read_json(evaluated(shared_pipeline, tmp_path))])
+    monkeypatch.setattr("asap_exp.evaluation.figures.DEPTH", 0.0)
+    far = [p for p in points(found) if p not in near_the_teacher(points(found), found)]
+    assert far
+    below = " ".join(pareto(found).get_supxlabel().split())
+    assert "far below the teacher, not shown: " in below
+    assert all(short_label(point) in below for point in far)
 
 
 def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(

@@ -94,7 +94,9 @@ def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> 
 def test_title_names_a_map_that_is_not_the_papers(record: dict[str, Any]) -> None:
     usual = copy.deepcopy(record)
     usual["artifact"]["calibration"]["slices"] = 32
-    assert group_title(grouped([usual])[0]).endswith("with qk_norm")
+    title = group_title(grouped([usual])[0])
+    assert title.endswith("with qk_norm")
+    assert ", n = 4, " in title, "images of as many patches"
     usual["artifact"]["calibration"] |= {
         "steps": ["ridge", "learned_slices"],
         "query_features": True,

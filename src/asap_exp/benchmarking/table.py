@@ -23,8 +23,6 @@ def inputs(record: Record) -> str:
     if "resized" in identity:
         lengths = ", ".join(map(str, identity["resized"]["to"]))
         words.append(f"n = {lengths} of resized images")
-    if identity.get("maps") != "fitted":  # as they once were
-        words.append("maps and duals random, not fitted to them")
     return "; ".join(words)
 
 

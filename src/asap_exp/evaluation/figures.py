@@ -97,11 +97,12 @@ def height_of(group: Group) -> Height:
 def pareto(group: Group) -> Figure:
     """Filled: nothing measured is as accurate in less time. Hollow: dominated.
 
-    Letters stand for what is not dominated; what is far below the teacher is left out.
+    Letters stand for what is not dominated; what is far below the teacher is named alone.
     """
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     height = height_of(group)
-    rows = near_the_teacher(points(group), group)
+    measured = points(group)
+    rows = near_the_teacher(measured, group)
     for kind in COLOURS:
         for dominated in (False, True):
             mine = [
@@ -122,9 +123,16 @@ def pareto(group: Group) -> Figure:
         elif row["dominated_by"] is None and (letter := next(letters, None)):
             labels.append(beside(row, letter, height))
             named.append(f"{letter}: {row['label']}")
+    far = [short_label(row) for row in measured if row not in rows]
+    if far:
+        named.append(textwrap.fill(f"far below the teacher, not shown: {'; '.join(far)}", 150))
     finish_accuracy_latency(axes, group, "\n".join(named))
     place_labels(axes, labels)
     return figure
+
+
+def short_label(row: Point) -> str:
+    return point_label(row["key"]) if row["group"] == "truncated" else str(row["label"])
 
 
 def near_the_teacher(rows: list[Point], group: Group) -> list[Point]:
@@ -248,6 +256,8 @@ def plans(group: Group) -> Figure:
     example = group.first["plans"]
     methods = {name: np.array(example["plans"][name]) for name in ("teacher", "asap", "softmax")}
     titles = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
+    block = example.get("block", 1)
+    of = "block of " if block > 1 else ""
     top = float(np.quantile(methods["teacher"], 0.995))
     sums = max(2.0, *(float(plan.sum(axis=0).max()) for plan in methods.values()))
     figure = plt.figure(figsize=(11, 4.6), layout="constrained")
@@ -257,7 +267,7 @@ def plans(group: Group) -> Figure:
         image = part.add_subplot(grid[0, 0])
         image.imshow(plan, cmap="magma", vmin=0, vmax=top, aspect="auto")
         image.set_title(titles[name], fontsize=10)
-        image.set_ylabel("query" if name == "teacher" else "")
+        image.set_ylabel(f"{of}query" if name == "teacher" else "")
         image.tick_params(labelsize=7)
         positions = np.arange(len(plan))
         rows = part.add_subplot(grid[0, 1], sharey=image)
@@ -270,14 +280,15 @@ def plans(group: Group) -> Figure:
         rows.set_xlim(0, 2)
         columns.set_ylim(0, 1.05 * sums)
         rows.set_xlabel("row sum", fontsize=8)
-        columns.set_xlabel("key (bars: column sums)", fontsize=8)
+        columns.set_xlabel(f"{of}key (bars: column sums)", fontsize=8)
         rows.tick_params(labelleft=False)
         image.tick_params(labelbottom=False)
+    blocks = f", means over blocks of {block} tokens" if block > 1 else ""
     figure.suptitle(
         heading(
             group,
             f": plan of {example['layer']}, head {example['head']}, "
-            f"one of the test {group.first.get('samples', 'images')}",
+            f"one of the test {group.first.get('samples', 'images')}{blocks}",
         ),
         fontsize=10,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asap_exp.evaluation.pareto import has_maps, points, verdict
-from asap_exp.evaluation.records import Group, main_rows
+from asap_exp.evaluation.records import Group, main_rows, tokens, train_config
 from asap_exp.evaluation.remarks import (
     all_layers,
     attention_is_needless,
@@ -124,14 +124,13 @@ def group_title(group: Group) -> str:
         if attention["name"] == "sinkformer"
         else f"Sinkhorn T = {record['artifact']['num_iters']}"
     )
-    title = f"{record['data']}{subset}{masked}, {teacher}, {norm}{corruption_words(record)}"
+    n = tokens(record)
+    length = "" if n is None else f", n = {n}"
+    what = f"{record['data']}{subset}{masked}{length}"
+    title = f"{what}, {teacher}, {norm}{corruption_words(record)}"
     if not all_layers(group):
         title = f"{title}, {len(record['artifact']['layers'])} layer"
     return title + map_words(record)
-
-
-def train_config(record: dict[str, Any]) -> dict[str, Any]:
-    return record["manifests"]["train"]["config"]
 
 
 def group_caption(group: Group) -> str:

@@ -7,7 +7,7 @@ that differ in the seed of their calibration alone are one point, with a deviati
 import math
 from typing import Any
 
-from asap_exp.evaluation.records import Group, Record, averaged_rows
+from asap_exp.evaluation.records import Group, Record, averaged_rows, tokens, train_config
 from asap_exp.evaluation.tables import is_masked
 
 Point = dict[str, Any]
@@ -79,9 +79,10 @@ def verdict(group: Group) -> str:
 
 def tokens_words(record: Record) -> str:
     """How many tokens attention is over: as many in every image, at most so many in a text."""
-    if record.get("samples", "images") == "images":
-        return f"{len(record['plans']['plans']['teacher'])} tokens"
-    return f"{record['manifests']['train']['config']['data']['max_length']} tokens at most"
+    n = tokens(record)
+    if n is not None:
+        return f"{n} tokens"
+    return f"{train_config(record)['data']['max_length']} tokens at most"
 
 
 def counts(updates: list[int]) -> str:

@@ -111,12 +111,26 @@ def grouped(records: Iterable[Record]) -> list[Group]:
         )
         for key, rs in by_key.items()
     ]
-    return sorted(groups, key=lambda g: (kind(g.first), not g.first["qk_norm"], g.slug))
+    return sorted(
+        groups,
+        key=lambda g: (kind(g.first), not g.first["qk_norm"], tokens(g.first) or 0, g.slug),
+    )
 
 
 def kind(record: Record) -> str:
     """The data set, and what is predicted on it if that is no class."""
     return f"{record['data']}-mlm" if record.get("objective") == "mlm" else record["data"]
+
+
+def train_config(record: Record) -> dict[str, Any]:
+    return record["manifests"]["train"]["config"]
+
+
+def tokens(record: Record) -> int | None:
+    """How many patches an image becomes; None for texts, which differ."""
+    config = train_config(record)
+    patch_size = config["model"].get("patch_size")
+    return None if patch_size is None else (config["data"]["image_size"] // patch_size) ** 2
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
