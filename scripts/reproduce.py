@@ -15,6 +15,7 @@ evaluates too and takes longer. Then: python -m asap_exp.report
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
@@ -46,15 +47,28 @@ INITIAL = {
 """What the model is first trained on, where it does not start from fresh weights."""
 RIDGE, END_TO_END = ["calibration=ridge"], ["calibration=end_to_end"]
 SMALL_BATCHES = ["calibration.batch_size=32"]  # of long sequences, whose plans fill the memory
+LEARNED_FEW = [
+    "calibration=learned_slices",
+    "calibration.learned_slices.updates=300",
+    *SMALL_BATCHES,
+]
+REFINED = ["calibration.refine=1"]
 CALIBRATIONS = {
     "digits": (RIDGE,),
     "cifar": (RIDGE,),
-    "cifar_1024": (
-        ["calibration=learned_slices", "calibration.learned_slices.updates=300", *SMALL_BATCHES],
+    "cifar_256": (
+        [*END_TO_END, "calibration.adaptive=false"],
+        END_TO_END + REFINED,
+        END_TO_END,
     ),
+    "cifar_1024": (LEARNED_FEW + REFINED, LEARNED_FEW),
     "imdb": (RIDGE + SMALL_BATCHES, END_TO_END + SMALL_BATCHES),
 }
-"""Else ridge and end_to_end."""
+"""Else ridge and end_to_end; the last one is the table's."""
+EVALUATIONS = {
+    "cifar_256": ["truncations=[1,2,3,4,5,6,7,8,10,12,15]"],
+    "cifar_1024": ["truncations=[1,2,3,4,5,6,8,10]", "latency.batch_size=32"],
+}
 ATTENTIONS = {"softmax": ["attention=softmax"], "sinkhorn": []}
 """In the order of training: an evaluation shows the softmax model that is there. The recipe says
 which Sinkhorn attention."""
@@ -72,7 +86,9 @@ def main() -> None:
                 }
                 if "sinkhorn" in runs:
                     calibrations = CALIBRATIONS.get(arguments.task, (RIDGE, END_TO_END))
-                    compiled_and_evaluated(runs["sinkhorn"], calibrations, common)
+                    evaluation = [*EVALUATIONS.get(arguments.task, []), *common]
+                    artifact = compiled(runs["sinkhorn"], calibrations, common)
+                    evaluated(artifact, "all" if len(calibrations) > 1 else "one", evaluation)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -108,16 +124,17 @@ def trained(overrides: list[str]) -> Run:
     return train(compose("train", overrides, TrainConfig))
 
 
-def compiled_and_evaluated(
-    teacher: Run, calibrations: Sequence[list[str]], common: list[str]
-) -> None:
-    """All maps in one evaluation; the last one is the table's."""
+def compiled(teacher: Run, calibrations: Sequence[list[str]], common: list[str]) -> Path:
+    """The last of the maps."""
     for calibration in calibrations:
         overrides = [f"teacher={teacher.path}", *calibration, *common]
         artifact = distill(compose("distill", overrides, DistillConfig))
-    maps = "all" if len(calibrations) > 1 else "one"
+    return artifact
+
+
+def evaluated(artifact: Path, maps: str, overrides: list[str]) -> None:
     graph = ON_A_GPU if choose_device("auto").type == "cuda" else []
-    overrides = [f"artifact={artifact}", f"maps={maps}", *graph, *common]
+    overrides = [f"artifact={artifact}", f"maps={maps}", *graph, *overrides]
     evaluate(compose("evaluate", overrides, EvaluateConfig))
 
 

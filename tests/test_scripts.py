@@ -90,6 +90,9 @@ def test_every_task_that_can_be_reproduced_composes() -> None:
     for task, recipes in module.RECIPES.items():
         for recipe in recipes:
             assert compose("train", recipe, TrainConfig)
+        for calibration in module.CALIBRATIONS.get(task, ()):
+            assert compose("distill", calibration, DistillConfig)
+        assert compose("evaluate", module.EVALUATIONS.get(task, []), EvaluateConfig)
         if task in module.INITIAL:
             first = compose("train", [module.INITIAL[task]], TrainConfig)
             fine = compose("train", recipes[0], TrainConfig)

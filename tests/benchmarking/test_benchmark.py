@@ -158,6 +158,21 @@ def test_factors_of_asap_over_the_teachers(tmp_path: Path) -> None:
     assert f"| 4 | - | {words[0]} / {words[1]} / - |" in text
 
 
+def test_method_that_cannot_be_built_is_an_error_in_its_cell_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room for a fit")
+
+    monkeypatch.setattr("asap_exp.benchmarking.operators.map_weights", refuse)
+    record = json.loads(
+        run_benchmark(tmp_path, "cpu.n=[4]", "cpu.methods=[flash,asap_2]").read_text()
+    )
+    flash, asap = record["rows"][0]["cells"]
+    assert (flash["status"], asap["status"]) == ("timed", "error")
+    assert asap["message"] == "MemoryError: no room for a fit"
+
+
 def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
     small = ("cpu.n=[4]", "cpu.methods=[flash]")
     paths = [run_benchmark(tmp_path, *small, *more) for more in ((), ("seed=1",), ())]

@@ -24,7 +24,9 @@ NOTICE = (
 )
 EXPLANATION = (
     "Milliseconds as the median of interleaved rounds in one process, and the ratio to flash "
-    "softmax there (quartiles, first calls and counts are in benchmark.csv). Every method was "
+    "softmax there (quartiles, first calls and counts are in benchmark.csv). On recorded inputs "
+    "ASAP's maps are fitted to some of them by ridge, and a dual that a method is given is the "
+    "teacher's; on random ones both are random. Every method was "
     "checked against float64, on the first and the last sample (where n is large, on one head of "
     "each), before it was timed: `wrong` is one that failed, with its error. An `error` or an "
     "`unavailable` cell has its reason below the table. A method that ran out of memory "

@@ -71,7 +71,10 @@ def map_weights(setting: Setting, slices: int, *, adaptive: bool) -> Weights:
 
 @torch.no_grad()
 def fitted_weights(inputs: Inputs, slices: int, *, adaptive: bool, seed: int) -> Weights:
-    """By ridge on the first samples, the slices chosen among `CANDIDATES` random ones."""
+    """By ridge on the first samples, the slices chosen among `CANDIDATES` random ones.
+
+    A head here is several of the teacher's in turn where it has another number of them.
+    """
     _, heads, n, width = inputs.q.shape
     samples = max(FITTED_TOKENS // n, 1)
     q, k, v = (x[:samples].float() for x in inputs.qkv)
@@ -92,10 +95,7 @@ def fitted_weights(inputs: Inputs, slices: int, *, adaptive: bool, seed: int) ->
 
 @torch.no_grad()
 def given_duals(setting: Setting) -> Duals:
-    """The teacher's of the recorded inputs; else standard normal, the same for each sample.
-
-    A gate may then see any of the samples.
-    """
+    """The teacher's of the recorded inputs; else standard normal, the same for each sample."""
     if setting.recorded is not None:
         q, k, _ = setting.recorded.qkv
         duals = sinkhorn_duals(q, k, num_iters=TEACHER_UPDATES, backend=setting.backend)

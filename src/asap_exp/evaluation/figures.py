@@ -97,7 +97,7 @@ def height_of(group: Group) -> Height:
 def pareto(group: Group) -> Figure:
     """Filled: nothing measured is as accurate in less time. Hollow: dominated.
 
-    Letters stand for what is not dominated; what is far below the teacher is named alone.
+    Letters stand for what is not dominated; what is far below the teacher is only named.
     """
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     height = height_of(group)

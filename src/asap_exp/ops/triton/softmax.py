@@ -43,7 +43,7 @@ def attention_with_bias(
     """Writes softmax_j(S + dual) v; `dual` `[B, H, M]` in natural units, None for zeros.
 
     `row` `[B, H, N]` is about minus the logs of the sums (None for zeros): what shifts them where
-    no running maximum is kept.
+    no running maximum is kept, unread elsewhere.
     """
     p = problem
     if inference.takes(p):
