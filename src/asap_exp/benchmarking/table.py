@@ -19,11 +19,11 @@ def inputs(record: Record) -> str:
     identity = record["inputs"]
     if identity["kind"] == "random":
         return "random inputs"
-    words = [f"inputs of {identity['teacher']}, {identity['layer']}"]
-    if "resized" in identity:
-        lengths = ", ".join(map(str, identity["resized"]["to"]))
-        words.append(f"n = {lengths} of resized images")
-    return "; ".join(words)
+    words = f"inputs of {identity['teacher']}, {identity['layer']}"
+    if "resized" not in identity:
+        return words
+    lengths = ", ".join(map(str, identity["resized"]["to"]))
+    return f"{words}; n = {lengths} of resized images"
 
 
 TF32 = (

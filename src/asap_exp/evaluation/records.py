@@ -151,7 +151,7 @@ def configuration(record: Record) -> dict[str, Any]:
     initial = manifests["train"].get("initial")
     budget = record["artifact"].get("budget")
     return {
-        "train": without(manifests["train"]["config"], left_out),
+        "train": without(train_config(record), left_out),
         **({"initial": without(initial, ("run", "teacher_sha256"))} if initial else {}),
         "calibration": record["artifact"]["calibration"],
         "layers": record["artifact"]["layers"],
