@@ -15,7 +15,7 @@ from .inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
-from asap_exp.ops.triton import one_launch
+from asap_exp.ops.triton import one_launch, problem
 from asap_exp.ops.triton.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -29,6 +29,14 @@ pytestmark = [
 ASAP = replace(OPERATORS["asap_attention"], fixed={"refine": 0})
 ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(params=["few heads", "many heads"])
+def heads(request, monkeypatch):
+    """Few heads are given more warps each."""
+    if request.param == "many heads":
+        monkeypatch.setattr(problem, "FEW", 0)
+
 
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
@@ -63,6 +71,7 @@ def check(inputs: Inputs, operator: Operator = ASAP, **options) -> torch.Tensor:
 
 @every_dtype
 @pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64])
+@pytest.mark.usefixtures("heads")
 def test_agrees_with_the_reference(tokens, dtype, launches):
     inputs = inputs_of(tokens, dtype)
     if tokens == 1:  # the plan is 1, whatever the dual
@@ -70,12 +79,22 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
     else:
         check(inputs, refine=0)
     assert len(launches) == 1
-    check(inputs_of(20, dtype), refine=1)
-    assert len(launches) == 1
+
+
+@every_dtype
+@pytest.mark.usefixtures("heads")
+@pytest.mark.parametrize("refine", [1, 6])
+def test_refined(refine, dtype, launches):
+    mask = torch.arange(20, device=DEVICE)[None] > 12
+    for operator in (ASAP, ADAPTIVE):
+        check(inputs_of(20, dtype), operator, refine=refine)
+        check(inputs_of(20, dtype), operator, refine=refine, key_padding_mask=mask, scale=-0.5)
+    assert len(launches) == 4
 
 
 @every_dtype
 @pytest.mark.parametrize("tokens", [2, 17, 63, 64])
+@pytest.mark.usefixtures("heads")
 def test_adaptive_features(tokens, dtype, launches):
     check(inputs_of(tokens, dtype, slices=8), ADAPTIVE)
     mask = torch.arange(tokens, device=DEVICE)[None] > tokens // 2
@@ -83,11 +102,6 @@ def test_adaptive_features(tokens, dtype, launches):
         inputs_of(tokens, dtype, head_dim=5), ADAPTIVE, key_padding_mask=mask, eps=0.7, scale=-1.0
     )
     assert len(launches) == 2
-
-
-@every_dtype
-def test_many_updates(dtype):
-    check(inputs_of(20, dtype), refine=6)
 
 
 @every_dtype
@@ -198,11 +212,13 @@ def test_compiled_without_a_graph_break():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("heads")
+@pytest.mark.parametrize("refine", [0, 1])
 @pytest.mark.parametrize("mask", [None, [[False] * 4 + [True]]])
-def test_custom_operator_is_registered_soundly(mask):
+def test_custom_operator_is_registered_soundly(mask, refine):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
     weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight)
-    arguments = (x.q, x.k, x.v, *weights, mask, 0.5)
+    arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.asap.default, arguments, test_utils=tests)

@@ -9,29 +9,40 @@ import triton
 import triton.language as tl
 
 from asap_exp.ops.reference import adaptive
-from asap_exp.ops.triton.tiles import load_tile, product, valid_tokens
+from asap_exp.ops.triton.tiles import load_tile, product, stacked, valid_tokens
 
 COUNT = tl.constexpr(adaptive.COUNT)
 
 
 @triton.jit
-def standardised(z, exists, share):
-    """Rows z minus their mean over those that exist, over their deviation; 1 / deviation too."""
+def centred_rows(z, exists, share):
+    """Rows z minus their mean over those that exist, 0 elsewhere; `share` is 1 / their number."""
     z = tl.where(exists, z, 0.0)
-    z = tl.where(exists, z - (tl.sum(z, 1) * share)[:, None], 0.0)
-    variance = tl.sum(z * z, 1) * share
+    return tl.where(exists, z - (tl.sum(z, 1) * share)[:, None], 0.0)
+
+
+@triton.jit
+def standardised(centred, share):
+    """Centred rows over their deviation; 1 / deviation too."""
+    variance = tl.sum(centred * centred, 1) * share
     spread = variance > 0
     inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
-    return z * inverse[:, None], inverse
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit
+def ends(z, exists):
+    """exp(z) and exp(-z) where they exist, not normalised.
+
+    No |z| exceeds the square root of the number of tokens, so no exponential overflows.
+    """
+    return tl.where(exists, tl.exp(z), 0.0), tl.where(exists, tl.exp(-z), 0.0)
 
 
 @triton.jit
 def end_weights(z, weight, exists, s, slices):
-    """sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w and w' behind each other.
-
-    No |z| exceeds the square root of the number of tokens, so no exponential overflows.
-    """
-    upper, lower = tl.where(exists, tl.exp(z), 0.0), tl.where(exists, tl.exp(-z), 0.0)
+    """sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w and w' behind each other."""
+    upper, lower = ends(z, exists)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     w_lower = tl.load(weight + slices + s, mask=s < slices, other=0.0).to(tl.float32)
     w /= tl.maximum(tl.sum(upper, 1), 1e-30)
@@ -49,12 +60,32 @@ def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.cons
     weight += h * COUNT * slices
     exists = valid[None, :]
     share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    x, inverse_x = standardised(x, exists, share)
-    y, inverse_y = standardised(y, exists, share)
+    x, inverse_x = standardised(centred_rows(x, exists, share), share)
+    y, inverse_y = standardised(centred_rows(y, exists, share), share)
     s = first + tl.arange(0, ROWS)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     keys = end_weights(y, weight + slices, exists, s, slices)
     queries = end_weights(x, weight + 3 * slices, exists, s, slices)
+    return w * inverse_x * inverse_y, keys, queries
+
+
+@triton.jit
+def adaptive_weights_of_both(xy, weight, h, exists, share, slices, ROWS: tl.constexpr):
+    """`adaptive_weights` of all slices, from the centred x above the centred y `[2 ROWS, SIZE]`."""
+    weight += h * COUNT * slices
+    z, inverse = standardised(xy, share)
+    upper, lower = ends(z, exists)
+    both = stacked(upper, lower)  # `[2, 2, ROWS]` rows: end, side, slice
+    row = tl.arange(0, 4 * ROWS)
+    s, is_y, is_lower = row % ROWS, row // ROWS % 2, row // (2 * ROWS)
+    feature = 3 - 2 * is_y + is_lower
+    w = tl.load(weight + feature * slices + s, mask=s < slices, other=0.0).to(tl.float32)
+    both *= (w / tl.maximum(tl.sum(both, 1), 1e-30))[:, None]
+    sides = tl.sum(tl.reshape(both, [2, 2, ROWS, both.shape[1]]), 0)
+    queries, keys = tl.split(tl.permute(tl.sum(sides, 1), (1, 0)))
+    inverse_x, inverse_y = tl.split(tl.permute(tl.reshape(inverse, [2, ROWS]), (1, 0)))
+    s = tl.arange(0, ROWS)
+    w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     return w * inverse_x * inverse_y, keys, queries
 
 

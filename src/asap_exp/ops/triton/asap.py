@@ -1,7 +1,6 @@
 """ASAP on the fused operators: the dual from sliced potentials, then updates and the closure.
 
-One launch can do all where the sequence is short, nothing is refined and no gradient is needed
-(`one_launch`).
+One launch can do all where the sequence is short and no gradient is needed (`one_launch`).
 """
 
 from typing import Any
@@ -48,9 +47,8 @@ def asap_attention(
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight)
-    fits = refine == 0 and one_launch.supports(q, k, v, theta)
-    if fits and not gradient_needed(q, k, v, *weights):
-        return one_launch.asap_attention(q, k, v, *weights, **options)
+    if one_launch.supports(q, k, v, theta) and not gradient_needed(q, k, v, *weights):
+        return one_launch.asap_attention(q, k, v, *weights, refine=refine, **options)
     f_hat = sliced_dual(q, k, *weights, **options)
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 

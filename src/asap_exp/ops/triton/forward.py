@@ -27,7 +27,7 @@ def on_chip(
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
-        HAS_START=start is not None, SAVE=save, num_warps=p.on_chip_warps(1, 8),
+        HAS_START=start is not None, SAVE=save, num_warps=p.on_chip_warps(2 if p.few else 1, 8),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asap_exp.ops.triton import folded, whole_closure, whole_head
 from asap_exp.ops.triton.forward import RESIDENT_KEYS
-from asap_exp.ops.triton.problem import Problem, head_strides, strides
+from asap_exp.ops.triton.problem import Problem, head_strides, multiprocessors, strides
 from asap_exp.ops.triton.tiles import block
 
 SHORT_TOKENS = 128
@@ -130,6 +130,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
     )  # fmt: skip
     smallest, warps, a_processor = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
+    # So many programs, each with a plan in shared memory, run at a time.
     programs = min(p.programs, a_processor * multiprocessors(p.q.device))
     whole_head.updates_kernel[(programs,)](
         p.q, p.k, p.padding, queries.dual, cols, keys.parts,
@@ -138,13 +139,6 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
         **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
         num_warps=warps, num_stages=1,
     )  # fmt: skip
-
-
-def multiprocessors(device: torch.device) -> int:
-    """So many programs, each with a plan in shared memory, run at a time."""
-    if device.type == "cpu":  # in the interpreter
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def updates_in_passes(problem: Problem, start: Tensor | None, queries: Side, keys: Side) -> None:

@@ -6,13 +6,15 @@ registers where the matrix units leave the projections. f_hat is not centred: th
 does not change with a constant added to it.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from asap_exp.ops.triton import potentials, projection
-from asap_exp.ops.triton.adaptive import adaptive_weights, pooled
+from asap_exp.ops.triton.adaptive import adaptive_weights_of_both, centred_rows, pooled
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.projection import (
     load_directions,
@@ -21,9 +23,27 @@ from asap_exp.ops.triton.projection import (
     query_features,
 )
 from asap_exp.ops.triton.short import plan
-from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
+from asap_exp.ops.triton.sinkhorn import sinkhorn
+from asap_exp.ops.triton.sorted_rows import (
+    image_values,
+    potentials_of,
+    predecessors,
+    sort_images,
+    sort_words,
+    sorted_images,
+    sorted_potentials,
+)
 from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
-from asap_exp.ops.triton.tiles import LOG2_E, block, load_tile, product, store_tile, valid_tokens
+from asap_exp.ops.triton.tiles import (
+    LOG2_E,
+    block,
+    load_tile,
+    product,
+    stacked,
+    store_tile,
+    unstacked,
+    valid_tokens,
+)
 
 TOKENS = 64
 """Up to so many tokens one launch is faster than three: at 128 its registers spill."""
@@ -47,18 +67,19 @@ def asap_attention(
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
     *,
+    refine: int,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The closure of f_hat, `[B, H, N, width of v]`.
+    """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
     `[H, D + 1]`, adaptive_weight `[H, 5, L]`, key_padding_mask `[B, N]`, True = padded. No
     gradient. Source of the formula: `asap_exp.ops.reference.asap`.
     """
     weights = (theta, weight, query_weight, adaptive_weight)
-    return _asap(q, k, v, *weights, key_padding_mask, scale / eps)
+    return _asap(q, k, v, *weights, key_padding_mask, refine, scale / eps)
 
 
 @torch.library.custom_op("asap_exp::asap", mutates_args=())
@@ -71,12 +92,16 @@ def _asap(
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
     padding: Tensor | None,
+    refine: int,
     slope: float,
 ) -> Tensor:
     out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
-    p = Problem.of(q, k, v, padding, 1, slope)
+    p = Problem.of(q, k, v, padding, refine + 1, slope)
+    if refine > 0 and not p.few:  # one warp has no room for the updates as well
+        weights = (theta, weight, query_weight, adaptive_weight)
+        return _separately(q, k, v, *weights, padding, refine, slope)
     slices = theta.shape[1]
     warps = _warps(p)
     theta, weight = theta.contiguous(), weight.contiguous()
@@ -87,7 +112,7 @@ def _asap(
         asap_kernel[(p.programs,)](
             p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, p.padding, out,
             *strides(p.q, p.k, p.v, out),
-            p.heads, p.n, slices, p.to_log2, p.log2_ratio,
+            p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
             **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             ADAPTIVE=adaptive_weight is not None,
@@ -106,16 +131,36 @@ def _(
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
     padding: Tensor | None,
+    refine: int,
     slope: float,
 ) -> Tensor:
     return unwritten_output(q, v)
 
 
+def _separately(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    padding: Tensor | None,
+    refine: int,
+    slope: float,
+) -> Tensor:
+    """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
+    options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
+    weights = (theta, weight, query_weight, adaptive_weight)
+    f_hat = potentials.sliced_dual(q, k, *weights, **options)
+    return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
+
+
 def _warps(p: Problem) -> int:
-    """So few that hardly a register is spilled: fewer warps exchange less in the sorts and sums."""
+    """Where heads are many so few that hardly a register is spilled: fewer exchange less."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
-    if p.n <= 64 and max(p.q.shape[3], p.v.shape[3]) <= 64:
+    if max(p.q.shape[3], p.v.shape[3]) <= 64 and not p.few:
         return 1
     return block(p.n) // 16
 
@@ -153,19 +198,29 @@ def by_token(
 # fmt: off
 @triton.jit
 def sliced_sum(
-    x, y, w, valid, count,
+    x, y, centred, w, valid, count,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`."""
-    place = tl.arange(0, SIZE)
-    index, exists = place[None, :], valid[None, :]
-    y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
-    if not WIDE:
+    """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
+
+    `centred` are x above y, each minus its mean.
+    """
+    index, exists = tl.arange(0, SIZE)[None, :], valid[None, :]
+    HELD: tl.constexpr = SIZE // (4 * WARPS)
+    if WIDE:
+        y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
+        x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
+        phi = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+    else:
         # Only differences of x count: those to the mean lose less to the index than x itself.
-        x -= (tl.sum(x, 1) / tl.maximum(count, 1).to(tl.float32))[:, None]
-    x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
-    phi = sorted_potentials(x_words, y_images, count, SIZE // (4 * WARPS), WIDE)
+        x, _ = unstacked(centred)
+        words = stacked(sort_words(x, index, exists, SIZE, WIDE), sort_images(y, exists))
+        words = sort_product(words, 2 * ROWS, SIZE, WARPS)
+        x_words, y_images = unstacked(words)
+        x, y = image_values(sorted_images(x_words, SIZE, WIDE)), image_values(y_images)
+        x_before, y_before = unstacked(predecessors(stacked(x, y), HELD))
+        phi = potentials_of(x, x_before, y, y_before, count, HELD)
     phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
     return tl.sum(phi * w[:, None], 0)
 
@@ -175,7 +230,7 @@ def sliced_sum(
 def asap_kernel(
     q, k, v, theta, weight, query_weight, adaptive_weight, padding, out,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
-    heads, n, slices, to_log2, log2_ratio,
+    heads, n, slices, num_iters, to_log2, log2_ratio,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -190,7 +245,9 @@ def asap_kernel(
     sample, h = head // heads, head % heads
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
-    count = tl.sum(valid.to(tl.int32))
+    count = tl.cast(n, tl.int32)
+    if HAS_PADDING:
+        count = tl.sum(valid.to(tl.int32))
     q += sample * q_b + h * q_h
     k += sample * k_b + h * k_h
     q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
@@ -204,9 +261,12 @@ def asap_kernel(
     u, u_square = tl.zeros([BLOCK_D], tl.float32), 0.0
     if HAS_QUERY_WEIGHT:
         u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
+    exists = valid[None, :]
+    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    centred = centred_rows(stacked(x, y), exists, share)
     if ADAPTIVE:
-        more, keys, queries = adaptive_weights(
-            x, y, adaptive_weight, h, valid, count, 0, slices, SLICES
+        more, keys, queries = adaptive_weights_of_both(
+            centred, adaptive_weight, h, exists, share, slices, SLICES
         )
         w += more * UNIT  # phi is in units of log 2, but so is one of its spreads
         sums = pooled(k_tile, keys, 0.0, THETA_OPERAND, THETA_PRECISION)
@@ -214,11 +274,11 @@ def asap_kernel(
     linear = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT or ADAPTIVE:
         linear = query_features(q_tile, u, u_square) * UNIT
-    f = sliced_sum(x, y, w, valid, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
+    f = sliced_sum(x, y, centred, w, valid, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     A = plan(
         S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,
-        n, n, 1, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
+        n, n, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
     )
     v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)

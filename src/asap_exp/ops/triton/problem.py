@@ -8,6 +8,9 @@ from torch import Tensor
 
 from asap_exp.ops.triton.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
+FEW = 4
+"""Heads a processor: it has room for so many programs of four warps with 128 registers a thread."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -74,6 +77,15 @@ class Problem:
         v_operand = operand(self.v)
         return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
 
+    @property
+    def few(self) -> bool:
+        """Whether all heads run at a time even with more warps each.
+
+        Then a head's own time counts, and the code's size: what a model's other kernels pushed out
+        of the instruction cache comes back line by line, and fewer values a thread are less code.
+        """
+        return self.programs <= FEW * multiprocessors(self.q.device)
+
     def on_chip_warps(self, up_to_64: int, beyond: int) -> int:
         """The warps of a head whose logits are on chip; more where the others would spill."""
         long = max(self.n, self.m) > 64
@@ -98,6 +110,12 @@ class Problem:
         """The same where several tiles are on chip at once."""
         x_block, y_block, warps = self.tile
         return x_block, y_block, max(warps, x_block // 16)
+
+
+def multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":  # in the interpreter
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:

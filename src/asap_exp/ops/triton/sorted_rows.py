@@ -45,8 +45,8 @@ def image_values(images):
     return flip_order(images).to(tl.float32, bitcast=True)
 
 
-# Below, rows are `[rows, 2, 2, ...]`. Neighbours are in one thread, HELD of them: along the last
-# axes, which are split off one by one until a thread has one value a row.
+# In `before` and `sums_before` rows are `[rows, 2, 2, ...]`. Neighbours are in one thread, HELD of
+# them: along the last axes, which are split off one by one until a thread has one value a row.
 
 
 @triton.jit
@@ -86,15 +86,37 @@ def sums_before(values, run, HELD: tl.constexpr):
 
 
 @triton.jit
+def pairs(rows):
+    """`[ROWS, SIZE]` as `[ROWS, 2, 2, ...]`."""
+    return tl.reshape(rows, [rows.shape[0]] + [2] * log2(rows.shape[1]))
+
+
+@triton.jit
+def runs(SIZE: tl.constexpr, HELD: tl.constexpr):
+    """The numbers of the runs of HELD neighbours, as one of their axes."""
+    return tl.reshape(tl.arange(0, SIZE // HELD), [1] + [2] * log2(SIZE // HELD))
+
+
+@triton.jit
+def predecessors(rows, HELD: tl.constexpr):
+    """Each value's predecessor in its row `[ROWS, SIZE]`; anything at the first."""
+    found = before(pairs(rows), runs(rows.shape[1], HELD), HELD)
+    return tl.reshape(found, rows.shape)
+
+
+@triton.jit
+def potentials_of(x, x_before, y, y_before, count, HELD: tl.constexpr):
+    """From sorted rows `[ROWS, SIZE]` and their predecessors what `sorted_potentials` gives."""
+    place = tl.arange(0, x.shape[1])[None, :]
+    steps = (y_before + y) * (x_before - x) * 0.5
+    steps = tl.where((place > 0) & (place < count), steps, 0.0)
+    sums = sums_before(pairs(steps), runs(x.shape[1], HELD), HELD)
+    return tl.reshape(sums, steps.shape) + steps
+
+
+@triton.jit
 def sorted_potentials(x_words, y_images, count, HELD: tl.constexpr, WIDE: tl.constexpr):
     """Potentials of the sorted queries `[ROWS, SIZE]`, 0 at the first; anything after `count`."""
-    ROWS: tl.constexpr = x_words.shape[0]
-    SIZE: tl.constexpr = x_words.shape[1]
-    PAIRS: tl.constexpr = [ROWS] + [2] * log2(SIZE)
-    x = tl.reshape(image_values(sorted_images(x_words, SIZE, WIDE)), PAIRS)
-    y = tl.reshape(image_values(y_images), PAIRS)
-    place = tl.reshape(tl.arange(0, SIZE), [1] + [2] * log2(SIZE))
-    run = tl.reshape(tl.arange(0, SIZE // HELD), [1] + [2] * log2(SIZE // HELD))
-    steps = (before(y, run, HELD) + y) * (before(x, run, HELD) - x) * 0.5
-    steps = tl.where((place > 0) & (place < count), steps, 0.0)
-    return tl.reshape(sums_before(steps, run, HELD) + steps, [ROWS, SIZE])
+    x = image_values(sorted_images(x_words, x_words.shape[1], WIDE))
+    y = image_values(y_images)
+    return potentials_of(x, predecessors(x, HELD), y, predecessors(y, HELD), count, HELD)

@@ -66,6 +66,20 @@ def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def stacked(a, b):
+    """The rows of a above those of b, so that one pass, with its waits, does for both."""
+    both = tl.permute(tl.join(a, b), (2, 0, 1))
+    return tl.reshape(both, [2 * a.shape[0], a.shape[1]])
+
+
+@triton.jit
+def unstacked(both):
+    """The upper and the lower half of the rows."""
+    halves = tl.reshape(both, [2, both.shape[0] // 2, both.shape[1]])
+    return tl.split(tl.permute(halves, (1, 2, 0)))
+
+
+@triton.jit
 def exponent(S, to_log2, g, f):
     """log2 A = S to_log2 + g + f, rounded alike in every kernel whichever side comes first.
 
