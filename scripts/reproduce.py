@@ -41,7 +41,7 @@ RECIPES = {
 INITIAL = {
     "cifar_1024": "experiment=cifar_256",
     "agnews": "experiment=agnews_mlm",
-    "dbpedia": "task=dbpedia_mlm",
+    "dbpedia": "experiment=dbpedia_mlm",
     "imdb": "experiment=imdb_mlm",
 }
 """What the model is first trained on, where it does not start from fresh weights."""
