@@ -31,6 +31,7 @@ ON_A_GPU = ["latency.cuda_graph=true"]  # a layer of these sizes takes less time
 RECIPES = {
     "digits": (["task=digits"], ["task=digits", "model.qk_norm=false"]),
     "cifar": (["experiment=cifar_qknorm"], ["experiment=cifar_plain"]),
+    "cifar_plain": (["experiment=cifar_plain"],),
     "cifar_256": (["experiment=cifar_256"],),
     "cifar_1024": (["experiment=cifar_1024"],),
     "agnews": (["experiment=agnews"],),
@@ -53,19 +54,41 @@ LEARNED_FEW = [
     *SMALL_BATCHES,
 ]
 REFINED = ["calibration.refine=1"]
+NOT_ADAPTIVE = ["calibration.adaptive=false"]
+THOROUGH = [
+    *END_TO_END,
+    "calibration.samples=20000",
+    "calibration.learned_slices.updates=2000",
+    "calibration.end_to_end.updates=800",
+    "calibration.end_to_end.lr=0.002",
+]
+
+
+def three_seeds(calibration: list[str]) -> list[list[str]]:
+    """With the seeds of the calibration 1, 2 and 0: the last one is the table's."""
+    return [[*calibration, f"calibration.seed={seed}"] for seed in (1, 2, 0)]
+
+
 CALIBRATIONS = {
     "digits": (RIDGE,),
     "cifar": (RIDGE,),
+    "cifar_plain": (
+        THOROUGH + NOT_ADAPTIVE,
+        [*THOROUGH, "calibration.refine=2"],
+        *three_seeds(THOROUGH + REFINED),
+        *three_seeds(THOROUGH),
+    ),
     "cifar_256": (
-        [*END_TO_END, "calibration.adaptive=false"],
-        END_TO_END + REFINED,
-        END_TO_END,
+        END_TO_END + NOT_ADAPTIVE,
+        *three_seeds(END_TO_END + REFINED),
+        *three_seeds(END_TO_END),
     ),
     "cifar_1024": (LEARNED_FEW + REFINED, LEARNED_FEW),
-    "imdb": (RIDGE + SMALL_BATCHES, END_TO_END + SMALL_BATCHES),
+    "imdb": (RIDGE + SMALL_BATCHES, *three_seeds(END_TO_END + SMALL_BATCHES)),
 }
 """Else ridge and end_to_end; the last one is the table's."""
 EVALUATIONS = {
+    "cifar_plain": ["truncations=[1,2,3,4,5,6,7,8,9,10,12,15]"],
     "cifar_256": ["truncations=[1,2,3,4,5,6,7,8,10,12,15]"],
     "cifar_1024": ["truncations=[1,2,3,4,5,6,8,10]", "latency.batch_size=32"],
 }

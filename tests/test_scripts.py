@@ -65,10 +65,11 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.seed for c in trained} == {3}
     assert [c.recipe.epochs for c in trained[::2]] == [20, 20]
     assert [c.model.depth for c in trained[1::2]] == [2, 2]
-    assert [c.calibration.name for c in done.distilled] == ["ridge", "end_to_end"]
+    assert [c.calibration.name for c in done.distilled] == ["ridge", *["end_to_end"] * 3]
+    assert [c.calibration.seed for c in done.distilled[1:]] == [1, 2, 0]
     assert {c.teacher for c in done.distilled} == {"run4"}
     (evaluation,) = done.evaluated
-    assert (evaluation.artifact, evaluation.maps) == ("map2", "all")
+    assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
     assert {c.paths.results for c in (*trained, *done.distilled, evaluation)} == {"elsewhere"}
 
 
