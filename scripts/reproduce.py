@@ -84,6 +84,8 @@ CALIBRATIONS = {
         *three_seeds(END_TO_END),
     ),
     "cifar_1024": (LEARNED_FEW + REFINED, LEARNED_FEW),
+    "agnews": (RIDGE, *three_seeds(END_TO_END)),
+    "dbpedia": (RIDGE, *three_seeds(END_TO_END)),
     "imdb": (RIDGE + SMALL_BATCHES, *three_seeds(END_TO_END + SMALL_BATCHES)),
 }
 """Else ridge and end_to_end; the last one is the table's."""

@@ -17,3 +17,13 @@ def unwritten_is_nan():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["few heads", "many heads"])
+def heads(request, monkeypatch):
+    """As which the heads of a test count: the fused kernels give few of them more warps each."""
+    from asap_exp.ops.triton import problem
+
+    if request.param == "many heads":
+        monkeypatch.setattr(problem, "FEW", 0)
+    return request.param

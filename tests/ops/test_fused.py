@@ -36,6 +36,12 @@ LENGTHS_THAT_DIFFER = [(33, 20), (5, 40)] + ([(300, 200), (129, 1025)] if GPU el
 ON_CHIP_TOKENS = {"on chip": 128, "in passes": 0}
 
 
+# In the interpreter a launch has no warps.
+few_and_many_heads = pytest.mark.parametrize(
+    "heads", ["few heads", *(["many heads"] if GPU else [])], indirect=True
+)
+
+
 @pytest.fixture(params=ON_CHIP_TOKENS)
 def route(request, monkeypatch):
     monkeypatch.setattr(
@@ -76,13 +82,15 @@ def assert_small(found: dict[str, float], bound: float) -> None:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("operator", [TEACHER, CLOSURE], ids=["teacher", "closure"])
-def test_result_and_gradients_at_every_length(operator, length, route, errors):
+@few_and_many_heads
+def test_result_and_gradients_at_every_length(operator, length, route, errors, heads):
     inputs = inputs_for(batch=1, heads=2, queries=length, head_dim=16, value_dim=16)
     assert_small(errors(operator, inputs), 2e-4)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS_THAT_DIFFER)
-def test_as_many_keys_as_one_likes(lengths, route, errors):
+@few_and_many_heads
+def test_as_many_keys_as_one_likes(lengths, route, errors, heads):
     queries, keys = lengths
     inputs = inputs_for(batch=2, heads=1, queries=queries, keys=keys, head_dim=5, value_dim=24)
     assert_small(errors(TEACHER, inputs, eps=0.7), 2e-4)
@@ -95,14 +103,18 @@ def test_widths_that_are_no_power_of_two(widths, route, errors):
 
 
 @pytest.mark.parametrize("num_iters", [1, 2, 20])
-def test_any_number_of_updates(num_iters, route, errors):
+@few_and_many_heads
+def test_any_number_of_updates(num_iters, route, errors, heads):
     inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
     assert_small(errors(TEACHER, inputs, num_iters=num_iters), 2e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
 @pytest.mark.parametrize("size", [1.0, 8.0], ids=["usual logits", "logits of some hundreds"])
-def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(dtype, size, route, errors):
+@few_and_many_heads
+def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(
+    dtype, size, route, errors, heads
+):
     inputs = inputs_for(dtype, batch=1, heads=2, queries=64, head_dim=16, value_dim=16)
     inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k, row_dual=inputs.row_dual.float())
     for operator, options in ((TEACHER, {"num_iters": 20}), (CLOSURE, {})):

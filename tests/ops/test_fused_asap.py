@@ -15,7 +15,7 @@ from .inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
-from asap_exp.ops.triton import one_launch, problem
+from asap_exp.ops.triton import one_launch
 from asap_exp.ops.triton.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -31,19 +31,12 @@ ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(params=["few heads", "many heads"])
-def heads(request, monkeypatch):
-    """Few heads are given more warps each."""
-    if request.param == "many heads":
-        monkeypatch.setattr(problem, "FEW", 0)
-
-
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch):
-    """The calls that took one launch."""
+    """The calls of the operator that takes one launch, or several where many heads are refined."""
     calls = []
 
     def counted(*arguments, **options):
@@ -82,14 +75,17 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
 
 
 @every_dtype
-@pytest.mark.usefixtures("heads")
 @pytest.mark.parametrize("refine", [1, 6])
-def test_refined(refine, dtype, launches):
+def test_refined(refine, dtype, heads, launches, monkeypatch):
+    separate = []
+    separately = one_launch._separately
+    monkeypatch.setattr(one_launch, "_separately", lambda *x: separate.append(x) or separately(*x))
     mask = torch.arange(20, device=DEVICE)[None] > 12
     for operator in (ASAP, ADAPTIVE):
         check(inputs_of(20, dtype), operator, refine=refine)
         check(inputs_of(20, dtype), operator, refine=refine, key_padding_mask=mask, scale=-0.5)
     assert len(launches) == 4
+    assert len(separate) == (4 if heads == "many heads" else 0)
 
 
 @every_dtype

@@ -130,7 +130,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
     )  # fmt: skip
     smallest, warps, a_processor = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
-    # So many programs, each with a plan in shared memory, run at a time.
+    # At most so many programs, each with a plan in shared memory, run at a time.
     programs = min(p.programs, a_processor * multiprocessors(p.q.device))
     whole_head.updates_kernel[(programs,)](
         p.q, p.k, p.padding, queries.dual, cols, keys.parts,

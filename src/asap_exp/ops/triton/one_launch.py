@@ -3,7 +3,8 @@
 The mathematics is that of `potentials` and `short`. Of a head nothing but its output is stored: its
 projections are sorted, and the potentials brought back to their tokens by a second sort, in the
 registers where the matrix units leave the projections. f_hat is not centred: the closure of a dual
-does not change with a constant added to it.
+does not change with a constant added to it. Refined, where heads are many, the dual and the updates
+are launches of their own.
 """
 
 from typing import Any
@@ -95,13 +96,13 @@ def _asap(
     refine: int,
     slope: float,
 ) -> Tensor:
+    p = Problem.of(q, k, v, padding, refine + 1, slope)
+    if refine > 0 and not p.few:  # faster: one warp has no room for the updates as well
+        weights = (theta, weight, query_weight, adaptive_weight)
+        return _separately(q, k, v, weights, padding, refine, slope)
     out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
-    p = Problem.of(q, k, v, padding, refine + 1, slope)
-    if refine > 0 and not p.few:  # one warp has no room for the updates as well
-        weights = (theta, weight, query_weight, adaptive_weight)
-        return _separately(q, k, v, *weights, padding, refine, slope)
     slices = theta.shape[1]
     warps = _warps(p)
     theta, weight = theta.contiguous(), weight.contiguous()
@@ -141,23 +142,19 @@ def _separately(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     padding: Tensor | None,
     refine: int,
     slope: float,
 ) -> Tensor:
     """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
     options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
-    weights = (theta, weight, query_weight, adaptive_weight)
     f_hat = potentials.sliced_dual(q, k, *weights, **options)
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 
 
 def _warps(p: Problem) -> int:
-    """Where heads are many so few that hardly a register is spilled: fewer exchange less."""
+    """Of many heads as few as spill hardly a register: fewer exchange less. Of few heads more."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if max(p.q.shape[3], p.v.shape[3]) <= 64 and not p.few:
@@ -198,15 +195,15 @@ def by_token(
 # fmt: off
 @triton.jit
 def sliced_sum(
-    x, y, centred, w, valid, count,
+    x, y, centred, w, exists, count,
     ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
     """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
 
-    `centred` are x above y, each minus its mean.
+    `centred` are x above y, each minus its mean; `exists` `[1, SIZE]`.
     """
-    index, exists = tl.arange(0, SIZE)[None, :], valid[None, :]
+    index = tl.arange(0, SIZE)[None, :]
     HELD: tl.constexpr = SIZE // (4 * WARPS)
     if WIDE:
         y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
@@ -274,7 +271,7 @@ def asap_kernel(
     linear = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT or ADAPTIVE:
         linear = query_features(q_tile, u, u_square) * UNIT
-    f = sliced_sum(x, y, centred, w, valid, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
+    f = sliced_sum(x, y, centred, w, exists, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     A = plan(
         S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,

@@ -9,7 +9,10 @@ from torch import Tensor
 from asap_exp.ops.triton.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
 FEW = 4
-"""Heads a processor: it has room for so many programs of four warps with 128 registers a thread."""
+"""Heads a processor: it has room for so many programs of four warps with 128 registers a thread.
+
+Two or three where a program needs more: refined, wide or float32.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Problem:
 
     @property
     def few(self) -> bool:
-        """Whether all heads run at a time even with more warps each.
+        """Whether (nearly) all heads run at a time even with more warps each.
 
         Then a head's own time counts, and the code's size: what a model's other kernels pushed out
         of the instruction cache comes back line by line, and fewer values a thread are less code.
