@@ -18,17 +18,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from asap_exp.attention import Attention, SinkhornAttention, attention_layers
+from asap_exp.attention import Attention, attention_layers
 from asap_exp.devices import choose_device
+from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.distillation.compile import run_data
-from asap_exp.errors import UserError
+from asap_exp.errors import UserError, check_range
 from asap_exp.evaluation.accuracy import compare_predictions
 from asap_exp.evaluation.variants import Variant
 from asap_exp.models import load_net
 from asap_exp.ops import attention_plan, closure_attention
 from asap_exp.ops.reference._masking import effective_padding
 from asap_exp.ops.reference.sinkhorn import logits, starting_dual, update
-from asap_exp.runs import Run
+from asap_exp.runs import Run, check_teacher
 
 
 class OverRelaxedSinkhorn(Attention):
@@ -60,13 +61,16 @@ class OverRelaxedSinkhorn(Attention):
 def main() -> None:
     arguments = parsed()
     try:
+        for num_iters in arguments.truncations:
+            check_range("--truncations", num_iters, minimum=1)
+        for relaxation in arguments.relaxations:
+            check_range("--relaxations", relaxation, above=0, below=2)
         run = Run(arguments.teacher)
+        check_teacher(run, None)
         device = choose_device("auto")
         net = load_net(run, device)
         layers = attention_layers(net)
-        teacher = next(iter(layers.values())).attend
-        if not isinstance(teacher, SinkhornAttention):
-            raise UserError(f"{run.path} was not trained with attention=sinkhorn")
+        teacher = sinkhorn(next(iter(layers.values())))
         rows = [Variant("teacher", f"Sinkhorn teacher, {teacher.updates}", "teacher", net, [])]
         for num_iters in arguments.truncations:
             for relaxation in arguments.relaxations:

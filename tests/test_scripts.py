@@ -133,7 +133,13 @@ def test_over_relaxation_is_compared_with_the_teacher(
     assert "20 of" in printed
     assert printed.count("T' = 2, w = ") == 2
     monkeypatch.setattr(sys, "argv", ["over_relaxation.py", str(shared_pipeline.softmax.path)])
-    with pytest.raises(SystemExit, match="attention=sinkhorn"):
+    with pytest.raises(SystemExit, match="attention=softmax; only a Sinkhorn teacher"):
+        script("over_relaxation").main()
+    arguments = ["over_relaxation.py", arguments[0], "--relaxations", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(
+        SystemExit, match=r"--relaxations=2\.0 is not allowed; it must be above 0 and below 2"
+    ):
         script("over_relaxation").main()
 
 

@@ -22,8 +22,6 @@ def unwritten_is_nan():
 @pytest.fixture(params=["few heads", "many heads"])
 def heads(request, monkeypatch):
     """As which the heads of a test count: the fused kernels give few of them more warps each."""
-    from asap_exp.ops.triton import problem
-
     if request.param == "many heads":
-        monkeypatch.setattr(problem, "FEW", 0)
+        monkeypatch.setattr("asap_exp.ops.triton.problem.FEW", 0)
     return request.param

@@ -30,7 +30,6 @@ ASAP = replace(OPERATORS["asap_attention"], fixed={"refine": 0})
 ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
-
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
