@@ -362,7 +362,9 @@ class CalibrationConfig:
     candidates: int
     query_features: bool
     adaptive: bool
+    logits: bool
     refine: int
+    relaxed: bool
     ridge: float
     kl: DescentConfig
     learned_slices: DescentConfig
@@ -378,11 +380,12 @@ class CalibrationConfig:
         check_steps(self.steps)
         check_range("calibration.slices", self.slices, minimum=1)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
-        if self.adaptive and not self.query_features:
-            raise UserError(
-                "calibration.adaptive=true needs calibration.query_features=true, got false; set "
-                "that, or calibration.adaptive=false"
-            )
+        for key in ("adaptive", "logits"):
+            if getattr(self, key) and not self.query_features:
+                raise UserError(
+                    f"calibration.{key}=true needs calibration.query_features=true, got false; set "
+                    f"that, or calibration.{key}=false"
+                )
         check_range("calibration.refine", self.refine, minimum=0)
         check_range("calibration.ridge", self.ridge, above=0)
         for step in DESCENTS:
@@ -393,10 +396,16 @@ class CalibrationConfig:
             check_range(f"calibration.{key}", getattr(self, key), minimum=1)
         check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
 
+    @property
+    def relaxes(self) -> bool:
+        """Whether there are updates of which a step by gradient can learn how far they go."""
+        return self.relaxed and self.refine > 0 and len(self.steps) > 1
+
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything but the settings of what is not used."""
         unread = [step for step in DESCENTS if step not in self.steps]
-        unread += [] if self.adaptive else ["adaptive"]
+        unread += [key for key in ("adaptive", "logits") if not getattr(self, key)]
+        unread += [] if self.relaxes else ["relaxed"]
         return {key: value for key, value in asdict(self).items() if key not in unread}
 
 
@@ -506,6 +515,8 @@ class EvaluateConfig:
     max_test_rows: int | None
     corruption: CorruptionConfig
     truncations: list[int]
+    relaxed_truncations: list[int]
+    relaxation: float
     fidelity_samples: int
     latency: LatencyConfig
     accelerator: str
@@ -522,9 +533,11 @@ class EvaluateConfig:
         if self.max_test_rows is not None:
             check_range("max_test_rows", self.max_test_rows, minimum=1)
         check_range("fidelity_samples", self.fidelity_samples, minimum=1)
-        for num_iters in self.truncations:
-            check_range("truncations", num_iters, minimum=1)
-        check_distinct("truncations", self.truncations)
+        for key in ("truncations", "relaxed_truncations"):
+            for num_iters in getattr(self, key):
+                check_range(key, num_iters, minimum=1)
+            check_distinct(key, getattr(self, key))
+        check_range("relaxation", self.relaxation, above=0, below=2)
 
 
 @dataclass

@@ -32,16 +32,21 @@ def targets(*data: LayerInputs, num_iters: int = 5) -> list[Target]:
 
 
 def small_map(
-    *, refine: int = 0, slices: int = SLICES, adaptive: bool = False, seed: int = 0
+    *, refine: int = 0, slices: int = SLICES, everything: bool = False, seed: int = 0
 ) -> AsapAttention:
     """Far from any teacher: a fit has something to do."""
     generator = torch.Generator().manual_seed(seed)
     weight = 0.1 * torch.randn(HEADS, slices, generator=generator)
     query_weight = 0.1 * torch.randn(HEADS, DIM + 1, generator=generator)
-    adaptive_weight = 0.1 * torch.randn(HEADS, 5, slices, generator=generator) if adaptive else None
     theta = random_slices(HEADS, slices, DIM, seed=seed)
-    return AsapAttention(theta, weight, query_weight, adaptive_weight, refine=refine)
+    further = {}
+    if everything:
+        further["adaptive_weight"] = 0.1 * torch.randn(HEADS, 5, slices, generator=generator)
+        further["logit_weight"] = 0.1 * torch.randn(HEADS, 3, generator=generator)
+    if everything and refine:
+        further["relaxation"] = torch.full((HEADS,), 1.2)
+    return AsapAttention(theta, weight, query_weight, **further, refine=refine)
 
 
-def unit_scale(slices: int = SLICES, *, adaptive: bool = False) -> Tensor:
-    return torch.ones(HEADS, slices + DIM + 1 + (5 * slices if adaptive else 0))
+def unit_scale(slices: int = SLICES, *, everything: bool = False) -> Tensor:
+    return torch.ones(HEADS, slices + DIM + 1 + (5 * slices + 3 if everything else 0))

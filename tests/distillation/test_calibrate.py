@@ -37,6 +37,8 @@ def config(steps: str, **changes: object) -> CalibrationConfig:
         candidates=8,
         query_features=True,
         adaptive=False,
+        logits=False,
+        relaxed=False,
         refine=0,
         ridge=1e-6,
         kl=descent,

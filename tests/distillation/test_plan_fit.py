@@ -54,16 +54,16 @@ def test_divergence_is_finite_where_a_plan_underflows() -> None:
     assert mean_kl(small_map(), [target]).isfinite().all()
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("refine", [0, 1])
-def test_gradient_reaches_slices_and_all_weights(refine: int, adaptive: bool) -> None:
+def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) -> None:
     """Against differences, in float64."""
-    attend = small_map(refine=refine, adaptive=adaptive).double()
+    attend = small_map(refine=refine, everything=everything).double()
     data = LayerInputs(*(t.double() for t in inputs(3, 0)[:3]), None)
     (target,) = targets(data)
-    scale = unit_scale(adaptive=adaptive).double()
+    scale = unit_scale(everything=everything).double()
     with trainable(attend, scale, slices=True) as parameters:
-        assert len(parameters) == 3 + adaptive
+        assert len(parameters) == 3 + (2 + refine) * everything
         gradients = torch.autograd.grad(total_kl(attend, target).sum(), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             assert gradient.abs().amax(dim=-1).min() > 0

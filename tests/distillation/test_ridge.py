@@ -10,6 +10,7 @@ from asap_exp.distillation import ridge
 from asap_exp.distillation.ridge import NormalEquations, random_slices
 from asap_exp.ops import (
     adaptive_features,
+    logit_features,
     query_features,
     sinkhorn_duals,
     sliced_potentials,
@@ -23,7 +24,9 @@ def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np
     q, k, _, mask = data
     options = {"key_padding_mask": mask}
     phi, psi = (f(q, k, theta, **options) for f in (sliced_potentials, adaptive_features))
-    features = torch.cat([phi, query_features(q, **options), *psi.unbind(2)], dim=2).double()
+    chi = logit_features(q, k, **options)
+    parts = [phi, query_features(q, **options), *psi.unbind(2), chi]
+    features = torch.cat(parts, dim=2).double()
     dual = sinkhorn_duals(q, k, num_iters=T, **options).ready.double()
     valid = torch.ones(q.shape[0], TOKENS, dtype=torch.bool) if mask is None else ~mask
     rows, targets = [], []
@@ -41,7 +44,7 @@ def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np
 def test_fit_is_least_squares(padded: bool) -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1, padded=padded)
-    equations = NormalEquations(theta, adaptive=True)
+    equations = NormalEquations(theta, adaptive=True, logits=True)
     equations.add(data, SinkhornAttention(num_iters=5))
     rows, targets = plain_rows(data, theta, T=5)
     for features in (equations.potentials, equations.query_features, slice(0, 12), slice(None)):
@@ -58,7 +61,7 @@ def test_fit_is_least_squares(padded: bool) -> None:
 def test_ridge_is_that_of_the_normalised_gram_matrix() -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1)
-    equations = NormalEquations(theta, adaptive=True)
+    equations = NormalEquations(theta, adaptive=True, logits=True)
     equations.add(data, SinkhornAttention(num_iters=5))
     ridge = 0.3
     solution = equations.solve(slice(None), ridge)
@@ -115,7 +118,7 @@ def test_slices_are_unit_and_follow_the_seed() -> None:
 def test_batches_too_large_for_one_piece_add_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1, padded=True)
-    whole, pieces = (NormalEquations(theta, adaptive=True) for _ in "ab")
+    whole, pieces = (NormalEquations(theta, adaptive=True, logits=True) for _ in "ab")
     whole.add(data, SinkhornAttention(num_iters=5))
     monkeypatch.setattr(ridge, "MOST_FEATURES", 2 * whole.gram.shape[1] * HEADS * TOKENS)
     pieces.add(data, SinkhornAttention(num_iters=5))

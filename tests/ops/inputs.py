@@ -24,6 +24,8 @@ class Inputs:
     weight: Tensor  # [H, L]
     query_weight: Tensor  # [H, D + 1]
     adaptive_weight: Tensor  # [H, 5, L]
+    logit_weight: Tensor  # [H, 3]
+    relaxation: Tensor  # [H]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         return Inputs(*(change(getattr(self, field.name)) for field in fields(self)))
@@ -65,6 +67,8 @@ def make_inputs(
         weight=normal(heads, slices),
         query_weight=0.1 * normal(heads, head_dim + 1),
         adaptive_weight=0.2 * normal(heads, 5, slices),
+        logit_weight=normal(heads, 3),
+        relaxation=torch.linspace(0.6, 1.6, heads, dtype=torch.float64).to(dtype),
     )
 
 
@@ -118,10 +122,31 @@ def adaptive_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
     return ops.predicted_dual(q, k, *fit, adaptive_weight=adaptive_weight, **options)
 
 
+def relaxed_asap_attention(
+    q, k, v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
+):
+    """`asap_attention` with every feature, and relaxed updates."""
+    features = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
+    fit = (theta, weight, query_weight)
+    return ops.asap_attention(q, k, v, *fit, **features, relaxation=relaxation, **options)
+
+
+def relaxed_dual(
+    q, k, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
+):
+    """`predicted_dual` with every feature, and relaxed updates."""
+    features = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
+    fit = (theta, weight, query_weight)
+    return ops.predicted_dual(q, k, *fit, **features, relaxation=relaxation, **options)
+
+
+EVERY_WEIGHT = "theta weight query_weight adaptive_weight logit_weight relaxation"
+
 OPERATORS = {
     operator.function.__name__: operator
     for operator in (
         _operator(ops.sinkhorn_attention, "q k v", (2,), num_iters=3),
+        _operator(ops.relaxed_sinkhorn_attention, "q k v", (2,), num_iters=3, relaxation=1.5),
         _operator(ops.sinkhorn_duals, "q k", (2,), (2,), (2,), num_iters=3),
         _operator(ops.closure_attention, "q k v row_dual", (2,)),
         _operator(ops.softmax_attention, "q k v", (2,)),
@@ -135,7 +160,10 @@ OPERATORS = {
             refine=1,
         ),
         _operator(adaptive_dual, "q k theta weight query_weight adaptive_weight", (2,), refine=1),
+        _operator(relaxed_asap_attention, f"q k v {EVERY_WEIGHT}", (2,), refine=2),
+        _operator(relaxed_dual, f"q k {EVERY_WEIGHT}", (2,), refine=2),
         _operator(ops.adaptive_features, "q k theta", (4,)),
+        _operator(ops.logit_features, "q k", (3,)),
         _operator(ops.query_features, "q", (3,)),
         _operator(ops.attention_plan, "q k row_dual", (2, 3)),
     )

@@ -69,6 +69,15 @@ def adaptive_features(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: fl
     return features - features.mean(dim=-1, keepdim=True)
 
 
+def logit_features(q: Tensor, k: Tensor, eps: float, scale: float) -> Tensor:
+    """[B, H, 3, N], from scores of every query under every key, minus the mean over the queries."""
+    S = logits(q, k, eps, scale)
+    scores = (S - S.mean(dim=2, keepdim=True)) / S.std(dim=2, keepdim=True, correction=0)
+    of_rows = (scores.mean(dim=3), scores.std(dim=3, correction=0), scores.amax(dim=3))
+    features = torch.stack(of_rows, dim=2)
+    return features - features.mean(dim=-1, keepdim=True)
+
+
 def query_features(q: Tensor) -> Tensor:
     """[q_i ; |q_i|^2] minus its mean over the tokens, [B, H, D + 1, N]."""
     squared_norm = torch.einsum("bhnd,bhnd->bhn", q, q)

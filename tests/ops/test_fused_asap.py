@@ -28,6 +28,7 @@ pytestmark = [
 
 ASAP = replace(OPERATORS["asap_attention"], fixed={"refine": 0})
 ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
+RELAXED = replace(OPERATORS["relaxed_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -80,21 +81,22 @@ def test_refined(refine, dtype, heads, launches, monkeypatch):
     separately = one_launch._separately
     monkeypatch.setattr(one_launch, "_separately", lambda *x: separate.append(x) or separately(*x))
     mask = torch.arange(20, device=DEVICE)[None] > 12
-    for operator in (ASAP, ADAPTIVE):
+    for operator in (ASAP, ADAPTIVE, RELAXED):
         check(inputs_of(20, dtype), operator, refine=refine)
         check(inputs_of(20, dtype), operator, refine=refine, key_padding_mask=mask, scale=-0.5)
-    assert len(launches) == 4
-    assert len(separate) == (4 if heads == "many heads" else 0)
+    assert len(launches) == 6
+    assert len(separate) == (6 if heads == "many heads" else 0)
 
 
 @every_dtype
 @pytest.mark.parametrize("tokens", [2, 17, 63, 64])
 @pytest.mark.usefixtures("heads")
-def test_adaptive_features(tokens, dtype, launches):
-    check(inputs_of(tokens, dtype, slices=8), ADAPTIVE)
+@pytest.mark.parametrize("operator", [ADAPTIVE, RELAXED], ids=["adaptive", "and logits"])
+def test_further_features(operator, tokens, dtype, launches):
+    check(inputs_of(tokens, dtype, slices=8), operator)
     mask = torch.arange(tokens, device=DEVICE)[None] > tokens // 2
     check(
-        inputs_of(tokens, dtype, head_dim=5), ADAPTIVE, key_padding_mask=mask, eps=0.7, scale=-1.0
+        inputs_of(tokens, dtype, head_dim=5), operator, key_padding_mask=mask, eps=0.7, scale=-1.0
     )
     assert len(launches) == 2
 
@@ -172,16 +174,17 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize(
-    "trained", ["q", "v", "theta", "weight", "query_weight", "adaptive_weight"]
+    "trained", ["q", "v", "theta", "weight", "query_weight", "adaptive_weight", "logit_weight"]
 )
-def test_a_gradient_takes_the_other_path(trained, launches):
+@pytest.mark.parametrize("refine", [0, 1])
+def test_a_gradient_takes_the_other_path(trained, refine, launches):
     inputs = inputs_of(6)
     getattr(inputs, trained).requires_grad_()
-    (out,) = ADAPTIVE(inputs, backend="triton")
+    (out,) = RELAXED(inputs, backend="triton", refine=refine)
     assert out.requires_grad
     assert not launches
     with torch.no_grad():
-        again = ADAPTIVE(inputs, backend="triton")[0]
+        again = RELAXED(inputs, backend="triton", refine=refine)[0]
         torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-5)
     assert launches
 
@@ -213,7 +216,7 @@ def test_compiled_without_a_graph_break():
 def test_custom_operator_is_registered_soundly(mask, refine):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
-    weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight)
+    weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight, x.logit_weight, x.relaxation)
     arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.asap.default, arguments, test_utils=tests)

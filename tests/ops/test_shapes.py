@@ -45,6 +45,7 @@ def test_shapes_of_cross_attention(queries, keys):
     }
     assert shapes == {
         "sinkhorn_attention": [(2, 3, queries, 5)],
+        "relaxed_sinkhorn_attention": [(2, 3, queries, 5)],
         "sinkhorn_duals": [(2, 3, queries), (2, 3, queries), (2, 3, keys)],
         "closure_attention": [(2, 3, queries, 5)],
         "softmax_attention": [(2, 3, queries, 5)],
@@ -53,7 +54,10 @@ def test_shapes_of_cross_attention(queries, keys):
         "predicted_dual": [(2, 3, queries)],
         "adaptive_asap_attention": [(2, 3, queries, 5)],
         "adaptive_dual": [(2, 3, queries)],
+        "relaxed_asap_attention": [(2, 3, queries, 5)],
+        "relaxed_dual": [(2, 3, queries)],
         "adaptive_features": [(2, 3, 5, 2, queries)],
+        "logit_features": [(2, 3, 3, queries)],
         "query_features": [(2, 3, 5, queries)],
         "attention_plan": [(2, 3, queries, keys)],
     }

@@ -9,13 +9,15 @@ from asap_exp import ops
 COMMON = "eps=1.0 scale=None key_padding_mask=None backend='auto'"
 SIGNATURES = {
     "sinkhorn_attention": f"q k v * num_iters=20 {COMMON}",
+    "relaxed_sinkhorn_attention": f"q k v * num_iters=5 relaxation=1.6 {COMMON}",
     "sinkhorn_duals": f"q k * num_iters=20 {COMMON}",
     "closure_attention": f"q k v row_dual * {COMMON}",
     "softmax_attention": f"q k v * {COMMON}",
     "sliced_potentials": f"q k theta * {COMMON}",
     "adaptive_features": f"q k theta * {COMMON} phi=None",
-    "asap_attention": "q k v theta weight query_weight=None * adaptive_weight=None refine=0 "
-    + COMMON,
+    "logit_features": f"q k * {COMMON}",
+    "asap_attention": "q k v theta weight query_weight=None * adaptive_weight=None "
+    f"logit_weight=None refine=0 relaxation=None {COMMON}",
     "attention_plan": f"q k row_dual * {COMMON}",
 }
 

@@ -25,6 +25,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 from asap_exp.attention.asap import AsapAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
+from asap_exp.attention.relaxed_sinkhorn import RelaxedSinkhornAttention  # noqa: E402
 from asap_exp.attention.sinkhorn import SinkhornAttention  # noqa: E402
 from asap_exp.attention.softmax import SoftmaxAttention  # noqa: E402
 from asap_exp.attention.uniform import UniformAttention  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "EspformerAttention",
     "LayerInputs",
     "MultiHeadAttention",
+    "RelaxedSinkhornAttention",
     "SinkhornAttention",
     "SoftmaxAttention",
     "UniformAttention",

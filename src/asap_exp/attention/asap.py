@@ -11,7 +11,7 @@ from asap_exp.ops._backend import check_backend
 @register("asap")
 class AsapAttention(Attention):
     """Slices `theta` `[H, L, D]`, `weight` `[H, L]`, maybe `query_weight` `[H, D + 1]`, maybe
-    `adaptive_weight` `[H, 5, L]`.
+    `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]` and `relaxation` `[H]` of the updates.
     """
 
     needs_calibration = True
@@ -22,6 +22,8 @@ class AsapAttention(Attention):
         weight: Tensor,
         query_weight: Tensor | None = None,
         adaptive_weight: Tensor | None = None,
+        logit_weight: Tensor | None = None,
+        relaxation: Tensor | None = None,
         *,
         refine: int = 0,
         eps: float = 1.0,
@@ -33,9 +35,10 @@ class AsapAttention(Attention):
         check_backend(backend)
         self.theta = nn.Parameter(theta, requires_grad=False)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.query_weight, self.adaptive_weight = (
-            None if optional is None else nn.Parameter(optional, requires_grad=False)
-            for optional in (query_weight, adaptive_weight)
+        optional = (query_weight, adaptive_weight, logit_weight, relaxation)
+        self.query_weight, self.adaptive_weight, self.logit_weight, self.relaxation = (
+            None if given is None else nn.Parameter(given, requires_grad=False)
+            for given in optional
         )
         self.refine, self.eps, self.backend = refine, eps, backend
 
@@ -50,7 +53,9 @@ class AsapAttention(Attention):
             self.weight,
             self.query_weight,
             adaptive_weight=self.adaptive_weight,
+            logit_weight=self.logit_weight,
             refine=self.refine,
+            relaxation=self.relaxation,
             eps=self.eps,
             key_padding_mask=key_padding_mask,
             backend=self.backend,
@@ -65,7 +70,9 @@ class AsapAttention(Attention):
             self.weight,
             self.query_weight,
             adaptive_weight=self.adaptive_weight,
+            logit_weight=self.logit_weight,
             refine=self.refine,
+            relaxation=self.relaxation,
             eps=self.eps,
             key_padding_mask=key_padding_mask,
         )

@@ -183,13 +183,13 @@ def absorbed_share(inputs: Inputs, backend: str) -> float | None:
         return None
     from asap_exp.ops.triton import inference
     from asap_exp.ops.triton.problem import Problem
-    from asap_exp.ops.triton.sinkhorn import _on_chip
+    from asap_exp.ops.triton.sinkhorn import on_chip
 
     q, k, v = inputs.qkv
     problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)
     if inference.takes(problem) and inference.has_plan_on_chip(problem):
         heads = absorbed_by_whole_head(q, k, TEACHER_UPDATES)
-    elif _on_chip(q, k, v):
+    elif on_chip(q, k, v):
         heads = absorbed_by_short(q, k, TEACHER_UPDATES)
     else:
         return None

@@ -15,6 +15,7 @@ from asap_exp.attention import (
     attention_options,
     build_attention,
 )
+from asap_exp.distillation.gradient import OPTIONAL
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
@@ -28,9 +29,11 @@ class Artifact:
     """`tensors` holds, for each layer PATH that became ASAP,
 
     PATH.theta `[H, L, D]`, PATH.weight `[H, L]`, PATH.query_weight `[H, D + 1]` where the map has
-    query features, PATH.adaptive_weight `[H, 5, L]` where it has adaptive ones, and
-    PATH.query_only_weight `[H, D + 1]`: the control with no slices. The identity's `attentions`
-    says for every compiled layer what it became: `{name, **options}`.
+    query features, PATH.adaptive_weight `[H, 5, L]` where it has adaptive ones, PATH.logit_weight
+    `[H, 3]` where it has those of logits, PATH.relaxation `[H]` where its updates are relaxed, and
+    PATH.query_only_weight `[H, D + 1]`, maybe PATH.query_only_relaxation `[H]`: the control with no
+    slices. The identity's `attentions` says for every compiled layer what it became: `{name,
+    **options}`.
     """
 
     identity: dict[str, Any]
@@ -42,9 +45,7 @@ class Artifact:
 
     def attention(self, path: str) -> Attention:
         """The compiled attention of the layer at `path`."""
-        optional = (
-            self.tensors.get(f"{path}.{name}") for name in ("query_weight", "adaptive_weight")
-        )
+        optional = (self.tensors.get(f"{path}.{name}") for name in OPTIONAL)
         return self._built(
             path,
             lambda options: AsapAttention(
@@ -56,22 +57,27 @@ class Artifact:
         )
 
     def zero_weights(self, path: str) -> Attention:
-        """The control with all weights zero: truncated Sinkhorn at the same refine."""
+        """The control with all weights zero: truncated Sinkhorn at the same refine.
+
+        Its updates are relaxed as the map's are.
+        """
         zero = self.attention(path)
         if isinstance(zero, AsapAttention):
-            for weight in (zero.weight, zero.query_weight, zero.adaptive_weight):
-                if weight is not None:
-                    weight.zero_()
+            for name, tensor in zero.named_parameters():
+                if name not in ("theta", "relaxation"):
+                    tensor.zero_()
         return zero
 
     def query_features_only(self, path: str) -> Attention:
         """The control with query features and no slices."""
+        relaxation = self.tensors.get(f"{path}.query_only_relaxation")
         return self._built(
             path,
             lambda options: AsapAttention(
                 self.tensors[f"{path}.theta"][:, :0].clone(),
                 self.tensors[f"{path}.weight"][:, :0].clone(),
                 self.tensors[f"{path}.query_only_weight"].clone(),
+                relaxation=None if relaxation is None else relaxation.clone(),
                 **options,
             ),
         )
@@ -97,6 +103,8 @@ def make_artifact(
             tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
             control = dict(controls[path].named_parameters())
             tensors[f"{path}.query_only_weight"] = control["query_weight"]
+            if "relaxation" in control:
+                tensors[f"{path}.query_only_relaxation"] = control["relaxation"]
     return Artifact(
         {
             **identity,

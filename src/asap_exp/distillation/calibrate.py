@@ -85,6 +85,7 @@ class Calibration:
             "slices": config.slices,
             "query_features": config.query_features,
             "adaptive": config.adaptive,
+            "logits": config.logits,
             "refine": config.refine,
             "dtype": "float32",
             "calibration": config.identity(),
@@ -182,8 +183,13 @@ def record(
     long, and a fit must see both.
     """
     layers = attention_layers(problem.net)
-    adaptive = problem.config.adaptive
-    sums = {path: NormalEquations(candidates(problem, path), adaptive=adaptive) for path in group}
+    config = problem.config
+    sums = {
+        path: NormalEquations(
+            candidates(problem, path), adaptive=config.adaptive, logits=config.logits
+        )
+        for path in group
+    }
     targets: dict[str, list[Target]] = {path: [] for path in group}
     recorded: Iterable[Mapping[str, LayerInputs]] = progress(
         layer_inputs(problem.net, batches, problem.precision, problem.forward),

@@ -18,7 +18,11 @@ Item = TypeVar("Item")
 CHECKS = 20
 """How often a fit looks at the held-out data."""
 
-MAP = ("theta", "weight", "query_weight", "adaptive_weight")
+OPTIONAL = ("query_weight", "adaptive_weight", "logit_weight", "relaxation")
+"""Tensors that not every map has, in the order of `AsapAttention`."""
+
+RELAXATION_SCALE = 0.2
+"""Of a relaxation, which is of order one and moves by some tenths."""
 
 
 class UnitRows(nn.Module):
@@ -53,11 +57,12 @@ def trainable(
 ) -> Iterator[list[nn.Parameter]]:
     """While open, the map is a function of the parameters given: weights and, if `slices`, theta.
 
-    `scale` is that of the weights, `[H, L + D + 1]`, and 5 L more of adaptive ones. On leaving, the
-    map keeps its values.
+    `scale` is that of the weights, `[H, L + D + 1]`, 5 L more of adaptive ones, and 3 more of those
+    of logits. On leaving, the map keeps its values.
     """
     num_slices = attend.theta.shape[1]
     linear = num_slices + attend.theta.shape[2] + 1
+    adaptive = linear
     shapes: dict[str, nn.Module] = {}
     if num_slices:
         shapes["weight"] = Scaled(scale[:, :num_slices])
@@ -66,7 +71,12 @@ def trainable(
     if attend.query_weight is not None:
         shapes["query_weight"] = Scaled(scale[:, num_slices:linear])
     if attend.adaptive_weight is not None:
-        shapes["adaptive_weight"] = Scaled(scale[:, linear:].unflatten(1, (-1, num_slices)))
+        adaptive += attend.adaptive_weight[0].numel()
+        shapes["adaptive_weight"] = Scaled(scale[:, linear:adaptive].unflatten(1, (-1, num_slices)))
+    if attend.logit_weight is not None:
+        shapes["logit_weight"] = Scaled(scale[:, adaptive:])
+    if attend.relaxation is not None:
+        shapes["relaxation"] = Scaled(torch.full_like(attend.relaxation, RELAXATION_SCALE))
     for name, shape in shapes.items():
         parametrize.register_parametrization(attend, name, shape)
     parameters = [attend.get_parameter(f"parametrizations.{name}.original") for name in shapes]
@@ -82,7 +92,7 @@ def trainable(
 
 def values(attend: AsapAttention) -> dict[str, Tensor]:
     """A copy of the map's tensors by name."""
-    found = {name: getattr(attend, name) for name in MAP}
+    found = {name: getattr(attend, name) for name in ("theta", "weight", *OPTIONAL)}
     return {name: t.detach().clone() for name, t in found.items() if t is not None}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention
@@ -29,12 +30,14 @@ class RidgeFit:
 
     def map(self, config: CalibrationConfig, eps: float) -> AsapAttention:
         solution, equations = self.solution.weight.float(), self.equations
-        adaptive = solution[:, equations.query_features.stop :]
+        adaptive = solution[:, equations.adaptive_features]
         return AsapAttention(
             equations.theta.clone(),
             solution[:, equations.potentials].clone(),
             solution[:, equations.query_features].clone() if config.query_features else None,
             adaptive.unflatten(1, (COUNT, -1)).clone() if config.adaptive else None,
+            solution[:, equations.logit_features].clone() if config.logits else None,
+            self.relaxation(config),
             refine=config.refine,
             eps=eps,
         )
@@ -46,9 +49,15 @@ class RidgeFit:
             self.equations.theta[:, :0].clone(),
             query_weight[:, :0].clone(),
             query_weight,
+            relaxation=self.relaxation(config),
             refine=config.refine,
             eps=eps,
         )
+
+    def relaxation(self, config: CalibrationConfig) -> Tensor | None:
+        """Of plain updates, where the steps by gradient are to find a better one: `[H]`."""
+        weight = self.control_solution.weight
+        return weight.new_ones(len(weight), dtype=torch.float32) if config.relaxes else None
 
     def scale(self) -> Tensor:
         """`[H, P]`: by how much a weight must move for f_hat to move as far as ridge misses it."""

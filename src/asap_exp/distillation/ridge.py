@@ -1,10 +1,11 @@
 """The ridge fit of the sliced dual map: streaming normal equations in float64, one a head.
 
 Features are the sliced potentials, behind them the centred query features, and behind these, where
-the map is to have them, the adaptive features; the target is the closure-ready dual f^{T-1},
-centred (ASAP, arXiv 2605.12879, its linear regression).
+the map is to have them, the adaptive features and the logit features; the target is the
+closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression).
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
-from asap_exp.ops import adaptive_features, query_features, sliced_potentials
-from asap_exp.ops.reference.adaptive import COUNT
+from asap_exp.ops import adaptive_features, logit_features, query_features, sliced_potentials
+from asap_exp.ops.reference import adaptive as adaptive_reference
+from asap_exp.ops.reference import logit_rows
 
 MOST_FEATURES = 2**26
 """Numbers at a time, half a GiB of them: texts of a batch may have ten times as many."""
@@ -32,17 +34,25 @@ class Solution:
 class NormalEquations:
     """G = sum Phi Phi^T `[H, P, P]`, r = sum Phi f `[H, P]`, F = sum f^2 `[H]`, in float64.
 
-    Sums over samples and valid tokens; P = slices + head_dim + 1, and 5 slices more if `adaptive`.
+    Sums over samples and valid tokens; P = slices + head_dim + 1, and 5 slices more if `adaptive`,
+    3 more with the logit features if `logits`.
     Sums of disjoint batches, or of ranks, add up exactly.
     """
 
-    def __init__(self, theta: Tensor, *, adaptive: bool = False) -> None:
+    def __init__(self, theta: Tensor, *, adaptive: bool = False, logits: bool = False) -> None:
         """`theta` `[H, L, D]`: the slices, at unit norm."""
         heads, slices, head_dim = theta.shape
-        self.theta, self.adaptive = theta, adaptive
-        self.potentials = slice(0, slices)
-        self.query_features = slice(slices, slices + head_dim + 1)
-        features = slices + head_dim + 1 + (COUNT * slices if adaptive else 0)
+        self.theta, self.adaptive, self.logits = theta, adaptive, logits
+        counts = (
+            slices,
+            head_dim + 1,
+            adaptive_reference.COUNT * slices if adaptive else 0,
+            logit_rows.COUNT if logits else 0,
+        )
+        ends = [0, *itertools.accumulate(counts)]
+        blocks = (slice(*ends_of) for ends_of in itertools.pairwise(ends))
+        self.potentials, self.query_features, self.adaptive_features, self.logit_features = blocks
+        features = ends[-1]
         zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
         self.gram = zeros(heads, features, features)
         self.moment = zeros(heads, features)
@@ -63,6 +73,8 @@ class NormalEquations:
         if self.adaptive:
             psi = adaptive_features(q, k, self.theta, phi=phi, **options)
             parts.append(psi.flatten(2, 3))
+        if self.logits:
+            parts.append(logit_features(q, k, **options))
         features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
         self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)
@@ -70,15 +82,16 @@ class NormalEquations:
         self.energy += dual.square().sum(dim=(0, 2))
 
     def subset(self, chosen: Tensor) -> "NormalEquations":
-        """The equations of the slices `chosen` `[H, L]` (indices) and of the query features."""
+        """The equations of the slices `chosen` `[H, L]` (indices) and of what needs no slice."""
         heads, slices, head_dim = self.theta.shape
         theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
-        result = NormalEquations(theta, adaptive=self.adaptive)
-        features = torch.arange(slices, slices + head_dim + 1, device=chosen.device)
-        parts = [chosen, features.expand(heads, -1)]
+        result = NormalEquations(theta, adaptive=self.adaptive, logits=self.logits)
+        index = torch.arange(self.gram.shape[1], device=chosen.device)
+        parts = [chosen, index[self.query_features].expand(heads, -1)]
         if self.adaptive:
-            first = self.query_features.stop + slices * torch.arange(COUNT, device=chosen.device)
+            first = index[self.adaptive_features][::slices]
             parts.append((first[:, None] + chosen[:, None, :]).flatten(1))
+        parts.append(index[self.logit_features].expand(heads, -1))
         kept = torch.cat(parts, dim=1)
         rows = self.gram.gather(1, kept[:, :, None].expand(-1, -1, self.gram.shape[2]))
         result.gram = rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))

@@ -13,8 +13,8 @@ def select_slices(
 
     Each is the one that lowers the ridge objective most beside those before it and, with
     `query_features`, beside the query features (orthogonal least squares: Chen, Billings and Luo,
-    1989). All of it happens on the Gram matrix, so no activation is read again. Adaptive features
-    have no say.
+    1989). All of it happens on the Gram matrix, so no activation is read again. What is
+    regressed on beside those has no say.
     """
     gram, moment, _ = equations.normalised(ridge)
     heads, candidates, _ = equations.theta.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention
-from asap_exp.distillation.gradient import restore, values
+from asap_exp.distillation.gradient import OPTIONAL, restore, values
 from asap_exp.distillation.kl import Target
 
 MOST_LOGITS = 2**26
@@ -77,8 +77,7 @@ def joined_map(attends: Sequence[AsapAttention]) -> AsapAttention:
     return AsapAttention(
         whole["theta"],
         whole["weight"],
-        whole.get("query_weight"),
-        whole.get("adaptive_weight"),
+        *(whole.get(name) for name in OPTIONAL),
         refine=attends[0].refine,
         eps=attends[0].eps,
     )

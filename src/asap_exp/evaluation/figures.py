@@ -1,5 +1,6 @@
 """Figures of a group of records, as matplotlib figures; the report saves them as PNG."""
 
+import re
 import statistics
 import textwrap
 from typing import Any
@@ -24,10 +25,14 @@ COLOURS = {
     "teacher": "#000000",
     "asap": "#D55E00",
     "truncated": "#0072B2",
+    "relaxed": "#56B4E9",
     "control": "#999999",
     "softmax": "#009E73",
     "espformer": "#CC79A7",
 }
+TRUNCATED = ("truncated", "relaxed")
+"""Groups that are points of a curve."""
+
 Height = tuple[str, float]
 """Which measure a figure's vertical axis shows, and by how much it is scaled."""
 ACCURACY: Height = ("accuracy", 100)
@@ -40,6 +45,7 @@ NAMES = {
     "teacher": "Sinkhorn teacher",
     "asap": "ASAP",
     "truncated": "truncated Sinkhorn",
+    "relaxed": "truncated Sinkhorn, relaxed",
     "control": "controls",
     "softmax": "row softmax",
     "espformer": "ESPFormer",
@@ -71,7 +77,7 @@ def accuracy_latency(group: Group) -> Figure:
     for kind in COLOURS:
         mine = [row for row in shown if row["group"] == kind]
         if mine:
-            line = "-" if kind == "truncated" else ""
+            line = "-" if kind in TRUNCATED else ""
             size = 8 if kind == "asap" else 6
             errorbars(axes, mine, kind, height, linestyle=line, markersize=size)
     for row in averaged_rows(group):
@@ -118,7 +124,7 @@ def pareto(group: Group) -> Figure:
     named: list[str] = []
     labels: list[Label] = []
     for row in rows:
-        if row["group"] == "truncated":
+        if row["group"] in TRUNCATED:
             labels.append(beside(row, point_label(row["key"]), height))
         elif row["dominated_by"] is None and (letter := next(letters, None)):
             labels.append(beside(row, letter, height))
@@ -132,7 +138,7 @@ def pareto(group: Group) -> Figure:
 
 
 def short_label(row: Point) -> str:
-    return point_label(row["key"]) if row["group"] == "truncated" else str(row["label"])
+    return point_label(row["key"]) if row["group"] in TRUNCATED else str(row["label"])
 
 
 def near_the_teacher(rows: list[Point], group: Group) -> list[Point]:
@@ -210,7 +216,8 @@ def point_label(key: str) -> str:
         "softmax_trained": "trained alike",
         "espformer_trained": "trained alike",
     }
-    return names.get(key, key.replace("truncated_", "T'="))
+    truncated = re.sub(r"^truncated_(\d+)$", r"T'=\1", key)
+    return names.get(key, re.sub(r"^relaxed_(\d+)$", r"T'=\1 relaxed", truncated))
 
 
 def training(group: Group) -> Figure:

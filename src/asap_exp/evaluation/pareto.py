@@ -61,20 +61,31 @@ def standing(row: Point, *, masked: bool) -> tuple[float, float]:
 def verdict(group: Group) -> str:
     """Which truncations some map of ASAP is no slower and no less accurate than."""
     rows, masked = points(group), is_masked(group.first)
+    ahead, behind = beaten(rows, "truncated", masked=masked)
+    no_worse = "of no higher perplexity" if masked else "no less accurate"
+    sentence = (
+        f"At n = {tokens_words(group.first)}, Sinkhorn with T' of {counts(ahead)} has a map of "
+        f"ASAP beside it that is no slower and {no_worse}; with T' of {counts(behind)} it has none."
+    )
+    ahead, behind = beaten(rows, "relaxed", masked=masked)
+    if ahead or behind:
+        sentence += (
+            f" With relaxed updates T' of {counts(ahead)} has one, T' of {counts(behind)} has none."
+        )
+    return sentence
+
+
+def beaten(rows: list[Point], kind: str, *, masked: bool) -> tuple[list[int], list[int]]:
+    """T' of the rows of this group that some map is no worse than in either, and of the others."""
     maps = [standing(row, masked=masked) for row in rows if row["group"] == "asap"]
     ahead: list[int] = []
     behind: list[int] = []
     for row in rows:
-        if row["group"] != "truncated":
-            continue
-        accuracy, ms = standing(row, masked=masked)
-        beaten = any(a >= accuracy and t <= ms for a, t in maps)
-        (ahead if beaten else behind).append(int(row["key"].removeprefix("truncated_")))
-    no_worse = "of no higher perplexity" if masked else "no less accurate"
-    return (
-        f"At n = {tokens_words(group.first)}, Sinkhorn with T' of {counts(ahead)} has a map of "
-        f"ASAP beside it that is no slower and {no_worse}; with T' of {counts(behind)} it has none."
-    )
+        if row["group"] == kind:
+            accuracy, ms = standing(row, masked=masked)
+            found = any(a >= accuracy and t <= ms for a, t in maps)
+            (ahead if found else behind).append(int(row["key"].removeprefix(f"{kind}_")))
+    return ahead, behind
 
 
 def tokens_words(record: Record) -> str:

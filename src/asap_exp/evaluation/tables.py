@@ -98,7 +98,9 @@ PAPERS_MAP = {
     "slices": 32,
     "query_features": False,
     "adaptive": False,
+    "logits": False,
     "refine": 0,
+    "relaxed": False,
 }
 """The paper's regression, by its size in this project; a title names every other map."""
 
@@ -112,7 +114,7 @@ def map_words(record: dict[str, Any]) -> str:
     if made == PAPERS_MAP:
         return ""
     features = "".join(f" + {words}" for words in feature_words(made))
-    refine = f", refine {made['refine']}" if made["refine"] else ""
+    refine = f", {refine_words(made)}" if made["refine"] else ""
     steps = " + ".join(step.replace("_", " ") for step in made["steps"])
     return f"; ASAP of {made['slices']} slices{features}{refine}, {steps}"
 
@@ -121,7 +123,14 @@ def feature_words(made: Mapping[str, Any]) -> list[str]:
     """What a map regresses on beside potentials."""
     kinds = ["query"] if made["query_features"] else []
     kinds += ["adaptive"] if made.get("adaptive") else []
-    return [f"{' and '.join(kinds)} features"] if kinds else []
+    kinds += ["logit"] if made.get("logits") else []
+    listed = " and ".join(filter(None, [", ".join(kinds[:-1]), *kinds[-1:]]))
+    return [f"{listed} features"] if kinds else []
+
+
+def refine_words(made: Mapping[str, Any]) -> str:
+    """How many updates a map makes of its dual, and whether they go further than plain ones."""
+    return f"refine {made['refine']}{' relaxed' if made.get('relaxed') else ''}"
 
 
 def corruption_words(record: dict[str, Any]) -> str:
@@ -135,7 +144,7 @@ def attention_words(artifact: dict[str, Any]) -> str:
     if artifact.get("budget"):
         return "by layer " + "; ".join(x["became"] for x in artifact["budget"]["layers"].values())
     features = " + ".join([f"{artifact['slices']} slices", *feature_words(artifact)])
-    return f"{features}, refine {artifact['refine']}"
+    return f"{features}, {refine_words(artifact['calibration'])}"
 
 
 def print_evaluation(record: dict[str, Any]) -> None:

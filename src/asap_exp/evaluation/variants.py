@@ -8,6 +8,7 @@ from torch import nn
 
 from asap_exp.attention import (
     Attention,
+    RelaxedSinkhornAttention,
     SinkhornAttention,
     SoftmaxAttention,
     UniformAttention,
@@ -16,19 +17,44 @@ from asap_exp.attention import (
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.evaluation.records import OTHER_MAP
-from asap_exp.evaluation.tables import attention_words, feature_words
+from asap_exp.evaluation.tables import attention_words, feature_words, refine_words
 from asap_exp.runs import short_hash, without
 
 TRAINED_ALIKE = {"softmax": "softmax", "espformer": "ESPFormer"}
 """Attentions whose models are compared with the teacher where one was trained."""
 
 
+@dataclass(frozen=True)
+class Truncation:
+    """Sinkhorn cut to `num_iters` updates, plain ones or relaxed."""
+
+    num_iters: int
+    relaxation: float | None = None
+
+    @property
+    def group(self) -> str:
+        return "truncated" if self.relaxation is None else "relaxed"
+
+    @property
+    def label(self) -> str:
+        relaxed = "" if self.relaxation is None else f", relaxed by {self.relaxation:g}"
+        return f"Sinkhorn, T' = {self.num_iters}{relaxed}"
+
+    def attention(self, eps: float) -> Attention:
+        if self.relaxation is None:
+            return SinkhornAttention(num_iters=self.num_iters, eps=eps)
+        return RelaxedSinkhornAttention(
+            num_iters=self.num_iters, relaxation=self.relaxation, eps=eps
+        )
+
+
 @dataclass
 class Variant:
     """A row of the table: `net` with `replacements` (by layer path) in it.
 
-    `group` is teacher, asap, truncated, control, softmax or espformer. `paths` are the layers that
-    the row's plan measures are about; the last of them is the one whose latency is measured.
+    `group` is teacher, asap, truncated, relaxed, control, softmax or espformer. `paths` are the
+    layers that the row's plan measures are about; the last of them is the one whose latency is
+    measured.
     """
 
     key: str
@@ -45,7 +71,10 @@ class Variant:
 
 
 def variants(
-    net: nn.Module, artifact: Artifact, truncations: list[int], twins: Mapping[str, nn.Module]
+    net: nn.Module,
+    artifact: Artifact,
+    truncations: list[Truncation],
+    twins: Mapping[str, nn.Module],
 ) -> list[Variant]:
     """Every row, the teacher first; controls and truncations stand in the artifact's layers.
 
@@ -63,8 +92,8 @@ def variants(
     def everywhere(make: Callable[[str], Attention]) -> dict[str, Attention]:
         return {path: make(path).to(device) for path in paths}
 
-    def truncated(num_iters: int) -> dict[str, Attention]:
-        return everywhere(lambda _: SinkhornAttention(num_iters=num_iters, eps=teacher.eps))
+    def truncated(truncation: Truncation) -> dict[str, Attention]:
+        return everywhere(lambda _: truncation.attention(teacher.eps))
 
     budget = artifact.identity.get("budget")
     refine = "refine by layer" if budget else f"refine {artifact.identity['refine']}"
@@ -81,9 +110,9 @@ def variants(
             for number, attends in alone
         ]
     rows += [
-        row(f"truncated_{T}", f"Sinkhorn, T' = {T}", "truncated", truncated(T))
-        for T in truncations
-        if teacher.num_iters > T
+        row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut))
+        for cut in truncations
+        if teacher.num_iters > cut.num_iters
     ]
     rows += [
         row(
@@ -160,7 +189,8 @@ def seed_of(artifact: Artifact) -> int:
 def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
     """A control has no slices, so it is the same whatever features of slices the map has."""
     identity = artifact.identity
-    unread = ("slices", "candidates", "query_features", "adaptive", "name") if control else ()
+    of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
+    unread = of_slices if control else ()
     recipe = without(identity["calibration"], ("seed", *unread))
     name = short_hash([recipe, identity["attentions"], control])
     words = map_words(identity, slices=not control)
@@ -180,7 +210,7 @@ def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
     features = [f"{calibration['slices']}{among_words} slices"] if slices else []
     features += feature_words(calibration) if slices else ["query features"]
     steps = [step.replace("_", " ") for step in calibration["steps"]]
-    words = [" + ".join(features), f"refine {calibration['refine']}", " + ".join(steps)]
+    words = [" + ".join(features), refine_words(calibration), " + ".join(steps)]
     words += ["sequential"] if calibration["sequential"] else []
     return ", ".join([*words, f"{identity['calibration_set']['rows']} samples"])
 

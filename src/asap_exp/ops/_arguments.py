@@ -60,6 +60,15 @@ def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[f
     return float(eps), float(scale)
 
 
+def check_relaxation(relaxation: float) -> None:
+    if isinstance(relaxation, bool) or not isinstance(relaxation, Real):
+        raise TypeError(f"relaxation must be a number, got {relaxation!r}")
+    if not 0 < relaxation < 2:
+        raise ValueError(
+            f"relaxation must be > 0 and < 2, where updates converge, got {relaxation}"
+        )
+
+
 def check_count(name: str, count: int, minimum: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"{name} must be an int, got {count!r}")
@@ -107,7 +116,12 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
 
 
 def check_weights(
-    weight: Tensor, query_weight: Tensor | None, adaptive_weight: Tensor | None, theta: Tensor
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    relaxation: Tensor | None,
+    theta: Tensor,
 ) -> None:
     heads, slices, head_dim = theta.shape
     _check_tensor("weight", weight, "[heads, slices]", 2)
@@ -115,6 +129,8 @@ def check_weights(
         ("weight", weight, "[heads, slices]", (heads, slices)),
         ("query_weight", query_weight, "[heads, head_dim + 1]", (heads, head_dim + 1)),
         ("adaptive_weight", adaptive_weight, "[heads, 5, slices]", (heads, 5, slices)),
+        ("logit_weight", logit_weight, "[heads, 3]", (heads, 3)),
+        ("relaxation", relaxation, "[heads]", (heads,)),
     ):
         if x is None:
             continue

@@ -44,6 +44,36 @@ def sinkhorn_attention(
         )
 
 
+def relaxed_sinkhorn_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int = 5,
+    relaxation: float = 1.6,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The closure of f after `num_iters` - 1 relaxed updates from 0, `[B, H, N, width of v]`.
+
+    Each goes to f + relaxation (F(f) - f), F a plain update; beyond 1, where it is over-relaxed,
+    fewer of them come as close to the plan of many. At relaxation = 1 this is
+    `sinkhorn_attention`. Where a gradient is needed logits are kept in memory. Source: Thibault,
+    Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
+    transport", 2017, who relax both duals; to relax one is the same with the steps seen in pairs.
+    """
+    check.check_count("num_iters", num_iters, 1)
+    check.check_relaxation(relaxation)
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_value(v, k)
+    with full_precision(q):
+        return implementation(backend, q, v).relaxed_sinkhorn_attention(
+            q, k, v, num_iters=num_iters, relaxation=float(relaxation), **options
+        )
+
+
 def sinkhorn_duals(
     q: Tensor,
     k: Tensor,
@@ -143,7 +173,9 @@ def asap_attention(
     query_weight: Tensor | None = None,
     *,
     adaptive_weight: Tensor | None = None,
+    logit_weight: Tensor | None = None,
     refine: int = 0,
+    relaxation: Tensor | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -151,16 +183,18 @@ def asap_attention(
 ) -> Tensor:
     """ASAP: the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
 
-    f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2] and adaptive_weight .
-    `adaptive_features` where given; `refine` further Sinkhorn updates before the closure. `theta`
-    `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]`.
-    Source: arXiv 2605.12879; query features, adaptive features and refine are ours.
+    f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2], adaptive_weight .
+    `adaptive_features` and logit_weight . `logit_features` where given; then `refine` further
+    Sinkhorn updates before the closure, each f + relaxation (F(f) - f), a plain F(f) where there is
+    no relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
+    `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`. Source: arXiv
+    2605.12879; all but the potentials is ours, relaxed updates are those of `sinkhorn_attention`.
     """
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, adaptive_weight, theta)
+    check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
     with full_precision(q):
         return implementation(backend, q, v).asap_attention(
             q,
@@ -170,7 +204,9 @@ def asap_attention(
             weight,
             query_weight,
             adaptive_weight=adaptive_weight,
+            logit_weight=logit_weight,
             refine=refine,
+            relaxation=relaxation,
             **options,
         )
 
@@ -183,7 +219,9 @@ def predicted_dual(
     query_weight: Tensor | None = None,
     *,
     adaptive_weight: Tensor | None = None,
+    logit_weight: Tensor | None = None,
     refine: int = 0,
+    relaxation: Tensor | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -193,12 +231,14 @@ def predicted_dual(
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, adaptive_weight, theta)
+    check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
     with full_precision(q):
         inputs = (q, k, theta, weight, query_weight)
-        return implementation(
-            backend, q, no_gradient_of=(*inputs, adaptive_weight) if refine else ()
-        ).predicted_dual(*inputs, adaptive_weight=adaptive_weight, refine=refine, **options)
+        further = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
+        unfused = (*inputs, *further.values(), relaxation) if refine else ()
+        return implementation(backend, q, no_gradient_of=unfused).predicted_dual(
+            *inputs, **further, refine=refine, relaxation=relaxation, **options
+        )
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -231,6 +271,26 @@ def adaptive_features(
     implementation(backend, q)  # as in attention_plan: there is one implementation
     with full_precision(q):
         return reference.adaptive_features(q, k, theta, phi=phi, **options)
+
+
+def logit_features(
+    q: Tensor,
+    k: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Features of the queries from their rows of logits, `[B, H, 3, N]`, centred, for a fit.
+
+    Mean, deviation and maximum over the keys of logits that are standardised key by key. Source:
+    `asap_exp.ops.reference.logit_rows`.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    implementation(backend, q)  # as in attention_plan: there is one implementation
+    with full_precision(q):
+        return reference.logit_features(q, k, **options)
 
 
 def attention_plan(

@@ -2,10 +2,12 @@
 
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
+from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
     attention_plan,
     closure_attention,
+    relaxed_sinkhorn_attention,
     sinkhorn_attention,
     sinkhorn_duals,
 )
@@ -16,8 +18,10 @@ __all__ = [
     "asap_attention",
     "attention_plan",
     "closure_attention",
+    "logit_features",
     "predicted_dual",
     "query_features",
+    "relaxed_sinkhorn_attention",
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",

@@ -1,10 +1,10 @@
 """ASAP attention: the row dual predicted from sliced potentials, then its closure.
 
     f_hat_i = sum_l w_l phi_l(i) + u . ([q_i ; |q_i|^2] - its mean over the valid tokens)
-              + sum_l sum_p c_pl psi_pl(i)
+              + sum_l sum_p c_pl psi_pl(i) + sum_p d_p chi_p(i)
 
-(ASAP, arXiv 2605.12879, for the first term; the query features, the adaptive features psi of
-`adaptive` and `refine` are this project's.)
+(ASAP, arXiv 2605.12879, for the first term; the query features, the features psi of `adaptive` and
+chi of `logit_rows`, and `refine` are this project's.)
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asap_exp.ops.reference import adaptive, potentials
 from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
 
 
@@ -32,6 +33,7 @@ def sliced_dual(
     weight: Tensor,
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
@@ -49,6 +51,9 @@ def sliced_dual(
     if adaptive_weight is not None:
         psi = adaptive.of_projections(phi, x, y, q, k, key_padding_mask)
         f_hat = f_hat + torch.einsum("hpl,bhpln->bhn", adaptive_weight.to(phi.dtype), psi)
+    if logit_weight is not None:
+        chi = logit_features(q, k, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+        f_hat = f_hat + torch.einsum("hp,bhpn->bhn", logit_weight.to(phi.dtype), chi)
     return f_hat
 
 
@@ -61,7 +66,9 @@ def asap_attention(
     query_weight: Tensor | None,
     *,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     refine: int,
+    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -70,11 +77,10 @@ def asap_attention(
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, mask=key_padding_mask, **options)
-    weights = (theta, weight, query_weight, adaptive_weight)
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
-    return average_values(
-        closure(S, update(S, f_hat, refine, padding), padding), v, key_padding_mask
-    )
+    f_hat = update(S, f_hat, refine, padding, relaxation)
+    return average_values(closure(S, f_hat, padding), v, key_padding_mask)
 
 
 def predicted_dual(
@@ -85,7 +91,9 @@ def predicted_dual(
     query_weight: Tensor | None,
     *,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     refine: int,
+    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -93,8 +101,9 @@ def predicted_dual(
     options: dict[str, Any] = {"eps": eps, "scale": scale}
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
-    weights = (theta, weight, query_weight, adaptive_weight)
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
     if refine > 0:
-        f_hat = update(logits(q, k, mask=key_padding_mask, **options), f_hat, refine, padding)
+        S = logits(q, k, mask=key_padding_mask, **options)
+        f_hat = update(S, f_hat, refine, padding, relaxation)
     return blank(f_hat, key_padding_mask, 2)

@@ -51,10 +51,26 @@ def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
     return -torch.logsumexp(S + g[..., None, :], dim=-1)
 
 
-def update(S: Tensor, row_dual: Tensor, num_iters: int, padding: Tensor | None) -> Tensor:
-    """f after `num_iters` further updates from `row_dual`."""
+def update(
+    S: Tensor,
+    row_dual: Tensor,
+    num_iters: int,
+    padding: Tensor | None,
+    relaxation: Tensor | float | None = None,
+) -> Tensor:
+    """f after `num_iters` further updates from `row_dual`.
+
+    With a `relaxation` w, one number or one a head `[H]`, each goes to f + w (F(f) - f), F being
+    the update (Thibault, Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for
+    regularized optimal transport", 2017, there on both duals).
+    """
+    if isinstance(relaxation, Tensor):
+        relaxation = relaxation.to(S.dtype)[:, None]
     for _ in range(num_iters):
-        row_dual = row_step(S, column_step(S, row_dual, padding), padding)
+        updated = row_step(S, column_step(S, row_dual, padding), padding)
+        if relaxation is not None:
+            updated = row_dual + relaxation * (updated - row_dual)
+        row_dual = updated
     return row_dual
 
 
@@ -104,6 +120,23 @@ def sinkhorn_attention(
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     ready = update(S, starting_dual(S), num_iters - 1, padding)
+    return average_values(closure(S, ready, padding), v, key_padding_mask)
+
+
+def relaxed_sinkhorn_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int,
+    relaxation: float,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    ready = update(S, starting_dual(S), num_iters - 1, padding, relaxation)
     return average_values(closure(S, ready, padding), v, key_padding_mask)
 
 

@@ -2,12 +2,18 @@
 
 from asap_exp.ops.triton.asap import asap_attention, predicted_dual, sliced_potentials
 from asap_exp.ops.triton.softmax import softmax_attention
-from asap_exp.ops.triton.teacher import closure_attention, sinkhorn_attention, sinkhorn_duals
+from asap_exp.ops.triton.teacher import (
+    closure_attention,
+    relaxed_sinkhorn_attention,
+    sinkhorn_attention,
+    sinkhorn_duals,
+)
 
 __all__ = [
     "asap_attention",
     "closure_attention",
     "predicted_dual",
+    "relaxed_sinkhorn_attention",
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",

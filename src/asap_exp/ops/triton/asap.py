@@ -11,8 +11,8 @@ from asap_exp.ops import reference
 from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import one_launch, potentials
-from asap_exp.ops.triton.sinkhorn import sinkhorn
-from asap_exp.ops.triton.tiles import LOG2_E
+from asap_exp.ops.triton.logit_rows import logit_dual
+from asap_exp.ops.triton.refined import refined_attention, relaxed, updated
 
 
 def sliced_potentials(
@@ -40,17 +40,20 @@ def asap_attention(
     query_weight: Tensor | None,
     *,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     refine: int,
+    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    weights = (theta, weight, query_weight, adaptive_weight)
-    if one_launch.supports(q, k, v, theta) and not gradient_needed(q, k, v, *weights):
-        return one_launch.asap_attention(q, k, v, *weights, refine=refine, **options)
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    if one_launch.supports(q, k, v, theta) and not gradient_needed(q, k, v, *weights, relaxation):
+        updates = {"refine": refine, "relaxation": relaxation}
+        return one_launch.asap_attention(q, k, v, *weights, **(options | updates))
     f_hat = sliced_dual(q, k, *weights, **options)
-    return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
+    return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
 
 
 def predicted_dual(
@@ -61,17 +64,21 @@ def predicted_dual(
     query_weight: Tensor | None,
     *,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     refine: int,
+    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """No gradient where `refine` > 0."""
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    f_hat = sliced_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
-    if refine > 0:
-        duals = sinkhorn(q, k, k[..., :0], f_hat, num_iters=refine, keep_duals=True, **options).rows
-        f_hat = duals[:, :, -1] / LOG2_E
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    f_hat = sliced_dual(q, k, *weights, **options)
+    if refine > 0 and relaxation is not None:
+        f_hat = relaxed(q, k, f_hat, refine, relaxation, **options)
+    elif refine > 0:
+        f_hat = updated(q, k, f_hat, refine, eps, scale, key_padding_mask)
     return blank(f_hat, key_padding_mask, 2)
 
 
@@ -82,13 +89,18 @@ def sliced_dual(
     weight: Tensor,
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     *,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight)
-    fused = potentials.supports(q, k) and not gradient_needed(q, k, *weights)
-    by = potentials if fused else reference.asap
-    return by.sliced_dual(q, k, *weights, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+    if not potentials.supports(q, k) or gradient_needed(q, k, *weights, logit_weight):
+        return reference.asap.sliced_dual(q, k, *weights, logit_weight, **options)
+    f_hat = potentials.sliced_dual(q, k, *weights, **options)
+    if logit_weight is not None:
+        f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
+    return f_hat

@@ -20,14 +20,24 @@ RESIDENT_QUERIES = 32
 
 
 def on_chip(
-    problem: Problem, start: Tensor | None, out: Tensor, rows: Tensor, cols: Tensor, save: bool
+    problem: Problem,
+    start: Tensor | None,
+    out: Tensor,
+    rows: Tensor | None,
+    cols: Tensor | None,
+    save: bool,
+    relaxation: float | None = None,
 ) -> None:
+    """`rows` and `cols` are read and written with `save` alone, which takes no relaxation."""
     p = problem
+    # Relaxed updates are so much code that one warp's registers spill.
+    warps = p.on_chip_warps(2 if p.few or relaxation is not None else 1, 8)
     short.forward_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
-        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, relaxation or 1.0,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
-        HAS_START=start is not None, SAVE=save, num_warps=p.on_chip_warps(2 if p.few else 1, 8),
+        HAS_START=start is not None, SAVE=save, RELAXED=relaxation is not None,
+        num_warps=warps,
     )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.adaptive import adaptive_weights_of_both, centred_rows, pooled
+from asap_exp.ops.triton.logit_rows import logit_dual, logit_features_on_chip
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.projection import (
     load_directions,
@@ -23,8 +25,8 @@ from asap_exp.ops.triton.projection import (
     project,
     query_features,
 )
-from asap_exp.ops.triton.short import plan
-from asap_exp.ops.triton.sinkhorn import sinkhorn
+from asap_exp.ops.triton.refined import refined_attention
+from asap_exp.ops.triton.short import plan, relaxed_update
 from asap_exp.ops.triton.sorted_rows import (
     image_values,
     potentials_of,
@@ -53,6 +55,7 @@ SLICES = 16
 """Up to so many slices."""
 
 UNIT = tl.constexpr(LOG2_E)
+LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
@@ -67,8 +70,10 @@ def asap_attention(
     weight: Tensor,
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
     *,
     refine: int,
+    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -76,11 +81,13 @@ def asap_attention(
     """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
-    `[H, D + 1]`, adaptive_weight `[H, 5, L]`, key_padding_mask `[B, N]`, True = padded. No
-    gradient. Source of the formula: `asap_exp.ops.reference.asap`.
+    `[H, D + 1]`, adaptive_weight `[H, 5, L]`, logit_weight `[H, 3]`, relaxation `[H]`,
+    key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
+    `asap_exp.ops.reference.asap`.
     """
-    weights = (theta, weight, query_weight, adaptive_weight)
-    return _asap(q, k, v, *weights, key_padding_mask, refine, scale / eps)
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    relaxation = relaxation if refine else None
+    return _asap(q, k, v, *weights, relaxation, key_padding_mask, refine, scale / eps)
 
 
 @torch.library.custom_op("asap_exp::asap", mutates_args=())
@@ -92,31 +99,36 @@ def _asap(
     weight: Tensor,
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    relaxation: Tensor | None,
     padding: Tensor | None,
     refine: int,
     slope: float,
 ) -> Tensor:
     p = Problem.of(q, k, v, padding, refine + 1, slope)
     if refine > 0 and not p.few:  # faster: one warp has no room for the updates as well
-        weights = (theta, weight, query_weight, adaptive_weight)
-        return _separately(q, k, v, weights, padding, refine, slope)
+        weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+        return _separately(q, k, v, weights, relaxation, padding, refine, slope)
     out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
     slices = theta.shape[1]
     warps = _warps(p)
     theta, weight = theta.contiguous(), weight.contiguous()
-    query_weight, adaptive_weight = (
-        None if x is None else x.contiguous() for x in (query_weight, adaptive_weight)
+    query_weight, adaptive_weight, logit_weight, relaxation = (
+        None if x is None else x.contiguous()
+        for x in (query_weight, adaptive_weight, logit_weight, relaxation)
     )
     with torch.cuda.device_of(q):
         asap_kernel[(p.programs,)](
-            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, p.padding, out,
+            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation,
+            p.padding, out,
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
             **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
-            ADAPTIVE=adaptive_weight is not None,
+            ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
+            RELAXED=relaxation is not None,
             WARPS=warps, num_warps=warps,
         )  # fmt: skip
     return out
@@ -131,6 +143,8 @@ def _(
     weight: Tensor,
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    relaxation: Tensor | None,
     padding: Tensor | None,
     refine: int,
     slope: float,
@@ -142,15 +156,20 @@ def _separately(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    relaxation: Tensor | None,
     padding: Tensor | None,
     refine: int,
     slope: float,
 ) -> Tensor:
     """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
     options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
-    f_hat = potentials.sliced_dual(q, k, *weights, **options)
-    return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
+    theta, weight, query_weight, adaptive_weight, logit_weight = weights
+    of_slices = (theta, weight, query_weight, adaptive_weight)
+    f_hat = potentials.sliced_dual(q, k, *of_slices, **options)
+    if logit_weight is not None:
+        f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
+    return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
 
 
 def _warps(p: Problem) -> int:
@@ -225,7 +244,7 @@ def sliced_sum(
 # fmt: off
 @triton.jit
 def asap_kernel(
-    q, k, v, theta, weight, query_weight, adaptive_weight, padding, out,
+    q, k, v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, padding, out,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
     heads, n, slices, num_iters, to_log2, log2_ratio,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
@@ -234,7 +253,7 @@ def asap_kernel(
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
-    WARPS: tl.constexpr,
+    HAS_LOGIT_WEIGHT: tl.constexpr, RELAXED: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
     """One program a head; duals in units of log 2."""
@@ -273,9 +292,19 @@ def asap_kernel(
         linear = query_features(q_tile, u, u_square) * UNIT
     f = sliced_sum(x, y, centred, w, exists, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+    if HAS_LOGIT_WEIGHT:
+        sign = tl.where(to_log2 > 0, 1.0, tl.where(to_log2 < 0, -1.0, 0.0))
+        weight_of_head = logit_weight + h * LOGIT_FEATURES
+        f += logit_features_on_chip(S, weight_of_head, sign, valid, valid, share) * UNIT
+    f = tl.where(valid, f, float("-inf"))
+    if RELAXED:
+        w = tl.load(relaxation + h).to(tl.float32)
+        for _ in range(1, num_iters):
+            f = relaxed_update(S, f, w, valid, valid, to_log2, log2_ratio)
+        num_iters = 1  # the closure: of the updates on scalings no code is made
     A = plan(
-        S, tl.where(valid, f, float("-inf")), q, k, q_n, k_n, i, i, valid, valid, None, None,
-        n, n, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, False,
+        S, f, q, k, q_n, k_n, i, i, valid, valid, None, None,
+        n, n, num_iters, to_log2, log2_ratio, 1.0, D, BLOCK_D, OPERAND, PRECISION, False, False,
     )
     v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)

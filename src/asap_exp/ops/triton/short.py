@@ -9,6 +9,8 @@ When a scaling has moved far, it is absorbed into f and g and E is computed anew
 logits makes the sums overflow or vanish: after one full update every sum of A^t = E a b lies
 between 1/n and n (or 1/m and m), because the step before normalised the other side.
 
+Relaxed by w, an update takes a to a (a' / a)^w, where a' is what it would be.
+
 Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 
     dg^T = sum_i dX_ij,   df^t_i = -sum_j A^t_ij w^t_j,   dg^t_j = -sum_i A^t_ij df^t_i,
@@ -31,6 +33,10 @@ from asap_exp.ops.triton.tiles import (
     valid_tokens,
 )
 
+NEAR = tl.constexpr(16.0)
+"""By no more than this much more or less than another, in units of log 2, a dual may still move
+where scalings take over: exp2 of it is far from what float32 loses."""
+
 
 @triton.jit
 def stored(place, scaling, base, exists, valid):
@@ -43,32 +49,63 @@ def stored(place, scaling, base, exists, valid):
     return tl.where(valid, tl.exp2(dual - base), 0.0)
 
 
-# fmt: off
 @triton.jit
-def plan(
-    S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
-    n, m, num_iters, to_log2, log2_ratio,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    SAVE: tl.constexpr,
-):
-    # fmt: on
-    """The plan after `num_iters` updates from f, which is -inf where not valid, `[len(i), len(j)]`.
+def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
+    """f + relaxation (F(f) - f), F a plain update; f is -inf where not valid, before and after."""
+    g = column_dual(S, f, valid_j, to_log2, log2_ratio)
+    X = biased(S, to_log2, g[None, :])
+    highest = tl.max(X, axis=1)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    updated = -highest - tl.log2(tl.sum(tl.exp2(X - highest[:, None]), axis=1))
+    return tl.where(valid_i, f + relaxation * (updated - f), float("-inf"))
 
-    S are the products of q and k; `q`, `k` point to the head's first row, and with SAVE `rows` and
-    `cols` to f^0_i and g^1_j.
-    """
-    ratio = tl.exp2(log2_ratio)
+
+@triton.jit
+def column_dual(S, f, valid_j, to_log2, log2_ratio):
+    """g = log2_ratio - LSE_i(S + f), -inf where not valid."""
     E = biased(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     E = tl.exp2(E - highest[None, :])
-    g = tl.where(valid_j, log2_ratio - highest - tl.log2(tl.sum(E, axis=0)), float("-inf"))
+    return tl.where(valid_j, log2_ratio - highest - tl.log2(tl.sum(E, axis=0)), float("-inf"))
+
+
+# fmt: off
+@triton.jit
+def plan(
+    S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
+    n, m, num_iters, to_log2, log2_ratio, relaxation,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr, RELAXED: tl.constexpr,
+):
+    # fmt: on
+    """The plan after `num_iters` updates from f, which is -inf where not valid, `[len(i), len(j)]`.
+
+    All but the last are relaxed with RELAXED. S are the products of q and k; `q`, `k` point to the
+    head's first row, and with SAVE `rows` and `cols` to f^0_i and g^1_j.
+    """
+    ratio = tl.exp2(log2_ratio)
+    if RELAXED:
+        # Scalings that start far from 1 lose sums: until updates move less, in logarithms.
+        far = num_iters > 1
+        while far:
+            updated = relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio)
+            moves = tl.where(valid_i, updated - f, 0.0)
+            f = updated
+            num_iters -= 1
+            far = (num_iters > 1) & (tl.max(moves) - tl.min(moves) > NEAR)
+    g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     highest = tl.max(biased(S, to_log2, g[None, :]), axis=1)
+    start = f
     f = tl.where(highest == float("-inf"), 0.0, -highest)
     E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
     row_sum = tl.sum(E, axis=1)
     a = tl.where(valid_i, 1.0 / row_sum, 0.0)
     b = tl.where(valid_j, 1.0, 0.0)
+    if RELAXED:  # noqa: SIM102 - decided when the kernel is compiled
+        if num_iters > 1:
+            further = (relaxation - 1.0) * tl.where(valid_i, f + moved(a, valid_i) - start, 0.0)
+            a *= tl.exp2(further - tl.max(further))  # a constant more changes no plan
     if SAVE:
         b = stored(cols, b, g, j < m, valid_j)
     for t in range(1, num_iters):
@@ -89,7 +126,12 @@ def plan(
         b = tl.where(valid_j, ratio / tl.sum(E * a[:, None], axis=0), 0.0)
         if SAVE:
             b = stored(cols + t * m, b, g, j < m, valid_j)
-        a = tl.where(valid_i, 1.0 / tl.sum(E * b[None, :], axis=1), 0.0)
+        updated = tl.where(valid_i, 1.0 / tl.sum(E * b[None, :], axis=1), 0.0)
+        if RELAXED:  # noqa: SIM102
+            if t + 1 < num_iters:
+                further = (relaxation - 1.0) * (moved(updated, valid_i) - moved(a, valid_i))
+                updated *= tl.exp2(further - tl.max(further))
+        a = updated
     if SAVE:
         a = stored(rows + num_iters * n, a, f, i < n, valid_i)
     return E * (b[None, :] * a[:, None])
@@ -100,11 +142,11 @@ def plan(
 def forward_kernel(
     q, k, v, start, padding, out, rows, cols,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
-    heads, n, m, num_iters, to_log2, log2_ratio,
+    heads, n, m, num_iters, to_log2, log2_ratio, relaxation,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
     """One program a head. `rows` [.., T + 1, n] gets f^0 .. f^T, `cols` [.., T, m] g^1 .. g^T."""
@@ -118,8 +160,9 @@ def forward_kernel(
     q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
     k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-    rows += head * (num_iters + 1) * n + i
-    cols += head * num_iters * m + j
+    if SAVE:
+        rows += head * (num_iters + 1) * n + i
+        cols += head * num_iters * m + j
 
     f = tl.zeros([BLOCK_N], tl.float32)
     if HAS_START:
@@ -129,7 +172,8 @@ def forward_kernel(
     f = tl.where(valid_i, f, float("-inf"))
     A = plan(
         S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
-        n, m, num_iters, to_log2, log2_ratio, D, BLOCK_D, OPERAND, PRECISION, SAVE,
+        n, m, num_iters, to_log2, log2_ratio, relaxation,
+        D, BLOCK_D, OPERAND, PRECISION, SAVE, RELAXED,
     )
     v_tile = load_tile(v + sample * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)

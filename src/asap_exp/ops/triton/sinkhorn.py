@@ -72,7 +72,7 @@ def _sinkhorn(
         if not save and inference.takes(problem):
             inference.forward(problem, start, results[0])
         else:
-            launch = forward.on_chip if _on_chip(q, k, v) else forward.in_passes
+            launch = forward.on_chip if on_chip(q, k, v) else forward.in_passes
             launch(problem, start, *results, save=save)
     return results
 
@@ -103,7 +103,8 @@ def _results(
     return unwritten_output(q, v), rows, cols
 
 
-def _on_chip(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def on_chip(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a head's logits stay on chip in every update, forward and backward."""
     tokens, width = max(q.shape[2], k.shape[2]), max(q.shape[3], v.shape[3])
     wide = width > 64 and torch.float32 in (q.dtype, v.dtype)
     return tokens <= (ON_CHIP_TOKENS // 2 if wide else ON_CHIP_TOKENS)
@@ -124,7 +125,7 @@ def _sinkhorn_backward(
     grads = _gradients(q, k, v)
     if grad_out.numel() == 0:
         return grads
-    launch = backward.on_chip if _on_chip(q, k, v) else backward.in_passes
+    launch = backward.on_chip if on_chip(q, k, v) else backward.in_passes
     with torch.cuda.device_of(q):
         problem = Problem.of(q, k, v, padding, num_iters, slope)
         launch(problem, unit_stride(grad_out), rows, cols, backward.Gradients(*grads))

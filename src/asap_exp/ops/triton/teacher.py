@@ -1,10 +1,17 @@
 """The teacher, its duals and the closure on the fused operator `sinkhorn`."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
-from asap_exp.ops.triton.sinkhorn import sinkhorn
+from asap_exp.ops.triton import forward
+from asap_exp.ops.triton.problem import Problem, unwritten_output
+from asap_exp.ops.triton.refined import refined_attention
+from asap_exp.ops.triton.sinkhorn import on_chip, sinkhorn
 from asap_exp.ops.triton.tiles import LOG2_E
 
 
@@ -21,6 +28,56 @@ def sinkhorn_attention(
     return sinkhorn(
         q, k, v, None, num_iters=num_iters, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     ).out
+
+
+def relaxed_sinkhorn_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int,
+    relaxation: float,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """One launch where logits stay on chip and no gradient is needed; else several an update."""
+    if on_chip(q, k, v) and not gradient_needed(q, k, v):
+        return _relaxed_sinkhorn(q, k, v, key_padding_mask, num_iters, relaxation, scale / eps)
+    start = q.new_zeros(q.shape[:3], dtype=torch.float32)
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    return refined_attention(q, k, v, start, refine=num_iters - 1, relaxation=relaxation, **options)
+
+
+@torch.library.custom_op("asap_exp::relaxed_sinkhorn", mutates_args=())
+def _relaxed_sinkhorn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    num_iters: int,
+    relaxation: float,
+    slope: float,
+) -> Tensor:
+    out = unwritten_output(q, v)
+    if out.numel():
+        with torch.cuda.device_of(q):
+            problem = Problem.of(q, k, v, padding, num_iters, slope)
+            forward.on_chip(problem, None, out, None, None, save=False, relaxation=relaxation)
+    return out
+
+
+@_relaxed_sinkhorn.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    num_iters: int,
+    relaxation: float,
+    slope: float,
+) -> Tensor:
+    return unwritten_output(q, v)
 
 
 def closure_attention(

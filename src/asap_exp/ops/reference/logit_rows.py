@@ -1,0 +1,64 @@
+"""Features of a query from its row of logits, once the keys have been put on one scale.
+
+With every column of S standardised over the valid queries, Z_ij = (S_ij - mean_i S_ij) / std_i S_ij
+(0 where a column is constant, up to rounding), the three features are over the valid keys
+
+    mean_j Z_ij,   std_j Z_ij,   max_j Z_ij.
+
+A Sinkhorn update from 0 takes from every logit what its column has in common, then looks at the
+rows: so do these, without its exponentials, and whatever the size of the logits. (This project's.)
+"""
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.reference._masking import blank, centre, effective_padding
+from asap_exp.ops.reference.sinkhorn import logits
+
+COUNT = 3
+
+CONSTANT = 1e-5
+"""A column that deviates by no more than this share of its mean: what it does may be rounding."""
+
+
+def logit_features(
+    q: Tensor, k: Tensor, *, eps: float, scale: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """`[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    return of_logits(S, key_padding_mask)
+
+
+def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """From logits `[B, H, N, M]`."""
+    padding = effective_padding(key_padding_mask)
+    # Rows are what standardises: transposed, a row of S holds the logits of one key.
+    Z = standardised(S.transpose(-1, -2), padding).transpose(-1, -2)
+    mean, deviation = moments(Z, padding)
+    highest = absent_keys(Z, padding).amax(dim=-1)
+    features = torch.stack([mean, deviation, highest], dim=2)
+    return blank(centre(blank(features, padding, 3), padding), key_padding_mask, 3)
+
+
+def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
+    """`x` `[B, H, M, N]` minus its mean over the last dimension, over its deviation."""
+    mean, deviation = moments(x, padding)
+    spread = deviation > CONSTANT * mean.abs()
+    inverse = torch.where(spread, 1 / deviation.where(spread, 1.0), 0.0)
+    return (x - mean[..., None]) * inverse[..., None]
+
+
+def moments(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of `x` `[B, H, M, N]` over the valid ones of the N, `[B, H, M]`."""
+    there = x.new_ones(1, x.shape[-1], dtype=torch.bool) if padding is None else ~padding
+    valid = there[:, None, None, :].to(x.dtype)
+    count = valid.sum(dim=-1)
+    mean = (x * valid).sum(dim=-1) / count
+    variance = ((x - mean[..., None]) * valid).square().sum(dim=-1) / count
+    spread = variance > 0  # the root has no gradient at 0
+    return mean, torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
+
+
+def absent_keys(x: Tensor, padding: Tensor | None) -> Tensor:
+    """`x` `[B, H, N, M]` with -inf at padded keys."""
+    return x if padding is None else x.masked_fill(padding[:, None, None, :], float("-inf"))

@@ -1,0 +1,140 @@
+"""Weighted logit features: what a query's row of logits looks like with the keys on one scale.
+
+The mathematics is that of `reference.logit_rows`. A column's mean and deviation come from the
+queries' mean and covariance, so of the logits there is one pass, and nothing of size n x m is
+stored. No gradient.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.reference import logit_rows as reference
+from asap_exp.ops.reference._masking import blank, centre, effective_padding
+from asap_exp.ops.triton.problem import Problem, strides
+from asap_exp.ops.triton.tiles import load_tile, product, valid_tokens
+
+CONSTANT = tl.constexpr(reference.CONSTANT)
+COUNT = tl.constexpr(reference.COUNT)
+
+
+def logit_dual(
+    q: Tensor,
+    k: Tensor,
+    logit_weight: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """logit_weight . `logit_features`, centred, `[B, H, N]` float32; logit_weight `[H, 3]`."""
+    return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps)
+
+
+@torch.library.custom_op("asap_exp::logit_dual", mutates_args=())
+def _logit_dual(
+    q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope: float
+) -> Tensor:
+    p = Problem.of(q, k, k, padding, 1, slope)
+    dual = q.new_empty(q.shape[:3], dtype=torch.float32)
+    if dual.numel() == 0:
+        return dual
+    mean, inverse = column_scales(q, k, padding, slope)
+    n_block, m_block, warps = p.tile
+    with torch.cuda.device_of(q):
+        logit_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+            p.q, p.k, mean, inverse, logit_weight.contiguous(), p.padding, dual,
+            *strides(p.q, p.k), p.heads, p.n, p.m,
+            **p.logits, BLOCK_N=n_block, BLOCK_M=m_block, num_warps=warps,
+        )  # fmt: skip
+    return centre(dual, effective_padding(padding))
+
+
+@_logit_dual.register_fake
+def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope: float) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def column_scales(
+    q: Tensor, k: Tensor, padding: Tensor | None, slope: float
+) -> tuple[Tensor, Tensor]:
+    """Mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H, M]`."""
+    q, k = (blank(x, padding, 2).float() for x in (q, k))
+    valid = q.new_ones(1, q.shape[2], dtype=torch.bool) if padding is None else ~padding
+    count = valid.sum(dim=-1).clamp(min=1)[:, None, None]
+    mean = q.sum(dim=2) / count
+    centred = blank(q - mean[:, :, None], padding, 2)
+    covariance = centred.mT @ centred / count[..., None]
+    column_mean = (k @ mean[..., None])[..., 0]
+    deviation = ((k @ covariance) * k).sum(dim=-1).clamp(min=0).sqrt()
+    # What is lost in centring is a share of both lengths, however small their product is.
+    lengths = mean.norm(dim=-1, keepdim=True) * k.norm(dim=-1)
+    spread = deviation > reference.CONSTANT * lengths
+    sign = (slope > 0) - (slope < 0)
+    return column_mean, torch.where(spread, sign / deviation, 0.0)
+
+
+@triton.jit
+def weighted(mean, deviation, highest, weight):
+    """The three features times their weights `[3]` at `weight`."""
+    w = tl.load(weight).to(tl.float32) * mean
+    w += tl.load(weight + 1).to(tl.float32) * deviation
+    return w + tl.load(weight + 2).to(tl.float32) * highest
+
+
+# fmt: off
+@triton.jit
+def logit_features_on_chip(S, weight, sign, valid_i, valid_j, share):
+    # fmt: on
+    """logit_weight . features `[len(i)]`, not centred, from the products S of q and k on chip."""
+    exists = valid_i[:, None] & valid_j[None, :]
+    S = S * sign
+    mean = tl.sum(S, 0) * share  # of absent queries the products are 0
+    Z = tl.where(exists, S - mean[None, :], 0.0)
+    variance = tl.sum(Z * Z, 0) * share
+    spread = variance > CONSTANT * CONSTANT * mean * mean
+    Z *= tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)[None, :]
+    highest = tl.max(tl.where(exists, Z, float("-inf")), 1)
+    mean = tl.sum(Z, 1) * share
+    Z = tl.where(exists, Z - mean[:, None], 0.0)
+    deviation = tl.sqrt(tl.sum(Z * Z, 1) * share)
+    return tl.where(valid_i, weighted(mean, deviation, highest, weight), 0.0)
+
+
+# fmt: off
+@triton.jit
+def logit_kernel(
+    q, k, column_mean, column_inverse, weight, padding, dual,
+    q_b, q_h, q_n, k_b, k_h, k_n, heads, n, m,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """weight . features of BLOCK_N queries of a head, not centred, in `dual` `[.., n]`."""
+    blocks = tl.cdiv(n, BLOCK_N)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    sample, h = head // heads, head % heads
+    i = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    q_tile = load_tile(q + sample * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
+    k += sample * k_b + h * k_h
+    total, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    highest = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    count = tl.zeros([BLOCK_M], tl.int32)
+    for first in range(0, m, BLOCK_M):
+        j = first + tl.arange(0, BLOCK_M)
+        valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
+        S = product(q_tile, tl.trans(load_tile(k, j, valid_j, k_n, D, BLOCK_D)), OPERAND, PRECISION)
+        mean = tl.load(column_mean + head * m + j, mask=valid_j, other=0.0)
+        inverse = tl.load(column_inverse + head * m + j, mask=valid_j, other=0.0)
+        Z = (S - mean[None, :]) * inverse[None, :]
+        total += tl.sum(Z, 1)
+        squares += tl.sum(Z * Z, 1)
+        highest = tl.maximum(highest, tl.max(tl.where(valid_j[None, :], Z, float("-inf")), 1))
+        count += valid_j.to(tl.int32)
+    share = 1.0 / tl.maximum(tl.sum(count), 1).to(tl.float32)
+    mean = total * share
+    deviation = tl.sqrt(tl.maximum(squares * share - mean * mean, 0.0))
+    result = weighted(mean, deviation, highest, weight + h * COUNT)
+    tl.store(dual + head * n + i, tl.where(valid_i, result, 0.0), mask=i < n)
