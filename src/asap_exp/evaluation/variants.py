@@ -96,7 +96,7 @@ def variants(
         return everywhere(lambda _: truncation.attention(teacher.eps))
 
     budget = artifact.identity.get("budget")
-    refine = "refine by layer" if budget else f"refine {artifact.identity['refine']}"
+    refine = "refine by layer" if budget else refine_words(artifact.identity["calibration"])
     name = "by budget" if budget else "ASAP"
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
