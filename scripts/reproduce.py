@@ -55,6 +55,7 @@ LEARNED_FEW = [
 ]
 REFINED = ["calibration.refine=1"]
 NOT_ADAPTIVE = ["calibration.adaptive=false"]
+LOGITS, RELAXED = ["calibration.logits=true"], ["calibration.relaxed=true"]
 THOROUGH = [
     *END_TO_END,
     "calibration.samples=20000",
@@ -74,9 +75,13 @@ CALIBRATIONS = {
     "cifar": (RIDGE,),
     "cifar_plain": (
         THOROUGH + NOT_ADAPTIVE,
-        [*THOROUGH, "calibration.refine=2"],
+        THOROUGH + REFINED + LOGITS,
+        THOROUGH + REFINED + RELAXED,
+        [*THOROUGH, *LOGITS, *RELAXED, "calibration.refine=2"],
         *three_seeds(THOROUGH + REFINED),
         *three_seeds(THOROUGH),
+        *three_seeds(THOROUGH + REFINED + LOGITS + RELAXED),
+        *three_seeds(THOROUGH + LOGITS),
     ),
     "cifar_256": (
         END_TO_END + NOT_ADAPTIVE,
@@ -90,7 +95,10 @@ CALIBRATIONS = {
 }
 """Else ridge and end_to_end; the last one is the table's."""
 EVALUATIONS = {
-    "cifar_plain": ["truncations=[1,2,3,4,5,6,7,8,9,10,12,15]"],
+    "cifar_plain": [
+        "truncations=[1,2,3,4,5,6,7,8,9,10,12,15]",
+        "relaxed_truncations=[2,3,4,5,6,7,8,10]",
+    ],
     "cifar_256": ["truncations=[1,2,3,4,5,6,7,8,10,12,15]"],
     "cifar_1024": ["truncations=[1,2,3,4,5,6,8,10]", "latency.batch_size=32"],
 }

@@ -8,7 +8,7 @@ import torch
 from asap_exp import ops
 from asap_exp.ops.reference.sinkhorn import logits, update
 
-from .inputs import OPERATORS, Inputs, make_inputs, relative_rms
+from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
 
 pytest.importorskip("triton")
 from asap_exp.ops.triton import one_launch
@@ -48,8 +48,9 @@ def check_dual(x: Inputs, **options) -> torch.Tensor:
     features = ops.logit_features(x.q.double(), x.k.double(), **options)
     expected = torch.einsum("hp,bhpn->bhn", x.logit_weight.double(), features)
     assert found.dtype == torch.float32
-    # The products are exact whatever the inputs' dtype, so every dtype comes as close.
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    # The products are exact whatever the inputs' dtype, so every dtype comes as close. Least where
+    # the deviation of a row is a small difference of large sums.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
     return found
 
 
@@ -106,8 +107,9 @@ def test_attention_and_dual(tokens, dtype, monkeypatch):
 
 def test_gradient_of_relaxed_attention():
     x = inputs_of(20)
-    _, found = RELAXED.run(x, backend="triton")
-    _, expected = RELAXED.run(x.map(torch.Tensor.double))
+    cotangents = tuple(y.to(DEVICE) for y in make_cotangents(RELAXED(x)))
+    _, found = RELAXED.run(x, cotangents, backend="triton")
+    _, expected = RELAXED.run(x.map(torch.Tensor.double), tuple(y.double() for y in cotangents))
     for name, gradient in found.items():
         assert relative_rms(gradient, expected[name]) <= 1e-4, name
 

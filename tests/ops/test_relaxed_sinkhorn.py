@@ -11,7 +11,15 @@ from asap_exp.ops import _backend
 from asap_exp.ops.reference.sinkhorn import logits
 
 from . import plain
-from .inputs import OPERATORS, Inputs, assert_close64, identity_values, make_inputs, relative_rms
+from .inputs import (
+    OPERATORS,
+    Inputs,
+    assert_close64,
+    identity_values,
+    make_cotangents,
+    make_inputs,
+    relative_rms,
+)
 
 RELAXED, TEACHER = OPERATORS["relaxed_sinkhorn_attention"], OPERATORS["sinkhorn_attention"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -119,8 +127,10 @@ def test_fused_beyond_what_stays_on_chip(monkeypatch):
 @fused
 def test_gradient():
     inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=16)
-    _, found = RELAXED.run(inputs, backend="triton")
-    _, expected = RELAXED.run(inputs.map(torch.Tensor.double))
+    cotangents = tuple(y.to(inputs.q) for y in make_cotangents(RELAXED(inputs)))
+    exact = inputs.map(torch.Tensor.double)
+    _, found = RELAXED.run(inputs, cotangents, backend="triton")
+    _, expected = RELAXED.run(exact, tuple(y.double() for y in cotangents))
     for name, gradient in found.items():
         assert relative_rms(gradient, expected[name]) <= 1e-4, name
 

@@ -30,8 +30,10 @@ def on_chip(
 ) -> None:
     """`rows` and `cols` are read and written with `save` alone, which takes no relaxation."""
     p = problem
-    # Relaxed updates are so much code that one warp's registers spill.
-    warps = p.on_chip_warps(2 if p.few or relaxation is not None else 1, 8)
+    if relaxation is not None and p.num_iters > 1:  # more code, and more of it in logarithms
+        warps = p.on_chip_warps(4, 8)
+    else:
+        warps, relaxation = p.on_chip_warps(2 if p.few else 1, 8), None
     short.forward_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, relaxation or 1.0,

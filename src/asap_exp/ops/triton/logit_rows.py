@@ -83,23 +83,29 @@ def weighted(mean, deviation, highest, weight):
     return w + tl.load(weight + 2).to(tl.float32) * highest
 
 
-# fmt: off
 @triton.jit
-def logit_features_on_chip(S, weight, sign, valid_i, valid_j, share):
-    # fmt: on
-    """logit_weight . features `[len(i)]`, not centred, from the products S of q and k on chip."""
-    exists = valid_i[:, None] & valid_j[None, :]
-    S = S * sign
+def logit_features_on_chip(S, weight, sign, valid, share, EVEN: tl.constexpr):
+    """logit_weight . features `[len(valid)]` from the products S of q and k on chip, not centred.
+
+    EVEN: all tokens are valid. `sign` is that of the logits to S.
+    """
     mean = tl.sum(S, 0) * share  # of absent queries the products are 0
-    Z = tl.where(exists, S - mean[None, :], 0.0)
+    Z = S - mean[None, :]
+    if not EVEN:
+        Z = tl.where(valid[:, None], Z, 0.0)
     variance = tl.sum(Z * Z, 0) * share
-    spread = variance > CONSTANT * CONSTANT * mean * mean
-    Z *= tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)[None, :]
-    highest = tl.max(tl.where(exists, Z, float("-inf")), 1)
+    spread = (variance > CONSTANT * CONSTANT * mean * mean) & valid
+    Z *= tl.where(spread, sign * tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)[None, :]
+    there = Z
+    if not EVEN:
+        there = tl.where(valid[None, :], Z, float("-inf"))
+    highest = tl.max(there, 1)
     mean = tl.sum(Z, 1) * share
-    Z = tl.where(exists, Z - mean[:, None], 0.0)
+    Z -= mean[:, None]
+    if not EVEN:
+        Z = tl.where(valid[None, :], Z, 0.0)
     deviation = tl.sqrt(tl.sum(Z * Z, 1) * share)
-    return tl.where(valid_i, weighted(mean, deviation, highest, weight), 0.0)
+    return tl.where(valid, weighted(mean, deviation, highest, weight), 0.0)
 
 
 # fmt: off

@@ -3,8 +3,8 @@
 The mathematics is that of `potentials` and `short`. Of a head nothing but its output is stored: its
 projections are sorted, and the potentials brought back to their tokens by a second sort, in the
 registers where the matrix units leave the projections. f_hat is not centred: the closure of a dual
-does not change with a constant added to it. Refined, where heads are many, the dual and the updates
-are launches of their own.
+does not change with a constant added to it. Refined, where heads are many and have no logit
+features, the dual and the updates are launches of their own.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.triton import potentials, projection
 from asap_exp.ops.triton.adaptive import adaptive_weights_of_both, centred_rows, pooled
-from asap_exp.ops.triton.logit_rows import logit_dual, logit_features_on_chip
+from asap_exp.ops.triton.logit_rows import logit_features_on_chip
 from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
 from asap_exp.ops.triton.projection import (
     load_directions,
@@ -106,14 +106,15 @@ def _asap(
     slope: float,
 ) -> Tensor:
     p = Problem.of(q, k, v, padding, refine + 1, slope)
-    if refine > 0 and not p.few:  # faster: one warp has no room for the updates as well
-        weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    one_warp = not p.few and logit_weight is None
+    if refine > 0 and one_warp:  # faster: one warp has no room for the updates as well
+        weights = (theta, weight, query_weight, adaptive_weight)
         return _separately(q, k, v, weights, relaxation, padding, refine, slope)
     out = unwritten_output(q, v)
     if out.numel() == 0:
         return out
     slices = theta.shape[1]
-    warps = _warps(p)
+    warps = _warps(p, one=one_warp)
     theta, weight = theta.contiguous(), weight.contiguous()
     query_weight, adaptive_weight, logit_weight, relaxation = (
         None if x is None else x.contiguous()
@@ -128,7 +129,7 @@ def _asap(
             **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
-            RELAXED=relaxation is not None,
+            RELAXED=relaxation is not None, EVEN=p.padding is None and p.n == block(p.n),
             WARPS=warps, num_warps=warps,
         )  # fmt: skip
     return out
@@ -156,7 +157,7 @@ def _separately(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     relaxation: Tensor | None,
     padding: Tensor | None,
     refine: int,
@@ -164,19 +165,15 @@ def _separately(
 ) -> Tensor:
     """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
     options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
-    theta, weight, query_weight, adaptive_weight, logit_weight = weights
-    of_slices = (theta, weight, query_weight, adaptive_weight)
-    f_hat = potentials.sliced_dual(q, k, *of_slices, **options)
-    if logit_weight is not None:
-        f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
+    f_hat = potentials.sliced_dual(q, k, *weights, **options)
     return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
 
 
-def _warps(p: Problem) -> int:
+def _warps(p: Problem, *, one: bool) -> int:
     """Of many heads as few as spill hardly a register: fewer exchange less. Of few heads more."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
-    if max(p.q.shape[3], p.v.shape[3]) <= 64 and not p.few:
+    if one and max(p.q.shape[3], p.v.shape[3]) <= 64:
         return 1
     return block(p.n) // 16
 
@@ -253,7 +250,8 @@ def asap_kernel(
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, WIDE: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
-    HAS_LOGIT_WEIGHT: tl.constexpr, RELAXED: tl.constexpr, WARPS: tl.constexpr,
+    HAS_LOGIT_WEIGHT: tl.constexpr, RELAXED: tl.constexpr,
+    EVEN: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
     """One program a head; duals in units of log 2."""
@@ -295,7 +293,7 @@ def asap_kernel(
     if HAS_LOGIT_WEIGHT:
         sign = tl.where(to_log2 > 0, 1.0, tl.where(to_log2 < 0, -1.0, 0.0))
         weight_of_head = logit_weight + h * LOGIT_FEATURES
-        f += logit_features_on_chip(S, weight_of_head, sign, valid, valid, share) * UNIT
+        f += logit_features_on_chip(S, weight_of_head, sign, valid, share, EVEN) * UNIT
     f = tl.where(valid, f, float("-inf"))
     if RELAXED:
         w = tl.load(relaxation + h).to(tl.float32)
