@@ -64,6 +64,7 @@ EVALUATION = (
     "latency.batch_size=4",
     "latency.rounds=3",
     "truncations=[1,2,10]",
+    "relaxed_truncations=[2,10]",
 )
 BENCHMARK = (
     "accelerator=cpu",

@@ -336,6 +336,8 @@ BAD_VALUES = {
         "budget.slices=[2,0]": "at least 1",
         "budget.refine=[-1]": "at least 0",
         "budget.truncations=[0]": "at least 1",
+        "budget.relaxed_truncations=[0]": "at least 1",
+        "budget.relaxation=2.0": "above 0 and below 2",
         "budget.latency.rounds=2": "at least 3",
         "calibration.slices=0": "at least 1",
         "calibration.refine=-1": "at least 0",
@@ -354,6 +356,8 @@ BAD_VALUES = {
         "batch_size=0": "at least 1",
         "max_test_rows=0": "at least 1",
         "truncations=[3,0]": "at least 1",
+        "relaxed_truncations=[3,0]": "at least 1",
+        "relaxation=0.0": "above 0 and below 2",
         "fidelity_samples=0": "at least 1",
         "latency.batch_size=0": "at least 1",
         "latency.rounds=2": "at least 3",
@@ -539,6 +543,7 @@ def test_one_budget_at_a_time():
     ("stage", "override"),
     [
         ("evaluate", "truncations=[1, 2, 1]"),
+        ("evaluate", "relaxed_truncations=[1, 2, 1]"),
         ("distill", "budget.slices=[4, 4]"),
         ("distill", "budget.refine=[0, 0]"),
         ("distill", "budget.truncations=[3, 3]"),
@@ -627,9 +632,19 @@ def test_asap_cannot_be_trained_and_the_refusal_says_what_to_run():
         build_attention(config.attention)
 
 
-def test_adaptive_features_go_with_query_features():
-    assert "needs calibration.query_features=true" in refused(
-        "distill", "calibration.adaptive=true"
-    )
-    features = "calibration.query_features=true"
-    assert composed("distill", features, "calibration.adaptive=true").calibration.adaptive
+@pytest.mark.parametrize("key", ["adaptive", "logits"])
+def test_further_features_go_with_query_features(key):
+    further = f"calibration.{key}=true"
+    assert f"{further} needs calibration.query_features=true" in refused("distill", further)
+    calibration = composed("distill", "calibration.query_features=true", further).calibration
+    assert getattr(calibration, key)
+
+
+def test_what_a_calibration_does_not_read_is_no_part_of_it():
+    """So that maps of before there were such settings are not another calibration's."""
+    ridge = composed("distill").calibration
+    assert not {"adaptive", "logits", "relaxed", "kl"} & set(ridge.identity())
+    options = ("calibration=kl", "calibration.relaxed=true")
+    assert "relaxed" not in composed("distill", *options).calibration.identity()
+    refined = composed("distill", *options, "calibration.refine=1").calibration
+    assert refined.identity()["relaxed"] is True

@@ -8,14 +8,11 @@ from types import ModuleType, SimpleNamespace
 
 import datasets
 import pytest
-import torch
 
-from asap_exp.attention import SinkhornAttention
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.texts import load_texts
-from tests.conftest import Pipeline
 from tests.data.sentences import make_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,40 +104,6 @@ def test_every_task_that_can_be_reproduced_composes() -> None:
             if first.task.name != "cifar":
                 for key in ("name", "vocab_size", "lowercase", "max_length"):
                     assert getattr(first.data, key) == getattr(fine.data, key)
-
-
-def test_over_relaxed_updates_are_plain_ones_at_1_and_balance_columns_sooner() -> None:
-    attention = script("over_relaxation").OverRelaxedSinkhorn
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 12, 8, generator=generator, dtype=torch.float64) for _ in "qkv")
-    q = 8 * q
-    mask = torch.arange(12)[None] >= torch.tensor([[12], [9]])
-    for padding in (None, mask):
-        plain = SinkhornAttention(num_iters=5)(q, k, v, key_padding_mask=padding)
-        same = attention(5, 1.0, 1.0)(q, k, v, key_padding_mask=padding)
-        torch.testing.assert_close(same, plain)
-    plain, relaxed = (attention(5, w, 1.0).plan(q, k).sum(-2) - 1 for w in (1.0, 1.5))
-    assert relaxed.abs().mean() < 0.8 * plain.abs().mean()
-
-
-def test_over_relaxation_is_compared_with_the_teacher(
-    shared_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    arguments = [str(shared_pipeline.teacher.path), "--truncations", "2", "--rows", "20"]
-    monkeypatch.setattr(sys, "argv", ["over_relaxation.py", *arguments])
-    script("over_relaxation").main()
-    printed = capsys.readouterr().out
-    assert "20 of" in printed
-    assert printed.count("T' = 2, w = ") == 2
-    monkeypatch.setattr(sys, "argv", ["over_relaxation.py", str(shared_pipeline.softmax.path)])
-    with pytest.raises(SystemExit, match="attention=softmax; only a Sinkhorn teacher"):
-        script("over_relaxation").main()
-    arguments = ["over_relaxation.py", arguments[0], "--relaxations", "2"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(
-        SystemExit, match=r"--relaxations=2\.0 is not allowed; it must be above 0 and below 2"
-    ):
-        script("over_relaxation").main()
 
 
 @pytest.mark.parametrize("name", ["agnews", "wikitext2"])

@@ -441,6 +441,19 @@ class LatencyConfig:
             raise UserError(f"{name}.cuda_graph=true needs a GPU; set {name}.cuda_graph=false")
 
 
+def check_counts(name: str, counts: list[int], *, minimum: int) -> None:
+    for count in counts:
+        check_range(name, count, minimum=minimum)
+    check_distinct(name, counts)
+
+
+def check_truncations(config: "BudgetConfig | EvaluateConfig", prefix: str) -> None:
+    """Raises UserError where a number of updates or the relaxation is not allowed."""
+    for key in ("truncations", "relaxed_truncations"):
+        check_counts(f"{prefix}{key}", getattr(config, key), minimum=1)
+    check_range(f"{prefix}relaxation", config.relaxation, above=0, below=2)
+
+
 @dataclass
 class BudgetConfig:
     """What a compiled model may cost; one of the first two is set, or neither."""
@@ -450,6 +463,8 @@ class BudgetConfig:
     slices: list[int]
     refine: list[int]
     truncations: list[int]
+    relaxed_truncations: list[int]
+    relaxation: float
     latency: LatencyConfig
 
     def __post_init__(self) -> None:
@@ -462,10 +477,9 @@ class BudgetConfig:
                 f"budget.accuracy_drop={self.accuracy_drop} and "
                 f"budget.latency_ratio={self.latency_ratio} are two budgets; give one of them"
             )
-        for key, minimum in (("slices", 1), ("refine", 0), ("truncations", 1)):
-            for value in getattr(self, key):
-                check_range(f"budget.{key}", value, minimum=minimum)
-            check_distinct(f"budget.{key}", getattr(self, key))
+        for key, minimum in (("slices", 1), ("refine", 0)):
+            check_counts(f"budget.{key}", getattr(self, key), minimum=minimum)
+        check_truncations(self, "budget.")
         self.latency.check("budget.latency")
 
     @property
@@ -533,11 +547,7 @@ class EvaluateConfig:
         if self.max_test_rows is not None:
             check_range("max_test_rows", self.max_test_rows, minimum=1)
         check_range("fidelity_samples", self.fidelity_samples, minimum=1)
-        for key in ("truncations", "relaxed_truncations"):
-            for num_iters in getattr(self, key):
-                check_range(key, num_iters, minimum=1)
-            check_distinct(key, getattr(self, key))
-        check_range("relaxation", self.relaxation, above=0, below=2)
+        check_truncations(self, "")
 
 
 @dataclass

@@ -30,6 +30,7 @@ SMALL = (
     "budget.slices=[2,3]",
     "budget.refine=[0]",
     "budget.truncations=[1,2,10]",
+    "budget.relaxed_truncations=[]",
     "budget.latency.batch_size=4",
     "budget.latency.rounds=3",
 )
@@ -159,6 +160,26 @@ def test_latency_is_within_the_budget_and_the_rest_of_it_is_used(
 def test_latency_that_nothing_reaches_is_refused_with_what_can_be(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match=r"latency_ratio=0\.1 cannot be reached.* takes 0\.286"):
         within(pipeline.results, "budget.latency_ratio=0.1")
+
+
+def test_relaxed_truncations_are_options_too(pipeline: Pipeline) -> None:
+    """Of the only one there is it says so; slower than softmax, and closer to the teacher."""
+    folder = within(
+        pipeline.results,
+        "budget.latency_ratio=0.7",
+        "budget.slices=[]",
+        "budget.truncations=[]",
+        "budget.relaxed_truncations=[2,30]",
+        "budget.relaxation=1.3",
+    )
+    artifact = load_artifact(folder)
+    relaxed = {"name": "relaxed_sinkhorn", "num_iters": 2, "relaxation": 1.3, "eps": 1.0}
+    assert set(map(str, artifact.identity["attentions"].values())) <= {
+        str(relaxed),
+        "{'name': 'softmax', 'eps': 1.0}",
+    }
+    became = [layer["became"] for layer in artifact.identity["budget"]["layers"].values()]
+    assert "Sinkhorn, T' = 2, relaxed by 1.3" in became
 
 
 def test_artifact_of_mixed_kinds_is_evaluated_like_any_other(pipeline: Pipeline) -> None:

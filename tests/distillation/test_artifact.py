@@ -110,6 +110,31 @@ def test_query_features_join_the_map(pipeline: Pipeline) -> None:
     assert all(a["r_squared"] > b["r_squared"] for a, b in zip(with_features, without, strict=True))
 
 
+def test_every_kind_of_weight_is_kept(pipeline: Pipeline) -> None:
+    folder = run_distill(
+        pipeline.results,
+        "calibration.steps=[ridge,kl]",
+        "calibration.kl.updates=3",
+        "calibration.query_features=true",
+        "calibration.adaptive=true",
+        "calibration.logits=true",
+        "calibration.refine=1",
+        "calibration.relaxed=true",
+    )
+    artifact = load_artifact(folder)
+    path = "blocks.0.attn"
+    attend, zero = artifact.attention(path), artifact.zero_weights(path)
+    control = artifact.query_features_only(path)
+    for name in ("query_weight", "adaptive_weight", "logit_weight", "relaxation"):
+        kept = artifact.tensors[f"{path}.{name}"]
+        assert torch.equal(getattr(attend, name), kept)
+        assert kept.any()
+        assert getattr(zero, name).any() == (name == "relaxation")
+    assert torch.equal(zero.relaxation, attend.relaxation)
+    assert torch.equal(control.relaxation, artifact.tensors[f"{path}.query_only_relaxation"])
+    assert control.logit_weight is None
+
+
 def test_compiled_attention_runs_what_was_fitted(shared_pipeline: Pipeline) -> None:
     artifact = load_artifact(shared_pipeline.artifact)
     attend = artifact.attention("blocks.0.attn")

@@ -127,6 +127,36 @@ def test_adaptive_features_lower_the_divergence_and_leave_the_controls(
         assert (gain > 0).all()
 
 
+def test_logit_features_and_relaxation_lower_the_divergence(net: Classifier) -> None:
+    """And the controls' updates are relaxed as well, so that what that brings is not the map's."""
+    without, everything = (
+        run(net, "learned", refine=1, logits=more, relaxed=more) for more in (False, True)
+    )
+    for path, attend in everything.maps.items():
+        assert attend.logit_weight is not None
+        assert attend.relaxation is not None
+        assert attend.logit_weight.shape == (HEADS, 3)
+        assert (attend.relaxation != 1).all()
+        assert without.maps[path].logit_weight is without.maps[path].relaxation is None
+        control = everything.controls[path]
+        assert control.logit_weight is None
+        assert control.relaxation is not None
+        assert not torch.equal(control.relaxation, attend.relaxation)
+        last = everything.plan_kl[path]["learned_slices"].mean()
+        assert last < without.plan_kl[path]["learned_slices"].mean()
+        gain = everything.ridge[path].solution.r_squared - without.ridge[path].solution.r_squared
+        assert (gain > 0).all()
+
+
+@pytest.mark.parametrize(("steps", "refine"), [("ridge", 1), ("learned", 0)])
+def test_nothing_is_relaxed_without_updates_or_a_step_that_learns(
+    net: Classifier, steps: str, refine: int
+) -> None:
+    result = run(net, steps, refine=refine, relaxed=True)
+    assert all(attend.relaxation is None for attend in result.maps.values())
+    assert all(attend.relaxation is None for attend in result.controls.values())
+
+
 def test_controls_have_query_features_alone_and_take_the_same_steps(net: Classifier) -> None:
     ridge, learned = run(net, "ridge"), run(net, "learned")
     for path in ridge.controls:

@@ -31,6 +31,7 @@ def test_every_row_of_the_table_is_there(rows: dict[str, dict[str, Any]]) -> Non
         "asap_layer_1",
         "truncated_1",
         "truncated_2",  # and not T' = 10, which is no truncation of T = 4
+        "relaxed_2",
         "control_zero",
         "control_query",
         "control_uniform",
@@ -61,6 +62,14 @@ def test_more_updates_come_closer_to_the_teacher(rows: dict[str, dict[str, Any]]
         > rows["truncated_2"]["l1_row_distance"]
         > 0
     )
+
+
+def test_relaxed_updates_are_others_than_plain_ones(rows: dict[str, dict[str, Any]]) -> None:
+    relaxed, plain = rows["relaxed_2"], rows["truncated_2"]
+    assert relaxed["group"] == "relaxed"
+    assert relaxed["label"] == "Sinkhorn, T' = 2, relaxed by 1.6"
+    assert relaxed["l1_row_distance"] != plain["l1_row_distance"]
+    assert rows["truncated_1"]["l1_row_distance"] > relaxed["l1_row_distance"] > 0
 
 
 def test_asap_beats_the_control_with_the_same_cost(rows: dict[str, dict[str, Any]]) -> None:

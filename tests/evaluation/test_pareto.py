@@ -93,6 +93,11 @@ def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
 def test_verdict_names_the_truncations_on_either_side() -> None:
     assert "At n = 16 tokens, Sinkhorn with T' of 3 has a map" in verdict(group())
     assert "with T' of 2, 8 it has none" in verdict(group())
+    assert "relaxed" not in verdict(group())
+    relaxed = [row(f"relaxed_{T}", "relaxed", 0.9 + T / 100, T) for T in (3, 4, 5)]
+    assert verdict(group([*ROWS, *relaxed])).endswith(
+        "With relaxed updates T' of none of those measured has one, T' of 3, 4, 5 has none."
+    )
     only = [row("asap", "asap", 0.94, 5), row("truncated_3", "truncated", 0.93, 5)]
     assert "with T' of none of those measured it has none" in verdict(group(only))
 

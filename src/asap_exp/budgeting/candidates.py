@@ -10,7 +10,6 @@ from torch import Tensor
 from asap_exp.attention import (
     Attention,
     LayerInputs,
-    SinkhornAttention,
     SoftmaxAttention,
     attention_layers,
     swapped,
@@ -25,7 +24,7 @@ from asap_exp.distillation.end_to_end import log_probabilities
 from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.measure import captured, layer_call, model_call
-from asap_exp.evaluation.variants import Variant
+from asap_exp.evaluation.variants import Variant, truncations
 
 SMALLEST_DAMAGE = 1e-12
 
@@ -131,13 +130,10 @@ def make_options(
     options: dict[str, list[Option]] = {}
     for path in paths:
         teacher = sinkhorn(layers[path])
-        shorter = sorted(T for T in set(budget.truncations) if teacher.num_iters > T)
+        shorter = [cut for cut in truncations(budget) if teacher.num_iters > cut.num_iters]
         options[path] = [
             ("softmax", SoftmaxAttention()),
-            *(
-                (f"Sinkhorn, T' = {T}", SinkhornAttention(num_iters=T, eps=teacher.eps))
-                for T in shorter
-            ),
+            *((cut.label, cut.attention(teacher.eps)) for cut in shorter),
             *((words, fit.maps[path]) for words, fit in fits.items()),
             (f"the teacher's, {teacher.updates}", teacher),
         ]

@@ -25,9 +25,9 @@ from asap_exp.evaluation.records import FORMAT
 from asap_exp.evaluation.tables import print_drift, print_evaluation
 from asap_exp.evaluation.variants import (
     TRAINED_ALIKE,
-    Truncation,
     Variant,
     further_maps,
+    truncations,
     variants,
 )
 from asap_exp.evaluation.wandb_log import log_evaluation
@@ -64,8 +64,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     check_same_tokenizer(data.identity, run)
-    truncated = truncations(config)
-    rows = variants(net, artifact, truncated, nets)
+    rows = variants(net, artifact, truncations(config), nets)
     others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
     further, maps = further_maps(net, artifact, others)
     rows += further
@@ -208,13 +207,6 @@ def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
                 f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.noun} "
                 "used; choose fewer, or a larger max_test_rows"
             )
-
-
-def truncations(config: EvaluateConfig) -> list[Truncation]:
-    """The plain ones, then the relaxed ones."""
-    plain = [Truncation(num_iters) for num_iters in config.truncations]
-    relaxed = config.relaxed_truncations
-    return plain + [Truncation(num_iters, config.relaxation) for num_iters in relaxed]
 
 
 def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:

@@ -14,6 +14,7 @@ from asap_exp.attention import (
     UniformAttention,
     attention_layers,
 )
+from asap_exp.config import BudgetConfig, EvaluateConfig
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
 from asap_exp.evaluation.records import OTHER_MAP
@@ -48,6 +49,13 @@ class Truncation:
         )
 
 
+def truncations(asked: EvaluateConfig | BudgetConfig) -> list[Truncation]:
+    """Those asked for: the plain ones, then the relaxed ones."""
+    plain = [Truncation(num_iters) for num_iters in asked.truncations]
+    relaxed = asked.relaxed_truncations
+    return plain + [Truncation(num_iters, asked.relaxation) for num_iters in relaxed]
+
+
 @dataclass
 class Variant:
     """A row of the table: `net` with `replacements` (by layer path) in it.
@@ -73,7 +81,7 @@ class Variant:
 def variants(
     net: nn.Module,
     artifact: Artifact,
-    truncations: list[Truncation],
+    cuts: list[Truncation],
     twins: Mapping[str, nn.Module],
 ) -> list[Variant]:
     """Every row, the teacher first; controls and truncations stand in the artifact's layers.
@@ -111,7 +119,7 @@ def variants(
         ]
     rows += [
         row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut))
-        for cut in truncations
+        for cut in cuts
         if teacher.num_iters > cut.num_iters
     ]
     rows += [
