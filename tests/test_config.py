@@ -648,3 +648,13 @@ def test_what_a_calibration_does_not_read_is_no_part_of_it():
     assert "relaxed" not in composed("distill", *options).calibration.identity()
     refined = composed("distill", *options, "calibration.refine=1").calibration
     assert refined.identity()["relaxed"] is True
+
+
+def test_a_budget_says_itself_how_often_a_map_may_refine():
+    given = ("calibration=kl", "calibration.relaxed=true", "budget.accuracy_drop=1")
+    config = composed("distill", *given, "budget.refine=[0,2]")
+    assert config.calibration.refine == 0
+    assert config.fitted.identity()["refine"] == 2
+    assert config.fitted.identity()["relaxed"] is True
+    never = composed("distill", *given, "calibration.refine=1", "budget.refine=[0]").fitted
+    assert "relaxed" not in never.identity()

@@ -4,7 +4,7 @@ The values live in `conf/`. A composed configuration becomes one of these datacl
 (`asap_exp.composing`); `__post_init__` refuses what a type cannot.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -508,6 +508,13 @@ class DistillConfig:
                 f"calibration={self.calibration.name} fits layers by one another, but a budget "
                 "chooses for each by itself; choose learned_slices, kl or ridge"
             )
+
+    @property
+    def fitted(self) -> CalibrationConfig:
+        """The calibration; with a budget, which says what maps may refine, the most of that."""
+        if not self.budget.asked:
+            return self.calibration
+        return replace(self.calibration, refine=max(self.budget.refine, default=0))
 
 
 @dataclass

@@ -118,6 +118,15 @@ def test_fused_on_large_logits(size):
 
 
 @fused
+@pytest.mark.parametrize("relaxation", [0.01, 0.05])
+def test_fused_where_an_update_goes_hardly_anywhere(relaxation):
+    inputs = inputs_for(batch=1, heads=1, queries=24, head_dim=16)
+    inputs = replace(inputs, q=12 * inputs.q, k=12 * inputs.k)
+    for num_iters in (3, 6):
+        check(inputs, num_iters=num_iters, relaxation=relaxation)
+
+
+@fused
 def test_fused_beyond_what_stays_on_chip(monkeypatch):
     check(inputs_for(batch=1, heads=1, queries=140, head_dim=16))
     monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", 0)

@@ -1,5 +1,6 @@
 """Few Sinkhorn updates that go further than they should: a baseline for compiled layers."""
 
+import torch
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
@@ -50,7 +51,7 @@ class RelaxedSinkhornAttention(Attention):
             k,
             *no_slices,
             refine=self.num_iters - 1,
-            relaxation=q.new_full((heads,), self.relaxation),
+            relaxation=torch.full((heads,), self.relaxation, dtype=torch.float64, device=q.device),
             eps=self.eps,
             key_padding_mask=key_padding_mask,
         )

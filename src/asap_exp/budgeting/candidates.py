@@ -24,6 +24,7 @@ from asap_exp.distillation.end_to_end import log_probabilities
 from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import interleaved_latency
 from asap_exp.evaluation.measure import captured, layer_call, model_call
+from asap_exp.evaluation.tables import refine_words
 from asap_exp.evaluation.variants import Variant, truncations
 
 SMALLEST_DAMAGE = 1e-12
@@ -120,12 +121,13 @@ def make_options(
 ) -> tuple[dict[str, list[Option]], dict[str, Calibration]]:
     """For each layer its options, the teacher's own attention the last; and the ASAP ones' fits."""
     layers = attention_layers(problem.net)
-    fits = {
-        f"ASAP, {slices} slices, refine {refine}": calibrate(
-            replace(problem, config=with_slices(problem.config, slices, refine)), paths
-        )
+    configs = [
+        with_slices(problem.config, slices, refine)
         for slices in budget.slices
         for refine in budget.refine
+    ]
+    fits = {
+        map_words(config): calibrate(replace(problem, config=config), paths) for config in configs
     }
     options: dict[str, list[Option]] = {}
     for path in paths:
@@ -138,6 +140,12 @@ def make_options(
             (f"the teacher's, {teacher.updates}", teacher),
         ]
     return options, fits
+
+
+def map_words(config: CalibrationConfig) -> str:
+    """The name of this option."""
+    refined = refine_words({"refine": config.refine, "relaxed": config.relaxes})
+    return f"ASAP, {config.slices} slices, {refined}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:

@@ -55,7 +55,7 @@ def compile_layers(problem: Problem, paths: list[str], _: TaskDataModule) -> Com
 def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
     """Compiles a teacher's layers; returns the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
-    calibration = config.calibration
+    calibration = config.fitted
     device = choose_device(config.accelerator)
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
@@ -156,7 +156,7 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
 
 def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
     """Equal for compilations that give the same artifact."""
-    key = {"calibration": config.calibration.identity(), "layers": paths}
+    key = {"calibration": config.fitted.identity(), "layers": paths}
     return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
 
 

@@ -21,6 +21,9 @@ STAGES = ("train", "distill", "evaluate")
 OTHER_MAP = "map_"
 """How the keys of further compiled maps of the same teacher begin."""
 
+RELAXATION = 1.6
+"""Of relaxed truncations in records that do not say otherwise: conf/evaluate.yaml's."""
+
 ASKED = ("accuracy_drop", "latency_ratio")
 """Of a budget: what it was to keep, beside what came of it."""
 
@@ -160,9 +163,16 @@ def configuration(record: Record) -> dict[str, Any]:
         "device": record["device"],
         "latency": record["latency"],
         "fidelity_samples": record["fidelity_samples"],
+        **relaxation_of(manifests),
         **({"maps": "all"} if record.get("maps") else {}),
         **({"corruption": record["corruption"]} if record.get("corruption") else {}),
     }
+
+
+def relaxation_of(manifests: dict[str, Any]) -> dict[str, float]:
+    """That of truncations, where it is not the usual one: their rows have one name."""
+    asked = manifests.get("evaluate", {}).get("config", {}).get("relaxation", RELAXATION)
+    return {} if asked == RELAXATION else {"relaxation": asked}
 
 
 def own_row(_: Record, row: dict[str, Any]) -> tuple[str, str]:

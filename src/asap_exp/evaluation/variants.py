@@ -195,7 +195,7 @@ def seed_of(artifact: Artifact) -> int:
 
 
 def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
-    """A control has no slices, so it is the same whatever features of slices the map has."""
+    """A control has no slices, so it is the same whatever else the map regresses on."""
     identity = artifact.identity
     of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
     unread = of_slices if control else ()

@@ -58,11 +58,11 @@ def relaxed_sinkhorn_attention(
 ) -> Tensor:
     """The closure of f after `num_iters` - 1 relaxed updates from 0, `[B, H, N, width of v]`.
 
-    Each goes to f + relaxation (F(f) - f), F a plain update; beyond 1, where it is over-relaxed,
-    fewer of them come as close to the plan of many. At relaxation = 1 this is
-    `sinkhorn_attention`. Where a gradient is needed logits are kept in memory. Source: Thibault,
-    Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
-    transport", 2017, who relax both duals; to relax one is the same with the steps seen in pairs.
+    Each goes to f + relaxation (F(f) - f), F a plain update. Beyond 1, where it is over-relaxed,
+    it comes closer to the plan of many updates where plain ones converge slowly, and less close
+    where they converge fast. At relaxation = 1 this is `sinkhorn_attention`. Where a gradient is
+    needed logits are kept in memory. After Thibault, Chizat, Dossal and Papadakis, "Overrelaxed
+    Sinkhorn-Knopp algorithm for regularized optimal transport", 2017, who relax both duals.
     """
     check.check_count("num_iters", num_iters, 1)
     check.check_relaxation(relaxation)
@@ -188,7 +188,8 @@ def asap_attention(
     Sinkhorn updates before the closure, each f + relaxation (F(f) - f), a plain F(f) where there is
     no relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
     `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`. Source: arXiv
-    2605.12879; all but the potentials is ours, relaxed updates are those of `sinkhorn_attention`.
+    2605.12879; all but the potentials is ours, relaxed updates are those of
+    `relaxed_sinkhorn_attention`.
     """
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)

@@ -59,8 +59,12 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H, M]`."""
-    q, k = (blank(x, padding, 2).float() for x in (q, k))
+    """Mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H, M]`.
+
+    In float64: where a key is nearly orthogonal to what queries differ in, most of the quadratic
+    form cancels.
+    """
+    q, k = (blank(x, padding, 2).double() for x in (q, k))
     valid = q.new_ones(1, q.shape[2], dtype=torch.bool) if padding is None else ~padding
     count = valid.sum(dim=-1).clamp(min=1)[:, None, None]
     mean = q.sum(dim=2) / count
@@ -68,11 +72,9 @@ def column_scales(
     covariance = centred.mT @ centred / count[..., None]
     column_mean = (k @ mean[..., None])[..., 0]
     deviation = ((k @ covariance) * k).sum(dim=-1).clamp(min=0).sqrt()
-    # What is lost in centring is a share of both lengths, however small their product is.
-    lengths = mean.norm(dim=-1, keepdim=True) * k.norm(dim=-1)
-    spread = deviation > reference.CONSTANT * lengths
+    spread = deviation > reference.CONSTANT * column_mean.abs()
     sign = (slope > 0) - (slope < 0)
-    return column_mean, torch.where(spread, sign / deviation, 0.0)
+    return column_mean.float(), torch.where(spread, sign / deviation, 0.0).float()
 
 
 @triton.jit
@@ -125,9 +127,9 @@ def logit_kernel(
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
     q_tile = load_tile(q + sample * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
     k += sample * k_b + h * k_h
-    total, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    average, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     highest = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    count = tl.zeros([BLOCK_M], tl.int32)
+    count = 0.0
     for first in range(0, m, BLOCK_M):
         j = first + tl.arange(0, BLOCK_M)
         valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
@@ -135,12 +137,15 @@ def logit_kernel(
         mean = tl.load(column_mean + head * m + j, mask=valid_j, other=0.0)
         inverse = tl.load(column_inverse + head * m + j, mask=valid_j, other=0.0)
         Z = (S - mean[None, :]) * inverse[None, :]
-        total += tl.sum(Z, 1)
-        squares += tl.sum(Z * Z, 1)
         highest = tl.maximum(highest, tl.max(tl.where(valid_j[None, :], Z, float("-inf")), 1))
-        count += valid_j.to(tl.int32)
-    share = 1.0 / tl.maximum(tl.sum(count), 1).to(tl.float32)
-    mean = total * share
-    deviation = tl.sqrt(tl.maximum(squares * share - mean * mean, 0.0))
-    result = weighted(mean, deviation, highest, weight + h * COUNT)
+        # Tiles of squares about their own means join without cancelling (Chan et al., 1979).
+        more = tl.sum(valid_j.to(tl.float32))
+        tile_average = tl.sum(Z, 1) / tl.maximum(more, 1.0)
+        centred = tl.where(valid_j[None, :], Z - tile_average[:, None], 0.0)
+        apart, both = tile_average - average, tl.maximum(count + more, 1.0)
+        average += apart * (more / both)
+        squares += tl.sum(centred * centred, 1) + apart * apart * (count * more / both)
+        count += more
+    deviation = tl.sqrt(squares / tl.maximum(count, 1.0))
+    result = weighted(average, deviation, highest, weight + h * COUNT)
     tl.store(dual + head * n + i, tl.where(valid_i, result, 0.0), mask=i < n)

@@ -90,7 +90,8 @@ def plan(
         far = num_iters > 1
         while far:
             updated = relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio)
-            moves = tl.where(valid_i, updated - f, 0.0)
+            # Of a plain update, by which what is relaxed further is measured below.
+            moves = tl.where(valid_i, (updated - f) / relaxation, 0.0)
             f = updated
             num_iters -= 1
             far = (num_iters > 1) & (tl.max(moves) - tl.min(moves) > NEAR)
