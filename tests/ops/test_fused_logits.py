@@ -13,7 +13,7 @@ from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rm
 pytest.importorskip("triton")
 from asap_exp.ops.triton import one_launch
 from asap_exp.ops.triton.logit_rows import logit_dual
-from asap_exp.ops.triton.refined import relaxed
+from asap_exp.ops.triton.refined import refined_dual
 from asap_exp.ops.triton.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -129,7 +129,7 @@ def test_gradient_of_relaxed_attention():
 def test_one_relaxation_for_all_heads():
     x = inputs_of(20)
     options = {"eps": 0.7, "scale": 0.4}
-    found = relaxed(x.q, x.k, x.row_dual, 2, 1.5, key_padding_mask=None, **options)
+    found = refined_dual(x.q, x.k, x.row_dual, 2, 1.5, key_padding_mask=None, **options)
     S = logits(x.q.double(), x.k.double(), mask=None, **options)
     expected = update(S, x.row_dual.double(), 2, None, 1.5)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -127,7 +127,8 @@ def make_options(
         for refine in budget.refine
     ]
     fits = {
-        map_words(config): calibrate(replace(problem, config=config), paths) for config in configs
+        option_words(config): calibrate(replace(problem, config=config), paths)
+        for config in configs
     }
     options: dict[str, list[Option]] = {}
     for path in paths:
@@ -142,7 +143,7 @@ def make_options(
     return options, fits
 
 
-def map_words(config: CalibrationConfig) -> str:
+def option_words(config: CalibrationConfig) -> str:
     """The name of this option."""
     refined = refine_words({"refine": config.refine, "relaxed": config.relaxes})
     return f"ASAP, {config.slices} slices, {refined}"

@@ -10,7 +10,7 @@ entropic optimal transport with uniform marginals; the rows close last).
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,10 +117,8 @@ def sinkhorn_attention(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    padding = effective_padding(key_padding_mask)
-    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
-    ready = update(S, starting_dual(S), num_iters - 1, padding)
-    return average_values(closure(S, ready, padding), v, key_padding_mask)
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    return relaxed_sinkhorn_attention(q, k, v, num_iters=num_iters, relaxation=None, **options)
 
 
 def relaxed_sinkhorn_attention(
@@ -129,7 +127,7 @@ def relaxed_sinkhorn_attention(
     v: Tensor,
     *,
     num_iters: int,
-    relaxation: float,
+    relaxation: float | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,

@@ -12,7 +12,7 @@ from asap_exp.ops._arguments import gradient_needed
 from asap_exp.ops.reference._masking import blank
 from asap_exp.ops.triton import one_launch, potentials
 from asap_exp.ops.triton.logit_rows import logit_dual
-from asap_exp.ops.triton.refined import refined_attention, relaxed, updated
+from asap_exp.ops.triton.refined import refined_attention, refined_dual
 
 
 def sliced_potentials(
@@ -75,10 +75,7 @@ def predicted_dual(
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     f_hat = sliced_dual(q, k, *weights, **options)
-    if refine > 0 and relaxation is not None:
-        f_hat = relaxed(q, k, f_hat, refine, relaxation, **options)
-    elif refine > 0:
-        f_hat = updated(q, k, f_hat, refine, eps, scale, key_padding_mask)
+    f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
     return blank(f_hat, key_padding_mask, 2)
 
 

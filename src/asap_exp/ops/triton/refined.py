@@ -28,44 +28,38 @@ def refined_attention(
     Where a gradient is needed the reference makes relaxed updates, with logits in memory.
     """
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    if relaxation is not None and refine > 0:
-        f_hat = relaxed(q, k, f_hat, refine, relaxation, **options)
+    if relaxation is not None:
+        f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
         refine = 0
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 
 
-def relaxed(
+def refined_dual(
     q: Tensor,
     k: Tensor,
     f: Tensor,
-    updates: int,
-    relaxation: Tensor | float,
+    refine: int,
+    relaxation: Tensor | float | None,
     *,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """f after so many relaxed updates, `[B, H, N]`."""
+    """f after `refine` updates, `[B, H, N]`; plain ones have no gradient."""
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    if relaxation is None:
+        return updated(q, k, f, refine, **options) if refine > 0 else f
     if gradient_needed(q, k, f, relaxation if isinstance(relaxation, Tensor) else None):
         S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
-        return update(S, f, updates, effective_padding(key_padding_mask), relaxation)
+        return update(S, f, refine, effective_padding(key_padding_mask), relaxation)
     weight = relaxation.float()[:, None] if isinstance(relaxation, Tensor) else relaxation
-    for _ in range(updates):
-        f = f + weight * (updated(q, k, f, 1, eps, scale, key_padding_mask) - f)
+    for _ in range(refine):
+        f = f + weight * (updated(q, k, f, 1, **options) - f)
     return f
 
 
-def updated(
-    q: Tensor,
-    k: Tensor,
-    f: Tensor,
-    num_iters: int,
-    eps: float,
-    scale: float,
-    key_padding_mask: Tensor | None,
-) -> Tensor:
+def updated(q: Tensor, k: Tensor, f: Tensor, num_iters: int, **options: Any) -> Tensor:
     """f after so many plain updates, `[B, H, N]`; no gradient."""
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     no_values = k[..., :0]
     rows = sinkhorn(q, k, no_values, f, num_iters=num_iters, keep_duals=True, **options).rows
     return rows[:, :, -1] / LOG2_E
