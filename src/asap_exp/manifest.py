@@ -18,6 +18,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.files import write_json
+from asap_exp.interruption import Interrupted
 from asap_exp.typed import STRICT
 
 PACKAGES = (
@@ -148,6 +149,9 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     try:
         yield record
         record["status"] = "finished"
+    except Interrupted as stop:
+        record |= {"status": "interrupted", "error": str(stop)}
+        raise
     except BaseException as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
         raise
