@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: what they raise, and how a stage puts them off until it has saved its work."""
+"""SIGINT and SIGTERM: what they raise, and how a stage puts them off until its work is saved."""
 
 import signal
 import sys
@@ -40,6 +40,18 @@ class Request:
         if self.signal is not None:
             raise Interrupted(self.signal)
 
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler: a second signal is not put off."""
+        if self.signal is not None:
+            _interrupt(number, frame)
+        self.signal = number
+        name = signal.Signals(number).name
+        print(f"\n{name}: stopping once this step is saved", file=sys.stderr, flush=True)
+
+    def listen(self) -> None:
+        """Puts its handler in the place of one that came after it."""
+        hear(self.note)
+
 
 @contextmanager
 def interruptible() -> Iterator[None]:
@@ -52,15 +64,7 @@ def interruptible() -> Iterator[None]:
 def postponed() -> Iterator[Request]:
     """The first signal is noted in the Request; a second one raises Interrupted at once."""
     request = Request()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None:
-            _interrupt(number, frame)
-        request.signal = number
-        name = signal.Signals(number).name
-        print(f"\n{name}: stopping once this step is saved", file=sys.stderr, flush=True)
-
-    with handled(note):
+    with handled(request.note):
         yield request
 
 
@@ -70,19 +74,25 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """`handler` gets both signals; one that this process was told to ignore stays ignored.
-
-    Python handles signals in its main thread alone; elsewhere this changes nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in SIGNALS}
-    heard = [s for s, current in before.items() if current is not signal.SIG_IGN]
+    """`handler` gets both signals meanwhile."""
+    before = hear(handler)
     try:
-        for s in heard:
-            signal.signal(s, handler)
         yield
     finally:
-        for s in heard:
-            signal.signal(s, before[s])
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def hear(handler: Handler) -> dict[signal.Signals, Any]:
+    """`handler` gets both signals; what got them before.
+
+    One that this process was told to ignore stays ignored. Python handles signals in its main
+    thread alone; elsewhere this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, handler)
+    return heard

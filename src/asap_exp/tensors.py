@@ -14,6 +14,8 @@ from asap_exp.files import write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError where a tensor holds NaN or infinity: no such file is ever a result."""
+    require_finite(tensors, str(path))
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_bytes(path, save(contiguous))
 
@@ -28,6 +30,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is damaged and cannot be loaded ({error}); make it again, or take a copy"
         ) from error
+
+
+def require_finite(tensors: Mapping[str, Tensor], what: str, advice: str = "") -> None:
+    """UserError names the first tensor of `what` that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+            bad = int((~finite).sum())
+            raise UserError(
+                f"{what}: {bad} of the {tensor.numel()} values of {name} are NaN or infinite, so "
+                f"it is not saved as a result. {advice}".rstrip()
+            )
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

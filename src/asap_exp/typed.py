@@ -9,6 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asap_exp.errors import UserError
 from asap_exp.files import read_json
+from asap_exp.sealed import check_seal
 
 T = TypeVar("T")
 
@@ -20,12 +21,16 @@ SHOWN = 60
 
 
 def read(kind: type[T], file: Path) -> T:
-    """What `file` holds, as a `kind`; UserError where it is missing, no JSON, or of another shape."""
+    """What `file` holds, as a `kind`.
+
+    UserError where it is missing, no JSON, of another shape, or not what its seal says.
+    """
     return from_json(kind, read_json(file), file)
 
 
 def from_json(kind: type[T], value: Any, file: Path) -> T:
-    """`value`, read from `file`, as a `kind`; UserError names the file, the key and what is wrong."""
+    """`value`, read from `file`, as a `kind`; UserError names the file, the key and the fault."""
+    check_seal(value, file)
     try:
         # As text: pydantic is strict with numbers and words there, and takes an object for a class.
         return adapter(kind).validate_json(json.dumps(value))
