@@ -290,7 +290,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     finished = [run for run in all_runs(paths, task) if run.finished and has_dual(run.config)]
     if not finished:
         aside = [run.path for run in runs_aside(paths, task) if run.finished]
-        moved = "".join(f"\n  teacher='{path}'" for path in aside)
+        moved = "".join(f"""\n  "teacher='{path}'\"""" for path in aside)
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
             f"make one with: python -m asap_exp.train task={task or 'digits'}"

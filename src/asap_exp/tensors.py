@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from asap_exp.errors import UserError
@@ -25,7 +25,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
-        return load_file(str(path))
+        # Not mapped: a file that is cut while a stage reads it would end the process.
+        return load(path.read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged and cannot be loaded ({error}); make it again, or take a copy"

@@ -41,7 +41,7 @@ def fresh_run(config: TrainConfig, run: Run, under_way: Callable[[], bool]) -> I
             raise
         finally:
             if aside.exists():
-                print(f"The earlier run was moved to {aside} (teacher='{aside}' names it)")
+                print(f"The earlier run was moved to {aside}; take it with \"teacher='{aside}'\"")
 
 
 def free_name(path: Path) -> Path:
