@@ -216,3 +216,12 @@ def test_unknown_path_is_refused_with_those_there_are_and_nothing_is_swapped(swa
     with pytest.raises(UserError, match=r"no attention layer at blocks\.7.*first, blocks\.0"):
         swap(net, replacements)
     assert attentions(net) == before
+
+
+@pytest.mark.parametrize("attend", [SoftmaxAttention(), SinkhornAttention(), make_asap()])
+def test_bugs_f13_layer_on_the_meta_device_gives_the_shape(attend):
+    layer = make_layer(qk_norm=True).to("meta")
+    layer.attend = attend.to("meta")
+    mask = MASK.to("meta")
+    out = layer(torch.empty(len(MASK), 7, DIM, device="meta"), key_padding_mask=mask)
+    assert (out.shape, out.is_meta) == ((len(MASK), 7, DIM), True)
