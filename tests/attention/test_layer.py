@@ -105,7 +105,8 @@ def test_attention_gets_one_dtype_under_autocast():
     net = nn.Sequential(layer)
     with torch.autocast("cpu", torch.bfloat16), record_inputs(net) as recorded:
         net(x)
-    assert {t.dtype for t in recorded["0"][:3]} == {torch.bfloat16}
+    (inputs,) = recorded["0"]
+    assert {t.dtype for t in inputs[:3]} == {torch.bfloat16}
 
 
 class Stack(nn.Module):
@@ -142,7 +143,7 @@ def test_recorded_inputs_are_what_the_attention_got(mask):
         out = net(x, mask)
     assert list(recorded) == PATHS
     for path in PATHS:
-        layer, inputs = attention_layers(net)[path], recorded[path]
+        layer, (inputs,) = attention_layers(net)[path], recorded[path]
         assert inputs.key_padding_mask is mask
         assert inputs.q.shape == inputs.k.shape == inputs.v.shape == (len(MASK), HEADS, 7, 4)
         assert not inputs.q.requires_grad
@@ -163,12 +164,62 @@ def test_nothing_is_recorded_once_closed():
     assert recorded == {}
 
 
-def test_later_pass_replaces_what_was_recorded():
+def test_bugs_f22_later_passes_are_recorded_too():
     net = Stack()
     with record_inputs(net) as recorded:
         net(normal(1, 7, DIM))
         net(normal(2, 5, DIM))
-    assert recorded["first"].q.shape == (2, HEADS, 5, 4)
+    assert [call.q.shape for call in recorded["first"]] == [(1, HEADS, 7, 4), (2, HEADS, 5, 4)]
+
+
+class Loop(nn.Module):
+    """One layer three times, on what the other makes each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied, self.other = make_layer(), make_layer(attend=SinkhornAttention(num_iters=2))
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.tied(x + self.other(x))
+        return x
+
+
+def test_bugs_f22_every_call_of_a_layer_is_recorded_in_order():
+    net, x = Loop(), normal(2, 7, DIM)
+    with record_inputs(net) as recorded:
+        net(x)
+    assert list(recorded) == ["other", "tied"]
+    for calls in recorded.values():
+        assert len(calls) == 3
+    for inputs in recorded["tied"]:
+        x = x + net.other(x)
+        q = net.tied.qkv(x)[..., :DIM].unflatten(-1, (HEADS, 4)).transpose(1, 2)
+        torch.testing.assert_close(inputs.q, q.detach())
+        x = net.tied(x)
+
+
+def test_bugs_f22_layers_that_share_one_attention_are_told_apart():
+    net, x = Stack(), normal(2, 7, DIM)
+    with record_inputs(net) as own:
+        net(x)
+    shared = net.blocks[0].attend
+    swap_attention(net, {"blocks.1.inner": shared})
+    with record_inputs(net) as recorded:
+        net(x)
+    assert list(recorded) == PATHS
+    for path in PATHS:
+        assert len(recorded[path]) == 1
+        assert torch.equal(recorded[path][0].q, own[path][0].q)
+
+
+def test_attention_called_past_its_layer_is_recorded_as_the_layers():
+    layer = make_layer()
+    q, k, v = (normal(2, HEADS, 5, 4, seed=seed) for seed in range(3))
+    with record_inputs(nn.ModuleList([layer])) as recorded:
+        layer.attend(q, k, v)
+    assert list(recorded) == ["0"]
+    assert torch.equal(recorded["0"][0].k, k)
 
 
 def test_swap_changes_the_attention_and_nothing_else():

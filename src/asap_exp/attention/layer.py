@@ -135,23 +135,39 @@ def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
 
 
 @contextmanager
-def record_inputs(model: nn.Module) -> Iterator[dict[str, LayerInputs]]:
-    """While open, each forward pass of `model` leaves every layer's q, k, v, mask in the dict.
+def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
+    """While open, every call of a layer leaves its q, k, v, mask in the layer's list.
 
-    Compiled modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
+    A layer that runs several times, in one forward pass or in more, has as many entries. Compiled
+    modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
     """
-    recorded: dict[str, LayerInputs] = {}
+    recorded: dict[str, list[LayerInputs]] = {}
+    layers = attention_layers(model)
+    running = ""
 
-    def recorder(path: str) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            q, k, v = (t.detach() for t in args)
-            recorded[path] = LayerInputs(q, k, v, kwargs.get("key_padding_mask"))
+    def entering(path: str) -> Callable:
+        def hook(*_: Any) -> None:
+            nonlocal running
+            running = path
 
         return hook
 
-    handles = [
-        layer.attend.register_forward_pre_hook(recorder(path), with_kwargs=True)
-        for path, layer in attention_layers(model).items()
+    def recorder(paths: list[str]) -> Callable:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            path = running if running in paths else paths[0]
+            q, k, v = (t.detach() for t in args)
+            mask = kwargs.get("key_padding_mask")
+            recorded.setdefault(path, []).append(LayerInputs(q, k, v, mask))
+
+        return hook
+
+    sharing: dict[Attention, list[str]] = {}  # layers may have one attention among them
+    for path, layer in layers.items():
+        sharing.setdefault(layer.attend, []).append(path)
+    handles = [layer.register_forward_pre_hook(entering(path)) for path, layer in layers.items()]
+    handles += [
+        attend.register_forward_pre_hook(recorder(paths), with_kwargs=True)
+        for attend, paths in sharing.items()
     ]
     try:
         with torch.compiler.set_stance("force_eager"):
