@@ -10,7 +10,7 @@ from asap_exp.data import sources
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.locks import held
-from asap_exp.runs import Run, all_runs
+from asap_exp.runs import Run, all_runs, identity
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train, train_config
 
@@ -25,8 +25,7 @@ def edit(file: Path, old: str, new: str) -> None:
     ("old", "new"),
     [
         ("num_iters: 4", "num_iters: 5"),
-        ("eps: 1.0", "eps: 0.5"),
-        ("val_fraction: 0.1", "val_fraction: 0.2"),
+        ("eps: 1", "eps: 2"),
         ("split_seed: 0", "split_seed: 1"),
     ],
 )
@@ -37,9 +36,6 @@ def test_reliability_f9_changed_configuration_is_refused(
     run = pipeline.teacher.path
     if renamed:
         run = run.rename(tmp_path / "mine")
-    text = (run / "config.yaml").read_text()
-    if old not in text:
-        old, new = old.split(".")[0], new.split(".")[0]
     edit(run / "config.yaml", old, new)
     with pytest.raises(UserError, match=r"config\.yaml was changed after the run"):
         run_distill(pipeline.results, f"teacher={run}")
@@ -55,15 +51,21 @@ def test_reliability_f9_changed_manifest_is_refused(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["asap.safetensors", "asap.json", "fidelity.json", "manifest.json"]
+    ("file", "damage"),
+    [
+        ("asap.safetensors", b""),
+        ("asap.json", b"[]"),
+        ("asap.json", b"[" * 10_000),
+        ("fidelity.json", b"null"),
+        ("manifest.json", b"{}"),
+    ],
 )
-@pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"{}", b"[" * 10_000])
 def test_reliability_f6_damaged_map_is_compiled_again(
     pipeline: Pipeline, file: str, damage: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = {f.name: f.read_bytes() for f in pipeline.artifact.glob("asap*")}
     (pipeline.artifact / file).write_bytes(damage)
-    with pytest.raises(UserError, match=file if file != "manifest.json" else "map"):
+    with pytest.raises(UserError, match=file):
         run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")
     assert run_distill(pipeline.results) == pipeline.artifact
     assert "Already compiled" not in capsys.readouterr().out
@@ -126,6 +128,7 @@ def test_reliability_f12_bugs_f21_run_elsewhere_keeps_its_maps_and_its_name(
     pipeline: Pipeline, tmp_path: Path, how: str
 ) -> None:
     mine, run = tmp_path / "my teacher", pipeline.teacher
+    name = run.name
     if how == "renamed":
         run.path.rename(mine)
     elif how == "copied":
@@ -134,7 +137,7 @@ def test_reliability_f12_bugs_f21_run_elsewhere_keeps_its_maps_and_its_name(
         moved = run.path.rename(tmp_path / "archive")
         mine.symlink_to(moved)
     record = run_evaluate(pipeline.results, f"teacher='{mine}'")
-    assert read_json(record)["run"] == run.name
+    assert read_json(record)["run"] == name
     assert record.is_relative_to(mine)
 
 
@@ -144,8 +147,16 @@ def test_run_renamed_in_its_place_is_found(pipeline: Pipeline) -> None:
     assert run_evaluate(pipeline.results).is_relative_to(mine)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{", "[" * 10_000, '{"status": "finished"}', "7"])
-@pytest.mark.parametrize("file", ["manifest.json", "config.yaml"])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("manifest.json", "[]"),
+        ("manifest.json", "[" * 10_000),
+        ("manifest.json", '{"status": "finished"}'),
+        ("config.yaml", "null"),
+        ("config.yaml", "{"),
+    ],
+)
 def test_reliability_f10_one_bad_run_stops_nobody_else_s_stage(
     pipeline: Pipeline, file: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,10 +192,10 @@ def test_damaged_configuration_is_written_again_by_the_same_command(
     pipeline: Pipeline, text: str
 ) -> None:
     file = pipeline.teacher.path / "config.yaml"
-    before = file.read_text()
+    before = Run(pipeline.teacher.path).config
     file.write_text(text)
-    run_train(pipeline.results)
-    assert file.read_text() == before
+    after = run_train(pipeline.results).config
+    assert identity(after) == identity(before)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"status": 3}'])
