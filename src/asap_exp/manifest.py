@@ -1,5 +1,6 @@
 """What made a result: configuration, code, versions, hardware, seed, data, time."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from asap_exp.errors import UserError
 from asap_exp.files import write_json
 
 PACKAGES = (
@@ -52,13 +54,24 @@ def manifest(path: Path, **facts: Any) -> Iterator[Manifest]:
     write_json(path, record)
     try:
         yield record
-        record["status"] = "finished"
     except BaseException as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        with contextlib.suppress(UserError):  # the first error is the one to tell
+            finish(path, record, started)
         raise
-    finally:
-        record |= {"ended": now(), "wall_seconds": round(time.monotonic() - started, 2)}
-        write_json(path, record)
+    record["status"] = "finished"
+    finish(path, record, started)
+
+
+def finish(path: Path, record: Manifest, started: float) -> None:
+    """Writes the outcome. UserError where what was written at the start went away meanwhile."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} is no longer there: it was deleted or moved while the stage ran, and "
+            "what the stage made may be lost with it; start the same command again"
+        )
+    record |= {"ended": now(), "wall_seconds": round(time.monotonic() - started, 2)}
+    write_json(path, record)
 
 
 def now() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,11 +16,14 @@ from omegaconf import DictConfig
 
 from asap_exp.composing import check_override_keys, conf_dir, parse
 from asap_exp.errors import UserError
+from asap_exp.mishaps import explained
 
 
 def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     """`python -m asap_exp.STAGE OVERRIDES`: composes, checks, runs; a UserError is a sentence."""
-
+    # Figures are files here. Lightning imports matplotlib, which refuses the backend of a notebook
+    # that this environment does not know.
+    os.environ["MPLBACKEND"] = "Agg"
     failures: list[UserError] = []
 
     @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
@@ -29,9 +33,12 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
             print(f"\n== job {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
         try:
             run(parse(config, schema))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(error)  # the other jobs of a sweep go on
+        except Exception as error:
+            sentence = explained(error, stage)
+            if sentence is None:
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            failures.append(sentence)  # the other jobs of a sweep go on
 
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(stage))
