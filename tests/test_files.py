@@ -414,7 +414,7 @@ def test_reliability_f10_folder_or_unreadable_file_is_named(tmp_path, monkeypatc
             with pytest.raises(UserError, match=f"file.*{words}"):
                 read(tmp_path / "file")
     (tmp_path / "file").write_bytes(b"\xff\xff")
-    with pytest.raises(UserError, match="file.*damaged"):
+    with pytest.raises(UserError, match=r"file.*damaged"):
         read(tmp_path / "file")
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from asap_exp.errors import UserError
 
@@ -242,13 +242,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: it is not JSON ({reason})") from error
 
 
-def refused_number(text: str) -> None:
+def refused_number(text: str) -> NoReturn:
     raise ValueError(f"{text[:40]} is no number of JSON")
 
 
 def number(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else refused_number(text)  # type: ignore[return-value]
+    if not math.isfinite(value):
+        refused_number(text)
+    return value
 
 
 def whole_number(text: str) -> int:
