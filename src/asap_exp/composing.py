@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 import typing
@@ -107,7 +106,7 @@ def parse(config: DictConfig, schema: type[Schema]) -> Schema:
         raise UserError(f"{key}={shown} has the wrong type; it must be {wanted}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
-    check_values(dataclasses.asdict(parsed))
+    check_values(dataclasses.asdict(cast(Any, parsed)))
     expand_homes(parsed)
     return cast(Schema, parsed)
 
@@ -175,7 +174,12 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
     """Of a training configuration, the schema of its kind of model."""
     if schema is not TrainConfig:
         return schema
-    name = OmegaConf.select(config, "model.name")
+    try:
+        name = OmegaConf.select(config, "model.name")
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    if name not in TRAIN_SCHEMAS:  # as it was written: a variable's content is nobody's
+        name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
     return cast(type[Schema], TRAIN_SCHEMAS[name])
 

@@ -25,9 +25,8 @@ LARGEST_RATE = 1e6
 """Of learning rates and decays; an optimiser multiplies them in single precision."""
 
 
-def path_field(**options: Any) -> Any:
-    """A field that holds a path: `asap_exp.composing` puts the home directory in place of ~."""
-    return field(metadata={"path": True}, **options)
+PATH = {"path": True}
+"""Of a field that holds a path: `asap_exp.composing` puts the home directory in place of ~."""
 
 
 @dataclass
@@ -69,8 +68,8 @@ class AugmentConfig:
 class DataLocation:
     """Where data sets and decoded copies lie; no part of a run's identity."""
 
-    root: str | None = path_field()
-    cache: str | None = path_field()
+    root: str | None = field(metadata=PATH)
+    cache: str | None = field(metadata=PATH)
 
 
 @dataclass
@@ -289,7 +288,7 @@ class LoggerConfig:
 
 @dataclass
 class PathsConfig:
-    results: str = path_field()
+    results: str = field(metadata=PATH)
 
     @property
     def runs(self) -> Path:
@@ -308,8 +307,8 @@ class TrainConfig:
     logger: LoggerConfig
     paths: PathsConfig
     seed: int
-    resume: str = path_field()
-    init_from: str | None = path_field(default=None)
+    resume: str = field(metadata=PATH)
+    init_from: str | None = field(default=None, metadata=PATH)
 
     @property
     def masked_tokens(self) -> bool:
@@ -525,7 +524,7 @@ class BudgetConfig:
 
 @dataclass
 class DistillConfig:
-    teacher: str | None = path_field()
+    teacher: str | None = field(metadata=PATH)
     calibration: CalibrationConfig
     budget: BudgetConfig
     accelerator: str
@@ -565,8 +564,8 @@ class CorruptionConfig:
 
 @dataclass
 class EvaluateConfig:
-    teacher: str | None = path_field()
-    artifact: str | None = path_field()
+    teacher: str | None = field(metadata=PATH)
+    artifact: str | None = field(metadata=PATH)
     maps: str
     batch_size: int
     max_test_rows: int | None
@@ -636,7 +635,7 @@ class BenchmarkConfig:
     cpu: SuiteConfig
     accelerator: str
     seed: int
-    teacher: str | None = path_field()
+    teacher: str | None = field(metadata=PATH)
     data: DataLocation
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -656,7 +655,7 @@ class BenchmarkConfig:
 
 @dataclass
 class ReportConfig:
-    out: str = path_field()
-    run: str | None = path_field()
+    out: str = field(metadata=PATH)
+    run: str | None = field(metadata=PATH)
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -82,6 +84,17 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
         if isinstance(cause, OSError) and cause.errno is not None:
             return unavailable(cause)
     return None
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Of a script: ends it with the sentence that explains what went wrong, where there is one."""
+    try:
+        yield
+    except Exception as error:
+        if (sentence := explained(error)) is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
