@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     Timer,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
+from asap_exp.evaluation.curves import curve_hashes
 from asap_exp.manifest import manifest
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import (
@@ -40,6 +41,7 @@ from asap_exp.training.checkpoints import (
     check_identity,
 )
 from asap_exp.training.classifier import Classifier
+from asap_exp.training.csv_log import CsvLog
 from asap_exp.training.diagnostics import PlanDiagnostics
 from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
 from asap_exp.training.outcome import best_weights, export, summary
@@ -113,6 +115,7 @@ def train(config: TrainConfig) -> Run:
         trainer = build_trainer(config, run, device, tracker, stamp)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         record |= export(config, run, module, trainer)
+        record["curve_hashes"] = curve_hashes(run.path)
     print(f"Finished: {run.path}  {summary(record)}")
     return run
 
@@ -183,7 +186,7 @@ def build_trainer(
     config: TrainConfig, run: Run, device: torch.device, tracker: Any, stamp: dict[str, Any]
 ) -> L.Trainer:
     trainer = config.trainer
-    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]  # a new file for every attempt
+    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
         loggers.append(WandbLogger(experiment=tracker))
     validates = config.data.train_on == "train"
