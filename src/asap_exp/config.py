@@ -21,7 +21,7 @@ MOST_REPEATS = 10**6
 """Of epochs and rounds: more have no end."""
 MOST_UPDATES = 10**7
 MOST_SLICES = 10**5
-LARGEST_RATE = 1e6
+LARGEST_RATE = 1e30
 """Of learning rates and decays; an optimiser multiplies them in single precision."""
 
 
