@@ -26,6 +26,7 @@ from torch import Tensor
 
 from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.errors import UserError
+from asap_exp.locations import cache_dir, data_root
 
 Samples = TypeVar("Samples")
 Decode = Callable[[Any, str], Samples]
@@ -85,7 +86,7 @@ def first_available(
     others: Mapping[str, Callable[[], Samples]] = MappingProxyType({}),
 ) -> Samples:
     """The split from the first source that has it; `others` are asked last."""
-    root = root or os.environ.get("ASAP_EXP_DATA")
+    root = data_root(root)
     folder = cache_dir(cache)
     reasons = []
     sources: dict[str, Callable[[], Samples]] = {
@@ -110,11 +111,6 @@ def first_available(
         f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
         f"{number} ways: {', or '.join(ways)}."
     )
-
-
-def cache_dir(cache: str | None) -> Path:
-    """Where downloads go: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
-    return Path(cache or os.environ.get("ASAP_EXP_CACHE") or Path.home() / ".cache" / "asap_exp")
 
 
 def digits(split: str) -> Images:
@@ -149,7 +145,7 @@ def from_parquet(
 ) -> Samples:
     if root is None:
         raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
-    folders = [Path(root).expanduser() / name for name in dataset.folders]
+    folders = [Path(root) / name for name in dataset.folders]
     files, folder = next(
         ((found, folder) for folder in folders if (found := parquet_files(folder, split))),
         ([], folders[0]),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from asap_exp.evaluation.figures import group_figures
 from asap_exp.evaluation.records import Group
 from asap_exp.evaluation.tables import cells, titles
@@ -30,5 +28,3 @@ def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
             **numbers,
         }
     )
-    for figure in figures.values():
-        plt.close(figure)
