@@ -24,7 +24,7 @@ from asap_exp.distillation.drift import column_errors
 from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
+from asap_exp.files import read_json
 from asap_exp.manifest import manifest
 from asap_exp.models import load_net
 from asap_exp.runs import Run, find_teacher, public_config, short_hash
@@ -100,8 +100,7 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
             },
         )
         rows = fidelity_rows(compiled.calibration, fidelity)
-        save_artifact(folder, artifact)
-        write_json(folder / "fidelity.json", rows)
+        save_artifact(folder, artifact, rows)
         record["data"] = artifact.identity["calibration_set"]
         if tracker is not None:
             log_fidelity(tracker, rows)
