@@ -73,6 +73,7 @@ class Manifest(Attempt):
     seed: int
     config: dict[str, Any]
     error: str | None = None
+    sha256: str | None = None
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from asap_exp.errors import UserError
 from asap_exp.files import read_json
+from asap_exp.sealed import check_seal
 
 T = TypeVar("T")
 
@@ -59,16 +60,24 @@ Divergence = Annotated[float, Field(ge=-1e-5, le=1e9)]
 
 
 def read(kind: type[T], file: Path) -> T:
-    """What `file` holds, as a `kind`; UserError where it is missing, no JSON, or of another shape."""
+    """What `file` holds, as a `kind`.
+
+    UserError where it is missing, no JSON, of another shape, or not what its seal says.
+    """
     return from_json(kind, read_json(file), file)
 
 
-def from_json(kind: type[T], value: Any, file: Path) -> T:
-    """`value`, read from `file`, as a `kind`; UserError names the file, the key and what is wrong."""
+def from_json(kind: type[T], value: Any, file: Path, again: str = "") -> T:
+    """`value`, read from `file`, as a `kind`; UserError names the file, the key and the fault.
+
+    `again` is the command that makes such a file.
+    """
     try:
-        return checked(kind, value)
+        found = checked(kind, value)
     except ValueError as error:
         raise UserError(f"{file} is damaged, or of another version: {error}") from error
+    check_seal(value, file, again)
+    return found
 
 
 def checked(kind: type[T], value: Any, key: str = "") -> T:

@@ -16,12 +16,11 @@ from asap_exp.attention import (
     attention_options,
     build_attention,
 )
-from asap_exp.distillation.fidelity_file import read_fidelity, write_fidelity
+from asap_exp.distillation.fidelity_file import fidelity_digest, read_fidelity, write_fidelity
 from asap_exp.distillation.gradient import OPTIONAL
 from asap_exp.distillation.identity import Identity
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
-from asap_exp.sealing import digest
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.typed import from_json
 
@@ -154,7 +153,7 @@ def save_artifact(
     """Writes the map, and `fidelity` beside it, whose hash the identity then holds."""
     identity = artifact.identity
     if fidelity is not None:
-        identity = {**identity, "fidelity_sha256": digest(fidelity)}
+        identity = {**identity, "fidelity_sha256": fidelity_digest(fidelity)}
         write_fidelity(folder, fidelity)
     from_json(Identity, identity, folder / IDENTITY)
     save_tensors(folder / TENSORS, artifact.tensors)

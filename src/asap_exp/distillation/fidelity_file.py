@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
-from asap_exp.sealing import digest
+from asap_exp.sealed import digest
 from asap_exp.typed import STRICT, Count, Divergence, Measure, from_json
 
 FIDELITY = "fidelity.json"
@@ -36,6 +36,11 @@ class FidelityRow:
     kl_learned_slices: Divergence | None = None
 
 
+def fidelity_digest(rows: Sequence[dict[str, Any]]) -> str:
+    """What the map's identity says of the rows beside it."""
+    return digest({"rows": list(rows)})
+
+
 def write_fidelity(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     file = folder / FIDELITY
     from_json(list[FidelityRow], rows, file)
@@ -53,7 +58,7 @@ def read_fidelity(
     file = folder / FIDELITY
     rows = read_json(file)
     found = from_json(list[FidelityRow], rows, file)
-    if not is_about(found, layers, heads) or sha256 not in (None, digest(rows)):
+    if not is_about(found, layers, heads) or sha256 not in (None, fidelity_digest(rows)):
         raise UserError(
             f"{file} was changed, or is not of the map beside it; take an unchanged copy, or remove "
             f"{folder} and distill again"
