@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic_core import to_jsonable_python
 
 from asap_exp.errors import UserError
+from asap_exp.escaping import one_line
 from asap_exp.files import read_json
 from asap_exp.sealed import check_seal
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 """Of pydantic's dataclasses: no conversions, no unknown keys, no NaN or infinity."""
 
-VIEW = ConfigDict(STRICT, extra="ignore")
+VIEW: ConfigDict = {**STRICT, "extra": "ignore"}
 """The same of a part of something larger: what it does not name is left alone."""
 
 SHOWN = 60
@@ -87,7 +88,7 @@ def checked(kind: type[T], value: Any, key: str = "") -> T:
     """
     try:
         # As text: pydantic is strict with numbers and words there, and takes an object for a class.
-        return adapter(kind).validate_json(json.dumps(value))
+        return adapter(kind).validate_json(json.dumps(value))  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError(described(error, key)) from error
 
@@ -97,15 +98,14 @@ def described(error: ValidationError, key: str = "") -> str:
     first = error.errors(include_url=False)[0]
     words = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     where = ".".join([key] * bool(key) + [str(part) for part in first["loc"]])
-    place = f"{one_line(where)}: " if where else ""
+    place = f"{shortened(where)}: " if where else ""
     told = first["type"] == "missing" or isinstance(first["input"], dict)
-    return f"{place}{words}" + ("" if told else f" (it holds {one_line(repr(first['input']))})")
+    return f"{place}{words}" + ("" if told else f" (it holds {shortened(repr(first['input']))})")
 
 
-def one_line(text: str) -> str:
-    """The beginning of `text`, with nothing in it that moves a terminal's cursor."""
-    plain = "".join(c if c.isprintable() else " " for c in text[: SHOWN + 1])
-    return plain if len(text) <= SHOWN else f"{plain[:SHOWN]}..."
+def shortened(text: str) -> str:
+    """The beginning of `text`, in one line."""
+    return one_line(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 @cache

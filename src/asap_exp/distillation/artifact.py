@@ -176,8 +176,7 @@ def load_artifact(folder: Path) -> Artifact:
 
 def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
     """Whether there are tensors for every layer that became ASAP, and for no other."""
-    if about.attentions is None:
-        return False
+    assert about.attentions is not None, "of a map of this format"
     maps = [path for path, to in about.attentions.items() if to["name"] == AsapAttention.name]
     needed = {f"{path}.{name}" for path in maps for name in ("theta", "weight", QUERY_ONLY)}
     return needed <= tensors.keys() and {name.rpartition(".")[0] for name in tensors} == set(maps)

@@ -60,8 +60,8 @@ def read_fidelity(
     found = from_json(list[FidelityRow], rows, file)
     if not is_about(found, layers, heads) or sha256 not in (None, fidelity_digest(rows)):
         raise UserError(
-            f"{file} was changed, or is not of the map beside it; take an unchanged copy, or remove "
-            f"{folder} and distill again"
+            f"{file} was changed, or is not of the map beside it; take an unchanged copy, or "
+            f"remove {folder} and distill again"
         )
     return rows
 

@@ -123,6 +123,9 @@ class Identity:
 
     @model_validator(mode="after")
     def _about_its_layers(self) -> "Identity":
+        of_all = (self.attentions, self.column_error, self.teacher_layers)
+        if self.format > 1 and None in of_all:
+            raise ValueError("attentions, column_error or teacher_layers is missing")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError("layers names one twice")
         parts: dict[str, dict[str, Any] | None] = {

@@ -1,5 +1,6 @@
 """The record of one evaluation, as types: what it must hold, and what must agree in it."""
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
@@ -59,6 +60,13 @@ class Row:
     layer_speedup: Positive | None
     model_speedup: Positive | None
     peak_memory_mib: Measure | None
+
+    @model_validator(mode="after")
+    def _counts_its_updates(self) -> "Row":
+        cut = self.group in ("truncated", "relaxed")
+        if cut and not re.fullmatch(f"{self.group}_[0-9]{{1,9}}", self.key):
+            raise ValueError(f"key={self.key} does not name the updates of a truncation")
+        return self
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -210,8 +218,11 @@ class EvaluationRecord:
         """Whether every layer was compiled."""
         return len(self.artifact.layers) == self.num_layers
 
-    def row(self, key: str) -> Row | None:
-        return next((row for row in self.rows if row.key == key), None)
+    @property
+    def train_seconds(self) -> float:
+        seconds = self.manifests.train.train_seconds
+        assert seconds is not None, "checked when the record was made"
+        return seconds
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "EvaluationRecord":
@@ -221,6 +232,11 @@ class EvaluationRecord:
 
     def _problems(self) -> Iterator[str]:
         yield from self._disagreements()
+        train, evaluated = self.manifests.train, self.manifests.evaluate
+        if train.train_seconds is None:
+            yield "manifests.train.train_seconds is missing"
+        if not ("torch" in train.versions and "torch" in evaluated.versions):
+            yield "manifests.train.versions and manifests.evaluate.versions must name torch"
         keys = [row.key for row in self.rows]
         teachers = [row.key for row in self.rows if row.group == "teacher"]
         if teachers != keys[:1] or "asap" not in keys:
@@ -238,8 +254,8 @@ class EvaluationRecord:
             yield "plans is of a layer or head that artifact does not have"
         if max(self.fidelity_samples, self.latency.batch_size) > self.test.rows:
             yield "fidelity_samples and latency.batch_size must be at most test.rows"
-        epochs = [row.get("epoch") for row in self.curves]
-        if epochs != sorted({int(x) for x in epochs if x is not None and x >= 0}):
+        epochs = [row.get("epoch", -1) for row in self.curves]
+        if epochs != sorted({int(epoch) for epoch in epochs if epoch >= 0}):
             yield "curves must have a row an epoch, in their order"
 
     def _disagreements(self) -> Iterator[str]:

@@ -46,6 +46,11 @@ def check_manifests(missing: list[str], file: Path) -> None:
         )
 
 
+def record_of(content: Mapping[str, Any], folder: Path) -> EvaluationRecord:
+    """What an evaluation in `folder` has made, before it has ended."""
+    return from_json(EvaluationRecord, to_json(content), folder)
+
+
 def write_record(file: Path, content: Mapping[str, Any]) -> EvaluationRecord:
     """Seals and writes a record, if it is one that can be read."""
     value = sealed(to_json(content))
@@ -55,7 +60,7 @@ def write_record(file: Path, content: Mapping[str, Any]) -> EvaluationRecord:
 
 
 def load_records(folder: Path, *, strict: bool = False) -> list[EvaluationRecord]:
-    """In order of name; one that is damaged is left out with a warning, or, if `strict`, refused."""
+    """In order of name; a damaged one is left out with a warning, or, if `strict`, refused."""
     return readable(record_files(folder), read_record, strict=strict)
 
 

@@ -38,6 +38,12 @@ class AttentionSettings:
     name: str
     half_steps: Size | None = None
 
+    @model_validator(mode="after")
+    def _counts_its_updates(self) -> "AttentionSettings":
+        if (self.name == "sinkformer") != (self.half_steps is not None):
+            raise ValueError("half_steps is an option of sinkformer, which needs it")
+        return self
+
 
 @dataclass(config=VIEW, kw_only=True)
 class RecipeSettings:
