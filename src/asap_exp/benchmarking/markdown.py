@@ -1,6 +1,6 @@
 """`benchmark.md` and `benchmark.csv`, from the records alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -166,8 +166,7 @@ def benchmark_csv(records: list[BenchmarkRecord]) -> str:
 
 
 def flat_cell(record: BenchmarkRecord, row: Length, cell: Cell) -> dict[str, Any]:
-    errors: Mapping[str, float | None] = {**(cell.gate_errors or {})}
-    work = cell.work
+    errors, work = cell.gate_errors, cell.work
     return {
         **{key: getattr(record, key) for key in ("name", "device", "mode", "dtype", "cuda_graph")},
         "inputs": record.inputs.kind,
@@ -184,6 +183,6 @@ def flat_cell(record: BenchmarkRecord, row: Length, cell: Cell) -> dict[str, Any
         "first_call_seconds": cell.first_call_seconds,
         "peak_memory_mib": cell.peak_memory_mib,
         "memory_ratio_to_flash": cell.memory_ratio,
-        **{f"error_{part}": errors.get(part) for part in RESULTS},
+        **{f"error_{part}": errors and getattr(errors, part) for part in RESULTS},
         "message": cell.message,
     }

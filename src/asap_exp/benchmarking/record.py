@@ -28,6 +28,16 @@ class Counted:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class GateErrors:
+    """Of each result against float64; gradients where there are some."""
+
+    out: Error | None
+    dq: Error | None = None
+    dk: Error | None = None
+    dv: Error | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
 class OtherOperator:
     status: Status
     message: str | None
@@ -46,7 +56,7 @@ class Cell:
     message: str | None
     batch_measured: Size
     scaled_from: Annotated[str, Field(pattern="^[0-9]+/[0-9]+$")] | None
-    gate_errors: dict[Literal["out", "dq", "dk", "dv"], Error | None] | None
+    gate_errors: GateErrors | None
     first_call_seconds: Measure | None
     peak_memory_mib: Measure | None
     ms: Latency | None
