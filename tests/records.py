@@ -15,8 +15,8 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "records"
 
 
 def published(name: str) -> dict[str, Any]:
-    """The first published record whose file's name begins so, as plain values."""
-    return read_json(next(iter(sorted(PUBLISHED.rglob(f"{name}*.json")))))
+    """The first published record whose file begins so, as plain values."""
+    return read_json(sorted(PUBLISHED.glob(f"{name}*.json"))[0])
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_a_seal_is_checked_and_the_message_says_how_to_make_it_again() -> None:
     value = sealed({"share": 0.5, "parts": [{"seed": 1}]})
     assert from_json(Thing, value, FILE).share == 0.5
     value["parts"][0]["seed"] = 2
-    with pytest.raises(UserError, match="changed after it was written.* with: make things"):
+    with pytest.raises(UserError, match=r"changed after it was written.* with: make things"):
         from_json(Thing, value, FILE, "make things")
 
 
