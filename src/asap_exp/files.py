@@ -28,13 +28,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o666 & ~current_umask())
         temporary.replace(path)
     except (PermissionError, OSError) as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); what was there before is "
-            "unharmed. Free or unlock the disk, or choose another folder with paths.results=FOLDER"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that could not be written."""
+    return UserError(
+        f"{path} could not be written ({error.strerror or error}); what was there before is "
+        "unharmed. Free or unlock the disk, or choose another folder with paths.results=FOLDER"
+    )
 
 
 def current_umask() -> int:

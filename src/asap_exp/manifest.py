@@ -6,9 +6,8 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,9 @@ import torch
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from asap_exp.files import write_json
+from asap_exp.errors import UserError
+from asap_exp.interruption import Interrupted
+from asap_exp.sealed import write_sealed
 from asap_exp.typed import STRICT
 
 PACKAGES = (
@@ -135,7 +136,6 @@ class LaterManifest(Manifest):
 @contextmanager
 def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     """Writes a manifest when work starts, and again, with its outcome, when it ends or fails."""
-    started = time.monotonic()
     record: dict[str, Any] = {
         "status": "running",
         "started": now(),
@@ -145,20 +145,43 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         "hardware": hardware(),
         **facts,
     }
-    write_json(path, record)
+    write_sealed(path, record)
     try:
         yield record
-        record["status"] = "finished"
     except BaseException as error:
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        stopped = isinstance(error, Interrupted)
+        record |= outcome(record, "interrupted" if stopped else "failed")
+        record["error"] = str(error) if stopped else f"{type(error).__name__}: {error}"[:2000]
+        with suppress(UserError):  # the first error is the one to tell
+            write_over(path, record)
         raise
-    finally:
-        record |= {"ended": now(), "wall_seconds": round(time.monotonic() - started, 2)}
-        write_json(path, record)
+    record |= outcome(record, "finished")
+    write_over(path, record)
+
+
+def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
+    """How the work that `record` says began has ended, now."""
+    ended = datetime.now(UTC)
+    seconds = (ended - datetime.fromisoformat(record["started"])).total_seconds()
+    return {"status": status, "ended": stamp(ended), "wall_seconds": round(max(seconds, 0.0), 2)}
+
+
+def write_over(path: Path, record: dict[str, Any]) -> None:
+    """UserError where what was written when the work started went away meanwhile."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} is no longer there: it was deleted or moved while the stage ran, and "
+            "what the stage made may be lost with it; start the same command again"
+        )
+    write_sealed(path, record)
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return stamp(datetime.now(UTC))
+
+
+def stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
 
 
 def command() -> str:

@@ -119,7 +119,7 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
     identity = {
         "kind": "recorded",
         "teacher": run.name,
-        "teacher_sha256": run.manifest["teacher_sha256"],
+        "teacher_sha256": run.manifest.teacher_sha256,
         "layer": path,
         "split": CALIBRATION_SPLIT,
         "images": samples.rows,

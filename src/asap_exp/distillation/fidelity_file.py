@@ -61,7 +61,7 @@ def read_fidelity(
     if not is_about(found, layers, heads) or sha256 not in (None, fidelity_digest(rows)):
         raise UserError(
             f"{file} was changed, or is not of the map beside it; take an unchanged copy, or "
-            f"remove {folder} and distill again"
+            "distill again"
         )
     return rows
 

@@ -46,11 +46,6 @@ def check_manifests(missing: list[str], file: Path) -> None:
         )
 
 
-def record_of(content: Mapping[str, Any], folder: Path) -> EvaluationRecord:
-    """What an evaluation in `folder` has made, before it has ended."""
-    return from_json(EvaluationRecord, to_json(content), folder)
-
-
 def write_record(file: Path, content: Mapping[str, Any]) -> EvaluationRecord:
     """Seals and writes a record, if it is one that can be read."""
     value = sealed(to_json(content))
