@@ -11,8 +11,9 @@ os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports m
 
 from asap_exp.benchmarking.markdown import summary_lines as speed_lines
 from asap_exp.benchmarking.records import load_records as load_benchmarks
+from asap_exp.evaluation.groups import grouped
 from asap_exp.evaluation.markdown import summary_lines
-from asap_exp.evaluation.records import grouped, load_records
+from asap_exp.evaluation.records import load_records
 from asap_exp.files import read_text, write_text
 from asap_exp.mishaps import sentences
 
@@ -20,9 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def with_tables(readme: str, records: Path) -> str:
-    """`readme` with the tables of `records` between their markers."""
-    readme = replaced(readme, "results", summary_lines(grouped(load_records(records))))
-    return replaced(readme, "speed", speed_lines(load_benchmarks(records / "benchmark")))
+    """`readme` with the tables of `records` between their markers; UserError for a damaged one."""
+    evaluations = grouped(load_records(records, strict=True))
+    readme = replaced(readme, "results", summary_lines(evaluations))
+    benchmarks = load_benchmarks(records / "benchmark", strict=True)
+    return replaced(readme, "speed", speed_lines(benchmarks))
 
 
 def replaced(readme: str, name: str, lines: list[str]) -> str:

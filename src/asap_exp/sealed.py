@@ -25,10 +25,10 @@ def write_sealed(file: Path, value: dict[str, Any]) -> None:
     write_json(file, sealed(value))
 
 
-def check_seal(value: Any, file: Path) -> None:
+def check_seal(value: Any, file: Path, again: str = "") -> None:
     """UserError where `value`, read from `file`, was changed after it was sealed.
 
-    What carries no seal is from before there were any.
+    What carries no seal is from before there were any. `again` is the command that makes the file.
     """
     if not isinstance(value, dict) or SEAL not in value:
         return
@@ -36,4 +36,5 @@ def check_seal(value: Any, file: Path) -> None:
         raise UserError(
             f"{file} was changed after it was written: its contents do not have the SHA-256 that "
             "stands in it. Take an unchanged copy, or make it again"
+            f"{f' with: {again}' if again else ''}"
         )

@@ -95,7 +95,7 @@ class Judge:
         """Median milliseconds of the whole model with each plan in it, interleaved."""
         inputs, net, precision = self.timing_batch(), self.problem.net, self.problem.precision
         calls = {
-            name: model_call(Variant(name, name, "", net, list(plan), plan), inputs, precision)
+            name: model_call(Variant(name, name, "asap", net, list(plan), plan), inputs, precision)
             for name, plan in plans.items()
         }
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
@@ -145,8 +145,7 @@ def make_options(
 
 def option_words(config: CalibrationConfig) -> str:
     """The name of this option."""
-    refined = refine_words({"refine": config.refine, "relaxed": config.relaxes})
-    return f"ASAP, {config.slices} slices, {refined}"
+    return f"ASAP, {config.slices} slices, {refine_words(config)}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:

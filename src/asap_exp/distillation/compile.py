@@ -17,6 +17,7 @@ from asap_exp.distillation.artifact import (
     Artifact,
     check_belongs,
     load_artifact,
+    load_fidelity,
     make_artifact,
     save_artifact,
     teacher_layers,
@@ -26,7 +27,6 @@ from asap_exp.distillation.drift import column_errors
 from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
 from asap_exp.locks import part_held
 from asap_exp.manifest import LaterManifest, manifest
 from asap_exp.models import load_net
@@ -109,8 +109,7 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
                 },
             )
             rows = fidelity_rows(compiled.calibration, fidelity)
-            save_artifact(folder, artifact)
-            write_json(folder / "fidelity.json", rows)
+            save_artifact(folder, artifact, rows)
             record["data"] = artifact.identity["calibration_set"]
             if tracker is not None:
                 log_fidelity(tracker, rows)
@@ -129,8 +128,9 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     try:
         if not finished(folder):
             return False
-        check_belongs(load_artifact(folder), teacher_identity(run, net), folder)
-        read_json(folder / "fidelity.json")
+        artifact = load_artifact(folder)
+        check_belongs(artifact, teacher_identity(run, net), folder)
+        load_fidelity(folder, artifact)
     except UserError as error:
         print(f"warning: {error}\nIt is compiled again")
         return False

@@ -12,7 +12,7 @@ from asap_exp.config import EvaluateConfig, TextTrainConfig
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
-from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
+from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact, load_fidelity
 from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
@@ -21,7 +21,7 @@ from asap_exp.evaluation.corruption import corrupted
 from asap_exp.evaluation.curves import own_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
-from asap_exp.evaluation.records import FORMAT
+from asap_exp.evaluation.records import FORMAT, write_record
 from asap_exp.evaluation.tables import print_drift, print_evaluation
 from asap_exp.evaluation.variants import (
     TRAINED_ALIKE,
@@ -31,7 +31,7 @@ from asap_exp.evaluation.variants import (
     variants,
 )
 from asap_exp.evaluation.wandb_log import log_evaluation
-from asap_exp.files import read_json, write_json
+from asap_exp.files import read_json
 from asap_exp.locks import part_held
 from asap_exp.manifest import manifest, outcome
 from asap_exp.models import load_net
@@ -93,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         ) as tracker,
         manifest(out / "manifest.json", **facts) as record,
     ):
-        metrics = {
+        metrics: dict[str, Any] = {
             "format": FORMAT,
             "run": run.name,
             "task": run.config.task.name,
@@ -123,7 +123,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             },
             "rows": measured_rows(rows, data, test, run, config),
             "drift": drift(net, artifact, test.first(config.fidelity_samples), run),
-            "fidelity": read_json(folder / "fidelity.json"),
+            "fidelity": load_fidelity(folder, artifact),
             "curves": own_curves(run),
             "plans": example_plans(
                 net,
@@ -143,10 +143,10 @@ def evaluate(config: EvaluateConfig) -> Path:
         }
         # The record first: nothing is called finished that is not there.
         metrics["manifests"]["evaluate"] = sealed(record | outcome(record, "finished"))
-        write_json(out / "metrics.json", metrics)
+        found = write_record(out / "metrics.json", metrics)
         if tracker is not None:
-            log_evaluation(tracker, metrics)
-    print_evaluation(metrics)
+            log_evaluation(tracker, found)
+    print_evaluation(found)
     print_drift(metrics["drift"])
     print(f"Record: {out / 'metrics.json'}")
     return out / "metrics.json"
