@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torchvision.transforms import v2
 
 from asap_exp.config import ImageDataConfig
@@ -12,6 +14,8 @@ from asap_exp.data.loader import DeviceLoader
 from asap_exp.data.memory import check_fits
 from asap_exp.data.module import TaskDataModule, as_trained
 from asap_exp.data.sources import Images, check_labels, load_images
+
+RESIZED_AT_ONCE = 1000
 
 
 class ImageDataModule(TaskDataModule[Images]):
@@ -36,8 +40,7 @@ class ImageDataModule(TaskDataModule[Images]):
             self.class_names = images.names
         pixels, size = images.pixels, self.config.image_size
         if tuple(pixels.shape[2:]) != (size, size):
-            check_fits(f"data.image_size={size}", (*pixels.shape[:2], size, size))
-            pixels = v2.functional.resize(pixels, [size, size], antialias=True)
+            pixels = resized(pixels, size)
         return Images(pixels.to(self.device), images.labels.to(self.device), images.source)
 
     def check(self, split: str) -> None:
@@ -55,3 +58,15 @@ class ImageDataModule(TaskDataModule[Images]):
     def plain_loader(self, samples: Images, batch_size: int) -> DeviceLoader:
         transform = EvaluationTransform(self.dataset).to(self.device)
         return DeviceLoader(samples, batch_size, transform)
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """A part after the other, so that nothing but the result needs much memory."""
+    shape = (*pixels.shape[:2], size, size)
+    check_fits(f"data.image_size={size}", shape)
+    result = torch.empty(shape, dtype=pixels.dtype)
+    for part, place in zip(
+        pixels.split(RESIZED_AT_ONCE), result.split(RESIZED_AT_ONCE), strict=True
+    ):
+        place.copy_(v2.functional.resize(part, [size, size], antialias=True))
+    return result

@@ -22,7 +22,7 @@ from asap_exp.data.tokenizer import (
     save_tokenizer,
     tokenizer_hash,
 )
-from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated
+from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
 from asap_exp.errors import UserError
 
 
@@ -105,11 +105,10 @@ class TextDataModule(TaskDataModule[Texts]):
                 f"{self.config.name} are empty"
             )
         if self.config.layout == "blocks":
-            return blocks(rows, self.config.max_length, joined=self.dataset.joined)
-        texts = truncated(rows, self.config.max_length, self.config.truncation)
-        if not self.config.masked:
-            return texts
-        return texts.take((texts.lengths > 1).nonzero()[0])  # an empty one has nothing to predict
+            samples = blocks(rows, self.config.max_length, joined=self.dataset.joined)
+        else:
+            samples = truncated(rows, self.config.max_length, self.config.truncation)
+        return with_own_tokens(samples) if self.config.masked else samples
 
     def save(self, folder: Path) -> None:
         super().save(folder)
