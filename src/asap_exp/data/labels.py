@@ -51,8 +51,9 @@ def class_order(own: Names, training: Names, known: Names) -> Names:
     names, but for one another.
     """
     if own is not None and are_numbers(own):
-        numbered_so = training is not None and are_numbers(training)
-        return training if numbered_so else tuple(map(str, range(len(own))))
+        counted = tuple(map(str, range(len(own))))
+        order = training if training is not None and are_numbers(training) else counted
+        return own if own == counted and order == counted[: len(order)] else order
     if training is not None and not are_numbers(training):
         return training
     if own is not None and known is not None and not set(own) <= set(known):
