@@ -29,6 +29,12 @@ PATH = {"path": True}
 """Of a field that holds a path: `asap_exp.composing` puts the home directory in place of ~."""
 
 
+def check_at_most(prefix: str, config: object, **most: float) -> None:
+    """Raises UserError where a value of `config` is larger than anything of use can be."""
+    for key, bound in most.items():
+        check_range(f"{prefix}.{key}", getattr(config, key), maximum=bound)
+
+
 @dataclass
 class TaskConfig:
     name: str | None = None
@@ -48,6 +54,7 @@ class RandAugmentConfig:
         check_range("data.augment.randaugment.num_ops", self.num_ops, minimum=0)
         check_range("data.augment.randaugment.magnitude", self.magnitude, minimum=0, maximum=30)
         check_range("data.augment.randaugment.groups", self.groups, minimum=1)
+        check_at_most("data.augment.randaugment", self, num_ops=100, groups=2**16)
 
 
 @dataclass
@@ -85,6 +92,7 @@ class DataConfig(DataLocation):
         if self.val_fraction is not None:
             check_range("data.val_fraction", self.val_fraction, above=0, below=1)
         check_range("data.split_seed", self.split_seed, minimum=0)
+        check_at_most("data", self, split_seed=2**32 - 1)
         check_choice("data.train_on", self.train_on, ("train", "train+val"))
 
 
@@ -96,6 +104,13 @@ class ImageDataConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("data.image_size", self.image_size, minimum=1)
+        check_at_most("data", self, image_size=4096)
+        check_range(
+            "data.augment.crop_padding",
+            self.augment.crop_padding,
+            maximum=self.image_size,
+            bound_by="data.image_size",
+        )
 
 
 @dataclass
@@ -124,6 +139,15 @@ class TextDataConfig(DataConfig):
         check_range("data.length_multiple", self.length_multiple, minimum=1)
         check_range("data.mask_share", self.mask_share, minimum=0, below=1)
         check_range("data.mask_seed", self.mask_seed, minimum=0)
+        check_at_most(
+            "data",
+            self,
+            max_length=2**16,
+            vocab_size=2**20,
+            batch_tokens=2**31 - 1,
+            length_multiple=2**16,
+            mask_seed=2**32 - 1,
+        )
         if self.objective == "mlm":
             check_range("data.mask_share", self.mask_share, above=0, below=1)
         elif self.layout == "blocks":
