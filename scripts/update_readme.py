@@ -4,21 +4,28 @@ Usage: python scripts/update_readme.py
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 from asap_exp.benchmarking.markdown import summary_lines as speed_lines
 from asap_exp.benchmarking.records import load_records as load_benchmarks
+from asap_exp.evaluation.groups import grouped
 from asap_exp.evaluation.markdown import summary_lines
-from asap_exp.evaluation.records import grouped, load_records
-from asap_exp.files import write_text
+from asap_exp.evaluation.records import load_records
+from asap_exp.files import read_text, write_text
+from asap_exp.mishaps import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def with_tables(readme: str, records: Path) -> str:
-    """`readme` with the tables of `records` between their markers."""
-    readme = replaced(readme, "results", summary_lines(grouped(load_records(records))))
-    return replaced(readme, "speed", speed_lines(load_benchmarks(records / "benchmark")))
+    """`readme` with the tables of `records` between their markers; UserError for a damaged one."""
+    evaluations = grouped(load_records(records, strict=True))
+    readme = replaced(readme, "results", summary_lines(evaluations))
+    benchmarks = load_benchmarks(records / "benchmark", strict=True)
+    return replaced(readme, "speed", speed_lines(benchmarks))
 
 
 def replaced(readme: str, name: str, lines: list[str]) -> str:
@@ -33,4 +40,5 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     readme = ROOT / "README.md"
-    write_text(readme, with_tables(readme.read_text(encoding="utf-8"), ROOT / "results/records"))
+    with sentences():
+        write_text(readme, with_tables(read_text(readme), ROOT / "results/records"))

@@ -7,9 +7,12 @@ import pytest
 
 from asap_exp.benchmarking import records as benchmarks
 from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
-from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.csv_table import tables_csv
+from asap_exp.evaluation.groups import Group, grouped
+from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import has_maps
-from asap_exp.evaluation.records import Group, grouped, load_records
+from asap_exp.evaluation.records import load_records
+from asap_exp.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "records"
@@ -17,7 +20,7 @@ RECORDS = ROOT / "results" / "records"
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
-    return grouped(load_records(RECORDS))
+    return grouped(load_records(RECORDS, strict=True))
 
 
 def test_tables_are_generated(groups: list[Group]) -> None:
@@ -41,10 +44,10 @@ def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> Non
     for group in groups:
         for record in group.records:
             for stage in ("train", "distill", "evaluate"):
-                manifest = record["manifests"][stage]
-                assert manifest["code"]["commit"], (record["run"], stage)
-                assert not manifest["code"]["dirty"], (record["run"], stage)
-                assert manifest["hardware"]["gpu"] or manifest["hardware"]["cpu"]
+                manifest = getattr(record.manifests, stage)
+                assert manifest.code.commit, (record.run, stage)
+                assert not manifest.code.dirty, (record.run, stage)
+                assert manifest.hardware.gpu or manifest.hardware.cpu
 
 
 def test_every_figure_has_a_group(groups: list[Group]) -> None:
@@ -60,13 +63,13 @@ def test_every_figure_has_a_group(groups: list[Group]) -> None:
 
 def generated_benchmarks(results: Path) -> dict[str, str]:
     """What the benchmark records of a results folder give; nothing where there is no record."""
-    records = benchmarks.load_records(results / "records" / "benchmark")
+    records = benchmarks.load_records(results / "records" / "benchmark", strict=True)
     if not records:
         return {}
     return {
         "benchmark.md": benchmark_markdown(records),
         "benchmark.csv": benchmark_csv(records),
-        **{f"figures/benchmark_{record['name']}.png": "" for record in records},
+        **{f"figures/benchmark_{record.name}.png": "" for record in records},
     }
 
 
@@ -83,8 +86,12 @@ def test_benchmarks_are_generated() -> None:
 
 
 def test_every_benchmark_names_its_code_and_its_machine() -> None:
-    for record in benchmarks.load_records(ROOT / "results" / "records" / "benchmark"):
-        manifest = record["manifest"]
-        assert manifest["code"]["commit"], record["name"]
-        assert not manifest["code"]["dirty"], record["name"]
-        assert manifest["hardware"]["gpu"] or manifest["hardware"]["cpu"]
+    for record in benchmarks.load_records(RECORDS / "benchmark", strict=True):
+        assert record.manifest.code.commit, record.name
+        assert not record.manifest.code.dirty, record.name
+        assert record.manifest.hardware.gpu or record.manifest.hardware.cpu
+
+
+def test_published_records_are_sealed() -> None:
+    for file in RECORDS.rglob("*.json"):
+        assert read_json(file)["sha256"], file.name

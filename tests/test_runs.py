@@ -12,7 +12,7 @@ from asap_exp import manifest as manifest_module
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig, PathsConfig
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
+from asap_exp.files import read_json
 from asap_exp.manifest import code_version, manifest
 from asap_exp.runs import (
     Run,
@@ -25,7 +25,7 @@ from asap_exp.runs import (
     run_directory,
 )
 
-from .fake_runs import fake_run, train_config
+from .fake_runs import fake_map, fake_run, train_config
 
 COMPUTED_DIFFERENTLY = (
     "recipe.lr=0.002",
@@ -92,7 +92,7 @@ def test_recipe_is_another_where_anything_else_differs(override):
 
 def test_claimed_directory_holds_the_configuration(tmp_path):
     config = train_config(f"paths.results={tmp_path}", "recipe.lr=0.002")
-    run = claim(config, fresh=False)
+    run = claim(config)
     assert run.path == run_directory(config)
     assert Run(run.path).config == config
     assert run.name == "/".join(run.path.parts[-3:])
@@ -102,9 +102,9 @@ def test_claimed_directory_holds_the_configuration(tmp_path):
 
 def test_same_configuration_claims_its_directory_again(tmp_path):
     config = train_config(f"paths.results={tmp_path}")
-    first = claim(config, fresh=False)
+    first = claim(config)
     (first.path / "kept").touch()
-    assert claim(config, fresh=False) == first
+    assert claim(config) == first
     assert (first.path / "kept").exists()
 
 
@@ -120,29 +120,16 @@ def test_directory_of_another_configuration_is_refused_with_what_differs(
     tmp_path, saved, difference
 ):
     # A directory cannot come to hold another configuration by itself: someone copied it.
-    other = claim(train_config(f"paths.results={tmp_path / 'other'}", saved), fresh=False)
+    other = claim(train_config(f"paths.results={tmp_path / 'other'}", saved))
     asked = train_config(f"paths.results={tmp_path}")
     text = (other.path / "config.yaml").read_text()
     directory = run_directory(asked)
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="another configuration and is not overwritten") as error:
-        claim(asked, fresh=False)
+        claim(asked)
     assert [line.strip() for line in str(error.value).splitlines()[1:]] == [difference]
     assert (directory / "config.yaml").read_text() == text
-
-
-def test_fresh_run_moves_earlier_ones_aside(tmp_path):
-    config = train_config(f"paths.results={tmp_path}")
-    for attempt in ("first", "second", "third"):
-        run = claim(config, fresh=True)
-        assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
-        (run.path / attempt).touch()
-    aside = {run.path.with_name(f"{run.path.name}~{n}") for n in (1, 2)}
-    assert set(run.path.parent.iterdir()) == {run.path, *aside}
-    assert (run.path.with_name(f"{run.path.name}~1") / "first").exists()
-    assert (run.path.with_name(f"{run.path.name}~2") / "second").exists()
-    assert all_runs(paths(tmp_path)) == [run]
 
 
 def test_all_runs_are_those_of_the_task_in_order(tmp_path):
@@ -235,21 +222,22 @@ def test_newest_artifact_is_the_last_that_finished(tmp_path):
         ("a", "finished", "2026-01-02"),
         ("c", "failed", "2026-01-03"),
     ):
-        write_json(
-            run.path / "distill" / name / "manifest.json", {"status": status, "ended": ended}
-        )
+        fake_map(run, name, status=status, ended=ended)
     # Killed at once: neither an end nor an outcome.
-    write_json(run.path / "distill" / "d" / "manifest.json", {"status": "running"})
-    assert newest_artifact(run) == run.path / "distill" / "a"
+    fake_map(run, "d", status="running", ended=None, wall_seconds=None)
+    assert newest_artifact(run) == ("2026-01-02", run.path / "distill" / "a")
 
 
 def test_of_two_that_finish_at_once_the_later_is_the_newest(tmp_path):
     """One second holds several small maps; and a manifest of whole seconds is the older one."""
     run = fake_run(tmp_path)
     for name in ("b", "a"):
-        with manifest(run.path / "distill" / name / "manifest.json"):
+        facts = {"stage": "distill", "seed": 0, "config": {}, "teacher": run.name}
+        with manifest(run.path / "distill" / name / "manifest.json", **facts):
             time.sleep(0.002)
-    assert newest_artifact(run) == run.path / "distill/a"
+    newest = newest_artifact(run)
+    assert newest is not None
+    assert newest[1] == run.path / "distill/a"
     before = read_json(run.path / "distill/a/manifest.json")["ended"]
     whole = re.sub(r"\.\d+", "", before)
     assert whole != before

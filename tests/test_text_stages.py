@@ -22,8 +22,8 @@ from asap_exp.distillation.artifact import load_artifact
 from asap_exp.distillation.compile import run_data
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import training_curves
+from asap_exp.evaluation.groups import Group
 from asap_exp.evaluation.markdown import summary_lines
-from asap_exp.evaluation.records import Group
 from asap_exp.files import read_json
 from asap_exp.models import load_net
 from asap_exp.runs import Run
@@ -32,6 +32,7 @@ from asap_exp.training import fit as training_fit
 from asap_exp.training.fit import train
 from tests.data.sentences import make_folder, text_root
 from tests.models.test_text import LENGTHS, TokenBatch, make_batch
+from tests.records import typed
 from tests.stages import (
     CALIBRATION,
     TINY_TEXT,
@@ -77,8 +78,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TextPipeline:
 def test_teacher_learns_and_leaves_its_tokenizer(pipeline: TextPipeline) -> None:
     run = pipeline.teacher
     assert (run.path / FILE).is_file()
-    assert run.manifest["data"]["tokenizer_sha256"]
-    assert run.manifest["data"]["train_split_rows_in_all"] == 120_000
+    assert run.manifest.data["tokenizer_sha256"]
+    assert run.manifest.data["train_split_rows_in_all"] == 120_000
     curves = training_curves(run.path)
     assert curves[-1]["train/loss_epoch"] < curves[0]["train/loss_epoch"]
     for layer in (0, 1):
@@ -192,25 +193,22 @@ def pretrained(pipeline: TextPipeline) -> Run:
 
 def test_pre_training_is_recorded_and_learns(pretrained: Run) -> None:
     manifest = pretrained.manifest
-    assert manifest["best_val_perplexity"] > 1
+    assert manifest.best_val_perplexity > 1
     assert "best_val_accuracy" not in manifest
     curves = training_curves(pretrained.path)
     assert curves[-1]["val/perplexity"] < curves[0]["val/perplexity"]
     assert curves[-1]["val/perplexity"] == pytest.approx(math.exp(curves[-1]["val/loss"]), rel=1e-4)
-    kept = curves[manifest["kept_epoch"]]["val/perplexity"]
+    kept = curves[manifest.kept_epoch]["val/perplexity"]
     assert kept == min(row["val/perplexity"] for row in curves)
-    assert manifest["best_val_perplexity"] == pytest.approx(kept, rel=1e-4)
+    assert manifest.best_val_perplexity == pytest.approx(kept, rel=1e-4)
 
 
 def test_classifier_starts_from_the_pre_trained_encoder(
     pipeline: TextPipeline, pretrained: Run
 ) -> None:
     run = run_text(pipeline.results, pipeline.root, "task=agnews", f"init_from={pretrained.path}")
-    assert run.manifest["initial"]["task"] == "agnews_mlm"
-    assert (
-        run.manifest["data"]["tokenizer_sha256"]
-        == (pretrained.manifest["data"]["tokenizer_sha256"])
-    )
+    assert run.manifest.initial.task == "agnews_mlm"
+    assert run.manifest.data["tokenizer_sha256"] == (pretrained.manifest.data["tokenizer_sha256"])
     assert run.path != pipeline.teacher.path
 
 
@@ -294,7 +292,9 @@ def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str
     assert "## wikitext2_excerpt, masked language model, Sinkhorn T = 4" in tables
     assert "| perplexity | validation perplexity | agreement % |" in tables
     assert "accuracy %" not in tables
-    summary = summary_lines([Group("x", [masked_record])])
+    added = ("tables", "results")
+    record = typed({key: value for key, value in masked_record.items() if key not in added})
+    summary = summary_lines([Group("x", [record])])
     assert any(line.startswith("| test perplexity |") for line in summary)
 
 
@@ -410,7 +410,7 @@ def test_resumed_run_ends_in_the_same_weights(
         with pytest.raises(Killed):
             run_text(tmp_path / "parts", pipeline.root, f"task={task}")
     resumed = run_text(tmp_path / "parts", pipeline.root, f"task={task}")
-    assert resumed.manifest["resumed_from"] == "last.ckpt"
+    assert resumed.manifest.resumed_from == "last.ckpt"
     found = load_tensors(resumed.weights)
     for name, tensor in load_tensors(whole.weights).items():
         assert torch.equal(tensor, found[name]), name

@@ -6,16 +6,20 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
-from asap_exp.files import write_json
+from asap_exp.errors import UserError
+from asap_exp.interruption import Interrupted
+from asap_exp.sealed import write_sealed
+from asap_exp.typed import STRICT
 
 PACKAGES = (
     "asap_exp",
@@ -33,14 +37,107 @@ PACKAGES = (
     "triton",
 )
 
-Manifest = dict[str, Any]
+
+@dataclass(config=STRICT, kw_only=True)
+class Code:
+    commit: str | None
+    dirty: bool | None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Hardware:
+    gpu: str | None
+    cpu: str
+    cpu_threads: int
+    system: str
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Attempt:
+    """One attempt at a run: when, with what, and how it ended (None where that is not known)."""
+
+    status: Literal["running", "finished", "failed", "interrupted"]
+    started: str
+    code: Code
+    versions: dict[str, str | None]
+    hardware: Hardware
+    ended: str | None = None
+    wall_seconds: float | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Manifest(Attempt):
+    """Of any stage. `error` says why it failed or was interrupted."""
+
+    stage: str
+    command: str
+    seed: int
+    config: dict[str, Any]
+    error: str | None = None
+    sha256: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Manifest":
+        missing = [name for name in self.outcome() if getattr(self, name) is None]
+        if self.finished and missing:
+            raise ValueError(f"status is finished, but {', '.join(missing)} is missing")
+        return self
+
+    @classmethod
+    def outcome(cls) -> tuple[str, ...]:
+        """What a finished stage must say."""
+        return ("ended", "wall_seconds")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Initial:
+    """The run whose weights a training started from."""
+
+    run: str
+    teacher_sha256: str
+    task: str
+    attention: str
+    recipe_hash: str
+
+
+@dataclass(config=STRICT, kw_only=True)
+class TrainManifest(Manifest):
+    recipe_hash: str
+    data: dict[str, Any]
+    initial: Initial | None = None
+    parameters: int
+    resumed_from: str | None = None
+    earlier_attempts: list[Attempt]
+    kept_epoch: int | None = None
+    epochs: int | None = None
+    teacher_sha256: str | None = None
+    train_seconds: float | None = None
+    validate_seconds: float | None = None
+    best_val_accuracy: float | None = None
+    best_val_perplexity: float | None = None
+    curve_hashes: list[str] | None = None
+
+    @classmethod
+    def outcome(cls) -> tuple[str, ...]:
+        return (*super().outcome(), "kept_epoch", "epochs", "teacher_sha256")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class LaterManifest(Manifest):
+    """Of a stage that works on a teacher: distill and evaluate."""
+
+    teacher: str
+    data: dict[str, Any] | None = None
 
 
 @contextmanager
-def manifest(path: Path, **facts: Any) -> Iterator[Manifest]:
+def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     """Writes a manifest when work starts, and again, with its outcome, when it ends or fails."""
-    started = time.monotonic()
-    record: Manifest = {
+    record: dict[str, Any] = {
         "status": "running",
         "started": now(),
         "command": command(),
@@ -49,20 +146,43 @@ def manifest(path: Path, **facts: Any) -> Iterator[Manifest]:
         "hardware": hardware(),
         **facts,
     }
-    write_json(path, record)
+    write_sealed(path, record)
     try:
         yield record
-        record["status"] = "finished"
     except BaseException as error:
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+        stopped = isinstance(error, Interrupted)
+        record |= outcome(record, "interrupted" if stopped else "failed")
+        record["error"] = str(error) if stopped else f"{type(error).__name__}: {error}"[:2000]
+        with suppress(UserError):  # the first error is the one to tell
+            write_over(path, record)
         raise
-    finally:
-        record |= {"ended": now(), "wall_seconds": round(time.monotonic() - started, 2)}
-        write_json(path, record)
+    record |= outcome(record, "finished")
+    write_over(path, record)
+
+
+def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
+    """How the work that `record` says began has ended, now."""
+    ended = datetime.now(UTC)
+    seconds = (ended - datetime.fromisoformat(record["started"])).total_seconds()
+    return {"status": status, "ended": stamp(ended), "wall_seconds": round(max(seconds, 0.0), 2)}
+
+
+def write_over(path: Path, record: dict[str, Any]) -> None:
+    """UserError where what was written when the work started went away meanwhile."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} is no longer there: it was deleted or moved while the stage ran, and "
+            "what the stage made may be lost with it; start the same command again"
+        )
+    write_sealed(path, record)
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return stamp(datetime.now(UTC))
+
+
+def stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
 
 
 def command() -> str:

@@ -8,18 +8,25 @@ RESULTS/runs/TASK/MODEL-ATTENTION/HASH-sSEED/
 
 import hashlib
 import json
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from asap_exp.attention import SinkhornAttention, attention_class
-from asap_exp.composing import parse
+from asap_exp.composing import load_saved
 from asap_exp.config import PathsConfig, TrainConfig
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_text
+from asap_exp.files import write_text
+from asap_exp.manifest import LaterManifest, Manifest, TrainManifest
+from asap_exp.typed import read
+
+ASIDE = re.compile(r"~\d+$")
+"""How the name of a directory ends that resume=never moved aside."""
 
 LOCATION_KEYS = (
     "data.root",
@@ -79,7 +86,7 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
     recipe = without(identity(config), ("attention", "init_from"))
     if initial is not None:
         same = initial.config.attention["name"] == config.attention["name"]
-        recipe["initial"] = {"recipe": initial.manifest["recipe_hash"], "same_attention": same}
+        recipe["initial"] = {"recipe": initial.manifest.recipe_hash, "same_attention": same}
     return short_hash(recipe)
 
 
@@ -88,10 +95,14 @@ def public_config(config: Any) -> dict[str, Any]:
     return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
 
 
+def run_name(config: TrainConfig) -> str:
+    """TASK/MODEL-ATTENTION/HASH-sSEED: the run's directory below the runs, and its name."""
+    kind = f"{config.model.name}-{config.attention['name']}"
+    return f"{config.task.name}/{kind}/{short_hash(identity(config))}-s{config.seed}"
+
+
 def run_directory(config: TrainConfig) -> Path:
-    name = f"{config.model.name}-{config.attention['name']}"
-    leaf = f"{short_hash(identity(config))}-s{config.seed}"
-    return config.paths.runs / str(config.task.name) / name / leaf
+    return config.paths.runs / run_name(config)
 
 
 @dataclass(frozen=True)
@@ -106,22 +117,16 @@ class Run:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
-        try:
-            saved = OmegaConf.load(file)
-        except Exception as error:
-            raise UserError(f"{file} is damaged: {error}") from error
-        if not isinstance(saved, DictConfig):
-            raise UserError(f"{file} is damaged: it holds no configuration")
-        return parse(saved, TrainConfig)
+        return load_saved(file, TrainConfig)
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "manifest.json")
+    def manifest(self) -> TrainManifest:
+        return read(TrainManifest, self.path / "manifest.json")
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """TASK/MODEL-ATTENTION/HASH-sSEED."""
-        return "/".join(self.path.resolve().parts[-3:])
+        """Its own, by its configuration: the same wherever its directory lies and is called."""
+        return run_name(self.config)
 
     @property
     def group(self) -> str:
@@ -144,46 +149,79 @@ class Run:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def started(self) -> bool:
+        return (self.path / "manifest.json").is_file()
+
+    @property
     def finished(self) -> bool:
-        file = self.path / "manifest.json"
-        if not (file.is_file() and self.weights.is_file()):
+        """UserError where what the directory says of itself does not agree."""
+        if not (self.started and self.weights.is_file()):
             return False
-        return self.manifest.get("status") == "finished"
+        manifest = self.manifest
+        check_agrees(self, manifest)
+        return manifest.finished
 
 
-def claim(config: TrainConfig, *, fresh: bool) -> Run:
+def check_agrees(run: Run, manifest: TrainManifest) -> None:
+    """UserError where the configuration is not the one that the run was made by."""
+    config = run.config
+    leaf = PurePath(run.name).name
+    named = re.fullmatch(r"([0-9a-f]{8}-s\d+)(~\d+)?", run.path.name)
+    if named and named[1] != leaf:
+        raise UserError(
+            f"{run.path / 'config.yaml'} was changed after the run: it is that of {leaf}. Take an "
+            "unchanged copy, or train what you want with the keys of a command"
+        )
+    not_compared = (*LOCATION_KEYS, *HARDWARE_KEYS, "seed")
+    then, now = without(manifest.config, not_compared), identity(config)
+    then, now = (
+        {**tree, "seed": seed} for tree, seed in ((then, manifest.seed), (now, config.seed))
+    )
+    differences = describe_differences(now, then, among=flatten(then).keys() & flatten(now).keys())
+    if differences:
+        raise UserError(
+            f"{run.path / 'config.yaml'} was changed after the run: its manifest.json says "
+            f"otherwise:\n{differences}\nTake an unchanged copy of both"
+        )
+
+
+def claim(config: TrainConfig) -> Run:
     """The run directory of `config`, made if need be, with the configuration saved in it.
 
-    With `fresh`, an earlier run of the same configuration is moved aside. A directory that holds
-    another configuration is refused.
+    A directory that holds another configuration is refused; a damaged one is written again, since
+    the directory's name says which it is.
     """
-    path = run_directory(config)
-    if fresh and path.exists():
-        aside = next(
-            p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}~{n}")).exists()
-        )
-        path.rename(aside)
-        print(f"The earlier run was moved to {aside}")
-    run = Run(path)
-    if (path / "config.yaml").is_file():
-        saved = run.config
-        there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
-        if there != asked:
-            raise UserError(
-                f"{path} holds a run of another configuration and is not overwritten:\n"
-                f"{describe_differences(there, asked)}"
-            )
-    else:
-        write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-    return run
+    run = Run(run_directory(config))
+    file = run.path / "config.yaml"
+    if file.is_file():
+        try:
+            saved = run.config
+        except UserError as error:
+            print(f"warning: {error}; it is written again")
+        else:
+            there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
+            if there != asked:
+                raise UserError(
+                    f"{run.path} holds a run of another configuration and is not overwritten:\n"
+                    f"{describe_differences(there, asked)}"
+                )
+            return run
+    write_config(config, run.path)
+    return Run(run.path)
 
 
-def describe_differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
-    """One line for each key in which two configurations differ."""
+def write_config(config: TrainConfig, folder: Path) -> None:
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+
+
+def describe_differences(
+    saved: dict[str, Any], asked: dict[str, Any], among: Collection[str] | None = None
+) -> str:
+    """One line for each key (of those `among`, if given) in which two configurations differ."""
     left, right = flatten(saved), flatten(asked)
     return "\n".join(
         f"  {key}: saved {left.get(key)}, asked for {right.get(key)}"
-        for key in sorted(left.keys() | right.keys())
+        for key in sorted(left.keys() | right.keys() if among is None else among)
         if left.get(key) != right.get(key)
     )
 
@@ -201,20 +239,39 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
     """Every run directory (of `task`, if named), in order of path; those moved aside left out.
 
-    One that is damaged is left out too, and named.
+    One that is damaged is left out too, and named. A run moved aside is among them for as long as
+    the one that was to replace it has not started.
     """
-    pattern = f"{task or '*'}/*/*-s*/config.yaml"
-    runs = []
-    for file in sorted(paths.runs.glob(pattern)):
-        run = Run(file.parent)
-        if "~" in run.path.name:
+    return [
+        run
+        for run in sound_runs(paths, task)
+        if not (aside := ASIDE.search(run.path.name))
+        or not Run(run.path.with_name(run.path.name[: aside.start()])).started
+    ]
+
+
+def runs_aside(paths: PathsConfig, task: str | None = None) -> list[Run]:
+    """Those that resume=never moved aside."""
+    return [run for run in sound_runs(paths, task) if ASIDE.search(run.path.name)]
+
+
+def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
+    """Every run directory; one that is damaged is left out, and named."""
+    files = {
+        file
+        for name in ("config.yaml", "manifest.json")
+        for file in paths.runs.glob(f"*/*/*/{name}")
+    }
+    for folder in sorted({file.parent for file in files}):
+        run = Run(folder)
+        if any(part.startswith(".") for part in folder.relative_to(paths.runs).parts):
             continue
         try:
-            _ = run.config, run.finished
-            runs.append(run)
+            if task in (None, run.config.task.name):
+                _ = run.finished
+                yield run
         except UserError as error:
             print(f"warning: {run.path} is left out: {error}")
-    return runs
 
 
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
@@ -226,13 +283,21 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         return run
     finished = [run for run in all_runs(paths, task) if run.finished and has_dual(run.config)]
     if not finished:
+        aside = [run.path for run in runs_aside(paths, task) if run.finished]
+        moved = "".join(f"""\n  "teacher='{path}'\"""" for path in aside)
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
             f"make one with: python -m asap_exp.train task={task or 'digits'}"
+            + (f"\nor take one that resume=never moved aside:{moved}" if moved else "")
         )
-    run = max(finished, key=lambda run: run.manifest["ended"])
+    run = max(finished, key=lambda run: ended(run.manifest))
     print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
     return run
+
+
+def ended(manifest: Manifest) -> str:
+    assert manifest.ended is not None, "of a finished stage alone"
+    return manifest.ended
 
 
 def has_dual(config: TrainConfig) -> bool:
@@ -267,7 +332,7 @@ def check_teacher(run: Run, task: str | None) -> None:
 
 def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
     """Refuses data whose token ids mean other tokens than those that `run` was trained on."""
-    here, there = data.get("tokenizer_sha256"), run.manifest["data"].get("tokenizer_sha256")
+    here, there = data.get("tokenizer_sha256"), run.manifest.data.get("tokenizer_sha256")
     if here != there:
         raise UserError(
             f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
@@ -276,14 +341,24 @@ def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
         )
 
 
-def finished_artifacts(run: Run) -> list[Path]:
-    """The folders of the finished compiled maps of `run`, from the oldest to the newest."""
-    manifests = [(read_json(f), f.parent) for f in run.path.glob("distill/*/manifest.json")]
-    finished = [(m["ended"], folder) for m, folder in manifests if m.get("status") == "finished"]
-    return [folder for _, folder in sorted(finished)]
+def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
+    """When each finished compiled map of `run` was, and its folder, from the oldest to the newest.
+
+    One whose manifest is damaged is left out, and named.
+    """
+    finished = []
+    for file in sorted(run.path.glob("distill/*/manifest.json")):
+        try:
+            manifest = read(LaterManifest, file)
+        except UserError as error:
+            print(f"warning: {file.parent} is left out: {error}")
+            continue
+        if manifest.finished:
+            finished.append((ended(manifest), file.parent))
+    return sorted(finished)
 
 
-def newest_artifact(run: Run) -> Path | None:
-    """The folder of the newest finished compiled map of `run`."""
+def newest_artifact(run: Run) -> tuple[str, Path] | None:
+    """When the newest finished compiled map of `run` was, and its folder."""
     finished = finished_artifacts(run)
     return finished[-1] if finished else None

@@ -2,53 +2,71 @@
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from asap_exp.composing import check_override_keys, conf_dir, parse
 from asap_exp.errors import UserError
+from asap_exp.interruption import Interrupted, interruptible
 
 
 def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
-    """`python -m asap_exp.STAGE OVERRIDES`: composes, checks, runs; a UserError is a sentence."""
+    """`python -m asap_exp.STAGE OVERRIDES`: composes, checks, runs; exits with a status.
 
-    failures: list[UserError] = []
-
-    @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
-    def application(config: DictConfig) -> None:
-        job = HydraConfig.get()
-        if job.mode == RunMode.MULTIRUN:
-            print(f"\n== job {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
-        try:
-            run(parse(config, schema))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(error)  # the other jobs of a sweep go on
-
+    0: done; 2: a UserError, printed as a sentence; 128 + SIGNAL: stopped by it. Of a sweep, that of
+    its failed jobs, which are listed at the end.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(stage))
         return
+    # Figures are files here. Lightning imports matplotlib, which refuses the backend of a notebook
+    # that this environment does not know.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
-        # Hydra itself explains an override that it cannot parse.
-        with contextlib.suppress(HydraException):
-            check_override_keys(sys.argv[1:], schema)
+        with interruptible():
+            status = application(stage, schema, run)
     except UserError as error:
-        fail(error)
-    application()
-    if failures:
-        sys.exit(2)
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except Interrupted as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        status = stop.exit_status
+    if status:
+        sys.exit(status)
+
+
+def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
+    """The Hydra application; what it takes seconds to import is imported where a signal is met."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+
+    from asap_exp import sweep
+    from asap_exp.composing import check_override_keys, conf_dir, parse
+
+    # Hydra itself explains an override that it cannot parse.
+    with contextlib.suppress(HydraException):
+        check_override_keys(sys.argv[1:], schema)
+    statuses: list[int] = []
+
+    @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
+    def job(config: DictConfig) -> None:
+        statuses.append(sweep.attempt(stage, lambda: run(parse(config, schema))))
+
+    try:
+        job()
+    finally:
+        ended = sweep.jobs()
+        sweep.report_failures(ended)
+    return sweep.exit_status(ended) or max(statuses, default=0)
 
 
 def help_text(stage: str) -> str:
     """The stage's own configuration file, and the groups that it names with their options."""
+    from asap_exp.composing import conf_dir
+
     folder = conf_dir()
     primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
     # In its list of defaults, or in a comment as +GROUP=.
@@ -65,8 +83,3 @@ def help_text(stage: str) -> str:
         f"{options}\n\n"
         f"Show what a command would run with: --cfg job. Hydra's own flags: --hydra-help"
     )
-
-
-def fail(error: UserError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)

@@ -16,7 +16,7 @@ from tests.stages import run_distill, run_evaluate, run_train
 def test_identity_names_teacher_layers_and_calibration_set(shared_pipeline: Pipeline) -> None:
     artifact = load_artifact(shared_pipeline.artifact)
     identity = artifact.identity
-    assert identity["teacher_sha256"] == shared_pipeline.teacher.manifest["teacher_sha256"]
+    assert identity["teacher_sha256"] == shared_pipeline.teacher.manifest.teacher_sha256
     assert identity["layers"] == ["blocks.0.attn", "blocks.1.attn"]
     assert (identity["num_iters"], identity["eps"]) == (4, 1.0)
     assert (identity["heads"], identity["head_dim"], identity["slices"]) == (2, 8, 3)

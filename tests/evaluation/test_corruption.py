@@ -7,12 +7,13 @@ from asap_exp.config import CorruptionConfig
 from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.evaluation.corruption import CORRUPTIONS, corrupted
+from asap_exp.evaluation.groups import Group, grouped
 from asap_exp.evaluation.markdown import group_title, summary_lines
-from asap_exp.evaluation.records import Group, grouped
 from asap_exp.evaluation.remarks import remarks
 from asap_exp.files import read_json
 from tests.conftest import Pipeline
 from tests.fake_runs import train_config
+from tests.records import typed, with_data
 from tests.stages import run_evaluate
 
 
@@ -65,11 +66,11 @@ def test_record_says_what_was_done_and_stays_out_of_the_summary(pipeline: Pipeli
     assert plain["corruption"] is None
     assert noisy["corruption"] == {"name": "noise", "severity": 3}
     assert noisy["drift"] != plain["drift"]
-    groups = {bool(g.first["corruption"]): g for g in grouped([plain, noisy])}
+    groups = {bool(g.first.corruption): g for g in grouped(map(typed, (plain, noisy)))}
     assert len(groups) == 2
     assert "noise of severity 3" in group_title(groups[True])
-    for corrupted_or_not, found in groups.items():
-        cifar = Group("x", [{**found.first, "data": "cifar100"}])
+    for corrupted_or_not, found in ((False, plain), (True, noisy)):
+        cifar = Group("x", [typed(with_data(found, "cifar100"))])
         published = any("Published" in remark for remark in remarks(cifar))
         assert published is not corrupted_or_not
     assert len(summary_lines(list(groups.values()))) == 3

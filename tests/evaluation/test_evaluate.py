@@ -8,7 +8,8 @@ import torch
 from asap_exp.attention import SinkhornAttention
 from asap_exp.errors import UserError
 from asap_exp.evaluation import measure
-from asap_exp.files import read_json, write_json
+from asap_exp.files import read_json
+from asap_exp.sealed import write_sealed
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train
 
@@ -92,7 +93,7 @@ def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None
     espformer = run_train(pipeline.results, attention=("attention=espformer",))
     record = read_json(run_evaluate(pipeline.results))
     assert record["espformer_run"] == espformer.name
-    assert record["manifests"]["espformer"] == espformer.manifest
+    assert record["manifests"]["espformer"] == read_json(espformer.path / "manifest.json")
     rows = {row["key"]: row for row in record["rows"]}
     assert rows["espformer_trained"]["label"] == "ESPFormer, trained alike"
     assert rows["espformer_trained"]["layer_ms"]["median"] > 0
@@ -208,7 +209,7 @@ def test_number_that_is_not_finite_is_written_as_null(
 
 def test_unfinished_map_is_refused(pipeline: Pipeline) -> None:
     manifest = read_json(pipeline.artifact / "manifest.json")
-    write_json(pipeline.artifact / "manifest.json", {**manifest, "status": "failed"})
+    write_sealed(pipeline.artifact / "manifest.json", {**manifest, "status": "failed"})
     with pytest.raises(UserError, match="holds no finished map"):
         run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from asap_exp.evaluation.averages import main_rows
 from asap_exp.evaluation.figures import near_the_teacher, pareto
+from asap_exp.evaluation.groups import Group, grouped
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import points, verdict
-from asap_exp.evaluation.records import Group, grouped, load_records, main_rows
+from asap_exp.evaluation.records import load_records
 from asap_exp.files import read_json
 from tests.conftest import Pipeline
+from tests.records import published, typed
 from tests.stages import run_distill, run_evaluate, run_report
 
 LEARNED = ", refine 0, ridge + learned slices, 32 samples"
@@ -29,9 +32,21 @@ def row(key: str, kind: str, accuracy: float, ms: float, label: str = "") -> dic
         "model_ms": timing,
         "peak_memory_mib": 1.0,
         **dict.fromkeys(
-            ("agreement", "kl", "l1_row_distance", "column_error", "layer_speedup"), 1.0
+            (
+                "agreement",
+                "kl",
+                "l1_row_distance",
+                "row_error",
+                "column_error",
+                "largest_column_error",
+                "entropy",
+                "gate_error",
+                "layer_speedup",
+                "model_speedup",
+            ),
+            1.0,
         ),
-        "model_speedup": 1.0,
+        "layers": [],
     }
 
 
@@ -54,13 +69,12 @@ MAPS = {
 
 
 def group(rows: list[dict[str, Any]] = ROWS) -> Group:
-    images = {"model": {"patch_size": 2}, "data": {"image_size": 8}}
-    manifests = {"train": {"config": images}}
-    return Group("g", [{"rows": rows, "maps": MAPS, "manifests": manifests, "seed": 0}])
+    maps = {key: point for key, point in MAPS.items() if key in {row["key"] for row in rows}}
+    return Group("g", [typed({**published("digits"), "rows": rows, "maps": maps})])
 
 
 def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
-    found = {point["key"]: point["dominated_by"] for point in points(group())}
+    found = {point.key: point.dominated_by for point in points(group())}
     assert found == {
         "truncated_2": None,
         "asap": None,
@@ -75,19 +89,17 @@ def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
 def test_teacher_that_was_not_timed_is_still_what_others_are_near_to() -> None:
     untimed = {**ROWS[0], "model_ms": None}
     found = group([untimed, *ROWS[1:], row("softmax_swapped", "softmax", 0.8, 3)])
-    assert "teacher" not in {point["key"] for point in points(found)}
+    assert "teacher" not in {point.key for point in points(found)}
     near = near_the_teacher(points(found), found)
-    assert {point["key"] for point in near} == {point["key"] for point in points(group())} - {
-        "teacher"
-    }
+    assert {point.key for point in near} == {point.key for point in points(group())} - {"teacher"}
 
 
 def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
-    (point,) = [point for point in points(group()) if point["key"] == "map_a"]
-    assert (point["n"], point["label"]) == (2, "ASAP, 2 slices")
-    assert point["accuracy"]["mean"] == pytest.approx(0.90)
-    assert point["accuracy"]["std"] == pytest.approx(0.04 / 2**0.5)
-    assert point["model_ms"]["mean"] == 7
+    (point,) = [point for point in points(group()) if point.key == "map_a"]
+    assert (point.n, point.label) == (2, "ASAP, 2 slices")
+    assert point.accuracy.mean == pytest.approx(0.90)
+    assert point.accuracy.std == pytest.approx(0.04 / 2**0.5)
+    assert point.model_ms.mean == 7
 
 
 def test_verdict_names_the_truncations_on_either_side() -> None:
@@ -98,7 +110,11 @@ def test_verdict_names_the_truncations_on_either_side() -> None:
     assert verdict(group([*ROWS, *relaxed])).endswith(
         "With relaxed updates T' of none of those measured has one, T' of 3, 4, 5 has none."
     )
-    only = [row("asap", "asap", 0.94, 5), row("truncated_3", "truncated", 0.93, 5)]
+    only = [
+        row("teacher", "teacher", 0.95, 20),
+        row("asap", "asap", 0.94, 5),
+        row("truncated_3", "truncated", 0.93, 5),
+    ]
     assert "with T' of none of those measured it has none" in verdict(group(only))
 
 
@@ -114,14 +130,8 @@ def test_masked_language_models_are_compared_by_their_perplexity() -> None:
             (row("control_uniform", "control", 0, 7), 0.9, None),  # infinite
         )
     ]
-    record = {
-        "rows": rows,
-        "objective": "mlm",
-        "samples": "blocks of text",
-        "manifests": {"train": {"config": {"model": {}, "data": {"max_length": 128}}}},
-    }
-    masked = Group("g", [record])
-    found = {point["key"]: point["dominated_by"] for point in points(masked)}
+    masked = Group("g", [typed({**published("wikitext"), "rows": rows, "maps": {}})])
+    found = {point.key: point.dominated_by for point in points(masked)}
     assert found == {
         "asap": None,
         "truncated_2": "asap",
@@ -129,10 +139,10 @@ def test_masked_language_models_are_compared_by_their_perplexity() -> None:
         "truncated_8": None,
         "teacher": None,
     }
-    assert "At n = 128 tokens at most, Sinkhorn with T' of 2 has a map" in verdict(masked)
+    assert "At n = 256 tokens at most, Sinkhorn with T' of 2 has a map" in verdict(masked)
     assert "of no higher perplexity; with T' of 8 it has none" in verdict(masked)
     near = near_the_teacher(points(masked), masked)
-    assert [point["key"] for point in near] == ["truncated_8", "teacher"]
+    assert [point.key for point in near] == ["truncated_8", "teacher"]
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +178,13 @@ def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[
 
 
 def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> None:
-    (group,) = grouped([record])
-    asap = [point for point in points(group) if point["group"] == "asap"]
-    assert sorted((point["n"], point["label"]) for point in asap) == [
+    (group,) = grouped([typed(record)])
+    asap = [point for point in points(group) if point.group == "asap"]
+    assert sorted((point.n, point.label) for point in asap) == [
         (1, f"ASAP, 3 of 6 slices + query and adaptive features{LEARNED}"),
         (2, "ASAP, 3 slices, refine 0, ridge, 32 samples"),
     ]
-    assert not any(row["key"].startswith("map_") for row in main_rows(group))
+    assert not any(row.key.startswith("map_") for row in main_rows(group))
 
 
 def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
@@ -183,7 +193,7 @@ def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
     evaluated(shared_pipeline, tmp_path)
     run_report(tmp_path / "results", f"out={tmp_path}")
     (plain, maps) = sorted(
-        grouped(load_records(tmp_path / "records")), key=lambda g: bool(g.first.get("maps"))
+        grouped(load_records(tmp_path / "records")), key=lambda g: bool(g.first.maps)
     )
     assert (tmp_path / "figures" / f"{maps.slug}-pareto.png").is_file()
     assert not (tmp_path / "figures" / f"{plain.slug}-pareto.png").exists()
@@ -200,7 +210,7 @@ def test_figure_names_what_is_too_far_below_the_teacher_to_be_shown(
     found = read_json(evaluated(shared_pipeline, tmp_path))
     for each in found["rows"]:
         each["accuracy"] = 0.3 if each["key"] in ("truncated_1", "control_zero") else 0.9
-    below = " ".join(pareto(*grouped([found])).get_supxlabel().split())
+    below = " ".join(pareto(*grouped([typed(found)])).get_supxlabel().split())
     assert "far below the teacher, not shown: " in below
     named = below.partition("not shown: ")[2].split("; ")
     assert sorted(named) == ["T'=1", "control: ASAP, all weights zero, refine 0"]
@@ -214,9 +224,9 @@ def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(
     record = read_json(run_evaluate(pipeline.results, "maps=all", f"artifact={pipeline.artifact}"))
     controls = [r["label"] for r in record["rows"] if "query features, refine" in r["label"]]
     assert controls == ["control: query features, refine 0, ridge, 32 samples, seed 1"]
-    (group,) = grouped([record])
-    (point,) = [p for p in points(group) if p["label"].startswith("control: query features, ref")]
-    assert point["n"] == 2  # with that of the evaluation's own map, of seed 0
+    (group,) = grouped([typed(record)])
+    (point,) = [p for p in points(group) if p.label.startswith("control: query features, ref")]
+    assert point.n == 2  # with that of the evaluation's own map, of seed 0
 
 
 def test_other_maps_are_part_of_what_names_the_record(pipeline: Pipeline) -> None:

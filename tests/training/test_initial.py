@@ -33,7 +33,7 @@ def test_positions_of_more_patches_lie_between_those_of_fewer(
     side = int(saved["pos_embed"].shape[1] ** 0.5)
     ramp = torch.arange(side, dtype=torch.float32).expand(side, side).reshape(1, -1, 1)
     weights = {**saved, "pos_embed": ramp.expand_as(saved["pos_embed"]).contiguous()}
-    monkeypatch.setattr("asap_exp.training.initial.load_tensors", lambda path: dict(weights))
+    monkeypatch.setattr("asap_exp.training.initial.load_weights", lambda run: dict(weights))
     net = build_net(train_config(Path("unused"), "data.image_size=16"))
     initialise(net, shared_pipeline.teacher)
     found = net.pos_embed.detach().reshape(2 * side, 2 * side, -1)
@@ -51,14 +51,11 @@ def test_run_starts_where_the_other_ended_and_its_record_says_so(
     path = shared_pipeline.teacher.path
     run = run_train(tmp_path, f"init_from={path}", "recipe.epochs=2")
     assert run.config.init_from == shared_pipeline.teacher.name, "no folder of one machine"
-    assert (
-        run.manifest["initial"]["teacher_sha256"]
-        == (shared_pipeline.teacher.manifest["teacher_sha256"])
-    )
+    assert run.manifest.initial.teacher_sha256 == (shared_pipeline.teacher.manifest.teacher_sha256)
     fresh = run_train(tmp_path, "recipe.epochs=2")
     assert fresh.path != run.path
-    assert fresh.manifest["initial"] is None
-    assert run.manifest["best_val_accuracy"] > fresh.manifest["best_val_accuracy"]
+    assert fresh.manifest.initial is None
+    assert run.manifest.best_val_accuracy > fresh.manifest.best_val_accuracy
 
 
 def test_run_is_found_by_its_name(pipeline: Pipeline) -> None:

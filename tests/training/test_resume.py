@@ -62,7 +62,7 @@ def test_resumed_run_ends_in_the_same_weights(
 
     resumed = run_train(tmp_path / "parts", *options)
 
-    assert resumed.manifest["resumed_from"] == "last.ckpt"
+    assert resumed.manifest.resumed_from == "last.ckpt"
     expected, got = load_tensors(whole.weights), load_tensors(resumed.weights)
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
@@ -80,11 +80,11 @@ def test_best_epoch_survives_a_move_of_the_results(
             run_train(tmp_path / "before", *options)
     (tmp_path / "before").rename(tmp_path / "after")
     resumed = run_train(tmp_path / "after", *options)
-    assert resumed.manifest["kept_epoch"] == whole.manifest["kept_epoch"]
-    assert resumed.manifest["best_val_accuracy"] == whole.manifest["best_val_accuracy"]
-    assert resumed.manifest["teacher_sha256"] == whole.manifest["teacher_sha256"]
-    (attempt,) = resumed.manifest["earlier_attempts"]
-    assert attempt["status"] == "failed"
+    assert resumed.manifest.kept_epoch == whole.manifest.kept_epoch
+    assert resumed.manifest.best_val_accuracy == whole.manifest.best_val_accuracy
+    assert resumed.manifest.teacher_sha256 == whole.manifest.teacher_sha256
+    (attempt,) = resumed.manifest.earlier_attempts
+    assert attempt.status == "failed"
 
 
 def test_checkpoint_is_written_as_often_as_asked_and_at_the_end(
@@ -98,7 +98,7 @@ def test_checkpoint_is_written_as_often_as_asked_and_at_the_end(
     last = run_directory(resolved(train_config(tmp_path))) / "checkpoints" / "last.ckpt"
     assert not last.exists()
     often = run_train(tmp_path)
-    assert often.manifest["resumed_from"] is None
+    assert often.manifest.resumed_from is None
     assert load_checkpoint(last)["epoch"] == 2
     again = run_train(tmp_path, seldom, "resume=never")
     assert again.path == often.path, "the interval is no part of what a run is"

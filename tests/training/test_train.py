@@ -27,27 +27,27 @@ from tests.stages import run_train, train_config
 def test_manifest_says_what_made_the_teacher(shared_pipeline: Pipeline) -> None:
     run = shared_pipeline.teacher
     manifest = run.manifest
-    assert manifest["status"] == "finished"
-    assert manifest["seed"] == 0
-    assert manifest["epochs"] == 3
-    assert manifest["data"]["train_on"] == "train"
-    assert manifest["data"]["train_rows"] + manifest["data"]["val_rows"] == 1257
-    assert manifest["teacher_sha256"] == fingerprint(load_tensors(run.weights))
-    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
-    assert manifest["config"]["attention"]["num_iters"] == 4
-    assert manifest["wall_seconds"] > manifest["train_seconds"] > 0
-    assert "root" not in manifest["config"]["data"], "a record names no folder of one machine"
+    assert manifest.status == "finished"
+    assert manifest.seed == 0
+    assert manifest.epochs == 3
+    assert manifest.data["train_on"] == "train"
+    assert manifest.data["train_rows"] + manifest.data["val_rows"] == 1257
+    assert manifest.teacher_sha256 == fingerprint(load_tensors(run.weights))
+    assert manifest.versions["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert manifest.config["attention"]["num_iters"] == 4
+    assert manifest.wall_seconds > manifest.train_seconds > 0
+    assert "root" not in manifest.config["data"], "a record names no folder of one machine"
 
 
 def test_test_split_is_not_touched_by_training(shared_pipeline: Pipeline) -> None:
-    assert not [key for key in shared_pipeline.teacher.manifest["data"] if "test" in key]
+    assert not [key for key in shared_pipeline.teacher.manifest.data if "test" in key]
 
 
 def test_seed_zero_is_a_seed_and_seeds_differ(tmp_path: Path, shared_pipeline: Pipeline) -> None:
     again = run_train(tmp_path)
-    assert again.manifest["teacher_sha256"] == shared_pipeline.teacher.manifest["teacher_sha256"]
+    assert again.manifest.teacher_sha256 == shared_pipeline.teacher.manifest.teacher_sha256
     other = run_train(tmp_path, "seed=1")
-    assert other.manifest["teacher_sha256"] != again.manifest["teacher_sha256"]
+    assert other.manifest.teacher_sha256 != again.manifest.teacher_sha256
 
 
 def test_diagnostics_are_logged_for_every_layer_and_epoch(shared_pipeline: Pipeline) -> None:
@@ -80,8 +80,8 @@ def test_loss_is_logged_at_its_steps_and_as_the_mean_of_each_epoch(
 def test_kept_epoch_is_the_best_on_validation(shared_pipeline: Pipeline) -> None:
     manifest = shared_pipeline.teacher.manifest
     scores = [row["val/accuracy"] for row in training_curves(shared_pipeline.teacher.path)]
-    assert manifest["best_val_accuracy"] == pytest.approx(max(scores))
-    assert scores[manifest["kept_epoch"]] == pytest.approx(max(scores))
+    assert manifest.best_val_accuracy == pytest.approx(max(scores))
+    assert scores[manifest.kept_epoch] == pytest.approx(max(scores))
 
 
 @pytest.mark.parametrize("average", [(), ("recipe.ema_decay=0.9",)], ids=["raw", "averaged"])
@@ -89,21 +89,21 @@ def test_weights_on_disk_are_those_with_the_best_score(
     tmp_path: Path, average: tuple[str, ...]
 ) -> None:
     run = run_train(tmp_path, "recipe.epochs=6", "recipe.lr=0.3", *average)
-    assert run.manifest["kept_epoch"] < 5, "the last epoch's weights are others"
+    assert run.manifest.kept_epoch < 5, "the last epoch's weights are others"
     data = build_data(run.config.data, batch_size=32, seed=0, device=torch.device("cpu"))
     data.setup()
     net, right, rows = load_net(run), 0, 0
     for images, labels in data.val_dataloader():
         right += int((net(images).argmax(-1) == labels).sum())
         rows += len(labels)
-    assert run.manifest["best_val_accuracy"] == pytest.approx(right / rows)
+    assert run.manifest.best_val_accuracy == pytest.approx(right / rows)
 
 
 def test_training_on_train_and_val_says_so(tmp_path: Path) -> None:
     run = run_train(tmp_path, "data.train_on=train+val", "recipe.keep=last")
-    assert run.manifest["data"]["train_rows"] == 1257
-    assert run.manifest["data"]["train_on"] == "train+val"
-    assert "best_val_accuracy" not in run.manifest
+    assert run.manifest.data["train_rows"] == 1257
+    assert run.manifest.data["train_on"] == "train+val"
+    assert run.manifest.best_val_accuracy is None
 
 
 def test_training_changes_the_weights_and_lowers_the_loss(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from asap_exp.benchmarking.absorption import absorbed_by_short, absorbed_by_whol
 from asap_exp.benchmarking.ceilings import ceilings
 from asap_exp.benchmarking.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
 from asap_exp.benchmarking.measure import TEACHER_UPDATES, measure
-from asap_exp.benchmarking.records import FORMAT, folder_of
+from asap_exp.benchmarking.records import FORMAT, folder_of, write_record
 from asap_exp.benchmarking.registry import (
     Method,
     Operator,
@@ -33,7 +33,6 @@ from asap_exp.config import BenchmarkConfig, SuiteConfig
 from asap_exp.console import progress
 from asap_exp.devices import choose_device, device_name
 from asap_exp.errors import UserError
-from asap_exp.files import write_json
 from asap_exp.manifest import manifest
 from asap_exp.runs import public_config, short_hash, without
 
@@ -79,8 +78,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
             "left_out": left_out,
             "manifest": record,
         }
-    write_json(folder / "metrics.json", metrics)
-    print_benchmark(metrics)
+    print_benchmark(write_record(folder / "metrics.json", metrics))
     results = Path(config.paths.results)
     report_benchmarks(config.paths, results)
     return results / "records" / "benchmark" / f"{name}.json"

@@ -119,7 +119,7 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
     identity = {
         "kind": "recorded",
         "teacher": run.name,
-        "teacher_sha256": run.manifest["teacher_sha256"],
+        "teacher_sha256": run.manifest.teacher_sha256,
         "layer": path,
         "split": CALIBRATION_SPLIT,
         "images": samples.rows,
@@ -134,7 +134,7 @@ def recorded(
     """q, k, v of the layer at `path` for the last batch, `[heads of all samples, n, head_dim]`."""
     eps = sinkhorn(attention_layers(net)[path]).eps
     *_, last = layer_inputs(net, batches, precision)
-    inputs = last[path]
+    inputs = last[path][-1]
     mask, n = inputs.key_padding_mask, inputs.q.shape[2]
     if mask is not None:
         n = int((~mask).sum(dim=1).min())

@@ -1,13 +1,22 @@
 """Benchmark records: written into run directories, copied from there into `results/records/`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from asap_exp.benchmarking.record import BenchmarkRecord
 from asap_exp.config import PathsConfig
 from asap_exp.errors import UserError
-from asap_exp.evaluation.records import Record, records_in
+from asap_exp.evaluation.readable import readable
+from asap_exp.evaluation.records import record_files
 from asap_exp.files import read_json, write_json
+from asap_exp.sealed import SEAL, sealed
+from asap_exp.typed import from_json, to_json
 
-FORMAT = 2
+FORMAT = 3
+"""Records of format 2 are older than seals; one that carries a seal all the same is held to it."""
+
+AGAIN = "python -m asap_exp.benchmark"
 
 
 def folder_of(paths: PathsConfig, name: str) -> Path:
@@ -15,46 +24,63 @@ def folder_of(paths: PathsConfig, name: str) -> Path:
     return paths.runs / "benchmark" / name
 
 
+def record_from_json(value: Any, file: Path) -> BenchmarkRecord:
+    """UserError where it is no record, was changed, or is not of a finished run."""
+    version = value.get("format") if isinstance(value, dict) else None
+    if version not in (2, FORMAT):
+        raise UserError(f"{file} is no benchmark record of this version (format {FORMAT})")
+    if version == FORMAT and SEAL not in value:
+        raise UserError(f"{file} is damaged: {SEAL} is missing. Make it again with: {AGAIN}")
+    record = from_json(BenchmarkRecord, value, file, AGAIN)
+    if not record.manifest.finished:
+        raise UserError(
+            f"{file} has no manifest of a finished run: a number without one is not reported"
+        )
+    return record
+
+
+def write_record(file: Path, content: Mapping[str, Any]) -> BenchmarkRecord:
+    """Seals and writes a record, if it is one that can be read."""
+    value = sealed(to_json(content))
+    record = record_from_json(value, file)
+    write_json(file, value)
+    return record
+
+
+def read_record(file: Path) -> BenchmarkRecord:
+    return record_from_json(read_json(file), file)
+
+
+def load_records(folder: Path, *, strict: bool = False) -> list[BenchmarkRecord]:
+    """In order of name; a damaged one is left out with a warning, or, if `strict`, refused."""
+    return readable(record_files(folder), read_record, strict=strict)
+
+
 def gather(paths: PathsConfig, folder: Path) -> list[Path]:
-    """Copies the record of every finished benchmark into `folder`; returns what it copied."""
-    kept = []
-    for source in sorted(folder_of(paths, "*").parent.glob("*/metrics.json")):
-        target = folder / f"{source.parent.name}.json"
-        write_json(target, read_json(source))
-        kept.append(target)
-    return kept
+    """Copies the record of every finished benchmark into `folder`; returns what it copied.
+
+    One that is damaged is left out with a warning.
+    """
+    sources = sorted(folder_of(paths, "*").parent.glob("*/metrics.json"))
+    return readable(sources, lambda source: copied(source, folder), strict=False)
 
 
-def load_records(folder: Path) -> list[Record]:
-    """In order of name; UserError for a foreign file, or one without a finished manifest."""
-    records = records_in(folder, "benchmark", FORMAT)
-    for file, record in records.items():
-        if record.get("manifest", {}).get("status") != "finished":
-            raise UserError(
-                f"{file} has no manifest of a finished run: a number without one is not reported"
-            )
-    return list(records.values())
+def copied(source: Path, folder: Path) -> Path:
+    """The copy in `folder`, under the record's own name."""
+    value = read_json(source)
+    target = folder / f"{record_from_json(value, source).name}.json"
+    write_json(target, value)
+    return target
 
 
-def columns(record: Record) -> dict[str, str]:
-    """The label of every method, in the order of the columns."""
-    return {cell["method"]: cell["label"] for cell in record["rows"][0]["cells"]}
-
-
-def cells(record: Record) -> list[tuple[Record, Record]]:
-    """Every (row, cell)."""
-    return [(row, cell) for row in record["rows"] for cell in row["cells"]]
-
-
-def notes(record: Record) -> list[str]:
+def notes(record: BenchmarkRecord) -> list[str]:
     """Why rows and cells are without a time or with a scaled one, each reason with its lengths."""
     lengths: dict[tuple[str, str, str], list[int]] = {}
-    for row, cell in cells(record):
-        if cell["message"] is not None:
-            key = (cell["label"], cell["status"], str(cell["message"]))
-            lengths.setdefault(key, []).append(row["n"])
+    for row, cell in record.cells:
+        if cell.message is not None:
+            lengths.setdefault((cell.label, cell.status, cell.message), []).append(row.n)
     why = [
         f"{label}: {status} at n = {', '.join(map(str, n))}: {message}"
         for (label, status, message), n in lengths.items()
     ]
-    return [*record["left_out"], *why]
+    return [*record.left_out, *why]

@@ -6,6 +6,7 @@ from asap_exp.benchmarking.figure import time_figure
 from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
 from asap_exp.benchmarking.records import gather, load_records
 from asap_exp.config import PathsConfig
+from asap_exp.evaluation.records import record_files
 from asap_exp.evaluation.report import png
 from asap_exp.files import write_bytes, write_text
 
@@ -21,6 +22,9 @@ def report_benchmarks(paths: PathsConfig, out: Path) -> bool:
     write_text(out / "benchmark.csv", benchmark_csv(records))
     for record in records:
         figure = png(time_figure(record))
-        write_bytes(out / "figures" / f"benchmark_{record['name']}.png", figure)
+        write_bytes(out / "figures" / f"benchmark_{record.name}.png", figure)
     print(f"Benchmarks: {out / 'benchmark.md'}")
+    left_out = len(record_files(folder)) - len(records)
+    if left_out:
+        print(f"Left out of {folder}, named above: {left_out}")
     return True

@@ -80,10 +80,10 @@ class Judge:
         inputs, precision = self.timing_batch(), self.problem.precision
         recorded = next(iter(layer_inputs(self.problem.net, [(inputs, inputs)], precision)))
         calls = {
-            (path, words): layer_call(attend, recorded[path])
+            (path, words): layer_call(attend, recorded[path][-1])
             for path, found in options.items()
             for words, attend in found
-            if is_right(f"{path}, {words}", attend, recorded[path])
+            if is_right(f"{path}, {words}", attend, recorded[path][-1])
         }
         ms: dict[str, dict[str, float]] = {path: {} for path in options}
         for (path, words), timing in self._timed(calls).items():
@@ -95,7 +95,7 @@ class Judge:
         """Median milliseconds of the whole model with each plan in it, interleaved."""
         inputs, net, precision = self.timing_batch(), self.problem.net, self.problem.precision
         calls = {
-            name: model_call(Variant(name, name, "", net, list(plan), plan), inputs, precision)
+            name: model_call(Variant(name, name, "asap", net, list(plan), plan), inputs, precision)
             for name, plan in plans.items()
         }
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
@@ -145,8 +145,7 @@ def make_options(
 
 def option_words(config: CalibrationConfig) -> str:
     """The name of this option."""
-    refined = refine_words({"refine": config.refine, "relaxed": config.relaxes})
-    return f"ASAP, {config.slices} slices, {refined}"
+    return f"ASAP, {config.slices} slices, {refine_words(config)}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,15 +13,40 @@ Batch = tuple[Any, Tensor]
 """What a network takes, and the targets: one a sample, or one a masked token."""
 
 
+class Place(NamedTuple):
+    """After how many batches of an epoch."""
+
+    epoch: int
+    batches: int
+
+
 class BatchLoader(ABC):
     """Iterates over samples in batches.
 
     With `seed`, an epoch's order is a function of the seed and of `epoch()` alone, so that a
-    resumed run sees what the interrupted one would have seen.
+    resumed run sees what the interrupted one would have seen. Its state is the place in an epoch:
+    Lightning keeps it in checkpoints.
     """
 
     def __init__(self, batch_size: int, seed: int | None, epoch: Callable[[], int]) -> None:
         self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
+        self._given, self._resumed = Place(-1, 0), Place(-1, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        return self._given._asdict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration goes on after that place, if it is in the same epoch."""
+        self._resumed = Place(**state)
+
+    def _numbers(self) -> Iterator[int]:
+        """The numbers of the batches to give, in their order."""
+        epoch = self.epoch()
+        first = self._resumed.batches if self._resumed.epoch == epoch else 0
+        self._resumed = Place(-1, 0)
+        for number in range(first, len(self)):
+            self._given = Place(epoch, number + 1)
+            yield number
 
     @property
     def shuffled(self) -> bool:
@@ -88,7 +113,7 @@ class DeviceLoader(BatchLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
-        for i in range(len(self)):
+        for i in self._numbers():
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             yield self.transform(self.images.pixels[rows], self.images.labels[rows])
 

@@ -33,6 +33,7 @@ from asap_exp.data.labels import Names, labels_of
 from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
 from asap_exp.data.pictures import decoded_pixels
 from asap_exp.errors import UserError
+from asap_exp.locations import cache_dir, data_root
 
 Samples = TypeVar("Samples")
 
@@ -135,11 +136,6 @@ def first_available(
     )
 
 
-def cache_dir(cache: str | None) -> Path:
-    """Where downloads go: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
-    return Path(cache or os.environ.get("ASAP_EXP_CACHE") or Path.home() / ".cache" / "asap_exp")
-
-
 def digits(split: str) -> Images:
     """scikit-learn's 1,797 digits; the split (540 test rows, by class, seed 0) is ours."""
     bunch = load_digits()
@@ -165,10 +161,10 @@ def at_hand(
 
 def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
     """The Parquet files of a split, from the first of its folders that has some."""
-    root = root or os.environ.get("ASAP_EXP_DATA")
-    if root is None:
+    folder_of_sets = data_root(root)
+    if folder_of_sets is None:
         raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
-    folders = [Path(root).expanduser() / name for name in dataset.folders]
+    folders = [Path(folder_of_sets) / name for name in dataset.folders]
     for folder in folders:
         if files := parquet_files(folder, split):
             return files

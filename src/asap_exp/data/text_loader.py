@@ -60,10 +60,9 @@ class TextLoader(BatchLoader):
         device = self.texts.ids.device
         every = np.concatenate([batch.rows for batch in plan]) if plan else np.zeros(0, np.int64)
         rows = torch.from_numpy(every).to(device)  # once: a copy for each batch would wait for it
-        start = 0
-        for batch in plan:
-            yield self._assembled(rows[start : start + len(batch.rows)], batch)
-            start += len(batch.rows)
+        ends = np.cumsum([len(batch.rows) for batch in plan])
+        for i in self._numbers():
+            yield self._assembled(rows[ends[i] - len(plan[i].rows) : ends[i]], plan[i])
 
     def first(self, rows: int, batch_size: int | None = None) -> "TextLoader":
         return TextLoader(

@@ -1,7 +1,8 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from asap_exp.attention import (
     attention_options,
     build_attention,
 )
+from asap_exp.distillation.fidelity_file import fidelity_digest, read_fidelity, write_fidelity
 from asap_exp.distillation.gradient import OPTIONAL
+from asap_exp.distillation.identity import Identity
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
+from asap_exp.typed import from_json
 
 FORMAT = 2
 TENSORS, IDENTITY = "asap.safetensors", "asap.json"
+QUERY_ONLY = "query_only_weight"
 
 
 @dataclass
@@ -37,11 +42,16 @@ class Artifact:
     """
 
     identity: dict[str, Any]
+    """What asap.json holds, as it is compared and hashed; `about` is the same, typed."""
     tensors: dict[str, Tensor]
+
+    @cached_property
+    def about(self) -> Identity:
+        return from_json(Identity, self.identity, Path(IDENTITY))
 
     @property
     def layers(self) -> list[str]:
-        return self.identity["layers"]
+        return self.about.layers
 
     def attention(self, path: str) -> Attention:
         """The compiled attention of the layer at `path`."""
@@ -76,7 +86,7 @@ class Artifact:
             lambda options: AsapAttention(
                 self.tensors[f"{path}.theta"][:, :0].clone(),
                 self.tensors[f"{path}.weight"][:, :0].clone(),
-                self.tensors[f"{path}.query_only_weight"].clone(),
+                self.tensors[f"{path}.{QUERY_ONLY}"].clone(),
                 relaxation=None if relaxation is None else relaxation.clone(),
                 **options,
             ),
@@ -102,16 +112,19 @@ def make_artifact(
         if isinstance(attend, AsapAttention):
             tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
             control = dict(controls[path].named_parameters())
-            tensors[f"{path}.query_only_weight"] = control["query_weight"]
+            tensors[f"{path}.{QUERY_ONLY}"] = control["query_weight"]
             if "relaxation" in control:
                 tensors[f"{path}.query_only_relaxation"] = control["relaxation"]
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return Artifact(
         {
+            "format": FORMAT,
             **identity,
             "layers": list(attends),
             "attentions": {path: attention_config(attend) for path, attend in attends.items()},
+            "tensors_sha256": fingerprint(tensors),
         },
-        {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()},
+        tensors,
     )
 
 
@@ -134,30 +147,46 @@ def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def save_artifact(folder: Path, artifact: Artifact) -> None:
-    identity = {
-        "format": FORMAT,
-        **artifact.identity,
-        "tensors_sha256": fingerprint(artifact.tensors),
-    }
+def save_artifact(
+    folder: Path, artifact: Artifact, fidelity: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Writes the map, and `fidelity` beside it, whose hash the identity then holds."""
+    identity = artifact.identity
+    if fidelity is not None:
+        identity = {**identity, "fidelity_sha256": fidelity_digest(fidelity)}
+        write_fidelity(folder, fidelity)
+    from_json(Identity, identity, folder / IDENTITY)
     save_tensors(folder / TENSORS, artifact.tensors)
     write_json(folder / IDENTITY, identity)
 
 
 def load_artifact(folder: Path) -> Artifact:
     """UserError where a file is missing or damaged, or the two do not belong together."""
-    identity = read_json(folder / IDENTITY)
+    file = folder / IDENTITY
+    identity = read_json(file)
     version = identity.get("format") if isinstance(identity, dict) else None
     if version != FORMAT:
-        raise UserError(
-            f"{folder / IDENTITY} has format {version}; this version reads {FORMAT}. Distill again"
-        )
+        raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
+    about = from_json(Identity, identity, file)
     tensors = load_tensors(folder / TENSORS)
-    if fingerprint(tensors) != identity.get("tensors_sha256"):
-        raise UserError(
-            f"{folder / TENSORS} is not the file that {folder / IDENTITY} describes; distill again"
-        )
+    if fingerprint(tensors) != about.tensors_sha256 or not describes(about, tensors):
+        raise UserError(f"{folder / TENSORS} is not the file that {file} describes; distill again")
     return Artifact(identity, tensors)
+
+
+def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are tensors for every layer that became ASAP, and for no other."""
+    assert about.attentions is not None, "of a map of this format"
+    maps = [path for path, to in about.attentions.items() if to["name"] == AsapAttention.name]
+    needed = {f"{path}.{name}" for path in maps for name in ("theta", "weight", QUERY_ONLY)}
+    return needed <= tensors.keys() and {name.rpartition(".")[0] for name in tensors} == set(maps)
+
+
+def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
+    """The rows beside the `artifact` in `folder`; UserError where they are damaged or another's."""
+    about = artifact.about
+    assert about.heads is not None, "of a map that distill made"
+    return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
 
 
 def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> None:

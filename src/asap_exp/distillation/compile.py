@@ -15,6 +15,9 @@ from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, use_cpu_threads
 from asap_exp.distillation.artifact import (
     Artifact,
+    check_belongs,
+    load_artifact,
+    load_fidelity,
     make_artifact,
     save_artifact,
     teacher_layers,
@@ -24,11 +27,12 @@ from asap_exp.distillation.drift import column_errors
 from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
-from asap_exp.manifest import manifest
+from asap_exp.locks import part_held
+from asap_exp.manifest import LaterManifest, manifest
 from asap_exp.models import load_net
 from asap_exp.runs import Run, find_teacher, public_config, short_hash
 from asap_exp.tracking import wandb_run
+from asap_exp.typed import read
 
 CALIBRATION_SPLIT = "train"
 
@@ -61,50 +65,54 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
-    data.setup()
-    check_same_data(data, run)
-    fit_samples, held_out = data.calibration_dataloaders(
-        samples=calibration.samples,
-        holdout=calibration.holdout,
-        batch_size=calibration.batch_size,
-        seed=calibration.seed,
-    )
     public = public_config(config) | {"layers": paths}
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
-    if finished(folder):
-        print(f"Already compiled: {folder} (remove it to compile again)")
-        return folder
-    facts = {"stage": "distill", "seed": calibration.seed, "teacher": run.name, "config": public}
-    with (
-        wandb_run(
-            config.logger,
-            public,
-            folder=run.path,
-            group=run.group,
-            job_type="distill",
-            tags=[str(run.config.task.name), calibration.name],
-        ) as tracker,
-        manifest(folder / "manifest.json", **facts) as record,
-    ):
-        precision = run.config.trainer.precision
-        problem = Problem(net, fit_samples, held_out, calibration, precision)
-        compiled = compile(problem, paths, data)
-        artifact = artifact_of(compiled, problem, run)
-        fidelity = plan_fidelity(
-            net,
-            held_out,
-            precision,
-            {
-                "asap": compiled.attends,
-                "teacher": {path: attention_layers(net)[path].attend for path in paths},
-            },
+    with part_held(run.path, folder):
+        if is_compiled(folder, run, net, data):
+            return folder
+        data.setup()
+        check_same_data(data, run)
+        fit_samples, held_out = data.calibration_dataloaders(
+            samples=calibration.samples,
+            holdout=calibration.holdout,
+            batch_size=calibration.batch_size,
+            seed=calibration.seed,
         )
-        rows = fidelity_rows(compiled.calibration, fidelity)
-        save_artifact(folder, artifact)
-        write_json(folder / "fidelity.json", rows)
-        record["data"] = artifact.identity["calibration_set"]
-        if tracker is not None:
-            log_fidelity(tracker, rows)
+        facts = {
+            "stage": "distill",
+            "seed": calibration.seed,
+            "teacher": run.name,
+            "config": public,
+        }
+        with (
+            wandb_run(
+                config.logger,
+                public,
+                folder=run.path,
+                group=run.group,
+                job_type="distill",
+                tags=[str(run.config.task.name), calibration.name],
+            ) as tracker,
+            manifest(folder / "manifest.json", **facts) as record,
+        ):
+            precision = run.config.trainer.precision
+            problem = Problem(net, fit_samples, held_out, calibration, precision)
+            compiled = compile(problem, paths, data)
+            artifact = artifact_of(compiled, problem, run)
+            fidelity = plan_fidelity(
+                net,
+                held_out,
+                precision,
+                {
+                    "asap": compiled.attends,
+                    "teacher": {path: attention_layers(net)[path].attend for path in paths},
+                },
+            )
+            rows = fidelity_rows(compiled.calibration, fidelity)
+            save_artifact(folder, artifact, rows)
+            record["data"] = artifact.identity["calibration_set"]
+            if tracker is not None:
+                log_fidelity(tracker, rows)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
     print(f"Fitted on {fit_samples.rows} training {data.noun} of {run.config.data.name}")
@@ -112,10 +120,38 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
     return folder
 
 
+def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) -> bool:
+    """Says so if there is a whole map of this teacher; a damaged one is compiled again.
+
+    UserError where the data found now is not the teacher's.
+    """
+    try:
+        if not finished(folder):
+            return False
+        artifact = load_artifact(folder)
+        check_belongs(artifact, teacher_identity(run, net), folder)
+        load_fidelity(folder, artifact)
+    except UserError as error:
+        print(f"warning: {error}\nIt is compiled again")
+        return False
+    advice = "remove it to compile again"
+    try:
+        data.setup()
+    except UserError as error:
+        print(
+            f"Already compiled: {folder} ({advice}). Whether the data is still the same could not "
+            f"be checked: {error}"
+        )
+        return True
+    check_same_data(data, run)
+    print(f"Already compiled: {folder} ({advice})")
+    return True
+
+
 def finished(folder: Path) -> bool:
-    """Whether `folder` holds a map that was written to the end."""
+    """Whether `folder` holds a map that was written to the end; UserError where it is damaged."""
     file = folder / "manifest.json"
-    return file.is_file() and read_json(file).get("status") == "finished"
+    return file.is_file() and read(LaterManifest, file).finished
 
 
 def run_data(
@@ -131,12 +167,12 @@ def run_data(
 
 def check_same_data(data: TaskDataModule, run: Run) -> None:
     """Refuses training samples, or an order of them, that the teacher was not trained on."""
-    now, then = data.identity["train_sha256"], run.manifest["data"]["train_sha256"]
+    now, then = data.identity["train_sha256"], run.manifest.data["train_sha256"]
     if now != then:
         raise UserError(
             f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
             f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
-            f"({run.manifest['data']['source']}, {str(then)[:8]}...); give their folder with "
+            f"({run.manifest.data['source']}, {str(then)[:8]}...); give their folder with "
             "data.root=FOLDER"
         )
 
@@ -187,7 +223,7 @@ def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
     layer = next(iter(attention_layers(net).values()))
     return {
         "teacher_run": run.name,
-        "teacher_sha256": run.manifest["teacher_sha256"],
+        "teacher_sha256": run.manifest.teacher_sha256,
         "task": run.config.task.name,
         "num_iters": sinkhorn(layer).num_iters,
         "eps": sinkhorn(layer).eps,

@@ -12,16 +12,16 @@ from asap_exp.config import EvaluateConfig, TextTrainConfig
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
-from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact
+from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact, load_fidelity
 from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
 from asap_exp.evaluation.baseline import baseline_row
 from asap_exp.evaluation.corruption import corrupted
-from asap_exp.evaluation.curves import training_curves
+from asap_exp.evaluation.curves import own_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
-from asap_exp.evaluation.records import FORMAT
+from asap_exp.evaluation.records import FORMAT, write_record
 from asap_exp.evaluation.tables import print_drift, print_evaluation
 from asap_exp.evaluation.variants import (
     TRAINED_ALIKE,
@@ -31,8 +31,9 @@ from asap_exp.evaluation.variants import (
     variants,
 )
 from asap_exp.evaluation.wandb_log import log_evaluation
-from asap_exp.files import read_json, write_json
-from asap_exp.manifest import manifest
+from asap_exp.files import read_json
+from asap_exp.locks import part_held
+from asap_exp.manifest import manifest, outcome
 from asap_exp.models import load_net
 from asap_exp.ops._backend import chosen
 from asap_exp.runs import (
@@ -47,6 +48,7 @@ from asap_exp.runs import (
     short_hash,
     without,
 )
+from asap_exp.sealed import sealed
 from asap_exp.tracking import wandb_run
 
 
@@ -80,6 +82,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         "data": data.identity,
     }
     with (
+        part_held(run.path, out),
         wandb_run(
             config.logger,
             public,
@@ -90,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         ) as tracker,
         manifest(out / "manifest.json", **facts) as record,
     ):
-        metrics = {
+        metrics: dict[str, Any] = {
             "format": FORMAT,
             "run": run.name,
             "task": run.config.task.name,
@@ -120,8 +123,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             },
             "rows": measured_rows(rows, data, test, run, config),
             "drift": drift(net, artifact, test.first(config.fidelity_samples), run),
-            "fidelity": read_json(folder / "fidelity.json"),
-            "curves": training_curves(run.path),
+            "fidelity": load_fidelity(folder, artifact),
+            "curves": own_curves(run),
             "plans": example_plans(
                 net,
                 test.example(),
@@ -130,16 +133,20 @@ def evaluate(config: EvaluateConfig) -> Path:
                 artifact.attention(artifact.layers[-1]).to(device),
             ),
             "manifests": {
-                "train": run.manifest,
+                "train": read_json(run.path / "manifest.json"),
                 "distill": read_json(folder / "manifest.json"),
-                **{name: twin and twin.manifest for name, twin in twins.items()},
+                **{
+                    name: twin and read_json(twin.path / "manifest.json")
+                    for name, twin in twins.items()
+                },
             },
         }
-        metrics["manifests"]["evaluate"] = record
+        # The record first: nothing is called finished that is not there.
+        metrics["manifests"]["evaluate"] = sealed(record | outcome(record, "finished"))
+        found = write_record(out / "metrics.json", metrics)
         if tracker is not None:
-            log_evaluation(tracker, metrics)
-    write_json(out / "metrics.json", metrics)
-    print_evaluation(metrics)
+            log_evaluation(tracker, found)
+    print_evaluation(found)
     print_drift(metrics["drift"])
     print(f"Record: {out / 'metrics.json'}")
     return out / "metrics.json"
@@ -227,8 +234,8 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         candidates = [find_teacher(config.paths, config.task.name, config.teacher)]
     else:
         candidates = all_runs(config.paths, config.task.name)
-    newest = [(run, newest_artifact(run)) for run in candidates]
-    found = [(run, folder) for run, folder in newest if folder is not None]
+    newest = [(newest_artifact(run), run) for run in candidates]
+    found = [(artifact, run) for artifact, run in newest if artifact is not None]
     if not found:
         where = config.teacher or config.paths.runs
         task = f" task={config.task.name}" if config.task.name else ""
@@ -237,7 +244,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
             f"no compiled map{of_task} in {where}; make one with: "
             f"python -m asap_exp.distill{task} +layer=frozen"
         )
-    run, folder = max(found, key=lambda pair: read_json(pair[1] / "manifest.json")["ended"])
+    (_, folder), run = max(found, key=lambda pair: pair[0])
     print(f"Compiled map: {folder} (the newest)")
     return run, folder
 
@@ -245,7 +252,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
 def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:
     """The other finished maps of `run` that replace the same layers, from the oldest on."""
     others = []
-    for other in finished_artifacts(run):
+    for _, other in finished_artifacts(run):
         candidate = load_artifact(other)
         if other.name != folder.name and candidate.layers == artifact.layers:
             check_belongs(candidate, teacher_identity(run, net), other)
@@ -260,7 +267,7 @@ def find_twin(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
         if (
             other.finished
             and other.config.attention["name"] == attention
-            and other.manifest["recipe_hash"] == run.manifest["recipe_hash"]
+            and other.manifest.recipe_hash == run.manifest.recipe_hash
             and other.config.seed == run.config.seed
         ):
             print(f"Model of {attention}, of the same recipe and seed: {other.path}")

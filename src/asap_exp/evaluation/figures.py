@@ -3,22 +3,22 @@
 import re
 import statistics
 import textwrap
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from asap_exp.escaping import on_figure
+from asap_exp.evaluation.averages import Average, AveragedRow, averaged_rows, main_rows
+from asap_exp.evaluation.drawing import new_figure, subplots
+from asap_exp.evaluation.groups import Group
 from asap_exp.evaluation.labels import Label, place_labels
 from asap_exp.evaluation.markdown import group_title
 from asap_exp.evaluation.pareto import Point, has_maps, points
-from asap_exp.evaluation.records import Group, averaged_rows, main_rows
-from asap_exp.evaluation.tables import is_masked
+from asap_exp.evaluation.record import Curve
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 COLOURS = {
@@ -37,6 +37,11 @@ Height = tuple[str, float]
 """Which measure a figure's vertical axis shows, and by how much it is scaled."""
 ACCURACY: Height = ("accuracy", 100)
 PERPLEXITY: Height = ("perplexity", 1)
+
+SomeRow = TypeVar("SomeRow", bound=AveragedRow)
+
+MOST_SEEDS = 10
+"""That a legend names one by one."""
 
 DEPTH = 0.1
 """How far below the teacher's accuracy the figures of it go, or what share above its perplexity."""
@@ -66,38 +71,50 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 
 def accuracy_latency(group: Group) -> Figure:
-    figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
-    measure, scale = height = height_of(group)
+    figure, axes = subplots(10, 4.8)
+    measure, _ = height = height_of(group)
     rows = [
         row
         for row in main_rows(group)
-        if None not in (row["model_ms"], row[measure]) and not row["key"].startswith("asap_layer")
+        if row.model_ms is not None
+        and getattr(row, measure) is not None
+        and not row.key.startswith("asap_layer")
     ]
     shown = near_the_teacher(rows, group)
     for kind in COLOURS:
-        mine = [row for row in shown if row["group"] == kind]
+        mine = [row for row in shown if row.group == kind]
         if mine:
             line = "-" if kind in TRUNCATED else ""
             size = 8 if kind == "asap" else 6
             errorbars(axes, mine, kind, height, linestyle=line, markersize=size)
     for row in averaged_rows(group):
-        if row["group"] == "baseline":
-            level = scale * row[measure]["mean"]
-            axes.axhline(level, color=COLOURS["control"], linestyle=":", label=row["label"])
+        if row.group == "baseline" and getattr(row, measure) is not None:
+            level, label = high(row, height), on_figure(row.label)
+            axes.axhline(level, color=COLOURS["control"], linestyle=":", label=label)
     left_out = [
-        f"{point_label(row['key'])} {scale * row[measure]['mean']:.1f}"
-        for row in rows
-        if row not in shown
+        f"{point_label(row.key)} {high(row, height):.1f}" for row in rows if row not in shown
     ]
     side = "Above" if height is PERPLEXITY else "Below"
     below = f"{side} the figure: {', '.join(left_out)}" if left_out else ""
     finish_accuracy_latency(axes, group, below)
-    place_labels(axes, [beside(row, point_label(row["key"]), height) for row in shown])
+    place_labels(axes, [beside(row, point_label(row.key), height) for row in shown])
     return figure
 
 
 def height_of(group: Group) -> Height:
-    return PERPLEXITY if is_masked(group.first) else ACCURACY
+    return PERPLEXITY if group.first.is_masked else ACCURACY
+
+
+def high(row: AveragedRow, height: Height) -> float:
+    """Where the row stands on the vertical axis."""
+    measure, scale = height
+    average: Average = getattr(row, measure)
+    return scale * average.mean
+
+
+def milliseconds(row: AveragedRow) -> float:
+    assert row.model_ms is not None, "what was not timed is not shown"
+    return row.model_ms.mean
 
 
 def pareto(group: Group) -> Figure:
@@ -105,17 +122,13 @@ def pareto(group: Group) -> Figure:
 
     Letters stand for what is not dominated; what is far below the teacher is only named.
     """
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
+    figure, axes = subplots(10, 7)
     height = height_of(group)
     measured = points(group)
     rows = near_the_teacher(measured, group)
     for kind in COLOURS:
         for dominated in (False, True):
-            mine = [
-                row
-                for row in rows
-                if row["group"] == kind and bool(row["dominated_by"]) is dominated
-            ]
+            mine = [r for r in rows if r.group == kind and bool(r.dominated_by) is dominated]
             if mine:
                 style = {"markerfacecolor": "none"} if dominated else {}
                 words = f"{NAMES[kind]}{', dominated' if dominated else ''}"
@@ -124,42 +137,46 @@ def pareto(group: Group) -> Figure:
     named: list[str] = []
     labels: list[Label] = []
     for row in rows:
-        if row["group"] in TRUNCATED:
-            labels.append(beside(row, point_label(row["key"]), height))
-        elif row["dominated_by"] is None and (letter := next(letters, None)):
+        if row.group in TRUNCATED:
+            labels.append(beside(row, point_label(row.key), height))
+        elif row.dominated_by is None and (letter := next(letters, None)):
             labels.append(beside(row, letter, height))
-            named.append(f"{letter}: {row['label']}")
+            named.append(f"{letter}: {on_figure(row.label)}")
     far = [short_label(row) for row in measured if row not in rows]
     if far:
-        named.append(textwrap.fill(f"far below the teacher, not shown: {'; '.join(far)}", 150))
+        lines = textwrap.wrap(f"far below the teacher, not shown: {'; '.join(far)}", 150)
+        named += map(on_figure, lines)
     finish_accuracy_latency(axes, group, "\n".join(named))
     place_labels(axes, labels)
     return figure
 
 
 def short_label(row: Point) -> str:
-    return point_label(row["key"]) if row["group"] in TRUNCATED else str(row["label"])
+    return point_label(row.key) if row.group in TRUNCATED else row.label
 
 
-def near_the_teacher(rows: list[Point], group: Group) -> list[Point]:
+def near_the_teacher(rows: Sequence[SomeRow], group: Group) -> list[SomeRow]:
     """Those of `rows` within DEPTH of the group's teacher, which need not be among them."""
     measure, _ = height = height_of(group)
-    known = [row for row in rows if row[measure] is not None]
-    (teacher,) = (r[measure]["mean"] for r in averaged_rows(group) if r["group"] == "teacher")
+    known = [row for row in rows if getattr(row, measure) is not None]
+    (teacher,) = (getattr(r, measure) for r in averaged_rows(group) if r.group == "teacher")
+    if teacher is None:  # of an infinite perplexity: nothing is far above it
+        return known
     if height is PERPLEXITY:
-        return [row for row in known if row[measure]["mean"] <= teacher * (1 + DEPTH)]
-    return [row for row in known if row[measure]["mean"] >= teacher - DEPTH]
+        most = teacher.mean * (1 + DEPTH)
+        return [row for row in known if getattr(row, measure).mean <= most]
+    return [row for row in known if getattr(row, measure).mean >= teacher.mean - DEPTH]
 
 
 def errorbars(
-    axes: plt.Axes, rows: list[dict[str, Any]], kind: str, height: Height, **style: Any
+    axes: Axes, rows: Sequence[AveragedRow], kind: str, height: Height, **style: Any
 ) -> None:
     """A measure of the rows over the milliseconds of their models."""
     measure, scale = height
-    error = [scale * (row[measure]["std"] or 0) for row in rows]
+    error = [scale * (getattr(row, measure).std or 0) for row in rows]
     axes.errorbar(
-        [row["model_ms"]["mean"] for row in rows],
-        [scale * row[measure]["mean"] for row in rows],
+        [milliseconds(row) for row in rows],
+        [high(row, height) for row in rows],
         yerr=error if any(error) else None,
         **{
             "marker": "o",
@@ -172,18 +189,16 @@ def errorbars(
     )
 
 
-def beside(row: dict[str, Any], words: str, height: Height) -> Label:
-    measure, scale = height
-    colour = COLOURS[row["group"]]
-    return Label(words, row["model_ms"]["mean"], scale * row[measure]["mean"], colour)
+def beside(row: AveragedRow, words: str, height: Height) -> Label:
+    return Label(words, milliseconds(row), high(row, height), COLOURS[row.group])
 
 
 def heading(group: Group, more: str = "") -> str:
     """The group's title and `more`, in lines that fit above a figure."""
-    return textwrap.fill(group_title(group) + more, 110)
+    return on_figure(group_title(group) + more, 110)
 
 
-def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
+def finish_accuracy_latency(axes: Axes, group: Group, below: str) -> None:
     """Scales, titles, a legend beside the points, and the words `below` the figure."""
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.1)
@@ -194,9 +209,10 @@ def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", labelsize=8)
-    device = group.first["device"]
-    axes.set_xlabel(f"whole model, ms a batch of {group.first['latency']['batch_size']} ({device})")
-    axes.set_ylabel("test perplexity" if is_masked(group.first) else "test accuracy, %")
+    record = group.first
+    device = on_figure(record.device)
+    axes.set_xlabel(f"whole model, ms a batch of {record.latency.batch_size} ({device})")
+    axes.set_ylabel("test perplexity" if record.is_masked else "test accuracy, %")
     axes.grid(alpha=0.3)
     figure = axes.figure
     figure.suptitle(heading(group, f"; seeds: {len(group.records)}"), fontsize=10)
@@ -217,42 +233,39 @@ def point_label(key: str) -> str:
         "espformer_trained": "trained alike",
     }
     truncated = re.sub(r"^truncated_(\d+)$", r"T'=\1", key)
-    return names.get(key, re.sub(r"^relaxed_(\d+)$", r"T'=\1 relaxed", truncated))
+    return on_figure(names.get(key, re.sub(r"^relaxed_(\d+)$", r"T'=\1 relaxed", truncated)))
 
 
 def training(group: Group) -> Figure:
     """The loss, and the measure on the validation split where training left one."""
     panels = [("train/loss_epoch", 1.0, "training loss (as trained)")]
-    if is_masked(group.first):
+    if group.first.is_masked:
         panels.append(("val/perplexity", 1.0, "validation perplexity"))
     else:
         panels.append(("val/accuracy", 100.0, "validation accuracy, %"))
-    validated = any(panels[1][0] in row for record in group.records for row in record["curves"])
+    validated = any(panels[1][0] in row for record in group.records for row in record.curves)
     if not validated:  # a final recipe trains on the validation rows too
         del panels[1]
-    figure, all_axes = plt.subplots(
-        1, len(panels), figsize=(9, 3.6), layout="constrained", squeeze=False
-    )
+    figure, all_axes = subplots(9, 3.6, ncols=len(panels), squeeze=False)
     for axes, (name, scale, words) in zip(all_axes.flat, panels, strict=True):
         for record in group.records:
             alpha = 1.0 if len(group.records) == 1 else 0.6
-            label = f"seed {record['seed']}"
-            plot_curve(axes, record["curves"], name, scale, alpha=alpha, label=label)
+            label = f"seed {record.seed}"
+            plot_curve(axes, record.curves, name, scale, alpha=alpha, label=label)
         axes.set_ylabel(words)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
         axes.grid(alpha=0.3)
     left = all_axes[0, 0]
-    if left.lines:
+    if left.lines and len(group.records) <= MOST_SEEDS:
         left.legend(fontsize=8)
-    more = "" if validated else "; trained on train+val, no validation"
+    more = "" if len(group.records) <= MOST_SEEDS else f"; seeds: {len(group.records)}"
+    more += "" if validated else "; trained on train+val, no validation"
     figure.suptitle(heading(group, more), fontsize=10)
     return figure
 
 
-def plot_curve(
-    axes: plt.Axes, curves: list[dict[str, float]], name: str, scale: float, **style: Any
-) -> None:
+def plot_curve(axes: Axes, curves: Curve, name: str, scale: float, **style: Any) -> None:
     points = [(row["epoch"] + 1, scale * row[name]) for row in curves if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
@@ -260,14 +273,14 @@ def plot_curve(
 
 def plans(group: Group) -> Figure:
     """Teacher, ASAP and softmax side by side, with row sums to the right and column sums below."""
-    example = group.first["plans"]
-    methods = {name: np.array(example["plans"][name]) for name in ("teacher", "asap", "softmax")}
+    example, samples = group.first.plans, group.first.samples
     titles = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
-    block = example.get("block", 1)
+    methods = {name: np.array(getattr(example.plans, name)) for name in titles}
+    block = example.block
     of = "block of " if block > 1 else ""
     top = float(np.quantile(methods["teacher"], 0.995))
     sums = max(2.0, *(float(plan.sum(axis=0).max()) for plan in methods.values()))
-    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    figure = new_figure(11, 4.6)
     parts = np.ravel(np.asarray(figure.subfigures(1, 3)))
     for part, (name, plan) in zip(parts, methods.items(), strict=True):
         grid = part.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(5, 1))
@@ -294,8 +307,7 @@ def plans(group: Group) -> Figure:
     figure.suptitle(
         heading(
             group,
-            f": plan of {example['layer']}, head {example['head']}, "
-            f"one of the test {group.first.get('samples', 'images')}{blocks}",
+            f": plan of {example.layer}, head {example.head}, one of the test {samples}{blocks}",
         ),
         fontsize=10,
     )
@@ -304,23 +316,24 @@ def plans(group: Group) -> Figure:
 
 def fidelity(group: Group) -> Figure:
     """R^2 held out, and L1 row distance, by layer: a dot a head, a bar at their mean."""
-    rows = [row for record in group.records for row in record["fidelity"]]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    rows = [row for record in group.records for row in record.fidelity]
+    layers = list(dict.fromkeys(row.layer for row in rows))
     panels = (
         ("r_squared_held_out", "R² of the dual, held out"),
         ("l1_row_distance", "L1 row distance to the teacher"),
         ("column_error", "column error (hollow: the teacher's)"),
     )
-    figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, all_axes = subplots(11, 3.4, ncols=3)
     for axes, (name, title) in zip(all_axes, panels, strict=True):
         for number, layer in enumerate(layers):
-            mine = [row for row in rows if row["layer"] == layer]
-            values = [row[name] for row in mine if row[name] is not None]
+            mine = [row for row in rows if row.layer == layer]
+            values = [x for row in mine if (x := getattr(row, name)) is not None]
             if values:
                 axes.bar(number, statistics.fmean(values), color=COLOURS["asap"], alpha=0.35)
                 axes.scatter([number] * len(values), values, s=10, color=COLOURS["asap"])
             if name == "column_error":
-                teacher = [row["teacher_column_error"] for row in mine]
+                known = [row.teacher_column_error for row in mine]
+                teacher = [value for value in known if value is not None]
                 axes.scatter(
                     [number + 0.25] * len(teacher),
                     teacher,

@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from asap_exp.typed import STRICT, Positive
 
 Call = Callable[[], object]
 Prepare = Callable[[], AbstractContextManager[Call]]
@@ -18,6 +22,21 @@ SHORTEST_SAMPLE_SECONDS = 2e-3
 
 SLOW_SECONDS = 5e-2
 """A call longer than this needs no second warm-up."""
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Latency:
+    """Milliseconds a call, as a record holds them."""
+
+    median: Positive
+    q1: Positive
+    q3: Positive
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Latency":
+        if not self.q1 <= self.median <= self.q3:
+            raise ValueError("the median must lie between the quartiles")
+        return self
 
 
 def interleaved_latency(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import jinja2
 
+from asap_exp.evaluation.averages import main_rows
+from asap_exp.evaluation.groups import Group
 from asap_exp.evaluation.markdown import (
     EXPLANATION,
     cells,
@@ -13,7 +15,6 @@ from asap_exp.evaluation.markdown import (
     group_title,
     method,
 )
-from asap_exp.evaluation.records import Group, main_rows
 from asap_exp.evaluation.remarks import remarks
 
 CAPTIONS = {
@@ -42,7 +43,7 @@ def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -
                 "remarks": " ".join(remarks(group)),
                 "titles": ["method", *(title for title, _, _ in columns(group))],
                 "rows": [
-                    {"kind": row["group"], "cells": [method(row, group), *cells(row, group)]}
+                    {"kind": row.group, "cells": [method(row, group), *cells(row, group)]}
                     for row in main_rows(group)
                 ],
                 "figures": [

@@ -5,18 +5,24 @@ that differ in the seed of their calibration alone are one point, with a deviati
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from asap_exp.evaluation.records import Group, Record, averaged_rows, tokens, train_config
-from asap_exp.evaluation.tables import is_masked
+from asap_exp.evaluation.averages import AveragedRow, averaged_rows
+from asap_exp.evaluation.groups import Group
+from asap_exp.evaluation.record import EvaluationRecord, Row
 
-Point = dict[str, Any]
-"""A row of `averaged_rows`, and `dominated_by`: the fastest method that dominates it, or None."""
+
+@dataclass(frozen=True)
+class Point(AveragedRow):
+    """An averaged row that was timed, and the fastest method that dominates it, or None."""
+
+    dominated_by: str | None
 
 
 def has_maps(group: Group) -> bool:
     """Whether all the maps of the teacher were measured, not one alone."""
-    return any(record.get("maps") for record in group.records)
+    return any(record.maps for record in group.records)
 
 
 def points(group: Group) -> list[Point]:
@@ -24,43 +30,44 @@ def points(group: Group) -> list[Point]:
     rows = [
         row
         for row in averaged_rows(group, by=point_of)
-        if row["model_ms"] is not None
-        and not row["key"].startswith("asap_layer")
-        and not row["key"].endswith("_trained")
+        if row.model_ms is not None
+        and not row.key.startswith("asap_layer")
+        and not row.key.endswith("_trained")
     ]
-    rows.sort(key=lambda row: row["model_ms"]["mean"])
-    masked = is_masked(group.first)
-    return [{**row, "dominated_by": dominating(row, rows, masked=masked)} for row in rows]
+    masked = group.first.is_masked
+    rows.sort(key=lambda row: standing(row, masked=masked)[1])
+    return [Point(**vars(row), dominated_by=dominating(row, rows, masked=masked)) for row in rows]
 
 
-def point_of(record: Record, row: dict[str, Any]) -> tuple[str, str]:
+def point_of(record: EvaluationRecord, row: Row) -> tuple[str, str]:
     """Key and label of the point that `row` is a measurement of."""
-    found = record.get("maps", {}).get(row["key"], row)
-    return found["key"], found["label"]
+    found = record.maps.get(row.key, row)
+    return found.key, found.label
 
 
-def dominating(row: Point, rows: list[Point], *, masked: bool) -> str | None:
+def dominating(row: AveragedRow, rows: Sequence[AveragedRow], *, masked: bool) -> str | None:
     """The first of `rows` that is at least as accurate and as fast as `row`, and better in one."""
     mine = standing(row, masked=masked)
     for other in rows:
         theirs = standing(other, masked=masked)
         if theirs != mine and theirs[0] >= mine[0] and theirs[1] <= mine[1]:
-            return str(other["label"])
+            return other.label
     return None
 
 
-def standing(row: Point, *, masked: bool) -> tuple[float, float]:
+def standing(row: AveragedRow, *, masked: bool) -> tuple[float, float]:
     """Accuracy (if `masked`, minus the perplexity) and milliseconds of the whole model."""
-    ms = row["model_ms"]["mean"]
+    assert row.model_ms is not None, "what was not timed stands nowhere"
+    ms = row.model_ms.mean
     if not masked:
-        return row["accuracy"]["mean"], ms
+        return row.accuracy.mean, ms
     # A perplexity too large for a number is null in the record.
-    return -math.inf if row["perplexity"] is None else -row["perplexity"]["mean"], ms
+    return -math.inf if row.perplexity is None else -row.perplexity.mean, ms
 
 
 def verdict(group: Group) -> str:
     """Which truncations some map of ASAP is no slower and no less accurate than."""
-    rows, masked = points(group), is_masked(group.first)
+    rows, masked = points(group), group.first.is_masked
     ahead, behind = beaten(rows, "truncated", masked=masked)
     no_worse = "of no higher perplexity" if masked else "no less accurate"
     sentence = (
@@ -77,23 +84,21 @@ def verdict(group: Group) -> str:
 
 def beaten(rows: list[Point], kind: str, *, masked: bool) -> tuple[list[int], list[int]]:
     """T' of the rows of this group that some map is no worse than in either, and of the others."""
-    maps = [standing(row, masked=masked) for row in rows if row["group"] == "asap"]
+    maps = [standing(row, masked=masked) for row in rows if row.group == "asap"]
     ahead: list[int] = []
     behind: list[int] = []
     for row in rows:
-        if row["group"] == kind:
+        if row.group == kind:
             accuracy, ms = standing(row, masked=masked)
             found = any(a >= accuracy and t <= ms for a, t in maps)
-            (ahead if found else behind).append(int(row["key"].removeprefix(f"{kind}_")))
+            (ahead if found else behind).append(int(row.key.removeprefix(f"{kind}_")))
     return ahead, behind
 
 
-def tokens_words(record: Record) -> str:
+def tokens_words(record: EvaluationRecord) -> str:
     """How many tokens attention is over: as many in every image, at most so many in a text."""
-    n = tokens(record)
-    if n is not None:
-        return f"{n} tokens"
-    return f"{train_config(record)['data']['max_length']} tokens at most"
+    n = record.training.tokens
+    return f"{record.training.data.max_length} tokens at most" if n is None else f"{n} tokens"
 
 
 def counts(updates: list[int]) -> str:

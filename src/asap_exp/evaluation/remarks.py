@@ -1,9 +1,7 @@
 """What must be said beside a table: subsets, published figures, where attention is not needed."""
 
-from typing import Any
-
-from asap_exp.evaluation.records import Group, averaged_rows
-from asap_exp.evaluation.tables import is_masked
+from asap_exp.evaluation.averages import averaged_rows
+from asap_exp.evaluation.groups import Group
 
 PUBLISHED = {
     "cifar100": "CIFAR-100: 64.95 (a third party's index; other recipe).",
@@ -18,9 +16,10 @@ PUBLISHED = {
 def remarks(group: Group) -> list[str]:
     """What must be known beside the table: whether attention is needed, what was published."""
     found = [NEEDLESS] if attention_is_needless(group) else []
-    plain = not (is_masked(group.first) or group.first.get("corruption"))
-    if plain and group.first["data"] in PUBLISHED:
-        found.append(f"Published Sinkformer on {PUBLISHED[group.first['data']]}")
+    record = group.first
+    plain = not record.is_masked and record.corruption is None
+    if plain and record.data in PUBLISHED:
+        found.append(f"Published Sinkformer on {PUBLISHED[record.data]}")
     return found
 
 
@@ -32,20 +31,8 @@ NEEDLESS = (
 
 def attention_is_needless(group: Group) -> bool:
     """Whether the classifier stays within one point with uniform attention in every layer."""
-    rows = {row["key"]: row["accuracy"] for row in averaged_rows(group)}
-    teacher, uniform = rows.get("teacher"), rows.get("control_uniform")
-    if is_masked(group.first) or not all_layers(group) or teacher is None or uniform is None:
+    accuracy = {row.key: row.accuracy.mean for row in averaged_rows(group)}
+    record, uniform = group.first, accuracy.get("control_uniform")
+    if record.is_masked or not record.all_layers or uniform is None:
         return False
-    return teacher["mean"] - uniform["mean"] < 0.01
-
-
-def is_subset(record: dict[str, Any]) -> bool:
-    """Whether the training or the test split is not the whole one of that name."""
-    train, test = record["manifests"]["train"]["data"], record["test"]
-    return train["train_split_rows"] != train["train_split_rows_in_all"] or (
-        test["rows"] != test["of"]
-    )
-
-
-def all_layers(group: Group) -> bool:
-    return len(group.first["artifact"]["layers"]) == group.first["num_layers"]
+    return accuracy["teacher"] - uniform < 0.01

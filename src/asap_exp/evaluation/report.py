@@ -3,15 +3,16 @@
 import io
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from asap_exp.config import ReportConfig
 from asap_exp.errors import UserError
+from asap_exp.evaluation.csv_table import tables_csv
 from asap_exp.evaluation.figures import group_figures
-from asap_exp.evaluation.markdown import tables_csv, tables_markdown
+from asap_exp.evaluation.groups import grouped
+from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.page import html_page
-from asap_exp.evaluation.records import gather, grouped, load_records
+from asap_exp.evaluation.records import gather, load_records, record_files
 from asap_exp.files import write_bytes, write_text
 from asap_exp.runs import Run
 
@@ -20,20 +21,23 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     """Writes records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
 
     Returns the path of the page. Without any evaluation: a UserError, or None if not `required`.
+    Damaged records are left out with a warning, unless they are of a run that was named.
     """
     out = Path(config.out)
     copied = gather(config.paths, config.task.name, config.run, out / "records")
     records = load_records(out / "records")
+    left_out = len(record_files(out / "records")) - len(records)
     if config.run is not None:
-        records = [record for record in records if record["run"] == Run(Path(config.run)).name]
+        records = [record for record in records if record.run == Run(Path(config.run)).name]
     groups = grouped(records)
     if not groups and not required:
         return None
     if not groups:
         task = f" task={config.task.name}" if config.task.name else ""
+        damaged = f" that is whole ({left_out} left out)" if left_out else ""
         raise UserError(
             f"no evaluation in {config.run or config.paths.runs} and no record in "
-            f"{out / 'records'}; make one with: python -m asap_exp.evaluate{task}"
+            f"{out / 'records'}{damaged}; make one with: python -m asap_exp.evaluate{task}"
         )
     figures = {
         group.slug: {name: png(figure) for name, figure in group_figures(group).items()}
@@ -50,11 +54,12 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
         f"Records gathered from runs: {len(copied)}\nTables: {out / 'tables.md'}\n"
         f"Figures: {out / 'figures'}\nPage: {page.resolve()}"
     )
+    if left_out:
+        print(f"Left out of {out / 'records'}, named above: {left_out}")
     return page
 
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()

@@ -1,13 +1,16 @@
 """The evaluation table, in one place: which columns, how each number is written."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
+from asap_exp.config import CalibrationConfig
 from asap_exp.console import console
-
-Row = dict[str, Any]
+from asap_exp.distillation.identity import CalibrationRecipe, Identity
+from asap_exp.evaluation.latency import Latency
+from asap_exp.evaluation.record import EvaluationRecord, Row
 
 
 def percent(x: float | None) -> str:
@@ -18,9 +21,9 @@ def significant(x: float | None) -> str:
     return "" if x is None else f"{x:.3g}"
 
 
-def timing(x: dict[str, float] | None) -> str:
+def timing(x: Latency | None) -> str:
     """The median; the quartiles stand in the record and in tables.csv."""
-    return "" if x is None else f"{x['median']:.3g}"
+    return "" if x is None else f"{x.median:.3g}"
 
 
 def factor(x: float | None) -> str:
@@ -42,58 +45,50 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("x", "model_speedup", factor),
     ("MiB", "peak_memory_mib", significant),
 )
-"""Title, key in a row of a record, formatter."""
+"""Title, field of a row of a record, formatter."""
 
 
-def shown(record: Row, keys: Iterable[str]) -> list[str]:
+def shown(record: EvaluationRecord, keys: Iterable[str]) -> list[str]:
     """Those of `keys` that are of this record's objective."""
-    left_out = ("accuracy",) if is_masked(record) else ("perplexity", "val_perplexity")
+    left_out = ("accuracy",) if record.is_masked else ("perplexity", "val_perplexity")
     return [key for key in keys if key not in left_out]
 
 
-def is_masked(record: Row) -> bool:
-    """Whether the record is of a masked language model."""
-    return record.get("objective") == "mlm"
-
-
-def columns(record: Row) -> list[tuple[str, str, Callable[[Any], str]]]:
+def columns(record: EvaluationRecord) -> list[tuple[str, str, Callable[[Any], str]]]:
     keys = shown(record, [key for _, key, _ in COLUMNS])
     return [column for column in COLUMNS if column[1] in keys]
 
 
-def cells(row: Row, record: Row) -> list[str]:
-    return [write(row.get(key)) for _, key, write in columns(record)]
+def cells(row: Row, record: EvaluationRecord) -> list[str]:
+    return [write(getattr(row, key)) for _, key, write in columns(record)]
 
 
-def titles(record: Row) -> list[str | int]:
+def titles(record: EvaluationRecord) -> list[str | int]:
     return [title for title, _, _ in columns(record)]
 
 
-def caption(record: dict[str, Any]) -> str:
+def caption(record: EvaluationRecord) -> str:
     """What the numbers were measured on; a subset is called a subset."""
-    rows, of = record["test"]["rows"], record["test"]["of"]
-    samples = record.get("samples", "images")
-    whole = rows == of
-    pool = record["manifests"]["train"]["data"].get("split") == "pooled"
-    split = " of the pooled and newly dealt data" if pool else ""
+    rows, of, samples = record.test.rows, record.test.of, record.samples
+    split = " of the pooled and newly dealt data" if record.trained_on.split == "pooled" else ""
+    whole = record.test.whole
     test = f"all {of} test {samples}" if whole else f"a SUBSET of {rows} of {of} test {samples}"
     test += corruption_words(record)
-    device = f"{record['device']} latency" if record["device"] == "CPU" else record["device"]
-    latency = record["latency"]
-    artifact = record["artifact"]
-    kernels = "fused kernels, " if latency.get("backend") == "triton" else ""
+    device = f"{record.device} latency" if record.device == "CPU" else record.device
+    latency, artifact = record.latency, record.artifact
+    kernels = "fused kernels, " if latency.backend == "triton" else ""
     return (
-        f"{record['data']}, {test}{split} "
-        f"(plans compared on the first {record['fidelity_samples']}), "
-        f"qk_norm {'on' if record['qk_norm'] else 'off'}; {attention_words(artifact)}, "
-        f"fitted on {artifact['calibration_set']['rows']} {samples}; "
-        f"{record['precision']}, {device}, batch {latency['batch_size']}, median of "
-        f"{latency['rounds']} interleaved rounds, {kernels}"
-        f"{'all as CUDA graphs' if latency['cuda_graph'] else 'eager, no CUDA graph'}"
+        f"{record.data}, {test}{split} "
+        f"(plans compared on the first {record.fidelity_samples}), "
+        f"qk_norm {'on' if record.qk_norm else 'off'}; {attention_words(artifact)}, "
+        f"fitted on {artifact.calibration_set.rows} {samples}; "
+        f"{record.precision}, {device}, batch {latency.batch_size}, median of "
+        f"{latency.rounds} interleaved rounds, {kernels}"
+        f"{'all as CUDA graphs' if latency.cuda_graph else 'eager, no CUDA graph'}"
     )
 
 
-PAPERS_MAP = {
+PAPERS_MAP: dict[str, Any] = {
     "steps": ["ridge"],
     "slices": 32,
     "query_features": False,
@@ -105,59 +100,68 @@ PAPERS_MAP = {
 """The paper's regression, by its size in this project; a title names every other map."""
 
 
-def map_words(record: dict[str, Any]) -> str:
+def is_papers(made: CalibrationRecipe) -> bool:
+    """Whether the map is the paper's; what a recipe does not name is as it is there."""
+    named = {key: getattr(made, key) for key in PAPERS_MAP}
+    return all(value in (None, PAPERS_MAP[key]) for key, value in named.items())
+
+
+def map_words(record: EvaluationRecord) -> str:
     """How the record's map differs from the paper's, for a title; nothing where it does not."""
-    if record["artifact"].get("budget"):
+    if record.artifact.budget is not None:
         return "; ASAP within a budget"
-    calibration = record["artifact"]["calibration"]
-    made = {key: calibration.get(key, usual) for key, usual in PAPERS_MAP.items()}
-    if made == PAPERS_MAP:
+    made = record.artifact.calibration
+    if is_papers(made):
         return ""
     features = "".join(f" + {words}" for words in feature_words(made))
-    refine = f", {refine_words(made)}" if made["refine"] else ""
-    steps = " + ".join(step.replace("_", " ") for step in made["steps"])
-    return f"; ASAP of {made['slices']} slices{features}{refine}, {steps}"
+    refine = f", {refine_words(made)}" if made.refine else ""
+    return f"; ASAP of {made.slices} slices{features}{refine}, {step_words(made)}"
 
 
-def feature_words(made: Mapping[str, Any]) -> list[str]:
+def step_words(made: CalibrationRecipe) -> str:
+    return " + ".join(step.replace("_", " ") for step in made.steps or PAPERS_MAP["steps"])
+
+
+def feature_words(made: CalibrationRecipe | Identity) -> list[str]:
     """What a map regresses on beside potentials."""
-    kinds = ["query"] if made["query_features"] else []
-    kinds += ["adaptive"] if made.get("adaptive") else []
-    kinds += ["logit"] if made.get("logits") else []
+    kinds = ["query"] if made.query_features else []
+    kinds += ["adaptive"] if made.adaptive else []
+    kinds += ["logit"] if made.logits else []
     listed = " and ".join(filter(None, [", ".join(kinds[:-1]), *kinds[-1:]]))
     return [f"{listed} features"] if kinds else []
 
 
-def refine_words(made: Mapping[str, Any]) -> str:
+def refine_words(made: CalibrationRecipe | CalibrationConfig) -> str:
     """How many updates a map makes of its dual, and whether they go further than plain ones."""
-    return f"refine {made['refine']}{' relaxed' if made.get('relaxed') else ''}"
+    relaxed = made.relaxes if isinstance(made, CalibrationConfig) else made.relaxed
+    return f"refine {made.refine}{' relaxed' if relaxed else ''}"
 
 
-def corruption_words(record: dict[str, Any]) -> str:
+def corruption_words(record: EvaluationRecord) -> str:
     """What was done to the test images; nothing where nothing was."""
-    corruption = record.get("corruption")
-    return f", {corruption['name']} of severity {corruption['severity']}" if corruption else ""
+    change = record.corruption
+    return "" if change is None else f", {change.name} of severity {change.severity}"
 
 
-def attention_words(artifact: dict[str, Any]) -> str:
+def attention_words(artifact: Identity) -> str:
     """What the compiled layers became; by layer where a budget chose."""
-    if artifact.get("budget"):
-        return "by layer " + "; ".join(x["became"] for x in artifact["budget"]["layers"].values())
-    features = " + ".join([f"{artifact['slices']} slices", *feature_words(artifact)])
-    return f"{features}, {refine_words(artifact['calibration'])}"
+    if artifact.budget is not None:
+        return "by layer " + "; ".join(x.became for x in artifact.budget.layers.values())
+    features = " + ".join([f"{artifact.slices} slices", *feature_words(artifact)])
+    return f"{features}, {refine_words(artifact.calibration)}"
 
 
-def print_evaluation(record: dict[str, Any]) -> None:
-    table = Table(title=record["run"], caption=caption(record))
+def print_evaluation(record: EvaluationRecord) -> None:
+    table = Table(title=escape(record.run), caption=escape(caption(record)))
     for title in titles(record):
         name = title == "method"
         table.add_column(str(title), justify="left" if name else "right", no_wrap=not name)
     previous = None
-    for row in record["rows"]:
-        if previous not in (None, row["group"]):
+    for row in record.rows:
+        if previous not in (None, row.group):
             table.add_section()
-        previous = row["group"]
-        table.add_row(*cells(row, record))
+        previous = row.group
+        table.add_row(*map(escape, cells(row, record)))
     console().print(table)
 
 

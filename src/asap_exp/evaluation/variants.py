@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -17,11 +16,13 @@ from asap_exp.attention import (
 from asap_exp.config import BudgetConfig, EvaluateConfig
 from asap_exp.distillation.artifact import Artifact
 from asap_exp.distillation.calibrate import sinkhorn
-from asap_exp.evaluation.records import OTHER_MAP
-from asap_exp.evaluation.tables import attention_words, feature_words, refine_words
+from asap_exp.distillation.identity import Identity
+from asap_exp.evaluation.record import OTHER_MAP, MapPoint, RowGroup
+from asap_exp.evaluation.tables import attention_words, feature_words, refine_words, step_words
 from asap_exp.runs import short_hash, without
+from asap_exp.typed import to_json
 
-TRAINED_ALIKE = {"softmax": "softmax", "espformer": "ESPFormer"}
+TRAINED_ALIKE: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
 """Attentions whose models are compared with the teacher where one was trained."""
 
 
@@ -33,7 +34,7 @@ class Truncation:
     relaxation: float | None = None
 
     @property
-    def group(self) -> str:
+    def group(self) -> RowGroup:
         return "truncated" if self.relaxation is None else "relaxed"
 
     @property
@@ -60,14 +61,13 @@ def truncations(asked: EvaluateConfig | BudgetConfig) -> list[Truncation]:
 class Variant:
     """A row of the table: `net` with `replacements` (by layer path) in it.
 
-    `group` is teacher, asap, truncated, relaxed, control, softmax or espformer. `paths` are the
-    layers that the row's plan measures are about; the last of them is the one whose latency is
-    measured.
+    `paths` are the layers that the row's plan measures are about; the last of them is the one
+    whose latency is measured.
     """
 
     key: str
     label: str
-    group: str
+    group: RowGroup
     net: nn.Module
     paths: list[str]
     replacements: Mapping[str, Attention] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def variants(
     net: nn.Module,
     artifact: Artifact,
     cuts: list[Truncation],
-    twins: Mapping[str, nn.Module],
+    twins: Mapping[RowGroup, nn.Module],
 ) -> list[Variant]:
     """Every row, the teacher first; controls and truncations stand in the artifact's layers.
 
@@ -94,7 +94,7 @@ def variants(
     device = next(net.parameters()).device
     where = "all layers" if len(paths) == len(layers) else layer_words(paths, layers)
 
-    def row(key: str, label: str, group: str, attends: Mapping[str, Attention]) -> Variant:
+    def row(key: str, label: str, group: RowGroup, attends: Mapping[str, Attention]) -> Variant:
         return Variant(key, label, group, net, list(attends), attends)
 
     def everywhere(make: Callable[[str], Attention]) -> dict[str, Attention]:
@@ -103,9 +103,9 @@ def variants(
     def truncated(truncation: Truncation) -> dict[str, Attention]:
         return everywhere(lambda _: truncation.attention(teacher.eps))
 
-    budget = artifact.identity.get("budget")
-    refine = "refine by layer" if budget else refine_words(artifact.identity["calibration"])
-    name = "by budget" if budget else "ASAP"
+    about = artifact.about
+    refine = "refine by layer" if about.budget else refine_words(about.calibration)
+    name = "by budget" if about.budget else "ASAP"
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
     rows = [
@@ -162,11 +162,11 @@ def variants(
 
 def further_maps(
     net: nn.Module, artifact: Artifact, others: list[Artifact]
-) -> tuple[list[Variant], dict[str, dict[str, str]]]:
+) -> tuple[list[Variant], dict[str, MapPoint]]:
     """Rows for other maps of the same teacher, and for those of their controls that are no other's.
 
-    And for each such row, and those of `artifact` itself, the point `{key, label}` that it is a
-    measurement of: maps that differ in the seed of their calibration alone are one.
+    And for each such row, and those of `artifact` itself, the point that it is a measurement
+    of: maps that differ in the seed of their calibration alone are one.
     """
     device = next(net.parameters()).device
     rows = []
@@ -174,53 +174,52 @@ def further_maps(
         "asap": map_point(artifact, control=False),
         "control_query": map_point(artifact, control=True),
     }
-    controls = {(points["control_query"]["key"], seed_of(artifact))}
+    controls = {(points["control_query"].key, seed_of(artifact))}
     for number, other in enumerate(others):
         for control in (False, True):
             point, seed = map_point(other, control=control), seed_of(other)
-            if control and (point["key"], seed) in controls:
+            if control and (point.key, seed) in controls:
                 continue
-            controls.add((point["key"], seed))
+            controls.add((point.key, seed))
             make = other.query_features_only if control else other.attention
             attends = {path: make(path).to(device) for path in other.layers}
             key = f"{OTHER_MAP}{number}{'_query' if control else ''}"
             points[key] = point
-            kind, label = "control" if control else "asap", f"{point['label']}, seed {seed}"
+            kind: RowGroup = "control" if control else "asap"
+            label = f"{point.label}, seed {seed}"
             rows.append(Variant(key, label, kind, net, other.layers, attends))
     return rows, points
 
 
 def seed_of(artifact: Artifact) -> int:
-    return artifact.identity["calibration"]["seed"]
+    return artifact.about.calibration.seed
 
 
-def map_point(artifact: Artifact, *, control: bool) -> dict[str, str]:
+def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
     """A control has no slices, so it is the same whatever else the map regresses on."""
-    identity = artifact.identity
+    about = artifact.about
     of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
     unread = of_slices if control else ()
-    recipe = without(identity["calibration"], ("seed", *unread))
-    name = short_hash([recipe, identity["attentions"], control])
-    words = map_words(identity, slices=not control)
-    return {
-        "key": f"{OTHER_MAP}{name}",
-        "label": f"control: {words}" if control else f"ASAP, {words}",
-    }
+    calibration = to_json(about.calibration, exclude_none=True)
+    name = short_hash([without(calibration, ("seed", *unread)), about.attentions, control])
+    words = map_words(about, slices=not control)
+    return MapPoint(
+        key=f"{OTHER_MAP}{name}", label=f"control: {words}" if control else f"ASAP, {words}"
+    )
 
 
-def map_words(identity: dict[str, Any], *, slices: bool = True) -> str:
+def map_words(about: Identity, *, slices: bool = True) -> str:
     """How a map was made, in a few words."""
-    calibration = identity["calibration"]
-    if identity.get("budget"):
-        return attention_words(identity) + ("" if slices else ", without their slices")
-    among = calibration["candidates"]
-    among_words = f" of {among}" if among > calibration["slices"] else ""
-    features = [f"{calibration['slices']}{among_words} slices"] if slices else []
-    features += feature_words(calibration) if slices else ["query features"]
-    steps = [step.replace("_", " ") for step in calibration["steps"]]
-    words = [" + ".join(features), refine_words(calibration), " + ".join(steps)]
-    words += ["sequential"] if calibration["sequential"] else []
-    return ", ".join([*words, f"{identity['calibration_set']['rows']} samples"])
+    made = about.calibration
+    if about.budget is not None:
+        return attention_words(about) + ("" if slices else ", without their slices")
+    among = made.candidates or made.slices
+    among_words = f" of {among}" if among > made.slices else ""
+    features = [f"{made.slices}{among_words} slices"] if slices else []
+    features += feature_words(made) if slices else ["query features"]
+    words = [" + ".join(features), refine_words(made), step_words(made)]
+    words += ["sequential"] if made.sequential else []
+    return ", ".join([*words, f"{about.calibration_set.rows} samples"])
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:

@@ -2,33 +2,28 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from asap_exp.evaluation.figures import group_figures
-from asap_exp.evaluation.records import Group
+from asap_exp.evaluation.groups import Group
+from asap_exp.evaluation.record import EvaluationRecord
 from asap_exp.evaluation.tables import cells, titles
 
 SUMMARY = ("accuracy", "perplexity", "agreement", "layer_speedup", "model_speedup")
 
 
-def log_evaluation(tracker: Any, record: dict[str, Any]) -> None:
+def log_evaluation(tracker: Any, record: EvaluationRecord) -> None:
     import wandb
 
     numbers = {
-        f"{row['key']}/{name}": row[name]
-        for row in record["rows"]
+        f"{row.key}/{name}": getattr(row, name)
+        for row in record.rows
         for name in SUMMARY
-        if row.get(name) is not None
+        if getattr(row, name) is not None
     }
-    figures = group_figures(Group(record["run"], [record]))
+    figures = group_figures(Group(record.run, [record]))
     tracker.log(
         {
-            "evaluation": wandb.Table(
-                titles(record), [cells(row, record) for row in record["rows"]]
-            ),
+            "evaluation": wandb.Table(titles(record), [cells(row, record) for row in record.rows]),
             **{f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()},
             **numbers,
         }
     )
-    for figure in figures.values():
-        plt.close(figure)

@@ -1,7 +1,7 @@
 """The networks that hold the attention layers."""
 
-from asap_exp.models.build import build_net, compile_blocks, load_net
+from asap_exp.models.build import build_net, compile_blocks, load_net, load_weights
 from asap_exp.models.text import TextEncoder
 from asap_exp.models.vit import build_vit
 
-__all__ = ["TextEncoder", "build_net", "build_vit", "compile_blocks", "load_net"]
+__all__ = ["TextEncoder", "build_net", "build_vit", "compile_blocks", "load_net", "load_weights"]

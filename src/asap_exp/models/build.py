@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention
 from asap_exp.config import ImageTrainConfig, TextTrainConfig, TrainConfig
@@ -59,7 +59,7 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
 
     UserError where the weights are damaged, or are not those that the run's manifest names.
     """
-    weights = load_tensors(run.weights)
+    weights = load_weights(run)
     net = build_net(run.config)
     try:
         net.load_state_dict(weights)
@@ -67,10 +67,16 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
         raise UserError(
             f"{run.weights} does not fit the model of {run.path / 'config.yaml'}: {error}"
         ) from error
-    expected = run.manifest.get("teacher_sha256")
-    if fingerprint(weights) != expected:
+    return net.to(device).eval().requires_grad_(False)
+
+
+def load_weights(run: Run) -> dict[str, Tensor]:
+    """The weights of a finished run; UserError where they are not those that its manifest names."""
+    weights, manifest = load_tensors(run.weights), run.manifest
+    if (found := fingerprint(weights)) != manifest.teacher_sha256:
         raise UserError(
             f"{run.weights} does not hold the weights that {run.path / 'manifest.json'} names "
-            f"(SHA-256 {fingerprint(weights)[:8]}..., expected {str(expected)[:8]}...)"
+            f"(SHA-256 {found[:8]}..., expected {str(manifest.teacher_sha256)[:8]}...). The "
+            f"command that made it repairs it: {manifest.command}"
         )
-    return net.to(device).eval().requires_grad_(False)
+    return weights

@@ -1,22 +1,27 @@
 """Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
 
 import math
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from asap_exp.data.loader import BatchLoader
 from asap_exp.errors import UserError
-from asap_exp.files import write_atomically
+from asap_exp.files import check_readable, write_atomically
+from asap_exp.interruption import Request
 from asap_exp.runs import describe_differences
+from asap_exp.training.classifier import Classifier
 
-IDENTITY = "asap_exp_identity"
+IDENTITY, EPOCH_STATE = "asap_exp_identity", "asap_exp_epoch"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -38,8 +43,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU; no code in it is run. UserError where missing or damaged."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist")
+    check_readable(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -77,18 +83,85 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
 class LastCheckpoint(Checkpoint):
     """Saves to `path` at the end of an epoch, at most once in `seconds`, and after the last epoch.
 
-    Epochs of a second are shorter than the writing of their weights.
+    Epochs of a second are shorter than the writing of their weights. Where a signal asks the
+    training to stop, it saves at once and raises Interrupted: after the step, with the place in the
+    epoch and the state of every generator; where no step of the epoch is left, after its
+    validation.
     """
 
-    def __init__(self, path: Path, *, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, *, seconds: float, stop: Request) -> None:
+        self.path, self.seconds, self.stop = path, seconds, stop
         self.saved = time.monotonic()
+        self.weights: dict[str, Tensor] = {}
+        """Those of the last checkpoint that was saved or loaded, and its epoch."""
+        self.epoch = -1
+        self.resumed: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self.stop.listen()  # Lightning has put a handler of its own before
+        if self.resumed is not None and trainer.fit_loop.restarted_mid_epoch:
+            # Lightning drops the place where the length of an epoch was asked for before.
+            loader_of(trainer).load_state_dict(self.resumed["place"])
+            pl_module.epoch_losses = list(self.resumed["losses"].to(pl_module.device))
+            set_generator_states(self.resumed["generators"])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
+    ) -> None:
+        if self.stop.signal is not None and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+            self.stop.obey()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        if last or time.monotonic() - self.saved >= self.seconds:
+        due = time.monotonic() - self.saved >= self.seconds
+        if last or due or self.stop.signal is not None:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
+        self.stop.obey()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        self.weights, self.epoch = checkpoint["state_dict"], checkpoint["epoch"]
+        losses = torch.stack(pl_module.epoch_losses).cpu()
+        checkpoint[EPOCH_STATE] = {
+            "place": loader_of(trainer).state_dict(),
+            "losses": losses,
+            "generators": generator_states(),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.weights, self.epoch = checkpoint["state_dict"], checkpoint["epoch"]
+        self.resumed = checkpoint.get(EPOCH_STATE)
+
+
+def loader_of(trainer: L.Trainer) -> BatchLoader:
+    loader = trainer.train_dataloader
+    assert isinstance(loader, BatchLoader)
+    return loader
+
+
+def generator_states() -> dict[str, Any]:
+    """Of every generator that a training step may draw from, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+    }
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
 
 
 class BestWeights(L.Callback):

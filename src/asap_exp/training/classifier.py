@@ -45,6 +45,8 @@ class Classifier(L.LightningModule):
         self.val_loss = nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.epoch_losses: list[Tensor] = []
+        self.steps_done = 0
+        """By this process; an earlier one's are not among them."""
 
     def forward(self, inputs: Any) -> Tensor:
         return self.net(inputs)
@@ -76,6 +78,9 @@ class Classifier(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         with self.trainer.precision_plugin.forward_context():  # it may repeat the forward pass
             self.loss_check.require_finite()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.steps_done += 1
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         inputs, targets = batch

@@ -3,8 +3,8 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     Timer,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
-from asap_exp.manifest import manifest
+from asap_exp.errors import UserError
+from asap_exp.evaluation.curves import curve_hashes
+from asap_exp.interruption import Request, postponed
+from asap_exp.locks import held
+from asap_exp.manifest import Attempt, manifest
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.runs import (
     Run,
@@ -31,6 +35,7 @@ from asap_exp.runs import (
     identity,
     public_config,
     recipe_hash,
+    run_directory,
 )
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
@@ -40,10 +45,14 @@ from asap_exp.training.checkpoints import (
     check_identity,
 )
 from asap_exp.training.classifier import Classifier
+from asap_exp.training.csv_log import CsvLog
 from asap_exp.training.diagnostics import PlanDiagnostics
+from asap_exp.training.finished import is_finished
 from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
 from asap_exp.training.outcome import best_weights, export, summary
 from asap_exp.training.progress import progress_callback
+from asap_exp.training.restart import fresh_run
+from asap_exp.typed import to_json
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -68,35 +77,53 @@ def train(config: TrainConfig) -> Run:
     net = build_net(config)
     if initial is not None:
         initialise(net, initial)
-    run = claim(config, fresh=config.resume == "never")
-    if config.resume == "auto" and run.finished:
-        print(f"Already finished: {run.path} (resume=never trains it again)")
-        return run
-    print(f"Run directory: {run.path}")
+    place = run_directory(config)
+    with held(place):
+        if config.resume == "auto" and is_finished(Run(place), data):
+            return Run(place)
+        data.setup()
+        if initial is not None:
+            check_same_tokenizer(data.identity, initial)
+        run = claim(config)
+        stamp = content_stamp(config, data, initial)
+        checkpoint = checkpoint_to_resume(config, run, stamp)
+        module = Classifier(
+            net,
+            config.recipe,
+            num_classes=data.num_classes,
+            seed=config.seed,
+            masked_tokens=config.masked_tokens,
+        )
+        if compiles(config, device):
+            compile_blocks(module.net, **compile_options(config))
+        facts = {
+            "config": public_config(config),
+            "recipe_hash": recipe_hash(config, initial),
+            "data": data.identity,
+            "initial": None if initial is None else initial_facts(initial),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            **attempt(run, checkpoint),
+        }
+        with ExitStack() as stack:
+            if config.resume == "never":
+                run = stack.enter_context(fresh_run(config, run, lambda: module.steps_done > 0))
+            print(f"Run directory: {run.path}")
+            data.save(run.path)
+            fit(config, run, module, data, device, stamp, checkpoint, facts)
+    return run
 
-    data.setup()
-    if initial is not None:
-        check_same_tokenizer(data.identity, initial)
-    stamp = content_stamp(config, data, initial)
-    checkpoint = checkpoint_to_resume(config, run, stamp)
-    data.save(run.path)
-    module = Classifier(
-        net,
-        config.recipe,
-        num_classes=data.num_classes,
-        seed=config.seed,
-        masked_tokens=config.masked_tokens,
-    )
-    if compiles(config, device):
-        compile_blocks(module.net, **compile_options(config))
-    facts = {
-        "config": public_config(config),
-        "recipe_hash": recipe_hash(config, initial),
-        "data": data.identity,
-        "initial": None if initial is None else initial_facts(initial),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        **attempt(run, checkpoint),
-    }
+
+def fit(
+    config: TrainConfig,
+    run: Run,
+    module: Classifier,
+    data: TaskDataModule,
+    device: torch.device,
+    stamp: dict[str, Any],
+    checkpoint: Path | None,
+    facts: dict[str, Any],
+) -> None:
+    """The training itself, with its tracker, its manifest and what it leaves."""
     with (
         wandb_run(
             config.logger,
@@ -110,11 +137,13 @@ def train(config: TrainConfig) -> Run:
         manifest(run.path / "manifest.json", stage="train", seed=config.seed, **facts) as record,
         quiet_lightning(),
     ):
-        trainer = build_trainer(config, run, device, tracker, stamp)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with postponed() as stop:
+            trainer = build_trainer(config, run, device, tracker, stamp, stop)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            stop.obey()
         record |= export(config, run, module, trainer)
+        record["curve_hashes"] = curve_hashes(run.path)
     print(f"Finished: {run.path}  {summary(record)}")
-    return run
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -134,9 +163,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
 def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
     """What a checkpoint must agree in to be continued: configuration, data, initial weights."""
     content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
-    stamp = {**identity(config), "data_content": content}
+    stamp = {**identity(config), "seed": config.seed, "data_content": content}
     if initial is not None:
-        stamp["initial_sha256"] = initial.manifest["teacher_sha256"]
+        stamp["initial_sha256"] = initial.manifest.teacher_sha256
     return stamp
 
 
@@ -149,11 +178,15 @@ def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:
 
 def earlier_attempts(run: Run) -> list[dict[str, Any]]:
     """What the manifest says of the attempts that this one continues, the oldest first."""
-    if not (run.path / "manifest.json").is_file():
+    if not run.started:
         return []
-    last = run.manifest
-    facts = ("status", "started", "ended", "wall_seconds", "code", "versions", "hardware")
-    return [*last.get("earlier_attempts", []), {key: last.get(key) for key in facts}]
+    try:
+        last = run.manifest
+    except UserError as error:
+        print(f"warning: {error}; what it said of earlier attempts is lost")
+        return []
+    facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
+    return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
@@ -180,10 +213,15 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
 
 
 def build_trainer(
-    config: TrainConfig, run: Run, device: torch.device, tracker: Any, stamp: dict[str, Any]
+    config: TrainConfig,
+    run: Run,
+    device: torch.device,
+    tracker: Any,
+    stamp: dict[str, Any],
+    stop: Request,
 ) -> L.Trainer:
     trainer = config.trainer
-    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]  # a new file for every attempt
+    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
         loggers.append(WandbLogger(experiment=tracker))
     validates = config.data.train_on == "train"
@@ -199,7 +237,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=trainer.log_every_n_steps,
         logger=loggers,
-        callbacks=[*build_callbacks(config, run, validates, device), StampIdentity(stamp)],
+        callbacks=[*build_callbacks(config, run, validates, device, stop), StampIdentity(stamp)],
         plugins=[SafeCheckpointIO()],
         enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
         enable_model_summary=False,
@@ -208,7 +246,7 @@ def build_trainer(
 
 
 def build_callbacks(
-    config: TrainConfig, run: Run, validates: bool, device: torch.device
+    config: TrainConfig, run: Run, validates: bool, device: torch.device, stop: Request
 ) -> list[L.Callback]:
     callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step")]
     if config.callbacks.progress_bar:
@@ -220,7 +258,7 @@ def build_callbacks(
     if config.recipe.ema_decay is not None:
         # After those above: it puts the raw weights back when validation ends.
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
-    last = LastCheckpoint(run.checkpoint, seconds=config.callbacks.checkpoint_seconds)
+    last = LastCheckpoint(run.checkpoint, seconds=config.callbacks.checkpoint_seconds, stop=stop)
     return [*callbacks, last]
 
 

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from asap_exp.errors import UserError
 
+REMEDIES = (
+    "Try a smaller recipe.lr, recipe.clip_norm=1.0, model.qk_norm=true or trainer.precision=32-true"
+)
+
 
 class NonFiniteLoss(UserError):
     """The loss became NaN or infinite; the message names the first layer at fault."""
@@ -36,8 +40,7 @@ class LossCheck:
         raise NonFiniteLoss(
             f"the loss is {self.loss.item()} at step {self.step}: "
             f"{first_non_finite(self.net, self.inputs)}. The last checkpoint is from before this "
-            "step. Try a smaller recipe.lr, recipe.clip_norm=1.0, model.qk_norm=true or "
-            "trainer.precision=32-true"
+            f"step. {REMEDIES}"
         )
 
 

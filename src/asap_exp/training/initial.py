@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from asap_exp.config import TrainConfig
 from asap_exp.errors import UserError
+from asap_exp.models import load_weights
 from asap_exp.runs import Run
-from asap_exp.tensors import load_tensors
 
 HEAD = "head."
 """The weights below this name are a task's own."""
@@ -48,7 +49,7 @@ def initialise(net: nn.Module, run: Run) -> None:
 
     The positions of a ViT are interpolated where its images have another number of patches.
     """
-    weights = {k: v for k, v in load_tensors(run.weights).items() if not k.startswith(HEAD)}
+    weights = {k: v for k, v in load_weights(run).items() if not k.startswith(HEAD)}
     if isinstance(net, VisionTransformer):
         weights[POSITIONS] = resample_abs_pos_embed(
             weights[POSITIONS], list(net.patch_embed.grid_size), num_prefix_tokens=0
@@ -68,14 +69,15 @@ def initialise(net: nn.Module, run: Run) -> None:
     net.load_state_dict(weights, strict=False)
 
 
-def initial_facts(run: Run) -> dict[str, str]:
+def initial_facts(run: Run) -> dict[str, Any]:
     """What a record says of the run that the weights came from."""
+    manifest = run.manifest
     return {
         "run": run.name,
-        "teacher_sha256": run.manifest["teacher_sha256"],
+        "teacher_sha256": manifest.teacher_sha256,
         "task": str(run.config.task.name),
         "attention": run.config.attention["name"],
-        "recipe_hash": run.manifest["recipe_hash"],
+        "recipe_hash": manifest.recipe_hash,
     }
 
 

@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import Timer
 from asap_exp.config import TrainConfig
 from asap_exp.errors import UserError
 from asap_exp.runs import Run
-from asap_exp.tensors import fingerprint, save_tensors
-from asap_exp.training.checkpoints import BestWeights, load_checkpoint
+from asap_exp.tensors import fingerprint, require_finite, save_tensors
+from asap_exp.training.checkpoints import BestWeights, LastCheckpoint
 from asap_exp.training.classifier import Classifier
+from asap_exp.training.guard import REMEDIES
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -29,13 +30,15 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
             )
         state, epoch = best.weights, best.epoch
     else:
-        checkpoint = load_checkpoint(run.checkpoint)
-        state, epoch = checkpoint["state_dict"], checkpoint["epoch"]
+        last = find(trainer, LastCheckpoint)
+        assert last is not None
+        state, epoch = last.weights, last.epoch
     weights = {
         name.removeprefix("net."): tensor.cpu()
         for name, tensor in state.items()
         if name.startswith("net.")
     }
+    require_finite(weights, f"the weights of epoch {epoch + 1}", REMEDIES)
     module.net.load_state_dict(weights)
     save_tensors(run.weights, weights)
     timer = find(trainer, Timer)

@@ -1,0 +1,62 @@
+"""Whether nothing is left to train: a finished, undamaged run of the data that is there now."""
+
+from typing import Any
+
+from asap_exp.data import TaskDataModule
+from asap_exp.errors import UserError
+from asap_exp.models import load_weights
+from asap_exp.runs import Run
+
+CONTENT = {
+    "train_sha256": "training data",
+    "val_rows_sha256": "rows of the validation split",
+    "tokenizer_sha256": "tokenizer",
+}
+
+
+def is_finished(run: Run, data: TaskDataModule) -> bool:
+    """Says so if it is. A damaged run is not, and is made again from what is left of it.
+
+    UserError where it was trained on other data than `data`.
+    """
+    try:
+        if not run.finished:
+            return False
+        load_weights(run)
+    except UserError as error:
+        print(f"warning: {error}\nThe run is made again, from its checkpoint if that is whole")
+        return False
+    advice = "resume=never trains it again"
+    try:
+        data.setup()
+    except UserError as error:
+        print(
+            f"Already finished: {run.path} ({advice}). Whether its data is still the same could "
+            f"not be checked: {error}"
+        )
+        return True
+    require_same_data(run, data.identity)
+    print(f"Already finished: {run.path} ({advice})")
+    return True
+
+
+def require_same_data(run: Run, now: dict[str, Any]) -> None:
+    """UserError where the data found now is not what the run was trained on; says what differs."""
+    then = run.manifest.data
+    differences = [
+        f"  {words}: then {str(then[key])[:12]}..., now {str(now[key])[:12]}..."
+        for key, words in CONTENT.items()
+        if key in then and key in now and then[key] != now[key]
+    ]
+    if not differences:
+        return
+    differences += [
+        f"  {key.replace('_', ' ')}: then {then.get(key)}, now {now.get(key)}"
+        for key in ("source", "train_rows", "val_rows")
+        if then.get(key) != now.get(key)
+    ]
+    raise UserError(
+        f"{run.path} was trained on other data than is found now:\n" + "\n".join(differences) + "\n"
+        "Train on this data with resume=never (the earlier run is moved aside, not deleted), or "
+        "give the folder of the earlier data with data.root=FOLDER"
+    )
