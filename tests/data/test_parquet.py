@@ -140,6 +140,13 @@ def test_reliability_f13_missing_column_is_named_with_those_there_are(tmp_path):
     assert "NoneType" not in str(error.value)
 
 
+def test_column_that_is_there_twice_is_named(tmp_path):
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.table([[1], [2], [3]], names=["label", "text", "label"]), file)
+    with pytest.raises(UserError, match="has two columns label"):
+        read_parts([file], ["text", "label"])
+
+
 def test_bugs_f23_split_without_rows_is_refused_and_a_shard_without_rows_is_none(tmp_path):
     first, second = (tmp_path / "ag_news" / f"train-{i}-of-2.parquet" for i in range(2))
     write_texts(first, AGNEWS, ["one", "two"], [1, 2])

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from asap_exp.errors import UserError
 
+ROWS_AT_ONCE = 2000
 AGAIN = "fetch it again with scripts/download_data.py"
 NO_PARQUET = {
     b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with git lfs pull",
@@ -100,9 +101,17 @@ def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
                     f"{file} has no column {' and no column '.join(missing)}; its columns are "
                     f"{', '.join(there) or 'none'}. Rename them, or {AGAIN}"
                 )
-            table = opened.read(columns=[column for column in columns if column in there])
-            table.validate(full=False)
-            return table
+            if twice := [column for column in columns if there.count(column) > 1]:
+                raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
+            schema = pa.schema(
+                [opened.schema_arrow.field(column) for column in columns if column in there],
+                opened.schema_arrow.metadata,
+            )
+            # In parts: Arrow cannot read 2 GiB of image bytes at once.
+            parts = opened.iter_batches(ROWS_AT_ONCE, columns=schema.names)
+            return pa.Table.from_batches(
+                [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
+            )
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{file} is no Parquet file, or is damaged: {damage(file, error)}"
