@@ -1,6 +1,5 @@
 """How commands end: a status that says what happened, and a sentence instead of a traceback."""
 
-import json
 import os
 import re
 import signal
@@ -83,15 +82,12 @@ def test_crash_in_a_sweep_is_listed_with_its_log(
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_bugs_f8_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, launcher: str) -> None:
-    words = (*TINY, "seed=0,-1", "trainer.accelerator=cpu", *SINKHORN)
-    quick = ("recipe.epochs=1", "recipe.warmup_epochs=0", "model.depth=1")
-    done = stage("train", "-m", f"hydra/launcher={launcher}", *words, *quick, cwd=tmp_path)
+    words = ("task=digits", "seed=-2,-1")
+    done = stage("train", "-m", f"hydra/launcher={launcher}", *words, cwd=tmp_path)
     assert done.returncode == 2
-    assert "1 of 2 jobs failed" in done.stderr
+    assert "2 of 2 jobs failed" in done.stderr
     assert re.search(r"job 1 \(.*seed=-1.*\): seed=-1 is not allowed", done.stderr)
     assert "Traceback" not in done.stderr
-    (manifest,) = (tmp_path / "results" / "runs" / "digits").rglob("manifest.json")
-    assert json.loads(manifest.read_text())["status"] == "finished"
     logs = [Path(log) for log in re.findall(r"log: (\S+)", done.stderr)]
     assert all(log.is_file() for log in logs)
     assert bool(logs) == (launcher == "submitit_local")

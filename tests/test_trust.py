@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from asap_exp.data import sources
+from asap_exp.data.sources import DataNotFound
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.locks import held
@@ -100,7 +101,7 @@ def test_map_whose_data_is_gone_says_that_it_was_not_checked(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(_: str) -> sources.Images:
-        raise UserError("digits was not found")
+        raise DataNotFound("digits was not found")
 
     monkeypatch.setattr(sources, "digits", gone)
     assert run_distill(pipeline.results) == pipeline.artifact

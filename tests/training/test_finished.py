@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asap_exp.data import sources
+from asap_exp.data.sources import DataNotFound
 from asap_exp.errors import UserError
 from asap_exp.files import read_json
 from asap_exp.interruption import Interrupted, interruptible
@@ -182,7 +183,7 @@ def test_finished_run_whose_data_is_gone_says_that_it_was_not_checked(
     run = run_train(tmp_path)
 
     def gone(_: str) -> sources.Images:
-        raise UserError("digits was not found")
+        raise DataNotFound("digits was not found")
 
     monkeypatch.setattr(sources, "digits", gone)
     assert run_train(tmp_path).path == run.path

@@ -12,6 +12,7 @@ from asap_exp.attention import Attention, attention_layers, swapped
 from asap_exp.config import DistillConfig, LayerConfig
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.data.loader import BatchLoader
+from asap_exp.data.sources import DataNotFound
 from asap_exp.devices import choose_device, use_cpu_threads
 from asap_exp.distillation.artifact import (
     Artifact,
@@ -137,7 +138,7 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     advice = "remove it to compile again"
     try:
         data.setup()
-    except UserError as error:
+    except DataNotFound as error:
         print(
             f"Already compiled: {folder} ({advice}). Whether the data is still the same could not "
             f"be checked: {error}"

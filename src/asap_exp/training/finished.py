@@ -3,6 +3,7 @@
 from typing import Any
 
 from asap_exp.data import TaskDataModule
+from asap_exp.data.sources import DataNotFound
 from asap_exp.errors import UserError
 from asap_exp.models import load_weights
 from asap_exp.runs import Run
@@ -29,7 +30,7 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
     advice = "resume=never trains it again"
     try:
         data.setup()
-    except UserError as error:
+    except DataNotFound as error:
         print(
             f"Already finished: {run.path} ({advice}). Whether its data is still the same could "
             f"not be checked: {error}"

@@ -82,6 +82,7 @@ def train(config: TrainConfig) -> Run:
         if config.resume == "auto" and is_finished(Run(place), data):
             return Run(place)
         data.setup()
+        data.train_dataloader()  # refuses batches that the samples cannot fill
         if initial is not None:
             check_same_tokenizer(data.identity, initial)
         run = claim(config)
