@@ -41,6 +41,8 @@ def test_reliability_f14_too_large_is_a_sentence_with_what_to_make_smaller(call)
     sentence = explained(error, "train")
     assert isinstance(sentence, UserError), repr(error)
     assert "Make smaller: recipe.batch_size" in str(sentence)
+    if call is TOO_MUCH["torch"]:
+        assert "4,000,000.0 GB were asked for at once" in str(sentence)
     assert "calibration.batch_size" in str(explained(error, "distill"))
 
 

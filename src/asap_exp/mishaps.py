@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,8 @@ def smaller(stage: str) -> str:
 
 
 def words(error: BaseException) -> str:
-    """The first line of what `error` says, or its kind."""
+    """How much was asked for, else the first line of what `error` says, or its kind."""
+    if asked := re.search(r"tried to allocate (\d+) bytes", str(error)):
+        return f"{int(asked[1]) / 1e9:,.1f} GB were asked for at once"
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
