@@ -1,6 +1,9 @@
 """The one exception for a user's mistake: stages print it as a sentence, without a traceback."""
 
 import math
+import re
+
+LONGEST_NAME = 100
 
 
 class UserError(ValueError):
@@ -19,6 +22,17 @@ def check_distinct(key: str, values: list) -> None:
     """Raises UserError where `values` names something twice."""
     if len(set(values)) < len(values):
         raise UserError(f"{key}={values} is not allowed; it must name none twice")
+
+
+def check_name(key: str, value: object) -> None:
+    """Raises UserError unless `value` is a plain name, which can be part of a path."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w-][\w.-]*", value)
+    if not plain or len(str(value)) > LONGEST_NAME:
+        shown = repr(value) if isinstance(value, str) else value
+        raise UserError(
+            f"{key}={shown} is not allowed; it must be a plain name: letters, digits, '.', '_' and "
+            f"'-', not a dot first, at most {LONGEST_NAME}"
+        )
 
 
 def check_range(

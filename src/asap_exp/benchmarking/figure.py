@@ -4,16 +4,14 @@ import textwrap
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from asap_exp.benchmarking.record import BenchmarkRecord
 from asap_exp.benchmarking.table import number, title
 from asap_exp.escaping import on_figure
+from asap_exp.evaluation.drawing import subplots
 from asap_exp.evaluation.latency import Latency
 
 MARKERS = "osD^v<>PX*"
@@ -23,7 +21,7 @@ TITLE_WIDTH = 62
 
 def time_figure(record: BenchmarkRecord) -> Figure:
     """Medians, with a bar between the quartiles; hollow if scaled, a gap without a time."""
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    figure, axes = subplots(8.5, 5)
     if len(record.rows) == 1:
         draw_times(axes, record)
         figure.set_figheight(1.5 + 0.27 * len(axes.get_yticks()))
@@ -36,7 +34,7 @@ def time_figure(record: BenchmarkRecord) -> Figure:
     return figure
 
 
-def draw_lines(axes: plt.Axes, record: BenchmarkRecord) -> None:
+def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
     for place, (method, label) in enumerate(record.columns.items()):
         timed = [
             (row.n, cell.ms, cell.scaled_from)
@@ -48,7 +46,7 @@ def draw_lines(axes: plt.Axes, record: BenchmarkRecord) -> None:
         lengths = [n for n, _, _ in timed]
         medians, error = medians_and_bars([ms for _, ms, _ in timed])
         style: dict[str, Any] = {
-            "color": plt.get_cmap("tab10")(place % 10),
+            "color": matplotlib.colormaps["tab10"](place % 10),
             "linestyle": "-" if place < 10 else "--",
             "marker": MARKERS[(place + place // 10) % len(MARKERS)],
             "markersize": 5,
@@ -67,7 +65,7 @@ def draw_lines(axes: plt.Axes, record: BenchmarkRecord) -> None:
     axes.set_ylabel("ms")
 
 
-def draw_times(axes: plt.Axes, record: BenchmarkRecord) -> None:
+def draw_times(axes: Axes, record: BenchmarkRecord) -> None:
     """Of one length: a line of the figure for each method, with its time in words."""
     (row,) = record.rows
     timed = [(cell, cell.ms) for cell in row.cells if cell.ms is not None]

@@ -6,17 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asap_exp.escaping import on_figure
 from asap_exp.evaluation.averages import Average, AveragedRow, averaged_rows, main_rows
+from asap_exp.evaluation.drawing import new_figure, subplots
 from asap_exp.evaluation.groups import Group
 from asap_exp.evaluation.labels import Label, place_labels
 from asap_exp.evaluation.markdown import group_title
@@ -74,7 +71,7 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 
 def accuracy_latency(group: Group) -> Figure:
-    figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
+    figure, axes = subplots(10, 4.8)
     measure, _ = height = height_of(group)
     rows = [
         row
@@ -125,7 +122,7 @@ def pareto(group: Group) -> Figure:
 
     Letters stand for what is not dominated; what is far below the teacher is only named.
     """
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
+    figure, axes = subplots(10, 7)
     height = height_of(group)
     measured = points(group)
     rows = near_the_teacher(measured, group)
@@ -172,7 +169,7 @@ def near_the_teacher(rows: Sequence[SomeRow], group: Group) -> list[SomeRow]:
 
 
 def errorbars(
-    axes: plt.Axes, rows: Sequence[AveragedRow], kind: str, height: Height, **style: Any
+    axes: Axes, rows: Sequence[AveragedRow], kind: str, height: Height, **style: Any
 ) -> None:
     """A measure of the rows over the milliseconds of their models."""
     measure, scale = height
@@ -201,7 +198,7 @@ def heading(group: Group, more: str = "") -> str:
     return on_figure(group_title(group) + more, 110)
 
 
-def finish_accuracy_latency(axes: plt.Axes, group: Group, below: str) -> None:
+def finish_accuracy_latency(axes: Axes, group: Group, below: str) -> None:
     """Scales, titles, a legend beside the points, and the words `below` the figure."""
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.1)
@@ -249,9 +246,7 @@ def training(group: Group) -> Figure:
     validated = any(panels[1][0] in row for record in group.records for row in record.curves)
     if not validated:  # a final recipe trains on the validation rows too
         del panels[1]
-    figure, all_axes = plt.subplots(
-        1, len(panels), figsize=(9, 3.6), layout="constrained", squeeze=False
-    )
+    figure, all_axes = subplots(9, 3.6, ncols=len(panels), squeeze=False)
     for axes, (name, scale, words) in zip(all_axes.flat, panels, strict=True):
         for record in group.records:
             alpha = 1.0 if len(group.records) == 1 else 0.6
@@ -270,7 +265,7 @@ def training(group: Group) -> Figure:
     return figure
 
 
-def plot_curve(axes: plt.Axes, curves: Curve, name: str, scale: float, **style: Any) -> None:
+def plot_curve(axes: Axes, curves: Curve, name: str, scale: float, **style: Any) -> None:
     points = [(row["epoch"] + 1, scale * row[name]) for row in curves if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
@@ -285,7 +280,7 @@ def plans(group: Group) -> Figure:
     of = "block of " if block > 1 else ""
     top = float(np.quantile(methods["teacher"], 0.995))
     sums = max(2.0, *(float(plan.sum(axis=0).max()) for plan in methods.values()))
-    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    figure = new_figure(11, 4.6)
     parts = np.ravel(np.asarray(figure.subfigures(1, 3)))
     for part, (name, plan) in zip(parts, methods.items(), strict=True):
         grid = part.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(5, 1))
@@ -328,7 +323,7 @@ def fidelity(group: Group) -> Figure:
         ("l1_row_distance", "L1 row distance to the teacher"),
         ("column_error", "column error (hollow: the teacher's)"),
     )
-    figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, all_axes = subplots(11, 3.4, ncols=3)
     for axes, (name, title) in zip(all_axes, panels, strict=True):
         for number, layer in enumerate(layers):
             mine = [row for row in rows if row.layer == layer]

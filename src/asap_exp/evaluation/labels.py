@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.transforms import Bbox
 
@@ -28,7 +28,7 @@ class Label(NamedTuple):
     colour: str
 
 
-def place_labels(axes: plt.Axes, labels: Sequence[Label]) -> None:
+def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Writes the labels of `axes`, which must have its final limits, titles and legends.
 
     Each takes the first place inside the axes that covers no point, line or label before it; where
@@ -78,7 +78,7 @@ def nearest(box: Bbox, point: np.ndarray) -> np.ndarray:
     return np.clip(point, box.p0, box.p1)
 
 
-def occupied(axes: plt.Axes, pixels: float) -> Iterator[Bbox]:
+def occupied(axes: Axes, pixels: float) -> Iterator[Bbox]:
     """Boxes around every marker and along every line and error bar of the axes."""
     for line in axes.lines:
         points = line.get_transform().transform(line.get_xydata())

@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from asap_exp.config import ReportConfig
@@ -63,5 +62,4 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()

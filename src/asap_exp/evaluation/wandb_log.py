@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from asap_exp.evaluation.figures import group_figures
 from asap_exp.evaluation.groups import Group
 from asap_exp.evaluation.record import EvaluationRecord
@@ -29,5 +27,3 @@ def log_evaluation(tracker: Any, record: EvaluationRecord) -> None:
             **numbers,
         }
     )
-    for figure in figures.values():
-        plt.close(figure)
