@@ -4,16 +4,18 @@ Usage: python scripts/demo.py          (or: make demo)
 """
 
 import argparse
-import sys
+import os
 import time
 from pathlib import Path
 
-from asap_exp.composing import compose
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+
+from asap_exp.composing import compose, quoted
 from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
 from asap_exp.distillation.compile import distill
-from asap_exp.errors import UserError
 from asap_exp.evaluation.evaluate import evaluate
 from asap_exp.evaluation.report import report
+from asap_exp.mishaps import sentences
 from asap_exp.training.fit import train
 
 OUT = Path("results/demo")
@@ -29,11 +31,11 @@ def main() -> None:
     heading("1 of 4: train a Vision Transformer with Sinkhorn attention, T = 20, on digits")
     run = train(compose("train", ["experiment=demo"], TrainConfig))
     heading("2 of 4: compile every attention layer, from unlabelled images")
-    artifact = distill(compose("distill", [f"teacher={run.path}", LOGGER], DistillConfig))
+    artifact = distill(compose("distill", [quoted("teacher", run.path), LOGGER], DistillConfig))
     heading("3 of 4: evaluate on the test split, beside truncated Sinkhorn and the controls")
-    evaluate(compose("evaluate", [f"artifact={artifact}", LOGGER], EvaluateConfig))
+    evaluate(compose("evaluate", [quoted("artifact", artifact), LOGGER], EvaluateConfig))
     heading("4 of 4: report")
-    report(compose("report", [f"run={run.path}", f"out={OUT}"], ReportConfig))
+    report(compose("report", [quoted("run", run.path), quoted("out", OUT)], ReportConfig))
     print(f"\nThe demo took {time.monotonic() - started:.0f} s. The same stages on CIFAR-100:")
     for stage in ("train task=cifar", "distill", "evaluate", "report"):
         print(f"  make {stage}")
@@ -43,7 +45,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    try:
+    with sentences():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -8,13 +8,14 @@ Then: export ASAP_EXP_DATA=FOLDER. A data set that is already there is left alon
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from asap_exp.data.catalog import DATASETS, Dataset, known
 from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
 from asap_exp.errors import UserError
 from asap_exp.files import write_atomically
+from asap_exp.locations import expanded
+from asap_exp.mishaps import sentences
 
 ROWS_PER_FILE = 20_000
 HUB = "https://huggingface.co"
@@ -25,14 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the data sets go")
+    parser.add_argument("folder", help="where the data sets go")
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(available)} (default: all)")
     arguments = parser.parse_args()
-    try:
+    with sentences():
+        folder = Path(expanded("FOLDER", arguments.folder))
         for name in arguments.names or available:
-            download(known(name, DATASETS), arguments.folder)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+            download(known(name, DATASETS), folder)
 
 
 def download(dataset: Dataset, root: Path) -> None:

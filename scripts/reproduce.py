@@ -13,16 +13,18 @@ evaluates too and takes longer. Then: python -m asap_exp.report
 """
 
 import argparse
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from asap_exp.composing import compose
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+
+from asap_exp.composing import compose, quoted
 from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
 from asap_exp.devices import choose_device
 from asap_exp.distillation.compile import distill
-from asap_exp.errors import UserError
 from asap_exp.evaluation.evaluate import evaluate
+from asap_exp.mishaps import sentences
 from asap_exp.runs import Run
 from asap_exp.training.fit import train
 
@@ -109,10 +111,10 @@ which Sinkhorn attention."""
 
 def main() -> None:
     arguments = parsed()
-    try:
+    with sentences():
         for recipe in RECIPES[arguments.task]:
             for seed in arguments.seeds:
-                common = [f"paths.results={arguments.results}", *COMMON]
+                common = [quoted("paths.results", arguments.results), *COMMON]
                 runs = {
                     attention: trained_run(arguments, recipe, attention, [f"seed={seed}", *common])
                     for attention in (arguments.train or ATTENTIONS)
@@ -122,8 +124,6 @@ def main() -> None:
                     evaluation = [*EVALUATIONS.get(arguments.task, []), *common]
                     artifact = compiled(runs["sinkhorn"], calibrations, common)
                     evaluated(artifact, "all" if len(calibrations) > 1 else "one", evaluation)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def parsed() -> argparse.Namespace:
@@ -149,7 +149,7 @@ def trained_run(
     initial = []
     if arguments.task in INITIAL:
         run = trained([INITIAL[arguments.task], *common, *arguments.pretrain])
-        initial = [f"init_from={run.path}"]
+        initial = [quoted("init_from", run.path)]
     return trained([*recipe, *common, *initial, *arguments.overrides])
 
 
@@ -160,14 +160,14 @@ def trained(overrides: list[str]) -> Run:
 def compiled(teacher: Run, calibrations: Sequence[list[str]], common: list[str]) -> Path:
     """The last of the maps."""
     for calibration in calibrations:
-        overrides = [f"teacher={teacher.path}", *calibration, *common]
+        overrides = [quoted("teacher", teacher.path), *calibration, *common]
         artifact = distill(compose("distill", overrides, DistillConfig))
     return artifact
 
 
 def evaluated(artifact: Path, maps: str, overrides: list[str]) -> None:
     graph = ON_A_GPU if choose_device("auto").type == "cuda" else []
-    overrides = [f"artifact={artifact}", f"maps={maps}", *graph, *overrides]
+    overrides = [quoted("artifact", artifact), f"maps={maps}", *graph, *overrides]
     evaluate(compose("evaluate", overrides, EvaluateConfig))
 
 

@@ -4,9 +4,9 @@ set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 or newer is needed." \
-        "Choose one with: make PYTHON=/path/to/python3.11 setup" >&2
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1); Python 3.11, 3.12 or 3.13 is needed." \
+        "Choose one with: make PYTHON=/path/to/python3.13 setup" >&2
     exit 2
 }
 

@@ -4,14 +4,18 @@ Usage: python scripts/update_readme.py
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 from asap_exp.benchmarking.markdown import summary_lines as speed_lines
 from asap_exp.benchmarking.records import load_records as load_benchmarks
 from asap_exp.evaluation.groups import grouped
 from asap_exp.evaluation.markdown import summary_lines
 from asap_exp.evaluation.records import load_records
-from asap_exp.files import write_text
+from asap_exp.files import read_text, write_text
+from asap_exp.mishaps import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,4 +40,5 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     readme = ROOT / "README.md"
-    write_text(readme, with_tables(readme.read_text(encoding="utf-8"), ROOT / "results/records"))
+    with sentences():
+        write_text(readme, with_tables(read_text(readme), ROOT / "results/records"))

@@ -1,9 +1,12 @@
 """asap_exp.compile on a model that this project knows nothing of but its attention layers."""
 
+import copy
 import inspect
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from asap_exp.errors import UserError
 from asap_exp.files import read_json
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
-from tests.small_model import CLASSES, Classifier, batches, tokens
+from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
 FEW = DescentConfig(updates=20, lr=0.02)
 SMALL = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
@@ -235,6 +238,15 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"layers": "first"}, r"layers='first' must be a list .*\['first'\]"),
         ({"steps": "ridge"}, r"steps='ridge' must be a list .*\['ridge'\]"),
         ({"slices": 0}, r"slices=0 is not allowed"),
+        ({"query_features": 1}, r"query_features=1 has the wrong type; it must be True or False"),
+        ({"adaptive": None}, r"adaptive=None has the wrong type; it must be True or False"),
+        ({"logits": "no"}, r"logits='no' has the wrong type; it must be True or False"),
+        ({"relaxed": 0}, r"relaxed=0 has the wrong type; it must be True or False"),
+        ({"sequential": "false"}, r"sequential='false' has the wrong type; it must be True or"),
+        ({"holdout": "0.2"}, r"holdout='0.2' has the wrong type; it must be a number"),
+        ({"ridge": True}, r"ridge=True has the wrong type; it must be a number"),
+        ({"steps": None}, r"steps=None must be a list of names"),
+        ({"layers": [0]}, r"layers=\[0\] must be a list of names"),
         ({"slices": 2.0}, r"slices=2.0 has the wrong type; it must be a whole number"),
         ({"seed": True}, r"seed=True has the wrong type; it must be a whole number"),
         ({"kl": {"lr": 1}}, r"kl=\{'lr': 1\} has the wrong type; .* DescentConfig"),
@@ -258,6 +270,162 @@ def test_predictions_of_another_type_are_refused_by_end_to_end_alone(teacher: Cl
     asap_exp.compile(teacher, loader(), steps=("ridge",), slices=2, forward=forward)
     with pytest.raises(UserError, match=r"gives a dict where end_to_end needs .*\['logits'\]"):
         asap_exp.compile(teacher, loader(), **SMALL, steps=("ridge", "end_to_end"), forward=forward)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_bugs_f10_compiles_where_gradients_are_off(
+    teacher: Classifier, off: Callable, tmp_path: Path
+) -> None:
+    """All of it, with a model and batches made there; the results are those of elsewhere."""
+    options = {**SMALL, "steps": ("ridge", "kl", "learned_slices", "end_to_end"), "kl": FEW}
+    expected = asap_exp.compile(teacher, loader(), **options)
+    expected_drift = asap_exp.drift(expected, tokens(9))
+    with off():
+        own = Classifier().eval()
+        compiled = asap_exp.compile(own, loader(), **options)
+        asap_exp.save_compiled(compiled, tmp_path)
+        loaded = asap_exp.load_compiled(own, tmp_path)
+        assert asap_exp.drift(loaded, tokens(9)) == asap_exp.drift(compiled, tokens(9))
+        assert asap_exp.drift(loaded, tokens(9)) == expected_drift
+    for model in (compiled, loaded):
+        x = tokens(9).requires_grad_()
+        out = model(x)
+        assert torch.equal(out, expected(x))
+        (gradient,) = torch.autograd.grad(out.square().sum(), x)
+        assert gradient.isfinite().all()
+        assert not any(t.is_inference() for t in model.state_dict().values())
+        model.requires_grad_()
+        model(tokens(9)).sum().backward()
+        assert model.first.qkv.weight.grad is not None
+
+
+class Gated(nn.Module):
+    """Multiplies by its input, which a gradient then has to remember."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x * self.inner.first(x)
+        return self.inner.head((hidden + x * self.inner.second(hidden)).mean(dim=1))
+
+
+def test_bugs_f10_batches_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        made = batches(1, 2, 3)
+    asap_exp.compile(Gated(), made, **SMALL, steps=("ridge", "end_to_end"))
+
+
+def poisoned(index: int, value: float, count: int = 5) -> list[tuple[Tensor, None]]:
+    made = batches(*range(count))
+    made[index][0][7, 3, 2] = value
+    return made
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_issue_17_calibration_batch_that_is_not_finite_is_named(
+    teacher: Classifier, index: int, value: float
+) -> None:
+    """Of those to fit on and of those held out."""
+    words = rf"batch {index + 1} of 5 \(index {index}\) is not finite.* layer at first"
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(teacher, poisoned(index, value), **SMALL)
+
+
+def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named() -> None:
+    broken = Classifier()
+    with torch.no_grad():
+        broken.first.proj.bias[0] = math.inf
+    for options in ({}, {"layers": ["second"]}, {"sequential": True}):
+        with pytest.raises(
+            UserError, match=r"on calibration batch 1 of 5 .* finite itself.*layer at second are"
+        ):
+            asap_exp.compile(broken, loader(), **SMALL, **options)
+    asap_exp.compile(broken, loader(), **SMALL, layers=["first"])
+
+
+def test_issue_17_predictions_that_are_not_finite_are_named_where_they_are_needed() -> None:
+    broken = Classifier()
+    with torch.no_grad():
+        broken.head.bias[0] = math.nan
+    asap_exp.compile(broken, loader(), **SMALL)
+    with pytest.raises(UserError, match=r"predictions on calibration batch 1 of 5 .* hold NaN"):
+        asap_exp.compile(broken, loader(), **SMALL, steps=("ridge", "end_to_end"))
+
+
+def test_what_is_not_finite_and_never_read_is_no_fault(teacher: Classifier) -> None:
+    """Labels, additive masks, tokens that are padded."""
+    labels = torch.full((48,), math.nan)
+    asap_exp.compile(teacher, [(x, labels) for x, _ in loader()], **SMALL)
+    mask = torch.arange(8) >= (torch.arange(48) % 7 + 2)[:, None]
+    padded = [x.masked_fill(mask[:, :, None], math.nan) for x, _ in loader()]
+    asap_exp.compile(
+        teacher, padded, **SMALL, layers=["first"], forward=lambda model, x: model(x, mask)
+    )
+
+
+def test_drift_on_a_batch_that_is_not_finite_is_refused(compiled: nn.Module) -> None:
+    with pytest.raises(UserError, match="batch 1 is not finite"):
+        asap_exp.drift(compiled, poisoned(0, math.nan)[0])
+
+
+class Tied(nn.Module):
+    """One layer `count` times in a forward pass, or as many layers with its weights."""
+
+    def __init__(self, count: int, *, tied: bool) -> None:
+        super().__init__()
+        net = Classifier()
+        with torch.no_grad():
+            net.first.qkv.weight[: 2 * DIM] *= 1.5
+        layers = [net.first] * count if tied else [copy.deepcopy(net.first) for _ in range(count)]
+        self.layers, self.head = nn.ModuleList(layers), net.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"sequential": True}])
+def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(options: dict) -> None:
+    """As well, about, as layers of the same weights with a map each."""
+    fast = {**SMALL, "slices": 6, "steps": ("ridge", "kl"), "kl": FEW, **options}
+    found = {}
+    for tied in (True, False):
+        model = Tied(3, tied=tied).eval()
+        compiled = asap_exp.compile(model, loader(), **fast)
+        found[tied] = kl(model, compiled, tokens(9))
+        assert len(attention_layers(compiled)) == (1 if tied else 3)
+    assert found[True] < 1.2 * found[False]
+
+
+def test_bugs_f22_drift_is_of_all_calls() -> None:
+    model = Tied(2, tied=True).eval()
+    compiled = asap_exp.compile(model, loader(), **SMALL)
+    (held_out, _) = loader()[-1]
+    assert asap_exp.drift(compiled, held_out) == pytest.approx({"layers.0": 1}, rel=1e-5)
+
+
+def test_bugs_f22_layers_that_share_one_attention_are_compiled_as_others(
+    teacher: Classifier, compiled: nn.Module
+) -> None:
+    sharing = copy.deepcopy(teacher)
+    sharing.second.attend = sharing.first.attend
+    again = asap_exp.compile(sharing, loader(), **SMALL)
+    assert torch.equal(again(tokens(9)), compiled(tokens(9)))
+
+
+def test_layer_that_runs_on_some_batches_alone_is_refused(teacher: Classifier) -> None:
+    def forward(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
+        return model(batch[0]) if batch[0].sum() > 0 else model.first(batch[0])
+
+    signs = [bool(x.sum() > 0) for x, _ in loader()]
+    number = signs.index(False) + 1
+    assert number > 1
+    with pytest.raises(UserError, match=rf"at second on calibration batch {number} of 5"):
+        asap_exp.compile(teacher, loader(), **SMALL, forward=forward)
 
 
 def test_drift_and_load_take_no_other_precision_or_backend(

@@ -1,15 +1,26 @@
 """Configurations: every file under conf/ composes, and what is wrong is refused by name."""
 
 import re
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from asap_exp.attention import attention_options, build_attention
-from asap_exp.composing import compose, conf_dir, parse
+from asap_exp.composing import (
+    check_override_keys,
+    compose,
+    conf_dir,
+    field_of,
+    load_saved,
+    parse,
+    quoted,
+)
 from asap_exp.config import (
     BenchmarkConfig,
     DistillConfig,
@@ -18,6 +29,7 @@ from asap_exp.config import (
     TrainConfig,
 )
 from asap_exp.errors import UserError
+from asap_exp.runs import run_directory
 
 SCHEMAS = {
     "train": TrainConfig,
@@ -658,3 +670,265 @@ def test_a_budget_says_itself_how_often_a_map_may_refine():
     assert config.fitted.identity()["relaxed"] is True
     never = composed("distill", *given, "calibration.refine=1", "budget.refine=[0]").fitted
     assert "relaxed" not in never.identity()
+
+
+HOME_PATHS = {
+    "train": ("paths.results", "data.root", "data.cache", "resume", "init_from"),
+    "distill": ("paths.results", "data.root", "data.cache", "teacher"),
+    "evaluate": ("paths.results", "data.root", "data.cache", "teacher", "artifact"),
+    "report": ("paths.results", "out", "run"),
+    "benchmark": ("paths.results", "data.root", "data.cache", "teacher"),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [(stage, key) for stage, keys in HOME_PATHS.items() for key in keys]
+)
+def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    tree = deepcopy(complete(stage))
+    if key == "teacher" and stage == "benchmark":
+        tree.inputs = "recorded"
+    for given, expected in {
+        "~": "/home/somebody",
+        "~/a b": "/home/somebody/a b",
+        "a~1": "a~1",
+        "./~": "./~",
+    }.items():
+        OmegaConf.update(tree, key, given)
+        values = dict(leaves(asdict(parse(tree, SCHEMAS[stage]))))
+        assert values[key] == expected
+    OmegaConf.update(tree, key, "~nobody-of-this-name/x")
+    with pytest.raises(UserError, match=rf"{key}=~nobody-of-this-name/x: the home directory"):
+        parse(tree, SCHEMAS[stage])
+
+
+def test_bugs_f16_every_path_of_a_schema_is_marked():
+    """A new key that holds a path is found here by its name."""
+    for stage, schema in SCHEMAS.items():
+        keys = [key for key, _ in leaves(asdict(composed(stage)))]
+        marked = {k for k in keys if (f := field_of(schema, k)) and f.metadata.get("path")}
+        assert marked == set(HOME_PATHS[stage])
+
+
+def test_bugs_f16_home_directory_changes_no_identity(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    tree = deepcopy(complete("train"))
+    plain = run_directory(parse(tree, TrainConfig))
+    tree.data.root, tree.data.cache, tree.paths.results = "~/data", "~", "~/results"
+    there = run_directory(parse(tree, TrainConfig))
+    assert there.parts[-3:] == plain.parts[-3:]
+    assert str(there).startswith("/home/somebody/results/runs/digits/")
+
+
+def test_bugs_f16_sweep_goes_below_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = hydra.compose(
+            "train", ["task=digits", "paths.results='~/x'"], return_hydra_config=True
+        )
+    assert found.hydra.sweep.dir == "/home/somebody/x/runs/.multirun"
+
+
+@pytest.mark.parametrize("value", ["~/x", "a=b", "a (2)", "Größe", "a,b", "[", "it's", "a\\", "{x"])
+def test_bugs_row_27_value_that_needs_quotes_is_refused_with_them(value):
+    quotes = quoted("paths.results", value)
+    if value not in ("a,b", "it's", "a\\"):  # read, though not as meant
+        message = refused("report", f"paths.results={value}")
+        assert message.startswith(f"paths.results={value} cannot be read")
+        assert message.endswith(f'"{quotes}"')
+    (override,) = OverridesParser.create().parse_overrides([quotes])
+    assert override.value() == value
+
+
+@pytest.mark.parametrize(
+    "argument", ["--config-dir=/a=b", "-m", "--multirun", "hydra.verbose=true"]
+)
+def test_flags_of_hydra_are_no_overrides(argument):
+    check_override_keys(["task=digits", argument, "/a b/c"], TrainConfig)
+
+
+# Of each, words of the sentence.
+ABSURD = {
+    "train": {
+        "~attention.name": "attention.name=None is not allowed; choose one of",
+        "recipe=null": "recipe=null is not allowed; choose one of agnews",
+        "attention=null": "attention=null is not allowed; choose one of asap",
+        "model=null": "model=null is not allowed; choose one of agnews",
+        "hydra=null": "hydra=null is not allowed",
+        "attention=[1]": "attention=[1] is not allowed",
+        "~model": "model.name=None is not allowed; choose one of vit, encoder",
+        "~recipe": "recipe must be set",
+        "paths=null": "paths is missing; it must be a group of the keys results",
+        "logger.tags=[null]": "logger.tags[0] is missing; it must be text",
+        f"seed={'9' * 5000}": "cannot be read",
+        "~task": "task",
+    },
+    "distill": {
+        "calibration=null": "calibration=null is not allowed; choose one of end_to_end",
+        "calibration.kl=null": "calibration.kl is missing; it must be a group of the keys updates",
+    },
+    "evaluate": {"truncations=[null]": "truncations[0] is missing; it must be a whole number"},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "words"),
+    [(stage, *case) for stage, cases in ABSURD.items() for case in cases.items()],
+    ids=lambda text: text[:30],
+)
+def test_reliability_f14_what_is_left_out_or_null_is_a_sentence(stage, override, words):
+    assert words in refused(stage, override)
+
+
+TOO_LARGE = {
+    "train": {
+        "trainer.cpu_threads": "at most 1024",
+        "model.dim": "at most 1000000",
+        "model.depth": "at most 10000",
+        "model.mlp_ratio": "at most 1000",
+        "recipe.epochs": "at most 1000000",
+        "recipe.lr": "at most 1e+30",
+        "recipe.weight_decay": "at most 1e+30",
+        "attention.num_iters": "at most 1000000",
+    },
+    "distill": {
+        "calibration.slices": "at most 100000",
+        "calibration.candidates": "at most 1000000",
+        "calibration.refine": "at most 1000000",
+        "calibration.kl.updates": "at most 10000000",
+        "calibration.kl.lr": "at most 1e+30",
+        "budget.latency.rounds": "at most 1000000",
+    },
+    "evaluate": {"latency.rounds": "at most 1000000"},
+    "benchmark": {"cpu.rounds": "at most 1000000"},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "allowed"),
+    [(stage, *case) for stage, cases in TOO_LARGE.items() for case in cases.items()],
+)
+def test_reliability_f14_value_without_end_is_refused_with_the_bound(stage, key, allowed):
+    bound = float(allowed.split()[-1])
+    whole = not key.endswith(("lr", "decay", "mlp_ratio"))
+    for value in (bound + 1, 1e19, 10**40) if whole else (bound * 1.01, 1e38):
+        value = int(value) if whole else float(value)
+        tree = OmegaConf.merge(complete(stage), {})
+        OmegaConf.update(tree, key, value)
+        if key == "calibration.slices":
+            tree.calibration.candidates = value
+        with pytest.raises(UserError) as error:
+            parse(tree, SCHEMAS[stage])
+        assert str(error.value) == f"{key}={value} is not allowed; it must be {allowed}"
+    OmegaConf.update(tree, key, int(bound) if whole else bound)
+    if key == "calibration.slices":
+        tree.calibration.candidates = int(bound)
+    parse(tree, SCHEMAS[stage])
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        ("train", "recipe.batch_size", 2**63),
+        ("train", "data.batch_tokens", 10**100),
+        ("train", "attention.eps", float("inf")),
+        ("train", "attention.eps", float("nan")),
+        ("train", "recipe.clip_norm", 1e300),
+        ("distill", "calibration.memory_mib", 2**63),
+        ("distill", "calibration.samples", 10**25),
+        ("evaluate", "max_test_rows", 2**64),
+        ("benchmark", "cpu.tokens", 2**64 * 64),
+    ],
+)
+def test_reliability_f14_number_beyond_64_bits_or_not_finite_is_refused(stage, key, value):
+    text = key == "data.batch_tokens"
+    tree = OmegaConf.merge(complete(stage, *(["task=imdb"] if text else [])), {})
+    OmegaConf.update(tree, key, value)
+    with pytest.raises(UserError) as error:
+        parse(tree, SCHEMAS[stage])
+    assert str(error.value).startswith(f"{key}={value} is not allowed; it must be at least -")
+
+
+@pytest.mark.parametrize("name", ["", "*", "..", "../..", "/elsewhere", "a\nb", "a b"])
+@pytest.mark.parametrize("stage", SCHEMAS)
+def test_reliability_f8_task_that_is_no_plain_name_is_refused(stage, name):
+    tree = OmegaConf.merge(complete(stage), {"task": {"name": name}})
+    with pytest.raises(UserError, match=r"task\.name=.* must be a plain name"):
+        parse(tree, SCHEMAS[stage])
+
+
+def test_reliability_f8_training_needs_the_name_of_a_task():
+    tree = OmegaConf.merge(complete("train"), {"task": {"name": None}})
+    with pytest.raises(UserError, match=r"task\.name=None is not allowed"):
+        parse(tree, TrainConfig)
+    assert parse(OmegaConf.merge(complete("distill"), {"task": {"name": None}}), DistillConfig)
+
+
+SECRET = "s3cr3t-of-this-machine"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"task": {"name": "${oc.env:TOKEN}"}},
+        {"logger": {"tags": ["${oc.env:TOKEN}"]}},
+        {"paths": {"results": "${seed}"}},
+        {"attention": {"eps": "${ oc.env:TOKEN,x}"}},
+    ],
+)
+def test_reliability_f19_saved_configuration_is_not_looked_up(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("TOKEN", SECRET)
+    saved = OmegaConf.merge(complete("train"), place)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(saved))
+    with pytest.raises(UserError, match=r"config\.yaml is not as it was saved: .*=\$\{") as error:
+        load_saved(tmp_path / "config.yaml", TrainConfig)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("logger.project", "${oc.env:TOKEN}"),
+        ("logger.entity", "x-${oc.env:TOKEN}"),
+        ("logger.tags", ["a", "${oc.env:TOKEN}"]),
+        ("task.name", "${ oc.env:TOKEN}"),
+        ("attention.backend", "${oc.env:TOKEN}"),
+        ("model.name", "${oc.decode:${oc.env:TOKEN}}"),
+    ],
+)
+def test_reliability_f19_variable_as_a_text_is_refused_without_its_value(monkeypatch, key, value):
+    monkeypatch.setenv("TOKEN", SECRET)
+    tree = OmegaConf.merge(complete("train"), {})
+    OmegaConf.update(tree, key, value, force_add=True)
+    with pytest.raises(UserError) as error:
+        parse(tree, TrainConfig)
+    assert SECRET not in str(error.value)
+
+
+def test_reliability_f19_variable_may_be_a_path_or_a_number(monkeypatch):
+    monkeypatch.setenv("PLACE", "/scratch")
+    monkeypatch.setenv("ARRAY_TASK", "7")
+    monkeypatch.setenv("TOKEN", SECRET)
+    tree = OmegaConf.merge(
+        complete("train"),
+        {"paths": {"results": "${oc.env:PLACE}/r"}, "seed": "${oc.env:ARRAY_TASK}"},
+    )
+    found = parse(tree, TrainConfig)
+    assert (found.paths.results, found.seed) == ("/scratch/r", 7)
+    tree.seed = "${oc.env:TOKEN}"
+    with pytest.raises(UserError) as error:
+        parse(tree, TrainConfig)
+    assert str(error.value) == "seed=${oc.env:TOKEN} has the wrong type; it must be a whole number"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"- a\n", b"", b"a: [", b"a: {b: *c}", b"!!python/object:os.x {}"]
+)
+def test_reliability_f10_saved_configuration_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError):
+        load_saved(tmp_path / "config.yaml", TrainConfig)
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.yaml is a folder"):
+        load_saved(tmp_path / "folder.yaml", TrainConfig)

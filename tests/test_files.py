@@ -1,22 +1,32 @@
 """Files are whole or not there, and tensors on disk are checked when they are read."""
 
+import errno
+import fcntl
+import os
 import resource
 import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from asap_exp.errors import UserError
+from asap_exp.errors import UserError, check_name
 from asap_exp.files import (
     current_umask,
     read_json,
+    read_text,
     write_atomically,
     write_bytes,
     write_json,
     write_text,
 )
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
+from asap_exp.training.checkpoints import load_checkpoint
 
 
 class Interrupted(BaseException):
@@ -224,3 +234,199 @@ def test_fingerprint_depends_on_names_shapes_and_dtypes():
         {},
     ]
     assert len({fingerprint(other) for other in others}) == len(others)
+
+
+SAVERS = {
+    "checkpoint": lambda path: torch.save({"x": torch.zeros(10_000)}, path),
+    "safetensors": lambda path: save_file({"x": torch.zeros(10_000)}, path),
+    "plain": lambda path: path.write_bytes(bytes(40_000)),
+}
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 1,000 bytes: the kernel refuses, as at a quota or a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
+def test_reliability_f7_every_writer_gives_the_systems_reason(tmp_path, small_files, save):
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written \(File too large\).*lim"):
+        write_atomically(tmp_path / "last.ckpt", save)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_reliability_f7_every_error_of_the_disk_is_the_sentence_of_its_file(tmp_path, code):
+    def write(temporary: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(UserError, match=rf"last\.ckpt could not be .*{os.strerror(code)}.*unhar"):
+        write_atomically(tmp_path / "last.ckpt", write)
+
+
+def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
+    """Though its traceback holds the file open, as torch's writer does."""
+    held = []
+
+    def write(temporary: Path) -> None:
+        held.append(temporary.open("wb"))
+        held[0].write(bytes(10_000))
+        held[0].flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError):
+        write_atomically(tmp_path / "last.ckpt", write)
+    assert os.fstat(held[0].fileno()).st_size == 0
+    held[0].close()
+
+
+def test_reliability_f7_own_mistake_is_not_taken_for_the_disks(tmp_path):
+    """Not even where a system's error is being handled."""
+
+    def write(temporary: Path) -> None:
+        raise TypeError("a mistake")
+
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        with pytest.raises(TypeError, match="a mistake"):
+            write_atomically(tmp_path / "x", write)
+
+
+def refusing(code: int) -> Callable[..., None]:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_reliability_f17_rights_are_cosmetic(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(Path, "chmod", refusing(code))
+    monkeypatch.setattr(os, "chmod", refusing(code))
+    write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").read_text() == "text"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_reliability_f17_file_system_without_sync_or_locks(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", refusing(code))
+    monkeypatch.setattr(fcntl, "flock", refusing(code))
+    write_text(tmp_path / "x", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(UserError, match="Input/output error"):
+        write_text(tmp_path / "x", "other")
+    assert (tmp_path / "x").read_text() == "text"
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.ENOSYS, errno.EINVAL])
+def test_reliability_f17_file_system_without_renaming_is_said_to_be_one(
+    tmp_path, monkeypatch, code
+):
+    monkeypatch.setattr(Path, "replace", refusing(code))
+    with pytest.raises(UserError, match=r"x could not be written.*knows no renaming.*paths\.res"):
+        write_text(tmp_path / "x", "text")
+    assert not list(tmp_path.iterdir())
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from asap_exp.files import write_atomically
+
+def write(temporary):
+    temporary.write_bytes(bytes(1000))
+    print("half", flush=True)
+    sys.stdin.read()
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_reliability_f15_partial_file_is_swept_once_its_writer_is_dead(tmp_path):
+    path = tmp_path / "last.ckpt"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert writer.stdout
+    assert writer.stdout.readline() == b"half\n"
+    write_text(tmp_path / "manifest.json", "{}")
+    (left,) = tmp_path.glob(".*.partial")
+    assert left.stat().st_size == 1000, "the writer lives"
+    writer.kill()
+    writer.wait()
+    write_text(tmp_path / "manifest.json", "{}")
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(1, True), (25, False)])
+def test_reliability_f15_where_no_lock_can_tell_age_does(tmp_path, hours, stays):
+    """A file of another host, or of a version that locked none."""
+    left = tmp_path / ".last.ckpt.abcd1234.partial"
+    left.write_bytes(b"half")
+    os.utime(left, times=(time.time() - hours * 3600,) * 2)
+    write_text(tmp_path / "manifest.json", "{}")
+    assert left.exists() == stays
+
+
+NO_JSON = {
+    "missing key": ("{", "is damaged"),
+    "deep": ("[" * 100_000, "is damaged: it is not JSON"),
+    "NaN": ('{"a": NaN}', "NaN is no number"),
+    "infinity": ("-Infinity", "-Infinity is no number"),
+    "overflow": ('{"a": [1e999]}', "1e999 is no number"),
+    "more digits than Python reads": ("9" * 5000, "is no number"),
+    "beyond 64 bits": (str(2**64), f"{2**64} is no number"),
+    "empty": ("", "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), NO_JSON.values(), ids=NO_JSON)
+def test_reliability_f10_what_is_no_json_is_named(tmp_path, text, words):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=rf"x\.json.*{words}"):
+        read_json(tmp_path / "x.json")
+
+
+def test_reliability_f10_whole_numbers_of_64_bits_are_read(tmp_path):
+    values = [2**64 - 1, -(2**63), 0, 1.5, 1e308]
+    write_json(tmp_path / "x.json", values)
+    assert read_json(tmp_path / "x.json") == values
+
+
+READERS = [read_json, read_text, load_tensors, load_checkpoint]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_reliability_f10_folder_or_unreadable_file_is_named(tmp_path, monkeypatch, read):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder is a folder, not a file"):
+        read(tmp_path / "folder")
+    (tmp_path / "file").write_text("{}")
+    for code, words in ((errno.EACCES, "may not be read"), (errno.EIO, "Input/output error")):
+        with monkeypatch.context() as patch:  # rights do not bind a superuser
+            patch.setattr(Path, "open", refusing(code))
+            with pytest.raises(UserError, match=f"file.*{words}"):
+                read(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"\xff\xff")
+    with pytest.raises(UserError, match=r"file.*damaged"):
+        read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "a-b_c.d", "Größe", "x" * 100])
+def test_reliability_f8_plain_names_pass(name):
+    check_name("task.name", name)
+
+
+BAD_NAMES = ["", None, "*", "..", ".", ".multirun", "../..", "/elsewhere", "a/b", "a\nb", "a b"]
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "a?", "[a]", "a~1", "a\\b", "a\x00", "x" * 101, 3])
+def test_reliability_f8_other_names_are_a_sentence(name):
+    with pytest.raises(UserError, match=r"task\.name=.* is not allowed; it must be a plain name"):
+        check_name("task.name", name)

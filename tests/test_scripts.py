@@ -1,13 +1,17 @@
 """The scripts: what reproduces a task, and what fetches data, without any training or network."""
 
 import importlib.util
+import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import datasets
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from asap_exp.composing import compose
 from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
@@ -25,6 +29,67 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("version", ["3.9.18", "3.10.13", "3.11.0", "3.12.1", "3.13.9", "3.14.0"])
+def test_issue_17_setup_takes_the_pythons_that_the_package_takes(
+    version: str, tmp_path: Path
+) -> None:
+    """A stand-in says that it is `version`, and as pip or uv it installs nothing."""
+    numbers = tuple(map(int, version.split(".")))
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+case "$1" in
+    --version) echo "Python {version}" ;;
+    -c) exec {sys.executable} -c "import sys; sys.version_info = {numbers}
+$2" ;;
+esac
+"""
+    )
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    for stand_in in (python, tmp_path / "uv"):
+        stand_in.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "scripts/setup.sh"],
+        cwd=ROOT,
+        env={"PYTHON": str(python), "VENV": str(tmp_path / "venv"), "PATH": f"{tmp_path}:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    if version in SpecifierSet(PROJECT["requires-python"]):
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 2
+        assert f"is Python {version}; Python 3.11, 3.12 or 3.13 is needed. Choose" in done.stderr
+
+
+def test_issue_17_python_is_bounded_alike_everywhere() -> None:
+    assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">=3.11,<3.14")
+    assert "Python 3.11, 3.12 or 3.13 and `make`" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "taken"),
+    [
+        ("lightning", ["2.6.1", "2.6.2", "2.6.3", "2.6.5"], "2.6.6"),
+        ("wandb", ["0.23.1"], "0.24.0"),
+        ("pydantic", ["1.10.0"], "2.0"),
+    ],
+)
+def test_issue_17_unsafe_versions_are_not_installed(
+    name: str, refused: list[str], taken: str
+) -> None:
+    required = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
+    assert taken in required[name]
+    assert not [version for version in refused if version in required[name]]
+    lines = map(Requirement, (ROOT / "constraints.txt").read_text().splitlines())
+    (pinned,) = (line.specifier for line in lines if line.name == name)
+    (version,) = (each.version for each in pinned)
+    assert version in required[name]
 
 
 class Done:

@@ -9,9 +9,11 @@ asap_exp.drift(compiled, batch)
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from asap_exp.attention import AsapAttention, attention_layers, swap_attention
@@ -28,7 +30,7 @@ from asap_exp.distillation.artifact import (
 )
 from asap_exp.distillation.batches import call, content_hash, num_samples, on_device, read
 from asap_exp.distillation.calibrate import Problem, calibrate
-from asap_exp.distillation.capture import Forward, device_of, layer_inputs
+from asap_exp.distillation.capture import Forward, device_of
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError, check_choice, check_range
 from asap_exp.ops._backend import BACKENDS
@@ -41,6 +43,7 @@ END_TO_END = DescentConfig(updates=400, lr=0.005)
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
 
+@torch.inference_mode(False)
 def compile(
     model: nn.Module,
     loader: Iterable[Any],
@@ -77,8 +80,10 @@ def compile(
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
     `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/; `kl`,
     `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.config. The last one
-    learns a thousand samples by heart: give it some thousands.
-    UserError where the model has no Sinkhorn layer or the loader gives fewer than two batches.
+    learns a thousand samples by heart: give it some thousands. A layer that runs more than once in
+    a forward pass is fitted to all its calls. It may be called where gradients are switched off.
+    UserError where the model has no Sinkhorn layer, the loader gives fewer than two batches, or
+    queries and keys are not finite on one of them.
     """
     settings: dict[str, Any] = {
         "slices": slices,
@@ -91,6 +96,14 @@ def compile(
         "end_to_end": end_to_end,
     }
     check_types({"samples": samples, **settings})
+    check_switches(
+        query_features=query_features,
+        adaptive=adaptive,
+        logits=logits,
+        relaxed=relaxed,
+        sequential=sequential,
+    )
+    check_numbers(holdout=holdout, ridge=ridge)
     check_names("steps", steps)
     check_range("holdout", holdout, above=0, below=1)
     check_range("samples", samples, minimum=2)
@@ -115,7 +128,6 @@ def compile(
         **(settings | {"candidates": max(candidates, slices)}),
     )
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
-    check_reached(compiled, fit[0], paths, precision, forward)
     result = calibrate(Problem(compiled, fit, held_out, config, precision, forward), paths)
     swap_attention(compiled, result.maps)
     identity = {
@@ -136,6 +148,7 @@ def save_compiled(model: nn.Module, folder: str | Path) -> None:
     save_artifact(Path(folder), artifact_of(model))
 
 
+@torch.inference_mode(False)
 def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto") -> nn.Module:
     """A copy of the teacher `model`, in evaluation mode, compiled as `folder` says.
 
@@ -225,20 +238,21 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={value!r} has the wrong type; it must be {wanted}")
 
 
+def check_switches(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be True or False")
+
+
+def check_numbers(**given: Any) -> None:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a number")
+
+
 def check_names(name: str, given: Sequence[str]) -> None:
     """Refuses one name in the place of a list of them, which would be read letter by letter."""
     if isinstance(given, str):
         raise UserError(f"{name}={given!r} must be a list of names, for example [{given!r}]")
-
-
-def check_reached(
-    model: nn.Module, batch: Any, paths: Sequence[str], precision: str, forward: Forward
-) -> None:
-    """Refuses a layer that `forward` does not run: nothing can be recorded there."""
-    reached = next(iter(layer_inputs(model, [batch], precision, forward)))
-    missed = [path for path in paths if path not in reached]
-    if missed:
-        raise UserError(
-            f"forward did not run the attention layer at {', '.join(missed)}; leave it out with "
-            "layers=[...], or call the model so that it does"
-        )
+    if not isinstance(given, Iterable) or not all(isinstance(each, str) for each in given):
+        raise UserError(f"{name}={given!r} must be a list of names")

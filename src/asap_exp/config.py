@@ -8,15 +8,40 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asap_exp.errors import UserError, check_choice, check_distinct, check_range
+from asap_exp.errors import UserError, check_choice, check_distinct, check_name, check_range
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
+
+MOST_THREADS = 1024
+"""PyTorch asks for as many as it is told to, and dies where there are none left."""
+MOST_WIDTH = 10**6
+MOST_LAYERS = 10**4
+MOST_REPEATS = 10**6
+"""Of epochs and rounds: more have no end."""
+MOST_UPDATES = 10**7
+MOST_SLICES = 10**5
+LARGEST_RATE = 1e30
+"""Of learning rates and decays; an optimiser multiplies them in single precision."""
+
+
+PATH = {"path": True}
+"""Of a field that holds a path: `asap_exp.composing` puts the home directory in place of ~."""
+
+
+def check_at_most(prefix: str, config: object, **most: float) -> None:
+    """Raises UserError where a value of `config` is larger than anything of use can be."""
+    for key, bound in most.items():
+        check_range(f"{prefix}.{key}", getattr(config, key), maximum=bound)
 
 
 @dataclass
 class TaskConfig:
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name("task.name", self.name)
 
 
 @dataclass
@@ -29,6 +54,7 @@ class RandAugmentConfig:
         check_range("data.augment.randaugment.num_ops", self.num_ops, minimum=0)
         check_range("data.augment.randaugment.magnitude", self.magnitude, minimum=0, maximum=30)
         check_range("data.augment.randaugment.groups", self.groups, minimum=1)
+        check_at_most("data.augment.randaugment", self, num_ops=100, groups=2**16)
 
 
 @dataclass
@@ -49,8 +75,8 @@ class AugmentConfig:
 class DataLocation:
     """Where data sets and decoded copies lie; no part of a run's identity."""
 
-    root: str | None
-    cache: str | None
+    root: str | None = field(metadata=PATH)
+    cache: str | None = field(metadata=PATH)
 
 
 @dataclass
@@ -66,6 +92,7 @@ class DataConfig(DataLocation):
         if self.val_fraction is not None:
             check_range("data.val_fraction", self.val_fraction, above=0, below=1)
         check_range("data.split_seed", self.split_seed, minimum=0)
+        check_at_most("data", self, split_seed=2**32 - 1)
         check_choice("data.train_on", self.train_on, ("train", "train+val"))
 
 
@@ -77,6 +104,13 @@ class ImageDataConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("data.image_size", self.image_size, minimum=1)
+        check_at_most("data", self, image_size=4096)
+        check_range(
+            "data.augment.crop_padding",
+            self.augment.crop_padding,
+            maximum=self.image_size,
+            bound_by="data.image_size",
+        )
 
 
 @dataclass
@@ -105,6 +139,15 @@ class TextDataConfig(DataConfig):
         check_range("data.length_multiple", self.length_multiple, minimum=1)
         check_range("data.mask_share", self.mask_share, minimum=0, below=1)
         check_range("data.mask_seed", self.mask_seed, minimum=0)
+        check_at_most(
+            "data",
+            self,
+            max_length=2**16,
+            vocab_size=2**20,
+            batch_tokens=2**31 - 1,
+            length_multiple=2**16,
+            mask_seed=2**32 - 1,
+        )
         if self.objective == "mlm":
             check_range("data.mask_share", self.mask_share, above=0, below=1)
         elif self.layout == "blocks":
@@ -134,6 +177,9 @@ class ModelConfig:
         for key in ("dim", "depth", "heads"):
             check_range(f"model.{key}", getattr(self, key), minimum=1)
         check_range("model.mlp_ratio", self.mlp_ratio, above=0)
+        check_range("model.dim", self.dim, maximum=MOST_WIDTH)
+        check_range("model.depth", self.depth, maximum=MOST_LAYERS)
+        check_range("model.mlp_ratio", self.mlp_ratio, maximum=1000)
         check_range("model.drop_path", self.drop_path, minimum=0, below=1)
         check_range("model.dropout", self.dropout, minimum=0, below=1)
 
@@ -187,6 +233,9 @@ class RecipeConfig:
         check_range("recipe.batch_size", self.batch_size, minimum=1)
         check_range("recipe.lr", self.lr, above=0)
         check_range("recipe.weight_decay", self.weight_decay, minimum=0)
+        check_range("recipe.epochs", self.epochs, maximum=MOST_REPEATS)
+        check_range("recipe.lr", self.lr, maximum=LARGEST_RATE)
+        check_range("recipe.weight_decay", self.weight_decay, maximum=LARGEST_RATE)
         check_range(
             "recipe.warmup_epochs",
             self.warmup_epochs,
@@ -236,6 +285,8 @@ class TrainerConfig:
         for key in ("cpu_threads", "limit_train_batches", "limit_val_batches"):
             if getattr(self, key) is not None:
                 check_range(f"trainer.{key}", getattr(self, key), minimum=1)
+        if self.cpu_threads is not None:
+            check_range("trainer.cpu_threads", self.cpu_threads, maximum=MOST_THREADS)
 
 
 @dataclass
@@ -261,7 +312,7 @@ class LoggerConfig:
 
 @dataclass
 class PathsConfig:
-    results: str
+    results: str = field(metadata=PATH)
 
     @property
     def runs(self) -> Path:
@@ -280,8 +331,8 @@ class TrainConfig:
     logger: LoggerConfig
     paths: PathsConfig
     seed: int
-    resume: str
-    init_from: str | None = None
+    resume: str = field(metadata=PATH)
+    init_from: str | None = field(default=None, metadata=PATH)
 
     @property
     def masked_tokens(self) -> bool:
@@ -289,6 +340,7 @@ class TrainConfig:
         return False
 
     def __post_init__(self) -> None:
+        check_name("task.name", self.task.name)
         check_range("seed", self.seed, minimum=0, maximum=2**32 - 1)
         if self.recipe.keep == "best" and self.callbacks.val_every_n_epochs > self.recipe.epochs:
             raise UserError(
@@ -379,7 +431,9 @@ class CalibrationConfig:
         check_choice("calibration.name", self.name, ("ridge", *DESCENTS, "sequential"))
         check_steps(self.steps)
         check_range("calibration.slices", self.slices, minimum=1)
+        check_range("calibration.slices", self.slices, maximum=MOST_SLICES)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
+        check_range("calibration.candidates", self.candidates, maximum=10 * MOST_SLICES)
         for key in ("adaptive", "logits"):
             if getattr(self, key) and not self.query_features:
                 raise UserError(
@@ -387,11 +441,14 @@ class CalibrationConfig:
                     f"that, or calibration.{key}=false"
                 )
         check_range("calibration.refine", self.refine, minimum=0)
+        check_range("calibration.refine", self.refine, maximum=MOST_REPEATS)
         check_range("calibration.ridge", self.ridge, above=0)
         for step in DESCENTS:
             settings: DescentConfig = getattr(self, step)
             check_range(f"calibration.{step}.updates", settings.updates, minimum=1)
+            check_range(f"calibration.{step}.updates", settings.updates, maximum=MOST_UPDATES)
             check_range(f"calibration.{step}.lr", settings.lr, above=0)
+            check_range(f"calibration.{step}.lr", settings.lr, maximum=LARGEST_RATE)
         for key in ("samples", "holdout", "batch_size", "memory_mib"):
             check_range(f"calibration.{key}", getattr(self, key), minimum=1)
         check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
@@ -434,6 +491,7 @@ class LatencyConfig:
         """Raises UserError where a value is not allowed; `name` is the key of the whole."""
         check_range(f"{name}.batch_size", self.batch_size, minimum=1)
         check_range(f"{name}.rounds", self.rounds, minimum=3)
+        check_range(f"{name}.rounds", self.rounds, maximum=MOST_REPEATS)
 
     def check_device(self, name: str, kind: str) -> None:
         """Raises UserError where a device of this kind ("cuda" or "cpu") cannot be timed so."""
@@ -444,6 +502,7 @@ class LatencyConfig:
 def check_counts(name: str, counts: list[int], *, minimum: int) -> None:
     for count in counts:
         check_range(name, count, minimum=minimum)
+        check_range(name, count, maximum=MOST_REPEATS)
     check_distinct(name, counts)
 
 
@@ -489,7 +548,7 @@ class BudgetConfig:
 
 @dataclass
 class DistillConfig:
-    teacher: str | None
+    teacher: str | None = field(metadata=PATH)
     calibration: CalibrationConfig
     budget: BudgetConfig
     accelerator: str
@@ -529,8 +588,8 @@ class CorruptionConfig:
 
 @dataclass
 class EvaluateConfig:
-    teacher: str | None
-    artifact: str | None
+    teacher: str | None = field(metadata=PATH)
+    artifact: str | None = field(metadata=PATH)
     maps: str
     batch_size: int
     max_test_rows: int | None
@@ -574,6 +633,7 @@ class SuiteConfig:
         for key in ("tokens", "heads", "head_dim"):
             check_range(f"{name}.{key}", getattr(self, key), minimum=1)
         check_range(f"{name}.rounds", self.rounds, minimum=3)
+        check_range(f"{name}.rounds", self.rounds, maximum=MOST_REPEATS)
         check_choice(f"{name}.dtype", self.dtype, ("bfloat16", "float16", "float32"))
         for key in ("n", "methods"):
             given = getattr(self, key)
@@ -599,7 +659,7 @@ class BenchmarkConfig:
     cpu: SuiteConfig
     accelerator: str
     seed: int
-    teacher: str | None
+    teacher: str | None = field(metadata=PATH)
     data: DataLocation
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -619,7 +679,7 @@ class BenchmarkConfig:
 
 @dataclass
 class ReportConfig:
-    out: str
-    run: str | None
+    out: str = field(metadata=PATH)
+    run: str | None = field(metadata=PATH)
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -56,7 +56,8 @@ def check_range(
         (maximum, lambda bound: value <= bound, "at most"),
     ]
     given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
-    if not (math.isfinite(value) and all(holds(bound) for bound, holds, _ in given)):
+    finite = isinstance(value, int) or math.isfinite(value)
+    if not (finite and all(holds(bound) for bound, holds, _ in given)):
         allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
         origin = f" ({bound_by})" if bound_by else ""
         raise UserError(f"{key}={value} is not allowed; it must be {allowed}{origin}")

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from asap_exp.attention import SinkhornAttention, attention_class
-from asap_exp.composing import parse
+from asap_exp.composing import load_saved
 from asap_exp.config import PathsConfig, TrainConfig
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
@@ -117,13 +117,7 @@ class Run:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
-        try:
-            saved = OmegaConf.load(file)
-        except Exception as error:
-            raise UserError(f"{file} is damaged: {error}") from error
-        if not isinstance(saved, DictConfig):
-            raise UserError(f"{file} is damaged: it holds no configuration")
-        return parse(saved, TrainConfig)
+        return load_saved(file, TrainConfig)
 
     @property
     def manifest(self) -> TrainManifest:

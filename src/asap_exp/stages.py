@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +21,9 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(stage))
         return
+    # Figures are files here. Lightning imports matplotlib, which refuses the backend of a notebook
+    # that this environment does not know.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         with interruptible():
             status = application(stage, schema, run)
@@ -49,7 +53,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
 
     @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> None:
-        statuses.append(sweep.attempt(lambda: run(parse(config, schema))))
+        statuses.append(sweep.attempt(stage, lambda: run(parse(config, schema))))
 
     try:
         job()

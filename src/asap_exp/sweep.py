@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pydantic.dataclasses import dataclass
 
-from asap_exp.errors import UserError
 from asap_exp.files import write_json, write_text
 from asap_exp.interruption import Interrupted
+from asap_exp.mishaps import explained
 from asap_exp.typed import STRICT, read, to_json
 
 LEDGER = "ASAP_EXP_SWEEP"
@@ -50,11 +50,11 @@ class Ledger(Callback):
         os.environ[LEDGER] = str(Ledger.folder)
 
 
-def attempt(work: Callable[[], object]) -> int:
-    """Does `work`, the job of this process; its exit status, 2 where a UserError ended it.
+def attempt(stage: str, work: Callable[[], object]) -> int:
+    """Does `work`, the job of this process; its exit status, 2 where a sentence ended it.
 
-    A UserError is printed as a sentence, so that the other jobs of a sweep go on; whatever else is
-    raised is passed on. In a sweep, what became of it is written down first.
+    A UserError, or what can be explained as one, is printed, so that the other jobs of a sweep go
+    on; whatever else is raised is passed on. In a sweep, what became of it is written down first.
     """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
@@ -63,16 +63,17 @@ def attempt(work: Callable[[], object]) -> int:
     status, error, trace = 0, "", ""
     try:
         work()
-    except UserError as mistake:
-        status, error = MISTAKE, str(mistake)
-        print(f"error: {mistake}", file=sys.stderr, flush=True)
     except Interrupted as stop:
         status, error = stop.exit_status, str(stop)
         raise
-    except Exception as crash:
-        status, error = CRASH, f"{type(crash).__name__}: {crash}"
-        trace = traceback.format_exc()
-        raise
+    except Exception as raised:
+        sentence = explained(raised, stage)
+        if sentence is None:
+            status, error = CRASH, f"{type(raised).__name__}: {raised}"
+            trace = traceback.format_exc()
+            raise
+        status, error = MISTAKE, str(sentence)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
     finally:
         if in_sweep and LEDGER in os.environ:
             write_down(hydra, Path(os.environ[LEDGER]), status, error, trace)

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from asap_exp.errors import UserError
-from asap_exp.files import write_bytes
+from asap_exp.files import check_readable, write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -21,9 +21,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """UserError where the file is missing, truncated or not safetensors."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
+    """UserError where the file is missing, cannot be read, truncated or not safetensors."""
+    check_readable(path)
     try:
         # Not mapped: a file that is cut while a stage reads it would end the process.
         return load(path.read_bytes())

@@ -243,3 +243,18 @@ def test_bad_option_is_refused_when_the_attention_is_built(case):
 def test_asap_is_not_trained():
     with pytest.raises(UserError, match=r"(?s)attention=asap is not trained.*asap_exp\.distill"):
         build_attention({"name": "asap"})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@every_attention
+def test_bugs_f13_meta_tensors_give_the_shape_of_output_and_plan(name, masked):
+    q, k, v = make_qkv()
+    mask = MASK if masked else None
+    expected = make(name)(q, k, v, key_padding_mask=mask)
+    plan = make(name).plan(q, k, key_padding_mask=mask)
+    mask = mask.to("meta") if masked else None
+    q, k, v = (x.to("meta") for x in (q, k, v))
+    attention = make(name).to("meta")
+    out = attention(q, k, v, key_padding_mask=mask)
+    assert (out.shape, out.dtype, out.is_meta) == (expected.shape, expected.dtype, True)
+    assert attention.plan(q, k, key_padding_mask=mask).shape == plan.shape

@@ -1,7 +1,12 @@
 """The layer around an attention, what it records, and how its attention is swapped."""
 
+from inspect import signature
+
 import pytest
+import timm
 import torch
+from timm.layers import Attention as TimmAttention
+from timm.layers import RmsNorm
 from torch import nn
 
 from asap_exp.attention import (
@@ -100,7 +105,8 @@ def test_attention_gets_one_dtype_under_autocast():
     net = nn.Sequential(layer)
     with torch.autocast("cpu", torch.bfloat16), record_inputs(net) as recorded:
         net(x)
-    assert {t.dtype for t in recorded["0"][:3]} == {torch.bfloat16}
+    (inputs,) = recorded["0"]
+    assert {t.dtype for t in inputs[:3]} == {torch.bfloat16}
 
 
 class Stack(nn.Module):
@@ -137,7 +143,7 @@ def test_recorded_inputs_are_what_the_attention_got(mask):
         out = net(x, mask)
     assert list(recorded) == PATHS
     for path in PATHS:
-        layer, inputs = attention_layers(net)[path], recorded[path]
+        layer, (inputs,) = attention_layers(net)[path], recorded[path]
         assert inputs.key_padding_mask is mask
         assert inputs.q.shape == inputs.k.shape == inputs.v.shape == (len(MASK), HEADS, 7, 4)
         assert not inputs.q.requires_grad
@@ -158,12 +164,62 @@ def test_nothing_is_recorded_once_closed():
     assert recorded == {}
 
 
-def test_later_pass_replaces_what_was_recorded():
+def test_bugs_f22_later_passes_are_recorded_too():
     net = Stack()
     with record_inputs(net) as recorded:
         net(normal(1, 7, DIM))
         net(normal(2, 5, DIM))
-    assert recorded["first"].q.shape == (2, HEADS, 5, 4)
+    assert [call.q.shape for call in recorded["first"]] == [(1, HEADS, 7, 4), (2, HEADS, 5, 4)]
+
+
+class Loop(nn.Module):
+    """One layer three times, on what the other makes each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied, self.other = make_layer(), make_layer(attend=SinkhornAttention(num_iters=2))
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.tied(x + self.other(x))
+        return x
+
+
+def test_bugs_f22_every_call_of_a_layer_is_recorded_in_order():
+    net, x = Loop(), normal(2, 7, DIM)
+    with record_inputs(net) as recorded:
+        net(x)
+    assert list(recorded) == ["other", "tied"]
+    for calls in recorded.values():
+        assert len(calls) == 3
+    for inputs in recorded["tied"]:
+        x = x + net.other(x)
+        q = net.tied.qkv(x)[..., :DIM].unflatten(-1, (HEADS, 4)).transpose(1, 2)
+        torch.testing.assert_close(inputs.q, q.detach())
+        x = net.tied(x)
+
+
+def test_bugs_f22_layers_that_share_one_attention_are_told_apart():
+    net, x = Stack(), normal(2, 7, DIM)
+    with record_inputs(net) as own:
+        net(x)
+    shared = net.blocks[0].attend
+    swap_attention(net, {"blocks.1.inner": shared})
+    with record_inputs(net) as recorded:
+        net(x)
+    assert list(recorded) == PATHS
+    for path in PATHS:
+        assert len(recorded[path]) == 1
+        assert torch.equal(recorded[path][0].q, own[path][0].q)
+
+
+def test_attention_called_past_its_layer_is_recorded_as_the_layers():
+    layer = make_layer()
+    q, k, v = (normal(2, HEADS, 5, 4, seed=seed) for seed in range(3))
+    with record_inputs(nn.ModuleList([layer])) as recorded:
+        layer.attend(q, k, v)
+    assert list(recorded) == ["0"]
+    assert torch.equal(recorded["0"][0].k, k)
 
 
 def test_swap_changes_the_attention_and_nothing_else():
@@ -216,3 +272,100 @@ def test_unknown_path_is_refused_with_those_there_are_and_nothing_is_swapped(swa
     with pytest.raises(UserError, match=r"no attention layer at blocks\.7.*first, blocks\.0"):
         swap(net, replacements)
     assert attentions(net) == before
+
+
+@pytest.mark.parametrize("attend", [SoftmaxAttention(), SinkhornAttention(), make_asap()])
+def test_bugs_f13_layer_on_the_meta_device_gives_the_shape(attend):
+    layer = make_layer(qk_norm=True).to("meta")
+    layer.attend = attend.to("meta")
+    mask = MASK.to("meta")
+    out = layer(torch.empty(len(MASK), 7, DIM, device="meta"), key_padding_mask=mask)
+    assert (out.shape, out.is_meta) == ((len(MASK), 7, DIM), True)
+
+
+def timm_vit(**options) -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "depth": 2}
+    return timm.create_model("vit_tiny_patch16_224", **shape, num_classes=3, **options).eval()
+
+
+TIMM_OPTIONS = {
+    "plain": {},
+    "qk_norm": {"qk_norm": True},
+    "qk_norm of another kind": {"qk_norm": True, "norm_layer": RmsNorm},
+    "scale_attn_norm": {"scale_attn_norm": True},
+    "both norms": {"qk_norm": True, "scale_attn_norm": True, "proj_bias": False},
+    "no bias": {"qkv_bias": False},
+    "dropouts of other places": {"proj_drop_rate": 0.2, "drop_path_rate": 0.1, "attn_drop_rate": 0},
+    "float64": {"dtype": torch.float64, "qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("options", TIMM_OPTIONS.values(), ids=TIMM_OPTIONS)
+def test_bugs_f12_timms_weights_load_and_give_timms_output(options):
+    own = timm_vit(**options)
+    for parameter in own.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    ours = timm_vit(attn_layer=MultiHeadAttention, **options)
+    ours.load_state_dict(own.state_dict())
+    x = normal(3, 3, 8, 8).to(options.get("dtype"))
+    assert_close(ours(x), own(x))
+    drops = [[m.p for m in net.modules() if isinstance(m, nn.Dropout)] for net in (own, ours)]
+    assert sum(drops[0]) == sum(drops[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_head_dim": 3},
+        {"dim_out": 5},
+        {"gated": True, "qkv_bias": True},
+        {"gated": True, "scale_norm": True, "norm_layer": nn.LayerNorm, "attn_head_dim": 2},
+    ],
+)
+def test_bugs_f12_keywords_of_timms_attention_mean_the_same(options):
+    if "gated" in options and "gated" not in signature(TimmAttention).parameters:
+        pytest.skip("this timm has no gate yet")
+    own = TimmAttention(DIM, HEADS, **options)
+    ours = MultiHeadAttention(DIM, HEADS, **{"qkv_bias": False, **options})
+    for parameter in own.parameters():
+        nn.init.normal_(parameter)
+    ours.load_state_dict(own.state_dict())
+    x = normal(3, 5, DIM)
+    assert_close(ours(x), own(x))
+
+
+def test_bugs_f12_bfloat16_model_runs_in_bfloat16():
+    net = timm_vit(attn_layer=MultiHeadAttention, dtype=torch.bfloat16, qk_norm=True)
+    for layer in attention_layers(net).values():
+        layer.attend = SinkhornAttention(num_iters=3)
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    assert net(normal(2, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
+
+
+def test_bugs_f12_device_is_that_of_every_parameter():
+    options = {"qk_norm": True, "scale_attn_norm": True}
+    net = timm_vit(attn_layer=MultiHeadAttention, device="meta", **options)
+    assert all(parameter.is_meta for parameter in net.parameters())
+    assert net(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 3)
+    layer = MultiHeadAttention(DIM, HEADS, gated=True, device="meta")
+    assert all(parameter.is_meta for parameter in layer.parameters())
+
+
+def test_bugs_f12_dropout_of_attention_weights_is_refused():
+    with pytest.raises(UserError, match=r"attn_drop=0\.1 is not allowed.* attn_drop_rate=0"):
+        timm_vit(attn_layer=MultiHeadAttention, attn_drop_rate=0.1)
+
+
+@pytest.mark.parametrize("given", [{"fused_attn": False}, {"rope": 1}, {"num_kv_heads": 1}])
+def test_bugs_f12_unknown_keywords_are_refused_by_name(given):
+    (name,) = given
+    with pytest.raises(
+        UserError, match=rf"does not know {name}=.*It takes dim, num_heads, .*gated"
+    ):
+        MultiHeadAttention(DIM, HEADS, **given)
+
+
+def test_norms_by_default_are_rms_norms():
+    layer = MultiHeadAttention(DIM, HEADS, qk_norm=True, scale_norm=True)
+    assert {type(norm) for norm in (layer.q_norm, layer.k_norm, layer.norm)} == {nn.RMSNorm}

@@ -1,16 +1,26 @@
 """The data module: what is training, validation, calibration and test, and who may see it."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
+from torchvision.transforms import v2
 
-from asap_exp.data import ImageDataModule
+from asap_exp.data import ImageDataModule, memory
 from asap_exp.data import images as images_module
 from asap_exp.data.catalog import IMAGE_DATASETS
+from asap_exp.data.module import CLASSES, carved
 from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
 from asap_exp.errors import UserError
 
 from ..fake_runs import train_config
+from .parquet import make_pixels, write_parquet
+
+LARGE = make_pixels(40).repeat(2, axis=1).repeat(2, axis=2)
+PLAIN_CIFAR = replace(IMAGE_DATASETS["cifar10"], num_classes=11)  # so that a label may be 10
 
 # Classes of unequal size, in no order.
 LABELS = torch.from_numpy(
@@ -247,3 +257,102 @@ def test_digits_without_any_folder():
     assert data.identity["source"] == "embedded in scikit-learn"
     assert data.identity["train_rows"] + data.identity["val_rows"] == 1797 - DIGITS_TEST_ROWS
     assert len(data.test_dataloader().images.labels) == DIGITS_TEST_ROWS
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0.9999, 1257), (0.99, 999)])
+def test_reliability_f14_fraction_that_leaves_too_few_training_rows_is_refused(fraction, rows):
+    words = "leaves fewer training images than the 10 classes; choose a smaller fraction"
+    with pytest.raises(UserError, match=f"data.val_fraction={fraction} of {rows} rows {words}"):
+        carved(np.arange(rows) % 10, fraction, seed=0, noun="images")
+    train, _ = carved(np.arange(1000) % 10, 0.99, seed=0, noun="images")
+    assert len(train) == 10, "as many as there are classes"
+
+
+def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
+    data = module("data.val_fraction=0.9")
+    data.batch_size = 29
+    assert data.train_dataloader().rows == 29
+    assert len(next(iter(data.train_dataloader()))[1]) == 29
+    data.batch_size = 30
+    with pytest.raises(
+        UserError, match=r"data\.val_fraction=0\.9 leaves 29 images .*batch_size=30"
+    ):
+        data.train_dataloader()
+    # A data set that is smaller than a batch is another matter: no fraction helps.
+    data.batch_size = ROWS + 1
+    assert len(next(iter(data.train_dataloader()))[1]) == 29
+
+
+def test_bugs_f15_class_with_one_row_stays_in_training():
+    labels = np.array([0] * 20 + [1] * 19 + [2])
+    train, val = carved(labels, 0.1, seed=0, noun="images")
+    assert sorted([*train, *val]) == list(range(40))
+    assert 39 in train
+    assert sorted(labels[val]) == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="than the 3 classes"):
+        carved(np.arange(3), 0.5, seed=0, noun="images")
+
+
+def test_ordinary_split_is_that_of_scikit_learn():
+    labels = LABELS.numpy()
+    parts = train_test_split(np.arange(ROWS), test_size=0.1, stratify=labels, random_state=3)
+    for part, expected in zip(carved(labels, 0.1, seed=3, noun="images"), parts, strict=True):
+        assert part.tolist() == sorted(expected)
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A module on CIFAR-10 in a local folder whose images are 64 x 64."""
+    monkeypatch.setenv("ASAP_EXP_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        file = tmp_path / "cifar10" / f"{split}.parquet"
+        write_parquet(file, IMAGE_DATASETS["cifar10"], LARGE, [i % 2 for i in range(40)])
+
+    def make(*overrides: str, **options) -> ImageDataModule:
+        given = ("data.name=cifar10", f"data.root={tmp_path}", *overrides)
+        config = train_config(*given, task="cifar")
+        return ImageDataModule(config.data, batch_size=8, seed=0, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("size", [32, 64, 16])
+def test_bugs_f19_images_of_another_size_are_resized(cifar, size):
+    data = cifar(f"data.image_size={size}")
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert loader.images.pixels.shape[1:] == (3, size, size)
+    large = torch.from_numpy(LARGE).permute(0, 3, 1, 2)
+    expected = v2.functional.resize(large, [size, size], antialias=True)
+    assert torch.equal(data.test_dataloader().images.pixels, expected)
+
+
+def test_reliability_f14_size_beyond_the_memory_is_refused(loaded, monkeypatch):
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
+    module("data.image_size=6")
+    with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples .*GiB"):
+        module("data.image_size=7")
+
+
+def test_bugs_f6_test_labels_of_images_are_refused_before_training(cifar, tmp_path):
+    labels = [0, 10, *([1] * 38)]
+    write_parquet(tmp_path / "cifar10" / "test.parquet", PLAIN_CIFAR, make_pixels(40), labels)
+    with pytest.raises(UserError, match=r"has 10 in row 1 .*test\.parquet; .* 0 to 9"):
+        cifar().setup()
+    (tmp_path / "cifar10" / "test.parquet").unlink()
+    data = cifar()
+    data.setup()
+    assert data.identity["train_split_rows"] == 40
+
+
+def test_order_of_the_classes_of_images_is_kept_in_the_run(cifar, tmp_path):
+    data = cifar()
+    data.setup()
+    run = tmp_path / "run"
+    data.save(run)
+    names = json.loads((run / CLASSES).read_text())
+    assert names == [str(i) for i in range(10)]
+    assert cifar(folder=run).dataset.trained_names == tuple(names)
+    digits = module()
+    digits.save(tmp_path / "digits")
+    assert not (tmp_path / "digits").exists(), "nothing is known"

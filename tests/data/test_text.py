@@ -10,6 +10,7 @@ from asap_exp.composing import compose
 from asap_exp.config import TrainConfig
 from asap_exp.data import build_data
 from asap_exp.data.catalog import TEXT_DATASETS, text_dataset
+from asap_exp.data.sources import DataNotFound
 from asap_exp.data.text import TextDataModule
 from asap_exp.data.texts import RawTexts, load_texts, pooled
 from asap_exp.data.tokenizer import FILE, tokenizer_hash
@@ -299,3 +300,98 @@ def test_excerpt_is_in_the_package_with_its_notice():
 def test_texts_without_classes_cannot_be_classified(tmp_path):
     with pytest.raises(UserError, match=r"wikitext2 have no classes; set data\.objective=mlm"):
         module(tmp_path, "wikitext", "data.objective=classification", "data.layout=texts")
+
+
+def rewrite(root, split: str, texts: list, labels: list, name: str = "agnews") -> None:
+    write_texts(
+        root / text_dataset(name).folders[0] / f"{split}.parquet", text_dataset(name), texts, labels
+    )
+
+
+@pytest.mark.parametrize("overrides", [(), ("data.layout=texts",)], ids=["blocks", "texts"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_bugs_f23_masked_tokens_of_empty_texts_are_refused(tmp_path, overrides, split):
+    root = text_root(tmp_path, "agnews")
+    rewrite(root, split, [""] * 40, [0, 1, 2, 3] * 10)
+    data = module(root, "agnews_mlm", *overrides)
+
+    def load() -> None:
+        data.setup()
+        data.test_dataloader()
+
+    with pytest.raises(UserError, match=r"nothing to predict: all .* of agnews are empty"):
+        load()
+
+
+def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
+    root = text_root(tmp_path, "agnews")
+    rewrite(root, "test", ["a", "", "", "", "", "b"], [0] * 6)  # blocks: CLS and two more
+    loader = module(root, "agnews_mlm", "data.max_length=3").test_dataloader()
+    assert loader.rows == 2
+    for batch, targets in loader:
+        assert len(batch.positions) == len(targets) > 0
+
+
+def test_bugs_f6_test_labels_are_refused_before_training(tmp_path):
+    root = text_root(tmp_path, "agnews")
+    rewrite(root, "test", ["a", "b"], [0, -1])
+    with pytest.raises(UserError, match=r"has -1 in row 1 .*test\.parquet.*0 to 3"):
+        module(root).setup()
+    (root / "ag_news" / "test.parquet").unlink()
+    module(root).setup()
+
+
+def test_labels_that_are_not_read_may_be_any(tmp_path):
+    root = text_root(tmp_path, "agnews")
+    texts, _ = make_texts(40, 4)
+    rewrite(root, "train", texts, [-1] * 40)
+    rewrite(root, "test", texts, [-1] * 40)
+    data = module(root, "agnews_mlm")
+    data.setup()
+    assert len(data.test_dataloader())
+
+
+def test_bugs_f15_row_of_a_class_with_one_row_is_for_training(tmp_path):
+    root = text_root(tmp_path, "agnews")
+    texts, _ = make_texts(40, 4)
+    rewrite(root, "train", texts, [0] * 20 + [3] + [1] * 19)
+    data = module(root)
+    data.setup()
+    assert 3 in data.train_dataloader().texts.labels
+    assert 3 not in data.val_dataloader().texts.labels
+
+
+def test_order_of_classes_is_kept_in_the_run(tmp_path):
+    import datasets
+
+    def write(folder, split: str, names: list[str]) -> None:
+        features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        texts = [f"{name} {i}" for i in range(10) for name in "abcd"]
+        labels = [names.index(text[0]) for text in texts]
+        rows = datasets.Dataset.from_dict(
+            {"text": texts, "label": labels}, features=datasets.Features(features)
+        )
+        (folder / "ag_news").mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(str(folder / "ag_news" / f"{split}.parquet"))
+
+    first, elsewhere, run = tmp_path / "first", tmp_path / "elsewhere", tmp_path / "run"
+    write(first, "train", ["a", "b", "c", "d"])
+    data = module(first)
+    data.setup()
+    data.save(run)
+    # Another folder, with a test split alone, has another order.
+    write(elsewhere, "test", ["d", "b", "a", "c"])
+    test = module(elsewhere, folder=run).test_dataloader()
+    assert test.texts.labels.tolist() == [0, 1, 2, 3] * 10
+    (run / "classes.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"classes\.json is damaged"):
+        module(elsewhere, folder=run)
+
+
+def test_hashes_of_the_content_are_those_of_the_identity(root):
+    data = module(root)
+    hashes = module(root).content_hashes()
+    data.setup()
+    assert hashes == {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
+    with pytest.raises(DataNotFound):
+        module(root / "nowhere", "yelp").content_hashes()

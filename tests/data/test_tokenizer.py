@@ -1,5 +1,7 @@
 """The tokenizer: lossless, deterministic, cached by what it was made of."""
 
+import time
+
 import pytest
 from tokenizers import Tokenizer
 
@@ -125,3 +127,24 @@ def test_content_hash_depends_on_texts_labels_and_their_order():
     ]
     assert len({raw.sha256 for raw in raws}) == 4
     assert raws[0].sha256 == RawTexts(["ab", "c"], [0, 1], "elsewhere").sha256
+
+
+@pytest.mark.parametrize("word", ["abcdefghij" * 30_000, " " * 300_000, "漢" * 100_000])
+def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
+    # The trainer's own time for one of these is about a quarter of a minute.
+    started = time.monotonic()
+    tokenizer = train_tokenizer([*TEXTS, word, word], 400, lowercase=False)
+    encoded = encode(tokenizer, [word], [0], "x")
+    assert time.monotonic() - started < 5
+    assert text_of(tokenizer, encoded.ids.tolist()).strip() == word.strip()
+
+
+def test_bugs_f18_words_of_ordinary_length_give_the_same_tokens(monkeypatch):
+    # Long without a space, but of short words.
+    texts = [*(text.replace(" ", ",") for text in TEXTS), "snow" * 5]
+    made = {}
+    for longest in (10**4, 21, 8):
+        monkeypatch.setattr(module, "LONGEST_WORD", longest)
+        made[longest] = tokenizer_hash(train_tokenizer(texts, 500, lowercase=False))
+    assert made[21] == made[10**4]
+    assert made[8] != made[10**4]

@@ -259,6 +259,34 @@ def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
             assert torch.equal(some_sums[path].gram, sums[path].gram)
 
 
+def test_bugs_f22_memory_bounds_whole_batches_of_a_layer_that_runs_twice(net: Classifier) -> None:
+    """What is kept of each batch are all its calls, and all are summed."""
+
+    def twice(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
+        return model.second(model.second(model.first(batch[0])))
+
+    problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true", twice)
+    group = ["first", "second"]
+    _, all_targets = module.record(problem, problem.fit, group, 2**30)
+    assert {path: len(kept) for path, kept in all_targets.items()} == {"first": 4, "second": 8}
+    one_batch = all_targets["first"][0].nbytes * 3
+    sums, targets = module.record(problem, problem.fit, group, 2 * one_batch)
+    for path, calls in {"first": [0, 2], "second": [0, 1, 4, 5]}.items():
+        assert len(targets[path]) == len(calls)
+        for target, number in zip(targets[path], calls, strict=True):
+            assert torch.equal(target.q, all_targets[path][number].q)
+    data = all_targets["second"]
+    energy = sum(centred_energy(t, attention_layers(net)["second"].attend) for t in data)
+    torch.testing.assert_close(sums["second"].energy, energy)
+    result = calibrate(problem, group)
+    assert {name: len(kl) for name, kl in result.plan_kl.items()} == {"first": 2, "second": 2}
+
+
+def centred_energy(target: Target, teacher: nn.Module) -> Tensor:
+    dual = teacher.ready_dual(target.q, target.k).double()
+    return (dual - dual.mean(dim=-1, keepdim=True)).square().sum(dim=(0, 2))
+
+
 def test_same_seed_gives_the_same_maps(net: Classifier) -> None:
     first, again, other = (dict(tensors(run(net, "all", seed=seed))) for seed in (0, 0, 1))
     for name in first:

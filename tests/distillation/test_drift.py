@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from asap_exp.attention import SinkhornAttention, SoftmaxAttention, attention_layers, swapped
 from asap_exp.attention.diagnostics import column_error
 from asap_exp.distillation.drift import column_errors, drift_ratios
+from asap_exp.errors import UserError
 from tests.small_model import Classifier, batches
 
 
@@ -22,6 +24,31 @@ def test_errors_are_those_of_the_plans_that_the_model_itself_runs() -> None:
     assert found == pytest.approx({"second": column_error(plan).mean().item()}, rel=1e-4)
     teacher = column_errors(net, data, attention_layers(net), "32-true")
     assert teacher["second"] != pytest.approx(found["second"], rel=1e-2)
+
+
+def test_bugs_f22_errors_are_means_over_all_calls_of_a_layer() -> None:
+    net, data = Classifier().eval(), batches(1, 2)
+
+    def again(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
+        return model.first(model.first(batch[0]))
+
+    def second_call(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
+        return model.first(first_output[id(batch)])
+
+    first_output = {id(batch): net.first(batch[0]).detach() for batch in data}
+    once, last, both = (
+        column_errors(net, data, ["first"], "32-true", forward)["first"]
+        for forward in (lambda model, batch: model.first(batch[0]), second_call, again)
+    )
+    assert once != pytest.approx(last, rel=1e-2)
+    assert both == pytest.approx((once + last) / 2)
+
+
+def test_layer_that_does_not_run_is_refused() -> None:
+    with pytest.raises(UserError, match=r"did not run the attention layer at second on batch 1"):
+        column_errors(
+            Classifier(), batches(1), ["second"], "32-true", lambda net, batch: net.first(batch[0])
+        )
 
 
 def test_ratio_is_now_over_then() -> None:

@@ -41,6 +41,17 @@ def images(task: str = "digits", batch: int = 3) -> Tensor:
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
 
 
+def test_norms_on_q_and_k_are_rms_norms_whatever_the_blocks_have():
+    """By their names in saved weights too."""
+    net = make_net("model.qk_norm=true")
+    for layer in attention_layers(net).values():
+        assert type(layer.q_norm) is type(layer.k_norm) is nn.RMSNorm
+    names = [name for name in net.state_dict() if name.startswith("blocks.0.attn")]
+    assert sorted(name.removeprefix("blocks.0.attn.") for name in names) == [
+        "k_norm.weight", "proj.bias", "proj.weight", "q_norm.weight", "qkv.bias", "qkv.weight",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("task", "classes"), [("digits", 10), ("cifar", 100)])
 def test_output_is_one_logit_a_class(task, classes):
     assert make_net(task=task)(images(task)).shape == (3, classes)

@@ -1,10 +1,19 @@
 """Gradients: against finite differences, and against those of plain unrolled scaling."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from . import plain
-from .inputs import OPERATORS, Inputs, assert_close64, make_cotangents, make_inputs
+from .inputs import (
+    OPERATORS,
+    Inputs,
+    assert_close64,
+    make_cotangents,
+    make_inputs,
+    relative_rms,
+)
 
 OPTIONS = {"eps": 0.7, "scale": 0.9}
 # One token padded between two valid ones, and a sample whose last token is padded.
@@ -104,3 +113,40 @@ def test_gradients_with_ties_are_finite(operator):
     inputs.k[:, :, 2:] = inputs.k[:, :, :1].clone()
     _, found = operator.run(inputs)
     assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+DEAD = [10.0**-e for e in (3, 8, 10, 12, 15, 19, 21, 22, 23, 25, 30, 38, 44)]
+
+
+def tiny_gradients(operator, scale, mask, dtype):
+    inputs = make_inputs()
+    inputs = replace(inputs, q=inputs.q * scale, k=inputs.k * scale).map(lambda x: x.to(dtype))
+    return operator.run(inputs, key_padding_mask=mask)
+
+
+whole_and_padded = pytest.mark.parametrize(
+    "mask", [None, torch.arange(7) >= torch.tensor([[7], [4]])], ids=["whole", "padded"]
+)
+
+
+@whole_and_padded
+@pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"query_features"}))
+def test_bugs_f24_gradients_are_finite_however_small_queries_and_keys_are(name, mask):
+    for scale in DEAD:
+        results, gradients = tiny_gradients(OPERATORS[name], scale, mask, torch.float32)
+        for tensor in (*results, *gradients.values()):
+            assert tensor.isfinite().all(), scale
+
+
+@whole_and_padded
+@pytest.mark.parametrize(
+    ("name", "smallest"), [("adaptive_features", 1e-21), ("logit_features", 1e-10)]
+)
+def test_bugs_f24_gradients_of_features_are_those_of_float64(name, smallest, mask):
+    """Down to where a variance in float32 is 0, and the feature with it."""
+    for scale in (s for s in DEAD if s > 0.5 * smallest):
+        (single,), gradients = tiny_gradients(OPERATORS[name], scale, mask, torch.float32)
+        (double,), expected = tiny_gradients(OPERATORS[name], scale, mask, torch.float64)
+        assert relative_rms(single, double) < 1e-5
+        for key in ("q", "k"):
+            assert relative_rms(gradients[key], expected[key]) < 1e-4

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import plain
 from .inputs import ATTENTIONS, OPERATORS, assert_close64, make_inputs
@@ -154,3 +155,35 @@ def test_inputs_are_left_alone(operator):
     operator(inputs, key_padding_mask=torch.arange(6) >= torch.tensor([[6], [4]]))
     for name in operator.reads:
         assert torch.equal(getattr(inputs, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
+@pytest.mark.parametrize("masked", [False, True])
+@every_operator
+def test_bugs_f13_meta_tensors_give_shape_and_dtype(operator, masked, backend):
+    """Of a half-precision call too; nothing is computed, so no backend is missing."""
+    for dtype in (torch.float32, torch.float16):
+        inputs = make_inputs(dtype=dtype)
+        options = {}
+        if operator.function.__name__ != "query_features":
+            mask = torch.zeros(inputs.q.shape[:1] + inputs.q.shape[2:3], dtype=torch.bool)
+            options = {"key_padding_mask": mask} if masked else {}
+        expected = operator(inputs, **options)
+        on_meta = {name: value.to("meta") for name, value in options.items()}
+        if operator.function.__name__ != "query_features":
+            on_meta["backend"] = backend
+        results = operator(inputs.map(lambda x: x.to("meta")), **on_meta)
+        assert all(result.is_meta for result in results)
+        for result, wanted in zip(results, expected, strict=True):
+            assert (result.shape, result.dtype) == (wanted.shape, wanted.dtype)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@every_attention
+def test_bugs_f13_fake_tensors_give_the_shape(operator, device):
+    """Of a GPU that this machine may not have, too."""
+    with FakeTensorMode():
+        fake = make_inputs().map(lambda x: torch.empty(x.shape, device=device))
+        (result,) = operator(fake)
+    assert result.shape == (2, 3, 7, 5)
+    assert result.device.type == device

@@ -1,7 +1,9 @@
 """The attention layer of a Transformer block: projections, norms on q and k, output."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +15,14 @@ from asap_exp.errors import UserError
 
 
 class MultiHeadAttention(nn.Module):
-    """`[B, N, dim]` to `[B, N, dim]`, with `attend` between the projections.
+    """`[B, N, dim]` to `[B, N, dim_out or dim]`, with `attend` between the projections.
 
-    `qk_norm` puts an RMS norm over the head dimension on q and on k. The signature is the one that
-    timm's blocks call (`attn_layer`, which must be a class). Assign another attention to `attend`
-    to swap it: every other weight stays.
+    The keywords are those of timm's own attention, whose blocks call it (`attn_layer`, which must
+    be a class), and mean what they mean there: `qk_norm` puts a norm over the head dimension on q
+    and on k, `scale_norm` one on what comes out of `attend`; `norm_layer` makes them, by default
+    an RMS norm. One cannot be met, and is refused: dropout of attention weights, which no plan
+    with given marginals survives. Assign another attention to `attend` to swap it: every other
+    weight stays.
     """
 
     def __init__(
@@ -26,21 +31,37 @@ class MultiHeadAttention(nn.Module):
         num_heads: int,
         *,
         attend: Attention | None = None,
+        attn_head_dim: int | None = None,
+        dim_out: int | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        scale_norm: bool = False,
         proj_bias: bool = True,
+        gated: bool = False,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        **unused: Any,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        check_keywords(unknown, attn_drop)
+        if attn_head_dim is None and dim % num_heads:
             raise UserError(f"model.dim={dim} must be a multiple of model.heads={num_heads}")
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads if attn_head_dim is None else attn_head_dim
+        width = self.num_heads * self.head_dim
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        make_norm: Callable[..., nn.Module] = norm_layer or nn.RMSNorm
+        norm = partial(make_norm, **place)
+        self.qkv = nn.Linear(dim, 3 * width, bias=qkv_bias, **place)
+        self.q_norm = norm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = norm(self.head_dim) if qk_norm else nn.Identity()
         self.attend = attend or SoftmaxAttention()
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.norm = norm(width) if scale_norm else nn.Identity()
+        self.gate = nn.Linear(dim, width, bias=qkv_bias, **place) if gated else None
+        self.proj = nn.Linear(width, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
@@ -57,17 +78,37 @@ class MultiHeadAttention(nn.Module):
                 "mask has no plan with uniform marginals"
             )
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
-        q, k = self._normalised(self.q_norm, q), self._normalised(self.k_norm, k)
+        q, k = normalised(self.q_norm, q), normalised(self.k_norm, k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = self.attend(q, k, v, key_padding_mask=key_padding_mask)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        out = self.attend(q, k, v, key_padding_mask=key_padding_mask).transpose(1, 2).flatten(2)
+        out = normalised(self.norm, out)
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
 
-    @staticmethod
-    def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
-        """The norm in the dtype of its weight (float32 under autocast), the result in x's."""
-        if not isinstance(norm, nn.RMSNorm):
-            return x
-        return norm(x.to(norm.weight.dtype)).to(x.dtype)
+
+def check_keywords(unknown: Mapping[str, Any], attn_drop: float) -> None:
+    """Refuses what `MultiHeadAttention` would have to swallow."""
+    if unknown:
+        given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        known = inspect.signature(MultiHeadAttention).parameters.values()
+        raise UserError(
+            f"MultiHeadAttention does not know {given}; leave it out, or put your own attention "
+            "in the model's blocks. It takes "
+            f"{', '.join(p.name for p in known if p.kind is not p.VAR_KEYWORD)}"
+        )
+    if attn_drop:
+        raise UserError(
+            f"attn_drop={attn_drop} is not allowed: without some of its weights a plan loses its "
+            "uniform marginals. Set it to 0 (in a model of timm: attn_drop_rate=0); proj_drop "
+            "(proj_drop_rate) drops outputs instead"
+        )
+
+
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm in the dtype of its weight (float32 under autocast), the result in x's."""
+    weight = getattr(norm, "weight", None)
+    return norm(x if weight is None else x.to(weight.dtype)).to(x.dtype)
 
 
 class LayerInputs(NamedTuple):
@@ -94,23 +135,39 @@ def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
 
 
 @contextmanager
-def record_inputs(model: nn.Module) -> Iterator[dict[str, LayerInputs]]:
-    """While open, each forward pass of `model` leaves every layer's q, k, v, mask in the dict.
+def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
+    """While open, every call of a layer leaves its q, k, v, mask in the layer's list.
 
-    Compiled modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
+    A layer that runs several times, in one forward pass or in more, has as many entries. Compiled
+    modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
     """
-    recorded: dict[str, LayerInputs] = {}
+    recorded: dict[str, list[LayerInputs]] = {}
+    layers = attention_layers(model)
+    running = ""
 
-    def recorder(path: str) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            q, k, v = (t.detach() for t in args)
-            recorded[path] = LayerInputs(q, k, v, kwargs.get("key_padding_mask"))
+    def entering(path: str) -> Callable:
+        def hook(*_: Any) -> None:
+            nonlocal running
+            running = path
 
         return hook
 
-    handles = [
-        layer.attend.register_forward_pre_hook(recorder(path), with_kwargs=True)
-        for path, layer in attention_layers(model).items()
+    def recorder(paths: list[str]) -> Callable:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            path = running if running in paths else paths[0]
+            q, k, v = (t.detach() for t in args)
+            mask = kwargs.get("key_padding_mask")
+            recorded.setdefault(path, []).append(LayerInputs(q, k, v, mask))
+
+        return hook
+
+    sharing: dict[Attention, list[str]] = {}  # layers may have one attention among them
+    for path, layer in layers.items():
+        sharing.setdefault(layer.attend, []).append(path)
+    handles = [layer.register_forward_pre_hook(entering(path)) for path, layer in layers.items()]
+    handles += [
+        attend.register_forward_pre_hook(recorder(paths), with_kwargs=True)
+        for attend, paths in sharing.items()
     ]
     try:
         with torch.compiler.set_stance("force_eager"):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, INTERPRETED
 
 BLOCK = 1024
 PROGRAMS, ROUNDS = (1, 2) if INTERPRETED else (8192, 1024)
@@ -24,7 +24,7 @@ def exponentials_kernel(out, rounds, BLOCK: tl.constexpr):  # type: ignore[no-un
 def take_exponentials(device: torch.device) -> torch.Tensor:
     """`count` of them; the last ones, `[PROGRAMS * BLOCK]` float32."""
     out = torch.empty(PROGRAMS * BLOCK, device=device)
-    exponentials_kernel[(PROGRAMS,)](out, ROUNDS, BLOCK=BLOCK, num_warps=4)
+    exponentials_kernel[(PROGRAMS,)](out, ROUNDS, BLOCK=BLOCK, num_warps=4, **EVERY_LAUNCH)
     return out
 
 

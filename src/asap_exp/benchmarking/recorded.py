@@ -134,7 +134,7 @@ def recorded(
     """q, k, v of the layer at `path` for the last batch, `[heads of all samples, n, head_dim]`."""
     eps = sinkhorn(attention_layers(net)[path]).eps
     *_, last = layer_inputs(net, batches, precision)
-    inputs = last[path]
+    inputs = last[path][-1]
     mask, n = inputs.key_padding_mask, inputs.q.shape[2]
     if mask is not None:
         n = int((~mask).sum(dim=1).min())

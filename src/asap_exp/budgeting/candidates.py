@@ -80,10 +80,10 @@ class Judge:
         inputs, precision = self.timing_batch(), self.problem.precision
         recorded = next(iter(layer_inputs(self.problem.net, [(inputs, inputs)], precision)))
         calls = {
-            (path, words): layer_call(attend, recorded[path])
+            (path, words): layer_call(attend, recorded[path][-1])
             for path, found in options.items()
             for words, attend in found
-            if is_right(f"{path}, {words}", attend, recorded[path])
+            if is_right(f"{path}, {words}", attend, recorded[path][-1])
         }
         ms: dict[str, dict[str, float]] = {path: {} for path in options}
         for (path, words), timing in self._timed(calls).items():

@@ -25,4 +25,4 @@ def build_data(
 
         return TextDataModule(config, folder=folder, **options)
     assert isinstance(config, ImageDataConfig)
-    return ImageDataModule(config, **options)
+    return ImageDataModule(config, folder=folder, **options)

@@ -11,7 +11,9 @@ class Dataset:
     """`rows` is how many the complete splits have: fewer are called a subset.
 
     `hub` is the name on the Hugging Face hub, and of the configuration there, if it has several.
-    `folders` are the names that a local folder of Parquet files may have.
+    `folders` are the names that a local folder of Parquet files may have. `class_names` are in the
+    order of the labels; `trained_names` those of the data that a model was trained on, which then
+    decide. Labels that are not `labels_read` may be any whole numbers.
     """
 
     name: str
@@ -20,10 +22,18 @@ class Dataset:
     hub: tuple[str, ...] | None = None
     label_column: str = "label"
     local: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    trained_names: tuple[str, ...] | None = None
+    labels_read: bool = True
 
     @property
     def folders(self) -> tuple[str, ...]:
         return self.local or (self.name,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of its tables."""
+        return (self.label_column,) if self.num_classes else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +46,10 @@ class ImageDataset(Dataset):
     std: tuple[float, ...]
     torchvision: str | None = None
     image_column: str = "img"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.image_column, *super().columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +64,21 @@ class TextDataset(Dataset):
     joined: bool = False
     embedded: bool = False
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.text_column, *super().columns)
+
+
+CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple motorcycle mountain mouse mushroom oak orange orchid otter
+palm pear pickup_truck pine plain plate poppy porcupine possum rabbit raccoon ray road rocket rose
+sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper
+table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow wolf
+woman worm
+"""
 
 IMAGE_DATASETS = {
     dataset.name: dataset
@@ -74,6 +103,7 @@ IMAGE_DATASETS = {
             hub=("uoft-cs/cifar100",),
             torchvision="CIFAR100",
             label_column="fine_label",
+            class_names=tuple(CIFAR100_CLASSES.split()),
         ),
         ImageDataset(
             name="cifar10",
@@ -85,6 +115,18 @@ IMAGE_DATASETS = {
             std=(0.2470, 0.2435, 0.2616),
             hub=("uoft-cs/cifar10",),
             torchvision="CIFAR10",
+            class_names=(
+                "airplane",
+                "automobile",
+                "bird",
+                "cat",
+                "deer",
+                "dog",
+                "frog",
+                "horse",
+                "ship",
+                "truck",
+            ),
         ),
     )
 }
@@ -97,6 +139,7 @@ TEXT_DATASETS = {
             num_classes=4,
             rows={"train": 120_000, "test": 7_600},
             hub=("fancyzhx/ag_news",),
+            class_names=("World", "Sports", "Business", "Sci/Tech"),
             local=("ag_news",),
         ),
         TextDataset(
@@ -104,6 +147,22 @@ TEXT_DATASETS = {
             num_classes=14,
             rows={"train": 560_000, "test": 70_000},
             hub=("fancyzhx/dbpedia_14",),
+            class_names=(
+                "Company",
+                "EducationalInstitution",
+                "Artist",
+                "Athlete",
+                "OfficeHolder",
+                "MeanOfTransportation",
+                "Building",
+                "NaturalPlace",
+                "Village",
+                "Animal",
+                "Plant",
+                "Album",
+                "Film",
+                "WrittenWork",
+            ),
             local=("dbpedia_14", "dbpedia_14_subset"),
             text_column="content",
         ),
@@ -112,6 +171,7 @@ TEXT_DATASETS = {
             num_classes=5,
             rows={"train": 650_000, "test": 50_000},
             hub=("Yelp/yelp_review_full",),
+            class_names=("1 star", "2 star", "3 stars", "4 stars", "5 stars"),
             local=("yelp_review_full",),
         ),
         TextDataset(
@@ -119,6 +179,7 @@ TEXT_DATASETS = {
             num_classes=2,
             rows={"train": 25_000, "test": 25_000},
             hub=("stanfordnlp/imdb", "plain_text"),
+            class_names=("neg", "pos"),
             line_break="<br />",
         ),
         TextDataset(

@@ -1,15 +1,21 @@
 """The LightningDataModule of every image task."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torchvision.transforms import v2
 
 from asap_exp.config import ImageDataConfig
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import image_dataset
 from asap_exp.data.loader import DeviceLoader
-from asap_exp.data.module import TaskDataModule
-from asap_exp.data.sources import Images, load_images
+from asap_exp.data.memory import check_fits
+from asap_exp.data.module import TaskDataModule, as_trained
+from asap_exp.data.sources import Images, check_labels, load_images
+
+RESIZED_AT_ONCE = 1000
 
 
 class ImageDataModule(TaskDataModule[Images]):
@@ -18,8 +24,10 @@ class ImageDataModule(TaskDataModule[Images]):
     noun = "images"
     config: ImageDataConfig
 
-    def __init__(self, config: ImageDataConfig, **options: Any) -> None:
-        self.dataset = image_dataset(config.name)
+    def __init__(
+        self, config: ImageDataConfig, *, folder: Path | None = None, **options: Any
+    ) -> None:
+        self.dataset = as_trained(image_dataset(config.name), folder)
         super().__init__(config, self.dataset, **options)
 
     @property
@@ -28,10 +36,15 @@ class ImageDataModule(TaskDataModule[Images]):
 
     def load(self, split: str) -> Images:
         images = load_images(self.dataset, split, self.config.root, self.config.cache)
+        if split == "train":
+            self.class_names = images.names
         pixels, size = images.pixels, self.config.image_size
-        if size != self.dataset.size:
-            pixels = v2.functional.resize(pixels, [size, size], antialias=True)
+        if tuple(pixels.shape[2:]) != (size, size):
+            pixels = resized(pixels, size)
         return Images(pixels.to(self.device), images.labels.to(self.device), images.source)
+
+    def check(self, split: str) -> None:
+        check_labels(self.dataset, split, self.config.root, self.config.cache)
 
     def training_loader(self, samples: Images) -> DeviceLoader:
         return DeviceLoader(
@@ -45,3 +58,15 @@ class ImageDataModule(TaskDataModule[Images]):
     def plain_loader(self, samples: Images, batch_size: int) -> DeviceLoader:
         transform = EvaluationTransform(self.dataset).to(self.device)
         return DeviceLoader(samples, batch_size, transform)
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """A part after the other, so that nothing but the result needs much memory."""
+    shape = (*pixels.shape[:2], size, size)
+    check_fits(f"data.image_size={size}", shape)
+    result = torch.empty(shape, dtype=pixels.dtype)
+    for part, place in zip(
+        pixels.split(RESIZED_AT_ONCE), result.split(RESIZED_AT_ONCE), strict=True
+    ):
+        place.copy_(v2.functional.resize(part, [size, size], antialias=True))
+    return result

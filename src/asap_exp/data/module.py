@@ -1,7 +1,9 @@
 """What the LightningDataModules of all kinds of data have in common."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -13,8 +15,15 @@ from torch import Tensor
 
 from asap_exp.config import DataConfig
 from asap_exp.data.catalog import Dataset
+from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
 from asap_exp.errors import UserError
+from asap_exp.files import read_json, write_json
+
+CLASSES = "classes.json"
+"""In a run directory: what the classes are called, in the order of the model's outputs."""
+
+Catalogued = TypeVar("Catalogued", bound=Dataset)
 
 
 class Rows(Protocol):
@@ -63,6 +72,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.device = torch.device(device)
         self.rows_in_all = dataset.rows
+        self.class_names: Names = dataset.trained_names
         self._splits: dict[str, Kind] = {}
         self.identity: dict[str, object] = {"name": config.name, "train_on": config.train_on}
 
@@ -74,6 +84,10 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     @abstractmethod
     def load(self, split: str) -> Kind:
         """A whole split."""
+
+    @abstractmethod
+    def check(self, split: str) -> None:
+        """Raises UserError where `load` would refuse a row's label, if the split is at hand."""
 
     @abstractmethod
     def training_loader(self, samples: Kind) -> BatchLoader:
@@ -89,12 +103,19 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
 
     def save(self, folder: Path) -> None:
         """Writes into a run directory what else its model needs to read this data."""
+        if self.class_names is not None:
+            write_json(folder / CLASSES, list(self.class_names))
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the training split and carves the validation rows; a second call does nothing."""
+        """Loads the training split and carves the validation rows; a second call does nothing.
+
+        What is wrong with the labels of the test split comes to light here too, not only once a
+        model is trained.
+        """
         if "train" in self._splits:
             return
         rows = self.load("train")
+        self.check("test")
         train_rows, val_rows = self._carved(rows)
         part = rows.take(train_rows)
         whole = self.config.train_on == "train+val"
@@ -112,8 +133,25 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             "val_rows_sha256": hashlib.sha256(val_rows.astype(np.int64).tobytes()).hexdigest(),
         }
 
+    def content_hashes(self) -> dict[str, str]:
+        """SHA-256 of the training rows as they are now, and of which of them are for validation.
+
+        As in the manifest of a run that was trained on them. Loads them; decoded images and token
+        ids of the same files come out of the cache. DataNotFound where they are nowhere.
+        """
+        self.setup()
+        return {key: str(self.identity[key]) for key in ("train_sha256", "val_rows_sha256")}
+
     def train_dataloader(self) -> BatchLoader:
-        return self.training_loader(self._splits["train"])
+        train, held_back = self._splits["train"], self._splits["val"].rows
+        carves = self.config.val_fraction is not None and self.config.train_on == "train"
+        if carves and train.rows < self.batch_size <= train.rows + held_back:
+            raise UserError(
+                f"data.val_fraction={self.config.val_fraction} leaves {train.rows} {self.noun} to "
+                f"train on, fewer than recipe.batch_size={self.batch_size}; choose a smaller "
+                "fraction, or a smaller batch"
+            )
+        return self.training_loader(train)
 
     def val_dataloader(self) -> BatchLoader:
         return self.plain_loader(self._splits["val"], self.batch_size)
@@ -164,18 +202,37 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
                 f"data.val_fraction={fraction}, but {self.config.name} has a validation split of "
                 "its own; set data.val_fraction=null"
             )
-        labels = rows.labels.cpu().numpy()
-        classes = len(np.unique(labels))
-        if int(fraction * len(labels)) < classes:
-            raise UserError(
-                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer validation "
-                f"{self.noun} than the {classes} classes; choose a larger fraction"
-            )
-        parts = train_test_split(
-            np.arange(len(labels)),
-            test_size=fraction,
-            stratify=labels,
-            random_state=self.config.split_seed,
+        return carved(
+            rows.labels.cpu().numpy(), fraction, seed=self.config.split_seed, noun=self.noun
         )
-        train_rows, val_rows = (np.sort(part) for part in parts)
-        return train_rows, val_rows
+
+
+def carved(
+    labels: np.ndarray, fraction: float, *, seed: int, noun: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, by class; the row of a class that has one is for training."""
+    _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(sizes[class_of] > 1)
+    classes = int((sizes > 1).sum())
+    for part, rows, change in (
+        ("validation", int(fraction * len(shared)), "larger"),
+        ("training", len(shared) - math.ceil(fraction * len(shared)), "smaller"),
+    ):
+        if not classes or rows < classes:
+            raise UserError(
+                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} {noun} "
+                f"than the {len(sizes)} classes; choose a {change} fraction"
+            )
+    parts = train_test_split(shared, test_size=fraction, stratify=labels[shared], random_state=seed)
+    train_rows, val_rows = (np.sort(part) for part in parts)
+    return np.union1d(train_rows, np.flatnonzero(sizes[class_of] == 1)), val_rows
+
+
+def as_trained(dataset: Catalogued, folder: Path | None) -> Catalogued:
+    """`dataset`, its classes in the order of the model of the run directory `folder`."""
+    if folder is None or not (folder / CLASSES).is_file():
+        return dataset
+    names = read_json(folder / CLASSES)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{folder / CLASSES} is damaged: it is no list of class names")
+    return replace(dataset, trained_names=tuple(names))

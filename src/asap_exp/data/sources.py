@@ -6,44 +6,65 @@ No source waits on an unreachable network for more than `REACH_SECONDS`.
 
 import contextlib
 import hashlib
-import io
 import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from asap_exp.data.cache import file_sha256, keep, kept
 from asap_exp.data.catalog import Dataset, ImageDataset
+from asap_exp.data.hub import hub_rows, prepared_rows
+from asap_exp.data.labels import Names, labels_of
+from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
+from asap_exp.data.pictures import decoded_pixels
 from asap_exp.errors import UserError
+from asap_exp.locations import cache_dir, data_root
 
 Samples = TypeVar("Samples")
-Decode = Callable[[Any, str], Samples]
-"""From the rows of a Hugging Face data set, and the name of their source."""
+
+
+class Found(NamedTuple):
+    """The rows of a split, where they are from, and what the training split calls the classes."""
+
+    parts: list[Part]
+    source: str
+    training: Names
+    content: str | None = None
+    """A hash of the files, where they are local."""
+
+
+Decode = Callable[[Found], Samples]
 
 SPLITS = ("train", "test")
 REACH_SECONDS = 8
 DIGITS_TEST_ROWS = 540
-# Asking each of PIL's formats in turn takes as long as decoding a small image.
-IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
 
 
 class Images(NamedTuple):
-    """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source."""
+    """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source.
+
+    `names` are those of the classes, where the source has them.
+    """
 
     pixels: Tensor
     labels: Tensor
     source: str
+    names: Names = None
 
     @property
     def rows(self) -> int:
@@ -62,6 +83,10 @@ class Unavailable(Exception):
     """Why a source cannot give a data set, in one phrase."""
 
 
+class DataNotFound(UserError):
+    """No source has the data set."""
+
+
 def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> Images:
     """The rows of `split`, in their stored order; UserError names every way to provide the data."""
     if dataset.name == "digits":
@@ -71,7 +96,7 @@ def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str 
         split,
         root,
         cache,
-        lambda rows, source: decoded(rows, dataset, source),
+        lambda found: decoded(found, dataset, cache_dir(cache)),
         {"torchvision": lambda: from_torchvision(dataset, split, cache_dir(cache))},
     )
 
@@ -85,17 +110,16 @@ def first_available(
     others: Mapping[str, Callable[[], Samples]] = MappingProxyType({}),
 ) -> Samples:
     """The split from the first source that has it; `others` are asked last."""
-    root = root or os.environ.get("ASAP_EXP_DATA")
     folder = cache_dir(cache)
     reasons = []
     sources: dict[str, Callable[[], Samples]] = {
-        "local folder": lambda: from_parquet(dataset, split, root, folder, decode),
-        "Hugging Face hub": lambda: from_hub(dataset, split, folder, decode),
+        "local folder": lambda: from_parquet(dataset, split, root, decode),
+        "Hugging Face hub": lambda: from_hub(dataset, split, root, folder, decode),
         **others,
     }
-    for name, load in sources.items():
+    for name, ask in sources.items():
         try:
-            return load()
+            return ask()
         except Unavailable as reason:
             reasons.append(f"{name}: {reason}")
     ways = [
@@ -106,15 +130,10 @@ def first_available(
         *(f"one that reaches {name}'s download" for name in others),
     ]
     number = {2: "two", 3: "three"}[len(ways)]
-    raise UserError(
+    raise DataNotFound(
         f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
         f"{number} ways: {', or '.join(ways)}."
     )
-
-
-def cache_dir(cache: str | None) -> Path:
-    """Where downloads go: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
-    return Path(cache or os.environ.get("ASAP_EXP_CACHE") or Path.home() / ".cache" / "asap_exp")
 
 
 def digits(split: str) -> Images:
@@ -129,63 +148,95 @@ def digits(split: str) -> Images:
     return Images(torch.from_numpy(pixels[rows]), labels, "embedded in scikit-learn")
 
 
-def parquet_files(folder: Path, split: str) -> list[Path]:
-    """SPLIT.parquet, or else its shards; UserError where a shard is missing."""
-    whole = folder / f"{split}.parquet"
-    if whole.is_file():
-        return [whole]
-    shards = sorted(folder.glob(f"{split}-*.parquet"))
-    totals = {file.stem.rpartition("-of-")[2] for file in shards if "-of-" in file.stem}
-    if totals and {int(total) for total in totals} != {len(shards)}:
-        raise UserError(
-            f"{folder} holds {len(shards)} shards of {split}, but they are named as "
-            f"{' and '.join(sorted(totals))}; a subset is not taken for the whole"
-        )
-    return shards
+def at_hand(
+    dataset: Dataset, split: str, root: str | None, cache: str | None, columns: Sequence[str]
+) -> Found | None:
+    """The columns of a split that needs no network; None where that is not there."""
+    try:
+        return found_locally(dataset, split, root, columns, hashed=False)
+    except Unavailable:
+        rows = prepared_rows(dataset, split, cache_dir(cache))
+    return None if rows is None else found_on_hub(dataset, rows, root)
+
+
+def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
+    """The Parquet files of a split, from the first of its folders that has some."""
+    folder_of_sets = data_root(root)
+    if folder_of_sets is None:
+        raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
+    folders = [Path(folder_of_sets) / name for name in dataset.folders]
+    for folder in folders:
+        if files := parquet_files(folder, split):
+            return files
+    raise Unavailable(
+        f"no {split}.parquet or {split}-*.parquet in {' or '.join(map(str, folders))}"
+    )
 
 
 def from_parquet(
-    dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
+    dataset: Dataset, split: str, root: str | None, decode: Decode[Samples]
 ) -> Samples:
-    if root is None:
-        raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
-    folders = [Path(root).expanduser() / name for name in dataset.folders]
-    files, folder = next(
-        ((found, folder) for folder in folders if (found := parquet_files(folder, split))),
-        ([], folders[0]),
-    )
-    if not files:
-        where = " or ".join(map(str, folders))
-        raise Unavailable(f"no {split}.parquet or {split}-*.parquet in {where}")
-    import datasets
+    return decode(found_locally(dataset, split, root, dataset.columns))
 
-    datasets.disable_progress_bars()
+
+def found_locally(
+    dataset: Dataset, split: str, root: str | None, columns: Sequence[str], *, hashed: bool = True
+) -> Found:
+    files = local_files(dataset, split, root)
+    with reading(dataset, files):
+        parts = read_parts(files, columns)
+        content = " ".join(map(file_sha256, files)) if hashed else None
+    training = training_names(dataset, root)
+    return Found(parts, "local Parquet files", training, content)
+
+
+def training_names(dataset: Dataset, root: str | None) -> Names:
+    """What a trained model's data calls the classes, else the first local training file."""
+    if dataset.trained_names is not None:
+        return dataset.trained_names
     try:
-        rows = datasets.load_dataset(
-            "parquet",
-            data_files=[str(file) for file in files],
-            split="train",
-            cache_dir=str(cache / "datasets"),
-        )
-        return decode(rows, "local Parquet files")
-    except Exception as error:
+        files = local_files(dataset, "train", root)
+    except Unavailable:
+        return None
+    with reading(dataset, files):
+        return class_names(pq.read_schema(files[0]), dataset.label_column)
+
+
+@contextlib.contextmanager
+def reading(dataset: Dataset, files: Sequence[Path]) -> Iterator[None]:
+    """Says of which data set and folder it was that a file could not be read."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UserError) as error:
         raise UserError(
-            f"the Parquet files of {dataset.name} in {folder} could not be read "
-            f"({type(error).__name__}: {error}); fetch them again with scripts/download_data.py"
+            f"the Parquet files of {dataset.name} in {files[0].parent} could not be read: {error}"
         ) from error
 
 
-def from_hub(dataset: Dataset, split: str, cache: Path, decode: Decode[Samples]) -> Samples:
+def from_hub(
+    dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
+) -> Samples:
     if dataset.hub is None:
         raise Unavailable("not there")
-    require_reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    import datasets
-
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        rows = datasets.load_dataset(*dataset.hub, split=split, cache_dir=str(cache / "datasets"))
-        return decode(rows, f"Hugging Face hub, {' '.join(dataset.hub)}")
+        require_reachable(endpoint)
+        rows = hub_rows(dataset, split, cache)
+    except UserError:
+        raise
     except Exception as error:
-        raise Unavailable(f"{type(error).__name__}: {error}") from error
+        rows = prepared_rows(dataset, split, cache)  # what an earlier run has left
+        if rows is None:
+            if isinstance(error, Unavailable):
+                raise
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+    return decode(found_on_hub(dataset, rows, root))
+
+
+def found_on_hub(dataset: Dataset, rows: Any, root: str | None) -> Found:
+    source = f"Hugging Face hub, {' '.join(dataset.hub or ())}"
+    part = Part(source, rows.data.table)
+    return Found([part], source, training_names(dataset, root))
 
 
 def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
@@ -207,23 +258,34 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
     return Images(pixels, torch.tensor(rows.targets), f"torchvision {dataset.torchvision}")
 
 
-def decoded(rows: Any, dataset: ImageDataset, source: str) -> Images:
-    """Every image of a Hugging Face data set, decoded to uint8."""
-    import datasets
-
-    # The library's own decoding goes row by row and takes most of the time.
-    table = rows.cast_column(dataset.image_column, datasets.Image(decode=False))[:]
-    mode = {1: "L", 3: "RGB"}[dataset.channels]
-    pixels = np.stack([decoded_image(row["bytes"], mode) for row in table[dataset.image_column]])
-    pixels = pixels[:, None] if dataset.channels == 1 else pixels.transpose(0, 3, 1, 2)
-    labels = torch.tensor(table[dataset.label_column])
-    return Images(torch.from_numpy(np.ascontiguousarray(pixels)), labels, source)
+def decoded(found: Found, dataset: ImageDataset, cache: Path) -> Images:
+    """Images and labels; the pixels of local files are kept in the cache, by their content."""
+    labels = labels_of(found.parts, dataset, found.training)
+    names = found.training or found.parts[0].class_names(dataset.label_column)
+    pixels = torch.from_numpy(kept_pixels(found, dataset, cache))
+    return Images(pixels, torch.from_numpy(labels), found.source, names)
 
 
-def decoded_image(content: bytes, mode: str) -> np.ndarray:
-    """uint8 `[height, width]`, with channels last where `mode` has several."""
-    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-        return np.asarray(image.convert(mode))
+def kept_pixels(found: Found, dataset: ImageDataset, cache: Path) -> np.ndarray:
+    if found.content is None:
+        return decoded_pixels(found.parts, dataset)
+    made_of = f"{found.content} {dataset.image_column} {dataset.channels} {PIL.__version__}"
+    key = hashlib.sha256(made_of.encode()).hexdigest()
+    file = cache / "datasets" / "decoded" / f"{key}.safetensors"
+    if (content := kept(file)) is not None:
+        return load(content)["pixels"].numpy()
+    pixels = decoded_pixels(found.parts, dataset)
+    keep(file, save({"pixels": torch.from_numpy(pixels)}))
+    return pixels
+
+
+def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> None:
+    """Refuses labels of a split that is at hand, without a look at its images."""
+    if dataset.name == "digits":
+        return
+    found = at_hand(dataset, split, root, cache, [dataset.label_column])
+    if found is not None:
+        labels_of(found.parts, dataset, found.training)
 
 
 def require_reachable(url: str) -> None:

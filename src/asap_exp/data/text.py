@@ -1,5 +1,6 @@
 """The LightningDataModule of every text task."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from tokenizers import Tokenizer
 from asap_exp.config import TextDataConfig
 from asap_exp.data.catalog import text_dataset
 from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
-from asap_exp.data.module import TaskDataModule
+from asap_exp.data.module import TaskDataModule, as_trained
 from asap_exp.data.sources import cache_dir
 from asap_exp.data.text_loader import TextLoader
-from asap_exp.data.texts import POOLED_TEST_SHARE, RawTexts, load_texts, pooled
+from asap_exp.data.texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
 from asap_exp.data.tokenizer import (
     FILE,
     cached_encoding,
@@ -21,7 +22,7 @@ from asap_exp.data.tokenizer import (
     save_tokenizer,
     tokenizer_hash,
 )
-from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated
+from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
 from asap_exp.errors import UserError
 
 
@@ -35,7 +36,8 @@ class TextDataModule(TaskDataModule[Texts]):
     config: TextDataConfig
 
     def __init__(self, config: TextDataConfig, *, folder: Path | None, **options: Any) -> None:
-        self.dataset = text_dataset(config.name)
+        dataset = as_trained(text_dataset(config.name), folder)
+        self.dataset = replace(dataset, labels_read=not config.masked)
         if not (config.masked or self.dataset.num_classes):
             raise UserError(
                 f"data.objective={config.objective}, but the texts of {config.name} have no "
@@ -89,17 +91,27 @@ class TextDataModule(TaskDataModule[Texts]):
 
     def load(self, split: str) -> Texts:
         raw, cache = self.raw(split), cache_dir(self.config.cache)
+        if split == "train":
+            self.class_names = raw.names
         return cached_encoding(self.tokenizer, raw.texts, raw.labels, raw.source, raw.sha256, cache)
 
+    def check(self, split: str) -> None:
+        check_texts(self.dataset, split, self.config.root, self.config.cache)
+
     def arranged(self, rows: Texts) -> Texts:
+        if self.config.masked and not len(rows.ids):
+            raise UserError(
+                f"data.objective=mlm has nothing to predict: all {rows.rows} texts of a split of "
+                f"{self.config.name} are empty"
+            )
         if self.config.layout == "blocks":
-            return blocks(rows, self.config.max_length, joined=self.dataset.joined)
-        texts = truncated(rows, self.config.max_length, self.config.truncation)
-        if not self.config.masked:
-            return texts
-        return texts.take((texts.lengths > 1).nonzero()[0])  # an empty one has nothing to predict
+            samples = blocks(rows, self.config.max_length, joined=self.dataset.joined)
+        else:
+            samples = truncated(rows, self.config.max_length, self.config.truncation)
+        return with_own_tokens(samples) if self.config.masked else samples
 
     def save(self, folder: Path) -> None:
+        super().save(folder)
         save_tokenizer(folder / FILE, self.tokenizer)
 
     def training_loader(self, samples: Texts) -> TextLoader:

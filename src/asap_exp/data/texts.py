@@ -5,23 +5,31 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
+import pyarrow as pa
 
 from asap_exp.data.catalog import TextDataset
-from asap_exp.data.sources import first_available
+from asap_exp.data.labels import Names, dense, is_text, labels_of
+from asap_exp.data.parquet import Part
+from asap_exp.data.sources import Found, at_hand, first_available
+from asap_exp.errors import UserError
 
 POOLED_TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class RawTexts:
-    """A split as it is stored; labels are 0 where the data set has none."""
+    """A split as it is stored; labels are 0 where the data set has none.
+
+    `names` are those of the classes, where the source has them.
+    """
 
     texts: list[str]
     labels: list[int]
     source: str
+    names: Names = None
 
     @cached_property
     def sha256(self) -> str:
@@ -34,16 +42,24 @@ class RawTexts:
         return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> "RawTexts":
-        return RawTexts([self.texts[i] for i in rows], [self.labels[i] for i in rows], self.source)
+        texts, labels = [self.texts[i] for i in rows], [self.labels[i] for i in rows]
+        return RawTexts(texts, labels, self.source, self.names)
 
 
 def load_texts(dataset: TextDataset, split: str, root: str | None, cache: str | None) -> RawTexts:
     """The rows of `split`, in their stored order; UserError names every way to provide the data."""
     if dataset.embedded:
         return embedded(dataset, split)
-    return first_available(
-        dataset, split, root, cache, lambda rows, source: decoded(rows, dataset, source)
-    )
+    return first_available(dataset, split, root, cache, lambda found: decoded(found, dataset))
+
+
+def check_texts(dataset: TextDataset, split: str, root: str | None, cache: str | None) -> None:
+    """Refuses rows of a split that is at hand, as `load_texts` would."""
+    if dataset.embedded or split not in dataset.rows:
+        return
+    found = at_hand(dataset, split, root, cache, dataset.columns)
+    if found is not None:
+        decoded(found, dataset)
 
 
 def pooled(train: RawTexts, test: RawTexts, split: str, *, seed: int) -> RawTexts:
@@ -51,19 +67,52 @@ def pooled(train: RawTexts, test: RawTexts, split: str, *, seed: int) -> RawText
 
     The protocol of Sinkformers' IMDb run, whose draw had no seed.
     """
-    everything = RawTexts(train.texts + test.texts, train.labels + test.labels, train.source)
+    texts, labels = train.texts + test.texts, train.labels + test.labels
+    everything = RawTexts(texts, labels, train.source, train.names)
     order = np.random.default_rng(seed).permutation(len(everything.texts))
     test_rows = round(POOLED_TEST_SHARE * len(order))
     part = order[:test_rows] if split == "test" else order[test_rows:]
     return everything.take(np.sort(part))
 
 
-def decoded(rows: Any, dataset: TextDataset, source: str) -> RawTexts:
-    texts = list(rows[dataset.text_column])
+def decoded(found: Found, dataset: TextDataset) -> RawTexts:
+    texts = [text for part in found.parts for text in part_texts(part, dataset)]
     if dataset.line_break is not None:
         texts = [text.replace(dataset.line_break, "\n") for text in texts]
-    labels = list(rows[dataset.label_column]) if dataset.num_classes else [0] * len(texts)
-    return RawTexts(texts, labels, source)
+    if not dataset.num_classes:
+        return RawTexts(texts, [0] * len(texts), found.source)
+    labels = labels_of(found.parts, dataset, found.training).tolist()
+    names = found.training or found.parts[0].class_names(dataset.label_column)
+    return RawTexts(texts, labels, found.source, names)
+
+
+def part_texts(part: Part, dataset: TextDataset) -> list[str]:
+    """UserError names the first row without a text, or with bytes that are none."""
+    column = dense(part.table[dataset.text_column])
+    kind = column.type
+    if not (is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        if column.null_count == len(column):
+            refuse(part, dataset, 0, "has no text")
+        raise UserError(
+            f"column {dataset.text_column} of {part.name} holds {kind}, and no texts; make it a "
+            f"column of strings, which {dataset.name} needs"
+        )
+    texts: list[str] = []
+    for row, content in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        if content is None:
+            refuse(part, dataset, row, "has no text")
+        try:
+            texts.append(content.decode())
+        except UnicodeDecodeError as error:
+            refuse(part, dataset, row, f"has bytes that are no UTF-8 ({error})")
+    return texts
+
+
+def refuse(part: Part, dataset: TextDataset, row: int, what: str) -> NoReturn:
+    raise UserError(
+        f"the texts of {dataset.name} cannot be used: column {dataset.text_column} {what} in "
+        f"{part.place(row)}. Give that row a text, which may be empty, or take it out"
+    )
 
 
 def embedded(dataset: TextDataset, split: str) -> RawTexts:

@@ -3,21 +3,25 @@
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from safetensors.torch import load, save
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from asap_exp.data.cache import keep, kept
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, offsets_of
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
-from asap_exp.tensors import load_tensors, save_tensors
 
 FILE = "tokenizer.json"
 BATCH = 1000
 """Texts that are encoded at once."""
+LONGEST_WORD = 1000
+"""In bytes. Of longer words the trainer sees pieces: its time grows with the square of a word."""
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -> Tokenizer:
@@ -25,7 +29,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    enormous = any(map(re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}").search, texts))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces]) if enormous else words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - SPECIAL_TOKENS,
@@ -34,24 +41,25 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = words
     return tokenizer
 
 
 def cached_tokenizer(
-    texts: Sequence[str], content: str, cache: Path, vocab_size: int, *, lowercase: bool
+    texts: Sequence[str], texts_sha256: str, cache: Path, vocab_size: int, *, lowercase: bool
 ) -> Tokenizer:
-    """The tokenizer of these texts, whose hash is `content`: out of the cache, if it is there."""
+    """The tokenizer of these texts, with that hash: out of the cache, if it is there."""
     made_of = {
-        "texts": content,
+        "texts": texts_sha256,
         "vocab_size": vocab_size,
         "lowercase": lowercase,
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
     file = cache / "tokenizers" / f"{content_key(made_of)}.json"
-    if file.is_file():
-        return load_tokenizer(file)
+    if (content := kept(file)) is not None:
+        return Tokenizer.from_str(content.decode())
     tokenizer = train_tokenizer(texts, vocab_size, lowercase=lowercase)
-    save_tokenizer(file, tokenizer)
+    keep(file, tokenizer.to_str().encode())
     return tokenizer
 
 
@@ -107,9 +115,9 @@ def cached_encoding(
     """`encode`, once for each content and tokenizer."""
     key = content_key({"texts": content, "tokenizer": tokenizer_hash(tokenizer)})
     file = cache / "tokens" / f"{key}.safetensors"
-    if file.is_file():
-        return Texts(**load_tensors(file), source=source)
+    if (tensors := kept(file)) is not None:
+        return Texts(**load(tensors), source=source)
     encoded = encode(tokenizer, texts, labels, source)
-    tensors = {"ids": encoded.ids, "offsets": encoded.offsets, "labels": encoded.labels}
-    save_tensors(file, tensors)
+    made = {"ids": encoded.ids, "offsets": encoded.offsets, "labels": encoded.labels}
+    keep(file, save(made))
     return encoded

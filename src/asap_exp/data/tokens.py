@@ -149,6 +149,13 @@ def blocks(texts: Texts, max_length: int, *, joined: bool) -> Texts:
     return with_cls(stream, place, place + room * row, offsets)
 
 
+def with_own_tokens(texts: Texts) -> Texts:
+    """Without those that hold special tokens alone: nothing can be predicted there."""
+    row = np.repeat(np.arange(texts.rows), texts.lengths)
+    own = np.bincount(row, weights=texts.ids.cpu().numpy() >= SPECIAL_TOKENS, minlength=texts.rows)
+    return texts if own.all() else texts.take(own.nonzero()[0])
+
+
 def with_cls(texts: Texts, place: np.ndarray, source: np.ndarray, offsets: np.ndarray) -> Texts:
     """The tokens of `texts` at `source`, a CLS token where `place` is -1."""
     ids = np.full(len(place), CLS, dtype=np.int32)

@@ -41,7 +41,13 @@ def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+    """Ordinary tensors on `device`: of one made in inference mode no gradient takes note."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return tree_map_only(Tensor, moved, batch)
 
 
 def num_samples(batch: Any) -> int:

@@ -4,8 +4,9 @@ Imports neither Hydra nor Lightning: `distill` and `asap_exp.compile` both call 
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from asap_exp.attention import (
     AsapAttention,
-    LayerInputs,
     MultiHeadAttention,
     SinkhornAttention,
     attention_layers,
@@ -21,7 +21,13 @@ from asap_exp.attention import (
 )
 from asap_exp.config import CalibrationConfig
 from asap_exp.console import progress
-from asap_exp.distillation.capture import Forward, device_of, layer_inputs, on_inputs
+from asap_exp.distillation.capture import (
+    Forward,
+    Recorded,
+    checked_inputs,
+    device_of,
+    on_inputs,
+)
 from asap_exp.distillation.end_to_end import fit_predictions, teacher_examples
 from asap_exp.distillation.kl import Target, mean_kl, teacher_target
 from asap_exp.distillation.maps import RidgeFit, fit_ridge
@@ -59,6 +65,12 @@ class Problem:
     precision: str
     forward: Forward = on_inputs
 
+    def batch_name(self, batches: Batches, index: int) -> str:
+        """Of one of `fit` or `held_out`, counted through both."""
+        index += len(self.fit) if batches is self.held_out else 0
+        total = len(self.fit) + len(self.held_out)
+        return f"calibration batch {index + 1} of {total} (index {index})"
+
 
 @dataclass
 class Calibration:
@@ -93,8 +105,13 @@ class Calibration:
         }
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def calibrate(problem: Problem, paths: Sequence[str]) -> Calibration:
-    """Fits the map of every layer at `paths`; the teacher is left as it is."""
+    """Fits the map of every layer at `paths`; the teacher is left as it is.
+
+    With gradients, whatever the caller switched off.
+    """
     result = Calibration()
     if problem.config.sequential:
         # The controls see what the controls before them produce, as the maps do.
@@ -190,27 +207,29 @@ def record(
         )
         for path in group
     }
-    targets: dict[str, list[Target]] = {path: [] for path in group}
-    recorded: Iterable[Mapping[str, LayerInputs]] = progress(
-        layer_inputs(problem.net, batches, problem.precision, problem.forward),
-        "Calibrating",
-        len(batches),
-    )
+    teachers = {path: sinkhorn(layers[path]) for path in group}
+    name = partial(problem.batch_name, batches)
+    inputs = checked_inputs(problem.net, batches, group, problem.precision, problem.forward, name)
+    passes: Iterable[Recorded] = progress(inputs, "Calibrating", len(batches))
+    kept: list[dict[str, list[Target]]] = []
     stride = 1
-    for number, inputs in enumerate(recorded):
-        for path in group:
-            teacher = sinkhorn(layers[path])
-            sums[path].add(inputs[path], teacher)
-            if room and number % stride == 0:
-                targets[path].append(teacher_target(inputs[path], teacher))
-        while num_bytes(targets) > room and len(targets[group[0]]) > 1:
-            targets = {path: kept[::2] for path, kept in targets.items()}
+    for number, recorded in enumerate(passes):
+        for path, teacher in teachers.items():
+            for call in recorded[path]:
+                sums[path].add(call, teacher)
+        if room and number % stride == 0:
+            kept.append(
+                {p: [teacher_target(call, t) for call in recorded[p]] for p, t in teachers.items()}
+            )
+        while num_bytes(kept) > room and len(kept) > 1:
+            kept = kept[::2]
             stride *= 2
-    return sums, targets
+    return sums, {path: [target for batch in kept for target in batch[path]] for path in group}
 
 
-def num_bytes(targets: Mapping[str, Sequence[Target]]) -> int:
-    return sum(target.nbytes for kept in targets.values() for target in kept)
+def num_bytes(kept: Sequence[dict[str, list[Target]]]) -> int:
+    """Of what was kept of so many batches."""
+    return sum(t.nbytes for batch in kept for targets in batch.values() for t in targets)
 
 
 def candidates(problem: Problem, path: str) -> Tensor:
@@ -224,7 +243,13 @@ def candidates(problem: Problem, path: str) -> Tensor:
 def fit_together(problem: Problem, result: Calibration) -> None:
     """The step on the predictions of the whole model: of the maps, and of the controls."""
     fit, held_out = (
-        teacher_examples(problem.net, list(batches), problem.precision, problem.forward)
+        teacher_examples(
+            problem.net,
+            list(batches),
+            problem.precision,
+            problem.forward,
+            partial(problem.batch_name, batches),
+        )
         for batches in (problem.fit, problem.held_out)
     )
     for kind in KINDS:

@@ -1,13 +1,17 @@
 """What every attention layer of a frozen teacher receives, batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from asap_exp.attention import LayerInputs, record_inputs
 from asap_exp.devices import autocast
+from asap_exp.errors import UserError
+from asap_exp.ops.reference._masking import blank
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """Runs a model on a batch of a loader and returns its predictions."""
@@ -22,12 +26,69 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+Recorded = Mapping[str, Sequence[LayerInputs]]
+"""By layer path, what each of its calls on one batch received."""
+
+
 @torch.no_grad()
 def layer_inputs(
     model: nn.Module, batches: Iterable[Any], precision: str, forward: Forward = on_inputs
-) -> Iterator[dict[str, LayerInputs]]:
-    """For each batch, q, k, v and mask of every attention layer by path."""
+) -> Iterator[Recorded]:
+    """For each batch, q, k, v and mask of every call of every attention layer by path."""
     for batch in batches:
         with record_inputs(model) as recorded, autocast(precision, device_of(model)):
             forward(model, batch)
         yield recorded
+
+
+def batch_name(index: int) -> str:
+    return f"batch {index + 1}"
+
+
+def checked_inputs(
+    model: nn.Module,
+    batches: Iterable[Any],
+    paths: Collection[str],
+    precision: str,
+    forward: Forward = on_inputs,
+    name: Callable[[int], str] = batch_name,
+) -> Iterator[Recorded]:
+    """The same; UserError where a layer at `paths` did not run, or received what is not finite.
+
+    `name` is what the batch of an index is called.
+    """
+    for index, batch in enumerate(batches):
+        (recorded,) = layer_inputs(model, [batch], precision, forward)
+        missed = [path for path in paths if path not in recorded]
+        if missed:
+            raise UserError(
+                f"forward did not run the attention layer at {', '.join(missed)} on {name(index)}; "
+                "leave it out with layers=[...], or call the model so that it does"
+            )
+        if not all(is_finite(call) for path in paths for call in recorded[path]):
+            raise UserError(not_finite(recorded, batch, name(index)))
+        yield recorded
+
+
+def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
+    """Where the first NaN or infinity is: in the batch, or else in which layer."""
+    by_call = itertools.zip_longest(*([(p, c) for c in calls] for p, calls in recorded.items()))
+    in_order = (each for calls in by_call for each in calls if each is not None)
+    path = next(path for path, call in in_order if not is_finite(call))
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    if all(tensor.isfinite().all() for tensor in tensors):
+        return (
+            f"on {name}, which is finite itself, the queries or keys of the layer at {path} are "
+            "not (NaN or infinity), and those of no layer before it: look at the weights up to "
+            "there, or choose precision=32-true if half precision overflows"
+        )
+    return (
+        f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
+        f"layer at {path}; mend or leave out its samples, or mask them as padding"
+    )
+
+
+def is_finite(inputs: LayerInputs) -> bool:
+    """Whether queries and keys are, but for what is padded."""
+    mask = inputs.key_padding_mask
+    return all(bool(blank(x, mask, 2).isfinite().all()) for x in (inputs.q, inputs.k))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.attention.diagnostics import column_error
-from asap_exp.distillation.capture import Forward, layer_inputs, on_inputs
+from asap_exp.distillation.capture import Forward, checked_inputs, on_inputs
 from asap_exp.distillation.fidelity import merge
 
 ROUNDING = torch.finfo(torch.float32).eps
@@ -32,13 +32,13 @@ def column_errors(
     """
     layers = attention_layers(model)
     totals: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
-    samples = 0
-    for inputs in layer_inputs(model, batches, precision, forward):
+    samples = dict.fromkeys(totals, 0)
+    for recorded in checked_inputs(model, batches, totals, precision, forward):
         for path, total in totals.items():
-            q, k, _, mask = inputs[path]
-            plan = layers[path].attend.plan(q, k, key_padding_mask=mask)
-            merge(total, {"column_error": column_error(plan, mask)}, samples, len(q))
-        samples += len(next(iter(inputs.values())).q)
+            for q, k, _, mask in recorded[path]:
+                plan = layers[path].attend.plan(q, k, key_padding_mask=mask)
+                merge(total, {"column_error": column_error(plan, mask)}, samples[path], len(q))
+                samples[path] += len(q)
     return {path: total["column_error"].mean().item() for path, total in totals.items()}
 
 

@@ -1,6 +1,6 @@
 """The fit of all layers together: KL between the teacher's and the compiled model's predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asap_exp.attention import AsapAttention, swapped
 from asap_exp.config import DescentConfig
 from asap_exp.devices import autocast
-from asap_exp.distillation.capture import Forward, device_of
+from asap_exp.distillation.capture import Forward, batch_name, device_of
 from asap_exp.distillation.gradient import (
     CHECKS,
     Descent,
@@ -29,9 +29,21 @@ Example = tuple[Any, Tensor]
 
 @torch.no_grad()
 def teacher_examples(
-    net: nn.Module, batches: Sequence[Any], precision: str, forward: Forward
+    net: nn.Module,
+    batches: Sequence[Any],
+    precision: str,
+    forward: Forward,
+    name: Callable[[int], str] = batch_name,
 ) -> list[Example]:
-    return [(batch, log_probabilities(net, batch, precision, forward)) for batch in batches]
+    """UserError where a prediction is NaN; `name` is what the batch of an index is called."""
+    examples = [(batch, log_probabilities(net, batch, precision, forward)) for batch in batches]
+    for index, (_, predictions) in enumerate(examples):
+        if predictions.isnan().any():
+            raise UserError(
+                f"the model's predictions on {name(index)} hold NaN or infinity, so no compiled "
+                "model can be compared with them; look at the batch and at the model's last layers"
+            )
+    return examples
 
 
 def log_probabilities(net: nn.Module, batch: Any, precision: str, forward: Forward) -> Tensor:

@@ -34,18 +34,17 @@ def plan_fidelity(
     """
     layers = attention_layers(model)
     totals: dict[str, Fidelity] = {name: {} for name in candidates}
-    samples = 0
-    for inputs in layer_inputs(model, batches, precision):
-        batch = len(next(iter(inputs.values())).q)
-        for path, (q, k, _, mask) in inputs.items():
+    samples = dict.fromkeys(layers, 0)
+    for recorded in layer_inputs(model, batches, precision):
+        for path, (q, k, _, mask) in ((p, call) for p, calls in recorded.items() for call in calls):
             teacher = layers[path].attend.plan(q, k, key_padding_mask=mask)
             for name, replacements in candidates.items():
                 if path not in replacements:
                     continue
                 plan = replacements[path].plan(q, k, key_padding_mask=mask)
                 measures = describe(plan, teacher, mask)
-                merge(totals[name].setdefault(path, {}), measures, samples, batch)
-        samples += batch
+                merge(totals[name].setdefault(path, {}), measures, samples[path], len(q))
+            samples[path] += len(q)
     return totals
 
 

@@ -141,5 +141,6 @@ def centred(dual: Tensor, mask: Tensor | None) -> Tensor:
 def random_slices(heads: int, slices: int, head_dim: int, *, seed: int) -> Tensor:
     """Directions uniform on the sphere, `[H, L, D]` float32 at unit norm."""
     generator = torch.Generator().manual_seed(seed)
-    theta = torch.randn(heads, slices, head_dim, generator=generator)
+    shape = (heads, slices, head_dim)
+    theta = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     return torch.nn.functional.normalize(theta, dim=-1)

@@ -39,12 +39,18 @@ def alike(
     first: str,
     second: str,
 ) -> bool:
-    """Whether two layers differ in their number of heads alone, and saw the same tokens."""
+    """Whether two layers differ in their number of heads alone, and saw as many of the same tokens.
+
+    A layer that runs more than once in a forward pass has seen more.
+    """
     return (
         maps[first].eps == maps[second].eps
         and maps[first].theta.shape[1:] == maps[second].theta.shape[1:]
+        and len(targets[first]) == len(targets[second])
         and all(
-            a.q.shape[2] == b.q.shape[2] and a.key_padding_mask is b.key_padding_mask
+            a.q.shape[0] == b.q.shape[0]
+            and a.q.shape[2] == b.q.shape[2]
+            and a.key_padding_mask is b.key_padding_mask
             for a, b in zip(targets[first], targets[second], strict=True)
         )
     )

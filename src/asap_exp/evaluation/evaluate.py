@@ -18,7 +18,7 @@ from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
 from asap_exp.evaluation.baseline import baseline_row
 from asap_exp.evaluation.corruption import corrupted
-from asap_exp.evaluation.curves import training_curves
+from asap_exp.evaluation.curves import own_curves
 from asap_exp.evaluation.measure import measure
 from asap_exp.evaluation.plans import example_plans
 from asap_exp.evaluation.records import FORMAT, write_record
@@ -124,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "rows": measured_rows(rows, data, test, run, config),
             "drift": drift(net, artifact, test.first(config.fidelity_samples), run),
             "fidelity": load_fidelity(folder, artifact),
-            "curves": training_curves(run.path),
+            "curves": own_curves(run),
             "plans": example_plans(
                 net,
                 test.example(),

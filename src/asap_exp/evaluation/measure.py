@@ -115,7 +115,7 @@ def speed_measures(
     }
     for row in rows:
         path, attend = list(row.attends().items())[-1]
-        layer_in = recorded[id(row.net)][path]
+        layer_in = recorded[id(row.net)][path][-1]
         errors[row.key] = gate_error(attend, layer_in)
         if not passes(errors[row.key], layer_in.v.dtype):
             print(

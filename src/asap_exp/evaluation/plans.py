@@ -26,7 +26,7 @@ def example_plans(
     "Most" is the head whose teacher is furthest from row softmax: where the column step matters.
     Of long sequences they are those of blocks of `block` tokens.
     """
-    q, k, _, mask = next(iter(layer_inputs(net, batches, precision)))[path]
+    q, k, _, mask = next(iter(layer_inputs(net, batches, precision)))[path][-1]
     methods = {
         "teacher": attention_layers(net)[path].attend,
         "asap": compiled,

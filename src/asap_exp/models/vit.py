@@ -11,6 +11,13 @@ from asap_exp.config import ViTConfig
 from asap_exp.errors import UserError
 
 
+class ViTAttention(MultiHeadAttention):
+    """With an RMS norm on q and k, whatever norm the blocks have."""
+
+    def __init__(self, *args: Any, norm_layer: Any = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+
+
 def build_vit(
     model: ViTConfig,
     attention: Mapping[str, Any],
@@ -45,7 +52,7 @@ def build_vit(
         qk_norm=model.qk_norm,
         drop_path_rate=model.drop_path,
         proj_drop_rate=model.dropout,
-        attn_layer=MultiHeadAttention,
+        attn_layer=ViTAttention,
     )
     for layer in attention_layers(vit).values():
         layer.attend = build_attention(attention)

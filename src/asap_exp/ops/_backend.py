@@ -1,5 +1,6 @@
 """Which implementation a call runs on."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -31,7 +32,7 @@ def implementation(
     run, with why.
     """
     check_backend(backend)
-    if backend == "reference":
+    if backend == "reference" or q.is_meta:  # the shape alone is asked for, and it is the same
         return reference
     obstacle = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
     if obstacle is None:
@@ -61,7 +62,7 @@ def why_not_fused(
         return "Triton is not installed"
     if not (q.is_cuda or interpreted):
         return f"q is on {q.device}, not on a CUDA device"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) not in ROOMY_GPUS:
+    if q.is_cuda and not (torch.cuda.is_available() and capability(q) in ROOMY_GPUS):
         return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
     for name, x in (("q", q), ("v", v)):
         if x is not None and x.dtype not in FUSED_DTYPES:
@@ -73,6 +74,12 @@ def why_not_fused(
     return None
 
 
-def full_precision(q: Tensor) -> torch.autocast:
+def capability(q: Tensor) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(q.device)
+
+
+def full_precision(q: Tensor) -> AbstractContextManager:
     """Switches autocast off: the operators choose their own dtypes."""
+    if not torch.amp.is_autocast_available(q.device.type):  # on the meta device
+        return nullcontext()
     return torch.autocast(q.device.type, enabled=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asap_exp.data.loader import BatchLoader
 from asap_exp.errors import UserError
-from asap_exp.files import write_atomically
+from asap_exp.files import check_readable, write_atomically
 from asap_exp.interruption import Request
 from asap_exp.runs import describe_differences
 from asap_exp.training.classifier import Classifier
@@ -43,8 +43,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU; no code in it is run. UserError where missing or damaged."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist")
+    check_readable(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

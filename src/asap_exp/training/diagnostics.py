@@ -50,7 +50,7 @@ def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
         net(inputs)
     report = {}
     for number, (path, layer) in enumerate(attention_layers(net).items()):
-        q, k, _, mask = recorded[path]
+        q, k, _, mask = recorded[path][-1]
         plan = layer.attend.plan(q, k, key_padding_mask=mask)
         eps = getattr(layer.attend, "eps", 1.0)
         report[f"plan/{number}/column_error"] = column_error(plan, mask).mean().item()

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     Timer,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
@@ -23,6 +23,7 @@ from asap_exp.config import TextTrainConfig, TrainConfig
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.errors import UserError
+from asap_exp.evaluation.curves import curve_hashes
 from asap_exp.interruption import Request, postponed
 from asap_exp.locks import held
 from asap_exp.manifest import Attempt, manifest
@@ -44,6 +45,7 @@ from asap_exp.training.checkpoints import (
     check_identity,
 )
 from asap_exp.training.classifier import Classifier
+from asap_exp.training.csv_log import CsvLog
 from asap_exp.training.diagnostics import PlanDiagnostics
 from asap_exp.training.finished import is_finished
 from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
@@ -140,6 +142,7 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)
+        record["curve_hashes"] = curve_hashes(run.path)
     print(f"Finished: {run.path}  {summary(record)}")
 
 
@@ -218,7 +221,7 @@ def build_trainer(
     stop: Request,
 ) -> L.Trainer:
     trainer = config.trainer
-    loggers: list[Logger] = [CSVLogger(run.path, name="logs")]  # a new file for every attempt
+    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
         loggers.append(WandbLogger(experiment=tracker))
     validates = config.data.train_on == "train"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.reference import potentials
+from asap_exp.ops.reference._enlarging import enlargement
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
 
 COUNT = 5
@@ -37,9 +38,21 @@ def adaptive_features(
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )
-    if phi is None:
-        phi = potentials.of_projections(x, y, key_padding_mask)
+    x, y, factor = enlarged(x, y, key_padding_mask)
+    phi = potentials.of_projections(x, y, key_padding_mask) if phi is None else phi * factor
     return of_projections(phi, x, y, q, k, key_padding_mask)
+
+
+def enlarged(
+    x: Tensor, y: Tensor, key_padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Projections with larger ones in the place of tiny ones, and the factor of their potentials.
+
+    The features are the same.
+    """
+    padding = effective_padding(key_padding_mask)
+    by_x, by_y = (enlargement(centred(z.detach(), padding)[1]) for z in (x, y))
+    return x * by_x, y * by_y, by_x * by_y
 
 
 def of_projections(
@@ -63,12 +76,17 @@ def of_projections(
 
 def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
     """(x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where there is none."""
-    x = centre(x if padding is None else x.masked_fill(padding[:, None, None, :], 0.0), padding)
-    count = x.shape[-1] if padding is None else (~padding).sum(dim=-1)[:, None, None, None]
-    variance = x.square().sum(dim=-1, keepdim=True) / count
+    x, variance = centred(x, padding)
     spread = variance > 0
     inverse = torch.where(spread, variance.where(spread, 1.0).rsqrt(), 0.0)
     return x * inverse, inverse
+
+
+def centred(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x - mean over the valid tokens, and the variance `[.., 1]`."""
+    x = centre(x if padding is None else x.masked_fill(padding[:, None, None, :], 0.0), padding)
+    count = x.shape[-1] if padding is None else (~padding).sum(dim=-1)[:, None, None, None]
+    return x, x.square().sum(dim=-1, keepdim=True) / count
 
 
 def pooled(score: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:

@@ -43,8 +43,12 @@ def sliced_dual(
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )
+    factor = None
+    if adaptive_weight is not None:
+        x, y, factor = adaptive.enlarged(x, y, key_padding_mask)
     phi = potentials.of_projections(x, y, key_padding_mask)
-    f_hat = torch.einsum("hl,bhln->bhn", weight.to(phi.dtype), phi)
+    own_size = phi if factor is None else phi / factor
+    f_hat = torch.einsum("hl,bhln->bhn", weight.to(phi.dtype), own_size)
     if query_weight is not None:
         features = query_features(q, key_padding_mask=key_padding_mask)
         f_hat = f_hat + torch.einsum("hp,bhpn->bhn", query_weight.to(phi.dtype), features)

@@ -12,6 +12,7 @@ rows: so do these, without its exponentials, and whatever the size of the logits
 import torch
 from torch import Tensor
 
+from asap_exp.ops.reference._enlarging import enlargement
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.reference.sinkhorn import logits
 
@@ -41,22 +42,35 @@ def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
-    """`x` `[B, H, M, N]` minus its mean over the last dimension, over its deviation."""
-    mean, deviation = moments(x, padding)
-    spread = deviation > CONSTANT * mean.abs()
+    """`x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; 0 at padded ones."""
+    mean, centred, count = about_the_mean(x, padding)
+    by = enlargement(centred.detach().square().sum(dim=-1) / count)
+    centred = centred * by[..., None]
+    deviation = root(centred.square().sum(dim=-1) / count)
+    spread = deviation > CONSTANT * (mean * by).abs()
     inverse = torch.where(spread, 1 / deviation.where(spread, 1.0), 0.0)
-    return (x - mean[..., None]) * inverse[..., None]
+    return centred * inverse[..., None]
 
 
 def moments(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and deviation of `x` `[B, H, M, N]` over the valid ones of the N, `[B, H, M]`."""
+    mean, centred, count = about_the_mean(x, padding)
+    return mean, root(centred.square().sum(dim=-1) / count)
+
+
+def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean over the valid N, `x` minus it there and 0 elsewhere, and how many N are valid."""
     there = x.new_ones(1, x.shape[-1], dtype=torch.bool) if padding is None else ~padding
     valid = there[:, None, None, :].to(x.dtype)
     count = valid.sum(dim=-1)
     mean = (x * valid).sum(dim=-1) / count
-    variance = ((x - mean[..., None]) * valid).square().sum(dim=-1) / count
-    spread = variance > 0  # the root has no gradient at 0
-    return mean, torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
+    return mean, (x - mean[..., None]) * valid, count
+
+
+def root(variance: Tensor) -> Tensor:
+    """Its square root, which has no gradient at 0."""
+    spread = variance > 0
+    return torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
 
 
 def absent_keys(x: Tensor, padding: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asap_exp.ops.triton import gradient, short
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
-from asap_exp.ops.triton.tiles import block
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block
 
 RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
 """Of the products that sum the updates' share of the gradient: finer than the inputs' own."""
@@ -39,7 +39,7 @@ def on_chip(
         *strides(p.q, p.k, p.v, grad_out, *grads[:3]),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, p.slope,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
-        num_warps=p.on_chip_warps(2, 8),
+        num_warps=p.on_chip_warps(2, 8), **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -67,13 +67,13 @@ def through_values(
         p.q, p.k, p.v, grad_out, row, col, p.padding, delta,
         *strides(p.q, p.k, p.v, grad_out), *head_strides(row, col, delta),
         p.heads, p.n, p.m, p.to_log2,
-        **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps,
+        **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
     gradient.value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
         p.q, p.k, p.v, grad_out, delta, row, col, p.padding, grad_v, grad_col,
         *strides(p.q, p.k, p.v, grad_out, grad_v), *head_strides(delta, row, col, grad_col),
         p.heads, p.n, p.m, p.to_log2,
-        **p.values, BLOCK_N=y_block, BLOCK_M=x_block, num_warps=warps,
+        **p.values, BLOCK_N=y_block, BLOCK_M=x_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
     return delta, grad_col
 
@@ -118,7 +118,7 @@ def adjoint(
         *strides(x, y), *head_strides(dual_x, dual_y, weight_y, earlier_x, result),
         p.heads, num_x, num_y, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
-        X_IS_QUERY=x_is_query, RESCALE=earlier_x is not None, num_warps=warps,
+        X_IS_QUERY=x_is_query, RESCALE=earlier_x is not None, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def through_logits(
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
         **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
         RANK_PRECISION=RANK_PRECISION[p.q.dtype], X_IS_QUERY=x_is_query, num_warps=warps,
+        **EVERY_LAUNCH,
     )  # fmt: skip
 
 

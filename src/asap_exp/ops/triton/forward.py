@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asap_exp.ops.triton import resident, short, streaming
 from asap_exp.ops.triton.problem import Problem, head_strides, strides
-from asap_exp.ops.triton.tiles import LOG2_E, block
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, LOG2_E, block
 
 RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
@@ -39,7 +39,7 @@ def on_chip(
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, relaxation or 1.0,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
         HAS_START=start is not None, SAVE=save, RELAXED=relaxation is not None,
-        num_warps=warps,
+        num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def updates_resident(
         *strides(p.q, p.k), *rows.stride()[1:3], *cols.stride()[1:3],
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_N=RESIDENT_QUERIES, BLOCK_M=block(p.m), SAVE=save, num_warps=4,
+        **EVERY_LAUNCH,
     )  # fmt: skip
     last = p.num_iters - 1 if save else 0
     return rows[:, :, last], cols[:, :, last]
@@ -131,7 +132,7 @@ def _half_step(
         p.heads, num_x, num_y, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
         X_IS_QUERY=x_is_query, HAS_DUAL=dual_y is not None, HAS_PREVIOUS=previous is not None,
-        num_warps=warps,
+        num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -146,5 +147,5 @@ def attention(
         *strides(p.q, p.k, p.v, out), *head_strides(col, row, last),
         p.heads, p.n, p.m, p.to_log2,
         **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
-        HAS_PREVIOUS=row is not None, SAVE=save, num_warps=warps,
+        HAS_PREVIOUS=row is not None, SAVE=save, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from asap_exp.ops.triton import folded, whole_closure, whole_head
 from asap_exp.ops.triton.forward import RESIDENT_KEYS
 from asap_exp.ops.triton.problem import Problem, head_strides, multiprocessors, strides
-from asap_exp.ops.triton.tiles import block
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block
 
 SHORT_TOKENS = 128
 """Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
@@ -107,6 +107,7 @@ def closure_by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> Non
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.values, **tiles,
         HAS_START=start is not None, num_warps=4, num_stages=1, maxnreg=CLOSURE_REGISTERS,
+        **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
     whole_closure.column_step_kernel[(p.programs,)](
         p.q, p.k, start, p.padding, rows, cols, *strides(p.q, p.k),
         p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.logits, **tiles,
-        HAS_START=start is not None, num_warps=4, num_stages=1,
+        HAS_START=start is not None, num_warps=4, num_stages=1, **EVERY_LAUNCH,
     )  # fmt: skip
     smallest, warps, a_processor = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
@@ -137,7 +138,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
         p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k), cols.stride(0),
         p.programs, p.heads, p.n, p.m, keys.padded, p.num_iters, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
-        num_warps=warps, num_stages=1,
+        num_warps=warps, num_stages=1, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def set_dual(problem: Problem, side: Side, dual: Tensor | None) -> None:
         dual, p.padding, side.dual, side.parts,
         p.heads, side.count, side.padded, p.to_log2,
         BLOCK=PADDED_TO, HAS_DUAL=dual is not None, HAS_PADDING=p.padding is not None,
-        num_warps=1,
+        num_warps=1, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -174,6 +175,7 @@ def half_step(problem: Problem, x: Side, y: Side, log2_ratio: float) -> None:
         p.heads, x.count, y.count, x.padded, y.padded, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
         HAS_PREVIOUS=previous is not None, EVEN=y.count % y_block == 0, num_warps=warps,
+        **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -186,5 +188,5 @@ def attention(problem: Problem, queries: Side, keys: Side, out: Tensor) -> None:
         *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
         p.heads, p.n, p.m, keys.padded, p.to_log2,
         **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
-        EVEN=p.m % m_block == 0, num_warps=warps,
+        EVEN=p.m % m_block == 0, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from asap_exp.ops.reference import logit_rows as reference
 from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.triton.problem import Problem, strides
-from asap_exp.ops.triton.tiles import load_tile, product, valid_tokens
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, load_tile, product, valid_tokens
 
 CONSTANT = tl.constexpr(reference.CONSTANT)
 COUNT = tl.constexpr(reference.COUNT)
@@ -46,7 +46,7 @@ def _logit_dual(
         logit_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
             p.q, p.k, mean, inverse, logit_weight.contiguous(), p.padding, dual,
             *strides(p.q, p.k), p.heads, p.n, p.m,
-            **p.logits, BLOCK_N=n_block, BLOCK_M=m_block, num_warps=warps,
+            **p.logits, BLOCK_N=n_block, BLOCK_M=m_block, num_warps=warps, **EVERY_LAUNCH,
         )  # fmt: skip
     return centre(dual, effective_padding(padding))
 

@@ -38,6 +38,7 @@ from asap_exp.ops.triton.sorted_rows import (
 )
 from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
 from asap_exp.ops.triton.tiles import (
+    EVERY_LAUNCH,
     LOG2_E,
     block,
     load_tile,
@@ -130,7 +131,7 @@ def _asap(
             WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
             RELAXED=relaxation is not None, EVEN=p.padding is None and p.n == block(p.n),
-            WARPS=warps, num_warps=warps,
+            WARPS=warps, num_warps=warps, **EVERY_LAUNCH,
         )  # fmt: skip
     return out
 

@@ -17,7 +17,7 @@ from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.triton import projection
 from asap_exp.ops.triton.adaptive import pool_kernel
 from asap_exp.ops.triton.slice_kernels import dual_kernel, potential_kernel, sum_kernel
-from asap_exp.ops.triton.tiles import block, mask_bytes, unit_stride
+from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -184,6 +184,7 @@ def _dual_of_heads(
             *numbers, phi.stride(1),
             **constants, **_sort_constants(together, n, q.dtype, padding),
             ADAPTIVE=adaptive_weight is not None, TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
+            **EVERY_LAUNCH,
         )  # fmt: skip
     return f_hat
 
@@ -210,7 +211,7 @@ def _project(
     if linear.numel():
         projection.project_kernel[(batch * heads, triton.cdiv(n, PROJECTED_TOKENS))](
             *tensors, projections, linear, *numbers,
-            **constants, TOKENS=PROJECTED_TOKENS, num_warps=4,
+            **constants, TOKENS=PROJECTED_TOKENS, num_warps=4, **EVERY_LAUNCH,
         )  # fmt: skip
     return projections, linear
 
@@ -279,7 +280,7 @@ def _weighted_potentials(
         sum_kernel[(batch * heads,)](
             shares, mask_bytes(padding), f_hat, heads, n, groups,
             BLOCK_N=block(n), HAS_PADDING=padding is not None,
-            num_warps=min(max(1, block(n) // 256), 8),
+            num_warps=min(max(1, block(n) // 256), 8), **EVERY_LAUNCH,
         )  # fmt: skip
 
 
@@ -294,7 +295,7 @@ def _pool(q: Tensor, k: Tensor, shares: Tensor, padding: Tensor | None, f_hat: T
         q, k, shares, mask_bytes(padding), f_hat, *q.stride()[:3], *k.stride()[:3],
         heads, n, groups, D=width, BLOCK_D=block(width), TOKENS=min(POOLED_TOKENS, block(n)),
         OPERAND=like_slices["THETA_OPERAND"], PRECISION=like_slices["THETA_PRECISION"],
-        HAS_PADDING=padding is not None, num_warps=4,
+        HAS_PADDING=padding is not None, num_warps=4, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -323,6 +324,7 @@ def _sort(
         **_sort_constants(together, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
         ALONE=together >= slices and adaptive_weight is None, ADAPTIVE=adaptive_weight is not None,
+        **EVERY_LAUNCH,
     )  # fmt: skip
 
 

@@ -14,6 +14,11 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on the CPU: for tests."""
 
+EVERY_LAUNCH = {"enable_fp_fusion": True}
+"""Options of every launch. A multiply-add is rounded once, whatever Triton's own default is: the
+results on record were. Where the roundings must be those of other kernels it is `tl.fma` anyway.
+"""
+
 BY_INTERPRETER = tl.constexpr(INTERPRETED)
 
 LOG2_E = 1.4426950408889634

@@ -1,0 +1,135 @@
+"""Local Parquet files: which of them are a split, and their columns."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asap_exp.errors import UserError
+
+AGAIN = "fetch it again with scripts/download_data.py"
+NO_PARQUET = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with git lfs pull",
+    b"<": "it is a web page; fetch the file itself",
+}
+"""How files begin that a download leaves in a Parquet file's place."""
+
+
+class Part(NamedTuple):
+    """Rows of a split that lie together; `name` is the path of their file, or their source."""
+
+    name: str
+    table: pa.Table
+
+    def place(self, row: int) -> str:
+        return f"row {row} (counted from 0) of {self.name}"
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """What the schema calls the classes 0, 1, ... of `column`; None where it says nothing."""
+        return class_names(self.table.schema, column)
+
+
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """SPLIT.parquet, or else its shards; UserError where one is missing, twice there or no file.
+
+    Behind the count of a shard's name may stand what hubs (-0f1e2d3c...) and browsers (" (1)") add.
+    """
+    found = sorted(
+        path
+        for path in folder.glob(f"{split}*.parquet")
+        if re.fullmatch(rf"{split}( ?\(\d+\)|-.*)?\.parquet", path.name)
+    )
+    whole = [path for path in found if not path.name.startswith(f"{split}-")]
+    exact = folder / f"{split}.parquet"
+    files = [exact] if exact in whole else whole or found
+    for file in files:
+        if not file.is_file():
+            kind = "a folder" if file.is_dir() else "a link to nothing"
+            raise UserError(
+                f"{file} is {kind}, where a Parquet file is expected; put the file itself there, "
+                f"or shards that are called {split}-00000-of-00002.parquet and so on"
+            )
+    if len(whole) > 1 and exact not in whole:
+        raise UserError(
+            f"{' and '.join(map(str, whole))} are both the split {split}; keep one of them, as "
+            f"{exact.name}"
+        )
+    check_shards(folder, split, files)
+    return files
+
+
+def check_shards(folder: Path, split: str, files: list[Path]) -> None:
+    """Refuses shards that say of themselves that they are not all of the split, or are twice."""
+    named = [re.match(rf"{split}-(\d+)-of-(\d+)(?!\d)", file.name) for file in files]
+    totals = sorted({match[2] for match in named if match})
+    if not totals:
+        return
+    seen: dict[int, Path] = {}
+    for file, match in zip(files, named, strict=True):
+        other = seen.setdefault(int(match[1]), file) if match else file
+        if other != file:
+            raise UserError(f"{other} and {file} are the same shard of {split}; keep one of them")
+    if {int(total) for total in totals} != {len(files)}:
+        raise UserError(
+            f"{folder} holds {len(files)} shards of {split}, but they are named as "
+            f"{' and '.join(totals)}; a subset is not taken for the whole"
+        )
+
+
+def read_parts(files: Sequence[Path], columns: Sequence[str]) -> list[Part]:
+    """The columns of each file that has rows; UserError where there is none at all."""
+    parts = [Part(str(file), read_columns(file, columns)) for file in files]
+    parts = [part for part in parts if part.table.num_rows]
+    if not parts:
+        raise UserError(f"{' and '.join(map(str, files))}: no rows in it; {AGAIN}")
+    return parts
+
+
+def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
+    """UserError says why the file cannot be read."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            there = opened.schema_arrow.names
+            missing = [column for column in columns if column not in there]
+            if missing and opened.metadata.num_rows:
+                raise UserError(
+                    f"{file} has no column {' and no column '.join(missing)}; its columns are "
+                    f"{', '.join(there) or 'none'}. Rename them, or {AGAIN}"
+                )
+            table = opened.read(columns=[column for column in columns if column in there])
+            table.validate(full=False)
+            return table
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{file} is no Parquet file, or is damaged: {damage(file, error)}"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be read ({reason}); {AGAIN}") from error
+
+
+def damage(file: Path, error: Exception) -> str:
+    with file.open("rb") as opened:
+        beginning = opened.read(64).lstrip()
+    for start, words in NO_PARQUET.items():
+        if beginning.startswith(start):
+            return words
+    if not beginning:
+        return f"it is empty; {AGAIN}"
+    return f"{str(error).rstrip('.')}; {AGAIN}"
+
+
+def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Class names that Hugging Face's metadata gives; None where there are none, or one twice."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        names = tuple(features[column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        return None
+    return names

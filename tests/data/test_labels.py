@@ -1,0 +1,156 @@
+"""Labels: whole numbers of the classes, whatever a file holds; classes are known by their names."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.labels import labels_of
+from asap_exp.data.parquet import Part
+from asap_exp.errors import UserError
+
+AGNEWS, IMDB, YELP = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "yelp"))
+NAMES = ("World", "Sports", "Business", "Sci/Tech")
+OTHER = ("Sci/Tech", "World", "Business", "Sports")
+
+
+def part(values, kind: pa.DataType | None = None, names: tuple[str, ...] | None = None) -> Part:
+    table = pa.table({"label": pa.array(values, kind)})
+    if names is not None:
+        features = datasets.Features({"label": datasets.ClassLabel(names=list(names))})
+        table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    return Part("/data/file.parquet", table)
+
+
+def labels(*parts: Part, dataset=AGNEWS, training=None) -> list[int]:
+    found = labels_of(parts, dataset, training)
+    assert found.dtype == np.int64
+    return found.tolist()
+
+
+def refused(*parts: Part, dataset=AGNEWS, training=None) -> str:
+    with pytest.raises(UserError) as error:
+        labels_of(parts, dataset, training)
+    message = str(error.value)
+    assert "column label" in message
+    assert "/data/file.parquet" in message
+    assert f"whole numbers from 0 to {dataset.num_classes - 1}" in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64(), pa.float16(), pa.float64()], ids=str
+)
+def test_every_type_of_whole_number_is_read(kind):
+    assert labels(part([0, 3, 1, 2], kind)) == [0, 3, 1, 2]
+
+
+def test_decimals_and_dictionaries_of_whole_numbers_are_read():
+    assert labels(part([0, 3, 1], pa.decimal128(5, 2))) == [0, 3, 1]
+    assert labels(part(pa.array([2, 0, 2]).dictionary_encode())) == [2, 0, 2]
+
+
+def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
+    assert labels(part([True, False]), dataset=IMDB) == [1, 0]
+    assert "has True in row 0" in refused(part([True, False]))
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "shown", "advice"),
+    [
+        ([1, 2, 3, 4], 3, "4", "subtract 1"),
+        ([-1, -1], 0, "-1", "not told"),
+        ([0, 1, 4, 0], 2, "4", "correct the column"),
+        ([0, -7], 1, "-7", "correct the column"),
+        ([0, None, 1], 1, "no label", "take it out"),
+        ([0.0, 1.7], 1, "1.7", "correct the column"),
+        ([0.0, float("nan")], 1, "nan", "correct the column"),
+        ([0.0, float("inf")], 1, "inf", "correct the column"),
+        ([2.0**80], 0, "4611686018427387904", "correct the column"),
+        ([0, 2**63 + 5], 1, "9223372036854775807", "correct the column"),
+        (["sport"], 0, "'sport'", "correct the name"),
+        ([None, None], 0, "no label", "take it out"),
+        ([[0], [1]], 0, "[0]", "of type list"),
+        ([b"World"], 0, "b'World'", "of type binary"),
+    ],
+    ids=repr,
+)
+def test_bugs_f6_first_label_that_is_no_class_is_named(values, row, shown, advice):
+    kind = pa.uint64() if 2**63 + 5 in values else None
+    message = refused(part(values, kind))
+    assert f"has {shown} in row {row} (counted from 0) of" in message
+    assert advice in message
+
+
+def test_bugs_f6_row_is_that_of_its_own_file():
+    first = Part("/data/first.parquet", part([0, 1, 2]).table)
+    assert "row 1 (counted from 0) of /data/file.parquet" in refused(first, part([0, 9]))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_bugs_f6_words_that_are_class_names_are_their_numbers(kind):
+    assert labels(part(["Sports", "World", "Sci/Tech"], kind)) == [1, 0, 3]
+    assert labels(part(["pos", "neg"], kind), dataset=IMDB) == [1, 0]
+    assert labels(part(["3", "0"], kind)) == [3, 0]
+    categories = pa.array(["Sports", "World", "Sports"]).dictionary_encode()
+    assert labels(part(categories)) == [1, 0, 1]
+
+
+def test_bugs_f6_unknown_word_is_refused_with_the_names_there_are():
+    message = refused(part(["World", "Weather"]))
+    assert "has 'Weather' in row 1" in message
+    assert "or the names of the classes (World, Sports, Business, Sci/Tech)" in message
+    assert "(b, a)" in refused(part(["World"]), dataset=IMDB, training=("b", "a"))
+
+
+def test_file_in_another_order_of_classes_is_brought_into_that_of_training():
+    assert labels(part([0, 1, 2, 3], names=OTHER), training=NAMES) == [3, 0, 2, 1]
+    assert labels(part([0, 1, 2, 3], names=NAMES), training=OTHER) == [1, 3, 2, 0]
+    assert labels(part([0, 1], names=NAMES), training=NAMES) == [0, 1]
+    assert labels(part(["Sports"]), training=OTHER) == [3]
+
+
+def test_every_shard_has_an_order_of_its_own():
+    shards = part([0, 1], names=OTHER), part([0, 1], names=NAMES)
+    assert labels(*shards, training=OTHER) == [0, 1, 1, 3]
+
+
+def test_without_names_in_training_those_of_the_catalogue_count():
+    assert labels(part([0, 1, 2, 3], names=OTHER)) == [3, 0, 2, 1]
+    unknown = ("a", "b", "c", "d")
+    assert labels(part([0, 1, 2, 3], names=unknown)) == [0, 1, 2, 3]
+
+
+def test_part_of_the_classes_is_known_by_name():
+    assert labels(part([0, 1], names=("Business", "Sports")), training=NAMES) == [2, 1]
+
+
+def test_class_that_training_does_not_know_is_refused():
+    known_others = part([0, 1], names=("World", "Weather", "Business", "Sci/Tech"))
+    message = refused(known_others, training=NAMES)
+    assert "has 'Weather' in row 1" in message
+    # Nobody has it: nothing is wrong.
+    unused = part([0, 2], names=("World", "Weather", "Business", "Sci/Tech"))
+    assert labels(unused, training=NAMES) == [0, 2]
+
+
+def test_numbers_are_names_among_one_another_alone():
+    plain = tuple("0123")
+    assert labels(part([0, 3], names=plain), training=NAMES) == [0, 3]
+    assert labels(part([0, 3], names=NAMES), training=plain) == [0, 3]
+    assert labels(part([0, 1], names=("3", "1", "0", "2"))) == [3, 1]
+    assert labels(part([0, 1], names=plain), training=("3", "1", "0", "2")) == [2, 1]
+
+
+def test_hidden_labels_of_a_file_with_names_stay_hidden():
+    assert "has -1 in row 1" in refused(part([0, -1], names=OTHER), training=NAMES)
+    assert "has 4 in row 0" in refused(part([4, 0], names=OTHER), training=NAMES)
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b"[]", b'{"info": null}', b'{"info": {"features": []}}']
+)
+def test_metadata_of_another_shape_is_no_metadata(metadata):
+    table = part([0, 1]).table.replace_schema_metadata({b"huggingface": metadata})
+    assert labels(Part("file", table)) == [0, 1]

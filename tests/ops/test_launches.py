@@ -1,0 +1,63 @@
+"""How the fused kernels are launched: read from the sources, since it shows in no result."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asap_exp
+
+PACKAGE = Path(asap_exp.__file__).parent
+
+
+def decorator_name(node: ast.expr) -> str:
+    return ast.unparse(node.func if isinstance(node, ast.Call) else node)
+
+
+def launches(path: Path) -> Iterator[ast.Call]:
+    """Calls of the form kernel[grid](...)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            kernel = ast.unparse(node.func.value)
+            if kernel.split(".")[-1] in KERNELS:
+                yield node
+
+
+def compiled_functions() -> set[str]:
+    """Every function under `triton.jit`."""
+    return {
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and any(decorator_name(d).startswith("triton.") for d in node.decorator_list)
+    }
+
+
+KERNELS = compiled_functions()
+SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if any(launches(path))]
+
+
+def test_launches_are_found() -> None:
+    assert {path.stem for path in SOURCES} >= {
+        "backward", "exponentials", "forward", "inference", "logit_rows", "one_launch",
+        "potentials",
+    }  # fmt: skip
+    launched = {
+        ast.unparse(call.func.value).split(".")[-1] for path in SOURCES for call in launches(path)
+    }
+    assert {name for name in KERNELS if name.endswith("_kernel")} == launched
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_issue_17_every_launch_says_whether_multiply_adds_are_fused(path: Path) -> None:
+    """In one place for all of them, whatever Triton's default is."""
+    for call in launches(path):
+        spread = [ast.unparse(k.value) for k in call.keywords if k.arg is None]
+        assert "EVERY_LAUNCH" in spread, f"{path.name}:{call.lineno}"
+
+
+def test_multiply_adds_are_fused() -> None:
+    tiles = pytest.importorskip("asap_exp.ops.triton.tiles")
+    assert tiles.EVERY_LAUNCH == {"enable_fp_fusion": True}
