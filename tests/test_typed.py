@@ -68,19 +68,14 @@ def test_a_message_names_the_key_and_stays_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", "a\nb", "a\0b", " a", "a ", "x" * 129, "é" * 65]
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", "a\nb", "a\0b", " a", "a\n", "x" * 129, "/a"]
 )
 def test_reliability_f8_no_name_of_a_path(name: str) -> None:
     for key in ("name", "run"):
         if key == "run" and name == "a/b":
             continue
-        with pytest.raises(UserError, match=f": {key}: it must be a name"):
+        with pytest.raises(UserError, match=f": {key}: .*must be a plain name"):
             from_json(Thing, {key: name}, FILE)
-
-
-@pytest.mark.parametrize("name", ["digits", "my data (v2)", "größe", "~x", "a=b,c%[d]", "...a"])
-def test_a_name_may_be_almost_anything(name: str) -> None:
-    assert from_json(Thing, {"name": name}, FILE).name == name
 
 
 def test_a_seal_is_checked_and_the_message_says_how_to_make_it_again() -> None:

@@ -1,7 +1,6 @@
 """JSON as typed objects: checked whole when it is read, so that half a record is never used."""
 
 import json
-import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from asap_exp.errors import UserError
+from asap_exp.errors import UserError, check_name
 from asap_exp.escaping import one_line
 from asap_exp.files import read_json
 from asap_exp.sealed import check_seal
@@ -25,25 +24,17 @@ VIEW: ConfigDict = {**STRICT, "extra": "ignore"}
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
-LONGEST_NAME = 128
-"""Bytes of a name that goes into a path."""
-
 
 def path_name(value: str) -> str:
-    """`value`, which may stand in a path; ValueError for what leads elsewhere or is no name."""
-    if not value or value != value.strip() or value in (".", ".."):
-        raise ValueError("it must be a name that can stand in a path, not empty or a dot")
-    if any(letter in "/\\" or unicodedata.category(letter)[0] == "C" for letter in value):
-        raise ValueError("it must be a name that can stand in a path: no slash, no line break")
-    if len(value.encode()) > LONGEST_NAME:
-        raise ValueError(f"it must be a name of at most {LONGEST_NAME} bytes")
+    """`value`, which may be a part of a path; UserError for what leads elsewhere."""
+    check_name("a name", value)
     return value
 
 
 def run_name(value: str) -> str:
-    """`value`, TASK/MODEL-ATTENTION/HASH-sSEED; ValueError where a part is no name."""
+    """`value`, TASK/MODEL-ATTENTION/HASH-sSEED; UserError where a part is no name."""
     for part in value.split("/"):
-        path_name(part)
+        check_name("a part of a run's name", part)
     return value
 
 
@@ -99,7 +90,7 @@ def described(error: ValidationError, key: str = "") -> str:
     words = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     where = ".".join([key] * bool(key) + [str(part) for part in first["loc"]])
     place = f"{shortened(where)}: " if where else ""
-    told = first["type"] == "missing" or isinstance(first["input"], dict)
+    told = first["type"] in ("missing", "value_error") or isinstance(first["input"], dict)
     return f"{place}{words}" + ("" if told else f" (it holds {shortened(repr(first['input']))})")
 
 

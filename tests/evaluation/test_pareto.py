@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from asap_exp.distillation.artifact import Artifact
 from asap_exp.evaluation.averages import main_rows
 from asap_exp.evaluation.figures import near_the_teacher, pareto
 from asap_exp.evaluation.groups import Group, grouped
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.pareto import points, verdict
+from asap_exp.evaluation.record import MapPoint
 from asap_exp.evaluation.records import load_records
+from asap_exp.evaluation.variants import map_point
 from asap_exp.files import read_json
 from tests.conftest import Pipeline
 from tests.records import published, typed
@@ -236,3 +239,13 @@ def test_other_maps_are_part_of_what_names_the_record(pipeline: Pipeline) -> Non
     more = run_evaluate(pipeline.results, "maps=all", f"artifact={pipeline.artifact}")
     assert len({alone, every, more}) == 3
     assert read_json(alone)["maps"] == {}
+
+
+def test_points_of_published_maps_keep_their_names() -> None:
+    """They are hashes of how a map was made: the same map must be the same point tomorrow."""
+    for name in ("agnews", "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c", "imdb", "wikitext"):
+        record = published(name)
+        artifact = Artifact(record["artifact"], {})
+        assert map_point(artifact, control=False) == MapPoint(**record["maps"]["asap"])
+        query = record["maps"]["control_query"]
+        assert map_point(artifact, control=True) == MapPoint(**query)

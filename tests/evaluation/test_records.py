@@ -317,13 +317,14 @@ def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
     assert "<img src=x" not in html_page(groups, {groups[0].slug: {}})
 
 
-def test_reliability_f18_data_with_a_dollar_or_a_tag_is_shown(
+def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
     record: dict[str, Any],
 ) -> None:
-    (group,) = grouped([typed(with_data(record, "<b>$x$|`y`"))])
-    assert "\n## &lt;b&gt;$x$\\|\\`y\\` (subset), " in tables_markdown([group])
+    record["corruption"] = {"name": "<b>$x$|`y`", "severity": 3}
+    (group,) = grouped([typed(record)])
+    assert ", &lt;b&gt;$x$\\|\\`y\\` of severity 3" in tables_markdown([group])
     figure = group_figures(group)["training"]
-    assert figure._suptitle.get_text().startswith("<b>\\$x\\$|`y` (subset), ")
+    assert ", <b>\\$x\\$|`y` of severity 3" in figure._suptitle.get_text()
     plt.close("all")
 
 
