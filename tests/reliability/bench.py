@@ -90,10 +90,9 @@ class Bench:
     def __init__(self, root: Path, bases: dict[str, Base], rng: random.Random) -> None:
         self.root, self.bases, self.rng = root, bases, rng
         self.folder = root / "a" / "b" / "c" / "d" / "e" / "f"
-        self.logs = root / "logs"
+        self.temporary = root / "tmp"
         self.folder.mkdir(parents=True)
-        self.logs.mkdir()
-        self.started = 0
+        self.temporary.mkdir()
 
     @property
     def results(self) -> Path:
@@ -109,15 +108,13 @@ class Bench:
     def start(
         self, stage: str, *overrides: str, prepare: Callable[[], None] = lambda: None
     ) -> Stage:
-        self.started += 1
         environment = {
             "HOME": str(self.folder / "home"),
             "ASAP_EXP_CACHE": str(self.folder / "cache"),
-            "TMPDIR": str(self.logs),
+            "TMPDIR": str(self.temporary),
             "WANDB_MODE": "offline",
         }
-        log = self.logs / f"{self.started}-{stage}"
-        return Stage(self.folder, log, stage, overrides, environment, prepare)
+        return Stage(self.folder, stage, overrides, environment, prepare)
 
     def run(
         self,
@@ -129,9 +126,9 @@ class Bench:
         return self.start(stage, *overrides, prepare=prepare).wait(timeout)
 
     def strays(self, *allowed: str) -> list[Path]:
-        """Files outside the results folder, and the logs and caches of this bench."""
+        """Files outside the results folder, and the caches of this bench."""
         inside = [self.folder / name for name in ("results", "home", "cache", *allowed)]
-        inside.append(self.logs)
+        inside.append(self.temporary)
         return [
             path
             for path in self.root.rglob("*")
@@ -162,6 +159,8 @@ RECIPES: dict[str, tuple[str | None, str, list[str]]] = {
     "train-softmax": (None, "train", [*TINY, *REGULARISED]),
     "train-masked": (None, "train", MASKED),
     "map": ("train", "distill", MAP),
+    "two-maps": ("map", "distill", [*MAP, "calibration.query_features=true"]),
+    "all-maps": ("two-maps", "evaluate", [*EVAL, "maps=all"]),
     "end-to-end": ("train", "distill", END_TO_END),
     "evaluated": ("map", "evaluate", EVAL),
     "reported": ("evaluated", "report", REPORT),

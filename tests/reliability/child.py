@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import runpy
@@ -17,6 +18,7 @@ from typing import NoReturn
 MEMORY = 6 << 30
 """Address space that a child may add to what it inherits, in bytes."""
 PR_SET_PDEATHSIG = 1
+PIPE_SIZE = 1 << 20
 
 
 def preload() -> None:
@@ -68,16 +70,17 @@ class Stage:
     def __init__(
         self,
         folder: Path,
-        log: Path,
         stage: str,
         overrides: tuple[str, ...],
         environment: dict[str, str],
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """`prepare` is called in the child before the stage begins, for example to set limits."""
-        self.log = log
         parent = os.getpid()
         ready, begun = os.pipe()
+        # Not files, which a limit or a full disk would stop too.
+        self.pipes = [os.pipe() for _ in ("out", "err")]
+        self.said = [b"", b""]
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -87,7 +90,7 @@ class Stage:
                 os.setsid()
                 os.close(ready)
                 os.chdir(folder)
-                redirect(log)
+                redirect(*(writing for _, writing in self.pipes))
                 limit_memory()
                 os.environ.update(environment)
                 prepare()
@@ -96,6 +99,10 @@ class Stage:
                 run_as_main(f"asap_exp.{stage}", overrides)
             finally:
                 os._exit(70)
+        for reading, writing in self.pipes:
+            os.close(writing)
+            os.set_blocking(reading, False)
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         os.close(begun)
         os.read(ready, 1)
         os.close(ready)
@@ -108,33 +115,34 @@ class Stage:
         """Whether it has ended; it can still be waited for."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def listen(self) -> None:
+        for index, (reading, _) in enumerate(self.pipes):
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(reading, PIPE_SIZE):
+                    self.said[index] += data
+
     def wait(self, timeout: float) -> Ended:
         """Kills it where it takes longer, and what it started in any case."""
         deadline = self.started + timeout
         while not self.over() and time.monotonic() < deadline:
+            self.listen()
             time.sleep(0.005)
         timed_out = not self.over()
         seconds = time.monotonic() - self.started
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        out, err = (read(self.log.with_suffix(suffix)) for suffix in (".out", ".err"))
+        self.listen()
+        for reading, _ in self.pipes:
+            os.close(reading)
+        out, err = (data.decode(errors="replace") for data in self.said)
         return Ended(code if code >= 0 else 128 - code, out, err, seconds, self.pid, timed_out)
 
 
-def read(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace")
-
-
-def redirect(log: Path) -> None:
-    for number, path, mode in (
-        (0, Path(os.devnull), os.O_RDONLY),
-        (1, log.with_suffix(".out"), os.O_WRONLY | os.O_CREAT),
-        (2, log.with_suffix(".err"), os.O_WRONLY | os.O_CREAT),
-    ):
-        handle = os.open(path, mode, 0o644)
-        os.dup2(handle, number)
-        os.close(handle)
+def redirect(out: int, err: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
 
 
 def limit_memory() -> None:

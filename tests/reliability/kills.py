@@ -133,7 +133,7 @@ def check_typed(bench: Bench, case: Case) -> list[Trial]:
     number = (signal.SIGTERM, signal.SIGKILL)[case.detail[0] % 2]
     command = [sys.executable, "-m", "asap_exp.train", *TINY]
     environment = {**os.environ, "HOME": str(bench.folder / "home"), "WANDB_MODE": "offline"}
-    with (bench.logs / "typed.err").open("w") as log:
+    with (bench.temporary / "typed.err").open("w") as log:
         child = subprocess.Popen(command, cwd=bench.folder, env=environment, stderr=log,
                                  stdout=subprocess.DEVNULL)  # fmt: skip
         try:
@@ -147,7 +147,7 @@ def check_typed(bench: Bench, case: Case) -> list[Trial]:
         finally:
             child.kill()
     status = code if code >= 0 else 128 - code
-    ended = Ended(status, "", (bench.logs / "typed.err").read_text(), 0.0, child.pid)
+    ended = Ended(status, "", (bench.temporary / "typed.err").read_text(), 0.0, child.pid)
     base = bench.bases["train"].results
     equal = not difference(facts("train", bench.results), facts("train", base))
     said = begun({}, manifests(bench.results))
