@@ -3,13 +3,12 @@
 import argparse
 import contextlib
 import hashlib
-import ctypes
 import importlib
 import json
 import os
 import random
+import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -21,14 +20,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[threads] = "1"  # before NumPy and torch: threads do not survive a fork
-
 from tests.reliability import child
 from tests.reliability.bench import Base, Bench, Case, Trial, make_bases
 
 PARTS = ("kills", "pairs", "damages", "changes", "records", "settings", "disk")
 BASES: dict[str, Base] = {}
+SHOWN = 10
+"""Failures of a kind that are printed."""
 
 
 def main() -> int:
@@ -104,9 +102,14 @@ def run_part(
             trials += job.result()
             show_progress(part, len(trials), started)
     print(f"{part}: {summary(trials)}; {time.monotonic() - started:.0f} s", flush=True)
+    shown: Counter[str] = Counter()
     for trial in trials:
-        if trial["failure"]:
+        shown[trial["outcome"]] += bool(trial["failure"])
+        if trial["failure"] and shown[trial["outcome"]] <= SHOWN:
             print(f"  {trial['outcome']}: {trial['failure']}\n    {trial['again']}", flush=True)
+    for outcome, count in shown.items():
+        if count > SHOWN:
+            print(f"  {outcome}: {count - SHOWN} more; --out FILE has them all", flush=True)
     return trials
 
 
@@ -120,14 +123,17 @@ def run_case(case: Case, root: Path, arguments: argparse.Namespace) -> list[dict
     found += [Trial("written outside", f"{file}") for file in bench.strays()]
     if not arguments.keep:
         shutil.rmtree(bench.root, ignore_errors=True)
-    again = f"python -m tests.reliability --seed {arguments.seed} --only {case.id}"
+    again = f"python -m tests.reliability --seed {arguments.seed} --only {shlex.quote(case.id)}"
     return [{"case": case.id, **vars(trial), "again": again} for trial in found]
 
 
 def show_progress(part: str, trials: int, started: float) -> None:
     if sys.stderr.isatty():
-        print(f"\r{part}: {trials} trials, {time.monotonic() - started:.0f} s", end="\r",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"\r{part}: {trials} trials, {time.monotonic() - started:.0f} s",
+            end="\r",
+            file=sys.stderr,
+        )
 
 
 def summary(trials: list[dict[str, Any]]) -> str:
@@ -145,8 +151,10 @@ def counts(trials: list[dict[str, Any]]) -> Counter[str]:
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    lines = ["", "| part | cases | trials | held | failed | outcomes | of them |", "|---|" * 1]
-    lines[-1] = "| --- | ---: | ---: | ---: | ---: | --- | --- |"
+    lines = [
+        "\n| part | cases | trials | held | failed | outcomes | of them |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
     for part, trials in results.items():
         good, bad = (
             Counter(trial["outcome"] for trial in trials if bool(trial["failure"]) is failed)

@@ -92,7 +92,7 @@ def control(bench: Bench, pattern: str, step: str, *, beside: bool = False) -> d
 
 
 def outcome(bench: Bench, stage: str, leaf: str) -> dict[str, Any]:
-    """What a stage made; of a report what it shows, since records are copies of what was altered."""
+    """What a stage made; of a report what it shows: its records are copies."""
     made = facts(stage, bench.results, leaf)
     return made.get("shown", made)
 

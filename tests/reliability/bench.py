@@ -8,39 +8,36 @@ from pathlib import Path
 
 from tests.reliability.child import Ended, Stage
 
-TINY = (
-    "task=digits recipe.epochs=6 recipe.warmup_epochs=0 trainer.limit_train_batches=6 "
-    "trainer.limit_val_batches=2 model.depth=2 model.dim=32 model.heads=2 logger=csv "
-    "callbacks.checkpoint_seconds=0 paths.results=results"
-).split()
-REGULARISED = (
-    "attention=softmax recipe.ema_decay=0.9 model.dropout=0.1 model.drop_path=0.1 "
-    "data.augment.cutmix=0.5 recipe.keep=last"
-).split()
-MASKED = (
-    "experiment=wikitext_excerpt model.depth=2 model.dim=32 model.heads=2 data.max_length=32 "
-    "data.batch_tokens=512 data.vocab_size=512 recipe.epochs=4 recipe.warmup_epochs=0 "
-    "trainer.limit_train_batches=6 trainer.limit_val_batches=2 logger=csv "
-    "callbacks.checkpoint_seconds=0 paths.results=results"
-).split()
-MAP = (
-    "task=digits calibration.slices=4 calibration.samples=128 calibration.holdout=64 logger=csv "
-    "paths.results=results"
-).split()
-END_TO_END = (
-    "task=digits calibration=end_to_end calibration.slices=4 calibration.candidates=8 "
-    "calibration.samples=128 calibration.holdout=64 calibration.learned_slices.updates=20 "
-    "calibration.end_to_end.updates=20 logger=csv paths.results=results"
-).split()
-EVAL = (
-    "task=digits max_test_rows=64 fidelity_samples=32 latency.batch_size=8 latency.rounds=3 "
-    "truncations=[1] relaxed_truncations=[] logger=csv paths.results=results"
-).split()
+DIGITS = ["task=digits", "logger=csv", "paths.results=results"]
+SHORT = [
+    *("model.depth=2", "model.dim=32", "model.heads=2", "recipe.warmup_epochs=0"),
+    *("trainer.limit_train_batches=6", "trainer.limit_val_batches=2"),
+    "callbacks.checkpoint_seconds=0",
+]
+TINY = [*DIGITS, *SHORT, "recipe.epochs=6"]
+REGULARISED = [
+    *("attention=softmax", "recipe.ema_decay=0.9", "model.dropout=0.1", "model.drop_path=0.1"),
+    *("data.augment.cutmix=0.5", "recipe.keep=last"),
+]
+MASKED = [
+    *("experiment=wikitext_excerpt", "paths.results=results", *SHORT, "recipe.epochs=4"),
+    *("data.max_length=32", "data.batch_tokens=512", "data.vocab_size=512"),
+]
+CALIBRATION = ["calibration.slices=4", "calibration.samples=128", "calibration.holdout=64"]
+MAP = [*DIGITS, *CALIBRATION]
+END_TO_END = [
+    *("calibration=end_to_end", *MAP, "calibration.candidates=8"),
+    *("calibration.learned_slices.updates=20", "calibration.end_to_end.updates=20"),
+]
+EVAL = [
+    *(*DIGITS, "max_test_rows=64", "fidelity_samples=32", "latency.batch_size=8"),
+    *("latency.rounds=3", "truncations=[1]", "relaxed_truncations=[]"),
+]
 REPORT = ["paths.results=results"]
-BENCHMARK = (
-    "accelerator=cpu cpu.n=[4,8] cpu.tokens=32 cpu.heads=2 cpu.head_dim=8 cpu.rounds=3 "
-    "cpu.methods=[flash,sinkhorn_2,closure,asap_2] paths.results=results"
-).split()
+BENCHMARK = [
+    *("accelerator=cpu", "cpu.n=[4,8]", "cpu.tokens=32", "cpu.heads=2", "cpu.head_dim=8"),
+    *("cpu.rounds=3", "cpu.methods=[flash,sinkhorn_2,closure,asap_2]", "paths.results=results"),
+]
 COMMANDS = {
     "train": TINY,
     "distill": MAP,
@@ -93,6 +90,8 @@ class Bench:
         self.temporary = root / "tmp"
         self.folder.mkdir(parents=True)
         self.temporary.mkdir()
+        self.anywhere = False
+        """Whether the case asked for files elsewhere."""
 
     @property
     def results(self) -> Path:
@@ -125,9 +124,11 @@ class Bench:
     ) -> Ended:
         return self.start(stage, *overrides, prepare=prepare).wait(timeout)
 
-    def strays(self, *allowed: str) -> list[Path]:
-        """Files outside the results folder, and the caches of this bench."""
-        inside = [self.folder / name for name in ("results", "home", "cache", *allowed)]
+    def strays(self) -> list[Path]:
+        """Files outside the results folder and the caches of this bench."""
+        if self.anywhere:
+            return []
+        inside = [self.folder / name for name in ("results", "home", "cache")]
         inside.append(self.temporary)
         return [
             path

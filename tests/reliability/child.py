@@ -22,7 +22,7 @@ PIPE_SIZE = 1 << 20
 
 
 def preload() -> None:
-    """Imports what the stages import, and computes nothing: a child must have no threads to miss."""
+    """Imports what the stages import, and computes nothing, which may start threads."""
     import torch
 
     import asap_exp.benchmarking.benchmark

@@ -131,12 +131,14 @@ def check_taken(bench: Bench, case: Case) -> list[Trial]:
     time.sleep(bench.rng.uniform(0.02, bench.bases[ENDS[stage]].seconds))
     take(bench.results)
     ended = child.wait(TIMEOUT)
-    failed = broken(ended)
-    words = "sentence" if ended.status == 2 else "finished elsewhere or before"
+    undisturbed = facts(stage, base(bench, stage))
+    places = (bench.results, bench.folder / "elsewhere")
+    there = any(facts(stage, place) == undisturbed for place in places)
+    words = "sentence" if ended.status == 2 else "finished" if there else "finished, results gone"
     remove(bench.folder / "elsewhere")
     remove(bench.results)
     begin(bench, stage)
-    return [failed or Trial(words), rerun(bench, stage)]
+    return [broken(ended) or Trial(words), rerun(bench, stage)]
 
 
 def remove_all(path: Path) -> None:

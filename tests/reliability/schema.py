@@ -17,7 +17,7 @@ def kind(value: Any) -> str:
         if not math.isfinite(value):
             return "not finite"
         return "huge" if abs(value) > 1e30 else "negative" if value < 0 else "number"
-    return {str: "text", list: "list"}.get(type(value), "object")
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else "object"
 
 
 def shape(place: Place) -> Place:
@@ -39,7 +39,7 @@ class Schema:
 
     def __init__(self, records: list[Any]) -> None:
         self.kinds: dict[Place, set[str]] = defaultdict(set)
-        keys: dict[Place, list[set[str]]] = defaultdict(list)
+        keys: dict[Place, list[set[Any]]] = defaultdict(list)
         lengths: dict[Place, set[int]] = defaultdict(set)
         for record in records:
             for place, value in nodes(record):
