@@ -79,9 +79,11 @@ def module(part: str) -> Any:
 
 
 def chosen_cases(part: str, arguments: argparse.Namespace) -> list[Case]:
-    cases: list[Case] = module(part).cases(BASES)
+    """Those that `--only` names, out of all; else those of the part, or so many of them."""
+    cases: list[Case] = module(part).cases(BASES, all_of_them=arguments.only is not None)
     if arguments.only:
-        return [case for case in cases if f"{case.id}/".startswith(f"{arguments.only}/")]
+        named = [case for case in cases if f"{case.id}/".startswith(f"{arguments.only}/")]
+        return named or sys.exit(f"error: there is no case {arguments.only}")
     if arguments.count is not None and arguments.count < len(cases):
         drawn = random.Random(arguments.seed).sample(range(len(cases)), arguments.count)
         return [cases[index] for index in sorted(drawn)]
@@ -120,7 +122,8 @@ def run_case(case: Case, root: Path, arguments: argparse.Namespace) -> list[dict
         found = case.check(bench, case)
     except Exception:
         found = [Trial("harness broken", traceback.format_exc()[-1500:])]
-    found += [Trial("written outside", f"{file}") for file in bench.strays()]
+    if strays := bench.strays():
+        found.append(Trial("written outside", ", ".join(map(str, strays[:3]))))
     if not arguments.keep:
         shutil.rmtree(bench.root, ignore_errors=True)
     again = f"python -m tests.reliability --seed {arguments.seed} --only {shlex.quote(case.id)}"

@@ -33,13 +33,13 @@ UNCHECKED = {
 Place = tuple[str | int, ...]
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     run = run_of(bases["reported"].results)
     found = []
     for pattern in FILES:
         (file,) = run.glob(pattern)
         places = list(leaves(parsed(file)))
-        if file.name == "metrics.json":
+        if file.name == "metrics.json" and not all_of_them:
             places = places[:: max(1, len(places) // OF_METRICS)]
         for place in places:
             name = f"{pattern.replace('*', '_')}/{'.'.join(map(str, place))}"

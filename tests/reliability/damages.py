@@ -49,7 +49,7 @@ REPEATED = {f"{kind}-{n}" for kind in ("cut", "bit") for n in range(1, 10)}
 """The same damage at another place: the stages of other runs are not asked again."""
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     names = [*CONTENTS, *PLACES]
     if os.geteuid() == 0:
         names.remove("forbidden")  # root may read everything

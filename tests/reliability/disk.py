@@ -25,7 +25,7 @@ ROOM = (0, 4, 16, 40, 80, 160, 320, 480, 700)
 CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_REMOUNT, MNT_DETACH = 0x20000, 0x4000, 0x40000, 32, 2
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     limited = [
         Case("disk", f"limit-{stage}-{size}", check_limit, (stage, size))
         for stage in ENDS

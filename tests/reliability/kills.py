@@ -44,7 +44,7 @@ COMMAND_LINES = 4
 BASES = {base for kind in KINDS.values() for base in (kind[2], kind[3]) if base} | {"train"}
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     forked = [
         Case("kills", f"{kind}-{number}", check, (kind,))
         for kind, (*_, count) in KINDS.items()

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, list[str], list[str], str | None, str, int]] = {
 BASES = {base for kind in KINDS.values() for base in (kind[3], kind[4]) if base}
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     return [
         Case("pairs", f"{kind}-{number}", check, (kind, number % 2 == 1))
         for kind, (*_, count) in KINDS.items()

@@ -13,7 +13,7 @@ from tests.reliability.bench import REPORT, Base, Bench, Case, Trial, remove
 from tests.reliability.changes import at, replaced
 from tests.reliability.child import Ended
 from tests.reliability.facts import difference, facts, load
-from tests.reliability.schema import Place, Schema, kind, representatives
+from tests.reliability.schema import Place, Schema, kind, representatives, shape
 from tests.reliability.verdicts import judged
 
 BASES = {"all-maps"}
@@ -23,6 +23,9 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "records"
 DAMAGED = 720
 INJECTED = 120
 """Cases of each record, drawn from all of them, which would take hours."""
+
+NAMES = (("data",), ("device",), ("run",), ("task",), ("name",), ("dtype",), ("rows", "*", "label"))
+"""Texts that tables show or paths contain: each with every kind of text."""
 
 VALUES: dict[str, Any] = {
     "null": None,
@@ -70,11 +73,12 @@ def schema(evaluated: Path, of_benchmarks: bool) -> Schema:
     return Schema([load(file) for file in [*files, *fresh]])
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
-    found = []
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
+    found: list[Case] = []
     for source, file in sources(bases["all-maps"].results).items():
         record = load(file)
-        damaged, injected = [], []
+        damaged: list[Case] = []
+        injected: list[Case] = []
         for place in representatives(record):
             name = f"{source}/{'.'.join(map(str, place))}"
             old = at(record, place)
@@ -82,11 +86,14 @@ def cases(bases: dict[str, Base]) -> list[Case]:
                 if word == "deleted" or repr(VALUES[word]) != repr(old):
                     damaged.append(Case("records", f"{name}/{word}", check, (source, place, word)))
             if isinstance(old, str):
-                for word in TEXTS:
-                    injected.append(Case("records", f"{name}/{word}", check, (source, place, word)))
-        rng = random.Random(0)
-        found += rng.sample(damaged, min(DAMAGED, len(damaged)))
-        found += rng.sample(injected, min(INJECTED, len(injected)))
+                texts = [
+                    Case("records", f"{name}/{word}", check, (source, place, word))
+                    for word in TEXTS
+                ]
+                (found if shape(place) in NAMES else injected).extend(texts)
+        for of_a_kind, count in ((damaged, DAMAGED), (injected, INJECTED)):
+            drawn = min(count, len(of_a_kind))
+            found += of_a_kind if all_of_them else random.Random(0).sample(of_a_kind, drawn)
     return found
 
 

@@ -23,45 +23,14 @@ STAGES = {
 }
 
 VALUES = (
-    "-1",
-    "0",
-    "1e38",
-    "1e-38",
-    str(10**20),
-    "nan",
-    "inf",
-    "null",
-    "''",
-    "[]",
-    "[1,[2]]",
-    "{a:1}",
-    "text",
-    "true",
-    "'*'",
-    "'../..'",
-    "'~'",
-    "'a/b'",
-    "'${oc.env:HOME}'",
+    *("-1", "0", "1e38", "1e-38", str(10**20), "nan", "inf", "null", "''", "[]", "[1,[2]]"),
+    *("{a:1}", "text", "true", "'*'", "'../..'", "'~'", "'a/b'", "'${oc.env:HOME}'"),
 )
 FORMS = ("~{key}", "+{key}.nothing=1", "{key}x=1", "+{key}.{key}=1", "{key}@x=1")
 """Overrides that are no values: a deletion, keys that are not there."""
 UNKNOWN = (
-    "nothing=1",
-    "+nothing=1",
-    "++a.b.c=1",
-    "=1",
-    "+=1",
-    "a=b=c",
-    "experiment=nothing",
-    "hydra=nothing",
-    "--nothing",
-    "-x",
-    "'",
-    "{",
-    "seed=",
-    "+x='",
-    "-m",
-    "seed=1,2",
+    *("nothing=1", "+nothing=1", "++a.b.c=1", "=1", "+=1", "a=b=c", "experiment=nothing"),
+    *("hydra=nothing", "--nothing", "-x", "'", "{", "seed=", "+x='", "-m", "seed=1,2"),
 )
 
 ASKED_FOR = re.compile(r"epochs|updates|rounds|samples|compile|max_test_rows|cpu\.|methods")
@@ -70,16 +39,17 @@ PATHS = re.compile(r"paths|out$|data\.(root|cache)|teacher|artifact|run$|resume|
 """Keys that name places: a refusal names the place, and files go where they say."""
 
 
-def cases(bases: dict[str, Base]) -> list[Case]:
+def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
     found = []
     for name, count in EACH.items():
         overrides = [
             *(f"{key}={value}" for key in keys(name) for value in VALUES),
             *(form.format(key=key) for key in keys(name) for form in FORMS),
         ]
-        drawn = [*UNKNOWN, *random.Random(name).sample(overrides, count - len(UNKNOWN))]
+        drawn = random.Random(name).sample(overrides, count - len(UNKNOWN))
         found += [
-            Case("settings", f"{name}/{override}", check, (name, override)) for override in drawn
+            Case("settings", f"{name}/{override}", check, (name, override))
+            for override in [*UNKNOWN, *(overrides if all_of_them else drawn)]
         ]
     return found
 
