@@ -11,10 +11,10 @@ $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(fore
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test test-gpu lint
+.PHONY: help setup demo train distill evaluate report benchmark test test-gpu reliability lint
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Make .venv with pinned versions (uv if it is there, else pip)
 
@@ -46,6 +46,9 @@ test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
 	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmarking -n 4 --report results/gpu_tests.json $(ARGS)
+
+reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
+	@$(PY) -m tests.reliability $(ARGS)
 
 lint: setup ## Check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
