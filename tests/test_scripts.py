@@ -77,7 +77,7 @@ def test_issue_17_python_is_bounded_alike_everywhere() -> None:
     [
         ("lightning", ["2.6.1", "2.6.2", "2.6.3", "2.6.5"], "2.6.6"),
         ("wandb", ["0.23.1"], "0.24.0"),
-        ("pydantic", ["1.10.0"], "2.0"),
+        ("pydantic", ["1.10.0"], "2.10.0"),
     ],
 )
 def test_issue_17_unsafe_versions_are_not_installed(
