@@ -8,7 +8,10 @@ Then: export ASAP_EXP_DATA=FOLDER. A data set that is already there is left alon
 """
 
 import argparse
+import os
 from pathlib import Path
+
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 from asap_exp.data.catalog import DATASETS, Dataset, known
 from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
