@@ -79,10 +79,15 @@ def of_distill(results: Path, leaf: str) -> dict[str, Any]:
 
 def of_evaluate(results: Path, leaf: str) -> dict[str, Any]:
     files = sorted(run_of(results, leaf).glob("evaluate/*/metrics.json"))
-    made = {file.parent.name: timeless(load(file)) for file in files}
-    for metrics in made.values():
-        metrics["manifests"]["evaluate"].pop("sha256", None)  # of the record, its times included
-    return made
+    return {file.parent.name: timeless(unsealed(load(file))) for file in files}
+
+
+def unsealed(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A record without the hashes over itself, its times included, which it may do without."""
+    manifests = metrics["manifests"]
+    evaluated = {key: value for key, value in manifests["evaluate"].items() if key != "sha256"}
+    rest = {key: value for key, value in metrics.items() if key != "sha256"}
+    return {**rest, "manifests": {**manifests, "evaluate": evaluated}}
 
 
 def of_report(results: Path, _: str) -> dict[str, Any]:

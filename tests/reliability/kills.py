@@ -127,15 +127,15 @@ def rerun(bench: Bench, stage: str, overrides: list[str], base: Path) -> Trial:
         return Trial("rerun: not equal", differs, resumed)
     if partial := [file.name for file in bench.results.rglob("*.partial")]:
         return Trial("rerun: equal, a .partial left", " ".join(partial), resumed)
-    if stage == "train" and curves(bench.results) != curves(base):
-        return Trial("rerun: equal, log incomplete", "the curves in logs/ differ", resumed)
+    if stage == "train" and (differs := difference(curves(bench.results), curves(base))):
+        return Trial("rerun: equal, log incomplete", f"curves: {differs}", resumed)
     return Trial("rerun: finished, equal", counts=resumed)
 
 
-def curves(results: Path) -> list[dict[str, float]]:
+def curves(results: Path) -> dict[int, dict[str, float]]:
     from asap_exp.evaluation.curves import training_curves
 
-    return training_curves(run_of(results))
+    return {int(row["epoch"]): row for row in training_curves(run_of(results))}
 
 
 def check_typed(bench: Bench, case: Case) -> list[Trial]:
