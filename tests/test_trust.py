@@ -164,8 +164,7 @@ def test_reliability_f10_one_bad_run_stops_nobody_else_s_stage(
     bad = pipeline.softmax.path
     (bad / file).write_text(text)
     run_distill(pipeline.results)
-    out = capsys.readouterr().out
-    assert f"warning: {bad} is left out" in out
+    assert f"warning: {bad} is left out" in capsys.readouterr().err
     run_evaluate(pipeline.results)
 
 
@@ -176,7 +175,7 @@ def test_reliability_f10_damaged_map_of_another_run_stops_nobody(
     folder = run_distill(pipeline.results, f"teacher={other.path}")
     (folder / "manifest.json").write_text("{")
     assert run_evaluate(pipeline.results).is_relative_to(pipeline.teacher.path)
-    assert f"warning: {folder} is left out" in capsys.readouterr().out
+    assert f"warning: {folder} is left out" in capsys.readouterr().err
 
 
 def test_reliability_f20_run_without_its_configuration_is_named(
@@ -185,7 +184,7 @@ def test_reliability_f20_run_without_its_configuration_is_named(
     (pipeline.softmax.path / "config.yaml").unlink()
     runs = all_runs(train_config(pipeline.results).paths)
     assert [run.path for run in runs] == [pipeline.teacher.path]
-    assert "has no config.yaml" in capsys.readouterr().out
+    assert "has no config.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "just words"])
@@ -216,14 +215,10 @@ def test_evaluation_is_not_finished_before_its_record_is_there(
 ) -> None:
     from asap_exp.evaluation import evaluate
 
-    write = evaluate.write_json
-
     def full_disk(path: Path, value: Any) -> None:
-        if path.name == "metrics.json":
-            raise UserError(f"{path} could not be written")
-        write(path, value)
+        raise UserError(f"{path} could not be written")
 
-    monkeypatch.setattr(evaluate, "write_json", full_disk)
+    monkeypatch.setattr(evaluate, "write_record", full_disk)
     with pytest.raises(UserError, match="could not be written"):
         run_evaluate(pipeline.results, "max_test_rows=32")
     statuses = {read_json(f)["status"] for f in pipeline.teacher.path.glob("evaluate/*/m*t.json")}

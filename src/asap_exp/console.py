@@ -1,5 +1,6 @@
 """What stages show: progress on a terminal, nothing where output goes to a file."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,6 +10,11 @@ from rich.progress import track
 Item = TypeVar("Item")
 
 PLAIN_WIDTH = 120
+
+
+def warn(text: str) -> None:
+    """Says on stderr what was done otherwise than asked."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def console() -> Console:

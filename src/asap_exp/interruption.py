@@ -54,10 +54,16 @@ class Request:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Both signals raise Interrupted."""
-    with handled(_interrupt):
-        yield
+def interruptible() -> Iterator[Request]:
+    """Both signals raise Interrupted; the Request knows of one even if a library swallowed it."""
+    request = Request()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        _interrupt(number, frame)
+
+    with handled(interrupt):
+        yield request
 
 
 @contextmanager

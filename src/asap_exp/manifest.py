@@ -119,7 +119,7 @@ class TrainManifest(Manifest):
     validate_seconds: float | None = None
     best_val_accuracy: float | None = None
     best_val_perplexity: float | None = None
-    curve_hashes: list[str] | None = None
+    curves_sha256: str | None = None
 
     @classmethod
     def outcome(cls) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from asap_exp.attention import SinkhornAttention, attention_class
 from asap_exp.composing import load_saved
 from asap_exp.config import PathsConfig, TrainConfig
+from asap_exp.console import warn
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
 from asap_exp.manifest import LaterManifest, Manifest, TrainManifest
@@ -117,7 +118,12 @@ class Run:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
-        return load_saved(file, TrainConfig)
+        try:
+            return load_saved(file, TrainConfig)
+        except UserError as error:
+            if str(file) in str(error):
+                raise
+            raise UserError(f"{file} is damaged: {error}") from error
 
     @property
     def manifest(self) -> TrainManifest:
@@ -142,6 +148,10 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.path / "teacher.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.json"
 
     @property
     def checkpoint(self) -> Path:
@@ -197,7 +207,7 @@ def claim(config: TrainConfig) -> Run:
         try:
             saved = run.config
         except UserError as error:
-            print(f"warning: {error}; it is written again")
+            warn(f"{error}; it is written again")
         else:
             there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
             if there != asked:
@@ -271,7 +281,7 @@ def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
                 _ = run.finished
                 yield run
         except UserError as error:
-            print(f"warning: {run.path} is left out: {error}")
+            warn(f"{run.path} is left out: {error}")
 
 
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
@@ -351,7 +361,7 @@ def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
         try:
             manifest = read(LaterManifest, file)
         except UserError as error:
-            print(f"warning: {file.parent} is left out: {error}")
+            warn(f"{file.parent} is left out: {error}")
             continue
         if manifest.finished:
             finished.append((ended(manifest), file.parent))

@@ -25,8 +25,12 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     # that this environment does not know.
     os.environ["MPLBACKEND"] = "Agg"
     try:
-        with interruptible():
-            status = application(stage, schema, run)
+        with interruptible() as stop:
+            try:
+                status = application(stage, schema, run)
+            except (Exception, SystemExit):
+                stop.obey()  # it ended by a signal that a library made an error of
+                raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

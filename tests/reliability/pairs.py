@@ -54,6 +54,8 @@ def check(bench: Bench, case: Case) -> list[Trial]:
             return [Trial(f"pair: {failed.outcome}", failed.failure, counts)]
     refused = [ended for ended in ends if ended.status == 2]
     holders = {ended.pid for ended in ends if ended.status == 0} or {first.pid}
+    if kill_second and len(ends) == 1 and refused and names_holder(refused[0], {second.pid}):
+        return [Trial("pair: one refused", counts=counts)]  # the one killed was the holder
     if len(refused) == len(ends):
         return [Trial("pair: none ran", refused[0].last_words, counts)]
     # What the first has finished must hold, whatever the second was doing.

@@ -16,7 +16,7 @@ from asap_exp.attention import (
 )
 from asap_exp.budgeting.search import Candidate, ladder
 from asap_exp.config import BudgetConfig, CalibrationConfig
-from asap_exp.console import progress
+from asap_exp.console import progress, warn
 from asap_exp.data.loader import BatchLoader
 from asap_exp.distillation.calibrate import Calibration, Problem, calibrate, sinkhorn
 from asap_exp.distillation.capture import layer_inputs
@@ -111,7 +111,7 @@ def is_right(words: str, attend: Attention, inputs: LayerInputs) -> bool:
     """Whether the attention passes the gate before any timing; says so where it does not."""
     error = gate_error(attend, inputs)
     if not passes(error, inputs.v.dtype):
-        print(f"warning: {words} is wrong by {error:.2g} (relative RMS against float64); left out")
+        warn(f"{words} is wrong by {error:.2g} (relative RMS against float64); left out")
         return False
     return True
 

@@ -20,7 +20,8 @@ from asap_exp.distillation.fidelity_file import fidelity_digest, read_fidelity, 
 from asap_exp.distillation.gradient import OPTIONAL
 from asap_exp.distillation.identity import Identity
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
+from asap_exp.files import read_json
+from asap_exp.sealed import SEAL, check_seal, write_sealed
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.typed import from_json
 
@@ -157,7 +158,7 @@ def save_artifact(
         write_fidelity(folder, fidelity)
     from_json(Identity, identity, folder / IDENTITY)
     save_tensors(folder / TENSORS, artifact.tensors)
-    write_json(folder / IDENTITY, identity)
+    write_sealed(folder / IDENTITY, identity)
 
 
 def load_artifact(folder: Path) -> Artifact:
@@ -167,6 +168,8 @@ def load_artifact(folder: Path) -> Artifact:
     version = identity.get("format") if isinstance(identity, dict) else None
     if version != FORMAT:
         raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
+    check_seal(identity, file)
+    identity = {key: value for key, value in identity.items() if key != SEAL}
     about = from_json(Identity, identity, file)
     tensors = load_tensors(folder / TENSORS)
     if fingerprint(tensors) != about.tensors_sha256 or not describes(about, tensors):

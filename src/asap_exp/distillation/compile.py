@@ -10,6 +10,7 @@ from torch import nn
 
 from asap_exp.attention import Attention, attention_layers, swapped
 from asap_exp.config import DistillConfig, LayerConfig
+from asap_exp.console import warn
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.sources import DataNotFound
@@ -133,7 +134,7 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
         check_belongs(artifact, teacher_identity(run, net), folder)
         load_fidelity(folder, artifact)
     except UserError as error:
-        print(f"warning: {error}\nIt is compiled again")
+        warn(f"{error}\nIt is compiled again")
         return False
     advice = "remove it to compile again"
     try:

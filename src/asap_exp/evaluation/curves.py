@@ -5,9 +5,11 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+from asap_exp.console import warn
 from asap_exp.errors import UserError
-from asap_exp.files import reading
-from asap_exp.runs import Run, short_hash
+from asap_exp.files import read_json, reading
+from asap_exp.runs import Run
+from asap_exp.sealed import digest
 
 Curves = list[dict[str, float]]
 Row = tuple[int | None, dict[str, float]]
@@ -25,11 +27,11 @@ def training_curves(run: Path) -> Curves:
         try:
             rows, damaged = readable_rows(log)
         except UserError as error:
-            print(f"warning: its training curves are left out: {error}")
+            warn(f"its training curves are left out: {error}")
             continue
         if damaged:
-            print(
-                f"warning: {damaged} rows of {log} are no finite numbers of an epoch and are left "
+            warn(
+                f"{damaged} rows of {log} are no finite numbers of an epoch and are left "
                 "out of the training curves"
             )
         for epoch, values in rows:
@@ -38,26 +40,23 @@ def training_curves(run: Path) -> Curves:
     return [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)]
 
 
-def curve_hashes(run: Path) -> list[str]:
-    """One for each epoch of the curves, for the manifest of a finished run."""
-    return [short_hash(row) for row in training_curves(run)]
-
-
 def own_curves(run: Run) -> Curves:
-    """Of the curves in the logs, the epochs that are as they were when the run had finished.
+    """The curves that the training left; empty, with a warning, where they are not as it did.
 
-    A run from before such hashes were kept is believed.
+    Of a run from before they were kept, those in its logs.
     """
-    curves, hashes = training_curves(run.path), run.manifest.curve_hashes
-    if hashes is None:
-        return curves
-    own = [row for row in curves if short_hash(row) in hashes]
-    if lost := len(hashes) - len(own):
-        print(
-            f"warning: the logs in {run.path / 'logs'} are not as the training left them: "
-            f"{lost} of {len(hashes)} epochs are missing from the curves of the record"
-        )
-    return own
+    sha256 = run.manifest.curves_sha256
+    if sha256 is None:
+        return training_curves(run.path)
+    try:
+        curves = read_json(run.curves)
+        if digest({"curves": curves}) == sha256:
+            return curves
+        reason = f"{run.curves} is not as the training left it"
+    except UserError as error:
+        reason = str(error)
+    warn(f"the record has no training curves: {reason}")
+    return []
 
 
 def logs(run: Path) -> list[Path]:

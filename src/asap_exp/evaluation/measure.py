@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import LayerInputs, swapped
 from asap_exp.config import EvaluateConfig, LatencyConfig
-from asap_exp.console import progress
+from asap_exp.console import progress, warn
 from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import autocast
 from asap_exp.distillation.capture import layer_inputs
@@ -118,8 +118,8 @@ def speed_measures(
         layer_in = recorded[id(row.net)][path][-1]
         errors[row.key] = gate_error(attend, layer_in)
         if not passes(errors[row.key], layer_in.v.dtype):
-            print(
-                f"warning: {row.label} is wrong by {errors[row.key]:.2g} (relative RMS against "
+            warn(
+                f"{row.label} is wrong by {errors[row.key]:.2g} (relative RMS against "
                 "float64), so it is not timed"
             )
             continue

@@ -1,10 +1,10 @@
 """Files of which a damaged one must not stand in the way of the others."""
 
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from asap_exp.console import warn
 from asap_exp.errors import UserError
 
 T = TypeVar("T")
@@ -22,5 +22,5 @@ def readable(files: Iterable[Path], read: Callable[[Path], T], *, strict: bool) 
         except UserError as error:
             if strict:
                 raise
-            print(f"warning: left out: {error}", file=sys.stderr)
+            warn(f"left out: {error}")
     return found

@@ -72,11 +72,15 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
 
 def load_weights(run: Run) -> dict[str, Tensor]:
     """The weights of a finished run; UserError where they are not those that its manifest names."""
-    weights, manifest = load_tensors(run.weights), run.manifest
+    manifest = run.manifest
+    repair = f"The command that made it repairs it: {manifest.command}"
+    try:
+        weights = load_tensors(run.weights)
+    except UserError as error:
+        raise UserError(f"{error}. {repair}") from error
     if (found := fingerprint(weights)) != manifest.teacher_sha256:
         raise UserError(
             f"{run.weights} does not hold the weights that {run.path / 'manifest.json'} names "
-            f"(SHA-256 {found[:8]}..., expected {str(manifest.teacher_sha256)[:8]}...). The "
-            f"command that made it repairs it: {manifest.command}"
+            f"(SHA-256 {found[:8]}..., expected {str(manifest.teacher_sha256)[:8]}...). {repair}"
         )
     return weights

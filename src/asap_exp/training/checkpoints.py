@@ -3,6 +3,7 @@
 import math
 import random
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {path} does not exist")
     check_readable(path)
     try:
+        check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
@@ -54,6 +56,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"({type(error).__name__}). Continue from another one with resume=PATH, "
             "or start again with resume=never"
         ) from error
+
+
+def check_sums(path: Path) -> None:
+    """BadZipFile where a part of the file does not have the checksum that it was saved with.
+
+    PyTorch writes them and does not read them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
 
 
 class StampIdentity(L.Callback):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from asap_exp.console import warn
 from asap_exp.data import TaskDataModule
 from asap_exp.data.sources import DataNotFound
 from asap_exp.errors import UserError
@@ -25,7 +26,7 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
             return False
         load_weights(run)
     except UserError as error:
-        print(f"warning: {error}\nThe run is made again, from its checkpoint if that is whole")
+        warn(f"{error}\nThe run is made again, from its checkpoint if that is whole")
         return False
     advice = "resume=never trains it again"
     try:

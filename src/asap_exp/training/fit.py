@@ -20,10 +20,10 @@ from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
+from asap_exp.console import warn
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.errors import UserError
-from asap_exp.evaluation.curves import curve_hashes
 from asap_exp.interruption import Request, postponed
 from asap_exp.locks import held
 from asap_exp.manifest import Attempt, manifest
@@ -48,6 +48,7 @@ from asap_exp.training.classifier import Classifier
 from asap_exp.training.csv_log import CsvLog
 from asap_exp.training.diagnostics import PlanDiagnostics
 from asap_exp.training.finished import is_finished
+from asap_exp.training.history import History
 from asap_exp.training.initial import initial_facts, initial_run, initialise, with_initial
 from asap_exp.training.outcome import best_weights, export, summary
 from asap_exp.training.progress import progress_callback
@@ -143,7 +144,6 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)
-        record["curve_hashes"] = curve_hashes(run.path)
     print(f"Finished: {run.path}  {summary(record)}")
 
 
@@ -184,7 +184,7 @@ def earlier_attempts(run: Run) -> list[dict[str, Any]]:
     try:
         last = run.manifest
     except UserError as error:
-        print(f"warning: {error}; what it said of earlier attempts is lost")
+        warn(f"{error}; what it said of earlier attempts is lost")
         return []
     facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
     return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
@@ -249,7 +249,7 @@ def build_trainer(
 def build_callbacks(
     config: TrainConfig, run: Run, validates: bool, device: torch.device, stop: Request
 ) -> list[L.Callback]:
-    callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step")]
+    callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step"), History()]
     if config.callbacks.progress_bar:
         callbacks.append(progress_callback())
     if validates and config.callbacks.diagnostic_samples:

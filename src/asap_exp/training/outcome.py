@@ -8,11 +8,14 @@ from lightning.pytorch.callbacks import Timer
 
 from asap_exp.config import TrainConfig
 from asap_exp.errors import UserError
+from asap_exp.files import write_json
 from asap_exp.runs import Run
+from asap_exp.sealed import digest
 from asap_exp.tensors import fingerprint, require_finite, save_tensors
 from asap_exp.training.checkpoints import BestWeights, LastCheckpoint
 from asap_exp.training.classifier import Classifier
 from asap_exp.training.guard import REMEDIES
+from asap_exp.training.history import History
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -41,12 +44,15 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
     require_finite(weights, f"the weights of epoch {epoch + 1}", REMEDIES)
     module.net.load_state_dict(weights)
     save_tensors(run.weights, weights)
-    timer = find(trainer, Timer)
+    timer, history = find(trainer, Timer), find(trainer, History)
     assert timer is not None
+    assert history is not None
+    write_json(run.curves, history.curves)
     outcome = {
         "kept_epoch": epoch,
         "epochs": trainer.current_epoch,
         "teacher_sha256": fingerprint(weights),
+        "curves_sha256": digest({"curves": history.curves}),
         "train_seconds": round(timer.time_elapsed("train"), 2),
         "validate_seconds": round(timer.time_elapsed("validate"), 2),
     }
