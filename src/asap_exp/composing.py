@@ -266,6 +266,8 @@ def check_key(
             allowed = siblings
         elif dataclasses.is_dataclass(schema):
             allowed = tuple(typing.get_type_hints(schema))
+        elif depth and siblings is None and parts[0] not in FREE_FORM:
+            raise UserError(f"{path}={value}: {parent} is one value and has no keys below it")
         else:
             continue
         if part not in allowed:

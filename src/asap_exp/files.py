@@ -173,6 +173,8 @@ def unwritable(path: Path, error: BaseException) -> UserError:
         advice = "Free some space, or raise the quota or the limit on the size of files, or "
     elif code in LOCKED:
         advice = "Unlock the folder, or "
+    elif code in (errno.EISDIR, errno.ENOTEMPTY):
+        advice = "A folder lies in its place: move that away, or "
     return UserError(
         f"{path} could not be written ({reason}); what was there before is unharmed. "
         f"{advice}{ELSEWHERE}: paths.results=FOLDER"

@@ -163,6 +163,16 @@ class Run:
         return (self.path / "manifest.json").is_file()
 
     @property
+    def unfinished(self) -> str:
+        """What there is too little of in a run that has not finished, in a few words."""
+        if not self.started:
+            return "manifest.json is missing; the command that began it makes it again"
+        manifest = self.manifest
+        if manifest.finished:
+            return f"{self.weights.name} is missing; it is made again by: {manifest.command}"
+        return f"{manifest.status}; it is continued by: {manifest.command}"
+
+    @property
     def finished(self) -> bool:
         """UserError where what the directory says of itself does not agree."""
         if not (self.started and self.weights.is_file()):
@@ -277,8 +287,8 @@ def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
         if any(part.startswith(".") for part in folder.relative_to(paths.runs).parts):
             continue
         try:
+            _ = run.finished
             if task in (None, run.config.task.name):
-                _ = run.finished
                 yield run
         except UserError as error:
             warn(f"{run.path} is left out: {error}")
@@ -291,18 +301,24 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         check_teacher(run, task)
         print(f"Teacher: {run.path}")
         return run
-    finished = [run for run in all_runs(paths, task) if run.finished and has_dual(run.config)]
+    candidates = [run for run in all_runs(paths, task) if has_dual(run.config)]
+    finished = [run for run in candidates if run.finished]
     if not finished:
         aside = [run.path for run in runs_aside(paths, task) if run.finished]
-        moved = "".join(f"""\n  "teacher='{path}'\"""" for path in aside)
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
             f"make one with: python -m asap_exp.train task={task or 'digits'}"
-            + (f"\nor take one that resume=never moved aside:{moved}" if moved else "")
+            + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in candidates])
+            + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
         )
     run = max(finished, key=lambda run: ended(run.manifest))
     print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
     return run
+
+
+def listed(words: str, items: list[str]) -> str:
+    """Further lines of a sentence; none without items."""
+    return "\n".join(["", f"{words}:", *(f"  {item}" for item in items)]) if items else ""
 
 
 def ended(manifest: Manifest) -> str:
@@ -360,12 +376,34 @@ def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
     for file in sorted(run.path.glob("distill/*/manifest.json")):
         try:
             manifest = read(LaterManifest, file)
+            check_teacher_of(manifest, file, run)
         except UserError as error:
             warn(f"{file.parent} is left out: {error}")
             continue
         if manifest.finished:
             finished.append((ended(manifest), file.parent))
     return sorted(finished)
+
+
+def check_teacher_of(manifest: LaterManifest, file: Path, run: Run) -> None:
+    """UserError where the manifest of a later stage is another run's."""
+    if manifest.teacher != run.name:
+        raise UserError(
+            f"{file} is of the run {manifest.teacher} and not of {run.name}; remove {file.parent}, "
+            "and run the stage again"
+        )
+
+
+def unfinished_artifacts(run: Run) -> list[Path]:
+    """The folders of compiled maps of `run` that have no manifest, or one that says no more."""
+    finished = {folder for _, folder in finished_artifacts(run)}
+    return [folder for folder in sorted(run.path.glob("distill/*")) if folder not in finished]
+
+
+def stage_finished(folder: Path) -> bool:
+    """Whether a later stage wrote `folder` to the end; UserError where it is damaged."""
+    file = folder / "manifest.json"
+    return file.is_file() and read(LaterManifest, file).finished
 
 
 def newest_artifact(run: Run) -> tuple[str, Path] | None:

@@ -13,6 +13,7 @@ from asap_exp.attention import (
     swapped,
 )
 from asap_exp.errors import UserError
+from asap_exp.files import read_json, write_json
 from asap_exp.models import build_net, build_vit, load_net
 from asap_exp.ops._backend import fused
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
@@ -201,7 +202,10 @@ def test_damaged_weights_are_refused(trained, damage):
 
 @pytest.mark.parametrize("override", ["model.dim=32", "model.depth=3", "model.qk_norm=false"])
 def test_weights_of_another_model_are_refused(trained, override):
-    save_tensors(trained.weights, weights_of(make_net(override)))
+    weights = weights_of(make_net(override))
+    save_tensors(trained.weights, weights)
+    manifest = trained.path / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"teacher_sha256": fingerprint(weights)})
     with pytest.raises(UserError, match=r"does not fit the model of .*config\.yaml"):
         load_net(trained)
 
@@ -216,7 +220,7 @@ def test_other_weights_of_the_same_model_are_refused(trained):
 
 def test_weights_without_a_fingerprint_in_the_manifest_are_refused(tmp_path):
     run = fake_run(tmp_path, *TINY, weights=weights_of(make_net()), teacher_sha256=None)
-    with pytest.raises(UserError, match=r"expected None"):
+    with pytest.raises(UserError, match=r"teacher_sha256 is missing"):
         load_net(run)
 
 

@@ -27,6 +27,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "manifest.json": ("train", "distill", "distill-new", "evaluate", "report"),
     "teacher.safetensors": ("train", "distill-new", "evaluate"),
     "checkpoints/last.ckpt": ("train",),
+    "curves.json": ("train", "evaluate"),
     "logs/*/metrics.csv": ("train", "evaluate"),
     "distill/*/asap.json": ("distill", "evaluate"),
     "distill/*/asap.safetensors": ("distill", "evaluate"),
@@ -119,7 +120,9 @@ def trials(bench: Bench, pattern: str, alter: Alter, *names: str) -> Iterator[Tr
         ended = bench.run(stage, *overrides)
         trial = judged(ended, outcome(bench, stage, RUN), undisturbed, file.name, *names)
         yield said_by(step, trial)
-        if pattern in REPAIRED and trial.outcome in ("sentence", "unnamed") and not advised:
+        # A folder in a file's place is for its owner to move, as the sentence says.
+        repairable = pattern in REPAIRED and not file.is_dir()
+        if repairable and trial.outcome in ("sentence", "unnamed") and not advised:
             advised = True
             yield repaired(bench, pattern, step, ended)
 

@@ -133,9 +133,10 @@ def rerun(bench: Bench, stage: str, overrides: list[str], base: Path) -> Trial:
 
 
 def curves(results: Path) -> dict[int, dict[str, float]]:
-    from asap_exp.evaluation.curves import training_curves
+    from asap_exp.evaluation.curves import own_curves
+    from asap_exp.runs import Run
 
-    return {int(row["epoch"]): row for row in training_curves(run_of(results))}
+    return {int(row["epoch"]): row for row in own_curves(Run(run_of(results)))}
 
 
 def check_typed(bench: Bench, case: Case) -> list[Trial]:
@@ -143,7 +144,11 @@ def check_typed(bench: Bench, case: Case) -> list[Trial]:
     number = (signal.SIGTERM, signal.SIGKILL)[case.detail[0] % 2]
     command = [sys.executable, "-m", "asap_exp.train", *TINY]
     source = str(Path(sys.modules["asap_exp"].__path__[0]).parent)  # what is tested here
-    environment = {**os.environ, "HOME": str(bench.folder / "home"), "PYTHONPATH": source}
+    environment = {
+        **os.environ,
+        "HOME": str(bench.folder / "home"),
+        "PYTHONPATH": os.pathsep.join([source, *sys.path]),
+    }
     with (bench.temporary / "typed.err").open("w") as log:
         child = subprocess.Popen(
             command, cwd=bench.folder, env=environment, stderr=log, stdout=subprocess.DEVNULL

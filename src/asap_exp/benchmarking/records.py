@@ -27,7 +27,7 @@ def folder_of(paths: PathsConfig, name: str) -> Path:
 def record_from_json(value: Any, file: Path) -> BenchmarkRecord:
     """UserError where it is no record, was changed, or is not of a finished run."""
     version = value.get("format") if isinstance(value, dict) else None
-    if version not in (2, FORMAT):
+    if isinstance(version, bool) or version not in (2, FORMAT):
         raise UserError(f"{file} is no benchmark record of this version (format {FORMAT})")
     if version == FORMAT and SEAL not in value:
         raise UserError(f"{file} is damaged: {SEAL} is missing. Make it again with: {AGAIN}")

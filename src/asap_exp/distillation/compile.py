@@ -30,11 +30,10 @@ from asap_exp.distillation.fidelity import plan_fidelity
 from asap_exp.distillation.report import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.errors import UserError
 from asap_exp.locks import part_held
-from asap_exp.manifest import LaterManifest, manifest
+from asap_exp.manifest import manifest
 from asap_exp.models import load_net
-from asap_exp.runs import Run, find_teacher, public_config, short_hash
+from asap_exp.runs import Run, find_teacher, public_config, short_hash, stage_finished
 from asap_exp.tracking import wandb_run
-from asap_exp.typed import read
 
 CALIBRATION_SPLIT = "train"
 
@@ -128,7 +127,7 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     UserError where the data found now is not the teacher's.
     """
     try:
-        if not finished(folder):
+        if not stage_finished(folder):
             return False
         artifact = load_artifact(folder)
         check_belongs(artifact, teacher_identity(run, net), folder)
@@ -148,12 +147,6 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     check_same_data(data, run)
     print(f"Already compiled: {folder} ({advice})")
     return True
-
-
-def finished(folder: Path) -> bool:
-    """Whether `folder` holds a map that was written to the end; UserError where it is damaged."""
-    file = folder / "manifest.json"
-    return file.is_file() and read(LaterManifest, file).finished
 
 
 def run_data(

@@ -13,7 +13,7 @@ from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.distillation.artifact import Artifact, check_belongs, load_artifact, load_fidelity
-from asap_exp.distillation.compile import check_same_data, finished, run_data, teacher_identity
+from asap_exp.distillation.compile import check_same_data, run_data, teacher_identity
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError
 from asap_exp.evaluation.baseline import baseline_row
@@ -43,9 +43,12 @@ from asap_exp.runs import (
     check_teacher,
     find_teacher,
     finished_artifacts,
+    listed,
     newest_artifact,
     public_config,
     short_hash,
+    stage_finished,
+    unfinished_artifacts,
     without,
 )
 from asap_exp.sealed import sealed
@@ -220,7 +223,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     """The teacher's run and the artifact's folder, as chosen or the newest; prints which."""
     if config.artifact is not None:
         folder = Path(config.artifact)
-        if not finished(folder):
+        if not stage_finished(folder):
             raise UserError(
                 f"artifact={folder} holds no finished map; give a folder that distill named, "
                 "RUN/distill/HASH, or distill again"
@@ -240,9 +243,11 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         where = config.teacher or config.paths.runs
         task = f" task={config.task.name}" if config.task.name else ""
         of_task = f" of task {config.task.name}" if task else ""
+        unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
         raise UserError(
             f"no compiled map{of_task} in {where}; make one with: "
             f"python -m asap_exp.distill{task} +layer=frozen"
+            + listed("not finished, or their manifest.json is missing", unfinished)
         )
     (_, folder), run = max(found, key=lambda pair: pair[0])
     print(f"Compiled map: {folder} (the newest)")

@@ -257,6 +257,8 @@ class EvaluationRecord:
         epochs = [row.get("epoch", -1) for row in self.curves]
         if epochs != sorted({int(epoch) for epoch in epochs if epoch >= 0}):
             yield "curves must have a row an epoch, in their order"
+        if any(x < 0 for row in self.curves for name, x in row.items() if "loss" in name):
+            yield "curves must have no loss below 0"
 
     def _disagreements(self) -> Iterator[str]:
         """What stands in two places of the record, and must be the same there."""

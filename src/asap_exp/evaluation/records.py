@@ -9,7 +9,7 @@ from asap_exp.errors import UserError
 from asap_exp.evaluation.readable import readable
 from asap_exp.evaluation.record import EvaluationRecord
 from asap_exp.files import read_json, write_json
-from asap_exp.runs import Run, all_runs, check_task
+from asap_exp.runs import Run, all_runs, check_task, stage_finished
 from asap_exp.sealed import SEAL, sealed
 from asap_exp.typed import from_json, to_json
 
@@ -25,7 +25,7 @@ STAGES = ("train", "distill", "evaluate")
 def record_from_json(value: Any, file: Path) -> EvaluationRecord:
     """UserError where it is no record, was changed, or lacks a manifest of a finished stage."""
     version = value.get("format") if isinstance(value, dict) else None
-    if version not in (1, FORMAT):
+    if isinstance(version, bool) or version not in (1, FORMAT):
         raise UserError(f"{file} is no evaluation record of this version (format {FORMAT})")
     manifests = value.get("manifests")
     there = manifests if isinstance(manifests, dict) else {}
@@ -73,11 +73,17 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
     One that is damaged is left out with a warning; of a `run` that was named it is a UserError.
     """
     runs = all_runs(paths, task) if run is None else [run_of_task(Path(run), task)]
-    sources = {file: each for each in runs for file in sorted(each.path.glob(METRICS))}
+    sources = {file: each for each in runs for file in evaluations(each)}
     return readable(sources, lambda f: copied(f, sources[f], folder), strict=run is not None)
 
 
-METRICS = "evaluate/*/metrics.json"
+METRICS = "metrics.json"
+
+
+def evaluations(run: Run) -> list[Path]:
+    """The records of the evaluations of `run`, missing ones of finished evaluations too."""
+    folders = sorted(run.path.glob("evaluate/*"))
+    return [f / METRICS for f in folders if (f / METRICS).is_file() or stage_finished(f)]
 
 
 def copied(source: Path, run: Run, folder: Path) -> Path:
