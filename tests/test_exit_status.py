@@ -1,10 +1,12 @@
 """How commands end: a status that says what happened, and a sentence instead of a traceback."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def test_reliability_f20_ctrl_c_before_the_training_is_a_sentence(
 ) -> None:
     assert main(monkeypatch, interrupt, "task=digits") == 130
     err = capsys.readouterr().err
-    assert err == "error: stopped by SIGINT\n"
+    assert err == "error: stopped by SIGINT; the same command goes on from what was saved\n"
 
 
 def test_what_takes_seconds_to_import_is_imported_where_signals_are_met() -> None:
@@ -119,3 +121,30 @@ def test_reliability_f1_terminated_command_says_so_and_goes_on_later(tmp_path: P
     whole = run_train(tmp_path / "whole", *words[len(TINY) :])
     expected, got = load_tensors(whole.weights), load_tensors(again.weights)
     assert all((tensor == got[name]).all() for name, tensor in expected.items())
+
+
+def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
+    words = (*TINY, *SINKHORN, "recipe.epochs=5000", "callbacks.checkpoint_seconds=1000")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asap_exp.train", "-m", *launcher, *words],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 150
+    while len(list(tmp_path.rglob("metrics.csv"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "3 of 3 jobs failed, or were stopped" in err
+    assert "not begun: the sweep was stopped" in err
+    assert "Traceback" not in err
+    manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]
+    assert [manifest["status"] for manifest in manifests] == ["interrupted"] * 2
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 2

@@ -22,6 +22,8 @@ from asap_exp.runs import (
     newest_artifact,
     public_config,
     recipe_hash,
+    refuse_other,
+    repair,
     run_directory,
 )
 
@@ -127,8 +129,10 @@ def test_directory_of_another_configuration_is_refused_with_what_differs(
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="another configuration and is not overwritten") as error:
-        claim(asked)
-    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [difference]
+        refuse_other(asked)
+    _, *differences, advice = [line.strip() for line in str(error.value).splitlines()]
+    assert differences == [difference]
+    assert "resume=never" in advice
     assert (directory / "config.yaml").read_text() == text
 
 
@@ -169,9 +173,9 @@ def test_teacher_that_is_named_is_taken(tmp_path, capsys):
 def test_no_teacher_says_how_to_make_one(tmp_path):
     fake_run(tmp_path, "attention=softmax")
     fake_run(tmp_path, status="running")
-    with pytest.raises(UserError, match=r"no finished Sinkhorn teacher in .*task=digits$"):
+    with pytest.raises(UserError, match=r"(?m)no finished Sinkhorn teacher in .*task=digits$"):
         find_teacher(paths(tmp_path), None, None)
-    with pytest.raises(UserError, match=r"teacher of task cifar in .*task=cifar$"):
+    with pytest.raises(UserError, match=r"(?m)teacher of task cifar in .*task=cifar$"):
         find_teacher(paths(tmp_path), "cifar", None)
 
 
@@ -242,6 +246,20 @@ def test_of_two_that_finish_at_once_the_later_is_the_newest(tmp_path):
     whole = re.sub(r"\.\d+", "", before)
     assert whole != before
     assert whole < before
+
+
+@pytest.mark.parametrize("folder", ["results", "a place"])
+def test_repair_names_the_command_that_works_where_the_run_lies(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    command = "python -m asap_exp.train task=digits resume=never paths.results=/elsewhere"
+    run = fake_run(Path(folder), command=command)
+    said = repair(run)
+    assert "python -m asap_exp.train task=digits" in said
+    assert "/elsewhere" not in said
+    assert ("paths.results" in said) == (folder != "results")
+    assert folder == "results" or f"\"paths.results='{tmp_path / folder}'\"" in said
+    moved = run.path.rename(tmp_path / "archive")
+    assert "Take it from a copy" in repair(Run(moved))
 
 
 def test_record_of_a_configuration_names_no_folder(tmp_path):

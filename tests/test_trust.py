@@ -229,3 +229,46 @@ def test_record_holds_the_finished_manifest_of_its_own_stage(pipeline: Pipeline)
     manifest = read_json(pipeline.record)["manifests"]["evaluate"]
     assert manifest["status"] == "finished"
     assert manifest["ended"] >= manifest["started"]
+
+
+def test_manifest_whose_seal_was_taken_out_is_refused(pipeline: Pipeline) -> None:
+    file = pipeline.teacher.path / "manifest.json"
+    manifest = read_json(file)
+    del manifest["sha256"]
+    write_json(file, manifest | {"best_val_accuracy": 0.99})
+    with pytest.raises(UserError, match=r"manifest\.json is damaged.*its sha256.*is missing"):
+        run_evaluate(pipeline.results, f"teacher={pipeline.teacher.path}")
+
+
+@pytest.mark.parametrize("text", [None, "[]", "["])
+def test_curves_that_were_lost_come_back_from_the_checkpoint(
+    pipeline: Pipeline, text: str | None
+) -> None:
+    curves = pipeline.teacher.curves
+    before = curves.read_text()
+    curves.unlink() if text is None else curves.write_text(text)
+    run_train(pipeline.results)
+    assert curves.read_text() == before
+
+
+def test_run_that_is_deleted_under_a_stage_is_said_to_be_gone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap_exp.distillation import compile
+
+    def deleted(*_: Any, **__: Any) -> Any:
+        shutil.rmtree(pipeline.teacher.path)
+        raise UserError("asap.json does not exist")
+
+    monkeypatch.setattr(compile, "plan_fidelity", deleted)
+    with pytest.raises(UserError, match="is no longer there: it was deleted or moved"):
+        run_distill(pipeline.results, "calibration.slices=2")
+
+
+def test_configuration_edited_in_its_directory_is_refused_until_resume_never(
+    pipeline: Pipeline,
+) -> None:
+    edit(pipeline.teacher.path / "config.yaml", "num_iters: 4", "num_iters: 5")
+    with pytest.raises(UserError, match=r"saved 5, asked for 4\nPut an unchanged.*resume=never"):
+        run_train(pipeline.results)
+    assert run_train(pipeline.results, "resume=never").config.attention["num_iters"] == 4

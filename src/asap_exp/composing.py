@@ -194,6 +194,11 @@ def check_override_keys(overrides: Sequence[str], schema: type) -> None:
             continue  # one of Hydra's own flags, or the value of one
         override = parsed_override(argument)
         key = override.key_or_group
+        if key.startswith("hydra.") and str(override.value()).strip("'\"").startswith("~"):
+            raise UserError(
+                f"{key}={override.value()} is not allowed: Hydra would make a folder named ~; give "
+                "the whole path"
+            )
         if (folder := conf_dir() / key.split("@")[0]).is_dir():
             check_option(override, folder)
         elif not (override.is_delete() or key.startswith("hydra")):

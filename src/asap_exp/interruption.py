@@ -54,13 +54,17 @@ class Request:
 
 
 @contextmanager
-def interruptible() -> Iterator[Request]:
-    """Both signals raise Interrupted; the Request knows of one even if a library swallowed it."""
+def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[Request]:
+    """Both signals raise Interrupted; the Request knows of one even if a library swallowed it.
+
+    Where `pass_on` has handed the first signal to others, who end by it, this process waits.
+    """
     request = Request()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        request.signal = number
-        _interrupt(number, frame)
+        first, request.signal = request.signal is None, number
+        if not (first and pass_on(number)):
+            _interrupt(number, frame)
 
     with handled(interrupt):
         yield request

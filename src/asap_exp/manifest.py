@@ -38,6 +38,9 @@ PACKAGES = (
 )
 
 
+FORMAT = 2
+
+
 @dataclass(config=STRICT, kw_only=True)
 class Code:
     commit: str | None
@@ -74,6 +77,8 @@ class Manifest(Attempt):
     seed: int
     config: dict[str, Any]
     error: str | None = None
+    format: Literal[2] | None = None
+    """None in those from before manifests carried a hash of themselves."""
     sha256: str | None = None
 
     @property
@@ -82,6 +87,8 @@ class Manifest(Attempt):
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
+        if self.format is not None and self.sha256 is None:
+            raise ValueError("its sha256, which says that nothing was changed, is missing")
         missing = [name for name in self.outcome() if getattr(self, name) is None]
         if self.finished and missing:
             raise ValueError(f"status is finished, but {', '.join(missing)} is missing")
@@ -138,6 +145,7 @@ class LaterManifest(Manifest):
 def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     """Writes a manifest when work starts, and again, with its outcome, when it ends or fails."""
     record: dict[str, Any] = {
+        "format": FORMAT,
         "status": "running",
         "started": now(),
         "command": command(),
@@ -153,6 +161,8 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         stopped = isinstance(error, Interrupted)
         record |= outcome(record, "interrupted" if stopped else "failed")
         record["error"] = str(error) if stopped else f"{type(error).__name__}: {error}"[:2000]
+        if not stopped and not path.is_file() and isinstance(error, UserError | OSError):
+            raise gone(path) from error
         with suppress(UserError):  # the first error is the one to tell
             write_over(path, record)
         raise
@@ -170,11 +180,17 @@ def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
 def write_over(path: Path, record: dict[str, Any]) -> None:
     """UserError where what was written when the work started went away meanwhile."""
     if not path.is_file():
-        raise UserError(
-            f"{path.parent} is no longer there: it was deleted or moved while the stage ran, and "
-            "what the stage made may be lost with it; start the same command again"
-        )
+        raise gone(path)
     write_sealed(path, record)
+
+
+def gone(path: Path) -> UserError:
+    """Of the manifest of a stage that is running."""
+    lost = path if path.parent.is_dir() else path.parent
+    return UserError(
+        f"{lost} is no longer there: it was deleted or moved while the stage ran, and what the "
+        "stage made may be lost with it; start the same command again"
+    )
 
 
 def now() -> str:

@@ -9,7 +9,8 @@ RESULTS/runs/TASK/MODEL-ATTENTION/HASH-sSEED/
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+import shlex
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -18,13 +19,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from asap_exp.attention import SinkhornAttention, attention_class
-from asap_exp.composing import load_saved
+from asap_exp.composing import load_saved, quoted
 from asap_exp.config import PathsConfig, TrainConfig
 from asap_exp.console import warn
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
 from asap_exp.manifest import LaterManifest, Manifest, TrainManifest
 from asap_exp.typed import read
+
+DEFAULT_TASK = "digits"
 
 ASIDE = re.compile(r"~\d+$")
 """How the name of a directory ends that resume=never moved aside."""
@@ -169,8 +172,8 @@ class Run:
             return "manifest.json is missing; the command that began it makes it again"
         manifest = self.manifest
         if manifest.finished:
-            return f"{self.weights.name} is missing; it is made again by: {manifest.command}"
-        return f"{manifest.status}; it is continued by: {manifest.command}"
+            return f"{self.weights.name} is missing. {repair(self)}"
+        return f"{manifest.status}; it is continued by: {own_command(self)}"
 
     @property
     def finished(self) -> bool:
@@ -180,6 +183,34 @@ class Run:
         manifest = self.manifest
         check_agrees(self, manifest)
         return manifest.finished
+
+
+def own_command(run: Run) -> str:
+    """The command that trains `run` where it lies now."""
+    words = shlex.split(run.manifest.command)
+    kept = [w for w in words if not w.startswith(("paths.results=", "resume="))]
+    return f"{shlex.join(kept)} {where(str(Path(*run.path.absolute().parts[:-4])))}".strip()
+
+
+def repair(run: Run) -> str:
+    """A sentence: how what is damaged in `run` is made again."""
+    if run.path.absolute().parts[-4:] != ("runs", *run.name.split("/")):
+        return f"Take it from a copy, or train {run.name} again"
+    return f"Its command makes it again: {own_command(run)} (with resume=never if need be)"
+
+
+def stage_command(stage: str, paths: PathsConfig, *words: str) -> str:
+    """`python -m asap_exp.STAGE`, with the folder of results where it is not the usual one."""
+    given = [word for word in (where(paths.results), *words) if word]
+    return " ".join(["python", "-m", f"asap_exp.{stage}", *given])
+
+
+def where(results: str) -> str:
+    """`paths.results=` as it is typed; empty for the usual folder."""
+    if Path(results).absolute() == Path("results").absolute():
+        return ""
+    plain = re.fullmatch(r"[\w./-]+", results)
+    return f"paths.results={results}" if plain else f'"{quoted("paths.results", results)}"'
 
 
 def check_agrees(run: Run, manifest: TrainManifest) -> None:
@@ -208,26 +239,33 @@ def check_agrees(run: Run, manifest: TrainManifest) -> None:
 def claim(config: TrainConfig) -> Run:
     """The run directory of `config`, made if need be, with the configuration saved in it.
 
-    A directory that holds another configuration is refused; a damaged one is written again, since
-    the directory's name says which it is.
+    A damaged one is written again, since the directory's name says which it is.
     """
     run = Run(run_directory(config))
-    file = run.path / "config.yaml"
-    if file.is_file():
-        try:
-            saved = run.config
-        except UserError as error:
-            warn(f"{error}; it is written again")
-        else:
-            there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
-            if there != asked:
-                raise UserError(
-                    f"{run.path} holds a run of another configuration and is not overwritten:\n"
-                    f"{describe_differences(there, asked)}"
-                )
+    try:
+        if (run.path / "config.yaml").is_file():
+            _ = run.config
             return run
+    except UserError as error:
+        warn(f"{error}; it is written again")
     write_config(config, run.path)
     return Run(run.path)
+
+
+def refuse_other(config: TrainConfig) -> None:
+    """UserError where the run directory of `config` holds another configuration."""
+    run = Run(run_directory(config))
+    try:
+        saved = run.config
+    except UserError:
+        return  # none, or a damaged one
+    there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
+    if there != asked:
+        raise UserError(
+            f"{run.path} holds a run of another configuration and is not overwritten:\n"
+            f"{describe_differences(there, asked)}\nPut an unchanged config.yaml back, or start "
+            "again with resume=never, which moves the run aside"
+        )
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
@@ -259,20 +297,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
     """Every run directory (of `task`, if named), in order of path; those moved aside left out.
 
-    One that is damaged is left out too, and named. A run moved aside is among them for as long as
-    the one that was to replace it has not started.
+    One that is damaged is left out too, and named.
     """
+    return current(sound_runs(paths, task))
+
+
+def current(runs: Iterable[Run]) -> list[Run]:
+    """Those that were not moved aside, or whose successor has not started."""
     return [
         run
-        for run in sound_runs(paths, task)
+        for run in runs
         if not (aside := ASIDE.search(run.path.name))
         or not Run(run.path.with_name(run.path.name[: aside.start()])).started
     ]
-
-
-def runs_aside(paths: PathsConfig, task: str | None = None) -> list[Run]:
-    """Those that resume=never moved aside."""
-    return [run for run in sound_runs(paths, task) if ASIDE.search(run.path.name)]
 
 
 def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
@@ -301,13 +338,14 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         check_teacher(run, task)
         print(f"Teacher: {run.path}")
         return run
-    candidates = [run for run in all_runs(paths, task) if has_dual(run.config)]
+    runs = list(sound_runs(paths, task))
+    candidates = [run for run in current(runs) if has_dual(run.config)]
     finished = [run for run in candidates if run.finished]
     if not finished:
-        aside = [run.path for run in runs_aside(paths, task) if run.finished]
+        aside = [run.path for run in runs if ASIDE.search(run.path.name) and run.finished]
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
-            f"make one with: python -m asap_exp.train task={task or 'digits'}"
+            f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
             + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in candidates])
             + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
         )

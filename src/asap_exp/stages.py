@@ -25,7 +25,7 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     # that this environment does not know.
     os.environ["MPLBACKEND"] = "Agg"
     try:
-        with interruptible() as stop:
+        with interruptible(passed_on) as stop:
             try:
                 status = application(stage, schema, run)
             except (Exception, SystemExit):
@@ -35,10 +35,16 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except Interrupted as stop:
-        print(f"error: {stop}", file=sys.stderr)
+        print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
         status = stop.exit_status
     if status:
         sys.exit(status)
+
+
+def passed_on(number: int) -> bool:
+    """Whether workers of this sweep, if it has begun, have got the signal."""
+    sweep = sys.modules.get("asap_exp.sweep")
+    return sweep is not None and sweep.pass_on(number)
 
 
 def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:

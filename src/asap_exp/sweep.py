@@ -1,5 +1,6 @@
 """What became of each job of a sweep, whichever launcher and process ran it."""
 
+import contextlib
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ from asap_exp.typed import STRICT, read, to_json
 LEDGER = "ASAP_EXP_SWEEP"
 """The environment variable that tells a job, in whatever process, where to say what it became."""
 
+STOPPED = "stopped"
+"""The file in that folder that tells the jobs which have not begun not to."""
+
 MISTAKE, CRASH = 2, 1
 """Exit statuses of a UserError, and of anything else that was not foreseen."""
 
@@ -44,7 +48,11 @@ class Ledger(Callback):
     folder: ClassVar[Path | None] = None
     """In the process that started the sweep."""
 
+    has_workers: ClassVar[bool] = False
+    """Whether its jobs run in processes that end with it: those of joblib."""
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        Ledger.has_workers = "joblib" in str(config.hydra.launcher.get("_target_", ""))
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         Ledger.folder = (Path(config.hydra.sweep.dir).expanduser() / name).resolve()
         os.environ[LEDGER] = str(Ledger.folder)
@@ -61,11 +69,18 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
     if in_sweep:
         print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
     status, error, trace = 0, "", ""
+    ledger = Path(os.environ[LEDGER]) if in_sweep and LEDGER in os.environ else None
     try:
-        work()
+        if ledger is not None and (ledger / STOPPED).is_file():
+            status, error = int((ledger / STOPPED).read_text()), "not begun: the sweep was stopped"
+        else:
+            work()
     except Interrupted as stop:
         status, error = stop.exit_status, str(stop)
-        raise
+        if ledger is None or Ledger.folder is not None:
+            raise
+        # A worker: joblib would kill the others, which are saving too.
+        write_text(ledger / STOPPED, str(status))
     except Exception as raised:
         sentence = explained(raised, stage)
         if sentence is None:
@@ -75,8 +90,8 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
         status, error = MISTAKE, str(sentence)
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     finally:
-        if in_sweep and LEDGER in os.environ:
-            write_down(hydra, Path(os.environ[LEDGER]), status, error, trace)
+        if ledger is not None:
+            write_down(hydra, ledger, status, error, trace)
     return status
 
 
@@ -106,6 +121,23 @@ def launcher_logs() -> list[str]:
     return [str(paths.stdout), str(paths.stderr)]
 
 
+def pass_on(number: int) -> bool:
+    """Sends a signal to the workers of this sweep, which save their work; False without any."""
+    found = workers(os.getpid()) if Ledger.has_workers else []
+    for worker in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, number)
+    return bool(found)
+
+
+def workers(process: int) -> list[int]:
+    """The processes that `process` has started, as Linux lists them."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    with contextlib.suppress(OSError):
+        return [int(child) for each in lists for child in each.read_text().split()]
+    return []
+
+
 def jobs() -> list[Job]:
     """Those of the sweep of this process that have ended, by number; none outside a sweep."""
     if Ledger.folder is None:
@@ -119,7 +151,7 @@ def report_failures(ended: list[Job]) -> None:
     failed = [job for job in ended if job.status]
     if not failed:
         return
-    lines = [f"\n{len(failed)} of {len(ended)} jobs failed:"]
+    lines = [f"\n{len(failed)} of {len(ended)} jobs failed, or were stopped:"]
     for job in failed:
         lines.append(f"  job {job.number} ({' '.join(job.overrides)}): {job.error}")
         lines += [f"    log: {log}" for log in job.logs]

@@ -8,7 +8,7 @@ from pathlib import Path
 from asap_exp.console import warn
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, reading
-from asap_exp.runs import Run
+from asap_exp.runs import Run, repair
 from asap_exp.sealed import digest
 
 Curves = list[dict[str, float]]
@@ -45,18 +45,26 @@ def own_curves(run: Run) -> Curves:
 
     Of a run from before they were kept, those in its logs.
     """
-    sha256 = run.manifest.curves_sha256
-    if sha256 is None:
-        return training_curves(run.path)
     try:
-        curves = read_json(run.curves)
-        if digest({"curves": curves}) == sha256:
-            return curves
-        reason = f"{run.curves} is not as the training left it"
+        curves = kept_curves(run)
     except UserError as error:
-        reason = str(error)
-    warn(f"the record has no training curves: {reason}")
-    return []
+        warn(f"the record has no training curves: {error}")
+        return []
+    return training_curves(run.path) if curves is None else curves
+
+
+def kept_curves(run: Run) -> Curves | None:
+    """Those of curves.json; None in a run from before there was that file.
+
+    UserError where they are not as the training left them.
+    """
+    manifest = run.manifest
+    if manifest.curves_sha256 is None:
+        return None
+    curves = read_json(run.curves)
+    if digest({"curves": curves}) != manifest.curves_sha256:
+        raise UserError(f"{run.curves} is not as the training left it. {repair(run)}")
+    return curves
 
 
 def logs(run: Path) -> list[Path]:

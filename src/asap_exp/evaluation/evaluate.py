@@ -47,6 +47,7 @@ from asap_exp.runs import (
     newest_artifact,
     public_config,
     short_hash,
+    stage_command,
     stage_finished,
     unfinished_artifacts,
     without,
@@ -241,12 +242,12 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     found = [(artifact, run) for artifact, run in newest if artifact is not None]
     if not found:
         where = config.teacher or config.paths.runs
-        task = f" task={config.task.name}" if config.task.name else ""
+        task = [f"task={config.task.name}"] if config.task.name else []
         of_task = f" of task {config.task.name}" if task else ""
         unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
         raise UserError(
             f"no compiled map{of_task} in {where}; make one with: "
-            f"python -m asap_exp.distill{task} +layer=frozen"
+            + stage_command("distill", config.paths, *task, "+layer=frozen")
             + listed("not finished, or their manifest.json is missing", unfinished)
         )
     (_, folder), run = max(found, key=lambda pair: pair[0])

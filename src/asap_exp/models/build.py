@@ -11,7 +11,7 @@ from asap_exp.data.catalog import image_dataset, text_dataset
 from asap_exp.errors import UserError
 from asap_exp.models.text import TextEncoder
 from asap_exp.models.vit import build_vit
-from asap_exp.runs import Run
+from asap_exp.runs import Run, repair
 from asap_exp.tensors import fingerprint, load_tensors
 
 
@@ -73,14 +73,14 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
 def load_weights(run: Run) -> dict[str, Tensor]:
     """The weights of a finished run; UserError where they are not those that its manifest names."""
     manifest = run.manifest
-    repair = f"The command that made it repairs it: {manifest.command}"
     try:
         weights = load_tensors(run.weights)
     except UserError as error:
-        raise UserError(f"{error}. {repair}") from error
+        raise UserError(f"{error}. {repair(run)}") from error
     if (found := fingerprint(weights)) != manifest.teacher_sha256:
         raise UserError(
             f"{run.weights} does not hold the weights that {run.path / 'manifest.json'} names "
-            f"(SHA-256 {found[:8]}..., expected {str(manifest.teacher_sha256)[:8]}...). {repair}"
+            f"(SHA-256 {found[:8]}..., expected {str(manifest.teacher_sha256)[:8]}...). "
+            f"{repair(run)}"
         )
     return weights

@@ -85,6 +85,12 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     saved = load_checkpoint(path).get(IDENTITY)
     if saved is None:
         raise UserError(f"{path} is no checkpoint of this project: it carries no configuration")
+    if saved != identity and saved | {"data_content": None} == identity | {"data_content": None}:
+        raise UserError(
+            f"{path} was trained on other data than is found now (its data_content differs):\n"
+            f"{describe_differences(saved, identity)}\nGive the folder of that data with "
+            "data.root=FOLDER, or start again with resume=never"
+        )
     if saved != identity:
         raise UserError(
             f"{path} is of another configuration:\n{describe_differences(saved, identity)}\n"

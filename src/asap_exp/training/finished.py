@@ -6,6 +6,7 @@ from asap_exp.console import warn
 from asap_exp.data import TaskDataModule
 from asap_exp.data.sources import DataNotFound
 from asap_exp.errors import UserError
+from asap_exp.evaluation.curves import kept_curves
 from asap_exp.models import load_weights
 from asap_exp.runs import Run
 
@@ -25,6 +26,8 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
         if not run.finished:
             return False
         load_weights(run)
+        if run.checkpoint.is_file():
+            kept_curves(run)  # which it can give back
     except UserError as error:
         warn(f"{error}\nThe run is made again, from its checkpoint if that is whole")
         return False

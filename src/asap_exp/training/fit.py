@@ -20,7 +20,6 @@ from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.config import TextTrainConfig, TrainConfig
-from asap_exp.console import warn
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.errors import UserError
@@ -35,7 +34,9 @@ from asap_exp.runs import (
     identity,
     public_config,
     recipe_hash,
+    refuse_other,
     run_directory,
+    write_config,
 )
 from asap_exp.tracking import wandb_run
 from asap_exp.training.checkpoints import (
@@ -80,6 +81,8 @@ def train(config: TrainConfig) -> Run:
         initialise(net, initial)
     place = run_directory(config)
     with held(place):
+        if config.resume != "never":
+            refuse_other(config)
         if config.resume == "auto" and is_finished(Run(place), data):
             return Run(place)
         data.setup()
@@ -144,6 +147,8 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)
+        if not (run.path / "config.yaml").is_file():  # deleted meanwhile
+            write_config(config, run.path)
     print(f"Finished: {run.path}  {summary(record)}")
 
 
@@ -183,9 +188,8 @@ def earlier_attempts(run: Run) -> list[dict[str, Any]]:
         return []
     try:
         last = run.manifest
-    except UserError as error:
-        warn(f"{error}; what it said of earlier attempts is lost")
-        return []
+    except UserError:
+        return []  # damaged, as was said when it was looked at
     facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
     return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
 

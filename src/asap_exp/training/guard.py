@@ -39,8 +39,8 @@ class LossCheck:
             return
         raise NonFiniteLoss(
             f"the loss is {self.loss.item()} at step {self.step}: "
-            f"{first_non_finite(self.net, self.inputs)}. The last checkpoint is from before this "
-            f"step. {REMEDIES}"
+            f"{first_non_finite(self.net, self.inputs)}. What was saved before is "
+            f"unharmed. {REMEDIES}"
         )
 
 
