@@ -126,10 +126,14 @@ def wandb_run(
             resume="allow" if run_id is not None and mode == "online" else None,
         )
     except Exception as error:  # of its own kinds, of its settings' checks, of the system
+        advice = (
+            "give it a home directory with HOME=FOLDER"
+            if "home directory" in str(error)
+            else "set WANDB_MODE=offline where it cannot be reached, mend the setting that it names "
+            "(logger.project, logger.entity, logger.tags or a WANDB_ variable)"
+        )
         raise UserError(
-            f"wandb did not start ({reason(error)}); set WANDB_MODE=offline where it cannot be "
-            "reached, mend the setting that it names (logger.project, logger.entity, logger.tags "
-            "or a WANDB_ variable), or choose logger=csv"
+            f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
         ) from error
     with run:
         yield run
