@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from asap_exp.errors import UserError
-from asap_exp.mishaps import explained
+from asap_exp.mishaps import explained, sentences
 
 
 def failure(call) -> Exception:
@@ -95,3 +96,10 @@ def test_sentence_stays_one_though_something_else_was_raised_from_it():
 )
 def test_mistake_in_the_code_is_not_explained_away(mistake):
     assert explained(mistake) is None
+
+
+def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
+    with pytest.raises(SystemExit) as end, sentences():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err

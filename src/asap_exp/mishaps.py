@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from asap_exp.errors import UserError
+from asap_exp.interruption import Interrupted, interruptible
 
 NO_MEMORY = (
     "can't allocate memory",
@@ -89,9 +90,16 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Of a script: ends it with the sentence that explains what went wrong, where there is one."""
+    """Of a script: ends it with the sentence that explains what went wrong, where there is one.
+
+    A signal ends it as it ends a stage: with 128 + signal.
+    """
     try:
-        yield
+        with interruptible():
+            yield
+    except Interrupted as stop:
+        print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
+        sys.exit(stop.exit_status)
     except Exception as error:
         if (sentence := explained(error)) is None:
             raise

@@ -129,8 +129,8 @@ def wandb_run(
         advice = (
             "give it a home directory with HOME=FOLDER"
             if "home directory" in str(error)
-            else "set WANDB_MODE=offline where it cannot be reached, mend the setting that it names "
-            "(logger.project, logger.entity, logger.tags or a WANDB_ variable)"
+            else "set WANDB_MODE=offline where it cannot be reached, mend the setting that it "
+            "names (logger.project, logger.entity, logger.tags or a WANDB_ variable)"
         )
         raise UserError(
             f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
