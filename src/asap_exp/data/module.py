@@ -214,14 +214,22 @@ def carved(
     _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes[class_of] > 1)
     classes = int((sizes > 1).sum())
+    if not classes:
+        raise UserError(
+            f"data.val_fraction={fraction} holds back no {noun}: none of the {len(sizes)} classes "
+            f"has more than one of the {len(labels)} rows. Add rows, so that a class has two or "
+            "more; no other fraction helps"
+        )
+    more = " of more than one row" if classes < len(sizes) else ""
+    counted = f"{classes} classes{more}"
     for part, rows, change in (
         ("validation", int(fraction * len(shared)), "larger"),
         ("training", len(shared) - math.ceil(fraction * len(shared)), "smaller"),
     ):
-        if not classes or rows < classes:
+        if rows < classes:
             raise UserError(
                 f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} {noun} "
-                f"than the {len(sizes)} classes; choose a {change} fraction"
+                f"than the {counted}; choose a {change} fraction"
             )
     parts = train_test_split(shared, test_size=fraction, stratify=labels[shared], random_state=seed)
     train_rows, val_rows = (np.sort(part) for part in parts)
