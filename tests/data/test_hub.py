@@ -4,9 +4,12 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from asap_exp.data import sources
@@ -138,3 +141,52 @@ def test_reliability_f13_damaged_copy_is_made_again_with_a_network(tmp_path, mon
     assert load_texts(AGNEWS, "train", None, None).texts == first
     assert load_texts(AGNEWS, "train", None, None).texts == first
     assert [len(options) for options in asked] == [0, 0, 1, 0]
+
+
+def named_texts(file: Path, names: list[str], labels=(0, 1, 2, 3)) -> Path:
+    label = datasets.ClassLabel(names=names)
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    rows = {"text": [names[i] for i in labels], "label": list(labels)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+    return file
+
+
+def test_wide_w1_prepared_names_in_another_order_are_those_of_the_labels(tmp_path):
+    other = ["Sci/Tech", "World", "Business", "Sports"]
+    file = named_texts(tmp_path / "train.parquet", other)
+    prepared(tmp_path, AGNEWS, train=file, test=file)
+    raw = load_texts(AGNEWS, "train", None, None)
+    assert raw.names == AGNEWS.class_names
+    assert [raw.names[label] for label in raw.labels] == raw.texts
+    again = replace(AGNEWS, trained_names=raw.names)
+    assert load_texts(again, "train", None, None).sha256 == raw.sha256
+
+
+def test_wide_w2_prepared_training_split_orders_a_test_split_from_elsewhere(tmp_path):
+    prepared(tmp_path, AGNEWS, train=named_texts(tmp_path / "train.parquet", list("abcd")))
+    named_texts(tmp_path / "local" / "ag_news" / "test.parquet", list("dcba"))
+    assert load_texts(AGNEWS, "train", None, None).labels == [0, 1, 2, 3]
+    test = load_texts(AGNEWS, "test", str(tmp_path / "local"), None)
+    assert (test.texts, test.labels) == (list("dcba"), [3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_wide_w2_names_of_a_later_shard_order_the_test_split(tmp_path, empty):
+    folder = tmp_path / "ag_news"
+    folder.mkdir()
+    plain = pa.table({"text": ["a"], "label": pa.array([0])})
+    pq.write_table(plain[:0] if empty else plain, folder / "train-00000-of-00002.parquet")
+    named_texts(folder / "train-00001-of-00002.parquet", list("abcd"))
+    named_texts(folder / "test.parquet", list("dcba"))
+    train, test = (load_texts(AGNEWS, split, str(tmp_path), None) for split in ("train", "test"))
+    assert train.names == tuple("abcd")
+    for raw in (train, test):
+        assert [raw.names[label] for label in raw.labels] == raw.texts
+
+
+def test_wide_w3_prepared_numbers_that_are_names_are_read(tmp_path):
+    file = named_texts(tmp_path / "train.parquet", list("1234"))
+    prepared(tmp_path, AGNEWS, train=file)
+    raw = load_texts(AGNEWS, "train", None, None)
+    assert (raw.labels, raw.names) == ([0, 1, 2, 3], tuple("1234"))

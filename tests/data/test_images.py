@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 from asap_exp.data import ImageDataModule, memory
 from asap_exp.data import images as images_module
 from asap_exp.data.catalog import IMAGE_DATASETS
-from asap_exp.data.module import CLASSES, carved
+from asap_exp.data.module import carved
 from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
+from asap_exp.data.trained import CLASSES
 from asap_exp.errors import UserError
 
 from ..fake_runs import train_config
@@ -289,8 +290,19 @@ def test_bugs_f15_class_with_one_row_stays_in_training():
     assert sorted([*train, *val]) == list(range(40))
     assert 39 in train
     assert sorted(labels[val]) == [0, 0, 1, 1]
-    with pytest.raises(UserError, match="than the 3 classes"):
+    with pytest.raises(UserError, match="none of the 3 classes has more than one of the 3 rows"):
         carved(np.arange(3), 0.5, seed=0, noun="images")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_wide_w6_no_fraction_is_advised_where_none_helps(fraction):
+    with pytest.raises(UserError, match=r"has more than one of the 4 rows\. Add rows") as error:
+        carved(np.arange(4), fraction, seed=0, noun="images")
+    assert "larger" not in str(error.value)
+    # A class of one row is not held back, and so not counted.
+    labels = np.array([0] * 4 + [1] * 4 + [2])
+    with pytest.raises(UserError, match=r"than the 2 classes of more .* a larger fraction"):
+        carved(labels, 0.1, seed=0, noun="images")
 
 
 def test_ordinary_split_is_that_of_scikit_learn():

@@ -1,12 +1,14 @@
 """Labels: whole numbers of the classes, whatever a file holds; classes are known by their names."""
 
+from decimal import Decimal
+
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from asap_exp.data.catalog import TEXT_DATASETS
-from asap_exp.data.labels import labels_of
+from asap_exp.data.labels import labels_of, training_order
 from asap_exp.data.parquet import Part
 from asap_exp.errors import UserError
 
@@ -24,7 +26,7 @@ def part(values, kind: pa.DataType | None = None, names: tuple[str, ...] | None 
 
 
 def labels(*parts: Part, dataset=AGNEWS, training=None) -> list[int]:
-    found = labels_of(parts, dataset, training)
+    found = labels_of(parts, dataset, training).numbers
     assert found.dtype == np.int64
     return found.tolist()
 
@@ -67,8 +69,8 @@ def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
         ([0.0, 1.7], 1, "1.7", "correct the column"),
         ([0.0, float("nan")], 1, "nan", "correct the column"),
         ([0.0, float("inf")], 1, "inf", "correct the column"),
-        ([2.0**80], 0, "4611686018427387904", "correct the column"),
-        ([0, 2**63 + 5], 1, "9223372036854775807", "correct the column"),
+        ([2.0**80], 0, "1.2089258196146292e+24", "correct the column"),
+        ([0, 2**63 + 5], 1, "9223372036854775813", "correct the column"),
         (["sport"], 0, "'sport'", "correct the name"),
         ([None, None], 0, "no label", "take it out"),
         ([[0], [1]], 0, "[0]", "of type list"),
@@ -154,3 +156,88 @@ def test_hidden_labels_of_a_file_with_names_stay_hidden():
 def test_metadata_of_another_shape_is_no_metadata(metadata):
     table = part([0, 1]).table.replace_schema_metadata({b"huggingface": metadata})
     assert labels(Part("file", table)) == [0, 1]
+
+
+ABCD, DCBA = tuple("abcd"), tuple("dcba")
+
+
+@pytest.mark.parametrize(
+    ("own", "dataset"),
+    [
+        (OTHER, AGNEWS),
+        (NAMES, AGNEWS),
+        (("Business", "Sports"), AGNEWS),
+        (ABCD, AGNEWS),
+        (tuple("3102"), AGNEWS),
+        (tuple("1234"), AGNEWS),
+        (("pos", "neg"), IMDB),
+    ],
+    ids=str,
+)
+def test_wide_w1_names_that_are_kept_give_the_same_labels_again(own, dataset):
+    file = part(list(range(len(own))), names=own)
+    first = labels_of([file], dataset, None)
+    assert labels(file, dataset=dataset, training=first.names) == first.numbers.tolist()
+    assert [first.names[number] for number in first.numbers][: len(own)] == list(own)
+
+
+def test_wide_w1_order_of_the_catalogue_is_the_one_that_is_kept():
+    assert labels_of([part([0, 1], names=OTHER)], AGNEWS, None).names == NAMES
+    assert labels_of([part([0, 1]), part([0, 1], names=OTHER)], AGNEWS, None).names == NAMES
+    assert labels_of([part([0, 1])], AGNEWS, None).names is None
+
+
+def test_wide_w2_names_of_training_are_those_of_the_first_file_that_has_any():
+    assert training_order([None, ABCD, DCBA], AGNEWS) == ABCD
+    assert training_order([OTHER, NAMES], AGNEWS) == OTHER
+    assert training_order([tuple("0123"), DCBA], AGNEWS) == DCBA
+    assert training_order([None, tuple("0123")], AGNEWS) == tuple("0123")
+    # Where the first file is silent, the catalogue goes before.
+    assert training_order([None, OTHER], AGNEWS) == NAMES
+    assert training_order([None, None], AGNEWS) is training_order([], AGNEWS) is None
+
+
+@pytest.mark.parametrize("training", [None, tuple("0123")])
+def test_wide_w2_orders_that_nothing_brings_together_are_refused(training):
+    first = Part("/data/first.parquet", part([0, 1], names=ABCD).table)
+    with pytest.raises(
+        UserError, match=r"first\.parquet and .*file\.parquet name .* different"
+    ) as e:
+        labels_of([first, part([0, 1], names=DCBA)], AGNEWS, training)
+    assert "(a, b, c, d; d, c, b, a)" in str(e.value)
+    assert labels(first, part([0, 1], names=DCBA), training=ABCD) == [0, 1, 3, 2]
+    assert labels(part([0], names=OTHER), part([0], names=NAMES), training=training) == [3, 0]
+    assert labels(part([0, 1], names=("a", "b")), first, training=training) == [0, 1, 0, 1]
+
+
+def test_wide_w3_numbers_that_do_not_count_from_0_are_names():
+    file = part([0, 1, 2, 3], names=tuple("1234"))
+    assert labels(file) == labels(file, training=tuple("1234")) == [0, 1, 2, 3]
+    assert labels(part(["1", "4"]), training=tuple("1234")) == [0, 3]
+    assert labels(part([0, 3], names=tuple("4321")), training=tuple("1234")) == [3, 0]
+    assert "has '1' in row 0" in refused(file, training=NAMES)
+    assert labels(part([0, 1, 2, 3, 4], names=tuple("12345")), dataset=YELP) == [0, 1, 2, 3, 4]
+    # Fewer than there are classes: their own numbers.
+    assert labels(part([0, 1, 2], names=tuple("123"))) == [1, 2, 3]
+
+
+def test_wide_w4_bound_is_that_of_the_file():
+    with pytest.raises(UserError) as error:
+        labels_of([part([0, 3], names=tuple("abc"))], AGNEWS, ABCD)
+    message = str(error.value)
+    assert "has 3 in row 1" in message
+    assert "whole numbers from 0 to 2" in message
+    assert "this file names 3 classes only (a, b, c)" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "shown"),
+    [
+        (2**64 - 1, pa.uint64(), "18446744073709551615"),
+        (1e300, pa.float64(), "1e+300"),
+        (-1e300, pa.float64(), "-1e+300"),
+        (Decimal(10**20), pa.decimal128(30, 0), "100000000000000000000"),
+    ],
+)
+def test_wide_w5_value_is_shown_as_the_file_has_it(value, kind, shown):
+    assert f"has {shown} in row 0 " in refused(part([value], kind))

@@ -97,3 +97,14 @@ def test_bugs_f19_images_of_several_sizes_or_of_no_square_are_refused():
 
 def test_images_of_another_size_keep_theirs():
     assert decoded_pixels([structs(file_of(COLOURS[:16, :16]))], CIFAR10).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("largest", [65535, 1000])
+def test_wide_w7_grey_maps_of_16_bits_are_scaled(largest):
+    values = (GREY.astype(np.int64) * largest // 255).astype(">u2")
+    height, width = values.shape
+    content = f"P5 {width} {height} {largest}\n".encode() + values.tobytes()
+    (pixels,) = decoded_pixels([structs(content)], CIFAR10)
+    scaled = values.astype(np.int64) * 255 / largest
+    assert np.abs(pixels - scaled).max() <= 1
+    assert pixels.max() > 200

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from asap_exp.data import tokenizer as module
+from asap_exp.data.cache import keep
 from asap_exp.data.texts import RawTexts
 from asap_exp.data.tokenizer import (
     cached_encoding,
@@ -18,6 +19,7 @@ from asap_exp.data.tokenizer import (
 from asap_exp.data.tokens import SPECIAL_TOKENS
 from asap_exp.errors import UserError
 
+from ..fake_runs import fake_run
 from .sentences import make_texts
 
 TEXTS, LABELS = make_texts(60, 4)
@@ -112,10 +114,26 @@ def test_tokens_are_cached_too(tmp_path, monkeypatch):
 def test_damaged_tokenizer_is_refused(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged: it is no tokenizer"):
         load_tokenizer(file)
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match=r"missing\.json is missing, the tokenizer that the run"):
         load_tokenizer(tmp_path / "missing.json")
+
+
+def test_broken_w9_tokenizers_of_a_run_and_of_the_cache_are_told_apart(tmp_path):
+    run = fake_run(tmp_path, command="python -m asap_exp.train task=agnews")
+    file = run.path / "tokenizer.json"
+    for what in ("is missing", "is damaged"):
+        with pytest.raises(UserError, match=what) as error:
+            load_tokenizer(file)
+        assert str(error.value).endswith("again by: python -m asap_exp.train task=agnews")
+        file.write_text("{}")
+    cached_tokenizer(["a text"], "0" * 64, tmp_path, 300, lowercase=True)
+    (copy,) = (tmp_path / "tokenizers").glob("*.json")
+    keep(copy, b"{}")
+    with pytest.raises(UserError, match=r"in the cache is no tokenizer .*remove it") as error:
+        cached_tokenizer(["a text"], "0" * 64, tmp_path, 300, lowercase=True)
+    assert str(copy) in str(error.value)
 
 
 def test_content_hash_depends_on_texts_labels_and_their_order():

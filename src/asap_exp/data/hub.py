@@ -8,6 +8,7 @@ from typing import Any
 
 from asap_exp.data.cache import file_sha256, hash_file
 from asap_exp.data.catalog import Dataset
+from asap_exp.data.parquet import class_names
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
 
@@ -35,6 +36,20 @@ def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
 
     UserError where they are damaged.
     """
+    rows = unchecked_rows(dataset, split, cache)
+    if rows is None:
+        return None
+    if damaged := damaged_files(rows):
+        raise UserError(
+            f"{damaged[0]} is no longer what was prepared there; remove {damaged[0].parent} and "
+            "run once more with a network"
+        )
+    remember(rows)
+    return rows
+
+
+def unchecked_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
+    """The rows of a prepared copy, whether or not its files are what they were."""
     folder = cache / "datasets"
     if dataset.hub is None or not (folder / dataset.hub[0].replace("/", "___")).is_dir():
         return None
@@ -45,7 +60,7 @@ def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
     repository, *configuration = dataset.hub
     with quiet():
         try:
-            rows = Cache(
+            return Cache(
                 cache_dir=str(folder),
                 repo_id=repository,
                 dataset_name=repository.rpartition("/")[2],
@@ -55,13 +70,12 @@ def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
             ).as_dataset(split=split)
         except (OSError, ValueError, KeyError):
             return None
-    if damaged := damaged_files(rows):
-        raise UserError(
-            f"{damaged[0]} is no longer what was prepared there; remove {damaged[0].parent} and "
-            "run once more with a network"
-        )
-    remember(rows)
-    return rows
+
+
+def prepared_names(dataset: Dataset, cache: Path) -> tuple[str, ...] | None:
+    """What the prepared training split calls the classes; None where that is not there."""
+    rows = unchecked_rows(dataset, "train", cache) if dataset.num_classes else None
+    return None if rows is None else class_names(rows.data.table.schema, dataset.label_column)
 
 
 def files_of(rows: Any) -> list[Path]:

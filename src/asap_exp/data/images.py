@@ -12,8 +12,9 @@ from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import image_dataset
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.data.memory import check_fits
-from asap_exp.data.module import TaskDataModule, as_trained
+from asap_exp.data.module import TaskDataModule
 from asap_exp.data.sources import Images, check_labels, load_images
+from asap_exp.data.trained import as_trained
 
 RESIZED_AT_ONCE = 1000
 

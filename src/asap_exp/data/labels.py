@@ -1,7 +1,8 @@
 """Labels as whole numbers from 0, whatever a file holds; a class is known by its name."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from decimal import Decimal
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +15,72 @@ Names = tuple[str, ...] | None
 """What the classes 0, 1, ... are called; None where nobody says it."""
 
 
-def labels_of(parts: Sequence[Part], dataset: Dataset, training: Names) -> np.ndarray:
-    """int64 labels of all rows, numbered as `training` names the classes.
+class Labels(NamedTuple):
+    """int64 `numbers` of all rows, and what the classes are called in that numbering."""
+
+    numbers: np.ndarray
+    names: Names
+
+
+def labels_of(parts: Sequence[Part], dataset: Dataset, training: Names) -> Labels:
+    """The labels of all rows, numbered as `training` names the classes.
 
     Files may number the same classes in different orders: each one's own order is in its schema.
-    UserError names the first row whose label is none of the classes.
+    UserError names the first row whose label is none of the classes, or two files whose orders
+    nothing brings together.
     """
-    return np.concatenate([part_labels(part, dataset, training) for part in parts])
+    order = common_order(parts, dataset, training)
+    return Labels(np.concatenate([part_labels(part, dataset, order) for part in parts]), order)
+
+
+def common_order(parts: Sequence[Part], dataset: Dataset, training: Names) -> Names:
+    """The one order of classes of these files: that of training, else what they agree on."""
+    if training is not None and not are_numbers(training, dataset.num_classes):
+        return training
+    named = [(part, part.class_names(dataset.label_column)) for part in parts]
+    settled = [(part, own, settled_order(own, dataset)) for part, own in named if own is not None]
+    worded = [each for each in settled if not are_numbers(each[2], dataset.num_classes)]
+    for part, own, order in worded if dataset.labels_read else ():
+        first, first_own, first_order = worded[0]
+        shared = min(len(order), len(first_order))
+        if order[:shared] != first_order[:shared]:
+            raise UserError(
+                f"{first.name} and {part.name} name the classes of {dataset.name} in different "
+                f"orders ({', '.join(first_own)}; {', '.join(own)}), and neither the training "
+                "split nor the catalogue says which one counts. Write them with the same names in "
+                "the same order"
+            )
+    if training is not None:
+        return training
+    return max((order for _, _, order in worded or settled), key=len, default=None)
+
+
+def training_order(files: Sequence[Names], dataset: Dataset) -> Names:
+    """What the training files call the classes: the first one, else the first that has names.
+
+    Numbers that count up name nothing, so that words of a later file go before.
+    """
+    first = files[0] if files else None
+    if first is not None and first != counted(first):
+        return first
+    named = [settled_order(names, dataset) for names in files if names is not None]
+    words = [names for names in named if not are_numbers(names, dataset.num_classes)]
+    return next(iter(words or named), None)
+
+
+def settled_order(own: tuple[str, ...], dataset: Dataset) -> tuple[str, ...]:
+    """The order that a file with these names is brought into where training has none."""
+    return class_order(own, None, dataset) or own
 
 
 def part_labels(part: Part, dataset: Dataset, training: Names) -> np.ndarray:
     own = part.class_names(dataset.label_column)
-    order = class_order(own, training, dataset.class_names)
+    order = class_order(own, training, dataset)
     column = dense(part.table[dataset.label_column])
-    refusal = Refusal(part, dataset, order)
+    refusal = Refusal(part, dataset, order, column)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        refusal.of(row, None, "give that row a label, or take it out")
+        refusal.of(row, "give that row a label, or take it out")
     if is_text(column.type):
         return numbered(column.to_pylist(), refusal)
     numbers = whole_numbers(column, refusal)
@@ -40,44 +90,61 @@ def part_labels(part: Part, dataset: Dataset, training: Names) -> np.ndarray:
         return refusal.checked(numbers, dataset.num_classes)
     # The file's own numbers first become names.
     words = [own[number] for number in refusal.checked(numbers, len(own))]
-    return numbered(words, refusal)
+    return numbered(words, refusal, digits=are_numbers(own, dataset.num_classes))
 
 
-def class_order(own: Names, training: Names, known: Names) -> Names:
+def class_order(own: Names, training: Names, dataset: Dataset) -> Names:
     """The order of classes that a file's labels are brought into.
 
     That of the training split, if it has names; else that of the catalogue, if all of the file's
     names are among those; else the file's own, with which nothing can be compared. Numbers are no
     names, but for one another.
     """
-    if own is not None and are_numbers(own):
-        counted = tuple(map(str, range(len(own))))
-        order = training if training is not None and are_numbers(training) else counted
-        return own if own == counted and order == counted[: len(order)] else order
-    if training is not None and not are_numbers(training):
+    known, classes = dataset.class_names, dataset.num_classes
+    if own is not None and are_numbers(own, classes):
+        numbers = counted(own)
+        order = training if training is not None and are_numbers(training, classes) else numbers
+        return own if own == numbers and order == numbers[: len(order)] else order
+    if training is not None and not are_numbers(training, classes):
         return training
     if own is not None and known is not None and not set(own) <= set(known):
         return own
     return known or own
 
 
-def are_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdigit() for name in names)
+def are_numbers(names: Sequence[str], classes: int) -> bool:
+    """Whether they are the classes' own numbers; 1 to 4 of four classes are names as any other."""
+    return set(names) <= set(map(str, range(max(classes, len(names)))))
+
+
+def counted(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(str, range(len(names))))
 
 
 class Refusal:
     """Checks labels of one file, and says what is wrong with the first that is not allowed."""
 
-    def __init__(self, part: Part, dataset: Dataset, order: Names) -> None:
-        self.part, self.dataset, self.order = part, dataset, order
+    def __init__(self, part: Part, dataset: Dataset, order: Names, column: pa.ChunkedArray) -> None:
+        self.part, self.dataset, self.order, self.column = part, dataset, order, column
 
-    def of(self, row: int, value: Any, advice: str, allowed: str | None = None) -> NoReturn:
-        shown = "no label" if value is None else f"{value!r}"
+    def of(
+        self,
+        row: int,
+        advice: str,
+        allowed: str | None = None,
+        *,
+        value: Any = None,
+        classes: int | None = None,
+    ) -> NoReturn:
+        """About what the file holds in `row`, unless `value` is what that stands for."""
+        value = self.column[row].as_py() if value is None else value
+        shown = str(value) if isinstance(value, Decimal) else f"{value!r}"
+        shown = "no label" if value is None else shown
         names = f", or {allowed}" if allowed else ""
         raise UserError(
             f"the labels of {self.dataset.name} cannot be used: column {self.dataset.label_column} "
             f"has {shown} in {self.part.place(row)}; allowed are whole numbers from 0 to "
-            f"{self.dataset.num_classes - 1}{names}. To go on, {advice}"
+            f"{(classes or self.dataset.num_classes) - 1}{names}. To go on, {advice}"
         )
 
     def checked(self, numbers: np.ndarray, classes: int) -> np.ndarray:
@@ -93,7 +160,12 @@ class Refusal:
                     "take such rows out, or use a split whose labels are public: -1 stands for a "
                     "label that is not told"
                 )
-            self.of(row, numbers[row].item(), advice)
+            if classes >= self.dataset.num_classes:
+                self.of(row, advice)
+            own = ", ".join(self.part.class_names(self.dataset.label_column) or ())
+            plural = "class" if classes == 1 else "classes"
+            advice = f"{advice}; this file names {classes} {plural} only ({own})"
+            self.of(row, advice, classes=classes)
         return numbers
 
 
@@ -107,24 +179,26 @@ def whole_numbers(column: pa.ChunkedArray, refusal: Refusal) -> np.ndarray:
         broken = ~(np.isfinite(numbers) & (numbers == np.floor(numbers)))
         if broken.any():
             row = int(np.flatnonzero(broken)[0])
-            refusal.of(row, numbers[row].item(), "correct the column, or take such rows out")
+            refusal.of(row, "correct the column, or take such rows out")
         return numbers.clip(-(2.0**62), 2.0**62).astype(np.int64)
     if not pa.types.is_integer(kind):
-        value = column[0].as_py()
-        refusal.of(0, value, f"make the column one of whole numbers; it is of type {kind}")
+        refusal.of(0, f"make the column one of whole numbers; it is of type {kind}")
     numbers = column.to_numpy()
     if numbers.dtype == np.uint64:
         numbers = np.minimum(numbers, np.iinfo(np.int64).max)
     return numbers.astype(np.int64)
 
 
-def numbered(words: Sequence[str], refusal: Refusal) -> np.ndarray:
-    """The number of each class name; refuses other words."""
+def numbered(words: Sequence[str], refusal: Refusal, *, digits: bool = True) -> np.ndarray:
+    """The number of each class name, which with `digits` may be that number; refuses others."""
     order = refusal.order
     if order is None:
-        refusal.of(0, words[0], "put the classes' numbers in place of words")
-    digits = {str(label): label for label in range(refusal.dataset.num_classes)}
-    number = digits | {name: place for place, name in enumerate(order)}
+        refusal.of(0, "put the classes' numbers in place of words")
+    plain = {str(label): label for label in range(refusal.dataset.num_classes)}
+    # Where numbers are names, as 1 to 4 of four classes, they stand for nothing else.
+    if not digits or any(name.isdecimal() and name not in plain for name in order):
+        plain = {}
+    number = plain | {name: place for place, name in enumerate(order)}
     numbers = np.array([number.get(word, -1) for word in words], dtype=np.int64)
     unknown = np.flatnonzero((numbers < 0) | (numbers >= refusal.dataset.num_classes))
     if len(unknown):
@@ -132,9 +206,9 @@ def numbered(words: Sequence[str], refusal: Refusal) -> np.ndarray:
         names = ", ".join(order[: refusal.dataset.num_classes])
         refusal.of(
             row,
-            words[row],
             "correct the name, or take such rows out",
             f"the names of the classes ({names})",
+            value=words[row],
         )
     return numbers
 

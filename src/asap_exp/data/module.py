@@ -3,9 +3,9 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import lightning as L
 import numpy as np
@@ -17,13 +17,9 @@ from asap_exp.config import DataConfig
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
+from asap_exp.data.trained import CLASSES, CLASSES_HASH, kept_names, names_hash
 from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
-
-CLASSES = "classes.json"
-"""In a run directory: what the classes are called, in the order of the model's outputs."""
-
-Catalogued = TypeVar("Catalogued", bound=Dataset)
+from asap_exp.files import write_json
 
 
 class Rows(Protocol):
@@ -106,6 +102,22 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         if self.class_names is not None:
             write_json(folder / CLASSES, list(self.class_names))
 
+    def changed_files(self, folder: Path, then: Mapping[str, Any]) -> list[str]:
+        """Those of `save` that are no longer what `then`, the data in the manifest, says.
+
+        Where it says nothing, class names that are there must be those of the data found now.
+        """
+        expected = then.get(CLASSES_HASH)
+        if expected is None:
+            if self.class_names is None or not (folder / CLASSES).exists():
+                return []
+            expected = names_hash(self.class_names)
+        try:
+            kept_names(folder, expected)
+        except UserError:
+            return [CLASSES]
+        return []
+
     def setup(self, stage: str | None = None) -> None:
         """Loads the training split and carves the validation rows; a second call does nothing.
 
@@ -132,6 +144,8 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             "val_rows": validation.rows,
             "val_rows_sha256": hashlib.sha256(val_rows.astype(np.int64).tobytes()).hexdigest(),
         }
+        if self.class_names is not None:
+            self.identity[CLASSES_HASH] = names_hash(self.class_names)
 
     def content_hashes(self) -> dict[str, str]:
         """SHA-256 of the training rows as they are now, and of which of them are for validation.
@@ -214,25 +228,23 @@ def carved(
     _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes[class_of] > 1)
     classes = int((sizes > 1).sum())
+    if not classes:
+        raise UserError(
+            f"data.val_fraction={fraction} holds back no {noun}: none of the {len(sizes)} classes "
+            f"has more than one of the {len(labels)} rows. Add rows, so that a class has two or "
+            "more; no other fraction helps"
+        )
+    more = " of more than one row" if classes < len(sizes) else ""
+    counted = f"{classes} classes{more}"
     for part, rows, change in (
         ("validation", int(fraction * len(shared)), "larger"),
         ("training", len(shared) - math.ceil(fraction * len(shared)), "smaller"),
     ):
-        if not classes or rows < classes:
+        if rows < classes:
             raise UserError(
                 f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} {noun} "
-                f"than the {len(sizes)} classes; choose a {change} fraction"
+                f"than the {counted}; choose a {change} fraction"
             )
     parts = train_test_split(shared, test_size=fraction, stratify=labels[shared], random_state=seed)
     train_rows, val_rows = (np.sort(part) for part in parts)
     return np.union1d(train_rows, np.flatnonzero(sizes[class_of] == 1)), val_rows
-
-
-def as_trained(dataset: Catalogued, folder: Path | None) -> Catalogued:
-    """`dataset`, its classes in the order of the model of the run directory `folder`."""
-    if folder is None or not (folder / CLASSES).is_file():
-        return dataset
-    names = read_json(folder / CLASSES)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{folder / CLASSES} is damaged: it is no list of class names")
-    return replace(dataset, trained_names=tuple(names))

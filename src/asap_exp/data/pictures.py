@@ -95,7 +95,7 @@ def opened(content: bytes) -> Image.Image:
 
 def of_eight_bits(image: Image.Image) -> Image.Image:
     """The high byte of 16 bits, as PIL takes it of colours; of greys, it would cut at 255."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unreadable(

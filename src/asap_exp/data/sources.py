@@ -28,8 +28,8 @@ from torch import Tensor
 
 from asap_exp.data.cache import file_sha256, keep, kept
 from asap_exp.data.catalog import Dataset, ImageDataset
-from asap_exp.data.hub import hub_rows, prepared_rows
-from asap_exp.data.labels import Names, labels_of
+from asap_exp.data.hub import hub_rows, prepared_names, prepared_rows
+from asap_exp.data.labels import Names, labels_of, training_order
 from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
 from asap_exp.data.pictures import decoded_pixels
 from asap_exp.errors import UserError
@@ -113,7 +113,7 @@ def first_available(
     folder = cache_dir(cache)
     reasons = []
     sources: dict[str, Callable[[], Samples]] = {
-        "local folder": lambda: from_parquet(dataset, split, root, decode),
+        "local folder": lambda: from_parquet(dataset, split, root, folder, decode),
         "Hugging Face hub": lambda: from_hub(dataset, split, root, folder, decode),
         **others,
     }
@@ -152,11 +152,12 @@ def at_hand(
     dataset: Dataset, split: str, root: str | None, cache: str | None, columns: Sequence[str]
 ) -> Found | None:
     """The columns of a split that needs no network; None where that is not there."""
+    folder = cache_dir(cache)
     try:
-        return found_locally(dataset, split, root, columns, hashed=False)
+        return found_locally(dataset, split, root, folder, columns, hashed=False)
     except Unavailable:
-        rows = prepared_rows(dataset, split, cache_dir(cache))
-    return None if rows is None else found_on_hub(dataset, rows, root)
+        rows = prepared_rows(dataset, split, folder)
+    return None if rows is None else found_on_hub(dataset, rows, split, root, folder)
 
 
 def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
@@ -174,32 +175,40 @@ def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
 
 
 def from_parquet(
-    dataset: Dataset, split: str, root: str | None, decode: Decode[Samples]
+    dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
 ) -> Samples:
-    return decode(found_locally(dataset, split, root, dataset.columns))
+    return decode(found_locally(dataset, split, root, cache, dataset.columns))
 
 
 def found_locally(
-    dataset: Dataset, split: str, root: str | None, columns: Sequence[str], *, hashed: bool = True
+    dataset: Dataset,
+    split: str,
+    root: str | None,
+    cache: Path,
+    columns: Sequence[str],
+    *,
+    hashed: bool = True,
 ) -> Found:
     files = local_files(dataset, split, root)
     with reading(dataset, files):
         parts = read_parts(files, columns)
         content = " ".join(map(file_sha256, files)) if hashed else None
-    training = training_names(dataset, root)
+    training = training_names(dataset, root, cache)
     return Found(parts, "local Parquet files", training, content)
 
 
-def training_names(dataset: Dataset, root: str | None) -> Names:
-    """What a trained model's data calls the classes, else the first local training file."""
+def training_names(dataset: Dataset, root: str | None, cache: Path) -> Names:
+    """What a trained model's data calls the classes, else the training split that is at hand."""
     if dataset.trained_names is not None:
         return dataset.trained_names
     try:
         files = local_files(dataset, "train", root)
     except Unavailable:
-        return None
+        # None before it: the order of the hub's files does not go before the catalogue's.
+        return training_order([None, prepared_names(dataset, cache)], dataset)
     with reading(dataset, files):
-        return class_names(pq.read_schema(files[0]), dataset.label_column)
+        named = [class_names(pq.read_schema(file), dataset.label_column) for file in files]
+    return training_order(named, dataset)
 
 
 @contextlib.contextmanager
@@ -230,13 +239,16 @@ def from_hub(
             if isinstance(error, Unavailable):
                 raise
             raise Unavailable(f"{type(error).__name__}: {error}") from error
-    return decode(found_on_hub(dataset, rows, root))
+    return decode(found_on_hub(dataset, rows, split, root, cache))
 
 
-def found_on_hub(dataset: Dataset, rows: Any, root: str | None) -> Found:
+def found_on_hub(dataset: Dataset, rows: Any, split: str, root: str | None, cache: Path) -> Found:
     source = f"Hugging Face hub, {' '.join(dataset.hub or ())}"
     part = Part(source, rows.data.table)
-    return Found([part], source, training_names(dataset, root))
+    training = dataset.trained_names
+    if training is None and split != "train":
+        training = training_names(dataset, root, cache)
+    return Found([part], source, training)
 
 
 def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
@@ -261,9 +273,8 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
 def decoded(found: Found, dataset: ImageDataset, cache: Path) -> Images:
     """Images and labels; the pixels of local files are kept in the cache, by their content."""
     labels = labels_of(found.parts, dataset, found.training)
-    names = found.training or found.parts[0].class_names(dataset.label_column)
     pixels = torch.from_numpy(kept_pixels(found, dataset, cache))
-    return Images(pixels, torch.from_numpy(labels), found.source, names)
+    return Images(pixels, torch.from_numpy(labels.numbers), found.source, labels.names)
 
 
 def kept_pixels(found: Found, dataset: ImageDataset, cache: Path) -> np.ndarray:

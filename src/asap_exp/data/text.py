@@ -1,5 +1,6 @@
 """The LightningDataModule of every text task."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from asap_exp.config import TextDataConfig
 from asap_exp.data.catalog import text_dataset
 from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
-from asap_exp.data.module import TaskDataModule, as_trained
+from asap_exp.data.module import TaskDataModule
 from asap_exp.data.sources import cache_dir
 from asap_exp.data.text_loader import TextLoader
 from asap_exp.data.texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
@@ -23,6 +24,7 @@ from asap_exp.data.tokenizer import (
     tokenizer_hash,
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
+from asap_exp.data.trained import TOKENIZER_HASH, as_trained, recorded, repair
 from asap_exp.errors import UserError
 
 
@@ -71,7 +73,7 @@ class TextDataModule(TaskDataModule[Texts]):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         if self.folder is not None:
-            tokenizer = load_tokenizer(self.folder / FILE)
+            tokenizer = self._trained_tokenizer(self.folder)
         else:
             raw = self.raw("train")
             tokenizer = cached_tokenizer(
@@ -81,7 +83,16 @@ class TextDataModule(TaskDataModule[Texts]):
                 self.config.vocab_size,
                 lowercase=self.config.lowercase,
             )
-        self.identity["tokenizer_sha256"] = tokenizer_hash(tokenizer)
+        self.identity[TOKENIZER_HASH] = tokenizer_hash(tokenizer)
+        return tokenizer
+
+    def _trained_tokenizer(self, folder: Path) -> Tokenizer:
+        tokenizer, expected = load_tokenizer(folder / FILE), recorded(folder, TOKENIZER_HASH)
+        if expected not in (None, tokenizer_hash(tokenizer)):
+            raise UserError(
+                f"{folder / FILE} was changed: it is not the tokenizer that the run was trained "
+                f"with, and token ids mean other tokens; {repair(folder)}"
+            )
         return tokenizer
 
     @property
@@ -113,6 +124,14 @@ class TextDataModule(TaskDataModule[Texts]):
     def save(self, folder: Path) -> None:
         super().save(folder)
         save_tokenizer(folder / FILE, self.tokenizer)
+
+    def changed_files(self, folder: Path, then: Mapping[str, Any]) -> list[str]:
+        changed = super().changed_files(folder, then)
+        try:
+            now = tokenizer_hash(load_tokenizer(folder / FILE))
+        except UserError:
+            return [*changed, FILE]
+        return changed if then.get(TOKENIZER_HASH) in (None, now) else [*changed, FILE]
 
     def training_loader(self, samples: Texts) -> TextLoader:
         share, masked = self.config.mask_share, self.config.masked

@@ -81,9 +81,8 @@ def decoded(found: Found, dataset: TextDataset) -> RawTexts:
         texts = [text.replace(dataset.line_break, "\n") for text in texts]
     if not dataset.num_classes:
         return RawTexts(texts, [0] * len(texts), found.source)
-    labels = labels_of(found.parts, dataset, found.training).tolist()
-    names = found.training or found.parts[0].class_names(dataset.label_column)
-    return RawTexts(texts, labels, found.source, names)
+    labels = labels_of(found.parts, dataset, found.training)
+    return RawTexts(texts, labels.numbers.tolist(), found.source, labels.names)
 
 
 def part_texts(part: Part, dataset: TextDataset) -> list[str]:

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from asap_exp.data.cache import keep, kept
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, offsets_of
+from asap_exp.data.trained import repair
 from asap_exp.errors import UserError
 from asap_exp.files import write_text
 
@@ -57,7 +58,12 @@ def cached_tokenizer(
     }
     file = cache / "tokenizers" / f"{content_key(made_of)}.json"
     if (content := kept(file)) is not None:
-        return Tokenizer.from_str(content.decode())
+        try:
+            return Tokenizer.from_str(content.decode())
+        except Exception as error:
+            raise UserError(
+                f"{file} in the cache is no tokenizer ({error}); remove it, and it is trained again"
+            ) from error
     tokenizer = train_tokenizer(texts, vocab_size, lowercase=lowercase)
     keep(file, tokenizer.to_str().encode())
     return tokenizer
@@ -73,12 +79,16 @@ def save_tokenizer(file: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """UserError where the file is missing or damaged."""
+    """That of a run directory; UserError where the file is missing or damaged."""
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing, the tokenizer that the run was trained with; {repair(file.parent)}"
+        )
     try:
         return Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:
         raise UserError(
-            f"{file} is no tokenizer ({error}); remove it if it lies in the cache, or take a copy"
+            f"{file} is damaged: it is no tokenizer ({error}); {repair(file.parent)}"
         ) from error
 
 

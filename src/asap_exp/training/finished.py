@@ -5,6 +5,7 @@ from typing import Any
 from asap_exp.console import warn
 from asap_exp.data import TaskDataModule
 from asap_exp.data.sources import DataNotFound
+from asap_exp.data.trained import CLASSES, CLASSES_HASH
 from asap_exp.errors import UserError
 from asap_exp.evaluation.curves import kept_curves
 from asap_exp.models import load_weights
@@ -39,10 +40,36 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
             f"Already finished: {run.path} ({advice}). Whether its data is still the same could "
             f"not be checked: {error}"
         )
+        if changed := data.changed_files(run.path, run.manifest.data):
+            warn(
+                f"{' and '.join(changed)} in {run.path} is missing or was changed; it is written "
+                "again where the data is found"
+            )
         return True
     require_same_data(run, data.identity)
+    restore(run, data)
     print(f"Already finished: {run.path} ({advice})")
     return True
+
+
+def restore(run: Run, data: TaskDataModule) -> None:
+    """Writes the tokenizer and the class names again where they are not the manifest's.
+
+    UserError where `data` has other class names than the run.
+    """
+    then, now = run.manifest.data.get(CLASSES_HASH), data.identity.get(CLASSES_HASH)
+    changed = data.changed_files(run.path, run.manifest.data)
+    if not changed:
+        return
+    files = " and ".join(changed)
+    if then is not None and then != now and (CLASSES in changed or now is not None):
+        raise UserError(
+            f"{files} in {run.path} is missing or was changed, and cannot be written again: the "
+            "data found now calls the classes otherwise, or has no names for them. Give the folder "
+            "of the earlier data with data.root=FOLDER, or train again with resume=never"
+        )
+    data.save(run.path)
+    warn(f"{files} in {run.path} was missing or changed, and was written again")
 
 
 def require_same_data(run: Run, now: dict[str, Any]) -> None:
