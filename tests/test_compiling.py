@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -338,21 +339,55 @@ def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named
     broken = Classifier()
     with torch.no_grad():
         broken.first.proj.bias[0] = math.inf
-    for options in ({}, {"layers": ["second"]}, {"sequential": True}):
+    for options in ({}, {"layers": ["second"]}):
         with pytest.raises(
             UserError, match=r"on calibration batch 1 of 5 .* finite itself.*layer at second are"
         ):
             asap_exp.compile(broken, loader(), **SMALL, **options)
-    asap_exp.compile(broken, loader(), **SMALL, layers=["first"])
+    # Where the first layer is recorded alone, the predictions show it.
+    for options in ({"layers": ["first"]}, {"sequential": True}):
+        with pytest.raises(UserError, match=r"predictions on .* weights of layer first\.proj\.bias"):
+            asap_exp.compile(broken, loader(), **SMALL, **options)
 
 
-def test_issue_17_predictions_that_are_not_finite_are_named_where_they_are_needed() -> None:
+STEPS = [("ridge",), ("ridge", "kl"), ("ridge", "learned_slices"), ("ridge", "end_to_end")]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", ["head.bias", "second.proj.weight", "second.qkv.weight"])
+def test_records_d2_predictions_that_are_not_finite_are_refused_by_every_calibration(
+    steps: tuple[str, ...], name: str
+) -> None:
     broken = Classifier()
     with torch.no_grad():
-        broken.head.bias[0] = math.nan
-    asap_exp.compile(broken, loader(), **SMALL)
-    with pytest.raises(UserError, match=r"predictions on calibration batch 1 of 5 .* hold NaN"):
-        asap_exp.compile(broken, loader(), **SMALL, steps=("ridge", "end_to_end"))
+        broken.get_parameter(name)[-1] = math.nan  # of qkv: the last of v
+    words = rf"predictions on calibration batch 1 of 5 .* hold NaN.*layer {re.escape(name)} are not"
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(broken, loader(), **SMALL, steps=steps)
+
+
+def test_records_d2_a_layer_that_overflows_is_named_and_a_class_left_out_is_no_fault() -> None:
+    teacher = Classifier()
+    with torch.no_grad():
+        teacher.second.proj.weight.fill_(3e38)
+    with pytest.raises(UserError, match=r"output of layer second\.proj \(Linear\) is not finite"):
+        asap_exp.compile(teacher, loader(), **SMALL, steps=("ridge",))
+
+    def forward(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
+        return model(batch[0]).index_fill(1, torch.tensor([0]), -math.inf)
+
+    asap_exp.compile(Classifier(), loader(), **SMALL, steps=("ridge",), forward=forward)
+
+
+def test_records_d3_a_model_on_the_meta_device_is_a_sentence(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        layer = MultiHeadAttention(DIM, 2, attend=SinkhornAttention(num_iters=4))
+    for use in (
+        lambda: asap_exp.compile(layer, loader(), **SMALL),
+        lambda: asap_exp.load_compiled(layer, tmp_path),
+    ):
+        with pytest.raises(UserError, match=r"is on the meta device; give it memory"):
+            use()
 
 
 def test_what_is_not_finite_and_never_read_is_no_fault(teacher: Classifier) -> None:

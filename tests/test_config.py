@@ -933,3 +933,29 @@ def test_reliability_f10_saved_configuration_that_is_none_is_named(tmp_path, con
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(UserError, match=r"folder\.yaml is a folder"):
         load_saved(tmp_path / "folder.yaml", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("stage", "schema", "override", "words"),
+    [
+        ("distill", DistillConfig, "calibration.ridge=1e10", "at most 1000000000.0"),
+        ("distill", DistillConfig, "budget.latency_ratio=1e10", "at most 1000000000.0"),
+        ("train", TrainConfig, "attention.eps=1e10", "at most 1000000000.0"),
+        (
+            "train",
+            TrainConfig,
+            "trainer.limit_train_batches=99999999999999999999",
+            "must be at most 9223372036854775807",
+        ),
+    ],
+)
+def test_records_w5_and_w23_numbers_too_large_are_refused_before_anything_runs(
+    stage: str, schema: type, override: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{override.split('=')[0]}=.*{words}"):
+        compose(stage, [override, *(["task=digits"] if stage == "train" else [])], schema)
+
+
+def test_records_w5_the_largest_settings_can_be_read_again() -> None:
+    assert LARGEST_SETTING <= LARGEST
+    assert LARGEST_RATE <= LARGEST

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import socket
 import stat
 import subprocess
 import sys
@@ -430,3 +431,34 @@ BAD_NAMES = ["", None, "*", "..", ".", ".multirun", "../..", "/elsewhere", "a/b"
 def test_reliability_f8_other_names_are_a_sentence(name):
     with pytest.raises(UserError, match=r"task\.name=.* is not allowed; it must be a plain name"):
         check_name("task.name", name)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
+def test_records_w16_what_is_no_regular_file_is_not_waited_for(tmp_path, monkeypatch, read, kind):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    if kind == "a named pipe":
+        os.mkfifo("x")
+    elif kind == "a socket":
+        socket.socket(socket.AF_UNIX).bind("x")
+    else:
+        os.symlink("/dev/zero", "x")
+    with pytest.raises(UserError, match=f"x is {kind}, not a file"):
+        read(Path("x"))
+
+
+def test_records_w16_a_pipe_is_not_swept(tmp_path):
+    os.mkfifo(tmp_path / ".x.partial")
+    write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").read_text() == "text"
+
+
+def test_records_w23_a_byte_order_mark_is_no_damage(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
+def test_records_w23_a_file_that_cannot_be_written_names_the_keys(small_files, tmp_path):
+    words = r"choose another folder with paths\.results=FOLDER, out=FOLDER or data\.cache=FOLDER$"
+    with pytest.raises(UserError, match=words):
+        write_bytes(tmp_path / "x", bytes(2000))

@@ -109,6 +109,7 @@ def compile(
     check_range("samples", samples, minimum=2)
     check_choice("precision", precision, PRECISIONS)
     check_choice("backend", backend, BACKENDS)
+    check_has_weights(model)
     paths = sinkhorn_paths(model, layers)
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
@@ -156,6 +157,7 @@ def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto"
     files are missing or damaged, or were made from another teacher.
     """
     check_choice("backend", backend, BACKENDS)
+    check_has_weights(model)
     artifact = load_artifact(Path(folder))
     check_belongs(artifact, teacher_identity(model), Path(folder))
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
@@ -203,6 +205,16 @@ def teacher_identity(model: nn.Module) -> dict[str, Any]:
         "teacher_sha256": fingerprint(model.state_dict()),
         "teacher_layers": teacher_layers(model),
     }
+
+
+def check_has_weights(model: nn.Module) -> None:
+    """UserError where a weight has a shape and no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UserError(
+                f"the weights of this {type(model).__name__} are not there: {name} is on the meta "
+                'device; give it memory with model.to_empty(device="cpu"), and load its weights'
+            )
 
 
 def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from asap_exp.attention import ATTENTIONS, attention_options
-from asap_exp.config import TRAIN_SCHEMAS, TrainConfig
+from asap_exp.config import LARGEST_SETTING, TRAIN_SCHEMAS, TrainConfig
 from asap_exp.errors import UserError, check_choice, check_range
 from asap_exp.files import read_text
 from asap_exp.locations import expanded
@@ -150,8 +150,11 @@ def check_values(tree: dict[str, Any]) -> None:
     for key, value in leaves(tree):
         if isinstance(value, int) and key.startswith("attention."):
             check_range(key, value, maximum=MOST_UPDATES)
+        elif isinstance(value, float) and key.startswith("attention."):
+            check_range(key, value, maximum=LARGEST_SETTING)
         elif isinstance(value, int):
-            check_range(key, value, minimum=-(2**63), maximum=2**63 - 1)
+            check_range(key, value, maximum=2**63 - 1)
+            check_range(key, value, minimum=-(2**63))
         elif isinstance(value, float):
             check_range(key, value, minimum=-LARGEST, maximum=LARGEST)
         elif isinstance(value, str) and ("\0" in value or "${" in value):

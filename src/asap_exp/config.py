@@ -23,6 +23,8 @@ MOST_UPDATES = 10**7
 MOST_SLICES = 10**5
 LARGEST_RATE = 1e30
 """Of learning rates and decays; an optimiser multiplies them in single precision."""
+LARGEST_SETTING = 1e9
+"""Of what a map is fitted with, its temperature and its penalty: more leaves nothing to fit."""
 
 
 PATH = {"path": True}
@@ -443,6 +445,7 @@ class CalibrationConfig:
         check_range("calibration.refine", self.refine, minimum=0)
         check_range("calibration.refine", self.refine, maximum=MOST_REPEATS)
         check_range("calibration.ridge", self.ridge, above=0)
+        check_range("calibration.ridge", self.ridge, maximum=LARGEST_SETTING)
         for step in DESCENTS:
             settings: DescentConfig = getattr(self, step)
             check_range(f"calibration.{step}.updates", settings.updates, minimum=1)
@@ -451,6 +454,7 @@ class CalibrationConfig:
             check_range(f"calibration.{step}.lr", settings.lr, maximum=LARGEST_RATE)
         for key in ("samples", "holdout", "batch_size", "memory_mib"):
             check_range(f"calibration.{key}", getattr(self, key), minimum=1)
+            check_range(f"calibration.{key}", getattr(self, key), maximum=2**63 - 1)
         check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
 
     @property
@@ -531,6 +535,7 @@ class BudgetConfig:
             check_range("budget.accuracy_drop", self.accuracy_drop, minimum=0, maximum=100)
         if self.latency_ratio is not None:
             check_range("budget.latency_ratio", self.latency_ratio, above=0)
+            check_range("budget.latency_ratio", self.latency_ratio, maximum=LARGEST_SETTING)
         if None not in (self.accuracy_drop, self.latency_ratio):
             raise UserError(
                 f"budget.accuracy_drop={self.accuracy_drop} and "

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -22,9 +23,15 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errn
 """What a file system answers that does not know the call."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ELSEWHERE = "choose another folder (paths.results, out or data.cache)"
+ELSEWHERE = "choose another folder with paths.results=FOLDER, out=FOLDER or data.cache=FOLDER"
 WRITERS_OWN = ("inline_container.cc", "PytorchStreamWriter", "iostream error", "I/O error")
 """Words of torch and safetensors about a write that failed; they hide the system's error."""
+KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 STALE_SECONDS = 24 * 3600
 """Age of a partial file after which its writer is dead, where no lock can tell."""
@@ -101,6 +108,8 @@ def partial_file(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Removes the partial files in `folder` whose writers are dead."""
     for file in folder.glob(".*.partial"):
+        if not file.is_file():  # opening a pipe would wait for ever
+            continue
         with contextlib.suppress(OSError), file.open("rb") as opened:
             if abandoned(file, opened.fileno()):
                 file.unlink()
@@ -143,7 +152,7 @@ def rename(temporary: Path, path: Path) -> None:
         raise UserError(
             f"{path} could not be written: no file can be renamed into its place "
             f"({error.strerror}), without which it might be left half written. Its file system "
-            f"knows no renaming, or the file there is protected; {ELSEWHERE}: paths.results=FOLDER"
+            f"knows no renaming, or the file there is protected; {ELSEWHERE}"
         ) from error
 
 
@@ -177,7 +186,7 @@ def unwritable(path: Path, error: BaseException) -> UserError:
         advice = "A folder lies in its place: move that away, or "
     return UserError(
         f"{path} could not be written ({reason}); what was there before is unharmed. "
-        f"{advice}{ELSEWHERE}: paths.results=FOLDER"
+        f"{advice}{ELSEWHERE}"
     )
 
 
@@ -205,8 +214,12 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """UserError, with the file's name, where the system does not let `path` be read."""
+    """UserError, with the file's name, where the system does not let `path` be read.
+
+    A pipe or a device too, which might never end, or never begin.
+    """
     try:
+        check_regular(path)
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
@@ -220,6 +233,13 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} could not be read ({error.strerror or error})") from error
 
 
+def check_regular(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = next((name for is_one, name in KINDS if is_one(mode)), "something else")
+        raise UserError(f"{path} is {kind}, not a file; put a regular file in its place")
+
+
 def check_readable(path: Path) -> None:
     """UserError where `path` is missing, a folder, or not to be read."""
     with reading(path), path.open("rb") as file:
@@ -227,9 +247,9 @@ def check_readable(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """UserError where the file is missing, cannot be read or is not UTF-8."""
+    """Without a byte order mark; UserError where the file is missing, unreadable or not UTF-8."""
     with reading(path):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path) -> Any:

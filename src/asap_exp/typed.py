@@ -25,6 +25,10 @@ SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
 
+class Newer(UserError):
+    """A file of a version that is yet to come: whole, but for another program."""
+
+
 def path_name(value: str) -> str:
     """`value`, which may be a part of a path; UserError for what leads elsewhere."""
     check_name("a name", value)
@@ -44,10 +48,12 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e9)]
-Measure = Annotated[float, Field(ge=0, le=1e9)]
-"""An error, a distance, a time: no such number of this project is near the bound."""
-Divergence = Annotated[float, Field(ge=-1e-5, le=1e9)]
+LARGEST = 1e60
+"""Above what single precision and sums of it can hold; squares of it can still be averaged."""
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+Measure = Annotated[float, Field(ge=0, le=LARGEST)]
+"""An error, a distance, a time."""
+Divergence = Annotated[float, Field(ge=-1e-5, le=LARGEST)]
 """A KL: rounding may take one of equal distributions a little below 0."""
 
 
@@ -70,6 +76,29 @@ def from_json(kind: type[T], value: Any, file: Path, again: str = "") -> T:
         raise UserError(f"{file} is damaged, or of another version: {error}") from error
     check_seal(value, file, again)
     return found
+
+
+def check_format(value: Any, known: int, file: Path, what: str) -> None:
+    """UserError where `value`, read from `file`, is no object, or newer than `known`."""
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds no {what}: it is {shortened(json.dumps(value))}")
+    version = value.get("format")
+    if isinstance(version, int) and version > known:
+        raise Newer(
+            f"{file} is of a newer version of asap_exp (format {shortened(str(version))}; this one "
+            f"reads {known}); update asap_exp"
+        )
+
+
+def made(kind: type[T], value: Any, file: Path) -> T:
+    """`value`, about to be written to `file`, as a `kind`; UserError where none could read it."""
+    try:
+        return checked(kind, value)
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not written, since it could not be read again: {error}. Change the setting "
+            "or the samples that this number comes from"
+        ) from error
 
 
 def checked(kind: type[T], value: Any, key: str = "") -> T:

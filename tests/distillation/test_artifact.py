@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from asap_exp.distillation.artifact import load_artifact
+from asap_exp.distillation.artifact import Artifact, load_artifact, load_fidelity, save_artifact
 from asap_exp.errors import UserError
-from asap_exp.files import read_json
+from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train
 
@@ -143,3 +144,51 @@ def test_compiled_attention_runs_what_was_fitted(shared_pipeline: Pipeline) -> N
     assert not zero.weight.any()
     assert artifact.tensors["blocks.0.attn.weight"].any(), "the control must not change the map"
     assert artifact.query_features_only("blocks.0.attn").theta.shape == (2, 0, 8)
+
+
+COMMAND = "python -m asap_exp.distill task=digits 'teacher=a folder'"
+
+
+def damage(file: Path, kind: str) -> None:
+    content = file.read_bytes()
+    if kind == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-20] if kind == "truncated" else content.replace(b"0", b"1"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "edited"])
+@pytest.mark.parametrize("name", ["asap.safetensors", "asap.json", "fidelity.json"])
+@pytest.mark.parametrize("command", [COMMAND, "python demo.py", None])
+def test_records_w8_a_damaged_map_names_the_command_that_makes_it_again(
+    pipeline: Pipeline, name: str, kind: str, command: str | None
+) -> None:
+    manifest = pipeline.artifact / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "command": command})
+    if command is None:
+        manifest.unlink()
+    damage(pipeline.artifact / name, kind)
+    with pytest.raises(UserError, match=name) as refused:
+        load_fidelity(pipeline.artifact, load_artifact(pipeline.artifact))
+    generic = f"python -m asap_exp.distill teacher={pipeline.teacher.path}"
+    told = command if command == COMMAND else generic
+    assert str(refused.value).endswith(f". It is made again by: {told}")
+
+
+def test_records_w23_a_map_of_a_newer_version_is_no_damage(pipeline: Pipeline) -> None:
+    file = pipeline.artifact / "asap.json"
+    write_json(file, {**read_json(file), "format": 3})
+    with pytest.raises(UserError, match=r"asap\.json is of a newer version .*; update asap_exp$"):
+        load_artifact(pipeline.artifact)
+
+
+def test_records_w5_what_is_being_written_is_not_called_damaged(
+    shared_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    artifact = load_artifact(shared_pipeline.artifact)
+    calibration = {**artifact.identity["calibration"], "ridge": -1.0}
+    wrong = Artifact({**artifact.identity, "calibration": calibration}, artifact.tensors)
+    with pytest.raises(UserError, match=r"asap\.json is not written.*calibration\.ridge") as refused:
+        save_artifact(tmp_path, wrong)
+    assert "damaged" not in str(refused.value)
+    assert not list(tmp_path.iterdir())

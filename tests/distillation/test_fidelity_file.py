@@ -9,6 +9,7 @@ import pytest
 from asap_exp.distillation.artifact import load_artifact, load_fidelity
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
+from asap_exp.sealed import write_sealed
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate
 
@@ -51,7 +52,7 @@ def test_rows_of_a_map_that_says_nothing_of_them_are_read(pipeline: Pipeline) ->
     """As older maps do not; their layers and heads are compared all the same."""
     identity = read_json(pipeline.artifact / "asap.json")
     del identity["fidelity_sha256"]
-    write_json(pipeline.artifact / "asap.json", identity)
+    write_sealed(pipeline.artifact / "asap.json", identity)
     rows = read_json(pipeline.artifact / "fidelity.json")
     assert load_fidelity(pipeline.artifact, load_artifact(pipeline.artifact)) == rows
     write_json(pipeline.artifact / "fidelity.json", rows[::-1])

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from asap_exp.attention import SinkhornAttention
+from asap_exp.composing import compose
+from asap_exp.config import EvaluateConfig
 from asap_exp.errors import UserError
 from asap_exp.evaluation import measure
+from asap_exp.evaluation.evaluate import find_twin
 from asap_exp.files import read_json
-from asap_exp.sealed import write_sealed
+from asap_exp.sealed import SEAL, write_sealed
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train
 
@@ -224,3 +227,21 @@ def test_folder_without_a_map_is_refused(pipeline: Pipeline, folder: str) -> Non
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match=r"asap_exp\.distill task=cifar \+layer=frozen"):
         run_evaluate(pipeline.results, "task=cifar")
+
+
+@pytest.mark.parametrize("key", ["train_sha256", "val_rows_sha256"])
+def test_records_w3_a_model_of_other_data_is_no_twin(
+    pipeline: Pipeline, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose("evaluate", [f"paths.results={pipeline.results}"], EvaluateConfig)
+    found = find_twin(pipeline.teacher, "softmax", config)
+    assert found is not None
+    assert not capsys.readouterr().err
+    file = found.path / "manifest.json"
+    manifest = {name: value for name, value in read_json(file).items() if name != SEAL}
+    manifest["data"][key] = "f" * 64
+    write_sealed(file, manifest)
+    assert find_twin(pipeline.teacher, "softmax", config) is None
+    warned = capsys.readouterr().err
+    assert str(found.path) in warned
+    assert f"trained on other data ({key})" in warned

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from asap_exp.evaluation.groups import grouped
 from asap_exp.evaluation.markdown import tables_markdown
 from asap_exp.evaluation.page import html_page
 from asap_exp.evaluation.record import EvaluationRecord
-from asap_exp.evaluation.records import FORMAT, load_records, read_record
+from asap_exp.evaluation.records import FORMAT, load_records, read_record, write_record
 from asap_exp.files import read_json, write_json
 from tests.conftest import Pipeline
 from tests.records import (
@@ -346,3 +347,53 @@ def test_a_record_is_written_with_its_seal(record: dict[str, Any]) -> None:
 def test_every_published_record_is_read() -> None:
     files = list(PUBLISHED.glob("*.json"))
     assert len(load_records(PUBLISHED, strict=True)) == len(files) > 20
+
+
+def test_records_w16_a_pipe_among_the_records_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    assert load_records(tmp_path) == []
+    assert "x.json is a named pipe, not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: {**x, "format": 3}, r"newer version of asap_exp \(format 3; .*2\); update"),
+        (lambda x: {"format": 10**9}, "is of a newer version"),
+        (lambda x: [x], r"holds no evaluation record: it is \["),
+        (lambda x: None, "holds no evaluation record: it is null"),
+        (lambda x: {**x, "format": "2"}, "is no evaluation record of this version"),
+    ],
+)
+def test_records_w23_what_is_no_record_is_told_from_a_newer_one(
+    tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    file = tmp_path / "x.json"
+    write_json(file, change(published("digits")))
+    with pytest.raises(UserError, match=words):
+        read_record(file)
+
+
+def test_records_w19_a_record_that_cannot_be_written_ends_the_report(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "records").write_text("in the way")
+    with pytest.raises(UserError, match=r"records/.*\.json could not be written"):
+        run_report(pipeline.results, f"out={tmp_path}")
+
+
+def test_records_w5_numbers_that_may_be_large_are_read(tmp_path: Path) -> None:
+    value = unsealed(published("digits"))
+    value["rows"][2] |= {"kl": 1e12, "loss": 1e12}
+    record = write_record(tmp_path / "x.json", value)
+    assert record.rows[2].kl == 1e12
+    assert tables_markdown(grouped([record]))
+
+
+def test_records_w5_a_record_being_written_is_not_called_damaged(tmp_path: Path) -> None:
+    value = unsealed(published("digits"))
+    value["rows"][1]["accuracy"] = 2.0
+    with pytest.raises(UserError, match=r"x\.json is not written.*rows\.1\.accuracy"):
+        write_record(tmp_path / "x.json", value)

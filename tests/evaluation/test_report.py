@@ -222,3 +222,29 @@ def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> N
     with pytest.raises(UserError, match="was trained on task digits, but task=cifar was asked for"):
         run_report(pipeline.results, run, "task=cifar", f"out={tmp_path}")
     assert run_report(pipeline.results, run, "task=digits", f"out={tmp_path}") is not None
+
+
+def with_other_data(value: dict[str, Any], stage: str, key: str) -> dict[str, Any]:
+    copied = copy.deepcopy(value)
+    copied["manifests"][stage]["data"][key] = "f" * 64
+    return copied
+
+
+@pytest.mark.parametrize("place", [("train", "train_sha256"), ("evaluate", "test_sha256")])
+def test_records_w3_other_data_is_no_further_seed(
+    record: dict[str, Any], place: tuple[str, str]
+) -> None:
+    alone = grouped([record])
+    same = [with_seed(record, seed) for seed in (0, 1)]
+    groups = grouped([*same, with_other_data(with_seed(record, 2), *place)])
+    assert sorted(len(group.records) for group in groups) == [1, 2]
+    assert len({group.slug for group in groups}) == len({group_title(g) for g in groups}) == 2
+    # Data that is alone under a configuration has the name that it always had.
+    assert [group.slug for group in grouped([with_other_data(record, *place)])] == [alone[0].slug]
+    assert all(group.slug.startswith(f"{alone[0].slug}-") for group in groups)
+
+
+def test_records_w3_an_evaluation_on_other_data_does_not_replace_one(
+    record: dict[str, Any],
+) -> None:
+    assert len(grouped([record, with_other_data(record, "evaluate", "test_sha256")])) == 2

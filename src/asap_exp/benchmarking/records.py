@@ -8,10 +8,10 @@ from asap_exp.benchmarking.record import BenchmarkRecord
 from asap_exp.config import PathsConfig
 from asap_exp.errors import UserError
 from asap_exp.evaluation.readable import readable
-from asap_exp.evaluation.records import record_files
+from asap_exp.evaluation.records import copied, record_files
 from asap_exp.files import read_json, write_json
 from asap_exp.sealed import SEAL, sealed
-from asap_exp.typed import from_json, to_json
+from asap_exp.typed import check_format, from_json, made, to_json
 
 FORMAT = 3
 """Records of format 2 are older than seals; one that carries a seal all the same is held to it."""
@@ -26,7 +26,8 @@ def folder_of(paths: PathsConfig, name: str) -> Path:
 
 def record_from_json(value: Any, file: Path) -> BenchmarkRecord:
     """UserError where it is no record, was changed, or is not of a finished run."""
-    version = value.get("format") if isinstance(value, dict) else None
+    check_format(value, FORMAT, file, "benchmark record")
+    version = value.get("format")
     if isinstance(version, bool) or version not in (2, FORMAT):
         raise UserError(f"{file} is no benchmark record of this version (format {FORMAT})")
     if version == FORMAT and SEAL not in value:
@@ -42,6 +43,7 @@ def record_from_json(value: Any, file: Path) -> BenchmarkRecord:
 def write_record(file: Path, content: Mapping[str, Any]) -> BenchmarkRecord:
     """Seals and writes a record, if it is one that can be read."""
     value = sealed(to_json(content))
+    made(BenchmarkRecord, value, file)
     record = record_from_json(value, file)
     write_json(file, value)
     return record
@@ -62,15 +64,15 @@ def gather(paths: PathsConfig, folder: Path) -> list[Path]:
     One that is damaged is left out with a warning.
     """
     sources = sorted(folder_of(paths, "*").parent.glob("*/metrics.json"))
-    return readable(sources, lambda source: copied(source, folder), strict=False)
+    found = readable(sources, named, strict=False)
+    # Not while they are read: that a copy cannot be written is no damage of its record.
+    return [copied(value, folder / name) for name, value in found]
 
 
-def copied(source: Path, folder: Path) -> Path:
-    """The copy in `folder`, under the record's own name."""
+def named(source: Path) -> tuple[str, Any]:
+    """The record in `source`, and the name of its copies, which is its own."""
     value = read_json(source)
-    target = folder / f"{record_from_json(value, source).name}.json"
-    write_json(target, value)
-    return target
+    return f"{record_from_json(value, source).name}.json", value
 
 
 def notes(record: BenchmarkRecord) -> list[str]:

@@ -1,6 +1,8 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +22,14 @@ from asap_exp.distillation.fidelity_file import fidelity_digest, read_fidelity, 
 from asap_exp.distillation.gradient import OPTIONAL
 from asap_exp.distillation.identity import Identity
 from asap_exp.errors import UserError
+from asap_exp.escaping import one_line
 from asap_exp.files import read_json
 from asap_exp.sealed import SEAL, check_seal, write_sealed
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
-from asap_exp.typed import from_json
+from asap_exp.typed import Newer, check_format, from_json, made
 
 FORMAT = 2
+DISTILL = "python -m asap_exp.distill"
 TENSORS, IDENTITY = "asap.safetensors", "asap.json"
 QUERY_ONLY = "query_only_weight"
 
@@ -48,7 +52,7 @@ class Artifact:
 
     @cached_property
     def about(self) -> Identity:
-        return from_json(Identity, self.identity, Path(IDENTITY))
+        return made(Identity, self.identity, Path(IDENTITY))
 
     @property
     def layers(self) -> list[str]:
@@ -156,16 +160,50 @@ def save_artifact(
     if fidelity is not None:
         identity = {**identity, "fidelity_sha256": fidelity_digest(fidelity)}
         write_fidelity(folder, fidelity)
-    from_json(Identity, identity, folder / IDENTITY)
+    made(Identity, identity, folder / IDENTITY)
     save_tensors(folder / TENSORS, artifact.tensors)
     write_sealed(folder / IDENTITY, identity)
 
 
 def load_artifact(folder: Path) -> Artifact:
     """UserError where a file is missing or damaged, or the two do not belong together."""
+    with made_again(folder):
+        return read_artifact(folder)
+
+
+@contextmanager
+def made_again(folder: Path) -> Iterator[None]:
+    """Ends a UserError about the files in `folder` with the command that makes them again."""
+    try:
+        yield
+    except Newer:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}. It is made again by: {command_of(folder)}"
+        ) from error
+
+
+def command_of(folder: Path) -> str:
+    """What the manifest beside a map says made it, or else what makes one of the same teacher."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except UserError:
+        manifest = None
+    command = manifest.get("command") if isinstance(manifest, dict) else None
+    if isinstance(command, str) and command.startswith(DISTILL):
+        return one_line(command)
+    run = folder.absolute().parent.parent
+    of_run = folder.absolute().parent.name == "distill" and (run / "config.yaml").exists()
+    return f"{DISTILL} {shlex.quote(f'teacher={run}')}" if of_run else DISTILL
+
+
+def read_artifact(folder: Path) -> Artifact:
     file = folder / IDENTITY
     identity = read_json(file)
     version = identity.get("format") if isinstance(identity, dict) else None
+    if isinstance(identity, dict):
+        check_format(identity, FORMAT, file, "map")
     if version != FORMAT:
         raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
     check_seal(identity, file)
@@ -189,7 +227,8 @@ def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
     """The rows beside the `artifact` in `folder`; UserError where they are damaged or another's."""
     about = artifact.about
     assert about.heads is not None, "of a map that distill made"
-    return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
+    with made_again(folder):
+        return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
 
 
 def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> None:

@@ -12,6 +12,7 @@ from asap_exp.attention import LayerInputs, record_inputs
 from asap_exp.devices import autocast
 from asap_exp.errors import UserError
 from asap_exp.ops.reference._masking import blank
+from asap_exp.training.guard import first_non_finite
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """Runs a model on a batch of a loader and returns its predictions."""
@@ -36,9 +37,17 @@ def layer_inputs(
 ) -> Iterator[Recorded]:
     """For each batch, q, k, v and mask of every call of every attention layer by path."""
     for batch in batches:
-        with record_inputs(model) as recorded, autocast(precision, device_of(model)):
-            forward(model, batch)
-        yield recorded
+        yield recorded_pass(model, batch, precision, forward)[0]
+
+
+@torch.no_grad()
+def recorded_pass(
+    model: nn.Module, batch: Any, precision: str, forward: Forward
+) -> tuple[Recorded, Any]:
+    """What every attention layer received on `batch`, and what the model predicted."""
+    with record_inputs(model) as recorded, autocast(precision, device_of(model)):
+        predictions = forward(model, batch)
+    return recorded, predictions
 
 
 def batch_name(index: int) -> str:
@@ -55,10 +64,12 @@ def checked_inputs(
 ) -> Iterator[Recorded]:
     """The same; UserError where a layer at `paths` did not run, or received what is not finite.
 
+    Or where the predictions on a finite batch are not: a later layer is at fault then.
+
     `name` is what the batch of an index is called.
     """
     for index, batch in enumerate(batches):
-        (recorded,) = layer_inputs(model, [batch], precision, forward)
+        recorded, predictions = recorded_pass(model, batch, precision, forward)
         missed = [path for path in paths if path not in recorded]
         if missed:
             raise UserError(
@@ -67,6 +78,15 @@ def checked_inputs(
             )
         if not all(is_finite(call) for path in paths for call in recorded[path]):
             raise UserError(not_finite(recorded, batch, name(index)))
+        # What a batch has in padded places may come out there again.
+        if spoilt(predictions) and all(tensor.isfinite().all() for tensor in tensors_in(batch)):
+            with autocast(precision, device_of(model)):
+                where = first_non_finite(model, batch, forward)
+            raise UserError(
+                f"the model's predictions on {name(index)}, which is finite itself, hold NaN or "
+                f"infinity: {where}. Mend the weights up to there, or choose "
+                "precision=32-true if half precision overflows"
+            )
         yield recorded
 
 
@@ -75,8 +95,7 @@ def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
     by_call = itertools.zip_longest(*([(p, c) for c in calls] for p, calls in recorded.items()))
     in_order = (each for calls in by_call for each in calls if each is not None)
     path = next(path for path, call in in_order if not is_finite(call))
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    if all(tensor.isfinite().all() for tensor in tensors):
+    if all(tensor.isfinite().all() for tensor in tensors_in(batch)):
         return (
             f"on {name}, which is finite itself, the queries or keys of the layer at {path} are "
             "not (NaN or infinity), and those of no layer before it: look at the weights up to "
@@ -85,6 +104,19 @@ def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
     return (
         f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
         f"layer at {path}; mend or leave out its samples, or mask them as padding"
+    )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def spoilt(predictions: Any) -> bool:
+    """Whether there is NaN or infinity in them; -infinity is that of a class that is left out."""
+    return any(
+        bool((tensor.isnan() | tensor.isposinf()).any())
+        for tensor in tensors_in(predictions)
+        if tensor.is_floating_point()
     )
 
 

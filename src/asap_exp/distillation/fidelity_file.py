@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.sealed import digest
-from asap_exp.typed import STRICT, Count, Divergence, Measure, from_json
+from asap_exp.typed import STRICT, Count, Divergence, Measure, from_json, made
 
 FIDELITY = "fidelity.json"
 
@@ -43,7 +43,7 @@ def fidelity_digest(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_fidelity(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     file = folder / FIDELITY
-    from_json(list[FidelityRow], rows, file)
+    made(list[FidelityRow], rows, file)
     write_json(file, rows)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from asap_exp.attention import attention_layers, swapped
 from asap_exp.config import EvaluateConfig, TextTrainConfig
+from asap_exp.console import warn
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.devices import choose_device, device_name, use_cpu_threads
@@ -276,6 +277,19 @@ def find_twin(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
             and other.manifest.recipe_hash == run.manifest.recipe_hash
             and other.config.seed == run.config.seed
         ):
+            if differing := differing_data(run, other):
+                warn(
+                    f"{other.path} is left out: it has the recipe and seed of {run.path}, but was "
+                    f"trained on other data ({', '.join(differing)}); train it again on this data"
+                )
+                continue
             print(f"Model of {attention}, of the same recipe and seed: {other.path}")
             return other
     return None
+
+
+def differing_data(run: Run, other: Run) -> list[str]:
+    """The hashes of samples in which two trainings differ; of older ones not all are known."""
+    mine, its = run.manifest.data, other.manifest.data
+    keys = ("train_sha256", "val_rows_sha256")
+    return [key for key in keys if key in mine and key in its and mine[key] != its[key]]

@@ -16,6 +16,8 @@ class Group:
 
     slug: str
     records: list[EvaluationRecord]
+    data: str = ""
+    """Which data, where another group has the same configuration and other data."""
 
     @property
     def first(self) -> EvaluationRecord:
@@ -28,17 +30,27 @@ class Group:
 
 def grouped(records: Iterable[EvaluationRecord]) -> list[Group]:
     """Groups in a stable order: what is predicted, qk_norm on before off, configuration."""
-    by_key: dict[str, list[EvaluationRecord]] = {}
+    by_key: dict[str, dict[str, list[EvaluationRecord]]] = {}
     for record in newest(records):
-        by_key.setdefault(short_hash(configuration(record)), []).append(record)
+        same = by_key.setdefault(short_hash(configuration(record)), {})
+        same.setdefault(data_hash(record), []).append(record)
     groups = [
-        Group(
-            f"{kind(rs[0])}-{'qknorm' if rs[0].qk_norm else 'plain'}-{key}",
-            sorted(rs, key=lambda r: r.seed),
-        )
-        for key, rs in by_key.items()
+        group(rs, key, data if len(same) > 1 else "")
+        for key, same in by_key.items()
+        for data, rs in same.items()
     ]
     return sorted(groups, key=order)
+
+
+def group(records: list[EvaluationRecord], key: str, data: str) -> Group:
+    norm = "qknorm" if records[0].qk_norm else "plain"
+    slug = f"{kind(records[0])}-{norm}-{key}{f'-{data}' if data else ''}"
+    return Group(slug, sorted(records, key=lambda r: r.seed), data)
+
+
+def data_hash(record: EvaluationRecord) -> str:
+    """Equal for records of the same training and test samples, whatever their data is called."""
+    return short_hash([record.trained_on.train_sha256, record.tested_on.test_sha256])
 
 
 def order(group: Group) -> tuple[str, bool, int, str]:
@@ -52,20 +64,21 @@ def kind(record: EvaluationRecord) -> str:
 
 
 def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Of several evaluations of one run under one configuration, the newest alone.
+    """Of several evaluations of one run under one configuration and data, the newest alone.
 
     They are no further seeds, and averaging them would only narrow the deviation.
     """
-    chosen: dict[tuple[str, str], EvaluationRecord] = {}
+    chosen: dict[tuple[str, str, str], EvaluationRecord] = {}
     for record in sorted(records, key=lambda r: str(r.manifests.evaluate.ended)):
-        chosen[record.run, short_hash(configuration(record))] = record
+        chosen[record.run, short_hash(configuration(record)), data_hash(record)] = record
     return list(chosen.values())
 
 
 def configuration(record: EvaluationRecord) -> dict[str, Any]:
     """What two records must share to be averaged: everything but the seed of the training.
 
-    As the records' JSON has it: what was not there is not here, since its hash names the figures.
+    Their data too, which `data_hash` compares. As the records' JSON has it: what was not there is
+    not here, since its hash names the figures.
     """
     train, artifact, budget = record.manifests.train, record.artifact, record.artifact.budget
     left_out = ("seed", "logger", "callbacks", "resume", "init_from")

@@ -124,7 +124,7 @@ def group_title(group: Group) -> str:
     title = f"{what}, {teacher}, {norm}{corruption_words(record)}"
     if not record.all_layers:
         title = f"{title}, {len(record.artifact.layers)} layer"
-    return title + map_words(record)
+    return title + map_words(record) + (f", data {group.data}" if group.data else "")
 
 
 def group_caption(group: Group) -> str:

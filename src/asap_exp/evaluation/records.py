@@ -11,7 +11,7 @@ from asap_exp.evaluation.record import EvaluationRecord
 from asap_exp.files import read_json, write_json
 from asap_exp.runs import Run, all_runs, check_task, stage_finished
 from asap_exp.sealed import SEAL, sealed
-from asap_exp.typed import from_json, to_json
+from asap_exp.typed import check_format, from_json, made, to_json
 
 FORMAT = 2
 """Records of format 1 are older than seals; one that carries a seal all the same is held to it."""
@@ -24,7 +24,8 @@ STAGES = ("train", "distill", "evaluate")
 
 def record_from_json(value: Any, file: Path) -> EvaluationRecord:
     """UserError where it is no record, was changed, or lacks a manifest of a finished stage."""
-    version = value.get("format") if isinstance(value, dict) else None
+    check_format(value, FORMAT, file, "evaluation record")
+    version = value.get("format")
     if isinstance(version, bool) or version not in (1, FORMAT):
         raise UserError(f"{file} is no evaluation record of this version (format {FORMAT})")
     manifests = value.get("manifests")
@@ -49,6 +50,7 @@ def check_manifests(missing: list[str], file: Path) -> None:
 def write_record(file: Path, content: Mapping[str, Any]) -> EvaluationRecord:
     """Seals and writes a record, if it is one that can be read."""
     value = sealed(to_json(content))
+    made(EvaluationRecord, value, file)
     record = record_from_json(value, file)
     write_json(file, value)
     return record
@@ -74,7 +76,9 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
     """
     runs = all_runs(paths, task) if run is None else [run_of_task(Path(run), task)]
     sources = {file: each for each in runs for file in evaluations(each)}
-    return readable(sources, lambda f: copied(f, sources[f], folder), strict=run is not None)
+    found = readable(sources, lambda f: named(f, sources[f]), strict=run is not None)
+    # Not while they are read: that a copy cannot be written is no damage of its record.
+    return [copied(value, folder / name) for name, value in found]
 
 
 METRICS = "metrics.json"
@@ -86,8 +90,13 @@ def evaluations(run: Run) -> list[Path]:
     return [f / METRICS for f in folders if (f / METRICS).is_file() or stage_finished(f)]
 
 
-def copied(source: Path, run: Run, folder: Path) -> Path:
-    """The copy in `folder` of a record of `run`; UserError where it is another run's."""
+def copied(value: Any, target: Path) -> Path:
+    write_json(target, value)
+    return target
+
+
+def named(source: Path, run: Run) -> tuple[str, Any]:
+    """A record of `run` and the name of its copies; UserError where it is another run's."""
     value = read_json(source)
     record = record_from_json(value, source)
     if record.run != run.name:
@@ -95,9 +104,7 @@ def copied(source: Path, run: Run, folder: Path) -> Path:
             f"{source} is of the run {record.run} and not of {run.name}; remove it, or make it "
             f"again with: {AGAIN} teacher={run.path}"
         )
-    target = folder / f"{record.run.replace('/', '-')}-{source.parent.name}.json"
-    write_json(target, value)
-    return target
+    return f"{record.run.replace('/', '-')}-{source.parent.name}.json", value
 
 
 def run_of_task(path: Path, task: str | None) -> Run:

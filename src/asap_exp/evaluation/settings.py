@@ -88,6 +88,7 @@ class TrainingData:
     train_split_rows_in_all: Size
     split: str | None = None
     """Of texts alone: `pooled` where training and test rows were dealt anew."""
+    train_sha256: str | None = None
 
     @property
     def is_subset(self) -> bool:
@@ -103,3 +104,4 @@ class EvaluateSettings:
 class TestData:
     test_rows: Size
     test_rows_in_all: Size
+    test_sha256: str | None = None

@@ -44,8 +44,14 @@ class LossCheck:
         )
 
 
+def on_inputs(net: nn.Module, inputs: Any) -> Any:
+    return net(inputs)
+
+
 @torch.no_grad()
-def first_non_finite(net: nn.Module, inputs: Any) -> str:
+def first_non_finite(
+    net: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = on_inputs
+) -> str:
     """Which parameter or layer output, in the order of the forward pass, first is not finite."""
     if isinstance(inputs, Tensor) and not torch.isfinite(inputs).all():
         return "the input batch is not finite"
@@ -68,7 +74,7 @@ def first_non_finite(net: nn.Module, inputs: Any) -> str:
     ]
     try:
         with torch.compiler.set_stance("force_eager"):  # hooks are no part of a compiled graph
-            net(inputs)
+            forward(net, inputs)
     finally:
         for handle in handles:
             handle.remove()
