@@ -272,3 +272,12 @@ def test_configuration_edited_in_its_directory_is_refused_until_resume_never(
     with pytest.raises(UserError, match=r"saved 5, asked for 4\nPut an unchanged.*resume=never"):
         run_train(pipeline.results)
     assert run_train(pipeline.results, "resume=never").config.attention["num_iters"] == 4
+
+
+def test_map_whose_seal_was_taken_out_is_refused(pipeline: Pipeline) -> None:
+    file = pipeline.artifact / "asap.json"
+    identity = read_json(file)
+    del identity["sha256"]
+    write_json(file, identity | {"refine": 3})
+    with pytest.raises(UserError, match=r"asap\.json was changed.*made again by: .*distill"):
+        run_evaluate(pipeline.results, f"artifact={pipeline.artifact}")

@@ -206,6 +206,8 @@ def read_artifact(folder: Path) -> Artifact:
         check_format(identity, FORMAT, file, "map")
     if version != FORMAT:
         raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
+    if "fidelity_sha256" in identity and SEAL not in identity:
+        raise UserError(f"{file} was changed: the {SEAL} of its contents was taken out of it")
     check_seal(identity, file)
     identity = {key: value for key, value in identity.items() if key != SEAL}
     about = from_json(Identity, identity, file)
