@@ -8,7 +8,8 @@ import torch
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.attention.base import Attention
-from asap_exp.evaluation.accuracy import compare
+from asap_exp.errors import UserError
+from asap_exp.evaluation.accuracy import Comparison, compare
 from asap_exp.evaluation.gate import gate_error, passes
 from asap_exp.evaluation.latency import interleaved_latency, quartiles
 from asap_exp.evaluation.memory import peak_memory
@@ -32,6 +33,18 @@ def test_a_model_compared_with_itself() -> None:
     measured = compare(logits, logits, logits.argmax(-1))
     assert measured["accuracy"] == measured["agreement"] == 1.0
     assert measured["kl"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_predictions_of_nan_are_no_result() -> None:
+    """NaN has a place among the classes, and so an accuracy."""
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    comparison = Comparison()
+    comparison.add(logits, logits, torch.zeros(5, dtype=torch.long))
+    comparison.require_defined("teacher")
+    logits[2, 1] = torch.nan
+    comparison.add(logits, logits, torch.zeros(5, dtype=torch.long))
+    with pytest.raises(UserError, match="teacher predicts NaN for 1 of 10 targets"):
+        comparison.require_defined("teacher")
 
 
 def test_latency_tells_a_slow_call_from_a_fast_one() -> None:

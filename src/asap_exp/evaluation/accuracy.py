@@ -10,7 +10,10 @@ from torch import Tensor
 from asap_exp.attention import swapped
 from asap_exp.data.loader import Batch
 from asap_exp.devices import autocast
+from asap_exp.errors import UserError
 from asap_exp.evaluation.variants import Variant
+
+UNDEFINED = "undefined"
 
 
 class Comparison:
@@ -29,6 +32,7 @@ class Comparison:
             "agreement": predictions == teacher.argmax(dim=-1),
             "kl": F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1),
             "loss": F.nll_loss(log_q, targets, reduction="none"),
+            UNDEFINED: logits.isnan().any(dim=-1),
         }
         self.targets += len(targets)
         for name, values in new.items():
@@ -37,7 +41,16 @@ class Comparison:
 
     def means(self) -> dict[str, float]:
         """Accuracy and agreement as shares; KL(teacher || variant) and cross-entropy in nats."""
-        return {name: total.item() / self.targets for name, total in self.sums.items()}
+        means = {name: total.item() / self.targets for name, total in self.sums.items()}
+        return {name: mean for name, mean in means.items() if name != UNDEFINED}
+
+    def require_defined(self, label: str) -> None:
+        """UserError where predictions are NaN: the largest of them has a place all the same."""
+        if undefined := int(self.sums[UNDEFINED]):
+            raise UserError(
+                f"{label} predicts NaN for {undefined} of {self.targets} targets, so nothing is "
+                "recorded; see which weights or activations overflow, and train or distill again"
+            )
 
 
 @torch.inference_mode()
@@ -54,6 +67,8 @@ def compare_predictions(
         for row in rows:
             logits = teacher if row is rows[0] else logits_of(row, inputs, precision)
             comparisons[row.key].add(logits, teacher, targets)
+    for row in rows:
+        comparisons[row.key].require_defined(row.label)
     return {key: comparison.means() for key, comparison in comparisons.items()}
 
 
