@@ -346,7 +346,9 @@ def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named
             asap_exp.compile(broken, loader(), **SMALL, **options)
     # Where the first layer is recorded alone, the predictions show it.
     for options in ({"layers": ["first"]}, {"sequential": True}):
-        with pytest.raises(UserError, match=r"predictions on .* weights of layer first\.proj\.bias"):
+        with pytest.raises(
+            UserError, match=r"predictions on .* weights of layer first\.proj\.bias"
+        ):
             asap_exp.compile(broken, loader(), **SMALL, **options)
 
 

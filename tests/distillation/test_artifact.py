@@ -188,7 +188,9 @@ def test_records_w5_what_is_being_written_is_not_called_damaged(
     artifact = load_artifact(shared_pipeline.artifact)
     calibration = {**artifact.identity["calibration"], "ridge": -1.0}
     wrong = Artifact({**artifact.identity, "calibration": calibration}, artifact.tensors)
-    with pytest.raises(UserError, match=r"asap\.json is not written.*calibration\.ridge") as refused:
+    with pytest.raises(
+        UserError, match=r"asap\.json is not written.*calibration\.ridge"
+    ) as refused:
         save_artifact(tmp_path, wrong)
     assert "damaged" not in str(refused.value)
     assert not list(tmp_path.iterdir())
