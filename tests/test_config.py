@@ -22,6 +22,8 @@ from asap_exp.composing import (
     quoted,
 )
 from asap_exp.config import (
+    LARGEST_RATE,
+    LARGEST_SETTING,
     BenchmarkConfig,
     DistillConfig,
     EvaluateConfig,
@@ -30,6 +32,7 @@ from asap_exp.config import (
 )
 from asap_exp.errors import UserError
 from asap_exp.runs import run_directory
+from asap_exp.typed import LARGEST
 
 SCHEMAS = {
     "train": TrainConfig,

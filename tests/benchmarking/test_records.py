@@ -37,7 +37,7 @@ NAME = "nvidia-h200-forward-recorded"
         (lambda r: r["manifest"].update(status="failed"), "no manifest of a finished run"),
         (lambda r: r.update(rows=[]), "rows"),
         (lambda r: r.update(mode="backward"), "mode"),
-        (lambda r: r.update(format=99), "no benchmark record of this version"),
+        (lambda r: r.update(format=99), "is of a newer version"),
         (lambda r: r.update(name="../x"), "name"),
         (lambda r: r.update(name=""), "name"),
     ],

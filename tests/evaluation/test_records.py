@@ -202,7 +202,7 @@ def test_record_without_a_finished_manifest_is_refused(
 
 def test_foreign_file_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"format": 99})
-    with pytest.raises(UserError, match="no evaluation record of this version"):
+    with pytest.raises(UserError, match="is of a newer version of asap_exp"):
         read_record(tmp_path / "a.json")
 
 
