@@ -87,7 +87,7 @@ class TrainingData:
     train_split_rows: Size
     train_split_rows_in_all: Size
     split: str | None = None
-    """Of texts alone: `pooled` where training and test rows were dealt anew."""
+    """Of texts alone: `pooled` where training and test rows were dealt again."""
     train_sha256: str | None = None
 
     @property

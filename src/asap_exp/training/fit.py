@@ -168,8 +168,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
     """What a checkpoint must agree in to be continued: configuration, data, initial weights."""
-    content = {key: data.identity[key] for key in ("train_sha256", "val_rows_sha256")}
-    stamp = {**identity(config), "seed": config.seed, "data_content": content}
+    stamp = {**identity(config), "seed": config.seed, "data_content": data.content_hashes()}
     if initial is not None:
         stamp["initial_sha256"] = initial.manifest.teacher_sha256
     return stamp
