@@ -130,7 +130,7 @@ def test_wrong_attention_is_not_taken_however_fast(
     monkeypatch.setattr(candidates, "gate_error", error)
     artifact = load_artifact(within(pipeline.results, "budget.accuracy_drop=100"))
     assert "softmax" not in {a["name"] for a in artifact.identity["attentions"].values()}
-    assert "blocks.0.attn, softmax is wrong by 0.5" in capsys.readouterr().out
+    assert "blocks.0.attn, softmax is wrong by 0.5" in capsys.readouterr().err
     monkeypatch.setattr(candidates, "gate_error", lambda *_: float("nan"))
     with pytest.raises(UserError, match=r"teacher's own attention at blocks\.0\.attn is wrong"):
         within(pipeline.results, "budget.accuracy_drop=99")

@@ -162,7 +162,7 @@ def test_wrong_attention_is_reported_and_not_timed(
     assert rows["truncated_2"]["layer_ms"] is None
     assert rows["truncated_2"]["model_speedup"] is None
     assert rows["truncated_1"]["model_speedup"] > 0
-    assert "Sinkhorn, T' = 2 is wrong by 0.5" in capsys.readouterr().out
+    assert "Sinkhorn, T' = 2 is wrong by 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["latency.batch_size=49", "fidelity_samples=49"])
