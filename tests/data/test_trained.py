@@ -12,6 +12,7 @@ from asap_exp.data.trained import as_trained, names_hash
 from asap_exp.errors import UserError
 from asap_exp.files import read_json
 from asap_exp.runs import Run
+from asap_exp.sealed import write_sealed
 
 from ..fake_runs import fake_run
 from ..stages import run_distill, run_evaluate, run_text
@@ -118,8 +119,7 @@ def test_broken_w9_repair_that_would_need_other_data_is_refused(
     file = results / trained[1].path.relative_to(trained[0] / "results") / "manifest.json"
     manifest = read_json(file)
     manifest["data"]["classes_sha256"] = names_hash(NAMES)
-    manifest.pop("sha256")
-    file.write_text(json.dumps(manifest))
+    write_sealed(file, manifest)
     with pytest.raises(UserError, match=r"classes\.json .* calls the classes otherwise"):
         run_text(results, trained[0], "task=agnews")
 

@@ -90,5 +90,7 @@ def test_teacher_of_another_task_is_refused(pipeline: Pipeline) -> None:
 
 
 def test_no_teacher_gives_the_command_that_makes_one(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match=r"of task cifar in .*asap_exp\.train task=cifar"):
+    with pytest.raises(
+        UserError, match=r"of task cifar in .*asap_exp\.train paths\.results=\S+ task=cifar"
+    ):
         run_distill(pipeline.results, "task=cifar")

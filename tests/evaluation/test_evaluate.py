@@ -225,7 +225,9 @@ def test_folder_without_a_map_is_refused(pipeline: Pipeline, folder: str) -> Non
 
 
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match=r"asap_exp\.distill task=cifar \+layer=frozen"):
+    with pytest.raises(
+        UserError, match=r"asap_exp\.distill paths\.results=\S+ task=cifar \+layer=frozen"
+    ):
         run_evaluate(pipeline.results, "task=cifar")
 
 

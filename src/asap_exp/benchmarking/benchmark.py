@@ -33,8 +33,9 @@ from asap_exp.config import BenchmarkConfig, SuiteConfig
 from asap_exp.console import progress
 from asap_exp.devices import choose_device, device_name
 from asap_exp.errors import UserError
-from asap_exp.manifest import manifest
+from asap_exp.manifest import manifest, outcome
 from asap_exp.runs import public_config, short_hash, without
+from asap_exp.sealed import sealed
 
 
 def benchmark(config: BenchmarkConfig) -> Path:
@@ -76,9 +77,11 @@ def benchmark(config: BenchmarkConfig) -> Path:
             "ceilings": reached,
             "rows": rows,
             "left_out": left_out,
-            "manifest": record,
+            "manifest": sealed(record | outcome(record, "finished")),
         }
-    print_benchmark(write_record(folder / "metrics.json", metrics))
+        # The record first: nothing is called finished that is not there.
+        found = write_record(folder / "metrics.json", metrics)
+    print_benchmark(found)
     results = Path(config.paths.results)
     report_benchmarks(config.paths, results)
     return results / "records" / "benchmark" / f"{name}.json"
