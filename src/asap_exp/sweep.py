@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from pydantic.dataclasses import dataclass
 
 from asap_exp.files import write_json, write_text
-from asap_exp.interruption import Interrupted
+from asap_exp.interruption import Interrupted, interruptible
 from asap_exp.mishaps import explained
 from asap_exp.typed import STRICT, read, to_json
 
@@ -49,13 +49,17 @@ class Ledger(Callback):
     """In the process that started the sweep."""
 
     has_workers: ClassVar[bool] = False
-    """Whether its jobs run in processes that end with it: those of joblib."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Ledger.has_workers = "joblib" in str(config.hydra.launcher.get("_target_", ""))
+        Ledger.has_workers = by_joblib(config.hydra)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         Ledger.folder = (Path(config.hydra.sweep.dir).expanduser() / name).resolve()
         os.environ[LEDGER] = str(Ledger.folder)
+
+
+def by_joblib(hydra: Any) -> bool:
+    """Whether the jobs run in processes of this machine that end with the sweep."""
+    return "joblib" in str(hydra.launcher.get("_target_", ""))
 
 
 def attempt(stage: str, work: Callable[[], object]) -> int:
@@ -73,13 +77,17 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
     try:
         if ledger is not None and (ledger / STOPPED).is_file():
             status, error = int((ledger / STOPPED).read_text()), "not begun: the sweep was stopped"
+        elif ledger is not None and Ledger.folder is None:
+            with interruptible():  # a process of the launcher's, which knows no signals
+                work()
         else:
             work()
     except Interrupted as stop:
         status, error = stop.exit_status, str(stop)
-        if ledger is None or Ledger.folder is not None:
+        if ledger is None or Ledger.folder is not None or not by_joblib(hydra):
             raise
-        # A worker: joblib would kill the others, which are saving too.
+        # A worker: joblib would kill the others, which are saving too. A queue's jobs stop and are
+        # requeued each by itself.
         write_text(ledger / STOPPED, str(status))
     except Exception as raised:
         sentence = explained(raised, stage)
