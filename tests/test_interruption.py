@@ -2,10 +2,11 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from asap_exp.files import read_json
+from asap_exp.files import read_json, write_json
 from asap_exp.interruption import Interrupted, interruptible, postponed
 from asap_exp.manifest import manifest
 
@@ -60,3 +61,20 @@ def test_manifest_of_interrupted_work_says_so(tmp_path) -> None:
     after = read_json(path)
     assert after["status"] == "interrupted"
     assert after["error"] == "stopped by SIGTERM"
+
+
+@pytest.mark.parametrize("write", ["first", "last"])
+def test_signal_while_the_manifest_is_written_is_not_lost(tmp_path, monkeypatch, write) -> None:
+    path = tmp_path / "manifest.json"
+    writes: list[dict] = []
+
+    def signalled(file: Path, value: dict) -> None:
+        if len(writes) == ("first", "last").index(write):
+            send(signal.SIGTERM)
+        writes.append(value)
+        write_json(file, value)
+
+    monkeypatch.setattr("asap_exp.manifest.write_sealed", signalled)
+    with pytest.raises(Interrupted), interruptible(), manifest(path):
+        pass
+    assert read_json(path)["status"] == ("interrupted" if write == "first" else "finished")

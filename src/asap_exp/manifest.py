@@ -17,7 +17,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.errors import UserError
-from asap_exp.interruption import Interrupted
+from asap_exp.interruption import Interrupted, postponed
 from asap_exp.sealed import write_sealed
 from asap_exp.typed import STRICT
 
@@ -154,8 +154,10 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         "hardware": hardware(),
         **facts,
     }
-    write_sealed(path, record)
+    with postponed() as stop:  # or the signal would leave it as it is
+        write_sealed(path, record)
     try:
+        stop.obey()
         yield record
     except BaseException as error:
         stopped = isinstance(error, Interrupted)
@@ -167,7 +169,9 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
             write_over(path, record)
         raise
     record |= outcome(record, "finished")
-    write_over(path, record)
+    with postponed() as stop:
+        write_over(path, record)
+    stop.obey()
 
 
 def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
