@@ -97,6 +97,8 @@ def at(tree: Any, place: Place) -> Any:
 def replaced(tree: Any, place: Place, value: Any) -> Any:
     """A copy with another value at `place`."""
     tree = copy.deepcopy(tree)
+    if not place:
+        return value
     at(tree, place[:-1])[place[-1]] = value
     return tree
 
