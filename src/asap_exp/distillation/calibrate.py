@@ -228,7 +228,7 @@ def record(
 
 
 def num_bytes(kept: Sequence[dict[str, list[Target]]]) -> int:
-    """Of what was kept of so many batches."""
+    """Of what was kept of that number of batches."""
     return sum(t.nbytes for batch in kept for targets in batch.values() for t in targets)
 
 

@@ -132,7 +132,7 @@ class Plans:
 
 @dataclass(config=STRICT, kw_only=True)
 class ExamplePlan:
-    """Of one test sample in one head; of long sequences by blocks of so many tokens."""
+    """Of one test sample in one head; of long sequences by blocks of `block` tokens."""
 
     layer: str
     head: Count
