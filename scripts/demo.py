@@ -10,13 +10,13 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
-from asap_exp.composing import compose, quoted
-from asap_exp.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
-from asap_exp.distillation.compile import distill
-from asap_exp.evaluation.evaluate import evaluate
-from asap_exp.evaluation.report import report
-from asap_exp.mishaps import sentences
-from asap_exp.training.fit import train
+from asap_exp.core.composing import compose, quoted
+from asap_exp.core.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.core.mishaps import sentences
+from asap_exp.distill.distill import distill
+from asap_exp.evaluate.evaluate import evaluate
+from asap_exp.report.report import report
+from asap_exp.train.trainer import train
 
 OUT = Path("results/demo")
 LOGGER = "logger=csv"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_atomically
+from asap_exp.core.locations import expanded
+from asap_exp.core.mishaps import sentences
 from asap_exp.data.catalog import DATASETS, Dataset, known
 from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
-from asap_exp.errors import UserError
-from asap_exp.files import write_atomically
-from asap_exp.locations import expanded
-from asap_exp.mishaps import sentences
 
 ROWS_PER_FILE = 20_000
 HUB = "https://huggingface.co"

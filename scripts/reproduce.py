@@ -19,14 +19,14 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
-from asap_exp.composing import compose, quoted
-from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
-from asap_exp.devices import choose_device
-from asap_exp.distillation.compile import distill
-from asap_exp.evaluation.evaluate import evaluate
-from asap_exp.mishaps import sentences
-from asap_exp.runs import Run
-from asap_exp.training.fit import train
+from asap_exp.core.composing import compose, quoted
+from asap_exp.core.config import DistillConfig, EvaluateConfig, TrainConfig
+from asap_exp.core.devices import choose_device
+from asap_exp.core.mishaps import sentences
+from asap_exp.core.runs import Run
+from asap_exp.distill.distill import distill
+from asap_exp.evaluate.evaluate import evaluate
+from asap_exp.train.trainer import train
 
 COMMON = ["logger=csv"]
 ON_A_GPU = ["latency.cuda_graph=true"]  # a layer of these sizes takes less time than its launch

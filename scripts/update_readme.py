@@ -9,13 +9,13 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
-from asap_exp.benchmarking.markdown import summary_lines as speed_lines
-from asap_exp.benchmarking.records import load_records as load_benchmarks
-from asap_exp.evaluation.groups import grouped
-from asap_exp.evaluation.markdown import summary_lines
-from asap_exp.evaluation.records import load_records
-from asap_exp.files import read_text, write_text
-from asap_exp.mishaps import sentences
+from asap_exp.core.files import read_text, write_text
+from asap_exp.core.mishaps import sentences
+from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
+from asap_exp.report.benchmark_records import load_records as load_benchmarks
+from asap_exp.report.groups import grouped
+from asap_exp.report.markdown import summary_lines
+from asap_exp.report.records import load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 

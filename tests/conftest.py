@@ -11,9 +11,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, just below
 
-from asap_exp.files import write_json
-from asap_exp.manifest import code_version, hardware, now, versions
-from asap_exp.runs import Run
+from asap_exp.core.files import write_json
+from asap_exp.core.manifest import code_version, hardware, now, versions
+from asap_exp.core.runs import Run
 from tests.stages import run_distill, run_evaluate, run_train
 
 os.environ["WANDB_MODE"] = "offline"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.composing import compose
-from asap_exp.config import TrainConfig
-from asap_exp.files import write_json
-from asap_exp.manifest import LaterManifest
-from asap_exp.runs import Run, claim, public_config, recipe_hash
-from asap_exp.tensors import fingerprint, save_tensors
+from asap_exp.core.composing import compose
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.files import write_json
+from asap_exp.core.manifest import LaterManifest
+from asap_exp.core.runs import Run, claim, public_config, recipe_hash
+from asap_exp.core.tensors import fingerprint, save_tensors
 
 
 @cache

@@ -4,11 +4,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from asap_exp.benchmarking.record import BenchmarkRecord
-from asap_exp.evaluation.record import EvaluationRecord
-from asap_exp.files import read_json, write_json
-from asap_exp.sealed import SEAL, sealed
-from asap_exp.typed import from_json
+from asap_exp.core.files import read_json, write_json
+from asap_exp.core.records.benchmark import BenchmarkRecord
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.sealed import SEAL, sealed
+from asap_exp.core.typed import from_json
 
 FILE = Path("record.json")
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "records"

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from asap_exp.benchmarking.benchmark import benchmark
-from asap_exp.composing import compose
-from asap_exp.config import (
+from asap_exp.benchmark.benchmark import benchmark
+from asap_exp.core.composing import compose
+from asap_exp.core.config import (
     BenchmarkConfig,
     DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
-from asap_exp.distillation.compile import distill
-from asap_exp.evaluation.evaluate import evaluate
-from asap_exp.evaluation.report import report
-from asap_exp.runs import Run
-from asap_exp.training.fit import train
+from asap_exp.core.runs import Run
+from asap_exp.distill.distill import distill
+from asap_exp.evaluate.evaluate import evaluate
+from asap_exp.report.report import report
+from asap_exp.train.trainer import train
 
 TINY = (
     "task=digits",

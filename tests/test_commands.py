@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from asap_exp.composing import compose
-from asap_exp.config import (
+from asap_exp.core.app import help_text
+from asap_exp.core.composing import compose
+from asap_exp.core.config import (
     BenchmarkConfig,
     DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
-from asap_exp.stages import help_text
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,12 +22,12 @@ from asap_exp.attention import (
     SinkhornAttention,
     attention_layers,
 )
-from asap_exp.composing import compose
-from asap_exp.config import DescentConfig, DistillConfig
+from asap_exp.calibration.batches import content_hash, num_samples, on_device
+from asap_exp.core.composing import compose
+from asap_exp.core.config import DescentConfig, DistillConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
 from asap_exp.data.tokens import TokenBatch
-from asap_exp.distillation.batches import content_hash, num_samples, on_device
-from asap_exp.errors import UserError
-from asap_exp.files import read_json
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens

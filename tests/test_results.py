@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from asap_exp.benchmarking import records as benchmarks
-from asap_exp.benchmarking.markdown import benchmark_csv, benchmark_markdown
-from asap_exp.evaluation.csv_table import tables_csv
-from asap_exp.evaluation.groups import Group, grouped
-from asap_exp.evaluation.markdown import tables_markdown
-from asap_exp.evaluation.pareto import has_maps
-from asap_exp.evaluation.records import load_records
-from asap_exp.files import read_json
+from asap_exp.core.files import read_json
+from asap_exp.report import benchmark_records as benchmarks
+from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
+from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.groups import Group, grouped
+from asap_exp.report.markdown import tables_markdown
+from asap_exp.report.pareto import has_maps
+from asap_exp.report.records import load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "records"

@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from asap_exp.composing import compose
-from asap_exp.config import DistillConfig, EvaluateConfig, TrainConfig
+from asap_exp.core.composing import compose
+from asap_exp.core.config import DistillConfig, EvaluateConfig, TrainConfig
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.texts import load_texts
 from tests.data.sentences import make_texts

@@ -13,23 +13,23 @@ import torch
 
 import asap_exp
 from asap_exp.attention import AsapAttention, attention_layers, swapped
-from asap_exp.budgeting.compile import distill_within_budget
-from asap_exp.composing import compose
-from asap_exp.config import DescentConfig, DistillConfig
+from asap_exp.calibration.artifact import load_artifact
+from asap_exp.core.composing import compose
+from asap_exp.core.config import DescentConfig, DistillConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.core.runs import Run
+from asap_exp.core.tensors import load_tensors
+from asap_exp.core.training_log import training_curves
 from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.of_run import run_data
 from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
-from asap_exp.distillation.artifact import load_artifact
-from asap_exp.distillation.compile import run_data
-from asap_exp.errors import UserError
-from asap_exp.evaluation.curves import training_curves
-from asap_exp.evaluation.groups import Group
-from asap_exp.evaluation.markdown import summary_lines
-from asap_exp.files import read_json
+from asap_exp.distill.budget import distill_within_budget
 from asap_exp.models import load_net
-from asap_exp.runs import Run
-from asap_exp.tensors import load_tensors
-from asap_exp.training import fit as training_fit
-from asap_exp.training.fit import train
+from asap_exp.report.groups import Group
+from asap_exp.report.markdown import summary_lines
+from asap_exp.train import trainer as training_fit
+from asap_exp.train.trainer import train
 from tests.data.sentences import make_folder, text_root
 from tests.models.test_text import LENGTHS, TokenBatch, make_batch
 from tests.records import typed

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json, write_json
+from asap_exp.core.locks import held
+from asap_exp.core.runs import Run, all_runs, identity
 from asap_exp.data import sources
 from asap_exp.data.sources import DataNotFound
-from asap_exp.errors import UserError
-from asap_exp.files import read_json, write_json
-from asap_exp.locks import held
-from asap_exp.runs import Run, all_runs, identity
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train, train_config
 
@@ -112,7 +112,7 @@ def test_map_whose_data_is_gone_says_that_it_was_not_checked(
 def test_stage_of_a_run_that_is_being_trained_is_refused(
     pipeline: Pipeline, stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asap_exp.locks.BRIEFLY", 0.0)
+    monkeypatch.setattr("asap_exp.core.locks.BRIEFLY", 0.0)
     extra = ("calibration.slices=2",) if stage is run_distill else ()
     with held(pipeline.teacher.path), pytest.raises(UserError, match="belongs to process"):
         stage(pipeline.results, *extra)
@@ -213,7 +213,7 @@ def test_damaged_manifest_is_written_again_by_the_same_command(
 def test_evaluation_is_not_finished_before_its_record_is_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asap_exp.evaluation import evaluate
+    from asap_exp.evaluate import evaluate
 
     def full_disk(path: Path, value: Any) -> None:
         raise UserError(f"{path} could not be written")
@@ -254,7 +254,7 @@ def test_curves_that_were_lost_come_back_from_the_checkpoint(
 def test_run_that_is_deleted_under_a_stage_is_said_to_be_gone(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asap_exp.distillation import compile
+    from asap_exp.distill import distill as compile
 
     def deleted(*_: Any, **__: Any) -> Any:
         shutil.rmtree(pipeline.teacher.path)

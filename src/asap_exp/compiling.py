@@ -18,9 +18,7 @@ from torch import nn
 
 from asap_exp.attention import AsapAttention, attention_layers, swap_attention
 from asap_exp.attention.layer import layers_at
-from asap_exp.config import DESCENTS, CalibrationConfig, DescentConfig
-from asap_exp.devices import AUTOCAST_DTYPES
-from asap_exp.distillation.artifact import (
+from asap_exp.calibration.artifact import (
     Artifact,
     check_belongs,
     load_artifact,
@@ -28,13 +26,15 @@ from asap_exp.distillation.artifact import (
     save_artifact,
     teacher_layers,
 )
-from asap_exp.distillation.batches import call, content_hash, num_samples, on_device, read
-from asap_exp.distillation.calibrate import Problem, calibrate
-from asap_exp.distillation.capture import Forward, device_of
-from asap_exp.distillation.drift import column_errors, drift_ratios
-from asap_exp.errors import UserError, check_choice, check_range
+from asap_exp.calibration.batches import call, content_hash, num_samples, on_device, read
+from asap_exp.calibration.calibrate import Problem, calibrate
+from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.drift import column_errors, drift_ratios
+from asap_exp.core.config import DESCENTS, CalibrationConfig, DescentConfig
+from asap_exp.core.devices import AUTOCAST_DTYPES
+from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.tensors import fingerprint
 from asap_exp.ops._backend import BACKENDS
-from asap_exp.tensors import fingerprint
 
 KL = DescentConfig(updates=300, lr=0.03)
 LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
@@ -79,8 +79,8 @@ def compile(
     `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
     `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/; `kl`,
-    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.config. The last one
-    learns a thousand samples by heart: give it some thousands. A layer that runs more than once in
+    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.core.config. The last
+    one overfits a thousand samples: give it some thousands. A layer that runs more than once in
     a forward pass is fitted to all its calls. It may be called where gradients are switched off.
     UserError where the model has no Sinkhorn layer, the loader gives fewer than two batches, or
     queries and keys are not finite on one of them.

@@ -14,7 +14,7 @@ from asap_exp.attention import (
     attention_options,
     build_attention,
 )
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
 
 from .inputs import MAKERS, MASK, TRAINABLE, assert_close, make, make_asap, make_qkv

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import EspformerAttention, build_attention
-from asap_exp.errors import UserError
-from asap_exp.evaluation.memory import peak_memory
+from asap_exp.core.errors import UserError
+from asap_exp.timing.memory import peak_memory
 
 from .inputs import MASK, make_qkv, normal
 

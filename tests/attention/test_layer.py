@@ -19,7 +19,7 @@ from asap_exp.attention import (
     swap_attention,
     swapped,
 )
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 from .inputs import MASK, assert_close, make_asap, normal
 

@@ -5,7 +5,7 @@ import torch
 
 from asap_exp.attention import SinkhornAttention, SoftmaxAttention, build_attention
 from asap_exp.attention.sinkformer import SinkformerAttention
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 from asap_exp.ops import closure_attention
 
 from .inputs import MASK, assert_close, make_qkv

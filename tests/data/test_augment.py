@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from asap_exp.config import AugmentConfig, RandAugmentConfig
+from asap_exp.core.config import AugmentConfig, RandAugmentConfig
 from asap_exp.data.augment import (
     BatchRandomCrop,
     BatchRandomHorizontalFlip,

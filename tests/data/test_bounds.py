@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from asap_exp.composing import compose, parse
-from asap_exp.config import TrainConfig
-from asap_exp.errors import UserError
+from asap_exp.core.composing import compose, parse
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
 
 IMAGES = {
     "data.split_seed=4294967296": "at most 4294967295",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data import tokenizer as tokenizers
 from asap_exp.data.cache import keep, kept
@@ -12,7 +13,6 @@ from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.sources import load_images
 from asap_exp.data.texts import RawTexts
 from asap_exp.data.tokenizer import cached_encoding, cached_tokenizer, tokenizer_hash
-from asap_exp.errors import UserError
 
 from .parquet import make_pixels, write_parquet
 from .sentences import make_texts

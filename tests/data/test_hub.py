@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS, Dataset
 from asap_exp.data.sources import check_labels, load_images
 from asap_exp.data.texts import check_texts, load_texts
-from asap_exp.errors import UserError
 
 from .parquet import make_pixels, write_parquet, write_texts
 

@@ -9,13 +9,13 @@ import torch
 from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
 
+from asap_exp.core.errors import UserError
 from asap_exp.data import ImageDataModule, memory
 from asap_exp.data import images as images_module
 from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.module import carved
 from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
 from asap_exp.data.trained import CLASSES
-from asap_exp.errors import UserError
 
 from ..fake_runs import train_config
 from .parquet import make_pixels, write_parquet

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import TEXT_DATASETS
 from asap_exp.data.labels import labels_of, training_order
 from asap_exp.data.parquet import Part
-from asap_exp.errors import UserError
 
 AGNEWS, IMDB, YELP = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "yelp"))
 NAMES = ("World", "Sports", "Business", "Sci/Tech")

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS
 from asap_exp.data.parquet import parquet_files, read_parts
 from asap_exp.data.sources import load_images
 from asap_exp.data.texts import load_texts
-from asap_exp.errors import UserError
 
 from .parquet import make_pixels, write_parquet, write_texts
 

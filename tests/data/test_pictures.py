@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.parquet import Part
 from asap_exp.data.pictures import decoded_pixels
-from asap_exp.errors import UserError
 
 CIFAR10, DIGITS = IMAGE_DATASETS["cifar10"], IMAGE_DATASETS["digits"]
 GREY = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)

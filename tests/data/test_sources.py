@@ -12,10 +12,10 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
+from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, image_dataset
 from asap_exp.data.sources import Images, Unavailable, load_images, require_reachable
-from asap_exp.errors import UserError
 
 from .parquet import make_pixels, write_parquet
 

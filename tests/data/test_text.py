@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from asap_exp.composing import compose
-from asap_exp.config import TrainConfig
+from asap_exp.core.composing import compose
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
 from asap_exp.data import build_data
 from asap_exp.data.catalog import TEXT_DATASETS, text_dataset
 from asap_exp.data.sources import DataNotFound
@@ -15,7 +16,6 @@ from asap_exp.data.text import TextDataModule
 from asap_exp.data.texts import RawTexts, load_texts, pooled
 from asap_exp.data.tokenizer import FILE, tokenizer_hash
 from asap_exp.data.tokens import CLS
-from asap_exp.errors import UserError
 
 from ..stages import TINY_TEXT
 from .parquet import write_texts

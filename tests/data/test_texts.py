@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import TEXT_DATASETS
 from asap_exp.data.texts import check_texts, load_texts
-from asap_exp.errors import UserError
 
 AGNEWS, IMDB, WIKITEXT = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "wikitext2"))
 TEXTS = ["one", "", "three — 三", "x" * 5000]

@@ -5,6 +5,7 @@ import time
 import pytest
 from tokenizers import Tokenizer
 
+from asap_exp.core.errors import UserError
 from asap_exp.data import tokenizer as module
 from asap_exp.data.cache import keep
 from asap_exp.data.texts import RawTexts
@@ -17,7 +18,6 @@ from asap_exp.data.tokenizer import (
     train_tokenizer,
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS
-from asap_exp.errors import UserError
 
 from ..fake_runs import fake_run
 from .sentences import make_texts

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.core.runs import Run
+from asap_exp.core.sealed import write_sealed
 from asap_exp.data.catalog import TEXT_DATASETS
 from asap_exp.data.tokenizer import save_tokenizer, train_tokenizer
 from asap_exp.data.trained import as_trained, names_hash
-from asap_exp.errors import UserError
-from asap_exp.files import read_json
-from asap_exp.runs import Run
-from asap_exp.sealed import write_sealed
 
 from ..fake_runs import fake_run
 from ..stages import run_distill, run_evaluate, run_text

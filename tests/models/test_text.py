@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import ATTENTIONS, AsapAttention, attention_layers, swap_attention, swapped
-from asap_exp.composing import compose
-from asap_exp.config import TrainConfig
+from asap_exp.core.composing import compose
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.tensors import fingerprint
 from asap_exp.data.catalog import TEXT_DATASETS
 from asap_exp.data.text_loader import TextLoader
 from asap_exp.data.texts import load_texts
 from asap_exp.data.tokenizer import encode, train_tokenizer
 from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
-from asap_exp.errors import UserError
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
 from asap_exp.ops._backend import fused
-from asap_exp.tensors import fingerprint
 
 from ..stages import TINY_TEXT
 

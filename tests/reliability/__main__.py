@@ -177,7 +177,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 def write(arguments: argparse.Namespace, results: dict[str, Any], started: float) -> None:
     import asap_exp
-    from asap_exp import manifest
+    from asap_exp.core import manifest
 
     record = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

@@ -25,14 +25,14 @@ def preload() -> None:
     """Imports what the stages import, and computes nothing, which may start threads."""
     import torch
 
-    import asap_exp.benchmarking.benchmark
-    import asap_exp.benchmarking.report
-    import asap_exp.budgeting.compile
+    import asap_exp.benchmark.benchmark
     import asap_exp.data.text
-    import asap_exp.distillation.compile
-    import asap_exp.evaluation.evaluate
-    import asap_exp.evaluation.report
-    import asap_exp.training.fit  # noqa: F401
+    import asap_exp.distill.budget
+    import asap_exp.distill.distill
+    import asap_exp.evaluate.evaluate
+    import asap_exp.report.benchmarks
+    import asap_exp.report.report
+    import asap_exp.train.trainer  # noqa: F401
 
     torch.set_num_threads(1)
 

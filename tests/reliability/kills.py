@@ -133,8 +133,8 @@ def rerun(bench: Bench, stage: str, overrides: list[str], base: Path) -> Trial:
 
 
 def curves(results: Path) -> dict[int, dict[str, float]]:
-    from asap_exp.evaluation.curves import own_curves
-    from asap_exp.runs import Run
+    from asap_exp.core.runs import Run
+    from asap_exp.core.training_log import own_curves
 
     return {int(row["epoch"]): row for row in own_curves(Run(run_of(results)))}
 

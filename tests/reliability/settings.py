@@ -56,7 +56,7 @@ def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
 
 def keys(name: str) -> list[str]:
     """Every key and group of the schema of a stage's configuration."""
-    from asap_exp import config
+    from asap_exp.core import config
 
     schema: type = {
         "train": config.TRAIN_SCHEMAS["vit"],

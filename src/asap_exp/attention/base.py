@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention
 from asap_exp.attention.softmax import SoftmaxAttention
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 
 class MultiHeadAttention(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from asap_exp.config import AugmentConfig, RandAugmentConfig
+from asap_exp.core.config import AugmentConfig, RandAugmentConfig
 from asap_exp.data.catalog import ImageDataset
 
 

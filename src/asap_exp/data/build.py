@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from asap_exp.config import DataConfig, ImageDataConfig, TextDataConfig
+from asap_exp.core.config import DataConfig, ImageDataConfig, TextDataConfig
 from asap_exp.data.images import ImageDataModule
 from asap_exp.data.module import TaskDataModule
 

@@ -3,8 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from asap_exp.errors import UserError
-from asap_exp.files import write_bytes, write_text
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_bytes, write_text
 
 
 def keep(file: Path, data: bytes) -> None:

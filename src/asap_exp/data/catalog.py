@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

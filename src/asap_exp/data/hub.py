@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_text
 from asap_exp.data.cache import file_sha256, hash_file
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.parquet import class_names
-from asap_exp.errors import UserError
-from asap_exp.files import write_text
 
 
 def hub_rows(dataset: Dataset, split: str, cache: Path) -> Any:

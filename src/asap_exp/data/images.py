@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from asap_exp.config import ImageDataConfig
+from asap_exp.core.config import ImageDataConfig
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import image_dataset
 from asap_exp.data.loader import DeviceLoader

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pyarrow as pa
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.parquet import Part
-from asap_exp.errors import UserError
 
 Names = tuple[str, ...] | None
 """What the classes 0, 1, ... are called; None where nobody says it."""

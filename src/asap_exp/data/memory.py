@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 
 def check_fits(key: str, shape: Sequence[int]) -> None:

@@ -13,13 +13,13 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from asap_exp.config import DataConfig
+from asap_exp.core.config import DataConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_json
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.trained import CLASSES, CLASSES_HASH, kept_names, names_hash
-from asap_exp.errors import UserError
-from asap_exp.files import write_json
 
 
 class Rows(Protocol):

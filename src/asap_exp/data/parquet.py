@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap_exp.errors import UserError
+from asap_exp.core.errors import UserError
 
 ROWS_AT_ONCE = 2000
 AGAIN = "fetch it again with scripts/download_data.py"

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import ImageDataset
 from asap_exp.data.parquet import Part
-from asap_exp.errors import UserError
 
 # Asking each of PIL's formats in turn takes as long as decoding a small image.
 IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")

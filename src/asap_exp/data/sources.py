@@ -26,14 +26,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.locations import cache_dir, data_root
 from asap_exp.data.cache import file_sha256, keep, kept
 from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.data.hub import hub_rows, prepared_names, prepared_rows
 from asap_exp.data.labels import Names, labels_of, training_order
 from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
 from asap_exp.data.pictures import decoded_pixels
-from asap_exp.errors import UserError
-from asap_exp.locations import cache_dir, data_root
 
 Samples = TypeVar("Samples")
 

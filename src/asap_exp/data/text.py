@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from asap_exp.config import TextDataConfig
+from asap_exp.core.config import TextDataConfig
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import text_dataset
 from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
 from asap_exp.data.module import TaskDataModule
@@ -25,7 +26,6 @@ from asap_exp.data.tokenizer import (
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
 from asap_exp.data.trained import TOKENIZER_HASH, as_trained, recorded, repair
-from asap_exp.errors import UserError
 
 
 class TextDataModule(TaskDataModule[Texts]):

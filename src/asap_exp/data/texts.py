@@ -10,11 +10,11 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
+from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import TextDataset
 from asap_exp.data.labels import Names, dense, is_text, labels_of
 from asap_exp.data.parquet import Part
 from asap_exp.data.sources import Found, at_hand, first_available
-from asap_exp.errors import UserError
 
 POOLED_TEST_SHARE = 0.2
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load, save
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_text
 from asap_exp.data.cache import keep, kept
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, offsets_of
 from asap_exp.data.trained import repair
-from asap_exp.errors import UserError
-from asap_exp.files import write_text
 
 FILE = "tokenizer.json"
 BATCH = 1000

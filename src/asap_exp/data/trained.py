@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.core.runs import Run
 from asap_exp.data.catalog import Dataset
-from asap_exp.errors import UserError
-from asap_exp.files import read_json
-from asap_exp.runs import Run
 
 CLASSES = "classes.json"
 """What the classes are called, in the order of the model's outputs."""

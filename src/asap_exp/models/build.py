@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention
-from asap_exp.config import ImageTrainConfig, TextTrainConfig, TrainConfig
+from asap_exp.core.config import ImageTrainConfig, TextTrainConfig, TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.runs import Run, repair
+from asap_exp.core.tensors import fingerprint, load_tensors
 from asap_exp.data.catalog import image_dataset, text_dataset
-from asap_exp.errors import UserError
 from asap_exp.models.text import TextEncoder
 from asap_exp.models.vit import build_vit
-from asap_exp.runs import Run, repair
-from asap_exp.tensors import fingerprint, load_tensors
 
 
 def build_net(config: TrainConfig) -> nn.Module:

@@ -10,7 +10,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention, build_attention
-from asap_exp.config import EncoderConfig
+from asap_exp.core.config import EncoderConfig
 from asap_exp.data.tokens import PAD, TokenBatch
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}

@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
-from asap_exp.config import ViTConfig
-from asap_exp.errors import UserError
+from asap_exp.core.config import ViTConfig
+from asap_exp.core.errors import UserError
 
 
 class ViTAttention(MultiHeadAttention):

@@ -1,0 +1,33 @@
+"""What others would use: PyTorch's own softmax attention."""
+
+import functools
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from asap_exp.benchmark.flops import Recipe
+from asap_exp.benchmark.registry import Method, Operator, Setting, method, of_any_heads
+
+FUSED = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+@method("flash")
+def flash(setting: Setting) -> Method:
+    """The faster of PyTorch's two fused kernels on a GPU; on a CPU what PyTorch chooses."""
+    attend = F.scaled_dot_product_attention
+    if setting.device.type == "cuda":
+        label = "flash softmax"
+        operators = {
+            name: Operator(attend, functools.partial(sdpa_kernel, kernel))
+            for name, kernel in FUSED.items()
+        }
+    else:
+        label, operators = "softmax, PyTorch's SDPA", {"default": Operator(attend)}
+    return Method(label, "pytorch", operators, of_any_heads(softmax_attention), Recipe(passes=1))
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition."""
+    S = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return S.softmax(dim=-1) @ v

@@ -1,0 +1,222 @@
+"""One benchmark: every method at every length, in one process, written as one record."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
+from asap_exp.benchmark.absorption import absorbed_by_short, absorbed_by_whole_head
+from asap_exp.benchmark.flops import count, floors
+from asap_exp.benchmark.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
+from asap_exp.benchmark.measure import measure
+from asap_exp.benchmark.registry import (
+    Method,
+    Operator,
+    Setting,
+    build,
+    find,
+    of_any_heads,
+)
+from asap_exp.benchmark.shape import Shape
+from asap_exp.core.config import BenchmarkConfig, SuiteConfig
+from asap_exp.core.console import progress
+from asap_exp.core.devices import choose_device, device_name
+from asap_exp.core.errors import UserError
+from asap_exp.core.manifest import manifest, outcome
+from asap_exp.core.records.benchmark import TEACHER_UPDATES
+from asap_exp.core.runs import public_config, short_hash, without
+from asap_exp.core.sealed import sealed
+from asap_exp.report.benchmark_records import FORMAT, folder_of, write_record
+from asap_exp.report.benchmark_table import print_benchmark
+from asap_exp.report.benchmarks import report_benchmarks
+from asap_exp.timing.roofline import ceilings
+
+
+def benchmark(config: BenchmarkConfig) -> Path:
+    """Times the operators; returns the path of the record kept below `results/records/`."""
+    device = choose_device(config.accelerator)
+    if config.cuda_graph and device.type == "cpu":
+        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
+    suite: SuiteConfig = getattr(config, suite_name(device))
+    for name in suite.methods:
+        find(name)
+    source = input_source(config, suite, device)
+    shapes, left_out = split(suite, source)
+
+    public = benchmark_config(config, device)
+    name = benchmark_name(config, device, public, source)
+    folder = folder_of(config.paths, name)
+    facts = {"stage": "benchmark", "seed": config.seed, "config": public}
+    with (
+        manifest(folder / "manifest.json", **facts) as record,
+        matrix_products(device, suite.dtype) as tf32,
+    ):
+        reached = ceilings(device, getattr(torch, suite.dtype))
+        rows = [
+            row(config, suite, shape, source, device, reached)
+            for shape in progress(shapes, "Benchmarking", len(shapes))
+        ]
+        metrics = {
+            "format": FORMAT,
+            "name": name,
+            "device": device_name(device),
+            "mode": config.mode,
+            "inputs": source.identity,
+            "dtype": suite.dtype,
+            "tf32": tf32,
+            "cuda_graph": config.cuda_graph,
+            "triton_interpreted": os.environ.get("TRITON_INTERPRET") == "1",
+            "rounds": suite.rounds,
+            "tokens": suite.tokens,
+            "ceilings": reached,
+            "rows": rows,
+            "left_out": left_out,
+            "manifest": sealed(record | outcome(record, "finished")),
+        }
+        # The record first: nothing is called finished that is not there.
+        found = write_record(folder / "metrics.json", metrics)
+    print_benchmark(found)
+    results = Path(config.paths.results)
+    report_benchmarks(config.paths, results)
+    return results / "records" / "benchmark" / f"{name}.json"
+
+
+def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
+    """The shapes that there are inputs for, and why there are none for the others."""
+    shapes, left_out = [], []
+    for n in suite.n:
+        shape = Shape(suite.tokens // (suite.heads * n), suite.heads, n, suite.head_dim)
+        refusal = source.refusal(n)
+        if refusal is None:
+            shapes.append(shape)
+        else:
+            left_out.append(refusal)
+            print(refusal)
+    if not shapes:
+        raise UserError(
+            f"no row is left of n={suite.n}; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"
+        )
+    return shapes, left_out
+
+
+def benchmark_config(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
+    """The configuration as a record shows it, without what is read on other devices."""
+    other = {"gpu": "cpu", "cpu": "gpu"}[suite_name(device)]
+    return without(public_config(config), (other,))
+
+
+def benchmark_name(
+    config: BenchmarkConfig, device: torch.device, public: dict[str, Any], source: Source
+) -> str:
+    """Equal for benchmarks of the same settings and inputs on the same kind of device."""
+    what = {
+        "config": without(public, ("accelerator", "data", "task")),
+        "inputs": without(source.identity, ("data.source",)),
+    }
+    graph = ["graph"] if config.cuda_graph else []
+    words = [device_name(device), config.mode, config.inputs, *graph, short_hash(what)]
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower())
+
+
+def row(
+    config: BenchmarkConfig,
+    suite: SuiteConfig,
+    shape: Shape,
+    source: Source,
+    device: torch.device,
+    reached: dict[str, Any],
+) -> dict[str, Any]:
+    """The record of one length: a cell for every method."""
+    torch.compiler.reset()  # a second shape would be compiled with symbolic sizes, and slower
+    dtype: torch.dtype = getattr(torch, suite.dtype)
+    train = config.mode == "train"
+    inputs = source.inputs(shape, device=device, dtype=dtype, seed=config.seed, train=train)
+    recorded = inputs if source.identity["kind"] == "recorded" else None
+    setting = Setting(shape, device, chosen_backend(config.backend, device), config.seed, recorded)
+    methods = {name: built(name, setting) for name in suite.methods}
+    cells = measure(methods, inputs, rounds=suite.rounds, cuda_graph=config.cuda_graph)
+    counted = {
+        name: None
+        if method.recipe is None
+        else count(method.recipe, shape, train=train, itemsize=dtype.itemsize)
+        for name, method in methods.items()
+    }
+    return {
+        **asdict(shape),
+        "largest_logit": largest_logit_of(inputs),
+        "absorbed_heads": absorbed_share(inputs, setting.backend),
+        "cells": [
+            {
+                "method": name,
+                "label": method.label,
+                "backend": method.backend,
+                **cells[name],
+                **floors(counted[name], reached),
+            }
+            for name, method in methods.items()
+        ],
+    }
+
+
+def built(name: str, setting: Setting) -> Method:
+    """The method, or one whose every call fails as its building did: to fit a map may fail too."""
+    try:
+        return build(name, setting)
+    except Exception as error:
+        reason = error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise reason
+
+    return Method(name, setting.backend, {name: Operator(attend)}, of_any_heads(attend))
+
+
+@torch.no_grad()
+def absorbed_share(inputs: Inputs, backend: str) -> float | None:
+    """Of the fused teacher's heads; None where it works in the log domain."""
+    if backend != "triton":
+        return None
+    from asap_exp.ops.triton import inference
+    from asap_exp.ops.triton.problem import Problem
+    from asap_exp.ops.triton.sinkhorn import on_chip
+
+    q, k, v = inputs.qkv
+    problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)
+    if inference.takes(problem) and inference.has_plan_on_chip(problem):
+        heads = absorbed_by_whole_head(q, k, TEACHER_UPDATES)
+    elif on_chip(q, k, v):
+        heads = absorbed_by_short(q, k, TEACHER_UPDATES)
+    else:
+        return None
+    return heads.double().mean().item()
+
+
+def chosen_backend(backend: str, device: torch.device) -> str:
+    """Never the operators' own `auto`: a column must be one implementation, or say why not."""
+    if backend != "auto":
+        return backend
+    return "triton" if device.type == "cuda" else "reference"
+
+
+@contextmanager
+def matrix_products(device: torch.device, dtype: str) -> Iterator[bool]:
+    """On a GPU, lets plain PyTorch multiply what was 16-bit as TF32; yields whether it does.
+
+    bfloat16 and float16 numbers are exact in TF32, so that the logits run on tensor cores and lose
+    nothing; a float32 plan is rounded to TF32 where it meets v, and so are gradients. float32
+    inputs are multiplied in IEEE float32.
+    """
+    before = torch.get_float32_matmul_precision()
+    tf32 = device.type == "cuda" and dtype != "float32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield tf32
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,246 @@
+"""One row: every method on the same inputs, checked, then timed interleaved in this process."""
+
+import functools
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from asap_exp.benchmark.accuracy_check import gate_errors, right, wrong_words
+from asap_exp.benchmark.calls import Results, results
+from asap_exp.benchmark.inputs import Inputs
+from asap_exp.benchmark.registry import Method, Operator, Unavailable
+from asap_exp.core.records.benchmark import TEACHERS
+from asap_exp.core.typed import finite
+from asap_exp.timing.cuda_graph import graphed
+from asap_exp.timing.latency import interleaved_latency
+from asap_exp.timing.memory import peak_memory
+
+Cell = dict[str, Any]
+
+BASELINE = "flash"
+SLOW_ROUNDS = 5
+"""In so many of the rounds a slow method is timed."""
+
+PATIENCE_SECONDS = 1.0
+"""A method whose call takes longer is measured on less of the batch."""
+
+Call = Callable[[], Results]
+Capture = Callable[[Call], Call]
+"""From a call to what is timed."""
+Prepare = Callable[[], AbstractContextManager[Call]]
+
+
+class TooSlow(Exception):
+    """A call took more seconds than is worth waiting for."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{seconds:.3g} s a call")
+        self.seconds = seconds
+
+
+def measure(
+    methods: dict[str, Method], inputs: Inputs, *, rounds: int, cuda_graph: bool
+) -> dict[str, Cell]:
+    """A cell for every method: `timed` or `scaled` with `ms`, or another word and a message."""
+    captured = capture() if cuda_graph else lambda call: call
+    trials = {
+        f"{name} {kind}": trial(operator, method, inputs, captured)
+        for name, method in methods.items()
+        for kind, operator in method.operators.items()
+    }
+    cells = {key: cell for key, (cell, _) in trials.items()}
+    timings = interleaved_latency(
+        {key: prepare for key, (_, prepare) in trials.items() if prepare is not None},
+        inputs.q.device,
+        rounds=rounds,
+        slow_rounds=SLOW_ROUNDS,
+        failed=lambda key, error: cells[key].update(failure(error)),
+    )
+    for key, timing in timings.items():
+        cells[key] = scaled(cells[key] | {"ms": timing}, len(inputs.q))
+    best = {
+        name: fastest({kind: cells[f"{name} {kind}"] for kind in method.operators})
+        for name, method in methods.items()
+    }
+    return {name: {**cell, **compared(cell, best)} for name, cell in best.items()}
+
+
+def compared(cell: Cell, cells: dict[str, Cell]) -> Cell:
+    """Time and memory as multiples of flash attention's; the teachers' times as multiples of its.
+
+    None where either was not measured.
+    """
+
+    def times(cell: Cell | None, other: Cell | None) -> float | None:
+        ms, other_ms = (None if c is None else c["ms"] for c in (cell, other))
+        return None if ms is None or other_ms is None else ms["median"] / other_ms["median"]
+
+    def memory(cell: Cell | None) -> float | None:
+        return None if cell is None or cell["ms"] is None else cell["peak_memory_mib"]
+
+    flash = cells.get(BASELINE)
+    mine, baseline = memory(cell), memory(flash)
+    return {
+        "ratio": times(cell, flash),
+        "memory_ratio": mine / baseline if mine is not None and baseline else None,
+        "faster_than": {name: times(cells[name], cell) for name in TEACHERS if name in cells},
+    }
+
+
+def capture() -> Capture:
+    """Graphs that share one pool of memory: they never run at once, nor read another's result."""
+    return functools.partial(graphed, pool=torch.cuda.graph_pool_handle())
+
+
+def trial(
+    operator: Operator, method: Method, inputs: Inputs, captured: Capture
+) -> tuple[Cell, Prepare | None]:
+    """The cell of one operator, and what to time if it may be timed.
+
+    On the whole batch, or on half as many samples as long as memory or patience do not suffice.
+    """
+    batch, why_fewer = len(inputs.q), None
+    while True:
+        cell: Cell = {
+            "status": "timed",
+            "message": why_fewer,
+            "batch_measured": batch,
+            "scaled_from": None,
+            "gate_errors": None,
+            "first_call_seconds": None,
+            "peak_memory_mib": None,
+            "ms": None,
+        }
+        part = inputs.first(batch)
+        try:
+            prepare = first_calls(cell, operator, part, captured)
+        except Exception as error:
+            why_fewer, halvings = too_much(error)
+            cell |= failure(error)
+        else:
+            return cell, prepare if gated(cell, prepare, method, part) else None
+        free_memory(inputs.q.device)
+        if why_fewer is None or batch == 1:
+            return cell, None
+        batch = max(1, batch >> halvings)
+
+
+def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Capture) -> Prepare:
+    """Writes the first call's time and the memory of the second into the cell; what to time."""
+    device = inputs.q.device
+
+    def call() -> Results:
+        return results(operator.attend, inputs)
+
+    with operator.context():
+        cell["first_call_seconds"] = first_call(call, device)
+        begin = time.perf_counter()
+        # Memory that compiled code takes on a CPU passes by what counts it there.
+        if device.type == "cuda" or not operator.compiled:
+            cell["peak_memory_mib"] = peak_memory(call, device)
+        duration = time.perf_counter() - begin
+        if duration > PATIENCE_SECONDS and len(inputs.q) > 1:
+            raise TooSlow(duration)
+        return within(operator, captured(call))
+
+
+def gated(cell: Cell, prepare: Prepare, method: Method, inputs: Inputs) -> bool:
+    """Whether what is timed is right; if not the cell says why.
+
+    float64 needs the same memory on any batch: where it does not suffice, that is an error.
+    """
+    try:
+        with prepare() as call:
+            errors = gate_errors(call(), method.reference, inputs)
+    except Exception as error:
+        cell |= failure(error)
+        return False
+    cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
+    if right(errors, inputs.v.dtype):
+        return True
+    cell |= {"status": "wrong", "message": wrong_words(errors)}
+    return False
+
+
+def scaled(cell: Cell, batch: int) -> Cell:
+    """A timed cell with the time and memory of `batch` samples; marked where they were fewer."""
+    part = Fraction(cell["batch_measured"], batch)
+    if part == 1:
+        return cell
+    factor = float(1 / part)
+    memory = cell["peak_memory_mib"]
+    return cell | {
+        "status": "scaled",
+        "scaled_from": str(part),
+        "message": f"measured on {cell['batch_measured']} of {batch} samples and multiplied to the "
+        f"same work, since more {cell['message']}",
+        "ms": {part: factor * ms for part, ms in cell["ms"].items()},
+        "peak_memory_mib": None if memory is None else factor * memory,
+    }
+
+
+def first_call(call: Call, device: torch.device) -> float:
+    """Seconds, compilation and lazy initialisation included."""
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def within(operator: Operator, call: Call) -> Prepare:
+    @contextmanager
+    def prepare() -> Iterator[Call]:
+        with operator.context():
+            yield call
+
+    return prepare
+
+
+def failure(error: Exception) -> Cell:
+    """The cell of what could not be timed: `unavailable` with its reason, or `error`."""
+    refused = isinstance(error, RuntimeError) and str(error).startswith("backend='triton' cannot")
+    known = isinstance(error, Unavailable) or refused
+    line = next(iter(str(error).splitlines()), "")
+    return {
+        "status": "unavailable" if known else "error",
+        "message": line if known else f"{type(error).__name__}: {line}",
+        "ms": None,
+    }
+
+
+def too_much(error: BaseException | None) -> tuple[str | None, int]:
+    """What is wrong with so large a batch, if that is why it failed, and how often to halve it.
+
+    A capture of a CUDA graph fails in words of its own; the exception that it came from tells.
+    """
+    if isinstance(error, TooSlow):
+        return "take too long", math.ceil(math.log2(error.seconds / PATIENCE_SECONDS))
+    if isinstance(error, torch.OutOfMemoryError):
+        return "do not fit in memory", 1
+    return (None, 0) if error is None else too_much(error.__cause__ or error.__context__)
+
+
+def free_memory(device: torch.device) -> None:
+    """After a method that ran out of it, say: the next one starts with all there is."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def fastest(cells: dict[str, Cell]) -> Cell:
+    """The cell of the fastest operator, or of the first where none was timed, named."""
+    timed = {kind: cell for kind, cell in cells.items() if cell["ms"] is not None}
+    chosen = min(timed, key=lambda kind: timed[kind]["ms"]["median"], default=next(iter(cells)))
+    others = {
+        kind: {"status": cell["status"], "message": cell["message"], "ms": cell["ms"]}
+        for kind, cell in cells.items()
+        if kind != chosen
+    }
+    return {"operator": chosen, **cells[chosen], "other_operators": others}

@@ -1,0 +1,150 @@
+"""What the last attention layer of a trained teacher receives, at its own length and at others."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap_exp.attention import attention_layers
+from asap_exp.benchmark.shape import Shape
+from asap_exp.calibration.calibrate import Batches, sinkhorn
+from asap_exp.calibration.capture import layer_inputs
+from asap_exp.core.config import BenchmarkConfig, ImageTrainConfig
+from asap_exp.core.runs import Run
+from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.models import build_net, load_net
+from asap_exp.models.init_from import initialise
+from asap_exp.models.teachers import find_teacher
+
+RECORDED_SAMPLES = 256
+"""Repeated where a row needs more samples."""
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """The training samples of a teacher, and what its last attention layer makes of them.
+
+    A text is cut to fewer tokens. Images are resized, and the positions of the teacher's patches
+    interpolated, where another square number of patches is asked for.
+    """
+
+    run: Run
+    samples: Batches
+    device: torch.device
+    path: str
+    """Of the layer."""
+    own: tuple[Tensor, Tensor, Tensor]
+    """q, k and v `[heads of all samples, n, head_dim]` at the teacher's own length."""
+
+    @property
+    def n(self) -> int:
+        return self.own[0].shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.own[0].shape[2]
+
+    def refusal(self, n: int) -> str | None:
+        """Why there are no inputs of n tokens, or None if there are."""
+        if self.is_of_images:
+            has, others = math.isqrt(n) ** 2 == n, ", or any square number, of resized images"
+        else:
+            has, others = n < self.n, " or fewer"
+        if has or n == self.n:
+            return None
+        return f"n = {n} is left out: the teacher's inputs have {self.n} tokens{others}"
+
+    def resized(self, n: int) -> bool:
+        """Whether images are resized for that length."""
+        return n != self.n and self.refusal(n) is None and self.is_of_images
+
+    @property
+    def is_of_images(self) -> bool:
+        return isinstance(self.run.config, ImageTrainConfig)
+
+    def draw(self, shape: Shape) -> list[Tensor]:
+        """q, k and v of that shape; samples and heads are repeated where they do not suffice."""
+        parts = self.own
+        if self.resized(shape.n):
+            parts = self._of_resized_images(shape)
+        return [tiled(x[:, : shape.n], shape) for x in parts]
+
+    def _of_resized_images(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.run.config
+        assert isinstance(config, ImageTrainConfig)
+        size = math.isqrt(shape.n) * config.model.patch_size
+        net = build_net(replace(config, data=replace(config.data, image_size=size)))
+        initialise(net, self.run)
+        images = Resized(self.samples, size, min(shape.batch, RECORDED_SAMPLES))
+        return recorded(net.to(self.device).eval(), images, config.trainer.precision, self.path)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """The first `rows` images of the only batch of a loader, in another size."""
+
+    samples: Batches
+    size: int
+    rows: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.samples:
+            few = images[: self.rows]
+            size = (self.size, self.size)
+            yield F.interpolate(few, size, mode="bicubic", antialias=True), labels[: self.rows]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, dict[str, Any]]:
+    """Of the teacher that `config` names, and what a record says of it.
+
+    q is divided by the teacher's eps, so that logits are the teacher's at eps = 1. Of texts, the
+    longest of them are taken, cut to the shortest of these: nothing is padded.
+    """
+    run = find_teacher(config.paths, config.task.name, config.teacher)
+    net = load_net(run, device)
+    data = run_data(run, config.data.root, config.data.cache, RECORDED_SAMPLES, device)
+    data.setup()
+    check_same_data(data, run)
+    samples, _ = data.calibration_dataloaders(
+        samples=RECORDED_SAMPLES, holdout=0, batch_size=RECORDED_SAMPLES, seed=config.seed
+    )
+    path = list(attention_layers(net))[-1]
+    own = recorded(net, samples, run.config.trainer.precision, path)
+    identity = {
+        "kind": "recorded",
+        "teacher": run.name,
+        "teacher_sha256": run.manifest.teacher_sha256,
+        "layer": path,
+        "split": CALIBRATION_SPLIT,
+        "images": samples.rows,
+        "data": data.identity,
+    }
+    return Recorder(run, samples, device, path, own), identity
+
+
+def recorded(
+    net: nn.Module, batches: Batches, precision: str, path: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of the layer at `path` for the last batch, `[heads of all samples, n, head_dim]`."""
+    eps = sinkhorn(attention_layers(net)[path]).eps
+    *_, last = layer_inputs(net, batches, precision)
+    inputs = last[path][-1]
+    mask, n = inputs.key_padding_mask, inputs.q.shape[2]
+    if mask is not None:
+        n = int((~mask).sum(dim=1).min())
+    q, k, v = (x[:, :, :n].flatten(0, 1) for x in (inputs.q / eps, inputs.k, inputs.v))
+    return q, k, v
+
+
+def tiled(x: Tensor, shape: Shape) -> Tensor:
+    """`[heads of all samples, n, head_dim]` repeated or cut to the shape."""
+    wanted = shape.batch * shape.heads
+    copies = -(-wanted // len(x))
+    return x.repeat(copies, 1, 1)[:wanted].reshape(shape.size)

@@ -1,0 +1,112 @@
+"""Which methods there are: a name to a builder of what is timed and of what it is checked against.
+
+A name may hold whole numbers: `@method("asap_{slices}")` builds `asap_8` with slices=8.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import ATTENTIONS, build_attention
+from asap_exp.benchmark.flops import Recipe
+from asap_exp.benchmark.inputs import Inputs, Place
+from asap_exp.benchmark.shape import Shape
+from asap_exp.core.errors import UserError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+Reference = Callable[[Place], Attend]
+"""What is right on some heads of one sample."""
+
+
+def of_any_heads(attend: Attend) -> Reference:
+    """The reference of a method whose heads have no weights or duals of their own."""
+    return lambda place: attend
+
+
+class Unavailable(RuntimeError):
+    """A method that cannot run here, with the reason."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One way to run a method: `attend` on q, k, v of up to the setting's batch, in `context`."""
+
+    attend: Attend
+    context: Callable[[], AbstractContextManager] = nullcontext
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A column: the fastest of its operators in a run, each checked against `reference`.
+
+    `reference` gives what takes q, k, v of some samples and heads in float64. Without a `recipe`
+    nothing is counted.
+    """
+
+    label: str
+    backend: str
+    operators: Mapping[str, Operator]
+    reference: Reference
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the methods of a row are built for."""
+
+    shape: Shape
+    device: torch.device
+    backend: str
+    seed: int
+    recorded: Inputs | None = None
+    """What maps are fitted to and duals are taken of; without it they are random."""
+
+
+Builder = Callable[..., Method]
+BUILDERS: dict[str, Builder] = {}
+
+
+def method(template: str) -> Callable[[Builder], Builder]:
+    """Registers a builder, called with a Setting and the whole numbers that the name holds."""
+
+    def add(builder: Builder) -> Builder:
+        BUILDERS[template] = builder
+        return builder
+
+    return add
+
+
+def build(name: str, setting: Setting) -> Method:
+    builder, numbers = find(name)
+    return builder(setting, **numbers)
+
+
+def find(name: str) -> tuple[Builder, dict[str, int]]:
+    """The builder of `name` and the numbers in it; UserError lists what there is."""
+    for template, builder in BUILDERS.items():
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9][0-9]*)", re.escape(template))
+        match = re.fullmatch(pattern, name)
+        if match:
+            return builder, {key: int(number) for key, number in match.groupdict().items()}
+    if name in registered_attentions():
+        return lambda setting: attention_method(name, setting), {}
+    known = ", ".join([*BUILDERS, *registered_attentions()])
+    raise UserError(f"the method {name} is not known; choose from {known}")
+
+
+def registered_attentions() -> list[str]:
+    return sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
+
+
+def attention_method(name: str, setting: Setting) -> Method:
+    """A registered attention with its default options, against itself in float64."""
+    attend = build_attention({"name": name}).to(setting.device).requires_grad_(False)
+    exact = copy.deepcopy(attend).double()
+    return Method(f"attention {name}", "auto", {name: Operator(attend)}, of_any_heads(exact))

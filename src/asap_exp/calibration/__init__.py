@@ -1,0 +1,1 @@
+"""Fitting sliced-dual maps to the attention layers of a frozen network."""

@@ -1,0 +1,248 @@
+"""A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from asap_exp.attention import (
+    AsapAttention,
+    Attention,
+    SinkhornAttention,
+    attention_layers,
+    attention_options,
+    build_attention,
+)
+from asap_exp.calibration.gradient import OPTIONAL
+from asap_exp.calibration.identity import MapIdentity
+from asap_exp.core.errors import UserError
+from asap_exp.core.escaping import one_line
+from asap_exp.core.files import read_json
+from asap_exp.core.records.fidelity import fidelity_digest, read_fidelity, write_fidelity
+from asap_exp.core.records.identity import Identity
+from asap_exp.core.sealed import SEAL, check_seal, write_sealed
+from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
+from asap_exp.core.typed import Newer, check_format, from_json, made
+
+FORMAT = 2
+DISTILL = "python -m asap_exp.distill"
+TENSORS, IDENTITY = "asap.safetensors", "asap.json"
+QUERY_ONLY = "query_only_weight"
+
+
+@dataclass
+class Artifact:
+    """`tensors` holds, for each layer PATH that became ASAP,
+
+    PATH.theta `[H, L, D]`, PATH.weight `[H, L]`, PATH.query_weight `[H, D + 1]` where the map has
+    query features, PATH.adaptive_weight `[H, 5, L]` where it has adaptive ones, PATH.logit_weight
+    `[H, 3]` where it has those of logits, PATH.relaxation `[H]` where its updates are relaxed, and
+    PATH.query_only_weight `[H, D + 1]`, maybe PATH.query_only_relaxation `[H]`: the control with no
+    slices. The identity's `attentions` says for every compiled layer what it became: `{name,
+    **options}`.
+    """
+
+    identity: dict[str, Any]
+    """What asap.json holds, as it is compared and hashed; `about` is the same, typed."""
+    tensors: dict[str, Tensor]
+
+    @cached_property
+    def about(self) -> Identity:
+        return made(MapIdentity, self.identity, Path(IDENTITY))
+
+    @property
+    def layers(self) -> list[str]:
+        return self.about.layers
+
+    def attention(self, path: str) -> Attention:
+        """The compiled attention of the layer at `path`."""
+        optional = (self.tensors.get(f"{path}.{name}") for name in OPTIONAL)
+        return self._built(
+            path,
+            lambda options: AsapAttention(
+                self.tensors[f"{path}.theta"].clone(),
+                self.tensors[f"{path}.weight"].clone(),
+                *(None if tensor is None else tensor.clone() for tensor in optional),
+                **options,
+            ),
+        )
+
+    def zero_weights(self, path: str) -> Attention:
+        """The control with all weights zero: truncated Sinkhorn at the same refine.
+
+        Its updates are relaxed as the map's are.
+        """
+        zero = self.attention(path)
+        if isinstance(zero, AsapAttention):
+            for name, tensor in zero.named_parameters():
+                if name not in ("theta", "relaxation"):
+                    tensor.zero_()
+        return zero
+
+    def query_features_only(self, path: str) -> Attention:
+        """The control with query features and no slices."""
+        relaxation = self.tensors.get(f"{path}.query_only_relaxation")
+        return self._built(
+            path,
+            lambda options: AsapAttention(
+                self.tensors[f"{path}.theta"][:, :0].clone(),
+                self.tensors[f"{path}.weight"][:, :0].clone(),
+                self.tensors[f"{path}.{QUERY_ONLY}"].clone(),
+                relaxation=None if relaxation is None else relaxation.clone(),
+                **options,
+            ),
+        )
+
+    def _built(self, path: str, asap: Callable[[dict[str, Any]], AsapAttention]) -> Attention:
+        """By `asap` where the layer became ASAP; what is no ASAP layer is its own control."""
+        options = dict(self.identity["attentions"][path])
+        if options["name"] != AsapAttention.name:
+            return build_attention(options)
+        del options["name"]
+        return asap(options)
+
+
+def make_artifact(
+    attends: Mapping[str, Attention],
+    controls: Mapping[str, AsapAttention],
+    identity: Mapping[str, Any],
+) -> Artifact:
+    """The artifact of compiled layers by path; `controls` have query features and no slices."""
+    tensors: dict[str, Tensor] = {}
+    for path, attend in attends.items():
+        if isinstance(attend, AsapAttention):
+            tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
+            control = dict(controls[path].named_parameters())
+            tensors[f"{path}.{QUERY_ONLY}"] = control["query_weight"]
+            if "relaxation" in control:
+                tensors[f"{path}.query_only_relaxation"] = control["relaxation"]
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return Artifact(
+        {
+            "format": FORMAT,
+            **identity,
+            "layers": list(attends),
+            "attentions": {path: attention_config(attend) for path, attend in attends.items()},
+            "tensors_sha256": fingerprint(tensors),
+        },
+        tensors,
+    )
+
+
+def attention_config(attend: Attention) -> dict[str, Any]:
+    """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice."""
+    options = [option for option in attention_options(attend.name) if option != "backend"]
+    return {"name": attend.name, **{option: getattr(attend, option) for option in options}}
+
+
+def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
+    """What a map of each Sinkhorn layer of `net` was fitted to, by path."""
+    return {
+        path: {
+            "attention": attention_config(layer.attend),
+            "heads": layer.num_heads,
+            "head_dim": layer.head_dim,
+        }
+        for path, layer in attention_layers(net).items()
+        if isinstance(layer.attend, SinkhornAttention)
+    }
+
+
+def save_artifact(
+    folder: Path, artifact: Artifact, fidelity: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Writes the map, and `fidelity` beside it, whose hash the identity then holds."""
+    identity = artifact.identity
+    if fidelity is not None:
+        identity = {**identity, "fidelity_sha256": fidelity_digest(fidelity)}
+        write_fidelity(folder, fidelity)
+    made(MapIdentity, identity, folder / IDENTITY)
+    save_tensors(folder / TENSORS, artifact.tensors)
+    write_sealed(folder / IDENTITY, identity)
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """UserError where a file is missing or damaged, or the two do not belong together."""
+    with made_again(folder):
+        return read_artifact(folder)
+
+
+@contextmanager
+def made_again(folder: Path) -> Iterator[None]:
+    """Ends a UserError about the files in `folder` with the command that makes them again."""
+    try:
+        yield
+    except Newer:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}. It is made again by: {command_of(folder)}"
+        ) from error
+
+
+def command_of(folder: Path) -> str:
+    """What the manifest beside a map says made it, or else what makes one of the same teacher."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except UserError:
+        manifest = None
+    command = manifest.get("command") if isinstance(manifest, dict) else None
+    if isinstance(command, str) and command.startswith(DISTILL):
+        return one_line(command)
+    run = folder.absolute().parent.parent
+    of_run = folder.absolute().parent.name == "distill" and (run / "config.yaml").exists()
+    return f"{DISTILL} {shlex.quote(f'teacher={run}')}" if of_run else DISTILL
+
+
+def read_artifact(folder: Path) -> Artifact:
+    file = folder / IDENTITY
+    identity = read_json(file)
+    version = identity.get("format") if isinstance(identity, dict) else None
+    if isinstance(identity, dict):
+        check_format(identity, FORMAT, file, "map")
+    if version != FORMAT:
+        raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
+    if "fidelity_sha256" in identity and SEAL not in identity:
+        raise UserError(f"{file} was changed: the {SEAL} of its contents was taken out of it")
+    check_seal(identity, file)
+    identity = {key: value for key, value in identity.items() if key != SEAL}
+    about = from_json(MapIdentity, identity, file)
+    tensors = load_tensors(folder / TENSORS)
+    if fingerprint(tensors) != about.tensors_sha256 or not describes(about, tensors):
+        raise UserError(f"{folder / TENSORS} is not the file that {file} describes; distill again")
+    return Artifact(identity, tensors)
+
+
+def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are tensors for every layer that became ASAP, and for no other."""
+    assert about.attentions is not None, "of a map of this format"
+    maps = [path for path, to in about.attentions.items() if to["name"] == AsapAttention.name]
+    needed = {f"{path}.{name}" for path in maps for name in ("theta", "weight", QUERY_ONLY)}
+    return needed <= tensors.keys() and {name.rpartition(".")[0] for name in tensors} == set(maps)
+
+
+def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
+    """The rows beside the `artifact` in `folder`; UserError where they are damaged or another's."""
+    about = artifact.about
+    assert about.heads is not None, "of a map that distill made"
+    with made_again(folder):
+        return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
+
+
+def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> None:
+    """Refuses an artifact that was fitted to another teacher, and says what differs."""
+    differences = [
+        f"{key}: the artifact's {artifact.identity.get(key)}, the teacher's {value}"
+        for key, value in teacher.items()
+        if artifact.identity.get(key) != value
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} was fitted to another teacher:\n  " + "\n  ".join(differences) + "\n"
+            "Distill this teacher, or evaluate the artifact's own"
+        )

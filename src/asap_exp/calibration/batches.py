@@ -1,0 +1,72 @@
+"""Batches of any loader: on the model's device, counted, hashed, and handed to the model."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.tensors import fingerprint
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """`model(batch)` for a tensor; for a tuple or a list, on its first item: (inputs, labels)."""
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, tuple | list) and batch:
+        return model(batch[0])
+    raise UserError(
+        f"the loader gives batches of type {type(batch).__name__}; say how the model is called on "
+        "one, for example forward=lambda model, batch: model(**batch)"
+    )
+
+
+def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]:
+    """The first batches of `loader`, on `device`, until they hold `samples` samples."""
+    batches: list[Any] = []
+    count = 0
+    for batch in loader:
+        if count >= samples:
+            break
+        batches.append(on_device(batch, device))
+        count += num_samples(batch)
+    if len(batches) < 2:
+        raise UserError(
+            f"the loader gave {len(batches) or 'no'} batch{'es' * (not batches)}, and at least two "
+            "are needed: one to fit on, one to check on. Give smaller batches, or more of them"
+        )
+    return batches
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Ordinary tensors on `device`: of one made in inference mode no gradient takes note."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return tree_map_only(Tensor, moved, batch)
+
+
+def num_samples(batch: Any) -> int:
+    """The first dimension of the batch's first tensor."""
+    return len(tensors_of(batch)[0])
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not tensors:
+        raise UserError(
+            f"the loader gives batches of type {type(batch).__name__} without any tensor in them; "
+            "give tensors, or tuples, lists or dicts of them"
+        )
+    return tensors
+
+
+def content_hash(batches: Sequence[Any]) -> str:
+    """SHA-256 over every tensor of the batches, in their order."""
+    return fingerprint(
+        {f"{i}.{j}": t for i, batch in enumerate(batches) for j, t in enumerate(tensors_of(batch))}
+    )

@@ -1,0 +1,126 @@
+"""What every attention layer of a frozen teacher receives, batch by batch."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from asap_exp.attention import LayerInputs, record_inputs
+from asap_exp.core.devices import autocast
+from asap_exp.core.errors import UserError
+from asap_exp.core.nan_check import first_non_finite
+from asap_exp.ops.reference._masking import blank
+
+Forward = Callable[[nn.Module, Any], Tensor]
+"""Runs a model on a batch of a loader and returns its predictions."""
+
+
+def on_inputs(model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
+    """On a pair of inputs and labels; the labels are not read."""
+    return model(batch[0])
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+Recorded = Mapping[str, Sequence[LayerInputs]]
+"""By layer path, what each of its calls on one batch received."""
+
+
+@torch.no_grad()
+def layer_inputs(
+    model: nn.Module, batches: Iterable[Any], precision: str, forward: Forward = on_inputs
+) -> Iterator[Recorded]:
+    """For each batch, q, k, v and mask of every call of every attention layer by path."""
+    for batch in batches:
+        yield recorded_pass(model, batch, precision, forward)[0]
+
+
+@torch.no_grad()
+def recorded_pass(
+    model: nn.Module, batch: Any, precision: str, forward: Forward
+) -> tuple[Recorded, Any]:
+    """What every attention layer received on `batch`, and what the model predicted."""
+    with record_inputs(model) as recorded, autocast(precision, device_of(model)):
+        predictions = forward(model, batch)
+    return recorded, predictions
+
+
+def batch_name(index: int) -> str:
+    return f"batch {index + 1}"
+
+
+def checked_inputs(
+    model: nn.Module,
+    batches: Iterable[Any],
+    paths: Collection[str],
+    precision: str,
+    forward: Forward = on_inputs,
+    name: Callable[[int], str] = batch_name,
+) -> Iterator[Recorded]:
+    """The same; UserError where a layer at `paths` did not run, or received what is not finite.
+
+    Or where the predictions on a finite batch are not: a later layer is at fault then.
+
+    `name` is what the batch of an index is called.
+    """
+    for index, batch in enumerate(batches):
+        recorded, predictions = recorded_pass(model, batch, precision, forward)
+        missed = [path for path in paths if path not in recorded]
+        if missed:
+            raise UserError(
+                f"forward did not run the attention layer at {', '.join(missed)} on {name(index)}; "
+                "leave it out with layers=[...], or call the model so that it does"
+            )
+        if not all(is_finite(call) for path in paths for call in recorded[path]):
+            raise UserError(not_finite(recorded, batch, name(index)))
+        # What a batch has in padded places may come out there again.
+        if spoilt(predictions) and all(tensor.isfinite().all() for tensor in tensors_in(batch)):
+            with autocast(precision, device_of(model)):
+                where = first_non_finite(model, batch, forward)
+            raise UserError(
+                f"the model's predictions on {name(index)}, which is finite itself, hold NaN or "
+                f"infinity: {where}. Mend the weights up to there, or choose "
+                "precision=32-true if half precision overflows"
+            )
+        yield recorded
+
+
+def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
+    """Where the first NaN or infinity is: in the batch, or else in which layer."""
+    by_call = itertools.zip_longest(*([(p, c) for c in calls] for p, calls in recorded.items()))
+    in_order = (each for calls in by_call for each in calls if each is not None)
+    path = next(path for path, call in in_order if not is_finite(call))
+    if all(tensor.isfinite().all() for tensor in tensors_in(batch)):
+        return (
+            f"on {name}, which is finite itself, the queries or keys of the layer at {path} are "
+            "not (NaN or infinity), and those of no layer before it: look at the weights up to "
+            "there, or choose precision=32-true if half precision overflows"
+        )
+    return (
+        f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
+        f"layer at {path}; mend or leave out its samples, or mask them as padding"
+    )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def spoilt(predictions: Any) -> bool:
+    """Whether there is NaN or infinity in them; -infinity is that of a class that is left out."""
+    return any(
+        bool((tensor.isnan() | tensor.isposinf()).any())
+        for tensor in tensors_in(predictions)
+        if tensor.is_floating_point()
+    )
+
+
+def is_finite(inputs: LayerInputs) -> bool:
+    """Whether queries and keys are, but for what is padded."""
+    mask = inputs.key_padding_mask
+    return all(bool(blank(x, mask, 2).isfinite().all()) for x in (inputs.q, inputs.k))

@@ -1,0 +1,70 @@
+"""How close other attentions come to the teacher's plans, on the teacher's own activations."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asap_exp.attention import Attention, attention_layers
+from asap_exp.attention.diagnostics import (
+    column_error,
+    entropy,
+    l1_row_distance,
+    largest_column_error,
+    row_error,
+)
+from asap_exp.calibration.capture import layer_inputs
+
+Fidelity = dict[str, dict[str, Tensor]]
+"""By layer path, then by measure: `[H]`."""
+
+
+@torch.no_grad()
+def plan_fidelity(
+    model: nn.Module,
+    batches: Iterable[Any],
+    precision: str,
+    candidates: Mapping[str, Mapping[str, Attention]],
+) -> dict[str, Fidelity]:
+    """For each named set of replacements, what its plans are like and how far from the teacher's.
+
+    Every layer sees the q and k of the unchanged teacher, so that one layer's error is not counted
+    in the next. Means over samples and valid tokens; the largest column error is a maximum.
+    """
+    layers = attention_layers(model)
+    totals: dict[str, Fidelity] = {name: {} for name in candidates}
+    samples = dict.fromkeys(layers, 0)
+    for recorded in layer_inputs(model, batches, precision):
+        for path, (q, k, _, mask) in ((p, call) for p, calls in recorded.items() for call in calls):
+            teacher = layers[path].attend.plan(q, k, key_padding_mask=mask)
+            for name, replacements in candidates.items():
+                if path not in replacements:
+                    continue
+                plan = replacements[path].plan(q, k, key_padding_mask=mask)
+                measures = describe(plan, teacher, mask)
+                merge(totals[name].setdefault(path, {}), measures, samples[path], len(q))
+            samples[path] += len(q)
+    return totals
+
+
+def describe(plan: Tensor, teacher: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    return {
+        "l1_row_distance": l1_row_distance(plan, teacher, mask),
+        "row_error": row_error(plan, mask),
+        "column_error": column_error(plan, mask),
+        "largest_column_error": largest_column_error(plan, mask),
+        "entropy": entropy(plan, mask),
+    }
+
+
+def merge(totals: dict[str, Tensor], new: dict[str, Tensor], samples: int, batch: int) -> None:
+    """Folds the measures of `batch` further samples into means over `samples`."""
+    for name, value in new.items():
+        value = value.double().cpu()
+        if samples == 0:
+            totals[name] = value
+        elif name.startswith("largest"):
+            totals[name] = torch.maximum(totals[name], value)
+        else:
+            totals[name] = (totals[name] * samples + value * batch) / (samples + batch)

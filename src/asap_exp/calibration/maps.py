@@ -1,0 +1,94 @@
+"""One layer's map in closed form: slices chosen, weights by ridge; and its control."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asap_exp.attention import AsapAttention
+from asap_exp.calibration.ridge import NormalEquations, Solution
+from asap_exp.calibration.selection import select_slices
+from asap_exp.core.config import CalibrationConfig
+from asap_exp.ops.reference.adaptive import COUNT
+
+
+@dataclass
+class RidgeFit:
+    """The normal equations of the chosen slices, on the fitted and on the held-out data."""
+
+    equations: NormalEquations
+    checks: NormalEquations
+    solution: Solution
+    features: slice
+    """Those that the map has: all, the slices and the query features, or the slices alone."""
+    control_solution: Solution
+    """Of the query features alone."""
+
+    @property
+    def held_out_r_squared(self) -> Tensor:
+        return self.checks.r_squared(self.solution.weight, self.features)
+
+    def map(self, config: CalibrationConfig, eps: float) -> AsapAttention:
+        solution, equations = self.solution.weight.float(), self.equations
+        adaptive = solution[:, equations.adaptive_features]
+        return AsapAttention(
+            equations.theta.clone(),
+            solution[:, equations.potentials].clone(),
+            solution[:, equations.query_features].clone() if config.query_features else None,
+            adaptive.unflatten(1, (COUNT, -1)).clone() if config.adaptive else None,
+            solution[:, equations.logit_features].clone() if config.logits else None,
+            self.relaxation(config),
+            refine=config.refine,
+            eps=eps,
+        )
+
+    def control(self, config: CalibrationConfig, eps: float) -> AsapAttention:
+        """The map with query features and no slices."""
+        query_weight = self.control_solution.weight.float()
+        return AsapAttention(
+            self.equations.theta[:, :0].clone(),
+            query_weight[:, :0].clone(),
+            query_weight,
+            relaxation=self.relaxation(config),
+            refine=config.refine,
+            eps=eps,
+        )
+
+    def relaxation(self, config: CalibrationConfig) -> Tensor | None:
+        """Of plain updates, where the steps by gradient are to find a better one: `[H]`."""
+        weight = self.control_solution.weight
+        return weight.new_ones(len(weight), dtype=torch.float32) if config.relaxes else None
+
+    def scale(self) -> Tensor:
+        """`[H, P]`: by how much a weight must move for f_hat to move as far as ridge misses it."""
+        return self._scale(self.solution)
+
+    def control_scale(self) -> Tensor:
+        """The same of the control, which misses more: `[H, D + 1]`."""
+        return self._scale(self.control_solution)[:, self.equations.query_features]
+
+    def _scale(self, solution: Solution) -> Tensor:
+        diagonal = self.equations.gram.diagonal(dim1=-2, dim2=-1)
+        missed = self.equations.energy * (1 - solution.r_squared)
+        known = (diagonal > 0) & (missed[:, None] > 0)
+        # A constant feature or dual gives no scale, and its weight no gradient.
+        return (missed[:, None] / diagonal).sqrt().where(known, 1.0).float()
+
+
+def fit_ridge(
+    equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig
+) -> RidgeFit:
+    """On the best of the candidates where there are more of them than slices."""
+    if config.candidates > config.slices:
+        chosen = select_slices(
+            equations, config.slices, query_features=config.query_features, ridge=config.ridge
+        )
+        equations, checks = equations.subset(chosen), checks.subset(chosen)
+    features = slice(None) if config.query_features else equations.potentials
+    return RidgeFit(
+        equations,
+        checks,
+        equations.solve(features, config.ridge),
+        features,
+        equations.solve(equations.query_features, config.ridge),
+    )

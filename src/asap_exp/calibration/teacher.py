@@ -1,0 +1,25 @@
+"""What a compiled map and the teacher it is put into must agree in."""
+
+from typing import Any
+
+from torch import nn
+
+from asap_exp.attention import attention_layers
+from asap_exp.calibration.artifact import teacher_layers
+from asap_exp.calibration.calibrate import sinkhorn
+from asap_exp.core.runs import Run
+
+
+def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
+    """What an artifact must agree in with the model that it is put into."""
+    layer = next(iter(attention_layers(net).values()))
+    return {
+        "teacher_run": run.name,
+        "teacher_sha256": run.manifest.teacher_sha256,
+        "task": run.config.task.name,
+        "num_iters": sinkhorn(layer).num_iters,
+        "eps": sinkhorn(layer).eps,
+        "heads": layer.num_heads,
+        "head_dim": layer.head_dim,
+        "teacher_layers": teacher_layers(net),
+    }

@@ -1,0 +1,1 @@
+"""Infrastructure that every stage shares: configuration, runs, records, files, errors."""

@@ -1,0 +1,47 @@
+"""Which device and which precision a stage runs on."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from asap_exp.core.errors import UserError
+
+AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """`auto` takes a CUDA GPU where there is one."""
+    available = torch.cuda.is_available()
+    if accelerator == "gpu" and not available:
+        raise UserError(
+            "accelerator=gpu was asked for, but PyTorch sees no CUDA device; "
+            "choose accelerator=cpu or auto"
+        )
+    return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a record calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def use_cpu_threads(threads: int | None) -> None:
+    """Sets PyTorch's CPU threads for this process; None leaves them as they are."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU; on a CPU choose bf16-mixed or 32-true"
+        )
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a model trained with `precision` is run."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,269 @@
+"""What made a result: configuration, code, versions, hardware, seed, data, time."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.interruption import Interrupted, postponed
+from asap_exp.core.sealed import write_sealed
+from asap_exp.core.typed import STRICT
+
+PACKAGES = (
+    "asap_exp",
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "safetensors",
+    "triton",
+)
+
+
+FORMAT = 2
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Code:
+    commit: str | None
+    dirty: bool | None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Hardware:
+    gpu: str | None
+    cpu: str
+    cpu_threads: int
+    system: str
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Attempt:
+    """One attempt at a run: when, with what, and how it ended (None where that is not known)."""
+
+    status: Literal["running", "finished", "failed", "interrupted"]
+    started: str
+    code: Code
+    versions: dict[str, str | None]
+    hardware: Hardware
+    ended: str | None = None
+    wall_seconds: float | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Manifest(Attempt):
+    """Of any stage. `error` says why it failed or was interrupted."""
+
+    stage: str
+    command: str
+    seed: int
+    config: dict[str, Any]
+    error: str | None = None
+    format: Literal[2] | None = None
+    """None in those from before manifests carried a hash of themselves."""
+    sha256: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Manifest":
+        if self.format is not None and self.sha256 is None:
+            raise ValueError("its sha256, which says that nothing was changed, is missing")
+        missing = [name for name in self.outcome() if getattr(self, name) is None]
+        if self.finished and missing:
+            raise ValueError(f"status is finished, but {', '.join(missing)} is missing")
+        return self
+
+    @classmethod
+    def outcome(cls) -> tuple[str, ...]:
+        """What a finished stage must say."""
+        return ("ended", "wall_seconds")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Initial:
+    """The run whose weights a training started from."""
+
+    run: str
+    teacher_sha256: str
+    task: str
+    attention: str
+    recipe_hash: str
+
+
+@dataclass(config=STRICT, kw_only=True)
+class TrainManifest(Manifest):
+    recipe_hash: str
+    data: dict[str, Any]
+    initial: Initial | None = None
+    parameters: int
+    resumed_from: str | None = None
+    earlier_attempts: list[Attempt]
+    kept_epoch: int | None = None
+    epochs: int | None = None
+    teacher_sha256: str | None = None
+    train_seconds: float | None = None
+    validate_seconds: float | None = None
+    best_val_accuracy: float | None = None
+    best_val_perplexity: float | None = None
+    curves_sha256: str | None = None
+
+    @classmethod
+    def outcome(cls) -> tuple[str, ...]:
+        return (*super().outcome(), "kept_epoch", "epochs", "teacher_sha256")
+
+
+@dataclass(config=STRICT, kw_only=True)
+class LaterManifest(Manifest):
+    """Of a stage that works on a teacher: distill and evaluate."""
+
+    teacher: str
+    data: dict[str, Any] | None = None
+
+
+@contextmanager
+def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
+    """Writes a manifest when work starts, and again, with its outcome, when it ends or fails."""
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "status": "running",
+        "started": now(),
+        "command": command(),
+        "code": code_version(),
+        "versions": versions(),
+        "hardware": hardware(),
+        **facts,
+    }
+    with postponed() as stop:  # or the signal would leave it as it is
+        write_sealed(path, record)
+    try:
+        stop.obey()
+        yield record
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted)
+        record |= outcome(record, "interrupted" if stopped else "failed")
+        record["error"] = str(error) if stopped else f"{type(error).__name__}: {error}"[:2000]
+        if not stopped and not path.is_file() and isinstance(error, UserError | OSError):
+            raise gone(path) from error
+        with suppress(UserError):  # the first error is the one to tell
+            write_over(path, record)
+        raise
+    record |= outcome(record, "finished")
+    with postponed() as stop:
+        write_over(path, record)
+    stop.obey()
+
+
+def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
+    """How the work that `record` says began has ended, now."""
+    ended = datetime.now(UTC)
+    seconds = (ended - datetime.fromisoformat(record["started"])).total_seconds()
+    return {"status": status, "ended": stamp(ended), "wall_seconds": round(max(seconds, 0.0), 2)}
+
+
+def write_over(path: Path, record: dict[str, Any]) -> None:
+    """UserError where what was written when the work started went away meanwhile."""
+    if not path.is_file():
+        raise gone(path)
+    write_sealed(path, record)
+
+
+def gone(path: Path) -> UserError:
+    """Of the manifest of a stage that is running."""
+    lost = path if path.parent.is_dir() else path.parent
+    return UserError(
+        f"{lost} is no longer there: it was deleted or moved while the stage ran, and what the "
+        "stage made may be lost with it; start the same command again"
+    )
+
+
+def now() -> str:
+    return stamp(datetime.now(UTC))
+
+
+def stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
+
+def command() -> str:
+    """What was typed: a module or a script, without the folder it lies in, and its arguments."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    module = None if spec is None else spec.name.removesuffix(".__main__")
+    program = Path(sys.argv[0]).name if module is None else f"-m {module}"
+    return shlex.join(["python", *program.split(), *sys.argv[1:]])
+
+
+def code_version() -> dict[str, Any]:
+    """The git commit and whether tracked code differs from it.
+
+    Where there is no git checkout, ASAP_EXP_COMMIT is believed; else both are null.
+    """
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if Path(top) not in folder.parents or git("ls-files", "__init__.py") == "":
+            raise FileNotFoundError("not a checkout of this project")
+        changes = git("status", "--porcelain", "--", top, f":(exclude){top}/results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": os.environ.get("ASAP_EXP_COMMIT"), "dirty": None}
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"cuda": torch.version.cuda if torch.cuda.is_available() else None}
+
+
+def hardware() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "cpu": processor_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

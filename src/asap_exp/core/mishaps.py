@@ -1,0 +1,155 @@
+"""What goes wrong around a program, as a sentence: too little memory, a folder that is gone."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.interruption import Interrupted, interruptible
+
+NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "unable to allocate",
+    "alloc_failed",
+)
+TOO_LARGE = (
+    "storage size calculation overflowed",
+    "integer multiplication overflow",
+    "without overflow",
+    "overflow when unpacking",
+    "too large to convert",
+    "too big to convert",
+    "array is too big",
+    "maximum allowed dimension exceeded",
+    "maximum supported dimension",
+    "invalid buffer size",
+    "cannot fit 'int' into an index-sized integer",
+    "negative dimension",
+)
+"""Words of PyTorch, NumPy and Python about a number that its type does not hold."""
+
+SMALLER = {
+    "train": "recipe.batch_size, data.batch_tokens, data.image_size, data.max_length, "
+    "model.dim, model.depth or model.mlp_ratio",
+    "distill": "calibration.batch_size, calibration.samples, calibration.memory_mib, "
+    "calibration.slices or calibration.candidates",
+    "evaluate": "batch_size, latency.batch_size, fidelity_samples or max_test_rows",
+    "benchmark": "tokens, n, heads or head_dim below gpu and cpu",
+    "report": "the number of runs, with run=RUN or task=TASK",
+}
+"""By stage, what can be made smaller."""
+
+ADVICE = {
+    errno.ENOENT: "it was deleted or moved while the stage ran, or was never there; give the "
+    "folder that holds it now, and start the command again",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and start again",
+    errno.ENFILE: "too many files are open on this machine; close some programs and start again",
+    errno.ENOSPC: "free some space and start the command again",
+    errno.EDQUOT: "free some space or raise the quota, and start the command again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and start again",
+    errno.EACCES: "change its rights, or give another folder",
+    errno.EPERM: "change its rights, or give another folder",
+    errno.EROFS: "give a folder that can be written",
+    errno.EIO: "the disk or its connection fails; look at it, or give a folder on another one",
+    errno.ESTALE: "the network's file system has lost it; start the command again",
+    errno.ENOTDIR: "a file lies where a folder should; move it, or give another folder",
+    errno.EISDIR: "a folder lies where a file should; move it, or give another one",
+    errno.ENAMETOOLONG: "its name is too long; give a shorter one",
+    errno.ELOOP: "its symbolic links lead in a circle; give the folder itself",
+    errno.EPIPE: "what read the output has ended; write it to a file instead",
+}
+
+
+def explained(error: BaseException, stage: str = "") -> UserError | None:
+    """`error` as a sentence, where it comes from the machine and not from a mistake in the code."""
+    for cause in chain(error):
+        if isinstance(cause, UserError):
+            return cause
+        if ran_out_of_memory(cause):
+            return UserError(
+                f"the memory was not enough ({words(cause)}). Make smaller: {smaller(stage)}"
+            )
+        if overflowed(cause):
+            return UserError(
+                f"a value is too large for this machine ({words(cause)}). "
+                f"Make smaller: {smaller(stage)}"
+            )
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return unavailable(cause)
+    return None
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Of a script: ends it with the sentence that explains what went wrong, where there is one.
+
+    A signal ends it as it ends a stage: with 128 + signal.
+    """
+    try:
+        with interruptible():
+            yield
+    except Interrupted as stop:
+        print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
+        sys.exit(stop.exit_status)
+    except Exception as error:
+        if (sentence := explained(error)) is None:
+            raise
+        sys.exit(f"error: {sentence}")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and said(error, NO_MEMORY)
+
+
+def overflowed(error: BaseException) -> bool:
+    """Whether a size or a number went beyond what its type holds."""
+    if isinstance(error, OverflowError):
+        return True
+    return isinstance(error, (RuntimeError, ValueError, TypeError)) and said(error, TOO_LARGE)
+
+
+def said(error: BaseException, parts: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(part in text for part in parts)
+
+
+def unavailable(error: OSError) -> UserError:
+    """The sentence for a system's error: which file, what happened, what to do."""
+    path = error.filename if error.filename is not None else "a file"
+    path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else f"file {path}"
+    reason = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0, "look at the disk or the network, and start again")
+    return UserError(f"{path}: {reason}; {advice}")
+
+
+def smaller(stage: str) -> str:
+    return SMALLER.get(stage, "the batches, the model or the data")
+
+
+def words(error: BaseException) -> str:
+    """How much was asked for, else the first line of what `error` says, or its kind."""
+    if asked := re.search(r"tried to allocate (\d+) bytes", str(error)):
+        return f"{int(asked[1]) / 1e9:,.1f} GB were asked for at once"
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

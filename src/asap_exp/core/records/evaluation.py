@@ -1,0 +1,293 @@
+"""The record of one evaluation, as types: what it must hold, and what must agree in it."""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.manifest import LaterManifest, TrainManifest
+from asap_exp.core.records.fidelity import FidelityRow, is_about
+from asap_exp.core.records.identity import RunIdentity
+from asap_exp.core.records.latency import Latency
+from asap_exp.core.records.settings import EvaluateSettings, TestData, TrainingData, TrainSettings
+from asap_exp.core.typed import (
+    STRICT,
+    Count,
+    Divergence,
+    Measure,
+    Name,
+    Positive,
+    RunName,
+    Share,
+    Size,
+    checked,
+)
+
+OTHER_MAP = "map_"
+"""How the keys of further compiled maps of the same teacher begin."""
+
+RowGroup = Literal[
+    "teacher", "asap", "truncated", "relaxed", "control", "softmax", "espformer", "baseline"
+]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Row:
+    """What was measured of one method; None where it was not, or is no finite number."""
+
+    key: Name
+    label: str
+    group: RowGroup
+    layers: list[str]
+    """Those whose attention was replaced."""
+    accuracy: Share
+    agreement: Share | None
+    kl: Divergence | None
+    loss: Measure | None = None
+    perplexity: float | None = Field(default=None, ge=1)
+    val_perplexity: float | None = Field(default=None, ge=1)
+    l1_row_distance: Measure | None
+    row_error: Measure | None
+    column_error: Measure | None
+    entropy: Measure | None
+    largest_column_error: Measure | None
+    gate_error: float | None = Field(ge=0)
+    layer_ms: Latency | None
+    model_ms: Latency | None
+    layer_speedup: Positive | None
+    model_speedup: Positive | None
+    peak_memory_mib: Measure | None
+
+    @model_validator(mode="after")
+    def _counts_its_updates(self) -> "Row":
+        cut = self.group in ("truncated", "relaxed")
+        if cut and not re.fullmatch(f"{self.group}_[0-9]{{1,9}}", self.key):
+            raise ValueError(f"key={self.key} does not name the updates of a truncation")
+        return self
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Test:
+    """How many samples of the test split were used, of how many."""
+
+    rows: Size
+    of: Size
+
+    @property
+    def whole(self) -> bool:
+        return self.rows == self.of
+
+    @model_validator(mode="after")
+    def _is_part(self) -> "Test":
+        if self.rows > self.of:
+            raise ValueError(f"rows={self.rows} are more than of={self.of}")
+        return self
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Corruption:
+    name: str
+    severity: Size
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Timing:
+    """How latencies were measured."""
+
+    batch_size: Size
+    rounds: Size
+    compiled: bool
+    cuda_graph: bool
+    backend: str | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class MapPoint:
+    """What a row is a measurement of: maps that differ in their seed alone are one."""
+
+    key: str
+    label: str
+
+
+Plan = list[list[Measure]]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Plans:
+    teacher: Plan
+    asap: Plan
+    softmax: Plan
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> "Plans":
+        shapes = {(len(plan), *map(len, plan)) for plan in (self.teacher, self.asap, self.softmax)}
+        rows, *columns = next(iter(shapes))
+        if len(shapes) > 1 or not rows or len(set(columns)) > 1 or not columns[0]:
+            raise ValueError("the three plans must be tables of the same shape")
+        return self
+
+
+@dataclass(config=STRICT, kw_only=True)
+class ExamplePlan:
+    """Of one test sample in one head; of long sequences by blocks of `block` tokens."""
+
+    layer: str
+    head: Count
+    block: Size = 1
+    plans: Plans
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Manifests:
+    train: TrainManifest
+    distill: LaterManifest
+    evaluate: LaterManifest
+    softmax: TrainManifest | None = None
+    espformer: TrainManifest | None = None
+
+
+Curve = list[dict[str, float]]
+"""A row an epoch: its number, and what was logged in it."""
+
+
+@dataclass(config=STRICT, kw_only=True)
+class EvaluationRecord:
+    """What has a default is not in records of older versions."""
+
+    format: Literal[1, 2]
+    run: RunName
+    task: Name
+    data: Name
+    seed: Count
+    qk_norm: bool
+    artifact: RunIdentity
+    maps: dict[str, MapPoint] = Field(default_factory=dict)
+    softmax_run: RunName | None
+    espformer_run: RunName | None = None
+    samples: str = "images"
+    objective: Literal["classification", "mlm"] = "classification"
+    test: Test
+    corruption: Corruption | None = None
+    device: str
+    precision: str
+    fidelity_samples: Size
+    num_layers: Size
+    latency: Timing
+    rows: list[Row] = Field(min_length=2)
+    drift: dict[str, Measure] | None = None
+    fidelity: list[FidelityRow]
+    curves: Curve
+    plans: ExamplePlan
+    manifests: Manifests
+    sha256: str | None = None
+
+    @cached_property
+    def training(self) -> TrainSettings:
+        """The configuration that the teacher was trained with."""
+        return checked(TrainSettings, self.manifests.train.config, "manifests.train.config")
+
+    @cached_property
+    def trained_on(self) -> TrainingData:
+        return checked(TrainingData, self.manifests.train.data, "manifests.train.data")
+
+    @cached_property
+    def relaxation(self) -> float:
+        """Of the rows that are truncations with relaxed updates."""
+        config = self.manifests.evaluate.config
+        return checked(EvaluateSettings, config, "manifests.evaluate.config").relaxation
+
+    @cached_property
+    def tested_on(self) -> TestData:
+        return checked(TestData, self.manifests.evaluate.data, "manifests.evaluate.data")
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it is of a masked language model."""
+        return self.objective == "mlm"
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether the training or the test split is not the whole one of that name."""
+        return self.trained_on.is_subset or not self.test.whole
+
+    @property
+    def all_layers(self) -> bool:
+        """Whether every layer was compiled."""
+        return len(self.artifact.layers) == self.num_layers
+
+    @property
+    def train_seconds(self) -> float:
+        seconds = self.manifests.train.train_seconds
+        assert seconds is not None, "checked when the record was made"
+        return seconds
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "EvaluationRecord":
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._disagreements()
+        train, evaluated = self.manifests.train, self.manifests.evaluate
+        if train.train_seconds is None:
+            yield "manifests.train.train_seconds is missing"
+        if not ("torch" in train.versions and "torch" in evaluated.versions):
+            yield "manifests.train.versions and manifests.evaluate.versions must name torch"
+        keys = [row.key for row in self.rows]
+        teachers = [row.key for row in self.rows if row.group == "teacher"]
+        if teachers != keys[:1] or "asap" not in keys:
+            yield "rows must begin with the teacher, the only one, and have the map's row, asap"
+        if len(set(keys)) < len(keys):
+            yield "rows names a method twice"
+        if not set(self.maps) <= set(keys):
+            yield "maps names a method that has no row"
+        artifact = self.artifact
+        if len(artifact.layers) > self.num_layers:
+            yield f"num_layers={self.num_layers} is less than the layers of artifact"
+        if not is_about(self.fidelity, artifact.layers, artifact.heads):
+            yield "fidelity is not about the layers and heads of artifact"
+        if self.plans.layer not in artifact.layers or self.plans.head >= artifact.heads:
+            yield "plans is of a layer or head that artifact does not have"
+        if max(self.fidelity_samples, self.latency.batch_size) > self.test.rows:
+            yield "fidelity_samples and latency.batch_size must be at most test.rows"
+        epochs = [row.get("epoch", -1) for row in self.curves]
+        if epochs != sorted({int(epoch) for epoch in epochs if epoch >= 0}):
+            yield "curves must have a row an epoch, in their order"
+        if any(x < 0 for row in self.curves for name, x in row.items() if "loss" in name):
+            yield "curves must have no loss below 0"
+
+    def _disagreements(self) -> Iterator[str]:
+        """What stands in two places of the record, and must be the same there."""
+        train, evaluated = self.manifests.train, self.manifests.evaluate
+        settings, tested = self.training, self.tested_on
+        _ = self.trained_on, self.relaxation  # found wrong here, not by whoever reads them first
+        for key, mine, other, theirs in (
+            ("seed", self.seed, "manifests.train.seed", train.seed),
+            ("seed", self.seed, "manifests.evaluate.seed", evaluated.seed),
+            ("task", self.task, "artifact.task", self.artifact.task),
+            ("task", self.task, "manifests.train.config.task.name", settings.task.name),
+            ("data", self.data, "manifests.train.config.data.name", settings.data.name),
+            ("qk_norm", self.qk_norm, "manifests.train.config", settings.model.qk_norm),
+            ("precision", self.precision, "manifests.train.config", settings.trainer.precision),
+            (
+                "artifact.teacher_sha256",
+                self.artifact.teacher_sha256,
+                "manifests.train.teacher_sha256",
+                train.teacher_sha256,
+            ),
+            ("test.rows", self.test.rows, "manifests.evaluate.data", tested.test_rows),
+            ("test.of", self.test.of, "manifests.evaluate.data", tested.test_rows_in_all),
+            ("softmax_run", self.softmax_run is None, "manifests", self.manifests.softmax is None),
+            (
+                "espformer_run",
+                self.espformer_run is None,
+                "manifests",
+                self.manifests.espformer is None,
+            ),
+        ):
+            if mine != theirs:
+                yield f"{key} is not what {other} says ({mine}, {theirs})"

@@ -1,0 +1,71 @@
+"""`fidelity.json` beside a compiled map: a row for every layer and head, sealed by the map."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json, write_json
+from asap_exp.core.sealed import digest
+from asap_exp.core.typed import STRICT, Count, Divergence, Measure, from_json, made
+
+FIDELITY = "fidelity.json"
+
+AtMostOne = Annotated[float, Field(le=1 + 1e-6)]
+AtLeastOne = Annotated[float, Field(ge=1 - 1e-6)]
+
+
+@dataclass(config=STRICT, kw_only=True)
+class FidelityRow:
+    """Of one layer and head; None where a number is not defined, or no such step was taken."""
+
+    layer: str
+    head: Count
+    l1_row_distance: Measure | None
+    column_error: Measure | None
+    largest_column_error: Measure | None
+    teacher_column_error: Measure | None
+    r_squared: AtMostOne | None
+    r_squared_held_out: AtMostOne | None
+    condition_number: AtLeastOne | None
+    kl_ridge: Divergence | None = None
+    kl_kl: Divergence | None = None
+    kl_learned_slices: Divergence | None = None
+
+
+def fidelity_digest(rows: Sequence[dict[str, Any]]) -> str:
+    """What the map's identity says of the rows beside it."""
+    return digest({"rows": list(rows)})
+
+
+def write_fidelity(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file = folder / FIDELITY
+    made(list[FidelityRow], rows, file)
+    write_json(file, rows)
+
+
+def read_fidelity(
+    folder: Path, layers: Sequence[str], heads: int, sha256: str | None
+) -> list[dict[str, Any]]:
+    """The rows of the map of these `layers` in `folder`, as they stand in the file.
+
+    UserError where they are damaged or another map's. `sha256` is what the map says of them; older
+    maps say nothing.
+    """
+    file = folder / FIDELITY
+    rows = read_json(file)
+    found = from_json(list[FidelityRow], rows, file)
+    if not is_about(found, layers, heads) or sha256 not in (None, fidelity_digest(rows)):
+        raise UserError(
+            f"{file} was changed, or is not of the map beside it; take an unchanged copy, or "
+            "distill again"
+        )
+    return rows
+
+
+def is_about(rows: Sequence[FidelityRow], layers: Sequence[str], heads: int) -> bool:
+    """Whether there is a row for each of these layers and heads, in their order, and no other."""
+    return [(row.layer, row.head) for row in rows] == [(x, n) for x in layers for n in range(heads)]

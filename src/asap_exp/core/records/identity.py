@@ -1,0 +1,149 @@
+"""What `asap.json` says of a compiled map: whose it is, how it was made, what its layers became."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
+
+Options = dict[str, str | bool | int | float]
+"""An attention, `{name, **options}`."""
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Descent:
+    updates: Size
+    lr: Positive
+
+
+@dataclass(config=STRICT, kw_only=True)
+class CalibrationRecipe:
+    """The configuration of a calibration, without what it does not use; that is None here."""
+
+    name: str
+    slices: Size
+    query_features: bool
+    refine: Count
+    ridge: Positive
+    samples: Size
+    holdout: Size
+    batch_size: Size
+    seed: Count
+    steps: list[str] | None = None
+    sequential: bool | None = None
+    candidates: Size | None = None
+    adaptive: bool | None = None
+    logits: bool | None = None
+    relaxed: bool | None = None
+    kl: Descent | None = None
+    learned_slices: Descent | None = None
+    end_to_end: Descent | None = None
+    memory_mib: Size | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class CalibrationSet:
+    rows: Size
+    sha256: Sha256
+    task: str | None = None
+    data: str | None = None
+    split: str | None = None
+
+
+@dataclass(config=STRICT, kw_only=True)
+class TeacherLayer:
+    attention: Options
+    heads: Size
+    head_dim: Size
+
+
+@dataclass(config=STRICT, kw_only=True)
+class BeforeAfter:
+    before: Divergence
+    after: Divergence
+
+
+@dataclass(config=STRICT, kw_only=True)
+class BudgetLayer:
+    became: str
+    layer_ms: Positive
+    teacher_layer_ms: Positive
+    kl_alone: Divergence
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Budget:
+    """What was asked for, what each layer became, and what the whole reached."""
+
+    accuracy_drop: Measure | None
+    latency_ratio: Positive | None
+    split: str
+    rows: Size
+    layers: dict[str, BudgetLayer] = Field(min_length=1)
+    teacher_accuracy: Share
+    accuracy: Share
+    kl: Divergence
+    teacher_model_ms: Positive
+    model_ms: Positive
+    seen_in_training: bool = False
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Identity:
+    """Of any compiled map; what has a default is not in every one, of older versions above all."""
+
+    format: Literal[1, 2]
+    teacher_sha256: Sha256
+    slices: Size
+    query_features: bool
+    refine: Count
+    dtype: str
+    calibration: CalibrationRecipe
+    calibration_set: CalibrationSet
+    layers: list[str] = Field(min_length=1)
+    tensors_sha256: Sha256
+    adaptive: bool | None = None
+    logits: bool | None = None
+    prediction_kl: dict[str, BeforeAfter] | None = None
+    teacher_layers: dict[str, TeacherLayer] | None = None
+    column_error: dict[str, Measure] | None = None
+    attentions: dict[str, Options] | None = None
+    budget: Budget | None = None
+    fidelity_sha256: Sha256 | None = None
+    """Of the rows of fidelity.json."""
+    teacher_run: str | None = None
+    task: str | None = None
+    num_iters: Size | None = None
+    eps: Positive | None = None
+    heads: Size | None = None
+    head_dim: Size | None = None
+
+    @model_validator(mode="after")
+    def _about_its_layers(self) -> "Identity":
+        of_all = (self.attentions, self.column_error, self.teacher_layers)
+        if self.format > 1 and None in of_all:
+            raise ValueError("attentions, column_error or teacher_layers is missing")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers names one twice")
+        parts: dict[str, dict[str, Any] | None] = {
+            "attentions": self.attentions,
+            "column_error": self.column_error,
+            "budget.layers": None if self.budget is None else self.budget.layers,
+        }
+        for key, part in parts.items():
+            if part is not None and set(part) != set(self.layers):
+                raise ValueError(f"{key} is not about the layers {', '.join(self.layers)}")
+        return self
+
+
+@dataclass(config=STRICT, kw_only=True)
+class RunIdentity(Identity):
+    """Of a map that `distill` made: it names the run, and one kind of layer."""
+
+    teacher_run: str
+    task: str
+    num_iters: Size
+    eps: Positive
+    heads: Size
+    head_dim: Size

@@ -1,0 +1,107 @@
+"""What tables and figures show of the stages: parts of the configurations and data they name."""
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.typed import VIEW, Name, Size
+
+RELAXATION = 1.6
+"""Of relaxed truncations in records that do not say otherwise: conf/evaluate.yaml's."""
+
+
+@dataclass(config=VIEW, kw_only=True)
+class TaskSettings:
+    name: str
+
+
+@dataclass(config=VIEW, kw_only=True)
+class DataSettings:
+    """`image_size` of images, `max_length` of texts."""
+
+    name: Name
+    image_size: Size | None = None
+    max_length: Size | None = None
+
+
+@dataclass(config=VIEW, kw_only=True)
+class ModelSettings:
+    """`patch_size` of a model of images alone."""
+
+    qk_norm: bool
+    patch_size: Size | None = None
+
+
+@dataclass(config=VIEW, kw_only=True)
+class AttentionSettings:
+    """`half_steps` of Sinkformer's alone."""
+
+    name: str
+    half_steps: Size | None = None
+
+    @model_validator(mode="after")
+    def _counts_its_updates(self) -> "AttentionSettings":
+        if (self.name == "sinkformer") != (self.half_steps is not None):
+            raise ValueError("half_steps is an option of sinkformer, which needs it")
+        return self
+
+
+@dataclass(config=VIEW, kw_only=True)
+class RecipeSettings:
+    keep: str
+
+
+@dataclass(config=VIEW, kw_only=True)
+class TrainerSettings:
+    precision: str
+    limit_train_batches: Size | None = None
+
+
+@dataclass(config=VIEW, kw_only=True)
+class TrainSettings:
+    task: TaskSettings
+    data: DataSettings
+    model: ModelSettings
+    attention: AttentionSettings
+    recipe: RecipeSettings
+    trainer: TrainerSettings
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "TrainSettings":
+        if self.tokens is None and self.data.max_length is None:
+            raise ValueError("it has neither patches of images nor texts of at most max_length")
+        return self
+
+    @property
+    def tokens(self) -> int | None:
+        """How many patches an image becomes; None for texts, which differ."""
+        size, patch = self.data.image_size, self.model.patch_size
+        return None if size is None or patch is None else (size // patch) ** 2
+
+
+@dataclass(config=VIEW, kw_only=True)
+class TrainingData:
+    """Which rows a training used, and how many there are."""
+
+    train_on: str
+    train_rows: Size
+    train_split_rows: Size
+    train_split_rows_in_all: Size
+    split: str | None = None
+    """Of texts alone: `pooled` where training and test rows were dealt again."""
+    train_sha256: str | None = None
+
+    @property
+    def is_subset(self) -> bool:
+        return self.train_split_rows != self.train_split_rows_in_all
+
+
+@dataclass(config=VIEW, kw_only=True)
+class EvaluateSettings:
+    relaxation: float = RELAXATION
+
+
+@dataclass(config=VIEW, kw_only=True)
+class TestData:
+    test_rows: Size
+    test_rows_in_all: Size
+    test_sha256: str | None = None

@@ -1,0 +1,406 @@
+"""Run directories: one for each task, model, attention, configuration and seed.
+
+RESULTS/runs/TASK/MODEL-ATTENTION/HASH-sSEED/
+    config.yaml manifest.json teacher.safetensors checkpoints/ logs/
+    distill/HASH/    asap.safetensors asap.json fidelity.json manifest.json
+    evaluate/HASH/   metrics.json manifest.json
+"""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from asap_exp.core.composing import load_saved, quoted
+from asap_exp.core.config import PathsConfig, TrainConfig
+from asap_exp.core.console import warn
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_text
+from asap_exp.core.manifest import LaterManifest, Manifest, TrainManifest
+from asap_exp.core.typed import read
+
+DEFAULT_TASK = "digits"
+
+ASIDE = re.compile(r"~\d+$")
+"""How the name of a directory ends that resume=never moved aside."""
+
+LOCATION_KEYS = (
+    "data.root",
+    "data.cache",
+    "paths",
+    "logger",
+    "resume",
+    "callbacks.progress_bar",
+    "callbacks.diagnostic_samples",
+)
+"""Keys that change where things lie or what is shown, not what is computed."""
+
+HARDWARE_KEYS = (
+    "trainer.accelerator",
+    "trainer.compile",
+    "trainer.cpu_threads",
+    "trainer.log_every_n_steps",
+    "callbacks.checkpoint_seconds",
+)
+"""Keys that change how fast it is computed."""
+
+
+def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of a nested dict without the dotted `keys`."""
+    result = dict(tree)
+    for key in keys:
+        head, _, rest = key.partition(".")
+        if head not in result:
+            continue
+        if rest:
+            result[head] = without(result[head], (rest,))
+        else:
+            del result[head]
+    return result
+
+
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of a configuration that decides what is computed; the seed is beside it."""
+    return without(plain(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """As a nested dict; without `init_from` where weights are fresh, which needs no word."""
+    tree = asdict(config)
+    return tree if tree.get("init_from") else without(tree, ("init_from",))
+
+
+def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
+    """Equal for runs that differ in their attention alone: same data, model, recipe and budget.
+
+    Where weights come from an `initial` run, that holds for it too.
+    """
+    recipe = without(identity(config), ("attention", "init_from"))
+    if initial is not None:
+        same = initial.config.attention["name"] == config.attention["name"]
+        recipe["initial"] = {"recipe": initial.manifest.recipe_hash, "same_attention": same}
+    return short_hash(recipe)
+
+
+def public_config(config: Any) -> dict[str, Any]:
+    """A configuration as a record shows it: no folder of one machine."""
+    return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+
+
+def run_name(config: TrainConfig) -> str:
+    """TASK/MODEL-ATTENTION/HASH-sSEED: the run's directory below the runs, and its name."""
+    kind = f"{config.model.name}-{config.attention['name']}"
+    return f"{config.task.name}/{kind}/{short_hash(identity(config))}-s{config.seed}"
+
+
+def run_directory(config: TrainConfig) -> Path:
+    return config.paths.runs / run_name(config)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run's directory and what is saved in it."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The saved, resolved configuration; never today's defaults."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
+        try:
+            return load_saved(file, TrainConfig)
+        except UserError as error:
+            if str(file) in str(error):
+                raise
+            raise UserError(f"{file} is damaged: {error}") from error
+
+    @property
+    def manifest(self) -> TrainManifest:
+        return read(TrainManifest, self.path / "manifest.json")
+
+    @cached_property
+    def name(self) -> str:
+        """Its own, by its configuration: the same wherever its directory lies and is called."""
+        return run_name(self.config)
+
+    @property
+    def group(self) -> str:
+        """One word for everything that belongs to this run: the tracking group."""
+        return self.name.replace("/", "-")
+
+    @property
+    def tracking_id(self) -> str:
+        """The same for all attempts at this run; another one for each run moved aside."""
+        aside = len(list(self.path.parent.glob(f"{self.path.name}~*")))
+        return f"{self.group}-{aside}" if aside else self.group
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "teacher.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one checkpoint, written over as the training goes on."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def started(self) -> bool:
+        return (self.path / "manifest.json").is_file()
+
+    @property
+    def unfinished(self) -> str:
+        """What there is too little of in a run that has not finished, in a few words."""
+        if not self.started:
+            return "manifest.json is missing; the command that began it makes it again"
+        manifest = self.manifest
+        if manifest.finished:
+            return f"{self.weights.name} is missing. {repair(self)}"
+        return f"{manifest.status}; it is continued by: {own_command(self)}"
+
+    @property
+    def finished(self) -> bool:
+        """UserError where what the directory says of itself does not agree."""
+        if not (self.started and self.weights.is_file()):
+            return False
+        manifest = self.manifest
+        check_agrees(self, manifest)
+        return manifest.finished
+
+
+def own_command(run: Run) -> str:
+    """The command that trains `run` where it lies now."""
+    words = shlex.split(run.manifest.command)
+    kept = [w for w in words if not w.startswith(("paths.results=", "resume="))]
+    return f"{shlex.join(kept)} {where(str(Path(*run.path.absolute().parts[:-4])))}".strip()
+
+
+def repair(run: Run) -> str:
+    """A sentence: how what is damaged in `run` is made again."""
+    if run.path.absolute().parts[-4:] != ("runs", *run.name.split("/")):
+        return f"Take it from a copy, or train {run.name} again"
+    return f"Its command makes it again: {own_command(run)} (with resume=never if need be)"
+
+
+def stage_command(stage: str, paths: PathsConfig, *words: str) -> str:
+    """`python -m asap_exp.STAGE`, with the folder of results where it is not the usual one."""
+    given = [word for word in (where(paths.results), *words) if word]
+    return " ".join(["python", "-m", f"asap_exp.{stage}", *given])
+
+
+def where(results: str) -> str:
+    """`paths.results=` as it is typed; empty for the usual folder."""
+    if Path(results).absolute() == Path("results").absolute():
+        return ""
+    plain = re.fullmatch(r"[\w./-]+", results)
+    return f"paths.results={results}" if plain else f'"{quoted("paths.results", results)}"'
+
+
+def check_agrees(run: Run, manifest: TrainManifest) -> None:
+    """UserError where the configuration is not the one that the run was made by."""
+    config = run.config
+    leaf = PurePath(run.name).name
+    named = re.fullmatch(r"([0-9a-f]{8}-s\d+)(~\d+)?", run.path.name)
+    if named and named[1] != leaf:
+        raise UserError(
+            f"{run.path / 'config.yaml'} was changed after the run: it is that of {leaf}. Take an "
+            "unchanged copy, or train what you want with the keys of a command"
+        )
+    not_compared = (*LOCATION_KEYS, *HARDWARE_KEYS, "seed")
+    then, now = without(manifest.config, not_compared), identity(config)
+    then, now = (
+        {**tree, "seed": seed} for tree, seed in ((then, manifest.seed), (now, config.seed))
+    )
+    differences = describe_differences(now, then, among=flatten(then).keys() & flatten(now).keys())
+    if differences:
+        raise UserError(
+            f"{run.path / 'config.yaml'} was changed after the run: its manifest.json says "
+            f"otherwise:\n{differences}\nTake an unchanged copy of both"
+        )
+
+
+def claim(config: TrainConfig) -> Run:
+    """The run directory of `config`, made if need be, with the configuration saved in it.
+
+    A damaged one is written again, since the directory's name says which it is.
+    """
+    run = Run(run_directory(config))
+    try:
+        if (run.path / "config.yaml").is_file():
+            _ = run.config
+            return run
+    except UserError as error:
+        warn(f"{error}; it is written again")
+    write_config(config, run.path)
+    return Run(run.path)
+
+
+def refuse_other(config: TrainConfig) -> None:
+    """UserError where the run directory of `config` holds another configuration."""
+    run = Run(run_directory(config))
+    try:
+        saved = run.config
+    except UserError:
+        return  # none, or a damaged one
+    there, asked = ({**identity(c), "seed": c.seed} for c in (saved, config))
+    if there != asked:
+        raise UserError(
+            f"{run.path} holds a run of another configuration and is not overwritten:\n"
+            f"{describe_differences(there, asked)}\nPut an unchanged config.yaml back, or start "
+            "again with resume=never, which moves the run aside"
+        )
+
+
+def write_config(config: TrainConfig, folder: Path) -> None:
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+
+
+def describe_differences(
+    saved: dict[str, Any], asked: dict[str, Any], among: Collection[str] | None = None
+) -> str:
+    """One line for each key (of those `among`, if given) in which two configurations differ."""
+    left, right = flatten(saved), flatten(asked)
+    return "\n".join(
+        f"  {key}: saved {left.get(key)}, asked for {right.get(key)}"
+        for key in sorted(left.keys() | right.keys() if among is None else among)
+        if left.get(key) != right.get(key)
+    )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
+    """Every run directory (of `task`, if named), in order of path; those moved aside left out.
+
+    One that is damaged is left out too, and named.
+    """
+    return current(sound_runs(paths, task))
+
+
+def current(runs: Iterable[Run]) -> list[Run]:
+    """Those that were not moved aside, or whose successor has not started."""
+    return [
+        run
+        for run in runs
+        if not (aside := ASIDE.search(run.path.name))
+        or not Run(run.path.with_name(run.path.name[: aside.start()])).started
+    ]
+
+
+def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
+    """Every run directory; one that is damaged is left out, and named."""
+    files = {
+        file
+        for name in ("config.yaml", "manifest.json")
+        for file in paths.runs.glob(f"*/*/*/{name}")
+    }
+    for folder in sorted({file.parent for file in files}):
+        run = Run(folder)
+        if any(part.startswith(".") for part in folder.relative_to(paths.runs).parts):
+            continue
+        try:
+            _ = run.finished
+            if task in (None, run.config.task.name):
+                yield run
+        except UserError as error:
+            warn(f"{run.path} is left out: {error}")
+
+
+def listed(words: str, items: list[str]) -> str:
+    """Further lines of a sentence; none without items."""
+    return "\n".join(["", f"{words}:", *(f"  {item}" for item in items)]) if items else ""
+
+
+def ended(manifest: Manifest) -> str:
+    assert manifest.ended is not None, "of a finished stage alone"
+    return manifest.ended
+
+
+def check_task(run: Run, task: str | None) -> None:
+    """UserError where there is no run, or one of another task than `task`, if one is named."""
+    trained = run.config.task.name
+    if task is not None and trained != task:
+        raise UserError(
+            f"{run.path} was trained on task {trained}, but task={task} was asked for; "
+            f"give task={trained}, or another run"
+        )
+
+
+def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
+    """Refuses data whose token ids mean other tokens than those that `run` was trained on."""
+    here, there = data.get("tokenizer_sha256"), run.manifest.data.get("tokenizer_sha256")
+    if here != there:
+        raise UserError(
+            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
+            f"data ({str(here)[:8]}...): token ids mean other tokens. Both need the same "
+            "data.name, data.vocab_size and data.lowercase"
+        )
+
+
+def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
+    """When each finished compiled map of `run` was, and its folder, from the oldest to the newest.
+
+    One whose manifest is damaged is left out, and named.
+    """
+    finished = []
+    for file in sorted(run.path.glob("distill/*/manifest.json")):
+        try:
+            manifest = read(LaterManifest, file)
+            check_teacher_of(manifest, file, run)
+        except UserError as error:
+            warn(f"{file.parent} is left out: {error}")
+            continue
+        if manifest.finished:
+            finished.append((ended(manifest), file.parent))
+    return sorted(finished)
+
+
+def check_teacher_of(manifest: LaterManifest, file: Path, run: Run) -> None:
+    """UserError where the manifest of a later stage is another run's."""
+    if manifest.teacher != run.name:
+        raise UserError(
+            f"{file} is of the run {manifest.teacher} and not of {run.name}; remove {file.parent}, "
+            "and run the stage again"
+        )
+
+
+def unfinished_artifacts(run: Run) -> list[Path]:
+    """The folders of compiled maps of `run` that have no manifest, or one that says no more."""
+    finished = {folder for _, folder in finished_artifacts(run)}
+    return [folder for folder in sorted(run.path.glob("distill/*")) if folder not in finished]
+
+
+def stage_finished(folder: Path) -> bool:
+    """Whether a later stage wrote `folder` to the end; UserError where it is damaged."""
+    file = folder / "manifest.json"
+    return file.is_file() and read(LaterManifest, file).finished
+
+
+def newest_artifact(run: Run) -> tuple[str, Path] | None:
+    """When the newest finished compiled map of `run` was, and its folder."""
+    finished = finished_artifacts(run)
+    return finished[-1] if finished else None

@@ -1,0 +1,172 @@
+"""What became of each job of a sweep, whichever launcher and process ran it."""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from pydantic.dataclasses import dataclass
+
+from asap_exp.core.files import write_json, write_text
+from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.mishaps import explained
+from asap_exp.core.typed import STRICT, read, to_json
+
+LEDGER = "ASAP_EXP_SWEEP"
+"""The environment variable that tells a job, in whatever process, where to say what it became."""
+
+STOPPED = "stopped"
+"""The file in that folder that tells the jobs which have not begun not to."""
+
+MISTAKE, CRASH = 2, 1
+"""Exit statuses of a UserError, and of anything else that was not foreseen."""
+
+
+@dataclass(config=STRICT, kw_only=True)
+class Job:
+    """`status` is the exit status that it would have had alone."""
+
+    number: int
+    overrides: list[str]
+    status: int
+    error: str = ""
+    logs: list[str]
+
+
+class Ledger(Callback):
+    """Hydra's callback: names the folder that the jobs of this sweep write into."""
+
+    folder: ClassVar[Path | None] = None
+    """In the process that started the sweep."""
+
+    has_workers: ClassVar[bool] = False
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        Ledger.has_workers = by_joblib(config.hydra)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        Ledger.folder = (Path(config.hydra.sweep.dir).expanduser() / name).resolve()
+        os.environ[LEDGER] = str(Ledger.folder)
+
+
+def by_joblib(hydra: Any) -> bool:
+    """Whether the jobs run in processes of this machine that end with the sweep."""
+    return "joblib" in str(hydra.launcher.get("_target_", ""))
+
+
+def attempt(stage: str, work: Callable[[], object]) -> int:
+    """Does `work`, the job of this process; its exit status, 2 where a sentence ended it.
+
+    A UserError, or what can be explained as one, is printed, so that the other jobs of a sweep go
+    on; whatever else is raised is passed on. In a sweep, what became of it is written down first.
+    """
+    hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    if in_sweep:
+        print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
+    status, error, trace = 0, "", ""
+    ledger = Path(os.environ[LEDGER]) if in_sweep and LEDGER in os.environ else None
+    try:
+        if ledger is not None and (ledger / STOPPED).is_file():
+            status, error = int((ledger / STOPPED).read_text()), "not begun: the sweep was stopped"
+        elif ledger is not None and Ledger.folder is None:
+            with interruptible():  # a process of the launcher's, which knows no signals
+                work()
+        else:
+            work()
+    except Interrupted as stop:
+        status, error = stop.exit_status, str(stop)
+        if ledger is None or Ledger.folder is not None or not by_joblib(hydra):
+            raise
+        # A worker: joblib would kill the others, which are saving too. A queue's jobs stop and are
+        # requeued each by itself.
+        write_text(ledger / STOPPED, str(status))
+    except Exception as raised:
+        sentence = explained(raised, stage)
+        if sentence is None:
+            status, error = CRASH, f"{type(raised).__name__}: {raised}"
+            trace = traceback.format_exc()
+            raise
+        status, error = MISTAKE, str(sentence)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    finally:
+        if ledger is not None:
+            write_down(hydra, ledger, status, error, trace)
+    return status
+
+
+def write_down(hydra: HydraConf, folder: Path, status: int, error: str, trace: str) -> None:
+    logs = [*launcher_logs()]
+    if trace:
+        log = folder / f"{hydra.job.num}.log"
+        write_text(log, trace)
+        logs.append(str(log))
+    job = Job(
+        number=hydra.job.num,
+        overrides=list(hydra.overrides.task),
+        status=status,
+        error=error,
+        logs=logs,
+    )
+    write_json(folder / f"{hydra.job.num}.json", to_json(job))
+
+
+def launcher_logs() -> list[str]:
+    """Of submitit, which shows nothing of what its jobs print."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return []
+    from submitit import JobEnvironment
+
+    paths = JobEnvironment().paths
+    return [str(paths.stdout), str(paths.stderr)]
+
+
+def pass_on(number: int) -> bool:
+    """Sends a signal to the workers of this sweep, which save their work; False without any."""
+    found = workers(os.getpid()) if Ledger.has_workers else []
+    for worker in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, number)
+    return bool(found)
+
+
+def workers(process: int) -> list[int]:
+    """The processes that `process` has started, as Linux lists them."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    with contextlib.suppress(OSError):
+        return [int(child) for each in lists for child in each.read_text().split()]
+    return []
+
+
+def jobs() -> list[Job]:
+    """Those of the sweep of this process that have ended, by number; none outside a sweep."""
+    if Ledger.folder is None:
+        return []
+    files = Ledger.folder.glob("*.json")
+    return sorted((read(Job, file) for file in files), key=lambda job: job.number)
+
+
+def report_failures(ended: list[Job]) -> None:
+    """The last words of a sweep: which of its jobs failed, why, and where their logs are."""
+    failed = [job for job in ended if job.status]
+    if not failed:
+        return
+    lines = [f"\n{len(failed)} of {len(ended)} jobs failed, or were stopped:"]
+    for job in failed:
+        lines.append(f"  job {job.number} ({' '.join(job.overrides)}): {job.error}")
+        lines += [f"    log: {log}" for log in job.logs]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def exit_status(ended: list[Job]) -> int:
+    """That of the sweep: of its failed jobs, the one that is least of a mere mistake."""
+    statuses = {job.status for job in ended if job.status}
+    return next(iter(sorted(statuses, key=lambda status: (status == MISTAKE, status))), 0)

@@ -1,0 +1,147 @@
+"""wandb where it was chosen, and never in the way: offline unless the user set a key."""
+
+import configparser
+import importlib.util
+import netrc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from asap_exp.core.config import LoggerConfig
+from asap_exp.core.errors import UserError, check_choice
+
+INIT_TIMEOUT_SECONDS = 20
+FLUSH_SECONDS = 1
+"""How often what was logged reaches wandb's own file: all that a killed process can lose."""
+OWN_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""wandb's own server, by its names of before and of now."""
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "shared",
+    "run": "online",  # the words of old
+    "dryrun": "offline",
+}
+
+
+def wandb_mode() -> str:
+    """What WANDB_MODE says, else wandb's own settings; else online where a key is set, or offline.
+
+    Its own settings are what `wandb offline` and `wandb disabled` write.
+    """
+    if chosen := os.environ.get("WANDB_MODE"):
+        return known_mode("WANDB_MODE", chosen)
+    for file in settings_files():
+        if chosen := own_settings(file).get("mode"):
+            return known_mode(f"mode in {file}", chosen)
+    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    return "online" if any(map(os.environ.get, keys)) or has_netrc_key() else "offline"
+
+
+def known_mode(key: str, chosen: str) -> str:
+    check_choice(key, chosen, tuple(MODES))
+    return MODES[chosen]
+
+
+def settings_files() -> list[Path]:
+    """wandb's settings: those of this folder, which win, and those of the user."""
+    here = Path(os.path.expanduser(os.environ.get("WANDB_DIR") or "."))
+    folder = ".wandb" if (here / ".wandb").exists() else "wandb"
+    user = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
+    return [here / folder / "settings", Path(user) / "settings"]
+
+
+def own_settings(file: Path) -> Mapping[str, str]:
+    """Empty where the file is missing or unreadable, which wandb itself warns of."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(file)
+    except (OSError, ValueError, configparser.Error):
+        return {}
+    return parser["default"] if parser.has_section("default") else {}
+
+
+def has_netrc_key() -> bool:
+    """Whether `wandb login` has left a key for the server."""
+    urls = [os.environ.get("WANDB_BASE_URL")]
+    urls += [own_settings(file).get("base_url") for file in settings_files()]
+    chosen = next((urlsplit(url).netloc for url in urls if url), None)
+    hosts = OWN_HOSTS if chosen in (None, *OWN_HOSTS) else (chosen,)
+    try:
+        found = netrc.netrc(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return False
+    return any(found.authenticators(host) is not None for host in hosts)
+
+
+def require_wandb() -> None:
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "wandb was chosen as a logger but is not installed; install it, or choose logger=csv"
+        )
+
+
+@contextmanager
+def wandb_run(
+    logger: LoggerConfig,
+    config: dict[str, Any],
+    *,
+    folder: Path,
+    group: str,
+    job_type: str,
+    tags: list[str],
+    run_id: str | None = None,
+) -> Iterator[Any]:
+    """A wandb run for one stage; None where wandb was not chosen.
+
+    Open it before the stage's manifest, so that a tracker which does not start spoils no record.
+    None too where the user has disabled wandb. The stages of one training run share a `group`. With
+    `run_id`, a later attempt continues the run of that name.
+    """
+    if not logger.wandb or (mode := wandb_mode()) == "disabled":
+        yield None
+        return
+    require_wandb()
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SECONDS))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", str(FLUSH_SECONDS))
+    try:
+        import wandb
+
+        run = wandb.init(
+            config=config,
+            project=logger.project,
+            entity=logger.entity,
+            dir=str(folder),
+            group=group,
+            job_type=job_type,
+            name=f"{group}-{job_type}",
+            tags=[*logger.tags, *tags],
+            mode=mode,  # type: ignore[arg-type]
+            id=run_id,
+            resume="allow" if run_id is not None and mode == "online" else None,
+        )
+    except Exception as error:  # of its own kinds, of its settings' checks, of the system
+        advice = (
+            "give it a home directory with HOME=FOLDER"
+            if "home directory" in str(error)
+            else "set WANDB_MODE=offline where it cannot be reached, mend the setting that it "
+            "names (logger.project, logger.entity, logger.tags or a WANDB_ variable)"
+        )
+        raise UserError(
+            f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
+        ) from error
+    with run:
+        yield run
+
+
+def reason(error: Exception) -> str:
+    """What wandb says, in one line; of a setting that it refuses, which one and why."""
+    if hasattr(error, "errors"):
+        checks = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+        return "; ".join(f"{setting}: {message}" for setting, message in checks)
+    return " ".join(str(error).split()) or type(error).__name__

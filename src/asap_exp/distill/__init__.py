@@ -1,0 +1,1 @@
+"""Stage 2: compile a teacher's layers into ASAP."""

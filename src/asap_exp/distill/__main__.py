@@ -1,0 +1,20 @@
+"""Stage 2: compile a teacher's layers. `python -m asap_exp.distill +layer=frozen`"""
+
+from asap_exp.core import app
+from asap_exp.core.config import DistillConfig
+
+
+def run(config: DistillConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    if config.budget.asked:
+        from asap_exp.distill.budget import distill_within_budget
+
+        distill_within_budget(config)
+    else:
+        from asap_exp.distill.distill import distill
+
+        distill(config)
+
+
+if __name__ == "__main__":
+    app.main("distill", DistillConfig, run)

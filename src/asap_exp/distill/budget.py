@@ -1,0 +1,200 @@
+"""Compile within a budget: each layer becomes what is fast and faithful enough there."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from asap_exp.attention import AsapAttention, Attention
+from asap_exp.calibration.calibrate import Calibration, Problem
+from asap_exp.calibration.capture import device_of
+from asap_exp.core.config import BudgetConfig, DistillConfig, TextDataConfig
+from asap_exp.core.console import console
+from asap_exp.core.errors import UserError
+from asap_exp.data import TaskDataModule
+from asap_exp.distill.candidates import Judge, Option, make_ladders, make_options
+from asap_exp.distill.distill import Compiled, distill
+from asap_exp.distill.search import (
+    Ladders,
+    Plan,
+    fastest,
+    fastest_that_holds,
+    most_faithful_that_fits,
+    total_ms,
+    uniform,
+)
+
+ROUNDING = 1e-9
+SMALLEST_STEP = 0.01
+"""Of the layers' time, by which the limit falls at least when the measured model does not fit."""
+
+COMPILED, TEACHER = "compiled", "teacher"
+
+
+def distill_within_budget(config: DistillConfig) -> Path:
+    """Compiles a teacher's layers within `config.budget`; returns the artifact's folder."""
+    return distill(config, partial(compile_within, config.budget))
+
+
+def compile_within(
+    budget: BudgetConfig, problem: Problem, paths: list[str], data: TaskDataModule
+) -> Compiled:
+    """Options made, timed and judged on the validation split, and the plan that was found."""
+    check_measurable(budget, data)
+    budget.latency.check_device("budget.latency", device_of(problem.net).type)
+    batches = data.val_dataloader()
+    check_enough(budget, batches.rows, data.noun)
+    judge = Judge(problem, batches, budget)
+    options, fits = make_options(problem, paths, budget)
+    ms = judge.layer_ms(options)
+    check_teacher_timed(options, ms)
+    ladders = make_ladders(judge, options, ms)
+    plan = search(judge, ladders, uniform(ladders, ms))
+    seen = data.config.train_on == "train+val"
+    found = {**outcome(judge, ladders, plan), "seen_in_training": seen}
+    print_plan(found)
+    return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
+
+
+def check_measurable(budget: BudgetConfig, data: TaskDataModule) -> None:
+    masked = isinstance(data.config, TextDataConfig) and data.config.masked
+    if masked and budget.accuracy_drop is not None:
+        raise UserError(
+            f"budget.accuracy_drop={budget.accuracy_drop} is in points of accuracy, but a masked "
+            "language model is judged by its perplexity; give budget.latency_ratio instead, which "
+            "takes the plan whose predictions are closest to the teacher's"
+        )
+
+
+def check_enough(budget: BudgetConfig, rows: int, noun: str) -> None:
+    if budget.latency.batch_size > rows:
+        raise UserError(
+            f"budget.latency.batch_size={budget.latency.batch_size} is more than the {rows} "
+            f"validation {noun}; choose fewer"
+        )
+
+
+def check_teacher_timed(
+    options: Mapping[str, Sequence[Option]], ms: Mapping[str, Mapping[str, float]]
+) -> None:
+    for path, found in options.items():
+        own, _ = found[-1]
+        if own not in ms[path]:
+            raise UserError(
+                f"the teacher's own attention at {path} is wrong, so that there is nothing to "
+                "compare with; look for the warning above"
+            )
+
+
+def search(judge: Judge, ladders: Ladders, starts: list[Plan]) -> Plan:
+    """The fastest plan within the accuracy, or the most faithful one within the latency."""
+    if judge.budget.latency_ratio is not None:
+        return search_by_latency(judge, ladders, starts, judge.budget.latency_ratio)
+    assert judge.budget.accuracy_drop is not None
+    least = judge.accuracy({}) - judge.budget.accuracy_drop / 100 - ROUNDING
+    known: dict[tuple[int, ...], float] = {}
+
+    def holds(plan: Plan) -> bool:
+        key = tuple(plan.values())
+        if key not in known:
+            known[key] = judge.accuracy(attends_of(ladders, plan))
+        return known[key] >= least
+
+    return fastest_that_holds(ladders, starts, holds)
+
+
+def search_by_latency(judge: Judge, ladders: Ladders, starts: list[Plan], ratio: float) -> Plan:
+    """By the sum of the layers' times; the limit falls until the measured model fits too."""
+    top = {path: len(rungs) - 1 for path, rungs in ladders.items()}
+    # What is no attention takes the same time in every plan.
+    limit = total_ms(ladders, top) - (1 - ratio) * judge.model_ms({TEACHER: {}})[TEACHER]
+    while True:
+        within = partial(fits, ladders, limit)
+        greedy = most_faithful_that_fits(ladders, within)
+        plans = [plan for plan in (greedy, *filter(within, starts)) if plan is not None]
+        plan = min(
+            plans or [fastest(ladders)],
+            key=lambda plan: judge.damage(attends_of(ladders, plan)),
+        )
+        ms = judge.model_ms({TEACHER: {}, COMPILED: attends_of(ladders, plan)})
+        if ms[COMPILED] <= ratio * ms[TEACHER]:
+            return plan
+        if plan == fastest(ladders):
+            raise UserError(
+                f"budget.latency_ratio={ratio} cannot be reached: with the fastest attention in "
+                f"every layer the whole model takes {ms[COMPILED] / ms[TEACHER]:.3g} of the "
+                "teacher's time; choose more than that"
+            )
+        excess = ms[COMPILED] - ratio * ms[TEACHER]
+        limit = total_ms(ladders, plan) - max(excess, SMALLEST_STEP * total_ms(ladders, plan))
+
+
+def fits(ladders: Ladders, limit: float, plan: Plan) -> bool:
+    return total_ms(ladders, plan) <= limit
+
+
+def attends_of(ladders: Ladders, plan: Plan) -> dict[str, Attention]:
+    return {path: ladders[path][rung].attend for path, rung in plan.items()}
+
+
+def chosen_calibration(
+    fits: Mapping[str, Calibration], ladders: Ladders, plan: Plan
+) -> Calibration:
+    """Of the layers that became ASAP, the fits of the maps that they took."""
+    chosen = Calibration()
+    for path, rung in plan.items():
+        candidate = ladders[path][rung]
+        if isinstance(candidate.attend, AsapAttention):
+            fit = fits[candidate.words]
+            chosen.maps[path], chosen.controls[path] = fit.maps[path], fit.controls[path]
+            chosen.ridge[path], chosen.plan_kl[path] = fit.ridge[path], fit.plan_kl[path]
+    return chosen
+
+
+def outcome(judge: Judge, ladders: Ladders, plan: Plan) -> dict[str, Any]:
+    """What was asked for, what each layer became, and what the whole then reaches."""
+    attends = attends_of(ladders, plan)
+    ms = judge.model_ms({TEACHER: {}, COMPILED: attends})
+    return {
+        "accuracy_drop": judge.budget.accuracy_drop,
+        "latency_ratio": judge.budget.latency_ratio,
+        "split": "validation",
+        "rows": judge.batches.rows,
+        "layers": {
+            path: {
+                "became": ladders[path][rung].words,
+                "layer_ms": ladders[path][rung].ms,
+                "teacher_layer_ms": ladders[path][-1].ms,
+                "kl_alone": ladders[path][rung].damage,
+            }
+            for path, rung in plan.items()
+        },
+        "teacher_accuracy": judge.accuracy({}),
+        "accuracy": judge.accuracy(attends),
+        "kl": judge.damage(attends),
+        "teacher_model_ms": ms[TEACHER],
+        "model_ms": ms[COMPILED],
+    }
+
+
+def print_plan(found: Mapping[str, Any]) -> None:
+    table = Table(title="What each layer became")
+    for title in ("layer", "became", "ms", "teacher's", "KL alone"):
+        table.add_column(title, justify="left" if title in ("layer", "became") else "right")
+    for path, layer in found["layers"].items():
+        numbers = (layer["layer_ms"], layer["teacher_layer_ms"], layer["kl_alone"])
+        table.add_row(path, layer["became"], *(f"{number:.3g}" for number in numbers))
+    console().print(table)
+    print(
+        f"On the {found['rows']} samples of the validation split: accuracy "
+        f"{100 * found['accuracy']:.2f} %, the teacher's {100 * found['teacher_accuracy']:.2f} %; "
+        f"whole model {found['model_ms']:.3g} ms, the teacher {found['teacher_model_ms']:.3g} ms "
+        f"(ratio {found['model_ms'] / found['teacher_model_ms']:.3g})"
+    )
+    if found["seen_in_training"]:
+        print(
+            "note: this teacher was trained on the validation split too (data.train_on=train+val), "
+            "so these accuracies are of data that it has seen; on other data it may lose more"
+        )

@@ -1,0 +1,195 @@
+"""From a frozen teacher to a compiled map: capture, fit, check, save."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from asap_exp.attention import Attention, attention_layers, swapped
+from asap_exp.calibration.artifact import (
+    Artifact,
+    check_belongs,
+    load_artifact,
+    load_fidelity,
+    make_artifact,
+    save_artifact,
+)
+from asap_exp.calibration.calibrate import Calibration, Problem, calibrate
+from asap_exp.calibration.drift import column_errors
+from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.core.config import DistillConfig, LayerConfig
+from asap_exp.core.console import warn
+from asap_exp.core.devices import choose_device, use_cpu_threads
+from asap_exp.core.errors import UserError
+from asap_exp.core.locks import part_held
+from asap_exp.core.manifest import manifest
+from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
+from asap_exp.core.tracking import wandb_run
+from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import BatchLoader
+from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.data.sources import DataNotFound
+from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
+from asap_exp.models import load_net
+from asap_exp.models.teachers import find_teacher
+
+
+@dataclass
+class Compiled:
+    """What the layers became, by path, and the calibration of those that became ASAP."""
+
+    attends: Mapping[str, Attention]
+    calibration: Calibration
+    budget: dict[str, Any] | None = None
+    """How a budget was kept, for the artifact's identity."""
+
+
+Compile = Callable[[Problem, list[str], TaskDataModule], Compiled]
+
+
+def compile_layers(problem: Problem, paths: list[str], _: TaskDataModule) -> Compiled:
+    """Every layer becomes ASAP, by the calibration."""
+    calibration = calibrate(problem, paths)
+    return Compiled(calibration.maps, calibration)
+
+
+def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
+    """Compiles a teacher's layers; returns the artifact's folder."""
+    run = find_teacher(config.paths, config.task.name, config.teacher)
+    calibration = config.fitted
+    device = choose_device(config.accelerator)
+    use_cpu_threads(run.config.trainer.cpu_threads)
+    net = load_net(run, device)
+    paths = chosen_layers(config.layer, list(attention_layers(net)))
+    data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
+    public = public_config(config) | {"layers": paths}
+    folder = run.path / "distill" / short_hash(artifact_key(config, paths))
+    with part_held(run.path, folder):
+        if is_compiled(folder, run, net, data):
+            return folder
+        data.setup()
+        check_same_data(data, run)
+        fit_samples, held_out = data.calibration_dataloaders(
+            samples=calibration.samples,
+            holdout=calibration.holdout,
+            batch_size=calibration.batch_size,
+            seed=calibration.seed,
+        )
+        facts = {
+            "stage": "distill",
+            "seed": calibration.seed,
+            "teacher": run.name,
+            "config": public,
+        }
+        with (
+            wandb_run(
+                config.logger,
+                public,
+                folder=run.path,
+                group=run.group,
+                job_type="distill",
+                tags=[str(run.config.task.name), calibration.name],
+            ) as tracker,
+            manifest(folder / "manifest.json", **facts) as record,
+        ):
+            precision = run.config.trainer.precision
+            problem = Problem(net, fit_samples, held_out, calibration, precision)
+            compiled = compile(problem, paths, data)
+            artifact = artifact_of(compiled, problem, run)
+            fidelity = plan_fidelity(
+                net,
+                held_out,
+                precision,
+                {
+                    "asap": compiled.attends,
+                    "teacher": {path: attention_layers(net)[path].attend for path in paths},
+                },
+            )
+            rows = fidelity_rows(compiled.calibration, fidelity)
+            save_artifact(folder, artifact, rows)
+            record["data"] = artifact.identity["calibration_set"]
+            if tracker is not None:
+                log_fidelity(tracker, rows)
+    print_fidelity(rows)
+    print_prediction_kl(compiled.calibration)
+    print(f"Fitted on {fit_samples.rows} training {data.noun} of {run.config.data.name}")
+    print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
+    return folder
+
+
+def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) -> bool:
+    """Says so if there is a whole map of this teacher; a damaged one is compiled again.
+
+    UserError where the data found now is not the teacher's.
+    """
+    try:
+        if not stage_finished(folder):
+            return False
+        artifact = load_artifact(folder)
+        check_belongs(artifact, teacher_identity(run, net), folder)
+        load_fidelity(folder, artifact)
+    except UserError as error:
+        warn(f"{error}\nIt is compiled again")
+        return False
+    advice = "remove it to compile again"
+    try:
+        data.setup()
+    except DataNotFound as error:
+        print(
+            f"Already compiled: {folder} ({advice}). Whether the data is still the same could not "
+            f"be checked: {error}"
+        )
+        return True
+    check_same_data(data, run)
+    print(f"Already compiled: {folder} ({advice})")
+    return True
+
+
+def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
+    """The module paths that `layer` names; UserError where the index is out of range."""
+    if layer.which in ("frozen", "all"):
+        return paths
+    index = {"first": 0, "last": len(paths) - 1, "index": layer.index}[layer.which]
+    assert index is not None
+    if index >= len(paths):
+        raise UserError(
+            f"layer.index={index} is not there; the teacher has the layers 0 to {len(paths) - 1}"
+        )
+    return [paths[index]]
+
+
+def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
+    """Equal for compilations that give the same artifact."""
+    key = {"calibration": config.fitted.identity(), "layers": paths}
+    return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
+
+
+def artifact_of(compiled: Compiled, problem: Problem, run: Run) -> Artifact:
+    net, samples = problem.net, problem.fit
+    assert isinstance(samples, BatchLoader)
+    paths = list(compiled.attends)
+    with swapped(net, compiled.attends):
+        column_error = column_errors(net, problem.held_out, paths, problem.precision)
+    identity = {
+        **teacher_identity(run, net),
+        **compiled.calibration.identity(problem.config),
+        "calibration_set": {
+            "task": run.config.task.name,
+            "data": run.config.data.name,
+            "split": CALIBRATION_SPLIT,
+            "rows": samples.rows,
+            "sha256": samples.fingerprint(),
+        },
+        "column_error": column_error,
+        "budget": compiled.budget,
+    }
+    return make_artifact(compiled.attends, compiled.calibration.controls, identity)
+
+
+def log_fidelity(tracker: Any, rows: list[dict[str, Any]]) -> None:
+    import wandb
+
+    tracker.log({"fidelity": wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})

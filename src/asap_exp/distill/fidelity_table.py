@@ -1,0 +1,88 @@
+"""The fidelity report: a row for every compiled layer and head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from asap_exp.calibration.calibrate import Calibration
+from asap_exp.calibration.fidelity import Fidelity
+from asap_exp.core.console import console
+from asap_exp.core.typed import finite
+
+
+def fidelity_rows(result: Calibration, fidelity: Mapping[str, Fidelity]) -> list[dict[str, Any]]:
+    """R^2 and condition number of the ridge fit; the rest is of the map as it ended.
+
+    R^2 on the data of the fit and on held-out data; KL after each step and plan measures on the
+    held-out data, on the teacher's own activations (KL of a sequential calibration: on those that
+    the layer was fitted on).
+    """
+    rows = []
+    for path, compiled in fidelity["asap"].items():
+        heads = len(compiled["column_error"])
+        columns = {
+            **fit_columns(result, path, heads),
+            "l1_row_distance": compiled["l1_row_distance"],
+            "column_error": compiled["column_error"],
+            "largest_column_error": compiled["largest_column_error"],
+            "teacher_column_error": fidelity["teacher"][path]["column_error"],
+        }
+        rows += [
+            {"layer": path, "head": head}
+            | {name: finite(values[head].item()) for name, values in columns.items()}
+            for head in range(heads)
+        ]
+    return rows
+
+
+def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]:
+    """What the fit of the map at `path` says of it; NaN in a layer that became something else."""
+    unknown = torch.full((heads,), torch.nan)
+    steps = dict.fromkeys(step for kl in result.plan_kl.values() for step in kl)
+    ridge, kl = result.ridge.get(path), result.plan_kl.get(path, {})
+    return {
+        "r_squared": unknown if ridge is None else ridge.solution.r_squared,
+        "r_squared_held_out": unknown if ridge is None else ridge.held_out_r_squared,
+        "condition_number": unknown if ridge is None else ridge.solution.condition,
+        **{f"kl_{step}": kl.get(step, unknown) for step in steps},
+    }
+
+
+def print_fidelity(rows: list[dict[str, Any]]) -> None:
+    """One line a layer, means over its heads."""
+    table = Table(title="Fidelity on held-out samples (mean over heads)")
+    titles = {
+        "layer": "layer",
+        "r_squared": "R²",
+        "r_squared_held_out": "R² held out",
+        "condition_number": "cond.",
+        **{key: f"KL {key[3:]}".replace("_", " ") for key in rows[0] if key.startswith("kl_")},
+        "l1_row_distance": "L1 rows",
+        "column_error": "col. error",
+        "teacher_column_error": "teacher's",
+    }
+    for title in titles.values():
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        heads = [row for row in rows if row["layer"] == layer]
+        cells = [mean_cell([row[key] for row in heads]) for key in list(titles)[1:]]
+        table.add_row(layer, *cells)
+    console().print(table)
+
+
+def print_prediction_kl(result: Calibration) -> None:
+    """What fitting all layers together did to the predictions on held-out data."""
+    for name, kl in result.prediction_kl.items():
+        words = {"maps": "ASAP", "controls": "query features only"}[name]
+        print(
+            f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
+            f"end_to_end, {kl['after']:.4g} after"
+        )
+
+
+def mean_cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3g}" if known else ""

@@ -1,0 +1,61 @@
+"""After each validation: what every layer's plan looks like on a few validation samples."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from asap_exp.attention import attention_layers, record_inputs
+from asap_exp.attention.diagnostics import column_error, entropy, largest_logit
+from asap_exp.engine.module import Classifier
+
+
+class PlanDiagnostics(L.Callback):
+    """Logs column error, largest logit and entropy a layer, as `plan/LAYER/WHAT`."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not isinstance(pl_module, Classifier):
+            return
+        assert trainer.val_dataloaders is not None
+        samples = trainer.val_dataloaders.first(self.samples)
+        reports: list[dict[str, float]] = []
+        sizes: list[int] = []
+        for inputs, _ in samples:
+            with trainer.precision_plugin.forward_context():
+                reports.append(describe_plans(pl_module.net, inputs))
+            sizes.append(len(inputs))
+        pl_module.log_dict(merged(reports, sizes), batch_size=sum(sizes))
+
+
+def merged(reports: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
+    """Reports on batches of those sizes as one: means over samples, the largest of the largest."""
+
+    def merge(name: str) -> float:
+        values = [report[name] for report in reports]
+        if name.endswith("largest_logit"):
+            return max(values)
+        return sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+
+    return {name: merge(name) for name in reports[0]}
+
+
+def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
+    """Means over heads (the largest for the logits), by layer number."""
+    with record_inputs(net) as recorded:
+        net(inputs)
+    report = {}
+    for number, (path, layer) in enumerate(attention_layers(net).items()):
+        q, k, _, mask = recorded[path][-1]
+        plan = layer.attend.plan(q, k, key_padding_mask=mask)
+        eps = getattr(layer.attend, "eps", 1.0)
+        report[f"plan/{number}/column_error"] = column_error(plan, mask).mean().item()
+        report[f"plan/{number}/entropy"] = entropy(plan, mask).mean().item()
+        report[f"plan/{number}/largest_logit"] = (
+            largest_logit(q, k, eps=eps, key_padding_mask=mask).max().item()
+        )
+    return report

@@ -1,0 +1,1 @@
+"""Stage 3: measure a compiled model beside its teacher."""

@@ -1,0 +1,15 @@
+"""Stage 3: measure a compiled model. `python -m asap_exp.evaluate`"""
+
+from asap_exp.core import app
+from asap_exp.core.config import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from asap_exp.evaluate.evaluate import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    app.main("evaluate", EvaluateConfig, run)

@@ -1,0 +1,84 @@
+"""Predictions, and what they say about a variant beside its teacher."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asap_exp.attention import swapped
+from asap_exp.core.devices import autocast
+from asap_exp.core.errors import UserError
+from asap_exp.data.loader import Batch
+from asap_exp.evaluate.variants import Variant
+
+UNDEFINED = "undefined"
+
+
+class Comparison:
+    """Sums over targets, on the device: one a sample, or one a masked token."""
+
+    def __init__(self) -> None:
+        self.targets = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, logits: Tensor, teacher: Tensor, targets: Tensor) -> None:
+        """`logits` and `teacher` `[targets, classes]`."""
+        predictions = logits.argmax(dim=-1)
+        log_q, log_p = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+        new = {
+            "accuracy": predictions == targets,
+            "agreement": predictions == teacher.argmax(dim=-1),
+            "kl": F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1),
+            "loss": F.nll_loss(log_q, targets, reduction="none"),
+            UNDEFINED: logits.isnan().any(dim=-1),
+        }
+        self.targets += len(targets)
+        for name, values in new.items():
+            total = values.double().sum()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def means(self) -> dict[str, float]:
+        """Accuracy and agreement as shares; KL(teacher || variant) and cross-entropy in nats."""
+        means = {name: total.item() / self.targets for name, total in self.sums.items()}
+        return {name: mean for name, mean in means.items() if name != UNDEFINED}
+
+    def require_defined(self, label: str) -> None:
+        """UserError where predictions are NaN: the largest of them has a place all the same."""
+        if undefined := int(self.sums[UNDEFINED]):
+            raise UserError(
+                f"{label} predicts NaN for {undefined} of {self.targets} targets, so nothing is "
+                "recorded; see which weights or activations overflow, and train or distill again"
+            )
+
+
+@torch.inference_mode()
+def compare_predictions(
+    rows: Sequence[Variant], batches: Iterable[Batch], precision: str
+) -> dict[str, dict[str, float]]:
+    """By key of the variant; the first one is the teacher.
+
+    Batch by batch: the logits of every masked token of a test split would not fit into memory.
+    """
+    comparisons = {row.key: Comparison() for row in rows}
+    for inputs, targets in batches:
+        teacher = logits_of(rows[0], inputs, precision)
+        for row in rows:
+            logits = teacher if row is rows[0] else logits_of(row, inputs, precision)
+            comparisons[row.key].add(logits, teacher, targets)
+    for row in rows:
+        comparisons[row.key].require_defined(row.label)
+    return {key: comparison.means() for key, comparison in comparisons.items()}
+
+
+def logits_of(variant: Variant, inputs: Any, precision: str) -> Tensor:
+    with swapped(variant.net, variant.replacements) as net, autocast(precision, inputs.device):
+        return net(inputs).float()
+
+
+def compare(logits: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, float]:
+    """The means over one batch."""
+    comparison = Comparison()
+    comparison.add(logits, teacher, targets)
+    return comparison.means()

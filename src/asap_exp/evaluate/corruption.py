@@ -1,0 +1,65 @@
+"""Test images that drift away from those of the calibration: noise, blur, less contrast.
+
+Strengths in the manner of CIFAR-10-C (Hendrycks and Dietterich, 2019), made here with torchvision:
+numbers are not comparable with those on that data set's own images.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from asap_exp.core.config import CorruptionConfig
+from asap_exp.core.errors import UserError
+from asap_exp.data.loader import BatchLoader, DeviceLoader
+from asap_exp.data.sources import Images
+
+NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
+"""Standard deviation, of pixels between 0 and 1."""
+BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)
+"""Standard deviation in pixels."""
+CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
+"""What is left of each pixel's distance to the image's mean grey."""
+
+
+def noise(pixels: Tensor, strength: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    return (pixels + strength * normal).clamp(0, 1)
+
+
+def blur(pixels: Tensor, strength: float) -> Tensor:
+    radius = min(round(4 * strength), min(pixels.shape[-2:]) - 1)
+    return functional.gaussian_blur(pixels, [2 * radius + 1] * 2, [strength] * 2)
+
+
+def contrast(pixels: Tensor, strength: float) -> Tensor:
+    return functional.adjust_contrast(pixels, strength)
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
+    "noise": (noise, NOISE),
+    "blur": (blur, BLUR),
+    "contrast": (contrast, CONTRAST),
+}
+
+
+def corrupted(loader: BatchLoader, config: CorruptionConfig) -> BatchLoader:
+    """The same images, all of them corrupted alike; as they are where no name is given."""
+    if config.name is None:
+        return loader
+    if not isinstance(loader, DeviceLoader):
+        raise UserError(
+            f"corruption.name={config.name} is for images, and this task has texts; set "
+            "corruption.name=null"
+        )
+    change, strengths = CORRUPTIONS[config.name]
+    images = loader.images
+    pixels = functional.to_dtype(images.pixels, torch.float32, scale=True)
+    changed = change(pixels, strengths[config.severity - 1])
+    restored = functional.to_dtype(changed, torch.uint8, scale=True)
+    source = f"{images.source}, with {config.name} of severity {config.severity}"
+    return DeviceLoader(
+        Images(restored, images.labels, source), loader.batch_size, loader.transform
+    )

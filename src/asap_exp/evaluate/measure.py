@@ -1,0 +1,155 @@
+"""What an evaluation measures of every variant: predictions, plans, latency, memory."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from asap_exp.calibration.capture import layer_inputs
+from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.core.config import EvaluateConfig, LatencyConfig
+from asap_exp.core.console import progress, warn
+from asap_exp.core.typed import finite
+from asap_exp.data.loader import BatchLoader
+from asap_exp.evaluate.accuracy import compare_predictions
+from asap_exp.evaluate.variants import Variant
+from asap_exp.timing.accuracy_check import gate_error, passes
+from asap_exp.timing.calls import captured, layer_call, model_call
+from asap_exp.timing.latency import Prepare, interleaved_latency
+from asap_exp.timing.memory import peak_memory
+
+
+def measure(
+    rows: list[Variant],
+    test: BatchLoader,
+    precision: str,
+    config: EvaluateConfig,
+    validation: BatchLoader | None = None,
+) -> list[dict[str, Any]]:
+    """A dict for every variant: predictions, plans, latency, memory.
+
+    With `validation` (of a masked language model), the perplexity on it and on the test split.
+    """
+    predictions = compare_predictions(rows, progress(test, "Predicting", len(test)), precision)
+    perplexities: dict[str, dict[str, float]] = {row.key: {} for row in rows}
+    if validation is not None:
+        batches = progress(validation, "Predicting, validation", len(validation))
+        on_validation = compare_predictions(rows, batches, precision)
+        perplexities = {
+            row.key: {
+                "perplexity": perplexity(predictions[row.key]["loss"]),
+                "val_perplexity": perplexity(on_validation[row.key]["loss"]),
+            }
+            for row in rows
+        }
+    plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
+    batch = config.latency.batch_size
+    speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
+    return [
+        {
+            "key": row.key,
+            "label": row.label,
+            "group": row.group,
+            "layers": list(row.replacements),
+            **defined(predictions[row.key]),
+            **defined(perplexities[row.key]),
+            **defined(plans[row.key]),
+            **speed[row.key],
+        }
+        for row in rows
+    ]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large a number."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A number that is not finite becomes null: JSON has none, and a record must be writable."""
+    return {name: None if x is None else finite(x) for name, x in measures.items()}
+
+
+def plan_measures(
+    rows: list[Variant], samples: BatchLoader, precision: str
+) -> dict[str, dict[str, float | None]]:
+    """Means over the row's layers and heads, on the activations of the row's own teacher.
+
+    A model trained by itself has plans of its own, and none of the teacher's to be compared with.
+    """
+    measures: dict[str, dict[str, float | None]] = {}
+    for net in {id(row.net): row.net for row in rows}.values():
+        mine = [row for row in rows if row.net is net]
+        fidelity = plan_fidelity(net, samples, precision, {row.key: row.attends() for row in mine})
+        for row in mine:
+            layers = fidelity[row.key].values()
+            means = {
+                name: float(torch.stack([layer[name] for layer in layers]).mean())
+                for name in ("l1_row_distance", "row_error", "column_error", "entropy")
+            }
+            largest = max(float(layer["largest_column_error"].max()) for layer in layers)
+            measures[row.key] = {**means, "largest_column_error": largest}
+            if net is not rows[0].net:
+                measures[row.key]["l1_row_distance"] = None
+    return measures
+
+
+def speed_measures(
+    rows: list[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
+) -> dict[str, dict[str, Any]]:
+    """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
+    inputs, targets = next(iter(samples))
+    assert len(inputs) == config.batch_size
+    device = inputs.device
+    layer_calls: dict[str, Prepare] = {}
+    model_calls: dict[str, Prepare] = {}
+    errors = {}
+    recorded = {
+        id(net): next(iter(layer_inputs(net, [(inputs, targets)], precision)))
+        for net in {id(row.net): row.net for row in rows}.values()
+    }
+    for row in rows:
+        path, attend = list(row.attends().items())[-1]
+        layer_in = recorded[id(row.net)][path][-1]
+        errors[row.key] = gate_error(attend, layer_in)
+        if not passes(errors[row.key], layer_in.v.dtype):
+            warn(
+                f"{row.label} is wrong by {errors[row.key]:.2g} (relative RMS against "
+                "float64), so it is not timed"
+            )
+            continue
+        layer_calls[row.key] = layer_call(attend, layer_in)
+        model_calls[row.key] = model_call(row.net, row.replacements, inputs, precision)
+    eager_calls = model_calls
+    with torch.inference_mode():
+        if config.cuda_graph:
+            layer_calls, model_calls = (
+                {key: captured(prepare) for key, prepare in calls.items()}
+                for calls in (layer_calls, model_calls)
+            )
+        layer_ms = interleaved_latency(layer_calls, device, rounds=config.rounds)
+        model_ms = interleaved_latency(model_calls, device, rounds=config.rounds)
+        memory = {}
+        for key in model_calls:
+            with eager_calls[key]() as call:
+                memory[key] = peak_memory(call, device)
+    teacher = rows[0].key
+    return {
+        row.key: {
+            "gate_error": finite(errors[row.key]),
+            "layer_ms": layer_ms.get(row.key),
+            "model_ms": model_ms.get(row.key),
+            "layer_speedup": speedup(layer_ms, row.key, teacher),
+            "model_speedup": speedup(model_ms, row.key, teacher),
+            "peak_memory_mib": memory.get(row.key),
+        }
+        for row in rows
+    }
+
+
+def speedup(ms: Mapping[str, Mapping[str, float]], key: str, teacher: str) -> float | None:
+    """Ratio of medians; None where either was not timed."""
+    if key not in ms or teacher not in ms:
+        return None
+    return ms[teacher]["median"] / ms[key]["median"]

@@ -1,0 +1,199 @@
+"""What an evaluation compares: the teacher, and models that differ from it in their attention."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from asap_exp.attention import (
+    Attention,
+    SoftmaxAttention,
+    UniformAttention,
+    attention_layers,
+)
+from asap_exp.calibration.artifact import Artifact
+from asap_exp.calibration.calibrate import sinkhorn
+from asap_exp.calibration.truncation import Truncation
+from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint, RowGroup
+from asap_exp.core.records.identity import Identity
+from asap_exp.core.records.words import attention_words, feature_words, refine_words, step_words
+from asap_exp.core.runs import short_hash, without
+from asap_exp.core.typed import to_json
+
+TRAINED_ALIKE: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
+"""Attentions whose models are compared with the teacher where one was trained."""
+
+
+@dataclass
+class Variant:
+    """A row of the table: `net` with `replacements` (by layer path) in it.
+
+    `paths` are the layers that the row's plan measures are about; the last of them is the one
+    whose latency is measured.
+    """
+
+    key: str
+    label: str
+    group: RowGroup
+    net: nn.Module
+    paths: list[str]
+    replacements: Mapping[str, Attention] = field(default_factory=dict)
+
+    def attends(self) -> dict[str, Attention]:
+        """The attention that this row runs in each of its layers."""
+        layers = attention_layers(self.net)
+        return {path: self.replacements.get(path, layers[path].attend) for path in self.paths}
+
+
+def variants(
+    net: nn.Module,
+    artifact: Artifact,
+    cuts: list[Truncation],
+    twins: Mapping[RowGroup, nn.Module],
+) -> list[Variant]:
+    """Every row, the teacher first; controls and truncations stand in the artifact's layers.
+
+    `twins` are models trained like the teacher, by the name of their attention.
+    """
+    paths = artifact.layers
+    layers = attention_layers(net)
+    teacher = sinkhorn(layers[paths[0]])
+    device = next(net.parameters()).device
+    where = "all layers" if len(paths) == len(layers) else layer_words(paths, layers)
+
+    def row(key: str, label: str, group: RowGroup, attends: Mapping[str, Attention]) -> Variant:
+        return Variant(key, label, group, net, list(attends), attends)
+
+    def everywhere(make: Callable[[str], Attention]) -> dict[str, Attention]:
+        return {path: make(path).to(device) for path in paths}
+
+    def truncated(truncation: Truncation) -> dict[str, Attention]:
+        return everywhere(lambda _: truncation.attention(teacher.eps))
+
+    about = artifact.about
+    refine = "refine by layer" if about.budget else refine_words(about.calibration)
+    name = "by budget" if about.budget else "ASAP"
+    compiled = everywhere(artifact.attention)
+    alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
+    rows = [
+        Variant("teacher", f"Sinkhorn teacher, {teacher.updates}", "teacher", net, paths),
+        row("asap", f"{name}, {where}", "asap", compiled),
+    ]
+    if len(paths) > 1:
+        rows += [
+            row(f"asap_layer_{number}", f"{name}, layer {number} alone", "asap", attends)
+            for number, attends in alone
+        ]
+    rows += [
+        row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut))
+        for cut in cuts
+        if teacher.num_iters > cut.num_iters
+    ]
+    rows += [
+        row(
+            "control_zero",
+            f"control: ASAP, all weights zero, {refine}",
+            "control",
+            everywhere(artifact.zero_weights),
+        ),
+        row(
+            "control_query",
+            "control: query features, no slices",
+            "control",
+            everywhere(artifact.query_features_only),
+        ),
+        row(
+            "control_uniform",
+            "control: uniform attention",
+            "control",
+            everywhere(lambda _: UniformAttention()),
+        ),
+        row(
+            "softmax_swapped",
+            "row softmax in the teacher's place",
+            "softmax",
+            everywhere(lambda _: SoftmaxAttention()),
+        ),
+    ]
+    return rows + [
+        Variant(
+            f"{name}_trained",
+            f"{TRAINED_ALIKE[name]}, trained alike",
+            name,
+            twin,
+            list(attention_layers(twin)),
+        )
+        for name, twin in twins.items()
+    ]
+
+
+def further_maps(
+    net: nn.Module, artifact: Artifact, others: list[Artifact]
+) -> tuple[list[Variant], dict[str, MapPoint]]:
+    """Rows for other maps of the same teacher, and for those of their controls that are no other's.
+
+    And for each such row, and those of `artifact` itself, the point that it is a measurement
+    of: maps that differ in the seed of their calibration alone are one.
+    """
+    device = next(net.parameters()).device
+    rows = []
+    points = {
+        "asap": map_point(artifact, control=False),
+        "control_query": map_point(artifact, control=True),
+    }
+    controls = {(points["control_query"].key, seed_of(artifact))}
+    for number, other in enumerate(others):
+        for control in (False, True):
+            point, seed = map_point(other, control=control), seed_of(other)
+            if control and (point.key, seed) in controls:
+                continue
+            controls.add((point.key, seed))
+            make = other.query_features_only if control else other.attention
+            attends = {path: make(path).to(device) for path in other.layers}
+            key = f"{OTHER_MAP}{number}{'_query' if control else ''}"
+            points[key] = point
+            kind: RowGroup = "control" if control else "asap"
+            label = f"{point.label}, seed {seed}"
+            rows.append(Variant(key, label, kind, net, other.layers, attends))
+    return rows, points
+
+
+def seed_of(artifact: Artifact) -> int:
+    return artifact.about.calibration.seed
+
+
+def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
+    """A control has no slices, so it is the same whatever else the map regresses on."""
+    about = artifact.about
+    of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
+    unread = of_slices if control else ()
+    calibration = to_json(about.calibration, exclude_none=True)
+    name = short_hash([without(calibration, ("seed", *unread)), about.attentions, control])
+    words = map_words(about, slices=not control)
+    return MapPoint(
+        key=f"{OTHER_MAP}{name}", label=f"control: {words}" if control else f"ASAP, {words}"
+    )
+
+
+def map_words(about: Identity, *, slices: bool = True) -> str:
+    """How a map was made, in a few words."""
+    made = about.calibration
+    if about.budget is not None:
+        return attention_words(about) + ("" if slices else ", without their slices")
+    among = made.candidates or made.slices
+    among_words = f" of {among}" if among > made.slices else ""
+    features = [f"{made.slices}{among_words} slices"] if slices else []
+    features += feature_words(made) if slices else ["query features"]
+    words = [" + ".join(features), refine_words(made), step_words(made)]
+    words += ["sequential"] if made.sequential else []
+    return ", ".join([*words, f"{about.calibration_set.rows} samples"])
+
+
+def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
+    """Layers by number, in the order of the blocks."""
+    order = list(layers)
+    return ", ".join(str(order.index(path)) for path in paths)
+
+
+def layer_words(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
+    return f"layer{'s' if len(paths) > 1 else ''} {numbers(paths, layers)}"

@@ -1,0 +1,61 @@
+"""Finished runs whose attention has a dual to distil."""
+
+from pathlib import Path
+
+from asap_exp.attention import SinkhornAttention, attention_class
+from asap_exp.core.config import PathsConfig, TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.runs import (
+    ASIDE,
+    DEFAULT_TASK,
+    Run,
+    check_task,
+    current,
+    ended,
+    listed,
+    sound_runs,
+    stage_command,
+)
+
+
+def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
+    """The run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); prints which."""
+    if teacher is not None:
+        run = Run(Path(teacher))
+        check_teacher(run, task)
+        print(f"Teacher: {run.path}")
+        return run
+    runs = list(sound_runs(paths, task))
+    candidates = [run for run in current(runs) if has_dual(run.config)]
+    finished = [run for run in candidates if run.finished]
+    if not finished:
+        aside = [run.path for run in runs if ASIDE.search(run.path.name) and run.finished]
+        raise UserError(
+            f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
+            f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
+            + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in candidates])
+            + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
+        )
+    run = max(finished, key=lambda run: ended(run.manifest))
+    print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
+    return run
+
+
+def has_dual(config: TrainConfig) -> bool:
+    """Whether its attention is Sinkhorn's, of one kind or the other."""
+    return issubclass(attention_class(config.attention["name"]), SinkhornAttention)
+
+
+def check_teacher(run: Run, task: str | None) -> None:
+    check_task(run, task)
+    config = run.config
+    if not run.finished:
+        raise UserError(
+            f"{run.path} holds no finished teacher; finish it with the command in its "
+            "manifest.json (resume=auto continues it)"
+        )
+    if not has_dual(config):
+        raise UserError(
+            f"{run.path} was trained with attention={config.attention['name']}; "
+            "only a Sinkhorn teacher has a dual to distill"
+        )

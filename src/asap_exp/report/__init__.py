@@ -1,0 +1,1 @@
+"""Stage 4: tables, figures and a page, made from records alone."""

@@ -1,0 +1,21 @@
+"""Stage 4: tables, figures and a page from the records. `python -m asap_exp.report`"""
+
+from asap_exp.core import app
+from asap_exp.core.config import ReportConfig
+
+
+def run(config: ReportConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from pathlib import Path
+
+    from asap_exp.report.benchmarks import report_benchmarks
+    from asap_exp.report.report import report
+
+    # A benchmark is of no task and of no run.
+    everything = config.task.name is None and config.run is None
+    benchmarks = everything and report_benchmarks(config.paths, Path(config.out))
+    report(config, required=not benchmarks)
+
+
+if __name__ == "__main__":
+    app.main("report", ReportConfig, run)

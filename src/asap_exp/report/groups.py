@@ -1,0 +1,105 @@
+"""Evaluation records grouped: which are of the same method and differ in their seeds alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.settings import RELAXATION
+from asap_exp.core.runs import short_hash, without
+from asap_exp.core.typed import to_json
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that differ in their seeds alone."""
+
+    slug: str
+    records: list[EvaluationRecord]
+    data: str = ""
+    """Which data, where another group has the same configuration and other data."""
+
+    @property
+    def first(self) -> EvaluationRecord:
+        return self.records[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [record.seed for record in self.records]
+
+
+def grouped(records: Iterable[EvaluationRecord]) -> list[Group]:
+    """Groups in a stable order: what is predicted, qk_norm on before off, configuration."""
+    by_key: dict[str, dict[str, list[EvaluationRecord]]] = {}
+    for record in newest(records):
+        same = by_key.setdefault(short_hash(configuration(record)), {})
+        same.setdefault(data_hash(record), []).append(record)
+    groups = [
+        group(rs, key, data if len(same) > 1 else "")
+        for key, same in by_key.items()
+        for data, rs in same.items()
+    ]
+    return sorted(groups, key=order)
+
+
+def group(records: list[EvaluationRecord], key: str, data: str) -> Group:
+    norm = "qknorm" if records[0].qk_norm else "plain"
+    slug = f"{kind(records[0])}-{norm}-{key}{f'-{data}' if data else ''}"
+    return Group(slug, sorted(records, key=lambda r: r.seed), data)
+
+
+def data_hash(record: EvaluationRecord) -> str:
+    """Equal for records of the same training and test samples, whatever their data is called."""
+    return short_hash([record.trained_on.train_sha256, record.tested_on.test_sha256])
+
+
+def order(group: Group) -> tuple[str, bool, int, str]:
+    record = group.first
+    return kind(record), not record.qk_norm, record.training.tokens or 0, group.slug
+
+
+def kind(record: EvaluationRecord) -> str:
+    """The data set, and what is predicted on it if that is no class."""
+    return f"{record.data}-mlm" if record.is_masked else record.data
+
+
+def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Of several evaluations of one run under one configuration and data, the newest alone.
+
+    They are no further seeds, and averaging them would only narrow the deviation.
+    """
+    chosen: dict[tuple[str, str, str], EvaluationRecord] = {}
+    for record in sorted(records, key=lambda r: str(r.manifests.evaluate.ended)):
+        chosen[record.run, short_hash(configuration(record)), data_hash(record)] = record
+    return list(chosen.values())
+
+
+def configuration(record: EvaluationRecord) -> dict[str, Any]:
+    """What two records must share to be averaged: everything but the seed of the training.
+
+    Their data too, which `data_hash` compares. As the records' JSON has it: what was not there is
+    not here, since its hash names the figures.
+    """
+    train, artifact, budget = record.manifests.train, record.artifact, record.artifact.budget
+    left_out = ("seed", "logger", "callbacks", "resume", "init_from")
+    found: dict[str, Any] = {
+        "train": without(train.config, left_out),
+        "calibration": to_json(artifact.calibration, exclude_none=True),
+        "layers": artifact.layers,
+        "test": to_json(record.test),
+        "device": record.device,
+        "latency": to_json(record.latency, exclude_none=True),
+        "fidelity_samples": record.fidelity_samples,
+    }
+    if train.initial is not None:
+        found["initial"] = without(to_json(train.initial), ("run", "teacher_sha256"))
+    if budget is not None:
+        asked = {"accuracy_drop": budget.accuracy_drop, "latency_ratio": budget.latency_ratio}
+        found["budget"] = asked
+    if record.relaxation != RELAXATION:
+        found["relaxation"] = record.relaxation
+    if record.maps:
+        found["maps"] = "all"
+    if record.corruption is not None:
+        found["corruption"] = to_json(record.corruption)
+    return found

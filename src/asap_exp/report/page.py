@@ -1,0 +1,56 @@
+"""One HTML page with every table and figure in it; it needs no other file and no network."""
+
+import base64
+from collections.abc import Mapping
+
+import jinja2
+
+from asap_exp.report.averages import main_rows
+from asap_exp.report.groups import Group
+from asap_exp.report.markdown import (
+    EXPLANATION,
+    cells,
+    columns,
+    group_caption,
+    group_title,
+    method,
+)
+from asap_exp.report.notes import remarks
+
+CAPTIONS = {
+    "accuracy_latency": "Test accuracy (or perplexity) against the latency of the whole model, "
+    "with the curve of truncated Sinkhorn.",
+    "pareto": "The same for every map of the teacher and every truncation; hollow points are "
+    "dominated: something else is at least as good and as fast.",
+    "training": "Training loss and validation accuracy (or perplexity) by epoch.",
+    "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
+    "fidelity": "Fidelity of the compiled layers on held-out samples.",
+}
+
+
+def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
+    """`figures` holds PNG bytes by group slug and figure name."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("asap_exp.report", "."), autoescape=True
+    )
+    return environment.get_template("page.html.j2").render(
+        explanation=EXPLANATION,
+        groups=[
+            {
+                "slug": group.slug,
+                "title": group_title(group),
+                "caption": group_caption(group),
+                "remarks": " ".join(remarks(group)),
+                "titles": ["method", *(title for title, _, _ in columns(group))],
+                "rows": [
+                    {"kind": row.group, "cells": [method(row, group), *cells(row, group)]}
+                    for row in main_rows(group)
+                ],
+                "figures": [
+                    {"alt": CAPTIONS[name], "png": base64.b64encode(png).decode()}
+                    for name, png in figures[group.slug].items()
+                ],
+            }
+            for group in groups
+        ],
+    )

@@ -1,0 +1,40 @@
+"""Calls to be timed: a layer, a whole model, and either as a CUDA graph."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from asap_exp.attention import Attention, LayerInputs, swapped
+from asap_exp.core.devices import autocast
+from asap_exp.timing.cuda_graph import graphed
+from asap_exp.timing.latency import Prepare
+
+
+def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
+    q, k, v, mask = inputs
+    return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
+
+
+def model_call(
+    net: nn.Module, replacements: Mapping[str, Attention], inputs: Any, precision: str
+) -> Prepare:
+    @contextmanager
+    def prepare() -> Iterator[Callable[[], Tensor]]:
+        with swapped(net, replacements):
+
+            def call() -> Tensor:
+                with autocast(precision, inputs.device):
+                    return net(inputs)
+
+            yield call
+
+    return prepare
+
+
+def captured(prepare: Prepare) -> Prepare:
+    """The same with its call as a CUDA graph."""
+    with prepare() as call:
+        replay = graphed(call)
+    return lambda: nullcontext(replay)

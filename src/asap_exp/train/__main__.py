@@ -1,0 +1,15 @@
+"""Stage 1: train a model. `python -m asap_exp.train task=digits`"""
+
+from asap_exp.core import app
+from asap_exp.core.config import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    """The work itself, imported only once the configuration has been found right."""
+    from asap_exp.train.trainer import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    app.main("train", TrainConfig, run)

@@ -1,0 +1,85 @@
+"""What a finished training leaves: the teacher's weights, and how good they are on validation."""
+
+import math
+from typing import TypeVar
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_json
+from asap_exp.core.runs import Run
+from asap_exp.core.sealed import digest
+from asap_exp.core.tensors import fingerprint, require_finite, save_tensors
+from asap_exp.engine.checkpoints import BestWeights, LastCheckpoint
+from asap_exp.engine.history import History
+from asap_exp.engine.module import Classifier
+from asap_exp.engine.nan_check import REMEDIES
+
+C = TypeVar("C", bound=L.Callback)
+
+
+def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
+    """Writes the teacher's weights, those of the epoch that `recipe.keep` chooses."""
+    best = find(trainer, BestWeights)
+    if config.recipe.keep == "best":
+        assert best is not None, "the configuration refuses keep=best without validation"
+        if best.score is None:
+            raise UserError(
+                f"{run.checkpoint} has no best epoch to keep: no validation gave a {best.name} "
+                "that is a number; keep the last epoch with recipe.keep=last, or train again with "
+                "resume=never"
+            )
+        state, epoch = best.weights, best.epoch
+    else:
+        last = find(trainer, LastCheckpoint)
+        assert last is not None
+        state, epoch = last.weights, last.epoch
+    weights = {
+        name.removeprefix("net."): tensor.cpu()
+        for name, tensor in state.items()
+        if name.startswith("net.")
+    }
+    require_finite(weights, f"the weights of epoch {epoch + 1}", REMEDIES)
+    module.net.load_state_dict(weights)
+    save_tensors(run.weights, weights)
+    timer, history = find(trainer, Timer), find(trainer, History)
+    assert timer is not None
+    assert history is not None
+    write_json(run.curves, history.curves)
+    outcome = {
+        "kept_epoch": epoch,
+        "epochs": trainer.current_epoch,
+        "teacher_sha256": fingerprint(weights),
+        "curves_sha256": digest({"curves": history.curves}),
+        "train_seconds": round(timer.time_elapsed("train"), 2),
+        "validate_seconds": round(timer.time_elapsed("validate"), 2),
+    }
+    if best is None or best.score is None:
+        return outcome
+    if config.masked_tokens:
+        return {**outcome, "best_val_perplexity": math.exp(best.score)}
+    return {**outcome, "best_val_accuracy": best.score}
+
+
+def best_weights(config: TrainConfig) -> BestWeights:
+    """By the validation loss of masked tokens, by the validation accuracy of classes."""
+    masked = config.masked_tokens
+    return BestWeights("val/loss" if masked else "val/accuracy", smallest=masked)
+
+
+def find(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """The trainer's callback of this kind, if there is one."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def summary(record: dict) -> str:
+    epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
+    if "best_val_perplexity" in record:
+        perplexity = record["best_val_perplexity"]
+        return f"best validation perplexity {perplexity:.2f}, weights of {epoch}"
+    if "best_val_accuracy" in record:
+        accuracy = 100 * record["best_val_accuracy"]
+        return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"
+    return "(trained on train+val; no validation)"

@@ -1,0 +1,94 @@
+"""Whether nothing is left to train: a finished, undamaged run of the data that is there now."""
+
+from typing import Any
+
+from asap_exp.core.console import warn
+from asap_exp.core.errors import UserError
+from asap_exp.core.runs import Run
+from asap_exp.core.training_log import kept_curves
+from asap_exp.data import TaskDataModule
+from asap_exp.data.sources import DataNotFound
+from asap_exp.data.trained import CLASSES, CLASSES_HASH
+from asap_exp.models import load_weights
+
+CONTENT = {
+    "train_sha256": "training data",
+    "val_rows_sha256": "rows of the validation split",
+    "tokenizer_sha256": "tokenizer",
+}
+
+
+def is_finished(run: Run, data: TaskDataModule) -> bool:
+    """Says so if it is. A damaged run is not, and is made again from what is left of it.
+
+    UserError where it was trained on other data than `data`.
+    """
+    try:
+        if not run.finished:
+            return False
+        load_weights(run)
+        if run.checkpoint.is_file():
+            kept_curves(run)  # which it can give back
+    except UserError as error:
+        warn(f"{error}\nThe run is made again, from its checkpoint if that is whole")
+        return False
+    advice = "resume=never trains it again"
+    try:
+        data.setup()
+    except DataNotFound as error:
+        print(
+            f"Already finished: {run.path} ({advice}). Whether its data is still the same could "
+            f"not be checked: {error}"
+        )
+        if changed := data.changed_files(run.path, run.manifest.data):
+            warn(
+                f"{' and '.join(changed)} in {run.path} is missing or was changed; it is written "
+                "again where the data is found"
+            )
+        return True
+    require_same_data(run, data.identity)
+    restore(run, data)
+    print(f"Already finished: {run.path} ({advice})")
+    return True
+
+
+def restore(run: Run, data: TaskDataModule) -> None:
+    """Writes the tokenizer and the class names again where they are not the manifest's.
+
+    UserError where `data` has other class names than the run.
+    """
+    then, now = run.manifest.data.get(CLASSES_HASH), data.identity.get(CLASSES_HASH)
+    changed = data.changed_files(run.path, run.manifest.data)
+    if not changed:
+        return
+    files = " and ".join(changed)
+    if then is not None and then != now and (CLASSES in changed or now is not None):
+        raise UserError(
+            f"{files} in {run.path} is missing or was changed, and cannot be written again: the "
+            "data found now calls the classes otherwise, or has no names for them. Give the folder "
+            "of the earlier data with data.root=FOLDER, or train again with resume=never"
+        )
+    data.save(run.path)
+    warn(f"{files} in {run.path} was missing or changed, and was written again")
+
+
+def require_same_data(run: Run, now: dict[str, Any]) -> None:
+    """UserError where the data found now is not what the run was trained on; says what differs."""
+    then = run.manifest.data
+    differences = [
+        f"  {words}: then {str(then[key])[:12]}..., now {str(now[key])[:12]}..."
+        for key, words in CONTENT.items()
+        if key in then and key in now and then[key] != now[key]
+    ]
+    if not differences:
+        return
+    differences += [
+        f"  {key.replace('_', ' ')}: then {then.get(key)}, now {now.get(key)}"
+        for key in ("source", "train_rows", "val_rows")
+        if then.get(key) != now.get(key)
+    ]
+    raise UserError(
+        f"{run.path} was trained on other data than is found now:\n" + "\n".join(differences) + "\n"
+        "Train on this data with resume=never (the earlier run is moved aside, not deleted), or "
+        "give the folder of the earlier data with data.root=FOLDER"
+    )

@@ -1,0 +1,150 @@
+"""How commands end: a status that says what happened, and a sentence instead of a traceback."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asap_exp.core import app, sweep
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.tensors import load_tensors
+from tests.stages import SINKHORN, TINY, run_train
+from tests.test_commands import stage
+
+
+def main(monkeypatch: pytest.MonkeyPatch, work: Callable[[object], object], *words: str) -> int:
+    """The exit status of a stage that does `work`."""
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    with pytest.raises(SystemExit) as end:
+        app.main("train", TrainConfig, work)
+    return end.value.code  # type: ignore[return-value]
+
+
+def interrupt(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_reliability_f20_ctrl_c_before_the_training_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, interrupt, "task=digits") == 130
+    err = capsys.readouterr().err
+    assert err == "error: stopped by SIGINT; the same command goes on from what was saved\n"
+
+
+def test_what_takes_seconds_to_import_is_imported_where_signals_are_met() -> None:
+    code = "import sys, asap_exp.train; print([m for m in ('torch', 'hydra') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_signal_ends_a_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began: list[object] = []
+
+    def second_is_stopped(config: TrainConfig) -> None:
+        began.append(config.seed)
+        if config.seed == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ("-m", "task=digits", "seed=0,1,2", f"paths.results={tmp_path}")
+    assert main(monkeypatch, second_is_stopped, *words) == 143
+    assert began == [0, 1]
+    err = capsys.readouterr().err
+    assert "1 of 2 jobs failed" in err
+    assert "job 1 (task=digits seed=1" in err
+
+
+def test_crash_in_a_sweep_is_listed_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(config: TrainConfig) -> None:
+        if config.seed == 0:
+            raise AssertionError("a fault of the code")
+        if config.seed == 1:
+            raise UserError("a mistake")
+
+    words = ("-m", "task=digits", "seed=0,1,2", f"paths.results={tmp_path}")
+    assert main(monkeypatch, crash, *words) == 1
+    err = capsys.readouterr().err
+    assert "2 of 3 jobs failed" in err
+    (log,) = re.findall(r"log: (\S+\.log)", err)
+    assert "AssertionError: a fault of the code" in Path(log).read_text()
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_bugs_f8_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, launcher: str) -> None:
+    words = ("task=digits", "seed=-2,-1")
+    done = stage("train", "-m", f"hydra/launcher={launcher}", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "2 of 2 jobs failed" in done.stderr
+    assert re.search(r"job 1 \(.*seed=-1.*\): seed=-1 is not allowed", done.stderr)
+    assert "Traceback" not in done.stderr
+    logs = [Path(log) for log in re.findall(r"log: (\S+)", done.stderr)]
+    assert all(log.is_file() for log in logs)
+    assert bool(logs) == (launcher == "submitit_local")
+
+
+def test_reliability_f1_terminated_command_says_so_and_goes_on_later(tmp_path: Path) -> None:
+    words = (*TINY, *SINKHORN, "recipe.epochs=60", "callbacks.checkpoint_seconds=1000")
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asap_exp.train", *words, "callbacks.progress_bar=true"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "error: stopped by SIGTERM" in err
+    assert "Traceback" not in err
+    again = run_train(tmp_path / "results", *words[len(TINY) :])
+    assert again.manifest.resumed_from == "last.ckpt"
+    assert [a.status for a in again.manifest.earlier_attempts] == ["interrupted"]
+    whole = run_train(tmp_path / "whole", *words[len(TINY) :])
+    expected, got = load_tensors(whole.weights), load_tensors(again.weights)
+    assert all((tensor == got[name]).all() for name, tensor in expected.items())
+
+
+def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
+    words = (*TINY, *SINKHORN, "recipe.epochs=5000", "callbacks.checkpoint_seconds=1000")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asap_exp.train", "-m", *launcher, *words],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 150
+    while len(list(tmp_path.rglob("metrics.csv"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "3 of 3 jobs failed, or were stopped" in err
+    assert "not begun: the sweep was stopped" in err
+    assert "Traceback" not in err
+    manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]
+    assert [manifest["status"] for manifest in manifests] == ["interrupted"] * 2
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 2

@@ -1,0 +1,101 @@
+"""A directory belongs to one process, until that process ends in whatever way."""
+
+import subprocess
+import sys
+import textwrap
+from errno import ENOLCK
+from pathlib import Path
+
+import filelock
+import pytest
+
+from asap_exp.core import locks
+from asap_exp.core.errors import UserError
+from asap_exp.core.locks import HOLDER, held, part_held, require_free
+
+
+def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]:
+    """A process that holds `folder` until it is killed."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from asap_exp.core import locks
+        if {soft}:
+            locks.FileLock = locks.SoftFileLock
+        with locks.held(Path({str(folder)!r})):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_bugs_f14_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    process = holder_process(tmp_path / "run")
+    try:
+        message = rf"run belongs to process {process.pid} on .*since"
+        with pytest.raises(UserError, match=message), held(tmp_path / "run"):
+            pass
+        process.kill()
+        process.wait()
+        with held(tmp_path / "run"):
+            pass
+    finally:
+        process.kill()
+
+
+def test_stale_lock_file_is_taken_over_where_there_is_no_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoFlock(filelock.FileLock):
+        def _acquire(self) -> None:
+            raise OSError(ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "FileLock", NoFlock)
+    process = holder_process(tmp_path / "run", soft=True)
+    try:
+        message = f"belongs to process {process.pid}"
+        with pytest.raises(UserError, match=message), held(tmp_path / "run"):
+            pass
+        process.kill()
+        process.wait()
+        with held(tmp_path / "run", wait=5):
+            assert (tmp_path / "run" / HOLDER).exists()
+    finally:
+        process.kill()
+
+
+def test_same_process_cannot_hold_it_twice(tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="belongs to process"), held(tmp_path):
+        pass
+
+
+def test_folder_in_which_nothing_was_written_is_gone_again(tmp_path: Path) -> None:
+    with held(tmp_path / "empty"):
+        assert (tmp_path / "empty").is_dir()
+    assert not (tmp_path / "empty").exists()
+    with held(tmp_path / "used"):
+        (tmp_path / "used" / "result").touch()
+    assert (tmp_path / "used" / "result").exists()
+    assert not (tmp_path / "used" / HOLDER).exists()
+
+
+def test_parts_are_held_side_by_side_but_not_within_a_held_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "BRIEFLY", 0.0)
+    one, other = tmp_path / "one", tmp_path / "other"
+    with part_held(tmp_path, one), part_held(tmp_path, other):
+        with pytest.raises(UserError, match="one belongs to"), part_held(tmp_path, one):
+            pass
+        with pytest.raises(UserError, match="one belongs to"):
+            require_free([one])
+    with held(tmp_path), pytest.raises(UserError, match="belongs to"), part_held(tmp_path, one):
+        pass

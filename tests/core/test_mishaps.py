@@ -1,0 +1,105 @@
+"""Mishaps of the machine are sentences; mistakes in the code stay tracebacks."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.mishaps import explained, sentences
+
+
+def failure(call) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        call()
+    return caught.value
+
+
+HUGE = 10**15
+TOO_MUCH = {
+    "torch": lambda: torch.empty(HUGE),
+    "torch, bytes beyond 64 bits": lambda: torch.empty(2**62, dtype=torch.float64),
+    "torch, count beyond 64 bits": lambda: torch.empty(2**40, 2**40),
+    "torch, size beyond 64 bits": lambda: torch.empty(2**70),
+    "torch, view": lambda: torch.zeros(1).expand(2**40).clone(),
+    "numpy": lambda: np.zeros(HUGE),
+    "numpy, dimensions": lambda: np.zeros((2**40, 2**40)),
+    "python": lambda: bytearray(HUGE),
+    "python, index": lambda: [0] * 2**70,
+    "linear": lambda: torch.nn.Linear(10**9, 10**9),
+    "number": lambda: torch.zeros(1).fill_(2**70),
+    "scalar": lambda: torch.zeros(1).add_(torch.zeros(1), alpha=1e300),
+}
+
+
+@pytest.mark.parametrize("call", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_reliability_f14_too_large_is_a_sentence_with_what_to_make_smaller(call):
+    error = failure(call)
+    sentence = explained(error, "train")
+    assert isinstance(sentence, UserError), repr(error)
+    assert "Make smaller: recipe.batch_size" in str(sentence)
+    if call is TOO_MUCH["torch"]:
+        assert "4,000,000.0 GB were asked for at once" in str(sentence)
+    assert "calibration.batch_size" in str(explained(error, "distill"))
+
+
+def test_reliability_f14_gpu_without_memory_is_a_sentence():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 ...")
+    assert "(CUDA out of memory. Tried to allocate 20.00 GiB.)" in str(explained(error))
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOENT, "deleted or moved"),
+        (errno.EIO, "disk"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EROFS, "written"),
+        (errno.ENOSPC, "space"),
+        (errno.EDQUOT, "quota"),
+        (errno.ENOTCONN, "look at the disk or the network"),
+    ],
+)
+def test_reliability_f10_error_of_the_system_names_the_path(code, advice):
+    sentence = str(explained(OSError(code, os.strerror(code), "results/runs/x")))
+    assert sentence.startswith(f"results/runs/x: {os.strerror(code)}; ")
+    assert advice in sentence
+
+
+def test_deleted_folder_is_a_sentence(tmp_path: Path):
+    error = failure(lambda: (tmp_path / "gone" / "x").write_text(""))
+    assert f"{tmp_path}/gone/x: No such file or directory" in str(explained(error))
+
+
+def test_sentence_stays_one_though_something_else_was_raised_from_it():
+    def call():
+        try:
+            raise UserError("data.root=x is wrong")
+        except UserError as error:
+            raise RuntimeError("worker failed") from error
+
+    assert str(explained(failure(call))) == "data.root=x is wrong"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        TypeError("unsupported operand"),
+        KeyError("x"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("not enough values to unpack (expected 2, got 1)"),
+    ],
+)
+def test_mistake_in_the_code_is_not_explained_away(mistake):
+    assert explained(mistake) is None
+
+
+def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
+    with pytest.raises(SystemExit) as end, sentences():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The search on made-up candidates, against every plan there is."""
+
+import itertools
+import random
+
+import pytest
+
+from asap_exp.attention import UniformAttention
+from asap_exp.distill.search import (
+    Candidate,
+    Plan,
+    cut,
+    fastest_that_holds,
+    highest_within,
+    ladder,
+    most_faithful_that_fits,
+    total_ms,
+    uniform,
+    upgrades,
+)
+
+
+def candidate(ms: float, damage: float, words: str = "") -> Candidate:
+    return Candidate(words or f"{ms} ms", UniformAttention(), ms, damage)
+
+
+LADDERS = {
+    "a": [candidate(1, 9), candidate(2, 4), candidate(5, 0)],
+    "b": [candidate(1, 2), candidate(3, 1), candidate(6, 0)],
+}
+
+
+def damage(ladders: dict[str, list[Candidate]], plan: Plan) -> float:
+    return sum(ladders[path][rung].damage for path, rung in plan.items())
+
+
+def every_plan(ladders: dict[str, list[Candidate]]) -> list[Plan]:
+    rungs = [range(len(found)) for found in ladders.values()]
+    return [dict(zip(ladders, chosen, strict=True)) for chosen in itertools.product(*rungs)]
+
+
+def random_ladders(seed: int) -> dict[str, list[Candidate]]:
+    draw = random.Random(seed)
+    return {
+        path: ladder([candidate(draw.random(), draw.random()) for _ in range(5)]) for path in "abc"
+    }
+
+
+def test_ladder_keeps_what_nothing_else_is_as_fast_and_as_faithful_as() -> None:
+    best, slow, worse, same, top = (
+        candidate(*pair) for pair in ((1, 5), (4, 2), (2, 6), (4, 3), (9, 0))
+    )
+    assert ladder([slow, top, worse, best, same]) == [best, slow, top]
+
+
+def test_first_upgrade_saves_most_damage_per_time() -> None:
+    plans = list(upgrades(LADDERS, {"a": 0, "b": 0}))
+    assert plans[0] == {"a": 1, "b": 0}  # 5 a ms; then 9 / 4, 1 / 2, 2 / 5
+    assert plans[1:] == [{"a": 2, "b": 0}, {"a": 0, "b": 1}, {"a": 0, "b": 2}]
+    assert list(upgrades(LADDERS, {"a": 2, "b": 2})) == []
+
+
+def test_uniform_plans_take_what_is_better_in_a_layer_and_no_slower() -> None:
+    ms = {"a": {"x": 2.5, "y": 5, "only a": 1}, "b": {"x": 3, "y": 1}}
+    assert uniform(LADDERS, ms) == [{"a": 1, "b": 1}, {"a": 2, "b": 0}]
+    assert highest_within(LADDERS["a"], 0.5) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_found_plan_holds_and_cannot_be_cut(seed: int, share: float) -> None:
+    ladders = random_ladders(seed)
+    allowed = damage(ladders, {p: len(r) - 1 for p, r in ladders.items()}) + share
+    plan = fastest_that_holds(ladders, [], lambda p: damage(ladders, p) <= allowed + 1e-12)
+    assert damage(ladders, plan) <= allowed + 1e-12
+    for path in plan:
+        for lower in range(plan[path]):
+            assert damage(ladders, {**plan, path: lower}) > allowed
+    best = min(
+        total_ms(ladders, p) for p in every_plan(ladders) if damage(ladders, p) <= allowed + 1e-12
+    )
+    assert total_ms(ladders, plan) <= 2 * best
+
+
+def test_plan_that_is_the_same_everywhere_is_found_where_upgrades_go_past_it() -> None:
+    """What holds need not follow from the damages of single layers."""
+    start = {"a": 1, "b": 1}
+    only = (start, {"a": 2, "b": 2})
+    assert fastest_that_holds(LADDERS, [], lambda plan: plan in only) == {"a": 2, "b": 2}
+    assert fastest_that_holds(LADDERS, [start], lambda plan: plan in only) == start
+
+
+def test_most_time_is_taken_back_first() -> None:
+    asked = []
+
+    def holds(plan: Plan) -> bool:
+        asked.append(plan)
+        return plan["a"] >= 1
+
+    assert cut(LADDERS, {"a": 2, "b": 2}, holds) == {"a": 1, "b": 0}
+    assert asked[0] == {"a": 2, "b": 0}
+
+
+@pytest.mark.parametrize("limit", [2, 4, 5.5, 7, 11, 100])
+def test_most_faithful_plan_fits_and_has_no_upgrade_that_does(limit: float) -> None:
+    plan = most_faithful_that_fits(LADDERS, lambda p: total_ms(LADDERS, p) <= limit)
+    assert plan is not None
+    assert total_ms(LADDERS, plan) <= limit
+    assert all(total_ms(LADDERS, higher) > limit for higher in upgrades(LADDERS, plan))
+
+
+def test_nothing_fits_where_the_fastest_does_not() -> None:
+    assert most_faithful_that_fits(LADDERS, lambda p: total_ms(LADDERS, p) <= 1.9) is None

@@ -1,0 +1,250 @@
+"""Tables, figures and page come from records alone."""
+
+import copy
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.report.averages import Average, averaged_rows, mean_std
+from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.figures import accuracy_latency, training
+from asap_exp.report.groups import Group
+from asap_exp.report.groups import grouped as grouped_records
+from asap_exp.report.markdown import (
+    group_caption,
+    group_title,
+    summary_lines,
+    tables_markdown,
+    training_rows,
+)
+from asap_exp.report.tables import caption
+from tests.conftest import Pipeline
+from tests.records import (
+    of_one_layer,
+    typed,
+    with_budget,
+    with_objective,
+    with_seed,
+    with_test_rows,
+)
+from tests.stages import run_report
+
+
+def grouped(records: list[dict[str, Any]]) -> list[Group]:
+    return grouped_records(map(typed, records))
+
+
+@pytest.fixture
+def record(shared_pipeline: Pipeline) -> dict[str, Any]:
+    return read_json(shared_pipeline.record)
+
+
+def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    page = run_report(pipeline.results, f"out={out}")
+    assert page == out / "index.html"
+    assert len(list((out / "records").glob("*.json"))) == 1
+    figures = sorted(file.name.rsplit("-", 1)[1] for file in (out / "figures").iterdir())
+    assert figures == ["accuracy_latency.png", "fidelity.png", "plans.png", "training.png"]
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in (out / "figures").iterdir())
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 4
+    assert not re.search(r'(src|href)="(?!data:|#)', html), "the page must need no other file"
+
+
+def test_records_are_kept_when_their_runs_are_gone(pipeline: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_report(pipeline.results, f"out={out}")
+    before = (out / "tables.md").read_text()
+    run_report(tmp_path / "empty", f"out={out}")
+    assert (out / "tables.md").read_text() == before
+
+
+def test_seeds_are_averaged_with_their_sample_deviation(record: dict[str, Any]) -> None:
+    groups = grouped([with_seed(record, 0, 0.90), with_seed(record, 1, 0.94)])
+    assert len(groups) == 1
+    teacher = averaged_rows(groups[0])[0]
+    assert teacher.accuracy.mean == pytest.approx(0.92)
+    assert teacher.accuracy.std == pytest.approx(0.02 * 2**0.5)
+    assert "92.00 ± 2.83" in tables_markdown(groups)
+
+
+def test_repeated_evaluation_is_no_further_seed(record: dict[str, Any]) -> None:
+    later = copy.deepcopy(record)
+    later["manifests"]["evaluate"]["ended"] = "9999-01-01T00:00:00+00:00"
+    later["rows"][0]["accuracy"] = 0.125
+    for records in ([record, later], [later, record]):
+        (group,) = grouped(records)
+        assert len(group.records) == 1
+        assert averaged_rows(group)[0].accuracy == Average(0.125, None)
+
+
+def test_calibration_seed_is_no_seed_of_the_training(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    other["artifact"]["calibration"]["seed"] = 1
+    assert len(grouped([record, other])) == 2
+
+
+def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> None:
+    (group,) = grouped([of_one_layer(record)])
+    assert group_title(group).endswith(", 1 layer; ASAP of 3 slices, ridge")
+    assert len(summary_lines([group])) == 2, "only the head of the table"
+    assert len(summary_lines(grouped([record]))) == 3
+
+
+def test_title_names_a_map_that_is_not_the_papers(record: dict[str, Any]) -> None:
+    usual = copy.deepcopy(record)
+    usual["artifact"]["calibration"]["slices"] = 32
+    title = group_title(grouped([usual])[0])
+    assert title.endswith("with qk_norm")
+    assert ", n = 4, " in title, "images of as many patches"
+    usual["artifact"]["calibration"] |= {
+        "steps": ["ridge", "learned_slices"],
+        "query_features": True,
+        "refine": 1,
+    }
+    words = "; ASAP of 32 slices + query features, refine 1, ridge + learned slices"
+    assert group_title(grouped([usual])[0]).endswith(f"with qk_norm{words}")
+
+
+def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:
+    assert "4 batches an epoch only" in training_rows(typed(record))
+    record["manifests"]["train"]["data"]["train_split_rows_in_all"] = 9999
+    assert "a SUBSET of the split's 9999" in training_rows(typed(record))
+
+
+def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
+    other = {**with_test_rows(record, 47, 540), "run": "digits/vit-sinkhorn/0-s3"}
+    assert len(grouped([record, other])) == 2
+    other = with_budget(record)
+    assert len(grouped([record, other])) == 2
+    slower = with_budget(record, model_ms=2.0)
+    assert len(grouped([other, {**slower, "run": "digits/vit-sinkhorn/0-s3"}])) == 1
+
+
+def test_mean_leaves_out_what_was_not_measured() -> None:
+    assert mean_std([None, 2.0, 4.0]) == Average(3.0, pytest.approx(2**0.5))
+    assert mean_std([1.0]) == Average(1.0, None)
+    assert mean_std([None]) is None
+
+
+def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:
+    lines = tables_markdown(grouped([record])).splitlines()
+    cells = next(line for line in lines if "softmax, trained alike" in line).split("|")
+    assert cells[5].strip() == ""
+
+
+def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
+    assert "SUBSET of 48 of 540" in caption(typed(record))
+    assert "all 540 test images" in caption(typed(with_test_rows(record, 540, 540)))
+
+
+def test_perplexity_far_above_is_named_below_the_figure(record: dict[str, Any]) -> None:
+    rows = [
+        {**row, "perplexity": 3000.0 if row["key"] == "control_uniform" else 10.0}
+        for row in record["rows"]
+    ]
+    (group,) = grouped([{**with_objective(record, "mlm"), "rows": rows}])
+    figure = accuracy_latency(group)
+    assert figure.get_supxlabel() == "Above the figure: uniform 3000.0"
+    assert figure.axes[0].get_ylim()[1] < 20
+
+
+def test_accuracy_far_below_is_named_below_the_figure(record: dict[str, Any]) -> None:
+    rows = [
+        {**row, "accuracy": 0.25 if row["key"] == "control_uniform" else 0.9}
+        for row in record["rows"]
+    ]
+    figure = accuracy_latency(*grouped([{**record, "rows": rows}]))
+    assert figure.get_supxlabel() == "Below the figure: uniform 25.0"
+    assert figure.axes[0].get_ylim()[0] > 80
+
+
+def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
+    assert len(training(*grouped([record])).axes) == 2
+    for row in record["curves"]:
+        row.pop("val/accuracy", None)
+    (axes,) = training(*grouped([record])).axes
+    assert axes.get_ylabel() == "training loss (as trained)"
+
+
+def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables_csv(grouped([record])))))
+    assert len(rows) == len(record["rows"])
+    assert float(rows[0]["layer_ms_median"]) == record["rows"][0]["layer_ms"]["median"]
+
+
+def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        run_report(pipeline.results, f"run={tmp_path / 'nowhere'}")
+
+
+def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python -m asap_exp\.evaluate task=cifar"):
+        run_report(tmp_path, "task=cifar")
+
+
+def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None:
+    """Each seed has a pre-training of its own, all by one recipe."""
+
+    def pretrained(seed: int, recipe: str = "r", attention: str = "sinkhorn") -> dict[str, Any]:
+        copied = copy.deepcopy(record)
+        train = copied["manifests"]["train"]
+        copied |= {"seed": seed, "run": f"run{seed}{recipe}{attention}"}
+        train["seed"] = copied["manifests"]["evaluate"]["seed"] = seed
+        train["config"] |= {"seed": seed, "init_from": f"digits_mlm/x/{recipe}-s{seed}"}
+        train["initial"] = {
+            "run": f"digits_mlm/x/{recipe}-s{seed}",
+            "teacher_sha256": f"{recipe}{seed}",
+            "task": "digits_mlm",
+            "attention": attention,
+            "recipe_hash": recipe,
+        }
+        return copied
+
+    alike = [pretrained(0), pretrained(1)]
+    others = [record, pretrained(0, "other"), pretrained(0, attention="softmax")]
+    groups = grouped([*alike, *others])
+    assert sorted(len(group.records) for group in groups) == [1, 1, 1, 2]
+    averaged = next(group for group in groups if len(group.records) == 2)
+    assert "Trained, from weights of task digits_mlm, on train" in group_caption(averaged)
+    assert "from weights" not in group_caption(Group("x", [typed(record)]))
+
+
+def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    run = f"run={pipeline.teacher.path}"
+    with pytest.raises(UserError, match="was trained on task digits, but task=cifar was asked for"):
+        run_report(pipeline.results, run, "task=cifar", f"out={tmp_path}")
+    assert run_report(pipeline.results, run, "task=digits", f"out={tmp_path}") is not None
+
+
+def with_other_data(value: dict[str, Any], stage: str, key: str) -> dict[str, Any]:
+    copied = copy.deepcopy(value)
+    copied["manifests"][stage]["data"][key] = "f" * 64
+    return copied
+
+
+@pytest.mark.parametrize("place", [("train", "train_sha256"), ("evaluate", "test_sha256")])
+def test_records_w3_other_data_is_no_further_seed(
+    record: dict[str, Any], place: tuple[str, str]
+) -> None:
+    alone = grouped([record])
+    same = [with_seed(record, seed) for seed in (0, 1)]
+    groups = grouped([*same, with_other_data(with_seed(record, 2), *place)])
+    assert sorted(len(group.records) for group in groups) == [1, 2]
+    assert len({group.slug for group in groups}) == len({group_title(g) for g in groups}) == 2
+    # Data that is alone under a configuration has the name that it always had.
+    assert [group.slug for group in grouped([with_other_data(record, *place)])] == [alone[0].slug]
+    assert all(group.slug.startswith(f"{alone[0].slug}-") for group in groups)
+
+
+def test_records_w3_an_evaluation_on_other_data_does_not_replace_one(
+    record: dict[str, Any],
+) -> None:
+    assert len(grouped([record, with_other_data(record, "evaluate", "test_sha256")])) == 2
