@@ -16,8 +16,7 @@ from asap_exp.attention import (
 )
 from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
-
-from .inputs import MAKERS, MASK, TRAINABLE, assert_close, make, make_asap, make_qkv
+from tests.attention.inputs import MAKERS, MASK, TRAINABLE, assert_close, make, make_asap, make_qkv
 
 every_attention = pytest.mark.parametrize("name", MAKERS)
 

@@ -13,8 +13,7 @@ from asap_exp.attention.diagnostics import (
     largest_logit,
     row_error,
 )
-
-from .inputs import HEADS, MASK, assert_close, make_qkv, normal
+from tests.attention.inputs import HEADS, MASK, assert_close, make_qkv, normal
 
 EMPTY = torch.cat([MASK, torch.ones(1, 7, dtype=torch.bool)])
 MASKS = {"whole": None, "padded": MASK, "with an empty sample": EMPTY}

@@ -9,8 +9,7 @@ from torch import Tensor
 from asap_exp.attention import EspformerAttention, build_attention
 from asap_exp.core.errors import UserError
 from asap_exp.timing.memory import peak_memory
-
-from .inputs import MASK, make_qkv, normal
+from tests.attention.inputs import MASK, make_qkv, normal
 
 HARD = 1e-16  # a tau at which sorts are hard
 

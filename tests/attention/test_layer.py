@@ -20,8 +20,7 @@ from asap_exp.attention import (
     swapped,
 )
 from asap_exp.core.errors import UserError
-
-from .inputs import MASK, assert_close, make_asap, normal
+from tests.attention.inputs import MASK, assert_close, make_asap, normal
 
 DIM, HEADS = 8, 2
 

@@ -7,8 +7,7 @@ from asap_exp.attention import SinkhornAttention, SoftmaxAttention, build_attent
 from asap_exp.attention.sinkformer import SinkformerAttention
 from asap_exp.core.errors import UserError
 from asap_exp.ops import closure_attention
-
-from .inputs import MASK, assert_close, make_qkv
+from tests.attention.inputs import MASK, assert_close, make_qkv
 
 
 def half_steps(S, count, detach=False):

@@ -13,7 +13,7 @@ from asap_exp.core.composing import compose
 from asap_exp.core.config import ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
-from asap_exp.report import run as run_report_stage
+from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmark_figure import time_figure
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.benchmark_records import load_records, notes

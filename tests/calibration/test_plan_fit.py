@@ -9,8 +9,16 @@ from asap_exp.calibration.gradient import check_points, reshuffled, trainable, v
 from asap_exp.calibration.kl import mean_kl, teacher_target, total_kl
 from asap_exp.calibration.plan_fit import fit_plans
 from asap_exp.core.config import DescentConfig
-
-from .inputs import DIM, HEADS, SLICES, inputs, poisoned, small_map, targets, unit_scale
+from tests.calibration.inputs import (
+    DIM,
+    HEADS,
+    SLICES,
+    inputs,
+    poisoned,
+    small_map,
+    targets,
+    unit_scale,
+)
 
 FEW = DescentConfig(updates=40, lr=0.05)
 padded_or_not = pytest.mark.parametrize("padded", [False, True])

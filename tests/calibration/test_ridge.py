@@ -15,8 +15,7 @@ from asap_exp.ops import (
     sinkhorn_duals,
     sliced_potentials,
 )
-
-from .inputs import DIM, HEADS, SLICES, TOKENS, inputs, poisoned
+from tests.calibration.inputs import DIM, HEADS, SLICES, TOKENS, inputs, poisoned
 
 
 def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,7 @@ import torch
 from asap_exp.attention import SinkhornAttention
 from asap_exp.calibration.ridge import NormalEquations, random_slices
 from asap_exp.calibration.selection import select_slices
-
-from .inputs import DIM, HEADS, inputs
+from tests.calibration.inputs import DIM, HEADS, inputs
 
 # Potentials are float32; the sums over them float64.
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-4)

@@ -17,8 +17,7 @@ from asap_exp.calibration.stacking import (
     stacks,
 )
 from asap_exp.core.config import DescentConfig
-
-from .inputs import HEADS, TOKENS, inputs, small_map, targets, unit_scale
+from tests.calibration.inputs import HEADS, TOKENS, inputs, small_map, targets, unit_scale
 
 
 def layers(*, padded: bool) -> tuple[list[AsapAttention], list[list[Target]]]:

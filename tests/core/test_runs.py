@@ -26,8 +26,7 @@ from asap_exp.core.runs import (
     run_directory,
 )
 from asap_exp.models.teachers import find_teacher
-
-from .fake_runs import fake_map, fake_run, train_config
+from tests.fake_runs import fake_map, fake_run, train_config
 
 COMPUTED_DIFFERENTLY = (
     "recipe.lr=0.002",

@@ -4,8 +4,7 @@ import random
 from pathlib import Path
 
 from asap_exp.data.catalog import TEXT_DATASETS, TextDataset
-
-from .parquet import write_texts
+from tests.data.parquet import write_texts
 
 SUBJECTS = ("The baker", "A small boat", "Our neighbour", "The old clock", "Every gardener")
 VERBS = ("finds", "carries", "paints", "measures", "remembers", "repairs")

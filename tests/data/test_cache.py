@@ -13,9 +13,8 @@ from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.sources import load_images
 from asap_exp.data.texts import RawTexts
 from asap_exp.data.tokenizer import cached_encoding, cached_tokenizer, tokenizer_hash
-
-from .parquet import make_pixels, write_parquet
-from .sentences import make_texts
+from tests.data.parquet import make_pixels, write_parquet
+from tests.data.sentences import make_texts
 
 CIFAR10 = IMAGE_DATASETS["cifar10"]
 RAW = RawTexts(*make_texts(60, 4), "here")

@@ -17,8 +17,7 @@ from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS, Dataset
 from asap_exp.data.sources import check_labels, load_images
 from asap_exp.data.texts import check_texts, load_texts
-
-from .parquet import make_pixels, write_parquet, write_texts
+from tests.data.parquet import make_pixels, write_parquet, write_texts
 
 AGNEWS, IMDB, WIKITEXT = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "wikitext2"))
 CIFAR100 = IMAGE_DATASETS["cifar100"]

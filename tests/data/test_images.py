@@ -16,9 +16,8 @@ from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.module import carved
 from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
 from asap_exp.data.trained import CLASSES
-
-from ..fake_runs import train_config
-from .parquet import make_pixels, write_parquet
+from tests.data.parquet import make_pixels, write_parquet
+from tests.fake_runs import train_config
 
 LARGE = make_pixels(40).repeat(2, axis=1).repeat(2, axis=2)
 PLAIN_CIFAR = replace(IMAGE_DATASETS["cifar10"], num_classes=11)  # so that a label may be 10

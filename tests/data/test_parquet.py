@@ -13,8 +13,7 @@ from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS
 from asap_exp.data.parquet import parquet_files, read_parts
 from asap_exp.data.sources import load_images
 from asap_exp.data.texts import load_texts
-
-from .parquet import make_pixels, write_parquet, write_texts
+from tests.data.parquet import make_pixels, write_parquet, write_texts
 
 CIFAR10, AGNEWS = IMAGE_DATASETS["cifar10"], TEXT_DATASETS["agnews"]
 HASH = "0f1e2d3c4b5a6978"

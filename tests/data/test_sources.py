@@ -16,8 +16,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, image_dataset
 from asap_exp.data.sources import Images, Unavailable, load_images, require_reachable
-
-from .parquet import make_pixels, write_parquet
+from tests.data.parquet import make_pixels, write_parquet
 
 CIFAR = [IMAGE_DATASETS["cifar10"], IMAGE_DATASETS["cifar100"]]
 DIGITS = IMAGE_DATASETS["digits"]

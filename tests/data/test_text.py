@@ -16,10 +16,9 @@ from asap_exp.data.text import TextDataModule
 from asap_exp.data.texts import RawTexts, load_texts, pooled
 from asap_exp.data.tokenizer import FILE, tokenizer_hash
 from asap_exp.data.tokens import CLS
-
-from ..stages import TINY_TEXT
-from .parquet import write_texts
-from .sentences import make_folder, make_texts, text_root
+from tests.data.parquet import write_texts
+from tests.data.sentences import make_folder, make_texts, text_root
+from tests.stages import TINY_TEXT
 
 CLASSIFICATION = ("agnews", "dbpedia", "yelp", "imdb")
 

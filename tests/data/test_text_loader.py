@@ -7,8 +7,7 @@ import torch
 from asap_exp.data.masking import WordDropout, with_fixed_masks
 from asap_exp.data.text_loader import EXAMPLE_TOKENS, TextLoader
 from asap_exp.data.tokens import PAD, Texts, truncated
-
-from .test_tokens import ragged
+from tests.data.test_tokens import ragged
 
 LENGTHS = np.random.default_rng(0).integers(0, 90, 200).tolist()
 MAX_LENGTH = 72

@@ -18,9 +18,8 @@ from asap_exp.data.tokenizer import (
     train_tokenizer,
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS
-
-from ..fake_runs import fake_run
-from .sentences import make_texts
+from tests.data.sentences import make_texts
+from tests.fake_runs import fake_run
 
 TEXTS, LABELS = make_texts(60, 4)
 STRANGE = [

@@ -13,10 +13,9 @@ from asap_exp.core.sealed import write_sealed
 from asap_exp.data.catalog import TEXT_DATASETS
 from asap_exp.data.tokenizer import save_tokenizer, train_tokenizer
 from asap_exp.data.trained import as_trained, names_hash
-
-from ..fake_runs import fake_run
-from ..stages import run_distill, run_evaluate, run_text
-from .sentences import text_root
+from tests.data.sentences import text_root
+from tests.fake_runs import fake_run
+from tests.stages import run_distill, run_evaluate, run_text
 
 AGNEWS = TEXT_DATASETS["agnews"]
 NAMES = ["a", "b", "c", "d"]

@@ -4,8 +4,7 @@ import pytest
 
 from asap_exp.data.texts import RawTexts
 from asap_exp.evaluate.baseline import baseline_row
-
-from ..data.sentences import make_texts
+from tests.data.sentences import make_texts
 
 
 def accuracy(train: RawTexts, test: RawTexts) -> float:

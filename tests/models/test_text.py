@@ -19,8 +19,7 @@ from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
 from asap_exp.ops._backend import fused
-
-from ..stages import TINY_TEXT
+from tests.stages import TINY_TEXT
 
 LENGTHS = (9, 1, 5, 2)
 VOCAB = 400

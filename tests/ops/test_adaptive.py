@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from asap_exp.ops import adaptive_features, predicted_dual
-
-from . import plain
-from .inputs import OPERATORS, assert_close64, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import OPERATORS, assert_close64, make_inputs
 
 OPTIONS = {"eps": 0.6, "scale": 0.9}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .inputs import ATTENTIONS, OPERATORS, QUERY_KEY_OPERATORS, make_inputs
+from tests.ops.inputs import ATTENTIONS, OPERATORS, QUERY_KEY_OPERATORS, make_inputs
 
 FITTED = {name: op for name, op in OPERATORS.items() if "theta" in op.reads}
 WEIGHTED = {name: op for name, op in OPERATORS.items() if "weight" in op.reads}

@@ -14,9 +14,8 @@ from asap_exp.ops import (
     sinkhorn_duals,
     sliced_potentials,
 )
-
-from . import plain
-from .inputs import OPERATORS, assert_close64, centred, identity_values, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import OPERATORS, assert_close64, centred, identity_values, make_inputs
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
 OPTIONS = {"eps": 0.6, "scale": 0.9}

@@ -9,9 +9,8 @@ from asap_exp.ops import (
     sinkhorn_attention,
     sinkhorn_duals,
 )
-
-from . import plain
-from .inputs import assert_close64, identity_values, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import assert_close64, identity_values, make_inputs
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
 OPTIONS = {"eps": 0.6, "scale": 0.9}

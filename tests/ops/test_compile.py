@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from asap_exp import ops
-
-from .inputs import OPERATORS, make_cotangents, make_inputs
+from tests.ops.inputs import OPERATORS, make_cotangents, make_inputs
 
 MASK = torch.arange(6) >= torch.tensor([[6], [4]])
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from asap_exp.ops import sinkhorn_attention
-
-from .inputs import ATTENTIONS, OPERATORS, make_cotangents, make_inputs, relative_rms
+from tests.ops.inputs import ATTENTIONS, OPERATORS, make_cotangents, make_inputs, relative_rms
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 EVERY_DTYPE = [FLOAT16, BFLOAT16, FLOAT32, FLOAT64]

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from asap_exp.ops import attention_plan, sinkhorn_duals
-
-from . import plain
-from .inputs import (
+from tests.ops import plain
+from tests.ops.inputs import (
     ATTENTIONS,
     OPERATORS,
     QUERY_KEY_OPERATORS,

@@ -10,8 +10,7 @@ import torch
 
 from asap_exp import ops
 from asap_exp.ops import _backend
-
-from .inputs import (
+from tests.ops.inputs import (
     ASAP,
     CLOSURE,
     OPERATORS,

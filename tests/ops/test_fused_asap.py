@@ -10,8 +10,7 @@ import torch
 
 from asap_exp import ops
 from asap_exp.ops import _backend
-
-from .inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
+from tests.ops.inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
 
 if _backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from asap_exp.ops import _backend
-
-from .inputs import CLOSURE, TEACHER, Inputs, relative_rms
-from .test_fused_inference import (
+from tests.ops.inputs import CLOSURE, TEACHER, Inputs, relative_rms
+from tests.ops.test_fused_inference import (
     CUT_OFF,
     DEVICE,
     HUNDREDS,

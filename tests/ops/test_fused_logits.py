@@ -7,8 +7,7 @@ import torch
 
 from asap_exp import ops
 from asap_exp.ops.reference.sinkhorn import logits, update
-
-from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
+from tests.ops.inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
 
 pytest.importorskip("triton")
 from asap_exp.ops.triton import one_launch

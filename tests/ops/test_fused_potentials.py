@@ -8,8 +8,7 @@ from torch import Tensor
 
 from asap_exp.ops import reference
 from asap_exp.ops.reference.asap import sliced_dual as reference_dual
-
-from .inputs import OPERATORS, make_inputs, relative_rms
+from tests.ops.inputs import OPERATORS, make_inputs, relative_rms
 
 pytest.importorskip("triton")
 from asap_exp.ops.triton import potentials

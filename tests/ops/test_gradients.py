@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from . import plain
-from .inputs import (
+from tests.ops import plain
+from tests.ops.inputs import (
     OPERATORS,
     Inputs,
     assert_close64,

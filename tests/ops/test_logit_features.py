@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from asap_exp.ops import attention_plan, logit_features, predicted_dual, sinkhorn_duals
-
-from . import plain
-from .inputs import assert_close64, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import assert_close64, make_inputs
 
 OPTIONS = {"eps": 0.6, "scale": -0.9}
 

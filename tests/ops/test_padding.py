@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from .inputs import OPERATORS, PER_TOKEN, Inputs, assert_close64, make_cotangents, make_inputs
+from tests.ops.inputs import (
+    OPERATORS,
+    PER_TOKEN,
+    Inputs,
+    assert_close64,
+    make_cotangents,
+    make_inputs,
+)
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 

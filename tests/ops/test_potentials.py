@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import sinkhorn_duals, sliced_potentials
-
-from . import plain
-from .inputs import assert_close64, centred, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import assert_close64, centred, make_inputs
 
 SHAPES = [(1, 1), (8, 8), (5, 9), (9, 4), (6, 4), (1, 5), (5, 1), (12, 6)]
 OPTIONS = {"eps": 0.6, "scale": 0.9}

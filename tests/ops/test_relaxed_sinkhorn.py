@@ -9,9 +9,8 @@ from asap_exp import ops
 from asap_exp.attention import RelaxedSinkhornAttention
 from asap_exp.ops import _backend
 from asap_exp.ops.reference.sinkhorn import logits
-
-from . import plain
-from .inputs import (
+from tests.ops import plain
+from tests.ops.inputs import (
     OPERATORS,
     Inputs,
     assert_close64,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import plain
-from .inputs import ATTENTIONS, OPERATORS, assert_close64, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import ATTENTIONS, OPERATORS, assert_close64, make_inputs
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 every_attention = pytest.mark.parametrize("operator", ATTENTIONS.values(), ids=ATTENTIONS)

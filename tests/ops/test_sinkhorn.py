@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
-
-from . import plain
-from .inputs import assert_close64, identity_values, make_inputs
+from tests.ops import plain
+from tests.ops.inputs import assert_close64, identity_values, make_inputs
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
 
