@@ -6,12 +6,12 @@ from asap_exp.benchmark.benchmark import benchmark
 from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
 from asap_exp.core.runs import Run
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate
 from asap_exp.report.report import report

@@ -16,11 +16,11 @@ from asap_exp.core.app import help_text
 from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
+from asap_exp.distill.config import DistillConfig
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
 
 ROOT = Path(__file__).resolve().parents[1]

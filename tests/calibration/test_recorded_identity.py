@@ -3,8 +3,8 @@
 import pytest
 
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig
 from asap_exp.core.runs import short_hash
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import artifact_key
 
 PATHS = ["blocks.0.attn", "blocks.1.attn"]
@@ -29,7 +29,8 @@ RECORDED = {
     ),
     "calibration=sequential": ("2bb780c9", "93225b84"),
     "calibration=end_to_end": ("65bb612c", "b85e52e3"),
-    "calibration=end_to_end calibration.slices=4 calibration.refine=1 calibration.end_to_end.lr=0.002": (
+    "calibration=end_to_end calibration.refine=1 "
+    "calibration.slices=4 calibration.end_to_end.lr=0.002": (
         "3786d3a7",
         "6eaefad0",
     ),
@@ -42,7 +43,8 @@ RECORDED = {
         "82501dc7",
         "362bc8ff",
     ),
-    "calibration.ridge=1e-3 calibration.memory_mib=64 calibration.samples=32 calibration.batch_size=16": (
+    "calibration.ridge=1e-3 calibration.memory_mib=64 "
+    "calibration.samples=32 calibration.batch_size=16": (
         "7bfef8d2",
         "38d424a8",
     ),

@@ -25,7 +25,6 @@ from asap_exp.core.config import (
     LARGEST_RATE,
     LARGEST_SETTING,
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
@@ -33,6 +32,7 @@ from asap_exp.core.config import (
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import run_directory
 from asap_exp.core.typed import LARGEST
+from asap_exp.distill.config import DistillConfig
 
 SCHEMAS = {
     "train": TrainConfig,

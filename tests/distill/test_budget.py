@@ -16,12 +16,12 @@ from asap_exp.attention import (
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.compiling import load_compiled
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.data import ImageDataModule
 from asap_exp.distill import candidates
 from asap_exp.distill.budget import distill_within_budget
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.stages import CALIBRATION, run_evaluate, run_train
@@ -50,7 +50,7 @@ def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     def model_ms(self: candidates.Judge, plans: dict) -> dict:
-        layers = attention_layers(self.problem.net)
+        layers = attention_layers(self.data.net)
         return {
             name: 2 + sum(place(words_of(plan.get(p, layers[p].attend))) for p in layers)
             for name, plan in plans.items()

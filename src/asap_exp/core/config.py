@@ -4,7 +4,7 @@ The values live in `conf/`. A composed configuration becomes one of these datacl
 (`asap_exp.core.composing`); `__post_init__` refuses what a type cannot.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -396,96 +396,6 @@ class LayerConfig:
 
 
 @dataclass
-class DescentConfig:
-    """A fit by gradient: so many updates of Adam, from this learning rate to 0."""
-
-    updates: int
-    lr: float
-
-
-DESCENTS = ("kl", "learned_slices", "end_to_end")
-"""The steps of a calibration that follow a gradient."""
-
-
-@dataclass
-class CalibrationConfig:
-    name: str
-    steps: list[str]
-    sequential: bool
-    slices: int
-    candidates: int
-    query_features: bool
-    adaptive: bool
-    logits: bool
-    refine: int
-    relaxed: bool
-    ridge: float
-    kl: DescentConfig
-    learned_slices: DescentConfig
-    end_to_end: DescentConfig
-    samples: int
-    holdout: int
-    batch_size: int
-    memory_mib: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_choice("calibration.name", self.name, ("ridge", *DESCENTS, "sequential"))
-        check_steps(self.steps)
-        check_range("calibration.slices", self.slices, minimum=1)
-        check_range("calibration.slices", self.slices, maximum=MOST_SLICES)
-        check_range("calibration.candidates", self.candidates, minimum=self.slices)
-        check_range("calibration.candidates", self.candidates, maximum=10 * MOST_SLICES)
-        for key in ("adaptive", "logits"):
-            if getattr(self, key) and not self.query_features:
-                raise UserError(
-                    f"calibration.{key}=true needs calibration.query_features=true, got false; set "
-                    f"that, or calibration.{key}=false"
-                )
-        check_range("calibration.refine", self.refine, minimum=0)
-        check_range("calibration.refine", self.refine, maximum=MOST_REPEATS)
-        check_range("calibration.ridge", self.ridge, above=0)
-        check_range("calibration.ridge", self.ridge, maximum=LARGEST_SETTING)
-        for step in DESCENTS:
-            settings: DescentConfig = getattr(self, step)
-            check_range(f"calibration.{step}.updates", settings.updates, minimum=1)
-            check_range(f"calibration.{step}.updates", settings.updates, maximum=MOST_UPDATES)
-            check_range(f"calibration.{step}.lr", settings.lr, above=0)
-            check_range(f"calibration.{step}.lr", settings.lr, maximum=LARGEST_RATE)
-        for key in ("samples", "holdout", "batch_size", "memory_mib"):
-            check_range(f"calibration.{key}", getattr(self, key), minimum=1)
-            check_range(f"calibration.{key}", getattr(self, key), maximum=2**63 - 1)
-        check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
-
-    @property
-    def relaxes(self) -> bool:
-        """Whether there are updates of which a step by gradient can learn how far they go."""
-        return self.relaxed and self.refine > 0 and len(self.steps) > 1
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but the settings of what is not used."""
-        unread = [step for step in DESCENTS if step not in self.steps]
-        unread += [key for key in ("adaptive", "logits") if not getattr(self, key)]
-        unread += [] if self.relaxes else ["relaxed"]
-        return {key: value for key, value in asdict(self).items() if key not in unread}
-
-
-def check_steps(steps: list[str]) -> None:
-    for step in steps:
-        check_choice("calibration.steps", step, ("ridge", *DESCENTS))
-    if not steps or steps[0] != "ridge" or len(set(steps)) < len(steps):
-        raise UserError(
-            f"calibration.steps={steps} must begin with ridge, which the other steps start from, "
-            "and name no step twice"
-        )
-    if "end_to_end" in steps[:-1]:
-        raise UserError(
-            f"calibration.steps={steps}: end_to_end must come last, since the other steps look at "
-            "one layer alone"
-        )
-
-
-@dataclass
 class LatencyConfig:
     batch_size: int
     rounds: int
@@ -549,36 +459,6 @@ class BudgetConfig:
     @property
     def asked(self) -> bool:
         return self.accuracy_drop is not None or self.latency_ratio is not None
-
-
-@dataclass
-class DistillConfig:
-    teacher: str | None = field(metadata=PATH)
-    calibration: CalibrationConfig
-    budget: BudgetConfig
-    accelerator: str
-    data: DataLocation
-    logger: LoggerConfig
-    paths: PathsConfig
-    layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))
-    task: TaskConfig = field(default_factory=TaskConfig)
-
-    def __post_init__(self) -> None:
-        check_choice("accelerator", self.accelerator, ACCELERATORS)
-        if self.budget.asked and (
-            self.calibration.sequential or "end_to_end" in self.calibration.steps
-        ):
-            raise UserError(
-                f"calibration={self.calibration.name} fits layers by one another, but a budget "
-                "chooses for each by itself; choose learned_slices, kl or ridge"
-            )
-
-    @property
-    def fitted(self) -> CalibrationConfig:
-        """The calibration; with a budget, which says what maps may refine, the most of that."""
-        if not self.budget.asked:
-            return self.calibration
-        return replace(self.calibration, refine=max(self.budget.refine, default=0))
 
 
 @dataclass

@@ -8,13 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from asap_exp.attention import AsapAttention, Attention
-from asap_exp.calibration.calibrate import Calibration, Problem
+from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import device_of
-from asap_exp.core.config import BudgetConfig, DistillConfig, TextDataConfig
+from asap_exp.calibration.data import CalibrationData
+from asap_exp.core.config import BudgetConfig, TextDataConfig
 from asap_exp.core.console import console
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
 from asap_exp.distill.candidates import Judge, Option, make_ladders, make_options
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import Compiled, distill
 from asap_exp.distill.search import (
     Ladders,
@@ -39,20 +41,20 @@ def distill_within_budget(config: DistillConfig) -> Path:
 
 
 def compile_within(
-    budget: BudgetConfig, problem: Problem, paths: list[str], data: TaskDataModule
+    budget: BudgetConfig, data: CalibrationData, paths: list[str], task_data: TaskDataModule
 ) -> Compiled:
     """Options made, timed and judged on the validation split, and the plan that was found."""
-    check_measurable(budget, data)
-    budget.latency.check_device("budget.latency", device_of(problem.net).type)
-    batches = data.val_dataloader()
-    check_enough(budget, batches.rows, data.noun)
-    judge = Judge(problem, batches, budget)
-    options, fits = make_options(problem, paths, budget)
+    check_measurable(budget, task_data)
+    budget.latency.check_device("budget.latency", device_of(data.net).type)
+    batches = task_data.val_dataloader()
+    check_enough(budget, batches.rows, task_data.noun)
+    judge = Judge(data, batches, budget)
+    options, fits = make_options(data, paths, budget)
     ms = judge.layer_ms(options)
     check_teacher_timed(options, ms)
     ladders = make_ladders(judge, options, ms)
     plan = search(judge, ladders, uniform(ladders, ms))
-    seen = data.config.train_on == "train+val"
+    seen = task_data.config.train_on == "train+val"
     found = {**outcome(judge, ladders, plan), "seen_in_training": seen}
     print_plan(found)
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)

@@ -14,11 +14,13 @@ from asap_exp.attention import (
     attention_layers,
     swapped,
 )
-from asap_exp.calibration.calibrate import Calibration, Problem, calibrate, sinkhorn
-from asap_exp.calibration.capture import layer_inputs
-from asap_exp.calibration.end_to_end import log_probabilities
+from asap_exp.calibration.calibrate import Calibration, calibrate
+from asap_exp.calibration.capture import layer_inputs, sinkhorn
+from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.data import CalibrationData
+from asap_exp.calibration.prediction_fit import log_probabilities
 from asap_exp.calibration.truncation import truncations
-from asap_exp.core.config import BudgetConfig, CalibrationConfig
+from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.records.words import refine_words
 from asap_exp.data.loader import BatchLoader
@@ -37,7 +39,7 @@ Option = tuple[str, Attention]
 class Judge:
     """The teacher's predictions on the validation split, and those of whatever replaces it."""
 
-    problem: Problem
+    data: CalibrationData
     batches: BatchLoader
     budget: BudgetConfig
 
@@ -47,7 +49,7 @@ class Judge:
 
     @torch.no_grad()
     def _log_probabilities(self, attends: Mapping[str, Attention]) -> Tensor:
-        net, precision, forward = self.problem.net, self.problem.precision, self.problem.forward
+        net, precision, forward = self.data.net, self.data.precision, self.data.forward
         with swapped(net, attends):
             found = [log_probabilities(net, batch, precision, forward) for batch in self.batches]
         return torch.cat(found).cpu()
@@ -77,8 +79,8 @@ class Judge:
 
         An option that is wrong beside itself in float64 is not timed, and so not taken.
         """
-        inputs, precision = self.timing_batch(), self.problem.precision
-        recorded = next(iter(layer_inputs(self.problem.net, [(inputs, inputs)], precision)))
+        inputs, precision = self.timing_batch(), self.data.precision
+        recorded = next(iter(layer_inputs(self.data.net, [(inputs, inputs)], precision)))
         calls = {
             (path, words): layer_call(attend, recorded[path][-1])
             for path, found in options.items()
@@ -93,7 +95,7 @@ class Judge:
     @torch.no_grad()
     def model_ms(self, plans: Mapping[str, Mapping[str, Attention]]) -> dict[str, float]:
         """Median milliseconds of the whole model with each plan in it, interleaved."""
-        inputs, net, precision = self.timing_batch(), self.problem.net, self.problem.precision
+        inputs, net, precision = self.timing_batch(), self.data.net, self.data.precision
         calls = {name: model_call(net, plan, inputs, precision) for name, plan in plans.items()}
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
 
@@ -114,18 +116,17 @@ def is_right(words: str, attend: Attention, inputs: LayerInputs) -> bool:
 
 
 def make_options(
-    problem: Problem, paths: Sequence[str], budget: BudgetConfig
+    data: CalibrationData, paths: Sequence[str], budget: BudgetConfig
 ) -> tuple[dict[str, list[Option]], dict[str, Calibration]]:
     """For each layer its options, the teacher's own attention the last; and the ASAP ones' fits."""
-    layers = attention_layers(problem.net)
+    layers = attention_layers(data.net)
     configs = [
-        with_slices(problem.config, slices, refine)
+        with_slices(data.config, slices, refine)
         for slices in budget.slices
         for refine in budget.refine
     ]
     fits = {
-        option_words(config): calibrate(replace(problem, config=config), paths)
-        for config in configs
+        option_words(config): calibrate(replace(data, config=config), paths) for config in configs
     }
     options: dict[str, list[Option]] = {}
     for path in paths:
@@ -142,7 +143,7 @@ def make_options(
 
 def option_words(config: CalibrationConfig) -> str:
     """The name of this option."""
-    return f"ASAP, {config.slices} slices, {refine_words(config)}"
+    return f"ASAP, {config.slices} slices, {refine_words(config.refine, config.relaxes)}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:
@@ -157,7 +158,7 @@ def make_ladders(
     ms: Mapping[str, Mapping[str, float]],
 ) -> dict[str, list[Candidate]]:
     """Every option judged with its layer alone replaced; of each layer the useful ones."""
-    layers = attention_layers(judge.problem.net)
+    layers = attention_layers(judge.data.net)
     ladders = {}
     for path, found in progress(options.items(), "Judging", len(options)):
         own = layers[path].attend

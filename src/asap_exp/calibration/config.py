@@ -1,0 +1,125 @@
+"""The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
+
+from dataclasses import asdict, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from asap_exp.calibration.steps import (
+    STEPS,
+    ModelStep,
+    StartStep,
+    Step,
+    names_of,
+    with_settings,
+)
+from asap_exp.core.config import LARGEST_SETTING, MOST_REPEATS, MOST_SLICES
+from asap_exp.core.errors import UserError, check_choice, check_range
+
+AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+@dataclass
+class CalibrationKeys:
+    """All keys but the settings of the steps, which `CalibrationConfig` adds under their names."""
+
+    name: str
+    steps: list[str]
+    sequential: bool
+    slices: int
+    candidates: int
+    query_features: bool
+    adaptive: bool
+    logits: bool
+    refine: int
+    relaxed: bool
+    ridge: float
+    samples: int
+    holdout: int
+    batch_size: int
+    memory_mib: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_choice("calibration.name", self.name, (*STEPS, "sequential"))
+        check_steps(self.steps)
+        check_range("calibration.slices", self.slices, minimum=1)
+        check_range("calibration.slices", self.slices, maximum=MOST_SLICES)
+        check_range("calibration.candidates", self.candidates, minimum=self.slices)
+        check_range("calibration.candidates", self.candidates, maximum=10 * MOST_SLICES)
+        for key in ("adaptive", "logits"):
+            if getattr(self, key) and not self.query_features:
+                raise UserError(
+                    f"calibration.{key}=true needs calibration.query_features=true, got false; set "
+                    f"that, or calibration.{key}=false"
+                )
+        check_range("calibration.refine", self.refine, minimum=0)
+        check_range("calibration.refine", self.refine, maximum=MOST_REPEATS)
+        check_range("calibration.ridge", self.ridge, above=0)
+        check_range("calibration.ridge", self.ridge, maximum=LARGEST_SETTING)
+        for step in with_settings():
+            getattr(self, step).check(f"calibration.{step}")
+        for key in ("samples", "holdout", "batch_size", "memory_mib"):
+            check_range(f"calibration.{key}", getattr(self, key), minimum=1)
+            check_range(f"calibration.{key}", getattr(self, key), maximum=2**63 - 1)
+        check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
+
+    def chosen(self, kind: type[AnyStep]) -> list[AnyStep]:
+        """The steps of one kind, in their order, each with its settings."""
+        settings = with_settings()
+        steps = [
+            STEPS[name](getattr(self, name) if name in settings else None) for name in self.steps
+        ]
+        return [step for step in steps if isinstance(step, kind)]
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether there are updates, and a step after the start that learns how far they go."""
+        return self.relaxed and self.refine > 0 and len(self.steps) > 1
+
+    @property
+    def fits_layers_apart(self) -> bool:
+        """Whether the map of a layer does not depend on those of the others."""
+        return not self.sequential and not self.chosen(ModelStep)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: everything but the settings of what is not used.
+
+        A key that is new must be left out where it changes nothing, so that the hashes of finished
+        runs stay valid.
+        """
+        unread = [step for step in with_settings() if step not in self.steps]
+        unread += [key for key in ("adaptive", "logits") if not getattr(self, key)]
+        unread += [] if self.relaxes else ["relaxed"]
+        return {key: value for key, value in asdict(self).items() if key not in unread}
+
+
+if TYPE_CHECKING:
+    CalibrationConfig = CalibrationKeys
+else:
+    CalibrationConfig = make_dataclass(
+        "CalibrationConfig",
+        [
+            (name, type(step.settings), field(default_factory=step.defaults))
+            for name, step in with_settings().items()
+        ],
+        bases=(CalibrationKeys,),
+        namespace={"__doc__": "The keys of `calibration`.", "__module__": __name__},
+    )
+
+
+def check_steps(steps: list[str]) -> None:
+    """UserError unless `steps` begins with a start, and each later scope follows the former."""
+    for step in steps:
+        check_choice("calibration.steps", step, tuple(STEPS))
+    starts = names_of(StartStep)
+    begins = steps and steps[0] in starts and not set(steps[1:]) & set(starts)
+    if not begins or len(set(steps)) < len(steps):
+        raise UserError(
+            f"calibration.steps={steps} must begin with {' or '.join(starts)}, which the other "
+            "steps start from, and name no step twice"
+        )
+    of_model = [step for step in steps if step in names_of(ModelStep)]
+    if of_model != steps[len(steps) - len(of_model) :]:
+        raise UserError(
+            f"calibration.steps={steps}: {of_model[0]} must come last, since the other steps look "
+            "at one layer alone"
+        )
