@@ -16,12 +16,19 @@ MARKED = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</
 
 def mathml(text: str) -> str:
     """Replace each formula that Arithmatex's generic mode has marked in the HTML `text`."""
+    return MARKED.sub(lambda found: converted(found[2], found[1] == "div"), text)
 
-    def one(found: re.Match[str]) -> str:
-        display = "block" if found[1] == "div" else "inline"
-        return convert(unescape(found[2]).strip(), display=display)
 
-    return MARKED.sub(one, text)
+def converted(formula: str, block: bool) -> str:
+    """Return the MathML of a formula; ValueError names one that cannot be read."""
+    formula = unescape(formula).strip()
+    try:
+        result = convert(formula, display="block" if block else "inline")
+    except Exception as error:  # of many kinds, most without a word
+        raise ValueError(f"the formula {formula} cannot be read: {error!r}") from error
+    if unknown := re.search(r">(\\\w+)<", result):
+        raise ValueError(f"the formula {formula} has {unknown[1]}, which is not known")
+    return result
 
 
 class MathmlPostprocessor(Postprocessor):

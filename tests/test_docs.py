@@ -36,7 +36,7 @@ ANSWERS = {
     "What is a control?": "method.md#what-is-a-control",
     "How do I resume?": "tracking.md#how-do-i-resume",
     "Where are the logs?": "tracking.md#where-are-the-logs",
-    "How do I compile my own timm model?": "extending.md#how-do-i-compile-my-own-timm-model",
+    "How do I compile my own timm model?": "../README.md#compile-your-own-model",
     "What is not reproduced?": "reproduce.md#what-is-not-reproduced",
     "How do I run a sweep?": "tracking.md#how-do-i-run-a-sweep",
 }
@@ -85,3 +85,9 @@ def test_formulas_become_mathml() -> None:
     assert re.fullmatch(r'a <math [^>]*display="inline">.*<mi>x</mi>.*&#x0003C;.*</math> b', inline)
     block = mathml('<div class="arithmatex">\\[\nx\n\\]</div>')
     assert re.fullmatch(r'<math [^>]*display="block">.*<mi>x</mi>.*</math>', block)
+
+
+@pytest.mark.parametrize("formula", [r"\foo x", r"\left( x"])
+def test_formula_that_cannot_be_read_is_named(formula: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(formula)):
+        script("docs_math").mathml(rf'<span class="arithmatex">\({formula}\)</span>')
