@@ -11,7 +11,7 @@ $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(fore
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test test-gpu reliability lint docs
+.PHONY: help setup demo train distill evaluate report benchmark test test-quick coverage test-gpu reliability lint docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mod
 
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
+
+test-quick: setup ## Run nine tenths of them within a minute: those not marked slow
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+coverage: setup ## Run the tests and say which lines of the package none of them reaches
+	@$(PY) -m pytest --cov --cov-report term:skip-covered $(ARGS)
 
 test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'

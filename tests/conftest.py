@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile(
+        "the same cases every time",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=100,
+    )
+    hypothesis.settings.load_profile("the same cases every time")
     if path := config.getoption("--report"):
         config.pluginmanager.register(Report(path))
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
