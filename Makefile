@@ -11,7 +11,7 @@ $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(fore
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test test-quick coverage test-gpu reliability lint docs
+.PHONY: help setup demo train distill evaluate report benchmark test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,12 @@ test-gpu: setup ## Run the operators' tests at every size on a GPU; report in re
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)
 
-lint: setup ## Check style and types
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+lint: setup ## Check style, types and spelling
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/codespell .
+
+lock: ## Write constraints.txt anew, with the versions it has where they still fit (needs uv): ARGS=--upgrade
+	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --output-file constraints.txt $(ARGS)
 
 docs: setup ## Build the documentation into site/; a broken link is a mistake
 	@$(PY) scripts/build_docs.py
