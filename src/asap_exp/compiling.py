@@ -33,7 +33,7 @@ from asap_exp.distillation.calibrate import Problem, calibrate
 from asap_exp.distillation.capture import Forward, device_of
 from asap_exp.distillation.drift import column_errors, drift_ratios
 from asap_exp.errors import UserError, check_choice, check_range
-from asap_exp.ops._backend import BACKENDS
+from asap_exp.ops.backend import BACKENDS
 from asap_exp.tensors import fingerprint
 
 KL = DescentConfig(updates=300, lr=0.03)

@@ -14,7 +14,7 @@ from asap_exp.benchmarking.absorption import (
 )
 from asap_exp.benchmarking.benchmark import absorbed_share
 from asap_exp.benchmarking.inputs import Inputs
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
 NUM_ITERS = 20
 
@@ -89,23 +89,23 @@ def test_long_rows_and_the_reference_are_in_the_log_domain_throughout() -> None:
     assert absorbed_share(Inputs(long, long, long), "triton") is None
 
 
-@pytest.mark.skipif(_backend.fused is None, reason="Triton is not installed")
+@pytest.mark.skipif(backend.fused is None, reason="Triton is not installed")
 def test_rule_is_the_kernels() -> None:
-    from asap_exp.ops.triton import short
+    from asap_exp.ops.kernels.sinkhorn import logits_in_registers
 
     q, k = queries_and_keys(20.0, torch.bfloat16)
     assert absorbed_share(Inputs(q, k, k), "triton") > 0.5
-    source = inspect.getsource(short.plan.fn)
+    source = inspect.getsource(logits_in_registers.plan.fn)
     assert f"> {ABSORBED_BEYOND}:" in source
     assert f"if t % {CHECKED_EVERY} == 1:" in source
 
 
-@pytest.mark.skipif(_backend.fused is None, reason="Triton is not installed")
+@pytest.mark.skipif(backend.fused is None, reason="Triton is not installed")
 def test_rule_is_the_other_kernels() -> None:
-    from asap_exp.ops.triton import whole_head
+    from asap_exp.ops.kernels.sinkhorn import plan_in_shared_memory
 
     q, k = queries_and_keys(6.0, torch.bfloat16)
     q, k = (torch.cat([x] * 6, dim=2) for x in (q, k))  # 144 tokens
     assert absorbed_share(Inputs(q, k, k), "triton") > 0.5
-    assert whole_head.FARTHEST.value == ABSORBED_BEYOND
-    assert whole_head.CAUTIOUS.value == CHECKED_EVERY
+    assert plan_in_shared_memory.FARTHEST.value == ABSORBED_BEYOND
+    assert plan_in_shared_memory.CAUTIOUS.value == CHECKED_EVERY

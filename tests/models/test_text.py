@@ -17,7 +17,7 @@ from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.errors import UserError
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from asap_exp.tensors import fingerprint
 
 from ..stages import TINY_TEXT

@@ -15,7 +15,7 @@ from asap_exp.attention import (
 from asap_exp.errors import UserError
 from asap_exp.files import read_json, write_json
 from asap_exp.models import build_net, build_vit, load_net
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from asap_exp.tensors import fingerprint, load_tensors, save_tensors
 
 from ..fake_runs import fake_run, train_config

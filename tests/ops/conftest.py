@@ -23,5 +23,5 @@ def unwritten_is_nan():
 def heads(request, monkeypatch):
     """As which the heads of a test count: the fused kernels give few of them more warps each."""
     if request.param == "many heads":
-        monkeypatch.setattr("asap_exp.ops.triton.problem.FEW", 0)
+        monkeypatch.setattr("asap_exp.ops.kernels.launch.FEW", 0)
     return request.param

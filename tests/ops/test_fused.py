@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
 from .inputs import (
     ASAP,
@@ -22,7 +22,7 @@ from .inputs import (
     relative_rms,
 )
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 GPU = torch.cuda.is_available()
@@ -45,7 +45,7 @@ few_and_many_heads = pytest.mark.parametrize(
 @pytest.fixture(params=ON_CHIP_TOKENS)
 def route(request, monkeypatch):
     monkeypatch.setattr(
-        "asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", ON_CHIP_TOKENS[request.param]
+        "asap_exp.ops.kernels.sinkhorn.op.ON_CHIP_TOKENS", ON_CHIP_TOKENS[request.param]
     )
 
 
@@ -194,10 +194,10 @@ def test_more_updates_than_fit_on_chip(route, errors):
 def test_gradient_of_one_input_alone(name, route):
     inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
     grads = []
-    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+    for dtype, by in ((torch.float32, "triton"), (torch.float64, "reference")):
         leaves = {x: getattr(inputs, x).to(dtype).detach() for x in ("q", "k", "v")}
         leaves[name].requires_grad_()
-        out = ops.sinkhorn_attention(**leaves, num_iters=3, backend=backend)
+        out = ops.sinkhorn_attention(**leaves, num_iters=3, backend=by)
         grads.append(torch.autograd.grad(out.square().sum(), leaves[name])[0])
     assert relative_rms(*grads) < 2e-4
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
 from .inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
-from asap_exp.ops.triton import one_launch
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops.kernels.asap import one_launch
+from asap_exp.ops.kernels.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
 from .inputs import CLOSURE, TEACHER, Inputs, relative_rms
 from .test_fused_inference import (
@@ -20,10 +20,10 @@ from .test_fused_inference import (
     inputs_for,
 )
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from asap_exp.ops.triton import inference
+from asap_exp.ops.kernels.sinkhorn import inference
 
 ON_HOPPER = not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
 pytestmark = [

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
 from .inputs import ASAP, CLOSURE, SOFTMAX, TEACHER, Inputs, make_inputs, relative_rms
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from asap_exp.ops.triton import inference
-from asap_exp.ops.triton.problem import Problem
+from asap_exp.ops.kernels.launch import Problem
+from asap_exp.ops.kernels.sinkhorn import inference
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -28,9 +28,9 @@ USUAL, HUNDREDS = 1.0, 11.0
 def kernels(request, monkeypatch):
     """Both kinds of kernels at every length that both can take."""
     keys = 256 if request.param == "whole head" else 0
-    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD", keys)
+    monkeypatch.setattr("asap_exp.ops.kernels.sinkhorn.inference.WHOLE_HEAD", keys)
     for name in ("SHORT_TOKENS", "RESIDENT_KEYS"):  # up to so many, other kernels are faster
-        monkeypatch.setattr(f"asap_exp.ops.triton.inference.{name}", 0)
+        monkeypatch.setattr(f"asap_exp.ops.kernels.sinkhorn.inference.{name}", 0)
 
 
 def inputs_for(size: float = USUAL, **shape) -> Inputs:

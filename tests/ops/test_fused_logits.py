@@ -11,10 +11,10 @@ from asap_exp.ops.reference.sinkhorn import logits, update
 from .inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
 
 pytest.importorskip("triton")
-from asap_exp.ops.triton import one_launch
-from asap_exp.ops.triton.logit_rows import logit_dual
-from asap_exp.ops.triton.refined import refined_dual
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops.kernels.asap import one_launch
+from asap_exp.ops.kernels.asap.logit_features import logit_dual
+from asap_exp.ops.kernels.sinkhorn.updates import refined_dual
+from asap_exp.ops.kernels.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [

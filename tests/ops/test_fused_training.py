@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +59,7 @@ def test_checkpointed_gradients_are_those_without_to_the_bit(
     autocast, mask, on_chip_tokens, monkeypatch
 ):
     """The updates run once more, and two runs give the same bits."""
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
+    monkeypatch.setattr("asap_exp.ops.kernels.sinkhorn.op.ON_CHIP_TOKENS", on_chip_tokens)
     found, expected = (
         Layer("triton").gradients(mask, checkpointed=checkpointed, autocast=autocast)
         for checkpointed in (True, False)
@@ -87,7 +87,7 @@ def test_checkpointing_keeps_no_duals():
 @on_each_route
 def test_gradients_under_autocast_are_the_references(on_chip_tokens, monkeypatch):
     """Both see the same bfloat16 q, k, v, and round a gradient to bfloat16 in other places."""
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
+    monkeypatch.setattr("asap_exp.ops.kernels.sinkhorn.op.ON_CHIP_TOKENS", on_chip_tokens)
     fused, reference = (
         Layer(backend).gradients(MASK, checkpointed=True, autocast=True)
         for backend in ("triton", "reference")

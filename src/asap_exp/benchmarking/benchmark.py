@@ -182,9 +182,9 @@ def absorbed_share(inputs: Inputs, backend: str) -> float | None:
     """Of the fused teacher's heads; None where it works in the log domain."""
     if backend != "triton":
         return None
-    from asap_exp.ops.triton import inference
-    from asap_exp.ops.triton.problem import Problem
-    from asap_exp.ops.triton.sinkhorn import on_chip
+    from asap_exp.ops.kernels.launch import Problem
+    from asap_exp.ops.kernels.sinkhorn import inference
+    from asap_exp.ops.kernels.sinkhorn.op import on_chip
 
     q, k, v = inputs.qkv
     problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from asap_exp.evaluation.latency import Call, repeats, seconds, warm_up
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 
 SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**26)}
 """The side of a square matrix product, and the bytes of a copy."""

@@ -17,8 +17,8 @@ from asap_exp.benchmarking.parameters import Duals, given_duals
 from asap_exp.benchmarking.registry import Attend, Method, Operator, Setting, Unavailable, method
 from asap_exp.benchmarking.work import Recipe
 from asap_exp.ops import reference
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops._backend import implementation
+from asap_exp.ops.backend import resolve
+from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.reference.sinkhorn import average_values, column_step, logits
 
 BiasedAttention = Callable[[Tensor, Tensor, Tensor, Duals], Tensor]
@@ -100,10 +100,10 @@ def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 
 def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, duals: Duals, backend: str) -> Tensor:
-    if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
+    if resolve(backend, q, v, no_gradient_of=(q, k, v)) is reference:
         return softmax_with_bias(q, k, v, duals.col)
-    from asap_exp.ops.triton import softmax
-    from asap_exp.ops.triton.problem import Problem, unwritten_output
+    from asap_exp.ops.kernels import softmax
+    from asap_exp.ops.kernels.launch import Problem, unwritten_output
 
     out = unwritten_output(q, v)
     problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
@@ -114,11 +114,11 @@ def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, duals: Duals, backend: 
 def column_pass(q: Tensor, k: Tensor, row_dual: Tensor, backend: str) -> Tensor:
     """g `[B, H, M]` of f `[B, H, N]`."""
     scale = q.shape[3] ** -0.5
-    if implementation(backend, q, no_gradient_of=(q, k)) is reference:
+    if resolve(backend, q, no_gradient_of=(q, k)) is reference:
         return column_step(logits(q, k, eps=1.0, scale=scale, mask=None), row_dual, None)
-    from asap_exp.ops.triton import forward, inference
-    from asap_exp.ops.triton.problem import Problem
-    from asap_exp.ops.triton.tiles import LOG2_E
+    from asap_exp.ops.kernels.launch import Problem
+    from asap_exp.ops.kernels.sinkhorn import forward, inference
+    from asap_exp.ops.kernels.tiles import LOG2_E
 
     problem = Problem.of(q, k, k, None, 1, scale)
     if inference.takes(problem):

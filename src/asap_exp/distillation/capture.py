@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from asap_exp.attention import LayerInputs, record_inputs
 from asap_exp.devices import autocast
 from asap_exp.errors import UserError
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.masking import blank
 from asap_exp.training.guard import first_non_finite
 
 Forward = Callable[[nn.Module, Any], Tensor]

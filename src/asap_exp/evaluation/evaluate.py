@@ -36,7 +36,7 @@ from asap_exp.files import read_json
 from asap_exp.locks import part_held
 from asap_exp.manifest import manifest, outcome
 from asap_exp.models import load_net
-from asap_exp.ops._backend import chosen
+from asap_exp.ops.backend import chosen
 from asap_exp.runs import (
     Run,
     all_runs,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import absent, blank, compute_dtype, effective_padding
+from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
 
 
 class SinkhornDuals(NamedTuple):

@@ -9,7 +9,7 @@ ceil(log2 n) off the end of x: a relative error of at most 4e-6 at n = 64, 6e-5 
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.sorting import exchange, log2
+from asap_exp.ops.kernels.asap.sorting import exchange, log2
 
 LARGEST = tl.constexpr(2**31 - 1)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asap_exp.ops.triton.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
+from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
 FEW = 4
 """Heads a processor: it has room for so many programs of four warps with 128 registers a thread.

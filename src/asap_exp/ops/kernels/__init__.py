@@ -1,13 +1,13 @@
 """The operators of `ops.reference` fused, under the same names; nothing of size n x m is stored."""
 
-from asap_exp.ops.triton.asap import asap_attention, predicted_dual, sliced_potentials
-from asap_exp.ops.triton.softmax import softmax_attention
-from asap_exp.ops.triton.teacher import (
+from asap_exp.ops.kernels.asap.op import asap_attention, predicted_dual, sliced_potentials
+from asap_exp.ops.kernels.sinkhorn.attention import (
     closure_attention,
     relaxed_sinkhorn_attention,
     sinkhorn_attention,
     sinkhorn_duals,
 )
+from asap_exp.ops.kernels.softmax import softmax_attention
 
 __all__ = [
     "asap_attention",

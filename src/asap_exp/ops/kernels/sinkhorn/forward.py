@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import resident, short, streaming
-from asap_exp.ops.triton.problem import Problem, head_strides, strides
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, LOG2_E, block
+from asap_exp.ops.kernels.launch import Problem, head_strides, strides
+from asap_exp.ops.kernels.sinkhorn import keys_in_registers, logits_in_registers, tiled
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, LOG2_E, block
 
 RESIDENT_KEYS = 512
 """Up to so many keys, a head's keys stay on chip: beyond, two passes an update are as fast."""
@@ -34,7 +34,7 @@ def on_chip(
         warps = p.on_chip_warps(4, 8)
     else:
         warps, relaxation = p.on_chip_warps(2 if p.few else 1, 8), None
-    short.forward_kernel[(p.programs,)](
+    logits_in_registers.forward_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, relaxation or 1.0,
         **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
@@ -70,7 +70,7 @@ def updates_resident(
 ) -> tuple[Tensor | None, Tensor]:
     """f^(T-1) and g^T from f^0 and g^1, T > 1."""
     p = problem
-    resident.updates_kernel[(p.programs,)](
+    keys_in_registers.updates_kernel[(p.programs,)](
         p.q, p.k, rows, cols, p.padding,
         *strides(p.q, p.k), *rows.stride()[1:3], *cols.stride()[1:3],
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
@@ -126,7 +126,7 @@ def _half_step(
     p = problem
     x_block, y_block, warps = p.tile
     num_x, num_y = x.shape[2], y.shape[2]
-    streaming.half_step_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
+    tiled.half_step_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x, y, dual_y, previous, p.padding, result,
         *strides(x, y), *head_strides(dual_y, previous, result),
         p.heads, num_x, num_y, p.to_log2, log2_ratio,
@@ -142,7 +142,7 @@ def attention(
     """out = softmax_j(S + col) v, and with `save` its dual in `last`; `row` is an earlier dual."""
     p = problem
     n_block, m_block, warps = p.tile
-    streaming.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+    tiled.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
         p.q, p.k, p.v, col, row, p.padding, out, last,
         *strides(p.q, p.k, p.v, out), *head_strides(col, row, last),
         p.heads, p.n, p.m, p.to_log2,

@@ -13,8 +13,8 @@ needs every pass to see the same logits, takes that one.
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.streaming import decay, finite, lowered, place
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.sinkhorn.tiled import decay, finite, lowered, place
+from asap_exp.ops.kernels.tiles import (
     IN_LOG2,
     biased,
     load_tile,

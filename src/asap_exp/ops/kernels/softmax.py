@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
-from asap_exp.ops.triton import forward, inference
-from asap_exp.ops.triton.problem import Problem, unwritten_output
-from asap_exp.ops.triton.tiles import LOG2_E
+from asap_exp.ops.kernels.launch import Problem, unwritten_output
+from asap_exp.ops.kernels.sinkhorn import forward, inference
+from asap_exp.ops.kernels.tiles import LOG2_E
 
 
 def softmax_attention(

@@ -22,7 +22,7 @@ Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.tiles import (
     IN_LOG2,
     biased,
     exponent,

@@ -17,8 +17,8 @@ was far off, the head makes its sums again with the true maxima.
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.folded import lost, partial_sums, row_sums
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import lost, partial_sums, row_sums
+from asap_exp.ops.kernels.tiles import (
     IN_LOG2,
     biased,
     exponent,

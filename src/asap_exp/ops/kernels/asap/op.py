@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.ops import reference
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops.reference._masking import blank
-from asap_exp.ops.triton import one_launch, potentials
-from asap_exp.ops.triton.logit_rows import logit_dual
-from asap_exp.ops.triton.refined import refined_attention, refined_dual
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.asap import dual, one_launch
+from asap_exp.ops.kernels.asap.logit_features import logit_dual
+from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
+from asap_exp.ops.masking import blank
 
 
 def sliced_potentials(
@@ -26,9 +26,9 @@ def sliced_potentials(
 ) -> Tensor:
     """No gradient. The reference where queries and keys differ in number."""
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    if not potentials.supports(q, k):
+    if not dual.supports(q, k):
         return reference.sliced_potentials(q, k, theta, **options)
-    return potentials.sliced_potentials(q, k, theta, **options)
+    return dual.sliced_potentials(q, k, theta, **options)
 
 
 def asap_attention(
@@ -95,9 +95,9 @@ def sliced_dual(
     """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight)
-    if not potentials.supports(q, k) or gradient_needed(q, k, *weights, logit_weight):
+    if not dual.supports(q, k) or gradient_needed(q, k, *weights, logit_weight):
         return reference.asap.sliced_dual(q, k, *weights, logit_weight, **options)
-    f_hat = potentials.sliced_dual(q, k, *weights, **options)
+    f_hat = dual.sliced_dual(q, k, *weights, **options)
     if logit_weight is not None:
         f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
     return f_hat

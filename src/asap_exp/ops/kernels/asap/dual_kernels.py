@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.adaptive import adaptive_weights, pool
-from asap_exp.ops.triton.projection import load_directions, project_tokens
-from asap_exp.ops.triton.sorted_rows import sort_images, sort_words, sorted_potentials
-from asap_exp.ops.triton.sorting import dealt, sort_rows, undealt
-from asap_exp.ops.triton.tiles import valid_tokens
+from asap_exp.ops.kernels.asap.adaptive_features import adaptive_weights, pool
+from asap_exp.ops.kernels.asap.projection import load_directions, project_tokens
+from asap_exp.ops.kernels.asap.sorted_rows import sort_images, sort_words, sorted_potentials
+from asap_exp.ops.kernels.asap.sorting import dealt, sort_rows, undealt
+from asap_exp.ops.kernels.tiles import valid_tokens
 
 
 @triton.jit

@@ -8,7 +8,7 @@ anew in every update.
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import biased, exponent, load_tile, product, valid_tokens
+from asap_exp.ops.kernels.tiles import biased, exponent, load_tile, product, valid_tokens
 
 
 # fmt: off

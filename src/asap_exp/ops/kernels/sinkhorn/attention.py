@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.launch import Problem, unwritten_output
+from asap_exp.ops.kernels.sinkhorn import forward
+from asap_exp.ops.kernels.sinkhorn.op import on_chip, sinkhorn
+from asap_exp.ops.kernels.sinkhorn.updates import refined_attention
+from asap_exp.ops.kernels.tiles import LOG2_E
+from asap_exp.ops.masking import blank
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
-from asap_exp.ops.triton import forward
-from asap_exp.ops.triton.problem import Problem, unwritten_output
-from asap_exp.ops.triton.refined import refined_attention
-from asap_exp.ops.triton.sinkhorn import on_chip, sinkhorn
-from asap_exp.ops.triton.tiles import LOG2_E
 
 
 def sinkhorn_attention(

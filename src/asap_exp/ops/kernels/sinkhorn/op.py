@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops.reference._masking import blank
-from asap_exp.ops.triton import backward, forward, inference
-from asap_exp.ops.triton.problem import Problem, unwritten_output
-from asap_exp.ops.triton.tiles import unit_stride
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.launch import Problem, unwritten_output
+from asap_exp.ops.kernels.sinkhorn import backward, forward, inference
+from asap_exp.ops.kernels.tiles import unit_stride
+from asap_exp.ops.masking import blank
 
 ON_CHIP_TOKENS = 128
 """Up to so many tokens on either side, half as many of wide float32, logits stay on chip."""

@@ -8,8 +8,8 @@ u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of t
 import triton
 import triton.language as tl
 
+from asap_exp.ops.kernels.tiles import load_tile, product, stacked, valid_tokens
 from asap_exp.ops.reference import adaptive
-from asap_exp.ops.triton.tiles import load_tile, product, stacked, valid_tokens
 
 COUNT = tl.constexpr(adaptive.COUNT)
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import INTERPRETED, block, load_tile, product, valid_tokens
+from asap_exp.ops.kernels.tiles import INTERPRETED, block, load_tile, product, valid_tokens
 
 
 def constants(slices: int, dtype: torch.dtype) -> dict[str, object]:

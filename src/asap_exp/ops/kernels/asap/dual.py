@@ -12,12 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
+from asap_exp.ops.kernels.asap import projection
+from asap_exp.ops.kernels.asap.adaptive_features import pool_kernel
+from asap_exp.ops.kernels.asap.dual_kernels import dual_kernel, potential_kernel, sum_kernel
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import adaptive
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
-from asap_exp.ops.triton import projection
-from asap_exp.ops.triton.adaptive import pool_kernel
-from asap_exp.ops.triton.slice_kernels import dual_kernel, potential_kernel, sum_kernel
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -14,20 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.reference.logit_rows import COUNT
-from asap_exp.ops.triton import potentials, projection
-from asap_exp.ops.triton.adaptive import adaptive_weights_of_both, centred_rows, pooled
-from asap_exp.ops.triton.logit_rows import logit_features_on_chip
-from asap_exp.ops.triton.problem import Problem, strides, unwritten_output
-from asap_exp.ops.triton.projection import (
+from asap_exp.ops.kernels.asap import dual, projection
+from asap_exp.ops.kernels.asap.adaptive_features import (
+    adaptive_weights_of_both,
+    centred_rows,
+    pooled,
+)
+from asap_exp.ops.kernels.asap.logit_features import logit_features_on_chip
+from asap_exp.ops.kernels.asap.projection import (
     load_directions,
     load_query_weight,
     project,
     query_features,
 )
-from asap_exp.ops.triton.refined import refined_attention
-from asap_exp.ops.triton.short import plan, relaxed_update
-from asap_exp.ops.triton.sorted_rows import (
+from asap_exp.ops.kernels.asap.sorted_rows import (
     image_values,
     potentials_of,
     predecessors,
@@ -36,8 +36,11 @@ from asap_exp.ops.triton.sorted_rows import (
     sorted_images,
     sorted_potentials,
 )
-from asap_exp.ops.triton.sorting import log2, sort_product, sort_rows
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.asap.sorting import log2, sort_product, sort_rows
+from asap_exp.ops.kernels.launch import Problem, strides, unwritten_output
+from asap_exp.ops.kernels.sinkhorn.logits_in_registers import plan, relaxed_update
+from asap_exp.ops.kernels.sinkhorn.updates import refined_attention
+from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     LOG2_E,
     block,
@@ -48,6 +51,7 @@ from asap_exp.ops.triton.tiles import (
     unstacked,
     valid_tokens,
 )
+from asap_exp.ops.reference.logit_rows import COUNT
 
 TOKENS = 64
 """Up to so many tokens one launch is faster than three: at 128 its registers spill."""
@@ -60,7 +64,7 @@ LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
-    return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and potentials.supports(q, k)
+    return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and dual.supports(q, k)
 
 
 def asap_attention(
@@ -166,7 +170,7 @@ def _separately(
 ) -> Tensor:
     """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
     options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
-    f_hat = potentials.sliced_dual(q, k, *weights, **options)
+    f_hat = dual.sliced_dual(q, k, *weights, **options)
     return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
 
 

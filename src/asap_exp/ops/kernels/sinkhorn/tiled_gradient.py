@@ -6,8 +6,8 @@ As in `streaming`, each kernel anchors a block of one side's tokens (x) and stre
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.streaming import place, plan
-from asap_exp.ops.triton.tiles import load_tile, product, store_tile, valid_tokens
+from asap_exp.ops.kernels.sinkhorn.tiled import place, plan
+from asap_exp.ops.kernels.tiles import load_tile, product, store_tile, valid_tokens
 
 
 # fmt: off

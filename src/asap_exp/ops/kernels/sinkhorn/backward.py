@@ -9,9 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import gradient, short
-from asap_exp.ops.triton.problem import Problem, head_strides, strides
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block
+from asap_exp.ops.kernels.launch import Problem, head_strides, strides
+from asap_exp.ops.kernels.sinkhorn import logits_in_registers, tiled_gradient
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block
 
 RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
 """Of the products that sum the updates' share of the gradient: finer than the inputs' own."""
@@ -34,7 +34,7 @@ def on_chip(
     problem: Problem, grad_out: Tensor, rows: Tensor, cols: Tensor, grads: Gradients
 ) -> None:
     p = problem
-    short.backward_kernel[(p.programs,)](
+    logits_in_registers.backward_kernel[(p.programs,)](
         p.q, p.k, p.v, grad_out, p.padding, rows, cols, *grads,
         *strides(p.q, p.k, p.v, grad_out, *grads[:3]),
         p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, p.slope,
@@ -63,13 +63,13 @@ def through_values(
     p = problem
     delta, grad_col = torch.empty_like(row), torch.empty_like(col)
     x_block, y_block, warps = p.gradient_tile
-    gradient.delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
+    tiled_gradient.delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
         p.q, p.k, p.v, grad_out, row, col, p.padding, delta,
         *strides(p.q, p.k, p.v, grad_out), *head_strides(row, col, delta),
         p.heads, p.n, p.m, p.to_log2,
         **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
-    gradient.value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
+    tiled_gradient.value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
         p.q, p.k, p.v, grad_out, delta, row, col, p.padding, grad_v, grad_col,
         *strides(p.q, p.k, p.v, grad_out, grad_v), *head_strides(delta, row, col, grad_col),
         p.heads, p.n, p.m, p.to_log2,
@@ -113,7 +113,7 @@ def adjoint(
     p = problem
     x_block, y_block, warps = p.tile
     num_x, num_y = x.shape[2], y.shape[2]
-    gradient.adjoint_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
+    tiled_gradient.adjoint_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x, y, dual_x, dual_y, weight_y, earlier_x, p.padding, result,
         *strides(x, y), *head_strides(dual_x, dual_y, weight_y, earlier_x, result),
         p.heads, num_x, num_y, p.to_log2, p.log2_ratio,
@@ -142,7 +142,7 @@ def through_logits(
     drift = torch.maximum(largest_change(x.duals), largest_change(y.duals))
     if not by_rank:
         drift.fill_(torch.inf)
-    gradient.logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
+    tiled_gradient.logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x.tokens, y.tokens, x.values, y.values, delta,
         x.duals, y.duals, x.weights, y.weights, drift, p.padding, grad_x,
         *strides(x.tokens, y.tokens, x.values, y.values, grad_x),

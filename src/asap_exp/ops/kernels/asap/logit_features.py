@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from asap_exp.ops.kernels.launch import Problem, strides
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, load_tile, product, valid_tokens
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import logit_rows as reference
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
-from asap_exp.ops.triton.problem import Problem, strides
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, load_tile, product, valid_tokens
 
 CONSTANT = tl.constexpr(reference.CONSTANT)
 COUNT = tl.constexpr(reference.COUNT)

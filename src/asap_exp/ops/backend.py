@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
-from asap_exp.ops._arguments import gradient_needed
+from asap_exp.ops.checks import gradient_needed
 
 try:
-    from asap_exp.ops import triton as fused
-    from asap_exp.ops.triton.tiles import INTERPRETED
+    from asap_exp.ops import kernels as fused
+    from asap_exp.ops.kernels.tiles import INTERPRETED
 except ImportError:  # torch on this platform comes without Triton
     fused, INTERPRETED = None, False  # type: ignore[assignment]
 
 BACKENDS = ("auto", "reference", "triton")
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST_HEAD = 128
-ROOMY_GPUS = ((8, 0), (9, 0), (10, 0), (10, 3))
+SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 """Compute capabilities with 160 KiB or more of shared memory for a block."""
 
 
-def implementation(
+def resolve(
     backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
 ) -> ModuleType:
     """The package of operators to run: `reference`, or `triton`, which `auto` takes where it can.
@@ -46,7 +46,7 @@ def implementation(
 
 def chosen(backend: str, q: Tensor) -> str:
     """The name of the implementation that a call with these queries runs on."""
-    return "reference" if implementation(backend, q) is reference else "triton"
+    return "reference" if resolve(backend, q) is reference else "triton"
 
 
 def check_backend(backend: str) -> None:
@@ -62,7 +62,7 @@ def why_not_fused(
         return "Triton is not installed"
     if not (q.is_cuda or interpreted):
         return f"q is on {q.device}, not on a CUDA device"
-    if q.is_cuda and not (torch.cuda.is_available() and capability(q) in ROOMY_GPUS):
+    if q.is_cuda and not (torch.cuda.is_available() and capability(q) in SUPPORTED_CAPABILITIES):
         return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
     for name, x in (("q", q), ("v", v)):
         if x is not None and x.dtype not in FUSED_DTYPES:

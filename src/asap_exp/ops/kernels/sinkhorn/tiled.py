@@ -7,7 +7,7 @@ as x it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are i
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.tiles import (
     biased,
     exponent,
     load_tile,

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops.reference._masking import effective_padding
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
+from asap_exp.ops.kernels.tiles import LOG2_E
+from asap_exp.ops.masking import effective_padding
 from asap_exp.ops.reference.sinkhorn import logits, update
-from asap_exp.ops.triton.sinkhorn import sinkhorn
-from asap_exp.ops.triton.tiles import LOG2_E
 
 
 def refined_attention(

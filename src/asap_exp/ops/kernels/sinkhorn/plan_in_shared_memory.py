@@ -18,8 +18,8 @@ nonexpansive in log a and log b, so no update moves any of them further than the
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.folded import store_parts
-from asap_exp.ops.triton.tiles import (
+from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import store_parts
+from asap_exp.ops.kernels.tiles import (
     biased,
     exponent,
     load_tile,

@@ -10,10 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
-from asap_exp.ops.triton import folded, whole_closure, whole_head
-from asap_exp.ops.triton.forward import RESIDENT_KEYS
-from asap_exp.ops.triton.problem import Problem, head_strides, multiprocessors, strides
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, block
+from asap_exp.ops.kernels.closure import keys_and_values_in_registers
+from asap_exp.ops.kernels.launch import Problem, head_strides, multiprocessors, strides
+from asap_exp.ops.kernels.sinkhorn import plan_in_shared_memory, tiled_bf16
+from asap_exp.ops.kernels.sinkhorn.forward import RESIDENT_KEYS
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block
 
 SHORT_TOKENS = 128
 """Up to so many tokens on either side, the logits themselves stay on chip, as in `forward`."""
@@ -51,7 +52,7 @@ class Side:
         batch, heads, self.count, _ = tokens.shape
         self.padded = triton.cdiv(self.count, PADDED_TO) * PADDED_TO
         self.duals = tokens.new_empty(2, batch, heads, self.count, dtype=torch.float32)
-        shape = batch, heads, folded.PARTS, self.padded
+        shape = batch, heads, tiled_bf16.PARTS, self.padded
         self.parts = tokens.new_empty(shape, dtype=torch.bfloat16)
         self.steps = 0
         """How often `half_step` has set the dual."""
@@ -103,7 +104,7 @@ def closure_by_heads(problem: Problem, start: Tensor | None, out: Tensor) -> Non
     """Writes `out`, for T = 1; `start` is f^0 `[B, H, N]`, None for zeros."""
     p = problem
     rows, cols, tiles = room_by_heads(p)
-    whole_closure.closure_kernel[(p.programs,)](
+    keys_and_values_in_registers.closure_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
         p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.values, **tiles,
         HAS_START=start is not None, num_warps=4, num_stages=1, maxnreg=CLOSURE_REGISTERS,
@@ -124,7 +125,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
     """The parts of g^T, and f^(T-1) as the queries' dual; `start` is f^0, None for zeros."""
     p = problem
     rows, cols, tiles = room_by_heads(p)
-    whole_closure.column_step_kernel[(p.programs,)](
+    keys_and_values_in_registers.column_step_kernel[(p.programs,)](
         p.q, p.k, start, p.padding, rows, cols, *strides(p.q, p.k),
         p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.logits, **tiles,
         HAS_START=start is not None, num_warps=4, num_stages=1, **EVERY_LAUNCH,
@@ -133,7 +134,7 @@ def updates_by_heads(problem: Problem, start: Tensor | None, queries: Side, keys
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
     # At most so many programs, each with a plan in shared memory, run at a time.
     programs = min(p.programs, a_processor * multiprocessors(p.q.device))
-    whole_head.updates_kernel[(programs,)](
+    plan_in_shared_memory.updates_kernel[(programs,)](
         p.q, p.k, p.padding, queries.dual, cols, keys.parts,
         p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k), cols.stride(0),
         p.programs, p.heads, p.n, p.m, keys.padded, p.num_iters, p.to_log2, p.log2_ratio,
@@ -155,7 +156,7 @@ def updates_in_passes(problem: Problem, start: Tensor | None, queries: Side, key
 def set_dual(problem: Problem, side: Side, dual: Tensor | None) -> None:
     """`dual` (natural units; None for zeros) as the side's."""
     p = problem
-    folded.parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
+    tiled_bf16.parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
         dual, p.padding, side.dual, side.parts,
         p.heads, side.count, side.padded, p.to_log2,
         BLOCK=PADDED_TO, HAS_DUAL=dual is not None, HAS_PADDING=p.padding is not None,
@@ -169,7 +170,7 @@ def half_step(problem: Problem, x: Side, y: Side, log2_ratio: float) -> None:
     x_block, y_block, warps = p.tile
     previous = x.dual if x.steps else None
     x.steps += 1
-    folded.half_step_kernel[(p.programs * triton.cdiv(x.count, x_block),)](
+    tiled_bf16.half_step_kernel[(p.programs * triton.cdiv(x.count, x_block),)](
         x.tokens, y.tokens, y.parts, previous, p.padding, x.dual, x.parts,
         *strides(x.tokens, y.tokens), *head_strides(previous, x.dual),
         p.heads, x.count, y.count, x.padded, y.padded, p.to_log2, log2_ratio,
@@ -183,7 +184,7 @@ def attention(problem: Problem, queries: Side, keys: Side, out: Tensor) -> None:
     """out = softmax_j(S + g) v; the queries' dual is about minus the log of the sums."""
     p = problem
     n_block, m_block, warps = p.tile
-    folded.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+    tiled_bf16.attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
         p.q, p.k, p.v, keys.parts, queries.dual, p.padding, out,
         *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
         p.heads, p.n, p.m, keys.padded, p.to_log2,
