@@ -25,6 +25,8 @@ from .inputs import (
 if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from asap_exp.ops import routes
+
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
@@ -33,7 +35,7 @@ LENGTHS = [1, 2, 17, 33]
 if GPU:
     LENGTHS += [63, 64, 65, 100, 129, 197, 257, 1000, 1025, 4097]
 LENGTHS_THAT_DIFFER = [(33, 20), (5, 40)] + ([(300, 200), (129, 1025)] if GPU else [])
-ON_CHIP_TOKENS = {"on chip": 128, "in passes": 0}
+ROUTES = {"as chosen": [], "in passes": ["keys in registers", "tiled"]}
 
 
 # In the interpreter a launch has no warps.
@@ -42,11 +44,11 @@ few_and_many_heads = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=ON_CHIP_TOKENS)
-def route(request, monkeypatch):
-    monkeypatch.setattr(
-        "asap_exp.ops.kernels.sinkhorn.op.ON_CHIP_TOKENS", ON_CHIP_TOKENS[request.param]
-    )
+@pytest.fixture(params=ROUTES)
+def route(request):
+    """The chosen route, at these lengths mostly with the logits in registers, or passes."""
+    with routes.force(*ROUTES[request.param]):
+        yield
 
 
 def inputs_for(dtype: torch.dtype = torch.float32, **shape) -> Inputs:
@@ -174,7 +176,7 @@ def test_what_stands_in_padded_places_changes_nothing(operator, route):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_updates_with_resident_keys(padded, route, errors):
+def test_updates_with_keys_in_registers(padded, route, errors):
     """16-bit inputs in passes: with a gradient as without, padded or not."""
     inputs, mask = padded_inputs(torch.float16)
     options = {"num_iters": 4, **({"key_padding_mask": mask} if padded else {})}

@@ -12,8 +12,9 @@ from asap_exp.ops.reference.asap import sliced_dual as reference_dual
 from .inputs import OPERATORS, make_inputs, relative_rms
 
 pytest.importorskip("triton")
+from asap_exp.ops import routes
+from asap_exp.ops.backend import INTERPRETED
 from asap_exp.ops.kernels.asap import dual
-from asap_exp.ops.kernels.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
@@ -66,12 +67,11 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 @every_dtype
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("names", [[], ["groups of slices"]], ids=["as chosen", "groups"])
 @pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64, 65])
-def test_agrees_with_the_reference(tokens, fused, dtype, monkeypatch):
-    if not fused:
-        monkeypatch.setattr(dual, "FUSED_TOKENS", 0)
-    check(inputs_of(tokens, dtype, heads=2))
+def test_agrees_with_the_reference(tokens, names, dtype):
+    with routes.force(*names):
+        check(inputs_of(tokens, dtype, heads=2))
 
 
 @every_dtype
@@ -119,14 +119,14 @@ def test_query_features_without_slices(tokens, dtype):
 
 
 @every_dtype
-def test_slices_of_a_head_in_several_programs(dtype, monkeypatch):
-    monkeypatch.setattr(dual, "PROGRAM_BYTES", 256)
-    check(inputs_of(20, dtype, slices=5))
+def test_slices_of_a_head_in_several_programs(dtype):
+    """One program sorts 4 KiB: 32 slices of 16-bit tokens as long as these, 16 of float32."""
+    with routes.force("groups of slices"):
+        check(inputs_of(20, dtype, slices=37))
 
 
-def test_few_words_a_thread(monkeypatch):
-    monkeypatch.setattr(dual, "THREAD_BYTES", 8)
-    check(inputs_of(64, torch.float16))
+def test_row_across_a_whole_warp():
+    check(inputs_of(512, torch.float16, slices=1))
 
 
 MASKS = {
@@ -136,27 +136,32 @@ MASKS = {
 }
 
 
+SORTS = {
+    "torch": ["torch.sort"],
+    "groups": ["groups of slices"],
+    "one program": ["one program per head", "groups of slices"],
+}
+
+
 @every_dtype
-@pytest.mark.parametrize("limits", [(0, 16), (0, 64), (64, 64)], ids=["torch", "launches", "fused"])
+@pytest.mark.parametrize("names", SORTS.values(), ids=SORTS)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_padded_tokens_are_zero_and_change_nothing(mask, limits, dtype, monkeypatch):
-    for name, limit in zip(("FUSED_TOKENS", "SORTED_TOKENS"), limits, strict=True):
-        monkeypatch.setattr(dual, name, limit)
+def test_padded_tokens_are_zero_and_change_nothing(mask, names, dtype):
     mask = torch.tensor(mask, device=DEVICE)
     inputs = inputs_of(19, dtype, batch=len(mask))
     inputs.q.masked_fill_(mask[:, None, :, None], torch.nan)
     inputs.k.masked_fill_(mask[:, None, :, None], torch.inf)
-    phi, f_hat = check(inputs, key_padding_mask=mask)
+    with routes.force(*names):
+        phi, f_hat = check(inputs, key_padding_mask=mask)
     assert not phi.masked_select(mask[:, None, None, :]).any()
     assert not f_hat.masked_select(mask[:, None, :]).any()
 
 
 @every_dtype
 @pytest.mark.parametrize("slices", [1, 3])
-def test_tokens_beyond_the_sort_of_one_program(slices, dtype, monkeypatch):
-    monkeypatch.setattr(dual, "FUSED_TOKENS", 64)
-    monkeypatch.setattr(dual, "SORTED_TOKENS", 64)
-    check(inputs_of(130, dtype, slices=slices))
+def test_tokens_beyond_the_sort_of_one_program(slices, dtype):
+    with routes.force("torch.sort"):
+        check(inputs_of(130, dtype, slices=slices))
 
 
 @every_dtype
@@ -208,13 +213,6 @@ def test_no_samples():
     inputs = inputs_of(5, torch.float32).map_tokens(lambda x: x[:0])
     phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
     assert phi.shape == (0, 1, 3, 5)
-
-
-def test_what_is_supported():
-    q = torch.zeros(1, 1, 3, 4)
-    assert dual.supports(q, q)
-    assert not dual.supports(q, q[:, :, :2])
-    assert not dual.supports(q.double(), q.double())
 
 
 @pytest.mark.parametrize("mask", [None, torch.tensor([[False] * 4 + [True]])])

@@ -7,7 +7,7 @@ import torch
 
 from asap_exp import ops
 from asap_exp.attention import RelaxedSinkhornAttention
-from asap_exp.ops import backend
+from asap_exp.ops import backend, routing
 from asap_exp.ops.reference.sinkhorn import logits
 
 from . import plain
@@ -127,10 +127,10 @@ def test_fused_where_an_update_goes_hardly_anywhere(relaxation):
 
 
 @fused
-def test_fused_beyond_what_stays_on_chip(monkeypatch):
+def test_fused_beyond_what_fits_into_registers():
     check(inputs_for(batch=1, heads=1, queries=140, head_dim=16))
-    monkeypatch.setattr("asap_exp.ops.kernels.sinkhorn.op.ON_CHIP_TOKENS", 0)
-    check(inputs_for(batch=1, heads=2, queries=20, head_dim=16), num_iters=5)
+    with routing.force("updates, then closure", "tiled"):
+        check(inputs_for(batch=1, heads=2, queries=20, head_dim=16), num_iters=5)
 
 
 @fused

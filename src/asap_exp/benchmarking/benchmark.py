@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.benchmarking import operators, passes, peers  # noqa: F401  (they register their methods)
-from asap_exp.benchmarking.absorption import absorbed_by_short, absorbed_by_whole_head
 from asap_exp.benchmarking.ceilings import ceilings
-from asap_exp.benchmarking.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
-from asap_exp.benchmarking.measure import TEACHER_UPDATES, measure
+from asap_exp.benchmarking.inputs import Source, input_source, largest_logit_of, suite_name
+from asap_exp.benchmarking.measure import measure
 from asap_exp.benchmarking.records import FORMAT, folder_of, write_record
 from asap_exp.benchmarking.registry import (
     Method,
@@ -150,7 +149,6 @@ def row(
     return {
         **asdict(shape),
         "largest_logit": largest_logit_of(inputs),
-        "absorbed_heads": absorbed_share(inputs, setting.backend),
         "cells": [
             {
                 "method": name,
@@ -175,26 +173,6 @@ def built(name: str, setting: Setting) -> Method:
         raise reason
 
     return Method(name, setting.backend, {name: Operator(attend)}, of_any_heads(attend))
-
-
-@torch.no_grad()
-def absorbed_share(inputs: Inputs, backend: str) -> float | None:
-    """Of the fused teacher's heads; None where it works in the log domain."""
-    if backend != "triton":
-        return None
-    from asap_exp.ops.kernels.launch import Problem
-    from asap_exp.ops.kernels.sinkhorn import inference
-    from asap_exp.ops.kernels.sinkhorn.op import on_chip
-
-    q, k, v = inputs.qkv
-    problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)
-    if inference.takes(problem) and inference.has_plan_on_chip(problem):
-        heads = absorbed_by_whole_head(q, k, TEACHER_UPDATES)
-    elif on_chip(q, k, v):
-        heads = absorbed_by_short(q, k, TEACHER_UPDATES)
-    else:
-        return None
-    return heads.double().mean().item()
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Which implementation a call runs on."""
+"""Which implementation a call runs on: the reference, or the kernels in Triton."""
 
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -11,41 +11,42 @@ from asap_exp.ops.checks import gradient_needed
 
 try:
     from asap_exp.ops import kernels as fused
-    from asap_exp.ops.kernels.tiles import INTERPRETED
+    from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels ask)
+    from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
 except ImportError:  # torch on this platform comes without Triton
-    fused, INTERPRETED = None, False  # type: ignore[assignment]
+    fused, EVERY_LAUNCH, INTERPRETED = None, {}, False  # type: ignore[assignment]
 
 BACKENDS = ("auto", "reference", "triton")
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST_HEAD = 128
 SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities with 160 KiB or more of shared memory for a block."""
+"""Compute capabilities with at least 160 KiB of shared memory per block."""
 
 
 def resolve(
     backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
 ) -> ModuleType:
-    """The package of operators to run: `reference`, or `triton`, which `auto` takes where it can.
+    """Returns the package of operators to run: `ops.reference` or `ops.kernels`.
 
-    `no_gradient_of` are the inputs whose gradient the fused operator lacks: where one is needed,
-    `auto` is the reference. ValueError for an unknown name; RuntimeError where `triton` cannot
-    run, with why.
+    `auto` takes the kernels wherever they can run. `no_gradient_of` are the inputs whose gradient
+    the kernels lack: if one of these is needed, `auto` takes the reference. ValueError for an
+    unknown name; RuntimeError with the reason if `triton` cannot run.
     """
     check_backend(backend)
     if backend == "reference" or q.is_meta:  # the shape alone is asked for, and it is the same
         return reference
-    obstacle = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
-    if obstacle is None:
+    reason = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
+    if reason is None:
         return fused
     if backend == "auto":
         return reference
     raise RuntimeError(
-        f"backend='triton' cannot run: {obstacle}. Use backend='auto' or backend='reference'."
+        f"backend='triton' cannot run: {reason}. Use backend='auto' or backend='reference'."
     )
 
 
 def chosen(backend: str, q: Tensor) -> str:
-    """The name of the implementation that a call with these queries runs on."""
+    """Returns the name of the implementation that a call with these queries runs on."""
     return "reference" if resolve(backend, q) is reference else "triton"
 
 
@@ -57,19 +58,34 @@ def check_backend(backend: str) -> None:
 def why_not_fused(
     q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
 ) -> str | None:
-    """Why the fused kernels cannot take these inputs, or None if they can."""
+    """Returns why the kernels cannot take these inputs, or None if they can."""
+    found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
+    inputs = [(name, x.dtype, x.shape[3]) for name, x in (("q", q), ("v", v)) if x is not None]
+    missing = gradient_needed(*no_gradient_of)
+    return refusal(q.device.type, found, inputs, missing, interpreted=interpreted)
+
+
+def refusal(
+    device: str,
+    capability: tuple[int, int] | None,
+    inputs: list[tuple[str, torch.dtype, int]],
+    missing_gradient: bool,
+    *,
+    interpreted: bool,
+) -> str | None:
+    """The same from the name, dtype and width of each input, the device's type and capability."""
     if fused is None:
         return "Triton is not installed"
-    if not (q.is_cuda or interpreted):
-        return f"q is on {q.device}, not on a CUDA device"
-    if q.is_cuda and not (torch.cuda.is_available() and capability(q) in SUPPORTED_CAPABILITIES):
+    if not (device == "cuda" or interpreted):
+        return f"q is on {device}, not on a CUDA device"
+    if device == "cuda" and capability not in SUPPORTED_CAPABILITIES:
         return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
-    for name, x in (("q", q), ("v", v)):
-        if x is not None and x.dtype not in FUSED_DTYPES:
-            return f"{name} is {x.dtype}, and the fused kernels compute in float32"
-        if x is not None and not 0 < x.shape[3] <= WIDEST_HEAD:
-            return f"{name} has width {x.shape[3]}, and the fused kernels take 1 to {WIDEST_HEAD}"
-    if gradient_needed(*no_gradient_of):
+    for name, dtype, width in inputs:
+        if dtype not in FUSED_DTYPES:
+            return f"{name} is {dtype}, and the fused kernels compute in float32"
+        if not 0 < width <= WIDEST_HEAD:
+            return f"{name} has width {width}, and the fused kernels take 1 to {WIDEST_HEAD}"
+    if missing_gradient:
         return "a gradient is needed that has no fused kernel"
     return None
 

@@ -7,11 +7,14 @@ from asap_exp.ops.kernels.sinkhorn.attention import (
     sinkhorn_attention,
     sinkhorn_duals,
 )
+from asap_exp.ops.kernels.sinkhorn.passes import attention_pass, column_pass
 from asap_exp.ops.kernels.softmax import softmax_attention
 
 __all__ = [
     "asap_attention",
+    "attention_pass",
     "closure_attention",
+    "column_pass",
     "predicted_dual",
     "relaxed_sinkhorn_attention",
     "sinkhorn_attention",

@@ -1,22 +1,29 @@
-"""What a launch is told of its inputs, and the tiles it works in."""
+"""The inputs of a launch as kernels read them, and the tiles that it works in."""
 
 import math
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
-FEW = 4
-"""Heads a processor: it has room for so many programs of four warps with 128 registers a thread.
-
-Two or three where a program needs more: refined, wide or float32.
-"""
+SMALLEST_SLOPE = 1e-9
+"""At most this much, the logits' factor counts as 0: kernels for bfloat16 divide duals by it."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Duals(NamedTuple):
+    """The duals of the updates in units of log 2, kept for a gradient or as a result.
+
+    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+
+class Launch(NamedTuple):
     """q `[B, H, N, D]`, k and v `[B, H, M, ..]` as kernels read them; logits are slope <q, k>."""
 
     q: Tensor
@@ -29,13 +36,33 @@ class Problem:
     @staticmethod
     def of(
         q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
-    ) -> "Problem":
+    ) -> "Launch":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        return Problem(q, k, v, mask_bytes(padding), num_iters, slope)
+        return Launch(q, k, v, mask_bytes(padding), num_iters, slope)
+
+    def call(self, **more: Any) -> Call:
+        """What the routes of an operator are asked; `more` are further fields of the call."""
+        q, v = self.q, self.v
+        batch, heads, n, head_dim = q.shape
+        device = device_of(q)
+        return Call(
+            n,
+            self.k.shape[2],
+            head_dim,
+            v.shape[3],
+            q.dtype,
+            v.dtype,
+            self.num_iters,
+            abs(self.to_log2) <= SMALLEST_SLOPE,
+            self.padding is not None,
+            one_wave=one_wave(batch * heads, device),
+            capability=device.capability,
+            **more,
+        )
 
     @property
     def programs(self) -> int:
-        """One a head."""
+        """One per head."""
         return self.q.shape[0] * self.q.shape[1]
 
     @property
@@ -57,7 +84,7 @@ class Problem:
 
     @property
     def log2_ratio(self) -> float:
-        """log2(n / m); padding needs n = m, so that the valid tokens are as many on both sides."""
+        """log2(n / m); padding needs n = m, so that both sides have as many valid tokens."""
         return math.log2(self.n / self.m)
 
     @property
@@ -81,16 +108,12 @@ class Problem:
         return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
 
     @property
-    def few(self) -> bool:
-        """Whether (nearly) all heads run at a time even with more warps each.
+    def one_wave(self) -> bool:
+        """True if the grid of one program per head fits on the GPU at once."""
+        return one_wave(self.programs, device_of(self.q))
 
-        Then a head's own time counts, and the code's size: what a model's other kernels pushed out
-        of the instruction cache comes back line by line, and fewer values a thread are less code.
-        """
-        return self.programs <= FEW * multiprocessors(self.q.device)
-
-    def on_chip_warps(self, up_to_64: int, beyond: int) -> int:
-        """The warps of a head whose logits are on chip; more where the others would spill."""
+    def register_warps(self, up_to_64: int, beyond: int) -> int:
+        """Warps of a program with a head's logits in registers; more if fewer would spill."""
         long = max(self.n, self.m) > 64
         if torch.float32 in (self.q.dtype, self.v.dtype):
             least = 16 if long else 8
@@ -110,15 +133,9 @@ class Problem:
 
     @property
     def gradient_tile(self) -> tuple[int, int, int]:
-        """The same where several tiles are on chip at once."""
+        """The same for a pass that holds several tiles at once."""
         x_block, y_block, warps = self.tile
         return x_block, y_block, max(warps, x_block // 16)
-
-
-def multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":  # in the interpreter
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
@@ -128,10 +145,10 @@ def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
 
 
 def strides(*tensors: Tensor) -> list[int]:
-    """Batch, head and token strides of each."""
+    """Batch, head and token strides of each tensor."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 def head_strides(*duals: Tensor | None) -> list[int]:
-    """From one head to the next in `[B, H, ..]`; 0 for what is absent."""
+    """The stride from one head to the next in `[B, H, ..]`; 0 for a dual that is absent."""
     return [0 if dual is None else dual.stride(1) for dual in duals]

@@ -154,6 +154,19 @@ def closure_attention(
     return average_values(closure(S, row_dual, padding), v, key_padding_mask)
 
 
+def attention_pass(
+    q: Tensor, k: Tensor, v: Tensor, col: Tensor, row: Tensor | None, slope: float
+) -> Tensor:
+    """softmax_j(S + col) v; `row` is not read."""
+    S = logits(q, k, eps=1.0, scale=slope, mask=None)
+    return average_values(torch.softmax(S + col[..., None, :], dim=-1), v, None)
+
+
+def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
+    """g `[B, H, M]` of f `[B, H, N]`."""
+    return column_step(logits(q, k, eps=1.0, scale=slope, mask=None), row, None)
+
+
 def attention_plan(
     q: Tensor,
     k: Tensor,

@@ -12,14 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
+from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.asap import projection
 from asap_exp.ops.kernels.asap.adaptive_features import pool_kernel
 from asap_exp.ops.kernels.asap.dual_kernels import dual_kernel, potential_kernel, sum_kernel
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import adaptive
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+from asap_exp.ops.routing import choose
 
 SORTED_TOKENS = 4096
 """Up to so many tokens one program sorts a slice."""
@@ -49,9 +49,35 @@ FUSED_STAGES = 1
 """How many of these it has in flight."""
 
 
-def supports(q: Tensor, k: Tensor) -> bool:
-    """Whether the functions below take these inputs: self-attention, at most float32."""
-    return q.shape == k.shape and q.dtype == k.dtype and q.dtype in DTYPES
+def self_attention_alone(call: Call) -> str | None:
+    """Why these kernels do not take the call; None if they do."""
+    if call.n != call.m:
+        return f"takes as many queries as keys, got {call.n} and {call.m}"
+    if call.gradient:
+        return "has no gradient"
+    return None
+
+
+def one_program_refusal(call: Call) -> str | None:
+    """Why one program does not project and sort all slices of a head; None if it does."""
+    if call.n > FUSED_TOKENS:
+        return f"takes up to {FUSED_TOKENS} tokens, got {call.n}"
+    if call.dtype == torch.float32:
+        return "takes 16-bit queries and keys, got float32"
+    if call.slices == 0:
+        return "has no slice to sort"
+    slices = _fill_a_warp(call.slices, call.n, call.dtype)
+    size = slices * block(call.n) * _word_bytes(call.dtype)
+    if size > FUSED_BYTES:
+        return f"sorts up to {FUSED_BYTES} bytes per head, got {size}"
+    return None
+
+
+def sort_refusal(call: Call) -> str | None:
+    """Why no program sorts a slice; None if one does."""
+    if call.n > SORTED_TOKENS:
+        return f"takes up to {SORTED_TOKENS} tokens, got {call.n}"
+    return None
 
 
 def sliced_potentials(
@@ -99,7 +125,8 @@ def _sliced_potentials(
 ) -> Tensor:
     with torch.cuda.device_of(q):
         projections, _ = _project(q, k, theta, None, padding, slope)
-        return _potentials(projections, padding, q.dtype)
+        route = choose("potential_sort", _call(q, theta))
+        return route.launch(projections, padding, q.dtype)
 
 
 @_sliced_potentials.register_fake
@@ -119,22 +146,9 @@ def _sliced_dual(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
+    weights = (theta, weight, query_weight, adaptive_weight)
     with torch.cuda.device_of(q):
-        if _fits_one_program(q, theta):
-            weights = (theta, weight, query_weight, adaptive_weight)
-            return _dual_of_heads(q, k, *weights, padding, slope)
-        projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
-        if projections.shape[-1] <= SORTED_TOKENS:
-            weight = weight.contiguous()
-            _weighted_potentials(projections, padding, q, k, weight, adaptive_weight, f_hat)
-            return f_hat
-        phi = _potentials_by_torch(projections, padding)
-    f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
-    if adaptive_weight is not None:
-        x, y = projections.unbind(2)
-        psi = adaptive.of_projections(phi, x, y, q, k, padding)
-        f_hat += torch.einsum("hpl,bhpln->bhn", adaptive_weight.float(), psi)
-    return centre(f_hat, effective_padding(padding))
+        return choose("dual_sort", _call(q, theta)).launch(q, k, *weights, padding, slope)
 
 
 @_sliced_dual.register_fake
@@ -151,15 +165,13 @@ def _(
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _fits_one_program(q: Tensor, theta: Tensor) -> bool:
-    """Whether one program projects and sorts all slices of a head; none need no sort."""
-    n, slices = q.shape[2], theta.shape[1]
-    if n > FUSED_TOKENS or slices == 0 or q.dtype == torch.float32:
-        return False
-    return _fill_a_warp(slices, n, q.dtype) * block(n) * _word_bytes(q.dtype) <= FUSED_BYTES
+def _call(q: Tensor, theta: Tensor) -> Call:
+    """What the routes of the sort are asked."""
+    _, _, n, head_dim = q.shape
+    return Call(n, n, head_dim, 0, q.dtype, q.dtype, slices=theta.shape[1])
 
 
-def _dual_of_heads(
+def dual_by_heads(
     q: Tensor,
     k: Tensor,
     theta: Tensor,
@@ -187,6 +199,43 @@ def _dual_of_heads(
             **EVERY_LAUNCH,
         )  # fmt: skip
     return f_hat
+
+
+def dual_by_groups(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """f_hat, one program per group of slices of a head."""
+    projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
+    _weighted_potentials(projections, padding, q, k, weight.contiguous(), adaptive_weight, f_hat)
+    return f_hat
+
+
+def dual_by_torch(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    padding: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """f_hat, sorted by `torch.sort`."""
+    projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
+    phi = potentials_by_torch(projections, padding, q.dtype)
+    f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
+    if adaptive_weight is not None:
+        x, y = projections.unbind(2)
+        psi = adaptive.of_projections(phi, x, y, q, k, padding)
+        f_hat += torch.einsum("hpl,bhpln->bhn", adaptive_weight.float(), psi)
+    return centre(f_hat, effective_padding(padding))
 
 
 def _adaptive_room(projections: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -247,10 +296,8 @@ def _operands(
     return tensors, numbers, constants
 
 
-def _potentials(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Centred phi `[B, H, L, N]`."""
-    if projections.shape[-1] > SORTED_TOKENS:
-        return _potentials_by_torch(projections, padding)
+def potentials_by_groups(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Centred phi `[B, H, L, N]`, one program per group of slices."""
     phi = torch.empty_like(projections[:, :, 0])
     _sort(projections, padding, dtype, phi, None, None, None)
     return phi
@@ -367,7 +414,8 @@ def _word_bytes(dtype: torch.dtype) -> int:
     return 8 if dtype == torch.float32 else 4
 
 
-def _potentials_by_torch(projections: Tensor, padding: Tensor | None) -> Tensor:
+def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Centred phi `[B, H, L, N]`, sorted by `torch.sort`."""
     x, y = projections.unbind(2)
     padding = effective_padding(padding)
     if padding is not None:

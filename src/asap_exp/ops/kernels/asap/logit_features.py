@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.kernels.launch import Problem, strides
+from asap_exp.ops.kernels.launch import Launch, strides
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, load_tile, product, valid_tokens
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import logit_rows as reference
@@ -36,7 +36,7 @@ def logit_dual(
 def _logit_dual(
     q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope: float
 ) -> Tensor:
-    p = Problem.of(q, k, k, padding, 1, slope)
+    p = Launch.of(q, k, k, padding, 1, slope)
     dual = q.new_empty(q.shape[:3], dtype=torch.float32)
     if dual.numel() == 0:
         return dual

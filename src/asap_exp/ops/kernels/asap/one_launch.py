@@ -7,13 +7,12 @@ does not change with a constant added to it. Refined, where heads are many and h
 features, the dual and the updates are launches of their own.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.asap import dual, projection
 from asap_exp.ops.kernels.asap.adaptive_features import (
     adaptive_weights_of_both,
@@ -37,9 +36,8 @@ from asap_exp.ops.kernels.asap.sorted_rows import (
     sorted_potentials,
 )
 from asap_exp.ops.kernels.asap.sorting import log2, sort_product, sort_rows
-from asap_exp.ops.kernels.launch import Problem, strides, unwritten_output
+from asap_exp.ops.kernels.launch import Launch, strides, unwritten_output
 from asap_exp.ops.kernels.sinkhorn.logits_in_registers import plan, relaxed_update
-from asap_exp.ops.kernels.sinkhorn.updates import refined_attention
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     LOG2_E,
@@ -52,6 +50,7 @@ from asap_exp.ops.kernels.tiles import (
     valid_tokens,
 )
 from asap_exp.ops.reference.logit_rows import COUNT
+from asap_exp.ops.routing import choose
 
 TOKENS = 64
 """Up to so many tokens one launch is faster than three: at 128 its registers spill."""
@@ -59,23 +58,34 @@ TOKENS = 64
 SLICES = 16
 """Up to so many slices."""
 
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""theta, weight, query_weight, adaptive_weight and logit_weight."""
+
 UNIT = tl.constexpr(LOG2_E)
 LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
-def supports(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> bool:
-    return q.shape[2] <= TOKENS and theta.shape[1] <= SLICES and dual.supports(q, k)
+def refusal(call: Call) -> str | None:
+    """Why this kernel does not take the call; None if it does."""
+    if call.n > TOKENS:
+        return f"takes up to {TOKENS} tokens, got {call.n}"
+    if call.slices > SLICES:
+        return f"takes up to {SLICES} slices, got {call.slices}"
+    return dual.self_attention_alone(call)
 
 
-def asap_attention(
+def slower(call: Call) -> str | None:
+    """Why launches of their own are faster; None if this one is."""
+    if call.refine > 0 and not call.one_wave and not call.logit_features:
+        return "many heads have one warp each, which has no room for refining updates as well"
+    return None
+
+
+def one_operator(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
+    weights: Weights,
     *,
     refine: int,
     relaxation: Tensor | None,
@@ -85,12 +95,11 @@ def asap_attention(
 ) -> Tensor:
     """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
-    q, k `[B, H, N, D]`, v `[B, H, N, width]`, theta `[H, L, D]`, weight `[H, L]`, query_weight
-    `[H, D + 1]`, adaptive_weight `[H, 5, L]`, logit_weight `[H, 3]`, relaxation `[H]`,
-    key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
+    q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
+    query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation
+    `[H]`, key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
     `asap_exp.ops.reference.asap`.
     """
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     relaxation = relaxation if refine else None
     return _asap(q, k, v, *weights, relaxation, key_padding_mask, refine, scale / eps)
 
@@ -110,34 +119,11 @@ def _asap(
     refine: int,
     slope: float,
 ) -> Tensor:
-    p = Problem.of(q, k, v, padding, refine + 1, slope)
-    one_warp = not p.few and logit_weight is None
-    if refine > 0 and one_warp:  # faster: one warp has no room for the updates as well
-        weights = (theta, weight, query_weight, adaptive_weight)
-        return _separately(q, k, v, weights, relaxation, padding, refine, slope)
-    out = unwritten_output(q, v)
-    if out.numel() == 0:
-        return out
-    slices = theta.shape[1]
-    warps = _warps(p, one=one_warp)
-    theta, weight = theta.contiguous(), weight.contiguous()
-    query_weight, adaptive_weight, logit_weight, relaxation = (
-        None if x is None else x.contiguous()
-        for x in (query_weight, adaptive_weight, logit_weight, relaxation)
-    )
-    with torch.cuda.device_of(q):
-        asap_kernel[(p.programs,)](
-            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation,
-            p.padding, out,
-            *strides(p.q, p.k, p.v, out),
-            p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
-            **p.values, **projection.constants(slices, q.dtype), BLOCK_N=block(p.n),
-            WIDE=q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
-            ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
-            RELAXED=relaxation is not None, EVEN=p.padding is None and p.n == block(p.n),
-            WARPS=warps, num_warps=warps, **EVERY_LAUNCH,
-        )  # fmt: skip
-    return out
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    p = Launch.of(q, k, v, padding, refine + 1, slope)
+    features = logit_weight is not None
+    call = p.call(slices=theta.shape[1], refine=refine, logit_features=features)
+    return choose("short_asap", call).launch(p, weights, relaxation, padding)
 
 
 @_asap.register_fake
@@ -158,24 +144,8 @@ def _(
     return unwritten_output(q, v)
 
 
-def _separately(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    relaxation: Tensor | None,
-    padding: Tensor | None,
-    refine: int,
-    slope: float,
-) -> Tensor:
-    """The dual first, then the updates: chosen in the operator, so that no trace depends on it."""
-    options: dict[str, Any] = {"eps": 1.0, "scale": slope, "key_padding_mask": padding}
-    f_hat = dual.sliced_dual(q, k, *weights, **options)
-    return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
-
-
-def _warps(p: Problem, *, one: bool) -> int:
-    """Of many heads as few as spill hardly a register: fewer exchange less. Of few heads more."""
+def _warps(p: Launch, *, one: bool) -> int:
+    """For many heads as few as hardly spill, since fewer exchange less; more for few heads."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if one and max(p.q.shape[3], p.v.shape[3]) <= 64:
@@ -312,3 +282,33 @@ def asap_kernel(
     v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)
     store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
+
+
+def launch(
+    p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
+) -> Tensor:
+    """The whole operator in one launch; `padding` is the mask of which `p` has the bytes."""
+    theta, weight, query_weight, adaptive_weight, logit_weight = weights
+    out = unwritten_output(p.q, p.v)
+    if out.numel() == 0:
+        return out
+    slices = theta.shape[1]
+    warps = _warps(p, one=not p.one_wave and logit_weight is None)
+    theta, weight = theta.contiguous(), weight.contiguous()
+    query_weight, adaptive_weight, logit_weight, relaxation = (
+        None if x is None else x.contiguous()
+        for x in (query_weight, adaptive_weight, logit_weight, relaxation)
+    )
+    with torch.cuda.device_of(p.q):
+        asap_kernel[(p.programs,)](
+            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation,
+            p.padding, out,
+            *strides(p.q, p.k, p.v, out),
+            p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
+            **p.values, **projection.constants(slices, p.q.dtype), BLOCK_N=block(p.n),
+            WIDE=p.q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
+            ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
+            RELAXED=relaxation is not None, EVEN=p.padding is None and p.n == block(p.n),
+            WARPS=warps, num_warps=warps, **EVERY_LAUNCH,
+        )  # fmt: skip
+    return out

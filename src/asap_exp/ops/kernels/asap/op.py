@@ -1,34 +1,29 @@
 """ASAP on the fused operators: the dual from sliced potentials, then updates and the closure.
 
-One launch can do all where the sequence is short and no gradient is needed (`one_launch`).
+`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
+from asap_exp.ops.call import Call
 from asap_exp.ops.checks import gradient_needed
-from asap_exp.ops.kernels.asap import dual, one_launch
+from asap_exp.ops.kernels.asap import dual
 from asap_exp.ops.kernels.asap.logit_features import logit_dual
+from asap_exp.ops.kernels.asap.one_launch import Weights
+from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
 from asap_exp.ops.masking import blank
+from asap_exp.ops.routing import choose
 
 
-def sliced_potentials(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    *,
-    eps: float,
-    scale: float,
-    key_padding_mask: Tensor | None,
-) -> Tensor:
-    """No gradient. The reference where queries and keys differ in number."""
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    if not dual.supports(q, k):
-        return reference.sliced_potentials(q, k, theta, **options)
-    return dual.sliced_potentials(q, k, theta, **options)
+def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
+    """No gradient."""
+    call = _call(q, k, theta, q.dtype)
+    return choose("sliced_potentials", call).launch(q, k, theta, **options)
 
 
 def asap_attention(
@@ -43,17 +38,42 @@ def asap_attention(
     logit_weight: Tensor | None,
     refine: int,
     relaxation: Tensor | None,
-    eps: float,
-    scale: float,
-    key_padding_mask: Tensor | None,
+    **options: Any,
 ) -> Tensor:
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
-    if one_launch.supports(q, k, v, theta) and not gradient_needed(q, k, v, *weights, relaxation):
-        updates = {"refine": refine, "relaxation": relaxation}
-        return one_launch.asap_attention(q, k, v, *weights, **(options | updates))
+    call = Call(
+        q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype,
+        gradient=gradient_needed(q, k, v, *weights, relaxation), slices=theta.shape[1],
+        refine=refine, relaxed=relaxation is not None, logit_features=logit_weight is not None,
+    )  # fmt: skip
+    route = choose("asap", call)
+    return route.launch(q, k, v, weights, refine=refine, relaxation=relaxation, **options)
+
+
+def separate_operators(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Weights,
+    *,
+    refine: int,
+    relaxation: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """The dual, the updates and the closure one after the other."""
     f_hat = sliced_dual(q, k, *weights, **options)
     return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
+
+
+def separate_launches(
+    p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
+) -> Tensor:
+    """The same, chosen inside the operator, so that no trace depends on the number of heads."""
+    options = {"eps": 1.0, "scale": p.slope, "key_padding_mask": padding}
+    refine = p.num_iters - 1
+    return separate_operators(
+        p.q, p.k, p.v, weights, refine=refine, relaxation=relaxation, **options
+    )
 
 
 def predicted_dual(
@@ -67,16 +87,13 @@ def predicted_dual(
     logit_weight: Tensor | None,
     refine: int,
     relaxation: Tensor | None,
-    eps: float,
-    scale: float,
-    key_padding_mask: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """No gradient where `refine` > 0."""
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     f_hat = sliced_dual(q, k, *weights, **options)
     f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
-    return blank(f_hat, key_padding_mask, 2)
+    return blank(f_hat, options["key_padding_mask"], 2)
 
 
 def sliced_dual(
@@ -87,17 +104,38 @@ def sliced_dual(
     query_weight: Tensor | None,
     adaptive_weight: Tensor | None,
     logit_weight: Tensor | None,
-    *,
-    eps: float,
-    scale: float,
-    key_padding_mask: Tensor | None,
+    **options: Any,
 ) -> Tensor:
-    """f_hat `[B, H, N]`; by the reference where a gradient of it is needed or n != m."""
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    weights = (theta, weight, query_weight, adaptive_weight)
-    if not dual.supports(q, k) or gradient_needed(q, k, *weights, logit_weight):
-        return reference.asap.sliced_dual(q, k, *weights, logit_weight, **options)
-    f_hat = dual.sliced_dual(q, k, *weights, **options)
+    """f_hat `[B, H, N]`."""
+    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    call = _call(q, k, theta, q.dtype, gradient=gradient_needed(q, k, *weights))
+    return choose("sliced_dual", call).launch(q, k, *weights, **options)
+
+
+def dual_by_kernels(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """f_hat `[B, H, N]` without a gradient."""
+    f_hat = dual.sliced_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
     if logit_weight is not None:
         f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
     return f_hat
+
+
+def _call(
+    q: Tensor, k: Tensor, theta: Tensor, dtype: torch.dtype, *, gradient: bool = False
+) -> Call:
+    return Call(
+        q.shape[2], k.shape[2], q.shape[3], 0, dtype, dtype,
+        gradient=gradient, slices=theta.shape[1],
+    )  # fmt: skip
+
+
+dual_by_reference = reference.asap.sliced_dual

@@ -14,19 +14,67 @@ was far off, the head makes its sums again with the true maxima.
 # ruff: noqa: RUF005
 # mypy: disable-error-code="assignment"
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch, strides
+from asap_exp.ops.kernels.sinkhorn import logits_in_registers, tiled_bf16
 from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import lost, partial_sums, row_sums
 from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
     IN_LOG2,
     biased,
+    block,
     exponent,
     load_tile,
     product,
     store_tile,
     valid_tokens,
 )
+
+TOKENS, CHANNELS = 256, 64
+"""Longest side, and widest head, whose keys fit on chip."""
+
+BLOCK_QUERIES = 64
+"""Queries that meet all keys of a head at a time."""
+
+KEY_TILE = 64
+"""Keys that are in the registers at a time."""
+
+MAX_REGISTERS = 168
+"""`maxnreg` of the closure kernel: three programs per multiprocessor."""
+
+
+def refusal(call: Call) -> str | None:
+    """Why this kernel does not take the call; None if it does."""
+    if call.num_iters > 1:
+        return f"makes one update, got num_iters={call.num_iters}"
+    if call.value_dim > CHANNELS:
+        return f"takes values of up to {CHANNELS} channels, got {call.value_dim}"
+    return tiled_bf16.refusal(call) or key_refusal(call)
+
+
+def key_refusal(call: Call) -> str | None:
+    """Why the keys of a head do not fit on chip, or the GPU is not one that was tuned for."""
+    if call.longest > TOKENS:
+        return f"takes up to {TOKENS} tokens, got {call.longest}"
+    if call.head_dim > CHANNELS:
+        return f"takes heads of up to {CHANNELS} channels, got {call.head_dim}"
+    if call.capability is not None and call.capability[0] != 9:
+        found = "{}.{}".format(*call.capability)
+        return f"counts on the wgmma of Hopper (compute capability 9.0), got {found}"
+    return None
+
+
+def slower(call: Call) -> str | None:
+    """Why another route is faster; None if this one is."""
+    most = logits_in_registers.TOKENS
+    if call.longest <= most:
+        return f"up to {most} tokens are faster with their logits in registers"
+    return None
 
 
 # fmt: off
@@ -324,3 +372,33 @@ def closure_kernel(
             out, rows, cols, keys, values, q, padding, sample, q_n, out_n, n, to_log2,
             D, V_WIDTH, BLOCK_D, BLOCK_V, BLOCK_N, OPERAND, V_OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
+    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    rows, cols, tiles = _room(p)
+    closure_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.values, **tiles,
+        HAS_START=start is not None, num_warps=4, num_stages=1, maxnreg=MAX_REGISTERS,
+        **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def column_step(p: Launch, start: Tensor | None) -> Tensor:
+    """g^1 in units of log 2, -inf where not valid, one row per head of at least `m` places."""
+    rows, cols, tiles = _room(p)
+    column_step_kernel[(p.programs,)](
+        p.q, p.k, start, p.padding, rows, cols, *strides(p.q, p.k),
+        p.heads, p.n, p.m, p.to_log2, p.log2_ratio, **p.logits, **tiles,
+        HAS_START=start is not None, num_warps=4, num_stages=1, **EVERY_LAUNCH,
+    )  # fmt: skip
+    return cols
+
+
+def _room(p: Launch) -> tuple[Tensor, Tensor, dict[str, object]]:
+    """Room for the duals of queries and of keys, and the constants of both kernels."""
+    n, tiles = block(p.n, BLOCK_QUERIES), triton.cdiv(p.m, KEY_TILE)
+    rows = p.q.new_empty(p.programs, n, dtype=torch.float32)
+    cols = p.q.new_empty(p.programs, tiles * KEY_TILE, dtype=torch.float32)
+    return rows, cols, {"ROWS": n, "BLOCK_N": BLOCK_QUERIES, "TILES": tiles, "TILE": KEY_TILE}

@@ -5,10 +5,40 @@ need it, and an update costs one exponential an entry, as in `short`; only the l
 anew in every update.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from asap_exp.ops.kernels.tiles import biased, exponent, load_tile, product, valid_tokens
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch, strides
+from asap_exp.ops.kernels.sinkhorn import tiled
+from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
+    biased,
+    block,
+    exponent,
+    load_tile,
+    product,
+    valid_tokens,
+)
+
+KEYS = 512
+"""Longest side of keys: beyond, two passes over tiles per update are as fast."""
+
+BLOCK_QUERIES = 32
+"""Queries that meet all keys at a time."""
+
+
+def refusal(call: Call) -> str | None:
+    """Why this kernel does not take the call; None if it does."""
+    if call.num_iters == 1:
+        return "makes the updates after the first, and there is one alone"
+    if call.m > KEYS:
+        return f"takes up to {KEYS} keys, got {call.m}"
+    if call.dtype == torch.float32:
+        return "takes 16-bit queries and keys, got float32"
+    return None
 
 
 # fmt: off
@@ -62,3 +92,18 @@ def updates_kernel(
         tl.debug_barrier()  # the next update reads the rows that other threads wrote
     if not SAVE:
         tl.store(cols + j, tl.where(valid_j, g, 0.0), mask=j < m)
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
+    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    save = duals is not None
+    rows, cols = tiled.first_duals(p, start, duals)
+    updates_kernel[(p.programs,)](
+        p.q, p.k, rows, cols, p.padding,
+        *strides(p.q, p.k), *rows.stride()[1:3], *cols.stride()[1:3],
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.logits, BLOCK_N=BLOCK_QUERIES, BLOCK_M=block(p.m), SAVE=save, num_warps=4,
+        **EVERY_LAUNCH,
+    )  # fmt: skip
+    last = p.num_iters - 1 if save else 0
+    tiled.last_step(p, cols[:, :, last], rows[:, :, last], out, rows, save)

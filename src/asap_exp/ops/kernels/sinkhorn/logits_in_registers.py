@@ -21,10 +21,15 @@ Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch, strides
 from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
     IN_LOG2,
     biased,
+    block,
     exponent,
     load_tile,
     moved,
@@ -33,9 +38,29 @@ from asap_exp.ops.kernels.tiles import (
     valid_tokens,
 )
 
+TOKENS, WIDE_FLOAT32_TOKENS = 128, 64
+"""Longest side whose logits fit into registers; of float32 inputs with more than 64 channels."""
+
 NEAR = tl.constexpr(16.0)
 """By no more than this much more or less than another, in units of log 2, a dual may still move
 where scalings take over: exp2 of it is far from what float32 loses."""
+
+
+def refusal(call: Call) -> str | None:
+    """Why this kernel does not take the call, forward or backward; None if it does."""
+    wide = call.widest > 64 and call.has_float32
+    most = WIDE_FLOAT32_TOKENS if wide else TOKENS
+    if call.longest > most:
+        kind = " of float32 with more than 64 channels" if wide else ""
+        return f"takes up to {most} tokens{kind}, got {call.longest}"
+    return None
+
+
+def relaxed_refusal(call: Call) -> str | None:
+    """Why this kernel does not make relaxed updates and the closure of this call."""
+    if call.gradient:
+        return "has no gradient of relaxed updates"
+    return refusal(call)
 
 
 @triton.jit
@@ -235,3 +260,47 @@ def backward_kernel(
     store_tile(grad_q + b * gq_b + h * gq_h, i, i < n, gq_n, dq, D, BLOCK_D)
     dk = product(tl.trans(dS), q_tile, OPERAND, PRECISION)
     store_tile(grad_k + b * gk_b + h * gk_h, j, j < m, gk_n, dk, D, BLOCK_D)
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
+    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    _launch(p, start, out, duals, None)
+
+
+def launch_relaxed(p: Launch, out: Tensor, relaxation: float) -> None:
+    """Writes `out` after `num_iters` - 1 relaxed updates from 0 and a plain one."""
+    _launch(p, None, out, None, relaxation)
+
+
+def _launch(
+    p: Launch,
+    start: Tensor | None,
+    out: Tensor,
+    duals: Duals | None,
+    relaxation: float | None,
+) -> None:
+    if relaxation is not None and p.num_iters > 1:  # more code, and more of it in logarithms
+        warps = p.register_warps(4, 8)
+    else:
+        warps, relaxation = p.register_warps(2 if p.one_wave else 1, 8), None
+    rows, cols = (None, None) if duals is None else duals
+    forward_kernel[(p.programs,)](
+        p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, relaxation or 1.0,
+        **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
+        HAS_START=start is not None, SAVE=duals is not None, RELAXED=relaxation is not None,
+        num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def launch_backward(
+    p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
+) -> None:
+    """Writes the gradients of q, k, v and f^0."""
+    backward_kernel[(p.programs,)](
+        p.q, p.k, p.v, grad_out, p.padding, *duals, *grads,
+        *strides(p.q, p.k, p.v, grad_out, *grads[:3]),
+        p.heads, p.n, p.m, p.num_iters, p.to_log2, p.log2_ratio, p.slope,
+        **p.values, BLOCK_N=block(p.n), BLOCK_M=block(p.m),
+        num_warps=p.register_warps(2, 8), **EVERY_LAUNCH,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """Finite-T Sinkhorn attention as one custom operator with a gradient, for teacher and closures.
 
-Kept for the gradient are the duals of every update, O((n + m) T) numbers; nothing of size n x m.
+For the gradient the duals of every update are kept, O((n + m) T) numbers; nothing of size n x m.
 """
 
 from typing import NamedTuple
@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.checks import gradient_needed
-from asap_exp.ops.kernels.launch import Problem, unwritten_output
-from asap_exp.ops.kernels.sinkhorn import backward, forward, inference
+from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
 from asap_exp.ops.kernels.tiles import unit_stride
 from asap_exp.ops.masking import blank
-
-ON_CHIP_TOKENS = 128
-"""Up to so many tokens on either side, half as many of wide float32, logits stay on chip."""
+from asap_exp.ops.routing import choose
 
 
 class Solution(NamedTuple):
@@ -42,7 +39,7 @@ def sinkhorn(
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
 ) -> Solution:
-    """`num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
+    """Makes `num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
 
     With values of width 0 no product is made: for the duals alone. Differentiable in q, k, v and
     `start`; the duals carry no gradient.
@@ -63,18 +60,15 @@ def _sinkhorn(
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    results = _results(q, k, v, num_iters, save)
+    out, rows, cols = _results(q, k, v, num_iters, save)
     if q.numel() == 0:
-        return results
+        return out, rows, cols
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
-        problem = Problem.of(q, k, v, padding, num_iters, slope)
-        if not save and inference.takes(problem):
-            inference.forward(problem, start, results[0])
-        else:
-            launch = forward.on_chip if on_chip(q, k, v) else forward.in_passes
-            launch(problem, start, *results, save=save)
-    return results
+        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        route = choose("sinkhorn", launch.call(keeps_duals=save))
+        route.launch(launch, start, out, Duals(rows, cols) if save else None)
+    return out, rows, cols
 
 
 @_sinkhorn.register_fake
@@ -94,20 +88,13 @@ def _(
 def _results(
     q: Tensor, k: Tensor, v: Tensor, num_iters: int, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unwritten outputs."""
+    """Allocates the outputs."""
     batch, heads, n, _ = q.shape
     m = v.shape[2]
     kept = num_iters if save else -1
     rows = q.new_empty(batch, heads, kept + 1, n, dtype=torch.float32)
     cols = q.new_empty(batch, heads, max(kept, 0), m, dtype=torch.float32)
     return unwritten_output(q, v), rows, cols
-
-
-def on_chip(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a head's logits stay on chip in every update, forward and backward."""
-    tokens, width = max(q.shape[2], k.shape[2]), max(q.shape[3], v.shape[3])
-    wide = width > 64 and torch.float32 in (q.dtype, v.dtype)
-    return tokens <= (ON_CHIP_TOKENS // 2 if wide else ON_CHIP_TOKENS)
 
 
 @torch.library.custom_op("asap_exp::sinkhorn_backward", mutates_args=())
@@ -125,10 +112,10 @@ def _sinkhorn_backward(
     grads = _gradients(q, k, v)
     if grad_out.numel() == 0:
         return grads
-    launch = backward.on_chip if on_chip(q, k, v) else backward.in_passes
     with torch.cuda.device_of(q):
-        problem = Problem.of(q, k, v, padding, num_iters, slope)
-        launch(problem, unit_stride(grad_out), rows, cols, backward.Gradients(*grads))
+        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        route = choose("sinkhorn_backward", launch.call(keeps_duals=True))
+        route.launch(launch, unit_stride(grad_out), Duals(rows, cols), grads)
     return grads
 
 
@@ -148,7 +135,7 @@ def _(
 
 
 def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unwritten gradients of q, k, v and f^0."""
+    """Allocates the gradients of q, k, v and f^0."""
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     return grad_q, grad_k, grad_v, q.new_empty(q.shape[:3], dtype=torch.float32)
 

@@ -17,10 +17,17 @@ nonexpansive in log a and log b, so no update moves any of them further than the
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import store_parts
+from asap_exp.ops.call import Call, device_of
+from asap_exp.ops.kernels.closure import keys_and_values_in_registers as closure
+from asap_exp.ops.kernels.launch import Duals, Launch, strides
+from asap_exp.ops.kernels.sinkhorn import logits_in_registers, tiled_bf16
+from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import Side, store_parts
 from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
     biased,
+    block,
     exponent,
     load_tile,
     moved,
@@ -28,11 +35,41 @@ from asap_exp.ops.kernels.tiles import (
     valid_tokens,
 )
 
+MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
+"""From this many updates of more tokens than this on, faster than the logits in registers."""
+
+SOME_UPDATES = 4
+"""From this many updates on, faster than recomputing the logits in each, where these do not fit
+into registers."""
+
+BLOCK_QUERIES = 64
+"""Queries of which the plan is made at a time."""
+
 CAUTIOUS = tl.constexpr(4)
 """So many updates are safe wherever they start: they change a scaling by at most (n m)^4."""
 
 FARTHEST = tl.constexpr(24.0)
 """So far, in units of log 2, more updates than that may move a scaling with the same E."""
+
+
+def refusal(call: Call) -> str | None:
+    """Why this kernel does not take the call; None if it does."""
+    if call.num_iters == 1:
+        return "makes the updates after the first, and there is one alone"
+    return tiled_bf16.refusal(call) or closure.key_refusal(call)
+
+
+def slower(call: Call) -> str | None:
+    """Why another route is faster; None if this one is."""
+    if call.longest > logits_in_registers.TOKENS:
+        least, at = SOME_UPDATES, f"more than {logits_in_registers.TOKENS}"
+    else:
+        least, at = MANY_UPDATES, f"{MANY_UPDATES_TOKENS + 1} to {logits_in_registers.TOKENS}"
+    if call.longest <= MANY_UPDATES_TOKENS:
+        return f"up to {MANY_UPDATES_TOKENS} tokens are faster with their logits in registers"
+    if call.num_iters < least:
+        return f"fewer than {least} updates of {at} tokens are faster with logits recomputed"
+    return None
 
 
 @triton.jit
@@ -154,3 +191,21 @@ def updates_kernel(
             D, BLOCK_D, BLOCK_N, BLOCK_ROWS, BLOCK_M, OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
         store_parts(col_parts + head * 3 * padded_m, g, j, valid_j, padded_m, to_log2)
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
+    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    queries, keys = Side(p.q), Side(p.k)
+    cols = closure.column_step(p, start)
+    smallest, warps, programs_at_a_time = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
+    n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
+    # At most this many programs, each with a plan in shared memory, run at a time.
+    programs = min(p.programs, max(1, programs_at_a_time * device_of(p.q).multiprocessors))
+    updates_kernel[(programs,)](
+        p.q, p.k, p.padding, queries.dual, cols, keys.parts,
+        p.q.new_empty(programs, n_block, m_block), *strides(p.q, p.k), cols.stride(0),
+        p.programs, p.heads, p.n, p.m, keys.padded, p.num_iters, p.to_log2, p.log2_ratio,
+        **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
+        num_warps=warps, num_stages=1, **EVERY_LAUNCH,
+    )  # fmt: skip
+    tiled_bf16.attention(p, queries, keys, out)

@@ -4,10 +4,15 @@ Each kernel anchors a block of one side's tokens (x) and streams the other side'
 as x it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are in units of log 2.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
 from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
+    LOG2_E,
     biased,
     exponent,
     load_tile,
@@ -146,3 +151,107 @@ def attention_kernel(
     if SAVE:
         dual = tl.where(valid_i, shift - tl.log2(total), 0.0)
         tl.store(row + head * row_stride + i, dual, mask=i < n)
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
+    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    save = duals is not None
+    rows, cols = first_duals(p, start, duals)
+    f: Tensor | None = None
+    g = cols[:, :, 0]
+    for t in range(1, p.num_iters):
+        f_next, g_next = rows[:, :, t % rows.shape[2]], cols[:, :, t % cols.shape[2]]
+        row_step(p, g, f, f_next)
+        column_step(p, f_next, g, g_next)
+        f, g = f_next, g_next
+    last_step(p, g, f, out, rows, save)
+
+
+def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
+    """Duals with f^0 and g^1 in them; room for those of two updates where none are kept."""
+    if duals is None:
+        rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
+        cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)
+    else:
+        rows, cols = duals
+        if start is None:
+            rows[:, :, 0] = 0.0
+    first = None if start is None else torch.mul(start, LOG2_E, out=rows[:, :, 0])
+    column_step(p, first, None, cols[:, :, 0])
+    return Duals(rows, cols)
+
+
+def last_step(
+    p: Launch, col: Tensor, row: Tensor | None, out: Tensor, rows: Tensor, save: bool
+) -> None:
+    """Writes `out` from g^T, or f^T alone where there are no values; `row` is an earlier f."""
+    last = rows[:, :, p.num_iters % rows.shape[2]]
+    if p.v.shape[3]:
+        attention(p, col, row, out, last, save)
+    else:
+        row_step(p, col, row, last)
+
+
+def column_step(
+    p: Launch, row: Tensor | None, previous: Tensor | None, result: Tensor
+) -> None:
+    """g = -LSE_i(S + row) + log(n / m); with `previous`, an earlier g, no running maximum."""
+    sides = p.k, p.q, row, previous, result
+    _half_step(p, *sides, p.log2_ratio, x_is_query=False)
+
+
+def row_step(p: Launch, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
+    """f = -LSE_j(S + col); with `previous`, an earlier f, no running maximum."""
+    sides = p.q, p.k, col, previous, result
+    _half_step(p, *sides, 0.0, x_is_query=True)
+
+
+def _half_step(
+    p: Launch,
+    x: Tensor,
+    y: Tensor,
+    dual_y: Tensor | None,
+    previous: Tensor | None,
+    result: Tensor,
+    log2_ratio: float,
+    *,
+    x_is_query: bool,
+) -> None:
+    x_block, y_block, warps = p.tile
+    num_x, num_y = x.shape[2], y.shape[2]
+    half_step_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
+        x, y, dual_y, previous, p.padding, result,
+        *strides(x, y), *head_strides(dual_y, previous, result),
+        p.heads, num_x, num_y, p.to_log2, log2_ratio,
+        **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
+        X_IS_QUERY=x_is_query, HAS_DUAL=dual_y is not None, HAS_PREVIOUS=previous is not None,
+        num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def attention(
+    p: Launch, col: Tensor, row: Tensor | None, out: Tensor, last: Tensor, save: bool
+) -> None:
+    """out = softmax_j(S + col) v, and with `save` its dual in `last`; `row` is an earlier dual."""
+    n_block, m_block, warps = p.tile
+    attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+        p.q, p.k, p.v, col, row, p.padding, out, last,
+        *strides(p.q, p.k, p.v, out), *head_strides(col, row, last),
+        p.heads, p.n, p.m, p.to_log2,
+        **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
+        HAS_PREVIOUS=row is not None, SAVE=save, num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
+    """Writes softmax_j(S + col) v; `col` `[B, H, M]` in natural units, None for zeros."""
+    zeros = p.q.new_zeros(*p.k.shape[:3], dtype=torch.float32)
+    col = zeros if col is None else col * LOG2_E
+    attention(p, col, None, out, col, save=False)
+
+
+def column_pass(p: Launch, row: Tensor) -> Tensor:
+    """g `[B, H, M]` of f `[B, H, N]`, both in natural units."""
+    g = p.k.new_empty(p.k.shape[:3], dtype=torch.float32)
+    column_step(p, row * LOG2_E, None, g)
+    return g / LOG2_E

@@ -10,12 +10,19 @@ Logits are rounded otherwise than in `streaming`, by about 2^-22 of the largest:
 needs every pass to see the same logits, takes that one.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
+from asap_exp.ops.kernels.sinkhorn import keys_in_registers, logits_in_registers
 from asap_exp.ops.kernels.sinkhorn.tiled import decay, finite, lowered, place
 from asap_exp.ops.kernels.tiles import (
+    EVERY_LAUNCH,
     IN_LOG2,
+    LOG2_E,
     biased,
     load_tile,
     product,
@@ -29,8 +36,34 @@ PARTS = 3
 ABSENT = tl.constexpr(-1e30)
 """The dual of a token that is not there, in units of the products of q and k."""
 
+PADDED_TO = 128
+"""Parts of a dual are stored for a multiple of this many tokens: whole tiles."""
+
 SMALLEST, LARGEST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 """Within them a sum is right, however its shift was chosen."""
+
+
+def refusal(call: Call) -> str | None:
+    """Why the kernels for bfloat16 without a gradient do not take the call; None if they do."""
+    if call.keeps_duals:
+        return "keeps no duals"
+    for dtype in (call.dtype, call.value_dtype):
+        if dtype != torch.bfloat16:
+            return f"takes bfloat16, got {dtype}".replace("torch.", "")
+    if call.constant_logits:
+        return "stores duals divided by scale / eps, which is 0"
+    return None
+
+
+def slower(call: Call) -> str | None:
+    """Why another route is faster; None if this one is the fastest that takes the call."""
+    if call.num_iters == 1:
+        most = logits_in_registers.TOKENS
+        if call.longest <= most:
+            return f"a closure of up to {most} tokens is faster with its logits in registers"
+    elif call.m <= keys_in_registers.KEYS:
+        return f"updates of up to {keys_in_registers.KEYS} keys are faster with these in registers"
+    return None
 
 
 @triton.jit
@@ -242,3 +275,87 @@ def attention_kernel(
         total = tl.max(totals, 1)
     values = tl.where(valid_i[:, None], values / total[:, None], 0.0)
     store_tile(out + b * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
+
+
+class Side:
+    """Queries or keys and their dual, in units of log 2 and in the matrix units' parts."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        batch, heads, self.count, _ = tokens.shape
+        self.padded = triton.cdiv(self.count, PADDED_TO) * PADDED_TO
+        self.duals = tokens.new_empty(2, batch, heads, self.count, dtype=torch.float32)
+        self.parts = tokens.new_empty(batch, heads, PARTS, self.padded, dtype=torch.bfloat16)
+        self.steps = 0
+        """How often `half_step` has set the dual."""
+
+    @property
+    def dual(self) -> Tensor:
+        return self.duals[self.steps % 2]
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
+    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    queries, keys = Side(p.q), Side(p.k)
+    set_dual(p, queries, start)
+    half_step(p, keys, queries, p.log2_ratio)
+    for _ in range(1, p.num_iters):
+        half_step(p, queries, keys, 0.0)
+        half_step(p, keys, queries, p.log2_ratio)
+    attention(p, queries, keys, out)
+
+
+def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
+    """Sets the side's dual to `dual` (natural units; None for zeros)."""
+    parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
+        dual, p.padding, side.dual, side.parts,
+        p.heads, side.count, side.padded, p.to_log2,
+        BLOCK=PADDED_TO, HAS_DUAL=dual is not None, HAS_PADDING=p.padding is not None,
+        num_warps=1, **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
+    """x's dual = log2_ratio - LSE_y(S + y's dual); an earlier dual of x tells its size."""
+    x_block, y_block, warps = p.tile
+    previous = x.dual if x.steps else None
+    x.steps += 1
+    half_step_kernel[(p.programs * triton.cdiv(x.count, x_block),)](
+        x.tokens, y.tokens, y.parts, previous, p.padding, x.dual, x.parts,
+        *strides(x.tokens, y.tokens), *head_strides(previous, x.dual),
+        p.heads, x.count, y.count, x.padded, y.padded, p.to_log2, log2_ratio,
+        **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
+        HAS_PREVIOUS=previous is not None, EVEN=y.count % y_block == 0, num_warps=warps,
+        **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
+    """out = softmax_j(S + g) v; the queries' dual is about minus the log of the sums."""
+    n_block, m_block, warps = p.tile
+    attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
+        p.q, p.k, p.v, keys.parts, queries.dual, p.padding, out,
+        *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
+        p.heads, p.n, p.m, keys.padded, p.to_log2,
+        **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
+        EVEN=p.m % m_block == 0, num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+
+
+def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
+    """Writes softmax_j(S + col) v, duals in natural units, None for zeros.
+
+    `row` `[B, H, N]` is about minus the logs of the sums, by which they are shifted.
+    """
+    queries, keys = Side(p.q), Side(p.k)
+    set_dual(p, queries, row)
+    set_dual(p, keys, col)
+    attention(p, queries, keys, out)
+
+
+def column_pass(p: Launch, row: Tensor) -> Tensor:
+    """g `[B, H, M]` of f `[B, H, N]`, both in natural units."""
+    queries, keys = Side(p.q), Side(p.k)
+    set_dual(p, queries, row)
+    half_step(p, keys, queries, p.log2_ratio)
+    return keys.dual / LOG2_E
