@@ -185,7 +185,11 @@ def explain(
         refusal = _backend_refusal(name, call, kind, interpreted=backend == "triton")
     fused = backend != "reference" and refusal is None
     choices = tuple(_choices(FIRST_OFFERS[name](call))) if fused else ()
-    found = "CPU" if device.capability is None else "compute capability {}.{}".format(*device[0])
+    found = (
+        "CPU"
+        if device.capability is None
+        else "compute capability {}.{}".format(*device.capability)
+    )
     words = f"{found}, {device.multiprocessors} multiprocessors" if device.capability else found
     return Explanation(name, call, words, "triton" if fused else "reference", refusal, choices)
 

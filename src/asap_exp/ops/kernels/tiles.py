@@ -71,37 +71,37 @@ def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def stacked(a, b):
+def concat_rows(a, b):
     """The rows of a above those of b, so that one pass, with its waits, does for both."""
     both = tl.permute(tl.join(a, b), (2, 0, 1))
     return tl.reshape(both, [2 * a.shape[0], a.shape[1]])
 
 
 @triton.jit
-def unstacked(both):
+def split_rows(both):
     """The upper and the lower half of the rows."""
     halves = tl.reshape(both, [2, both.shape[0] // 2, both.shape[1]])
     return tl.split(tl.permute(halves, (1, 2, 0)))
 
 
 @triton.jit
-def exponent(S, to_log2, g, f):
+def log2_plan(S, to_log2, g, f):
     """log2 A = S to_log2 + g + f, rounded alike in every kernel whichever side comes first.
 
     The gradient is exact to rounding only if all passes see the same logits: at logits of some
     hundreds a last bit that differs costs it two digits.
     """
-    return biased(S, to_log2, g) + f
+    return fma_bias(S, to_log2, g) + f
 
 
 @triton.jit
-def moved(scaling, valid):
+def log2_scaling(scaling, valid):
     """log2 of a scaling, 0 where not valid."""
     return tl.where(valid, tl.log2(scaling), 0.0)
 
 
 @triton.jit
-def biased(S, to_log2, dual):
+def fma_bias(S, to_log2, dual):
     """S to_log2 + dual with one rounding."""
     return tl.fma(S, tl.full(S.shape, 1.0, tl.float32) * to_log2, tl.broadcast_to(dual, S.shape))
 

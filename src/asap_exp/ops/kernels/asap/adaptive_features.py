@@ -8,23 +8,23 @@ u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of t
 import triton
 import triton.language as tl
 
-from asap_exp.ops.kernels.tiles import load_tile, product, stacked, valid_tokens
+from asap_exp.ops.kernels.tiles import concat_rows, load_tile, product, valid_tokens
 from asap_exp.ops.reference import adaptive
 
 COUNT = tl.constexpr(adaptive.COUNT)
 
 
 @triton.jit
-def centred_rows(z, exists, share):
-    """Rows z minus their mean over those that exist, 0 elsewhere; `share` is 1 / their number."""
+def centred_rows(z, exists, inverse_count):
+    """Rows z minus their mean over the places that exist, 0 elsewhere."""
     z = tl.where(exists, z, 0.0)
-    return tl.where(exists, z - (tl.sum(z, 1) * share)[:, None], 0.0)
+    return tl.where(exists, z - (tl.sum(z, 1) * inverse_count)[:, None], 0.0)
 
 
 @triton.jit
-def standardised(centred, share):
+def standardised(centred, inverse_count):
     """Centred rows over their deviation; 1 / deviation too."""
-    variance = tl.sum(centred * centred, 1) * share
+    variance = tl.sum(centred * centred, 1) * inverse_count
     spread = variance > 0
     inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
     return centred * inverse[:, None], inverse
@@ -59,9 +59,9 @@ def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.cons
     """
     weight += h * COUNT * slices
     exists = valid[None, :]
-    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    x, inverse_x = standardised(centred_rows(x, exists, share), share)
-    y, inverse_y = standardised(centred_rows(y, exists, share), share)
+    inverse_count = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    x, inverse_x = standardised(centred_rows(x, exists, inverse_count), inverse_count)
+    y, inverse_y = standardised(centred_rows(y, exists, inverse_count), inverse_count)
     s = first + tl.arange(0, ROWS)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     keys = end_weights(y, weight + slices, exists, s, slices)
@@ -70,12 +70,12 @@ def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.cons
 
 
 @triton.jit
-def adaptive_weights_of_both(xy, weight, h, exists, share, slices, ROWS: tl.constexpr):
+def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS: tl.constexpr):
     """`adaptive_weights` of all slices, from the centred x above the centred y `[2 ROWS, SIZE]`."""
     weight += h * COUNT * slices
-    z, inverse = standardised(xy, share)
+    z, inverse = standardised(xy, inverse_count)
     upper, lower = ends(z, exists)
-    both = stacked(upper, lower)  # `[2, 2, ROWS]` rows: end, side, slice
+    both = concat_rows(upper, lower)  # `[2, 2, ROWS]` rows: end, side, slice
     row = tl.arange(0, 4 * ROWS)
     s, is_y, is_lower = row % ROWS, row // ROWS % 2, row // (2 * ROWS)
     feature = 3 - 2 * is_y + is_lower  # as in `adaptive_weights`: those of y first
@@ -105,7 +105,7 @@ def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 # fmt: off
 @triton.jit
 def pool(
-    head, q, k, shares, padding, f_hat,
+    head, q, k, partial_sums, padding, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, groups,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
@@ -114,13 +114,14 @@ def pool(
     # fmt: on
     """f_hat of a head + the programs' shares of the potentials + <q, u>, centred.
 
-    `shares` `[.., groups, 3, n]`: of the potentials, of the keys' and of the queries' weights.
+    `partial_sums` `[.., groups, 3, n]` are those of the potentials and of the weights of the keys
+    and of the queries.
     """
     b, h = head // heads, head % heads
     q += b * q_b + h * q_h
     k += b * k_b + h * k_h
     f_hat += head * n
-    shares += head * groups * 3 * n
+    partial_sums += head * groups * 3 * n
     sums = tl.zeros([16, BLOCK_D], tl.float32)
     sums_f, counts = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.int32)
     for first in range(0, n, TOKENS):
@@ -129,10 +130,10 @@ def pool(
         f = tl.load(f_hat + i, mask=valid, other=0.0)
         keys, queries = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
         for group in range(groups):
-            share = shares + group * 3 * n + i
-            f += tl.load(share, mask=valid, other=0.0)
-            keys += tl.load(share + n, mask=valid, other=0.0)
-            queries += tl.load(share + 2 * n, mask=valid, other=0.0)
+            partial = partial_sums + group * 3 * n + i
+            f += tl.load(partial, mask=valid, other=0.0)
+            keys += tl.load(partial + n, mask=valid, other=0.0)
+            queries += tl.load(partial + 2 * n, mask=valid, other=0.0)
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
         sums += pooled(k_tile, keys, 0.0, OPERAND, PRECISION)
@@ -156,7 +157,7 @@ def pool(
 # fmt: off
 @triton.jit
 def pool_kernel(
-    q, k, shares, padding, f_hat,
+    q, k, partial_sums, padding, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, groups,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
@@ -164,7 +165,7 @@ def pool_kernel(
 ):
     """One program a head."""
     pool(
-        tl.program_id(0).to(tl.int64), q, k, shares, padding, f_hat,
+        tl.program_id(0).to(tl.int64), q, k, partial_sums, padding, f_hat,
         q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups,
         D, BLOCK_D, TOKENS, OPERAND, PRECISION, HAS_PADDING,
     )

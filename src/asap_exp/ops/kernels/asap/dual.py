@@ -185,16 +185,16 @@ def dual_by_heads(
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
-    together = _fill_a_warp(theta.shape[1], n, q.dtype)
-    phi, shares = projections[:, :, 0], f_hat
+    slices_per_program = _fill_a_warp(theta.shape[1], n, q.dtype)
+    phi, partial_sums = projections[:, :, 0], f_hat
     if adaptive_weight is not None:
-        phi, shares = _adaptive_room(projections, 1)
+        phi, partial_sums = _adaptive_room(projections, 1)
         adaptive_weight = adaptive_weight.contiguous()
     if f_hat.numel():
         dual_kernel[(batch * heads,)](
-            *tensors, weight.contiguous(), adaptive_weight, projections, phi, shares, f_hat,
+            *tensors, weight.contiguous(), adaptive_weight, projections, phi, partial_sums, f_hat,
             *numbers, phi.stride(1),
-            **constants, **_sort_constants(together, n, q.dtype, padding),
+            **constants, **_sort_constants(slices_per_program, n, q.dtype, padding),
             ADAPTIVE=adaptive_weight is not None, TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
             **EVERY_LAUNCH,
         )  # fmt: skip
@@ -314,32 +314,36 @@ def _weighted_potentials(
 ) -> None:
     """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    groups = triton.cdiv(slices, _slices_together(slices, n, q.dtype))
+    groups = triton.cdiv(slices, _slices_per_program(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
-        phi, shares = _adaptive_room(projections, groups)
-        _sort(projections, padding, q.dtype, phi, weight, adaptive_weight.contiguous(), shares)
-        _pool(q, k, shares, padding, f_hat)
+        phi, partial_sums = _adaptive_room(projections, groups)
+        _sort(
+            projections, padding, q.dtype, phi, weight, adaptive_weight.contiguous(), partial_sums
+        )
+        _pool(q, k, partial_sums, padding, f_hat)
         return
-    alone = groups == 1
-    shares = f_hat if alone else projections.new_empty(batch, heads, groups, n)
-    _sort(projections, padding, q.dtype, projections[:, :, 0], weight, None, shares)
-    if not alone and f_hat.numel():
+    single_program = groups == 1
+    partial_sums = f_hat if single_program else projections.new_empty(batch, heads, groups, n)
+    _sort(projections, padding, q.dtype, projections[:, :, 0], weight, None, partial_sums)
+    if not single_program and f_hat.numel():
         sum_kernel[(batch * heads,)](
-            shares, mask_bytes(padding), f_hat, heads, n, groups,
+            partial_sums, mask_bytes(padding), f_hat, heads, n, groups,
             BLOCK_N=block(n), HAS_PADDING=padding is not None,
             num_warps=min(max(1, block(n) // 256), 8), **EVERY_LAUNCH,
         )  # fmt: skip
 
 
-def _pool(q: Tensor, k: Tensor, shares: Tensor, padding: Tensor | None, f_hat: Tensor) -> None:
+def _pool(
+    q: Tensor, k: Tensor, partial_sums: Tensor, padding: Tensor | None, f_hat: Tensor
+) -> None:
     """Adds to `f_hat` what the shares say, and centres it."""
-    batch, heads, groups, _, n = shares.shape
+    batch, heads, groups, _, n = partial_sums.shape
     if f_hat.numel() == 0:
         return
     q, k, width = unit_stride(q), unit_stride(k), q.shape[3]
     like_slices = projection.constants(0, q.dtype)
     pool_kernel[(batch * heads,)](
-        q, k, shares, mask_bytes(padding), f_hat, *q.stride()[:3], *k.stride()[:3],
+        q, k, partial_sums, mask_bytes(padding), f_hat, *q.stride()[:3], *k.stride()[:3],
         heads, n, groups, D=width, BLOCK_D=block(width), TOKENS=min(POOLED_TOKENS, block(n)),
         OPERAND=like_slices["THETA_OPERAND"], PRECISION=like_slices["THETA_PRECISION"],
         HAS_PADDING=padding is not None, num_warps=4, **EVERY_LAUNCH,
@@ -353,50 +357,53 @@ def _sort(
     phi: Tensor,
     weight: Tensor | None,
     adaptive_weight: Tensor | None,
-    shares: Tensor | None,
+    partial_sums: Tensor | None,
 ) -> None:
     """Writes `phi`; with a weight also each program's share of the weighted sum.
 
-    Where one program has all slices of a head, it adds the sum to `shares`, then f_hat, centred.
-    `phi` may be where the projections of the queries are. With adaptive weights `shares`
+    If one program has all slices of a head, it adds the sum to `partial_sums`, then f_hat, centred.
+    `phi` may be where the projections of the queries are. With adaptive weights `partial_sums`
     `[.., 3, n]` get the weights of the keys and queries too, and both may not.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
-    together = _slices_together(slices, n, dtype)
-    potential_kernel[(batch * heads, triton.cdiv(slices, together))](
-        projections, mask_bytes(padding), weight, adaptive_weight, phi, shares,
+    slices_per_program = _slices_per_program(slices, n, dtype)
+    potential_kernel[(batch * heads, triton.cdiv(slices, slices_per_program))](
+        projections, mask_bytes(padding), weight, adaptive_weight, phi, partial_sums,
         phi.stride(1), heads, n, slices,
-        **_sort_constants(together, n, dtype, padding),
+        **_sort_constants(slices_per_program, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
-        ALONE=together >= slices and adaptive_weight is None, ADAPTIVE=adaptive_weight is not None,
+        SINGLE_PROGRAM=slices_per_program >= slices and adaptive_weight is None,
+        ADAPTIVE=adaptive_weight is not None,
         **EVERY_LAUNCH,
     )  # fmt: skip
 
 
 def _sort_constants(
-    together: int, n: int, dtype: torch.dtype, padding: Tensor | None
+    slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
     """Those of `sort_slices` for so many slices in a program, and its warps."""
-    size, held = block(n), _held(n, dtype)
+    size, words_per_thread = block(n), _words_per_thread(n, dtype)
     return {
-        "TOGETHER": together,
+        "PER_PROGRAM": slices_per_program,
         "SIZE": size,
-        "HELD": held,
-        "EVEN": n == size and padding is None,
-        "WIDE": dtype == torch.float32,
-        "num_warps": together * size // held // 32,
+        "PER_THREAD": words_per_thread,
+        "NO_TAIL": n == size and padding is None,
+        "SORT_64": dtype == torch.float32,
+        "num_warps": slices_per_program * size // words_per_thread // 32,
     }
 
 
-def _held(n: int, dtype: torch.dtype) -> int:
+def _words_per_thread(n: int, dtype: torch.dtype) -> int:
     """How many words of a row one thread holds."""
-    size, held = block(n), THREAD_BYTES // _word_bytes(dtype)
-    return min(held if size <= 32 * held else 2 * held, size // 8)
+    size, words_per_thread = block(n), THREAD_BYTES // _word_bytes(dtype)
+    return min(
+        words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
+    )
 
 
-def _slices_together(slices: int, n: int, dtype: torch.dtype) -> int:
+def _slices_per_program(slices: int, n: int, dtype: torch.dtype) -> int:
     """How many slices of a head one program sorts."""
     fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
     return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
@@ -407,7 +414,7 @@ def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
 
     With fewer Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
     """
-    return max(triton.next_power_of_2(slices), 32 * _held(n, dtype) // block(n))
+    return max(triton.next_power_of_2(slices), 32 * _words_per_thread(n, dtype) // block(n))
 
 
 def _word_bytes(dtype: torch.dtype) -> int:

@@ -6,7 +6,7 @@ import triton.language as tl
 from asap_exp.ops.kernels.asap.adaptive_features import adaptive_weights, pool
 from asap_exp.ops.kernels.asap.projection import load_directions, project_tokens
 from asap_exp.ops.kernels.asap.sorted_rows import sort_images, sort_words, sorted_potentials
-from asap_exp.ops.kernels.asap.sorting import dealt, sort_rows, undealt
+from asap_exp.ops.kernels.asap.sorting import from_thread_layout, sort_rows, to_thread_layout
 from asap_exp.ops.kernels.tiles import valid_tokens
 
 
@@ -22,34 +22,36 @@ def centred(f, valid):
 @triton.jit
 def sort_sides(
     projections, padding, b, first, row, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr, HAS_PADDING: tl.constexpr,
+    PER_PROGRAM: tl.constexpr, SIZE: tl.constexpr, PER_THREAD: tl.constexpr, NO_TAIL: tl.constexpr,
+    SORT_64: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Words of a head's queries and images of its keys `[TOGETHER, SIZE]`, their rows sorted."""
-    RUN: tl.constexpr = SIZE // HELD
-    place = tl.arange(0, TOGETHER * SIZE)
-    i = place // (TOGETHER * RUN) * RUN + place % RUN
-    end = SIZE if EVEN else n
+    """Words of a head's queries and images of its keys `[PER_PROGRAM, SIZE]`, their rows sorted."""
+    RUN: tl.constexpr = SIZE // PER_THREAD
+    place = tl.arange(0, PER_PROGRAM * SIZE)
+    i = place // (PER_PROGRAM * RUN) * RUN + place % RUN
+    end = SIZE if NO_TAIL else n
     inside = (row < slices) & (i < end)
     valid = valid_tokens(padding, b, i, end, HAS_PADDING)
     y = tl.load(projections + (slices + row) * n + i, mask=inside, other=0.0)
-    y_images = sort_rows(dealt(sort_images(y, valid), TOGETHER, HELD))
-    x = dealt(tl.load(projections + row * n + i, mask=inside, other=0.0), TOGETHER, HELD)
-    if not WIDE:
+    y_images = sort_rows(to_thread_layout(sort_images(y, valid), PER_PROGRAM, PER_THREAD))
+    x = tl.load(projections + row * n + i, mask=inside, other=0.0)
+    x = to_thread_layout(x, PER_PROGRAM, PER_THREAD)
+    if not SORT_64:
         # Only differences of x count: those to some token lose less to the index than x itself.
-        s = first + tl.arange(0, TOGETHER)
+        s = first + tl.arange(0, PER_PROGRAM)
         x -= tl.load(projections + s * n, mask=s < slices, other=0.0)[:, None, None]
-    i, valid = dealt(i, TOGETHER, HELD), dealt(valid, TOGETHER, HELD)
-    return sort_rows(sort_words(x, i, valid, SIZE, WIDE)), y_images
+    i = to_thread_layout(i, PER_PROGRAM, PER_THREAD)
+    valid = to_thread_layout(valid, PER_PROGRAM, PER_THREAD)
+    return sort_rows(sort_words(x, i, valid, SIZE, SORT_64)), y_images
 
 
 # fmt: off
 @triton.jit
 def weigh(
-    phi, projections, weight, adaptive_weight, shares, padding, b, h, first, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr,
-    HAS_PADDING: tl.constexpr, ALONE: tl.constexpr, ADAPTIVE: tl.constexpr,
+    phi, projections, weight, adaptive_weight, partial_sums, padding, b, h, first, n, slices,
+    PER_PROGRAM: tl.constexpr, SIZE: tl.constexpr, NO_TAIL: tl.constexpr,
+    HAS_PADDING: tl.constexpr, SINGLE_PROGRAM: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
     """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that.
@@ -57,8 +59,8 @@ def weigh(
     ADAPTIVE, stores the weights of the keys and of the queries behind it.
     """
     i = tl.arange(0, SIZE)
-    s = first + tl.arange(0, TOGETHER)
-    end = SIZE if EVEN else n
+    s = first + tl.arange(0, PER_PROGRAM)
+    end = SIZE if NO_TAIL else n
     inside = (s < slices)[:, None] & (i < end)[None, :]
     values = tl.load(phi + s[:, None] * n + i[None, :], mask=inside, other=0.0)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
@@ -69,64 +71,65 @@ def weigh(
         valid = valid_tokens(padding, b, i, end, HAS_PADDING)
         count = tl.sum(valid.to(tl.int32))
         more, keys, queries = adaptive_weights(
-            x, y, adaptive_weight, h, valid, count, first, slices, TOGETHER
+            x, y, adaptive_weight, h, valid, count, first, slices, PER_PROGRAM
         )
         w += more
-        tl.store(shares + n + i, keys, mask=i < end)
-        tl.store(shares + 2 * n + i, queries, mask=i < end)
+        tl.store(partial_sums + n + i, keys, mask=i < end)
+        tl.store(partial_sums + 2 * n + i, queries, mask=i < end)
     f = tl.sum(values * w[:, None], 0)
-    if ALONE:
-        f += tl.load(shares + i, mask=i < end, other=0.0)
+    if SINGLE_PROGRAM:
+        f += tl.load(partial_sums + i, mask=i < end, other=0.0)
         f = centred(f, valid_tokens(padding, b, i, end, HAS_PADDING))
-    tl.store(shares + i, f, mask=i < end)
+    tl.store(partial_sums + i, f, mask=i < end)
 
 
 # fmt: off
 @triton.jit
 def sort_slices(
-    group, head, projections, padding, weight, adaptive_weight, phi, shares,
+    group, head, projections, padding, weight, adaptive_weight, phi, partial_sums,
     phi_h, heads, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+    PER_PROGRAM: tl.constexpr, SIZE: tl.constexpr, PER_THREAD: tl.constexpr, NO_TAIL: tl.constexpr,
+    SORT_64: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, SINGLE_PROGRAM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
     """Some slices of a head; with a weight, their share of the weighted sum as well."""
     b, h = head // heads, head % heads
-    first = group * TOGETHER
-    row = first + tl.arange(0, TOGETHER * SIZE) % (TOGETHER * SIZE // HELD) // (SIZE // HELD)
+    first = group * PER_PROGRAM
+    position = tl.arange(0, PER_PROGRAM * SIZE)
+    row = first + position % (PER_PROGRAM * SIZE // PER_THREAD) // (SIZE // PER_THREAD)
     projections += head * 2 * slices * n
     x_words, y_images = sort_sides(
         projections, padding, b, first, row, n, slices,
-        TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        PER_PROGRAM, SIZE, PER_THREAD, NO_TAIL, SORT_64, HAS_PADDING,
     )  # fmt: skip
     tl.debug_barrier()  # phi may be where x was
 
-    end = SIZE if EVEN else n  # a constant makes masks vanish
+    end = SIZE if NO_TAIL else n  # a constant makes masks vanish
     count = end
     place = tl.arange(0, SIZE)
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
-    values = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+    values = sorted_potentials(x_words, y_images, count, PER_THREAD, SORT_64)
     if not HAS_WEIGHT:
         occupied = place[None, :] < count
         values = tl.where(occupied, values, 0.0)
-        share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-        values = tl.where(occupied, values - (tl.sum(values, 1) * share)[:, None], 0.0)
+        inverse_count = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        values = tl.where(occupied, values - (tl.sum(values, 1) * inverse_count)[:, None], 0.0)
 
     phi += head * phi_h
-    token = undealt((x_words & (SIZE - 1)).to(tl.int32), HELD)
+    token = from_thread_layout((x_words & (SIZE - 1)).to(tl.int32), PER_THREAD)
     inside = (row < slices) & (token < end)
-    tl.store(phi + row * n + token, undealt(values, HELD), mask=inside)
+    tl.store(phi + row * n + token, from_thread_layout(values, PER_THREAD), mask=inside)
     if HAS_WEIGHT:
         tl.debug_barrier()  # each token's potentials were written by other threads
         SUMS: tl.constexpr = 3 if ADAPTIVE else 1
-        shares += (head * tl.cdiv(slices, TOGETHER) + group) * SUMS * n
+        partial_sums += (head * tl.cdiv(slices, PER_PROGRAM) + group) * SUMS * n
         weigh(
             phi, projections, weight + h * slices, adaptive_weight,
-            shares, padding, b, h, first, n, slices,
-            TOGETHER, SIZE, EVEN, HAS_PADDING, ALONE, ADAPTIVE,
+            partial_sums, padding, b, h, first, n, slices,
+            PER_PROGRAM, SIZE, NO_TAIL, HAS_PADDING, SINGLE_PROGRAM, ADAPTIVE,
         )  # fmt: skip
 
 
@@ -134,32 +137,33 @@ def sort_slices(
 # fmt: off
 @triton.jit(do_not_specialize=["n"])
 def potential_kernel(
-    projections, padding, weight, adaptive_weight, phi, shares,
+    projections, padding, weight, adaptive_weight, phi, partial_sums,
     phi_h, heads, n, slices,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, ALONE: tl.constexpr,
+    PER_PROGRAM: tl.constexpr, SIZE: tl.constexpr, PER_THREAD: tl.constexpr, NO_TAIL: tl.constexpr,
+    SORT_64: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, SINGLE_PROGRAM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
 ):
     """One program a few slices of a head."""
     sort_slices(
         tl.program_id(1), tl.program_id(0).to(tl.int64),
-        projections, padding, weight, adaptive_weight, phi, shares,
-        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
-        HAS_WEIGHT, ALONE, ADAPTIVE,
+        projections, padding, weight, adaptive_weight, phi, partial_sums,
+        phi_h, heads, n, slices, PER_PROGRAM, SIZE, PER_THREAD, NO_TAIL, SORT_64, HAS_PADDING,
+        HAS_WEIGHT, SINGLE_PROGRAM, ADAPTIVE,
     )
 
 
 @triton.jit(do_not_specialize=["n"])
 def dual_kernel(
-    q, k, theta, query_weight, padding, weight, adaptive_weight, projections, phi, shares, f_hat,
+    q, k, theta, query_weight, padding, weight, adaptive_weight,
+    projections, phi, partial_sums, f_hat,
     q_b, q_h, q_n, k_b, k_h, k_n,
     heads, n, slices, slope, phi_h,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
     SLICES: tl.constexpr, TERMS: tl.constexpr,
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
-    TOGETHER: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
+    PER_PROGRAM: tl.constexpr, SIZE: tl.constexpr, PER_THREAD: tl.constexpr, NO_TAIL: tl.constexpr,
+    SORT_64: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     """One program a head, from the projections to f_hat."""
@@ -174,14 +178,14 @@ def dual_kernel(
         )
     tl.debug_barrier()  # what other threads projected
     sort_slices(
-        0, head, projections, padding, weight, adaptive_weight, phi, shares,
-        phi_h, heads, n, slices, TOGETHER, SIZE, HELD, EVEN, WIDE, HAS_PADDING,
+        0, head, projections, padding, weight, adaptive_weight, phi, partial_sums,
+        phi_h, heads, n, slices, PER_PROGRAM, SIZE, PER_THREAD, NO_TAIL, SORT_64, HAS_PADDING,
         True, not ADAPTIVE, ADAPTIVE,
     )
     if ADAPTIVE:
         tl.debug_barrier()  # what other threads made of the potentials
         pool(
-            head, q, k, shares, padding, f_hat,
+            head, q, k, partial_sums, padding, f_hat,
             q_b, q_h, q_n, k_b, k_h, k_n, heads, n, 1,
             D, BLOCK_D, TOKENS, THETA_OPERAND, THETA_PRECISION, HAS_PADDING,
         )
@@ -190,7 +194,7 @@ def dual_kernel(
 
 @triton.jit
 def sum_kernel(
-    shares, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
+    partial_sums, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
 ):
     """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
@@ -199,5 +203,5 @@ def sum_kernel(
     f_hat += head * n + i
     f = tl.load(f_hat, mask=valid, other=0.0)
     for group in range(groups):
-        f += tl.load(shares + (head * groups + group) * n + i, mask=valid, other=0.0)
+        f += tl.load(partial_sums + (head * groups + group) * n + i, mask=valid, other=0.0)
     tl.store(f_hat, centred(f, valid), mask=i < n)

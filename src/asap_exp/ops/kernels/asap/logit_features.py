@@ -86,27 +86,27 @@ def weighted(mean, deviation, highest, weight):
 
 
 @triton.jit
-def logit_features_on_chip(S, weight, sign, valid, share, EVEN: tl.constexpr):
+def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: tl.constexpr):
     """logit_weight . features `[len(valid)]` from the products S of q and k on chip, not centred.
 
     EVEN: all tokens are valid. `sign` is that of the logits to S.
     """
-    mean = tl.sum(S, 0) * share  # of absent queries the products are 0
+    mean = tl.sum(S, 0) * inverse_count  # of absent queries the products are 0
     Z = S - mean[None, :]
-    if not EVEN:
+    if not NO_TAIL:
         Z = tl.where(valid[:, None], Z, 0.0)
-    variance = tl.sum(Z * Z, 0) * share
+    variance = tl.sum(Z * Z, 0) * inverse_count
     spread = (variance > CONSTANT * CONSTANT * mean * mean) & valid
     Z *= tl.where(spread, sign * tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)[None, :]
     there = Z
-    if not EVEN:
+    if not NO_TAIL:
         there = tl.where(valid[None, :], Z, float("-inf"))
     highest = tl.max(there, 1)
-    mean = tl.sum(Z, 1) * share
+    mean = tl.sum(Z, 1) * inverse_count
     Z -= mean[:, None]
-    if not EVEN:
+    if not NO_TAIL:
         Z = tl.where(valid[None, :], Z, 0.0)
-    deviation = tl.sqrt(tl.sum(Z * Z, 1) * share)
+    deviation = tl.sqrt(tl.sum(Z * Z, 1) * inverse_count)
     return tl.where(valid, weighted(mean, deviation, highest, weight), 0.0)
 
 

@@ -19,7 +19,7 @@ from asap_exp.ops.kernels.asap.adaptive_features import (
     centred_rows,
     pooled,
 )
-from asap_exp.ops.kernels.asap.logit_features import logit_features_on_chip
+from asap_exp.ops.kernels.asap.logit_features import logit_features_in_registers
 from asap_exp.ops.kernels.asap.projection import (
     load_directions,
     load_query_weight,
@@ -42,11 +42,11 @@ from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     LOG2_E,
     block,
+    concat_rows,
     load_tile,
     product,
-    stacked,
+    split_rows,
     store_tile,
-    unstacked,
     valid_tokens,
 )
 from asap_exp.ops.reference.logit_rows import COUNT
@@ -163,7 +163,12 @@ def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexp
 
 @triton.jit
 def by_token(
-    values, token, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr
+    values,
+    token,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SORT_64: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """`values` `[ROWS, SIZE]` with each at its token's place.
 
@@ -173,7 +178,7 @@ def by_token(
     bits = values.to(tl.int32, bitcast=True)
     TAKEN: tl.constexpr = log2(SIZE)
     KEPT: tl.constexpr = 32 - TAKEN
-    if WIDE:
+    if SORT_64:
         words = (token.to(tl.int64) << 32) | (bits.to(tl.int64) & 0xFFFFFFFF)
         bits = sort_again(words, ROWS, SIZE, WARPS).to(tl.int32)
     else:
@@ -187,7 +192,7 @@ def by_token(
 @triton.jit
 def sliced_sum(
     x, y, centred, w, exists, count,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, WARPS: tl.constexpr,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, SORT_64: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
     """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
@@ -195,21 +200,21 @@ def sliced_sum(
     `centred` are x above y, each minus its mean; `exists` `[1, SIZE]`.
     """
     index = tl.arange(0, SIZE)[None, :]
-    HELD: tl.constexpr = SIZE // (4 * WARPS)
-    if WIDE:
+    PER_THREAD: tl.constexpr = SIZE // (4 * WARPS)
+    if SORT_64:
         y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
-        x_words = sort_product(sort_words(x, index, exists, SIZE, WIDE), ROWS, SIZE, WARPS)
-        phi = sorted_potentials(x_words, y_images, count, HELD, WIDE)
+        x_words = sort_product(sort_words(x, index, exists, SIZE, SORT_64), ROWS, SIZE, WARPS)
+        phi = sorted_potentials(x_words, y_images, count, PER_THREAD, SORT_64)
     else:
         # Only differences of x count: those to the mean lose less to the index than x itself.
-        x, _ = unstacked(centred)
-        words = stacked(sort_words(x, index, exists, SIZE, WIDE), sort_images(y, exists))
+        x, _ = split_rows(centred)
+        words = concat_rows(sort_words(x, index, exists, SIZE, SORT_64), sort_images(y, exists))
         words = sort_product(words, 2 * ROWS, SIZE, WARPS)
-        x_words, y_images = unstacked(words)
-        x, y = image_values(sorted_images(x_words, SIZE, WIDE)), image_values(y_images)
-        x_before, y_before = unstacked(predecessors(stacked(x, y), HELD))
-        phi = potentials_of(x, x_before, y, y_before, count, HELD)
-    phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, WIDE, WARPS)
+        x_words, y_images = split_rows(words)
+        x, y = image_values(sorted_images(x_words, SIZE, SORT_64)), image_values(y_images)
+        x_before, y_before = split_rows(predecessors(concat_rows(x, y), PER_THREAD))
+        phi = potentials_of(x, x_before, y, y_before, count, PER_THREAD)
+    phi = by_token(phi, (x_words & (SIZE - 1)).to(tl.int32), ROWS, SIZE, SORT_64, WARPS)
     return tl.sum(phi * w[:, None], 0)
 
 
@@ -223,10 +228,10 @@ def asap_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     SLICES: tl.constexpr, TERMS: tl.constexpr,
-    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr, SORT_64: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
     HAS_LOGIT_WEIGHT: tl.constexpr, RELAXED: tl.constexpr,
-    EVEN: tl.constexpr, WARPS: tl.constexpr,
+    NO_TAIL: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
     """One program a head; duals in units of log 2."""
@@ -251,11 +256,11 @@ def asap_kernel(
     if HAS_QUERY_WEIGHT:
         u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
     exists = valid[None, :]
-    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    centred = centred_rows(stacked(x, y), exists, share)
+    inverse_count = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    centred = centred_rows(concat_rows(x, y), exists, inverse_count)
     if ADAPTIVE:
         more, keys, queries = adaptive_weights_of_both(
-            centred, adaptive_weight, h, exists, share, slices, SLICES
+            centred, adaptive_weight, h, exists, inverse_count, slices, SLICES
         )
         w += more * UNIT  # phi is in units of log 2, but so is one of its spreads
         sums = pooled(k_tile, keys, 0.0, THETA_OPERAND, THETA_PRECISION)
@@ -263,12 +268,13 @@ def asap_kernel(
     linear = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT or ADAPTIVE:
         linear = query_features(q_tile, u, u_square) * UNIT
-    f = sliced_sum(x, y, centred, w, exists, count, SLICES, BLOCK_N, WIDE, WARPS) + linear
+    f = sliced_sum(x, y, centred, w, exists, count, SLICES, BLOCK_N, SORT_64, WARPS) + linear
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     if HAS_LOGIT_WEIGHT:
         sign = tl.where(to_log2 > 0, 1.0, tl.where(to_log2 < 0, -1.0, 0.0))
         weight_of_head = logit_weight + h * LOGIT_FEATURES
-        f += logit_features_on_chip(S, weight_of_head, sign, valid, share, EVEN) * UNIT
+        chi = logit_features_in_registers(S, weight_of_head, sign, valid, inverse_count, NO_TAIL)
+        f += chi * UNIT
     f = tl.where(valid, f, float("-inf"))
     if RELAXED:
         w = tl.load(relaxation + h).to(tl.float32)
@@ -306,9 +312,9 @@ def launch(
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
             **p.values, **projection.constants(slices, p.q.dtype), BLOCK_N=block(p.n),
-            WIDE=p.q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
+            SORT_64=p.q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
             ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
-            RELAXED=relaxation is not None, EVEN=p.padding is None and p.n == block(p.n),
+            RELAXED=relaxation is not None, NO_TAIL=p.padding is None and p.n == block(p.n),
             WARPS=warps, num_warps=warps, **EVERY_LAUNCH,
         )  # fmt: skip
     return out

@@ -27,16 +27,16 @@ def sort_images(values, valid):
 
 
 @triton.jit
-def sort_words(values, index, valid, SIZE: tl.constexpr, WIDE: tl.constexpr):
+def sort_words(values, index, valid, SIZE: tl.constexpr, SORT_64: tl.constexpr):
     """Distinct integers in the order of `values`, the index in the low bits; invalid ones last."""
     image = sort_images(values, valid)
-    return ((image.to(tl.int64) << 32) | index) if WIDE else ((image & -SIZE) | index)
+    return ((image.to(tl.int64) << 32) | index) if SORT_64 else ((image & -SIZE) | index)
 
 
 @triton.jit
-def sorted_images(words, SIZE: tl.constexpr, WIDE: tl.constexpr):
+def sorted_images(words, SIZE: tl.constexpr, SORT_64: tl.constexpr):
     """The images in words, the bits that the index took at half their range."""
-    return (words >> 32).to(tl.int32) if WIDE else ((words & -SIZE) | (SIZE // 2))
+    return (words >> 32).to(tl.int32) if SORT_64 else ((words & -SIZE) | (SIZE // 2))
 
 
 @triton.jit
@@ -45,8 +45,8 @@ def image_values(images):
     return flip_order(images).to(tl.float32, bitcast=True)
 
 
-# In `before` and `sums_before` rows are `[rows, 2, 2, ...]`. Neighbours are in one thread, HELD of
-# them: along the last axes, which are split off one by one until a thread has one value a row.
+# In `predecessor` and `exclusive_sums` rows are `[rows, 2, 2, ...]`. A thread has PER_THREAD
+# neighbours, along the last axes: these are split off one by one until it has one value per row.
 
 
 @triton.jit
@@ -55,11 +55,11 @@ def exchange_floats(values, axis: tl.constexpr):
 
 
 @triton.jit
-def before(values, run, HELD: tl.constexpr):
+def predecessor(values, run, PER_THREAD: tl.constexpr):
     """Each value's predecessor in its row; anything at the first."""
-    if HELD > 1:
+    if PER_THREAD > 1:
         even, odd = tl.split(values)
-        found = tl.join(before(odd, run, HELD // 2), even)
+        found = tl.join(predecessor(odd, run, PER_THREAD // 2), even)
     else:
         found = values
         for bit in tl.static_range(len(values.shape) - 1):
@@ -70,11 +70,11 @@ def before(values, run, HELD: tl.constexpr):
 
 
 @triton.jit
-def sums_before(values, run, HELD: tl.constexpr):
+def exclusive_sums(values, run, PER_THREAD: tl.constexpr):
     """The sum of all values before each in its row."""
-    if HELD > 1:
+    if PER_THREAD > 1:
         even, odd = tl.split(values)
-        sums = sums_before(even + odd, run, HELD // 2)
+        sums = exclusive_sums(even + odd, run, PER_THREAD // 2)
         sums = tl.join(sums, sums + even)
     else:
         sums = tl.zeros_like(values)
@@ -86,37 +86,44 @@ def sums_before(values, run, HELD: tl.constexpr):
 
 
 @triton.jit
-def pairs(rows):
+def binary_axes(rows):
     """`[ROWS, SIZE]` as `[ROWS, 2, 2, ...]`."""
     return tl.reshape(rows, [rows.shape[0]] + [2] * log2(rows.shape[1]))
 
 
 @triton.jit
-def runs(SIZE: tl.constexpr, HELD: tl.constexpr):
-    """The numbers of the runs of HELD neighbours, as one of their axes."""
-    return tl.reshape(tl.arange(0, SIZE // HELD), [1] + [2] * log2(SIZE // HELD))
+def run_numbers(SIZE: tl.constexpr, PER_THREAD: tl.constexpr):
+    """The numbers of the runs of PER_THREAD neighbours, as one of their axes."""
+    return tl.reshape(tl.arange(0, SIZE // PER_THREAD), [1] + [2] * log2(SIZE // PER_THREAD))
 
 
 @triton.jit
-def predecessors(rows, HELD: tl.constexpr):
+def predecessors(rows, PER_THREAD: tl.constexpr):
     """Each value's predecessor in its row `[ROWS, SIZE]`; anything at the first."""
-    found = before(pairs(rows), runs(rows.shape[1], HELD), HELD)
+    found = predecessor(binary_axes(rows), run_numbers(rows.shape[1], PER_THREAD), PER_THREAD)
     return tl.reshape(found, rows.shape)
 
 
 @triton.jit
-def potentials_of(x, x_before, y, y_before, count, HELD: tl.constexpr):
+def potentials_of(x, x_before, y, y_before, count, PER_THREAD: tl.constexpr):
     """From sorted rows `[ROWS, SIZE]` and their predecessors what `sorted_potentials` gives."""
     place = tl.arange(0, x.shape[1])[None, :]
     steps = (y_before + y) * (x_before - x) * 0.5
     steps = tl.where((place > 0) & (place < count), steps, 0.0)
-    sums = sums_before(pairs(steps), runs(x.shape[1], HELD), HELD)
+    sums = exclusive_sums(binary_axes(steps), run_numbers(x.shape[1], PER_THREAD), PER_THREAD)
     return tl.reshape(sums, steps.shape) + steps
 
 
 @triton.jit
-def sorted_potentials(x_words, y_images, count, HELD: tl.constexpr, WIDE: tl.constexpr):
+def sorted_potentials(x_words, y_images, count, PER_THREAD: tl.constexpr, SORT_64: tl.constexpr):
     """Potentials of the sorted queries `[ROWS, SIZE]`, 0 at the first; anything after `count`."""
-    x = image_values(sorted_images(x_words, x_words.shape[1], WIDE))
+    x = image_values(sorted_images(x_words, x_words.shape[1], SORT_64))
     y = image_values(y_images)
-    return potentials_of(x, predecessors(x, HELD), y, predecessors(y, HELD), count, HELD)
+    return potentials_of(
+        x,
+        predecessors(x, PER_THREAD),
+        y,
+        predecessors(y, PER_THREAD),
+        count,
+        PER_THREAD,
+    )

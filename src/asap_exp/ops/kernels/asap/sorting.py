@@ -2,9 +2,9 @@
 
 Such a sort compares across the low bits of a position most often. `tl.sort` may spread these over
 lanes and warps; here they are along axis 1 of the tile, which is in a thread's registers if the
-tile came from `dealt` or `sort_product`. Only the speed depends on that. A pair in registers then
-costs a minimum and a maximum, since a stage complements what it sorts downwards. The stages are a
-loop: unrolled, those of 4,096 words take a minute to compile.
+tile came from `to_thread_layout` or `sort_product`. Only the speed depends on that. A pair in
+registers then costs a minimum and a maximum, since a stage complements what it sorts downwards.
+The stages are a loop: unrolled, those of 4,096 words take a minute to compile.
 """
 
 import triton
@@ -81,16 +81,16 @@ def sort_rows(tile):
 
 
 @triton.jit
-def dealt(vector, ROWS: tl.constexpr, HELD: tl.constexpr):
-    """A vector as `sort_rows` wants it: each thread's HELD values along axis 1."""
-    tile = tl.reshape(vector, [HELD, ROWS, vector.shape[0] // (ROWS * HELD)])
+def to_thread_layout(vector, ROWS: tl.constexpr, PER_THREAD: tl.constexpr):
+    """A vector as `sort_rows` wants it: each thread's PER_THREAD values along axis 1."""
+    tile = tl.reshape(vector, [PER_THREAD, ROWS, vector.shape[0] // (ROWS * PER_THREAD)])
     return tl.permute(tile, (1, 0, 2))
 
 
 @triton.jit
-def undealt(rows, HELD: tl.constexpr):
+def from_thread_layout(rows, PER_THREAD: tl.constexpr):
     """What `sort_rows` returned, as a vector that the same threads store."""
-    tile = tl.reshape(rows, [rows.shape[0], rows.shape[1] // HELD, HELD])
+    tile = tl.reshape(rows, [rows.shape[0], rows.shape[1] // PER_THREAD, PER_THREAD])
     return tl.reshape(tl.permute(tile, (2, 0, 1)), [rows.shape[0] * rows.shape[1]])
 
 

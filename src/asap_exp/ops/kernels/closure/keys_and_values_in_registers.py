@@ -26,10 +26,10 @@ from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import lost, partial_sums, row_sum
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     IN_LOG2,
-    biased,
     block,
-    exponent,
+    fma_bias,
     load_tile,
+    log2_plan,
     product,
     store_tile,
     valid_tokens,
@@ -113,12 +113,12 @@ def column_maxima(
         higher = ()
         for t in tl.static_range(len(keys)):
             S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
-            X = biased(S, to_log2, f[None, :])
+            X = fma_bias(S, to_log2, f[None, :])
             higher = higher + (tl.maximum(maxima[t], tl.max(X, 1)),)
         maxima = higher
     found = ()
     for t in tl.static_range(len(keys)):
-        found = found + (finite(maxima[t]),)
+        found = found + (finite_maximum(maxima[t]),)
     return found
 
 
@@ -138,8 +138,8 @@ def first_sums(
     maxima, totals = (), ()
     for t in tl.static_range(len(keys)):
         S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
-        X = biased(S, to_log2, f[None, :])
-        highest = finite(tl.max(X, 1))
+        X = fma_bias(S, to_log2, f[None, :])
+        highest = finite_maximum(tl.max(X, 1))
         E = tl.exp2(X - highest[:, None])
         maxima = maxima + (highest,)
         totals = totals + (partial_sums(E, keys[t].shape[0], BLOCK_N),)
@@ -147,7 +147,7 @@ def first_sums(
 
 
 @triton.jit
-def finite(maximum):
+def finite_maximum(maximum):
     """0 where there was nothing to take it of."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
@@ -169,7 +169,7 @@ def column_sums(
         larger = ()
         for t in tl.static_range(len(keys)):
             S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
-            E = tl.exp2(exponent(S, to_log2, f[None, :], -maxima[t][:, None]))
+            E = tl.exp2(log2_plan(S, to_log2, f[None, :], -maxima[t][:, None]))
             larger = larger + (totals[t] + partial_sums(E, keys[t].shape[0], BLOCK_N),)
         totals = larger
     sums = ()
@@ -280,7 +280,7 @@ def store_maxima(
         for t in tl.static_range(len(keys)):
             S = product(q_tile, tl.trans(keys[t]), OPERAND, PRECISION)
             g = tl.load(cols + t * TILE + tl.arange(0, TILE))
-            highest = tl.maximum(highest, tl.max(biased(S, to_log2, g[None, :]), 1))
+            highest = tl.maximum(highest, tl.max(fma_bias(S, to_log2, g[None, :]), 1))
         tl.store(rows + i, tl.where(valid, -highest, float("-inf")))
 
 
@@ -307,7 +307,7 @@ def attention(
         for t in tl.static_range(len(keys)):
             S = product(q_tile, tl.trans(keys[t]), OPERAND, PRECISION)
             g = tl.load(cols + t * TILE + tl.arange(0, TILE))
-            E = tl.exp2(exponent(S, to_log2, g[None, :], shift[:, None]))
+            E = tl.exp2(log2_plan(S, to_log2, g[None, :], shift[:, None]))
             sums += row_sums(E, V_OPERAND)
             weighted += product(E, values[t], V_OPERAND, PRECISION)
         total = tl.max(sums, 1)

@@ -15,10 +15,10 @@ from asap_exp.ops.kernels.launch import Duals, Launch, strides
 from asap_exp.ops.kernels.sinkhorn import tiled
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
-    biased,
     block,
-    exponent,
+    fma_bias,
     load_tile,
+    log2_plan,
     product,
     valid_tokens,
 )
@@ -76,11 +76,11 @@ def updates_kernel(
             q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
             S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
             if t == 1:
-                highest = tl.max(biased(S, to_log2, g[:, None]), axis=0)
+                highest = tl.max(fma_bias(S, to_log2, g[:, None]), axis=0)
                 f = tl.where(highest == float("-inf"), 0.0, -highest)
             else:
                 f = tl.load(before + i, mask=valid_i, other=0.0)
-            E = tl.exp2(exponent(S, to_log2, g[:, None], f[None, :]))
+            E = tl.exp2(log2_plan(S, to_log2, g[:, None], f[None, :]))
             row_sum = tl.sum(E, axis=0)
             f_next = f - tl.log2(row_sum)
             tl.store(rows + i, tl.where(valid_i, f_next, 0.0), mask=i < n)

@@ -28,11 +28,11 @@ from asap_exp.ops.kernels.launch import Duals, Launch, strides
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     IN_LOG2,
-    biased,
     block,
-    exponent,
+    fma_bias,
     load_tile,
-    moved,
+    log2_plan,
+    log2_scaling,
     product,
     store_tile,
     valid_tokens,
@@ -41,7 +41,7 @@ from asap_exp.ops.kernels.tiles import (
 TOKENS, WIDE_FLOAT32_TOKENS = 128, 64
 """Longest side whose logits fit into registers; of float32 inputs with more than 64 channels."""
 
-NEAR = tl.constexpr(16.0)
+SCALING_SPREAD = tl.constexpr(16.0)
 """By no more than this much more or less than another, in units of log 2, a dual may still move
 where scalings take over: exp2 of it is far from what float32 loses."""
 
@@ -64,7 +64,7 @@ def relaxed_refusal(call: Call) -> str | None:
 
 
 @triton.jit
-def stored(place, scaling, base, exists, valid):
+def store_dual(place, scaling, base, exists, valid):
     """Stores the dual base + log2(scaling); returns its scaling as the stored dual has it.
 
     The backward pass reads the rounded duals, so the updates go on from those.
@@ -78,7 +78,7 @@ def stored(place, scaling, base, exists, valid):
 def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
     """f + relaxation (F(f) - f), F a plain update; f is -inf where not valid, before and after."""
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
-    X = biased(S, to_log2, g[None, :])
+    X = fma_bias(S, to_log2, g[None, :])
     highest = tl.max(X, axis=1)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     updated = -highest - tl.log2(tl.sum(tl.exp2(X - highest[:, None]), axis=1))
@@ -88,7 +88,7 @@ def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
 @triton.jit
 def column_dual(S, f, valid_j, to_log2, log2_ratio):
     """g = log2_ratio - LSE_i(S + f), -inf where not valid."""
-    E = biased(S, to_log2, f[:, None])
+    E = fma_bias(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     E = tl.exp2(E - highest[None, :])
@@ -119,24 +119,25 @@ def plan(
             moves = tl.where(valid_i, (updated - f) / relaxation, 0.0)
             f = updated
             num_iters -= 1
-            far = (num_iters > 1) & (tl.max(moves) - tl.min(moves) > NEAR)
+            far = (num_iters > 1) & (tl.max(moves) - tl.min(moves) > SCALING_SPREAD)
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
-    highest = tl.max(biased(S, to_log2, g[None, :]), axis=1)
+    highest = tl.max(fma_bias(S, to_log2, g[None, :]), axis=1)
     start = f
     f = tl.where(highest == float("-inf"), 0.0, -highest)
-    E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+    E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
     row_sum = tl.sum(E, axis=1)
     a = tl.where(valid_i, 1.0 / row_sum, 0.0)
     b = tl.where(valid_j, 1.0, 0.0)
     if RELAXED:  # noqa: SIM102 - decided when the kernel is compiled
         if num_iters > 1:
-            further = (relaxation - 1.0) * tl.where(valid_i, f + moved(a, valid_i) - start, 0.0)
+            move = tl.where(valid_i, f + log2_scaling(a, valid_i) - start, 0.0)
+            further = (relaxation - 1.0) * move
             a *= tl.exp2(further - tl.max(further))  # a constant more changes no plan
     if SAVE:
-        b = stored(cols, b, g, j < m, valid_j)
+        b = store_dual(cols, b, g, j < m, valid_j)
     for t in range(1, num_iters):
         if t % 4 == 1:  # in 4 updates a scaling changes by at most (n m)^4
-            df, dg = moved(a, valid_i), moved(b, valid_j)
+            df, dg = log2_scaling(a, valid_i), log2_scaling(b, valid_j)
             if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
                 f += df
                 g += dg
@@ -144,22 +145,23 @@ def plan(
                 q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
                 k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
                 S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-                E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+                E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
                 a = tl.where(valid_i, 1.0, 0.0)
                 b = tl.where(valid_j, 1.0, 0.0)
         if SAVE:
-            a = stored(rows + t * n, a, f, i < n, valid_i)
+            a = store_dual(rows + t * n, a, f, i < n, valid_i)
         b = tl.where(valid_j, ratio / tl.sum(E * a[:, None], axis=0), 0.0)
         if SAVE:
-            b = stored(cols + t * m, b, g, j < m, valid_j)
+            b = store_dual(cols + t * m, b, g, j < m, valid_j)
         updated = tl.where(valid_i, 1.0 / tl.sum(E * b[None, :], axis=1), 0.0)
         if RELAXED:  # noqa: SIM102
             if t + 1 < num_iters:
-                further = (relaxation - 1.0) * (moved(updated, valid_i) - moved(a, valid_i))
+                move = log2_scaling(updated, valid_i) - log2_scaling(a, valid_i)
+                further = (relaxation - 1.0) * move
                 updated *= tl.exp2(further - tl.max(further))
         a = updated
     if SAVE:
-        a = stored(rows + num_iters * n, a, f, i < n, valid_i)
+        a = store_dual(rows + num_iters * n, a, f, i < n, valid_i)
     return E * (b[None, :] * a[:, None])
 
 
@@ -233,7 +235,7 @@ def backward_kernel(
 
     g = tl.load(cols + (num_iters - 1) * m, mask=valid_j, other=float("-inf"))
     f = tl.load(rows + num_iters * n, mask=valid_i, other=float("-inf"))
-    A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+    A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
     do_tile = load_tile(grad_out + b * go_b + h * go_h, i, valid_i, go_n, V_WIDTH, BLOCK_V)
     dv = product(tl.trans(A), do_tile, V_OPERAND, PRECISION)
     store_tile(grad_v + b * gv_b + h * gv_h, j, j < m, gv_n, dv, V_WIDTH, BLOCK_V)
@@ -247,13 +249,13 @@ def backward_kernel(
         g_next = g
         g = tl.load(cols + (t - 1) * m, mask=valid_j, other=float("-inf"))
         w = tl.where(valid_j, dg * tl.exp2(g_next - g - log2_ratio), 0.0)
-        A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+        A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
         df = -tl.sum(A * w[None, :], axis=1)
         dg = -tl.sum(A * df[:, None], axis=0)
         dS -= A * (w[None, :] + df[:, None])
     f = tl.load(rows, mask=valid_i, other=float("-inf"))
     f -= log2_ratio
-    A = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None])) * dg[None, :]
+    A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None])) * dg[None, :]
     tl.store(grad_start + head * n + i, -tl.sum(A, axis=1), mask=i < n)
     dS = (dS - A) * slope
     dq = product(dS, k_tile, OPERAND, PRECISION)

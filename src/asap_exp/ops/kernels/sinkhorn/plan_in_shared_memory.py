@@ -26,11 +26,11 @@ from asap_exp.ops.kernels.sinkhorn import logits_in_registers, tiled_bf16
 from asap_exp.ops.kernels.sinkhorn.tiled_bf16 import Side, store_parts
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
-    biased,
     block,
-    exponent,
+    fma_bias,
     load_tile,
-    moved,
+    log2_plan,
+    log2_scaling,
     product,
     valid_tokens,
 )
@@ -45,10 +45,10 @@ into registers."""
 BLOCK_QUERIES = 64
 """Queries of which the plan is made at a time."""
 
-CAUTIOUS = tl.constexpr(4)
+SAFE_UPDATES = tl.constexpr(4)
 """So many updates are safe wherever they start: they change a scaling by at most (n m)^4."""
 
-FARTHEST = tl.constexpr(24.0)
+FARTHEST_SCALING = tl.constexpr(24.0)
 """So far, in units of log 2, more updates than that may move a scaling with the same E."""
 
 
@@ -109,12 +109,12 @@ def store_plan(
         valid_following = valid_tokens(padding, sample, following, n, HAS_PADDING)
         q_tile = load_tile(q, following, valid_following, q_n, D, BLOCK_D)  # arrives meanwhile
         if is_first:
-            f = row_shift(biased(S, to_log2, g[None, :]))
+            f = row_shift(fma_bias(S, to_log2, g[None, :]))
             tl.store(rows + i, f, mask=i < n)
         else:
             f = tl.load(rows + i, mask=i < n, other=0.0)
         f = tl.where(valid_i, f, float("-inf"))
-        E = tl.exp2(exponent(S, to_log2, g[None, :], f[:, None]))
+        E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
         tl.store(plan + i[:, None] * BLOCK_M + j[None, :], E.to(tl.bfloat16))
         i, valid_i = following, valid_following
 
@@ -142,7 +142,7 @@ def last_dual(
         tl.debug_barrier()  # other threads wrote what is read here, before and after the updates
         E = tl.load(plan + i[:, None] * BLOCK_M + j[None, :])
         a, b = tl.where(valid_i, 1.0, 0.0), tl.where(valid_j, 1.0, 0.0)
-        steps = tl.minimum(num_iters - t, CAUTIOUS)
+        steps = tl.minimum(num_iters - t, SAFE_UPDATES)
         while steps > 0:
             before = b
             for _ in range(steps):
@@ -151,13 +151,13 @@ def last_dual(
                 b = tl.where(valid_j, ratio / weighted_sums(tl.trans(E), a, PRECISION), 0.0)
             t += steps
             left = num_iters - t
-            so_far = tl.max(tl.abs(moved(b, valid_j)))
-            step = tl.max(tl.abs(moved(b, valid_j) - moved(before, valid_j)))
-            steps = tl.where(so_far + step * left <= FARTHEST, left, 0)
+            so_far = tl.max(tl.abs(log2_scaling(b, valid_j)))
+            step = tl.max(tl.abs(log2_scaling(b, valid_j) - log2_scaling(before, valid_j)))
+            steps = tl.where(so_far + step * left <= FARTHEST_SCALING, left, 0)
         f = tl.load(rows + i, mask=i < n, other=0.0)
-        tl.store(rows + i, f + moved(a, valid_i), mask=i < n)
+        tl.store(rows + i, f + log2_scaling(a, valid_i), mask=i < n)
         tl.debug_barrier()
-        g += moved(b, valid_j)
+        g += log2_scaling(b, valid_j)
     return g
 
 

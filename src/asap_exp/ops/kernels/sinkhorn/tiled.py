@@ -13,9 +13,9 @@ from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     LOG2_E,
-    biased,
-    exponent,
+    fma_bias,
     load_tile,
+    log2_plan,
     product,
     store_tile,
     valid_tokens,
@@ -23,7 +23,7 @@ from asap_exp.ops.kernels.tiles import (
 
 
 @triton.jit
-def place(count, BLOCK: tl.constexpr):
+def head_and_tokens(count, BLOCK: tl.constexpr):
     """The head of this program and its `BLOCK` tokens; the programs of a head are neighbours."""
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
@@ -32,28 +32,28 @@ def place(count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def plan(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
+def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
     """A of a tile whose rows are x."""
     if X_IS_QUERY:
-        return tl.exp2(exponent(S, to_log2, dual_y[None, :], dual_x[:, None]))
-    return tl.exp2(exponent(S, to_log2, dual_x[:, None], dual_y[None, :]))
+        return tl.exp2(log2_plan(S, to_log2, dual_y[None, :], dual_x[:, None]))
+    return tl.exp2(log2_plan(S, to_log2, dual_x[:, None], dual_y[None, :]))
 
 
 @triton.jit
-def lowered(shift, logits):
+def running_shift(shift, logits):
     """Minus the running maximum, which starts at +inf, after a further tile of logits."""
     highest = tl.max(logits, axis=1)
     return tl.minimum(shift, tl.where(highest == float("-inf"), float("inf"), -highest))
 
 
 @triton.jit
-def decay(shift, lower):
+def rescale(shift, lower):
     """By what sums of exp(logits + shift) shrink when `shift` becomes `lower`."""
-    return tl.where(shift == float("inf"), 0.0, tl.exp2(finite(lower) - finite(shift)))
+    return tl.where(shift == float("inf"), 0.0, tl.exp2(finite_shift(lower) - finite_shift(shift)))
 
 
 @triton.jit
-def finite(shift):
+def finite_shift(shift):
     return tl.where(shift == float("inf"), 0.0, shift)
 
 
@@ -74,7 +74,7 @@ def half_step_kernel(
 
     It must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
     """
-    head, i = place(num_x, BLOCK_X)
+    head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
@@ -94,10 +94,10 @@ def half_step_kernel(
         else:
             bias = tl.where(valid_j, 0.0, float("-inf"))
         if not HAS_PREVIOUS:
-            lower = lowered(shift, biased(S, to_log2, bias[None, :]))
-            total *= decay(shift, lower)
+            lower = running_shift(shift, fma_bias(S, to_log2, bias[None, :]))
+            total *= rescale(shift, lower)
             shift = lower
-        total += tl.sum(plan(S, to_log2, finite(shift), bias, X_IS_QUERY), axis=1)
+        total += tl.sum(plan_tile(S, to_log2, finite_shift(shift), bias, X_IS_QUERY), axis=1)
     dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)
     tl.store(result + head * result_stride + i, dual, mask=i < num_x)
 
@@ -116,7 +116,7 @@ def attention_kernel(
 ):
     # fmt: on
     """out = softmax_j(S + col) v, flash attention with a bias per key; `row` its dual."""
-    head, i = place(n, BLOCK_N)
+    head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
@@ -136,12 +136,12 @@ def attention_kernel(
         S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
         g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
         if not HAS_PREVIOUS:
-            lower = lowered(shift, biased(S, to_log2, g[None, :]))
-            total *= decay(shift, lower)
-            rounded *= decay(shift, lower)
-            values *= decay(shift, lower)[:, None]
+            lower = running_shift(shift, fma_bias(S, to_log2, g[None, :]))
+            total *= rescale(shift, lower)
+            rounded *= rescale(shift, lower)
+            values *= rescale(shift, lower)[:, None]
             shift = lower
-        E = plan(S, to_log2, finite(shift), g, True)
+        E = plan_tile(S, to_log2, finite_shift(shift), g, True)
         total += tl.sum(E, axis=1)
         rounded += tl.sum(E.to(V_OPERAND).to(tl.float32), axis=1)
         v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)

@@ -18,12 +18,17 @@ from torch import Tensor
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
 from asap_exp.ops.kernels.sinkhorn import keys_in_registers, logits_in_registers
-from asap_exp.ops.kernels.sinkhorn.tiled import decay, finite, lowered, place
+from asap_exp.ops.kernels.sinkhorn.tiled import (
+    finite_shift,
+    head_and_tokens,
+    rescale,
+    running_shift,
+)
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     IN_LOG2,
     LOG2_E,
-    biased,
+    fma_bias,
     load_tile,
     product,
     store_tile,
@@ -33,13 +38,13 @@ from asap_exp.ops.kernels.tiles import (
 PARTS = 3
 """bfloat16 numbers that hold a float32."""
 
-ABSENT = tl.constexpr(-1e30)
+ABSENT_DUAL = tl.constexpr(-1e30)
 """The dual of a token that is not there, in units of the products of q and k."""
 
 PADDED_TO = 128
 """Parts of a dual are stored for a multiple of this many tokens: whole tiles."""
 
-SMALLEST, LARGEST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
+SMALLEST_SUM, LARGEST_SUM = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 """Within them a sum is right, however its shift was chosen."""
 
 
@@ -69,7 +74,7 @@ def slower(call: Call) -> str | None:
 @triton.jit
 def store_parts(parts, dual, index, valid, padded, to_log2):
     """Stores `dual` (units of log 2) as the matrix units take it, `[PARTS, padded]`."""
-    absent = tl.where(to_log2 < 0, -ABSENT, ABSENT)
+    absent = tl.where(to_log2 < 0, -ABSENT_DUAL, ABSENT_DUAL)
     x = tl.where(valid, dual / to_log2, absent)
     for part in tl.static_range(3):
         rounded = x.to(tl.bfloat16)
@@ -100,11 +105,11 @@ def parts_kernel(
 @triton.jit
 def load_streamed(
     y, padding, b, j, num_y, y_n,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HAS_PADDING: tl.constexpr, EVEN: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
     """The rows `j`, which all exist where EVEN; 0 where padded."""
-    if EVEN and not HAS_PADDING:
+    if NO_TAIL and not HAS_PADDING:
         valid = tl.full(j.shape, True, tl.int1)
     else:
         valid = valid_tokens(padding, b, j, num_y, HAS_PADDING)
@@ -117,12 +122,12 @@ def logits(
     x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
     D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr, EVEN: tl.constexpr,
+    HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
     """<x, y> + dual_y / to_log2 for a tile of y from `first` on."""
     j = first + tl.arange(0, BLOCK_Y)
-    y_tile = load_streamed(y, padding, b, j, num_y, y_n, D, BLOCK_D, HAS_PADDING, EVEN)
+    y_tile = load_streamed(y, padding, b, j, num_y, y_n, D, BLOCK_D, HAS_PADDING, NO_TAIL)
     S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
     part = tl.arange(0, 16)
     dual = tl.load(
@@ -155,11 +160,11 @@ def half_step_kernel(
     heads, num_x, num_y, padded_x, padded_y, to_log2, log2_ratio,
     D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, EVEN: tl.constexpr,
+    HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
     """result_x = log2_ratio - LSE_y(S_xy + dual_y), and its parts; `previous` is an earlier one."""
-    head, i = place(num_x, BLOCK_X)
+    head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
@@ -171,30 +176,30 @@ def half_step_kernel(
     else:
         S = logits(
             x_tile, y, parts_y, padding, b, 0, num_y, padded_y, y_n,
-            D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
+            D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
         )  # fmt: skip
         shift = first_shift(S * to_log2)
-        totals = partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
+        totals = partial_sums(tl.exp2(fma_bias(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
     done = 0 if HAS_PREVIOUS else BLOCK_Y
     for first in range(done, num_y, BLOCK_Y):
         S = logits(
             x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
-            D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
+            D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
         )  # fmt: skip
-        totals += partial_sums(tl.exp2(biased(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
+        totals += partial_sums(tl.exp2(fma_bias(S, to_log2, shift[:, None])), BLOCK_X, BLOCK_Y)
     total = tl.sum(totals, 1)
-    if far_off(total, valid_i):
+    if any_lost(total, valid_i):
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)
         total = tl.zeros([BLOCK_X], tl.float32)
         for first in range(0, num_y, BLOCK_Y):
             S = logits(
                 x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
-                D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
+                D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
             )  # fmt: skip
-            lower = lowered(shift, S * to_log2)
-            total *= decay(shift, lower)
+            lower = running_shift(shift, S * to_log2)
+            total *= rescale(shift, lower)
             shift = lower
-            total += tl.sum(tl.exp2(biased(S, to_log2, finite(shift)[:, None])), 1)
+            total += tl.sum(tl.exp2(fma_bias(S, to_log2, finite_shift(shift)[:, None])), 1)
     dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)
     tl.store(result + head * result_stride + i, dual, mask=i < num_x)
     store_parts(parts_x + head * 3 * padded_x, dual, i, valid_i, padded_x, to_log2)
@@ -210,12 +215,12 @@ def first_shift(X):
 @triton.jit
 def lost(total, valid):
     """Which sums were shifted so badly that they lost what counts: 1, else 0."""
-    good = (total > SMALLEST) & (total < LARGEST)
+    good = (total > SMALLEST_SUM) & (total < LARGEST_SUM)
     return (valid & (good == 0)).to(tl.int32)
 
 
 @triton.jit
-def far_off(total, valid):
+def any_lost(total, valid):
     """Whether some sum is lost."""
     return tl.max(lost(total, valid)) > 0
 
@@ -229,11 +234,11 @@ def attention_kernel(
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr, EVEN: tl.constexpr,
+    HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
     """out = softmax_j(S + col) v, where `parts` are those of col; `previous` is a dual of q."""
-    head, i = place(n, BLOCK_N)
+    head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
@@ -246,31 +251,31 @@ def attention_kernel(
     for first in range(0, m, BLOCK_M):
         S = logits(
             q_tile, k, parts, padding, b, first, m, padded_m, k_n,
-            D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
+            D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
         )  # fmt: skip
-        E = tl.exp2(biased(S, to_log2, shift[:, None]))
+        E = tl.exp2(fma_bias(S, to_log2, shift[:, None]))
         totals += row_sums(E, V_OPERAND)
         j = first + tl.arange(0, BLOCK_M)
-        v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, EVEN)
+        v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, NO_TAIL)
         values += product(E, v_tile, V_OPERAND, PRECISION)
     total = tl.max(totals, 1)
-    if far_off(total, valid_i):
+    if any_lost(total, valid_i):
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
         totals = tl.zeros([BLOCK_N, 16], tl.float32)
         values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         for first in range(0, m, BLOCK_M):
             S = logits(
                 q_tile, k, parts, padding, b, first, m, padded_m, k_n,
-                D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, EVEN,
+                D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
             )  # fmt: skip
-            lower = lowered(shift, S * to_log2)
-            totals *= decay(shift, lower)[:, None]
-            values *= decay(shift, lower)[:, None]
+            lower = running_shift(shift, S * to_log2)
+            totals *= rescale(shift, lower)[:, None]
+            values *= rescale(shift, lower)[:, None]
             shift = lower
-            E = tl.exp2(biased(S, to_log2, finite(shift)[:, None]))
+            E = tl.exp2(fma_bias(S, to_log2, finite_shift(shift)[:, None]))
             totals += row_sums(E, V_OPERAND)
             j = first + tl.arange(0, BLOCK_M)
-            v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, EVEN)
+            v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, NO_TAIL)
             values += product(E, v_tile, V_OPERAND, PRECISION)
         total = tl.max(totals, 1)
     values = tl.where(valid_i[:, None], values / total[:, None], 0.0)
@@ -325,7 +330,7 @@ def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
         *strides(x.tokens, y.tokens), *head_strides(previous, x.dual),
         p.heads, x.count, y.count, x.padded, y.padded, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
-        HAS_PREVIOUS=previous is not None, EVEN=y.count % y_block == 0, num_warps=warps,
+        HAS_PREVIOUS=previous is not None, NO_TAIL=y.count % y_block == 0, num_warps=warps,
         **EVERY_LAUNCH,
     )  # fmt: skip
 
@@ -338,7 +343,7 @@ def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
         *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
         p.heads, p.n, p.m, keys.padded, p.to_log2,
         **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
-        EVEN=p.m % m_block == 0, num_warps=warps, **EVERY_LAUNCH,
+        NO_TAIL=p.m % m_block == 0, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
-from asap_exp.ops.kernels.sinkhorn.tiled import place, plan
+from asap_exp.ops.kernels.sinkhorn.tiled import head_and_tokens, plan_tile
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     block,
@@ -46,7 +46,7 @@ def delta_kernel(
     Flash attention takes <grad_out, out> for it. But out was made of rounded A, and what that
     leaves in a row's sum of dX the updates' adjoints enlarge tenfold at logits of some hundreds.
     """
-    head, i = place(n, BLOCK_N)
+    head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
@@ -63,7 +63,7 @@ def delta_kernel(
         g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
         v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)
         dA = product(do_tile, tl.trans(v_tile), V_OPERAND, PRECISION)
-        total += tl.sum(plan(S, to_log2, f, g, True) * dA, axis=1)
+        total += tl.sum(plan_tile(S, to_log2, f, g, True) * dA, axis=1)
     tl.store(delta + head * delta_stride + i, total, mask=i < n)
 
 
@@ -81,7 +81,7 @@ def value_kernel(
 ):
     # fmt: on
     """The gradients of v and of g^T, a block of keys a program."""
-    head, j = place(m, BLOCK_M)
+    head, j = head_and_tokens(m, BLOCK_M)
     b, h = head // heads, head % heads
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
     k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
@@ -97,7 +97,7 @@ def value_kernel(
         q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
         S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
         f = tl.load(row + head * row_stride + i, mask=valid_i, other=float("-inf"))
-        A = plan(S, to_log2, g, f, False)
+        A = plan_tile(S, to_log2, g, f, False)
         do_tile = load_tile(grad_out, i, valid_i, go_n, V_WIDTH, BLOCK_V)
         dv += product(A, do_tile, V_OPERAND, PRECISION)
         dA = product(v_tile, tl.trans(do_tile), V_OPERAND, PRECISION)
@@ -124,7 +124,7 @@ def adjoint_kernel(
     RESCALE turns dg^(t+1) into w^t = dg^(t+1) exp(g^(t+1) - g^t) m / n, where `dual_x` is g^(t+1)
     and `earlier_x` g^t.
     """
-    head, i = place(num_x, BLOCK_X)
+    head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
@@ -138,7 +138,7 @@ def adjoint_kernel(
         S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         fy = tl.load(dual_y + head * dual_y_stride + j, mask=valid_j, other=float("-inf"))
         w = tl.load(weight_y + head * weight_y_stride + j, mask=valid_j, other=0.0)
-        total += tl.sum(plan(S, to_log2, fx, fy, X_IS_QUERY) * w[None, :], axis=1)
+        total += tl.sum(plan_tile(S, to_log2, fx, fy, X_IS_QUERY) * w[None, :], axis=1)
     if RESCALE:
         earlier = tl.load(earlier_x + head * earlier_x_stride + i, mask=valid_i, other=0.0)
         total *= tl.exp2(tl.where(valid_i, fx - earlier - log2_ratio, 0.0))
@@ -167,7 +167,7 @@ def logit_kernel(
 
     taken where `drift`, the largest exponent of the head, allows it; else one exponential a t.
     """
-    head, i = place(num_x, BLOCK_X)
+    head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     t = tl.arange(0, BLOCK_T)
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
@@ -199,7 +199,7 @@ def logit_kernel(
         else:
             dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
         fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
-        A = plan(S, to_log2, fx, fy, X_IS_QUERY)
+        A = plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
         if of_rank_2t:
             y_t = t[:, None] * num_y + j[None, :]
             y_mask = (t < num_iters)[:, None] & valid_j[None, :]
@@ -216,7 +216,7 @@ def logit_kernel(
                 fy_t = tl.load(dual_y + step * num_y + j, mask=valid_j, other=float("-inf"))
                 wx_t = tl.load(weight_x + step * num_x + i, mask=valid_i, other=0.0)
                 wy_t = tl.load(weight_y + step * num_y + j, mask=valid_j, other=0.0)
-                A = plan(S, to_log2, fx_t, fy_t, X_IS_QUERY)
+                A = plan_tile(S, to_log2, fx_t, fy_t, X_IS_QUERY)
                 dS -= A * (wx_t[:, None] + wy_t[None, :])
         grad += product(dS, y_tile, OPERAND, PRECISION)
     store_tile(grad_x + b * gx_b + h * gx_h, i, i < num_x, gx_n, grad * slope, D, BLOCK_D)
