@@ -177,8 +177,7 @@ def test_explanation_names_every_route_with_its_reason():
         "  sinkhorn",
         "    keys and values in registers  refused: makes one update, got num_iters=20",
         "    plan in shared memory         taken",
-        "    tiled, bfloat16               slower: updates of up to 512 keys are faster with these "
-        "in registers",
+        "    tiled, bfloat16               slower: is the fastest only beyond 512 keys",
         "    logits in registers           refused: takes up to 128 tokens, got 200",
         "    keys in registers             later: an earlier route takes the call",
         "    tiled                         later: an earlier route takes the call",

@@ -23,6 +23,9 @@ class Device(NamedTuple):
     multiprocessors: int = 1
 
 
+INTERPRETER = Device()
+
+
 class Call(NamedTuple):
     """One call of an operator, as the refusals of its routes read it.
 
@@ -86,10 +89,7 @@ def device_of(x: Tensor) -> Device:
     """The device of `x`, or the one that `as_if` pretends."""
     if _pretended is not None:
         return _pretended
-    if x.device.type != "cuda":
-        return Device()
-    index = x.device.index
-    return cuda_device(torch.cuda.current_device() if index is None else index)
+    return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER
 
 
 @functools.cache

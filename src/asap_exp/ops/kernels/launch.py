@@ -1,7 +1,7 @@
 """The inputs of a launch as kernels read them, and the tiles that it works in."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,25 +40,25 @@ class Launch(NamedTuple):
         q, k, v = (unit_stride(x) for x in (q, k, v))
         return Launch(q, k, v, mask_bytes(padding), num_iters, slope)
 
-    def call(self, **more: Any) -> Call:
-        """What the routes of an operator are asked; `more` are further fields of the call."""
-        q, v = self.q, self.v
+    def call(
+        self,
+        *,
+        keeps_duals: bool = False,
+        slices: int = 0,
+        refine: int = 0,
+        logit_features: bool = False,
+    ) -> Call:
+        """What the routes of an operator are asked. Positional, since every call passes here."""
+        q, _, v, padding, num_iters, slope = self
         batch, heads, n, head_dim = q.shape
+        _, _, m, value_dim = v.shape
         device = device_of(q)
+        constant = abs(slope * LOG2_E) <= SMALLEST_SLOPE
         return Call(
-            n,
-            self.k.shape[2],
-            head_dim,
-            v.shape[3],
-            q.dtype,
-            v.dtype,
-            self.num_iters,
-            abs(self.to_log2) <= SMALLEST_SLOPE,
-            self.padding is not None,
-            one_wave=one_wave(batch * heads, device),
-            capability=device.capability,
-            **more,
-        )
+            n, m, head_dim, value_dim, q.dtype, v.dtype, num_iters, constant, padding is not None,
+            keeps_duals, False, slices, refine, False, logit_features,
+            one_wave(batch * heads, device), device.capability,
+        )  # fmt: skip
 
     @property
     def programs(self) -> int:

@@ -77,7 +77,7 @@ def refusal(call: Call) -> str | None:
 def slower(call: Call) -> str | None:
     """Why launches of their own are faster; None if this one is."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
-        return "many heads have one warp each, which has no room for refining updates as well"
+        return "with many heads, a program has one warp and no room for refining updates"
     return None
 
 

@@ -41,10 +41,13 @@ def asap_attention(
     **options: Any,
 ) -> Tensor:
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    _, _, n, head_dim = q.shape
+    _, _, m, value_dim = v.shape
+    gradient = gradient_needed(q, k, v, *weights, relaxation)
+    relaxed, logit_features = relaxation is not None, logit_weight is not None
     call = Call(
-        q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype,
-        gradient=gradient_needed(q, k, v, *weights, relaxation), slices=theta.shape[1],
-        refine=refine, relaxed=relaxation is not None, logit_features=logit_weight is not None,
+        n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
+        gradient, theta.shape[1], refine, relaxed, logit_features,
     )  # fmt: skip
     route = choose("asap", call)
     return route.launch(q, k, v, weights, refine=refine, relaxation=relaxation, **options)

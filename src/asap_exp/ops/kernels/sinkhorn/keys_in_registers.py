@@ -33,7 +33,7 @@ BLOCK_QUERIES = 32
 def refusal(call: Call) -> str | None:
     """Why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
-        return "makes the updates after the first, and there is one alone"
+        return "makes the updates after the first, got num_iters=1"
     if call.m > KEYS:
         return f"takes up to {KEYS} keys, got {call.m}"
     if call.dtype == torch.float32:

@@ -55,7 +55,7 @@ FARTHEST_SCALING = tl.constexpr(24.0)
 def refusal(call: Call) -> str | None:
     """Why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
-        return "makes the updates after the first, and there is one alone"
+        return "makes the updates after the first, got num_iters=1"
     return tiled_bf16.refusal(call) or closure.key_refusal(call)
 
 

@@ -65,9 +65,9 @@ def slower(call: Call) -> str | None:
     if call.num_iters == 1:
         most = logits_in_registers.TOKENS
         if call.longest <= most:
-            return f"a closure of up to {most} tokens is faster with its logits in registers"
+            return f"is the fastest only beyond {most} tokens"
     elif call.m <= keys_in_registers.KEYS:
-        return f"updates of up to {keys_in_registers.KEYS} keys are faster with these in registers"
+        return f"is the fastest only beyond {keys_in_registers.KEYS} keys"
     return None
 
 
