@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def answered(operator: str, found: Explanation) -> Choice:
 
 def table(operator: str) -> str:
     """A row per route, a column per example."""
-    device = {"capability": CAPABILITY, "multiprocessors": MULTIPROCESSORS}
+    device: dict[str, Any] = {"capability": CAPABILITY, "multiprocessors": MULTIPROCESSORS}
     choices = [
         answered(operator, explain(name, **options, **device))
         for name, options in EXAMPLES[operator].values()

@@ -48,7 +48,7 @@ class Launch(NamedTuple):
         refine: int = 0,
         logit_features: bool = False,
     ) -> Call:
-        """What the routes of an operator are asked. Positional, since every call passes here."""
+        """Returns what the routes of an operator are asked. Positional: every call passes here."""
         q, _, v, padding, num_iters, slope = self
         batch, heads, n, head_dim = q.shape
         _, _, m, value_dim = v.shape

@@ -1,8 +1,9 @@
-"""Kernels of the adaptive features: a query's products with tokens pooled at the ends of a slice.
+"""Kernels of the adaptive features: products of a query with tokens pooled at the ends of a slice.
 
 The pooled tokens of all slices are weighed before they meet a query, so that a head has one vector
-u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. Source of the formula:
-`asap_exp.ops.reference.adaptive`.
+u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. `inverse_count` is 1 over the
+number of tokens that exist. Source of the formula: `asap_exp.ops.reference.adaptive`. Letters: see
+`kernels.tiles`.
 """
 
 import triton
@@ -16,14 +17,14 @@ COUNT = tl.constexpr(adaptive.COUNT)
 
 @triton.jit
 def centred_rows(z, exists, inverse_count):
-    """Rows z minus their mean over the places that exist, 0 elsewhere."""
+    """Returns rows z minus their mean over the places that exist, 0 elsewhere."""
     z = tl.where(exists, z, 0.0)
     return tl.where(exists, z - (tl.sum(z, 1) * inverse_count)[:, None], 0.0)
 
 
 @triton.jit
 def standardised(centred, inverse_count):
-    """Centred rows over their deviation; 1 / deviation too."""
+    """Returns centred rows over their standard deviation, and 1 / deviation."""
     variance = tl.sum(centred * centred, 1) * inverse_count
     spread = variance > 0
     inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
@@ -32,7 +33,7 @@ def standardised(centred, inverse_count):
 
 @triton.jit
 def ends(z, exists):
-    """exp(z) and exp(-z) where they exist, not normalised.
+    """Returns exp(z) and exp(-z) where they exist, not normalised.
 
     No |z| exceeds the square root of the number of tokens, so no exponential overflows.
     """
@@ -41,7 +42,7 @@ def ends(z, exists):
 
 @triton.jit
 def end_weights(z, weight, exists, s, slices):
-    """sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w and w' behind each other."""
+    """Returns sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w' is behind w."""
     upper, lower = ends(z, exists)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     w_lower = tl.load(weight + slices + s, mask=s < slices, other=0.0).to(tl.float32)
@@ -52,10 +53,11 @@ def end_weights(z, weight, exists, s, slices):
 
 @triton.jit
 def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.constexpr):
-    """Weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]` of a head.
+    """Returns weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]` of a
+    head.
 
-    x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is
-    `[H, 5, slices]`.
+    x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is `[H,
+    5, slices]`.
     """
     weight += h * COUNT * slices
     exists = valid[None, :]
@@ -71,7 +73,7 @@ def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.cons
 
 @triton.jit
 def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS: tl.constexpr):
-    """`adaptive_weights` of all slices, from the centred x above the centred y `[2 ROWS, SIZE]`."""
+    """The same for all slices at once, from the centred x above the centred y `[2 ROWS, SIZE]`."""
     weight += h * COUNT * slices
     z, inverse = standardised(xy, inverse_count)
     upper, lower = ends(z, exists)
@@ -91,9 +93,10 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
 
 @triton.jit
 def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j: rows of `[16, BLOCK_D]`.
+    """Returns sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j: rows of `[16,
+    BLOCK_D]`.
 
-    A product of the matrix units: what is lost as a weight is rounded has a row of its own.
+    A product on the matrix units: a row of its own holds what rounding a weight loses.
     """
     row = tl.arange(0, 16)[:, None]
     high = weights.to(OPERAND)
@@ -112,9 +115,9 @@ def pool(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """f_hat of a head + the programs' shares of the potentials + <q, u>, centred.
+    """Adds the partial sums of the potentials and <q, u> to f_hat of a head, centred.
 
-    `partial_sums` `[.., groups, 3, n]` are those of the potentials and of the weights of the keys
+    `partial_sums` `[.., groups, 3, n]` holds those of the potentials and of the weights of the keys
     and of the queries.
     """
     b, h = head // heads, head % heads
@@ -122,6 +125,7 @@ def pool(
     k += b * k_b + h * k_h
     f_hat += head * n
     partial_sums += head * groups * 3 * n
+    # [16, BLOCK_D]
     sums = tl.zeros([16, BLOCK_D], tl.float32)
     sums_f, counts = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.int32)
     for first in range(0, n, TOKENS):
@@ -134,6 +138,7 @@ def pool(
             f += tl.load(partial, mask=valid, other=0.0)
             keys += tl.load(partial + n, mask=valid, other=0.0)
             queries += tl.load(partial + 2 * n, mask=valid, other=0.0)
+        # [TOKENS, BLOCK_D]
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
         sums += pooled(k_tile, keys, 0.0, OPERAND, PRECISION)
@@ -163,7 +168,7 @@ def pool_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
-    """One program a head."""
+    """One program per head."""
     pool(
         tl.program_id(0).to(tl.int64), q, k, partial_sums, padding, f_hat,
         q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups,

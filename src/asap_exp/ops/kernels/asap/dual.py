@@ -1,11 +1,11 @@
-"""Sliced potentials and the row dual made of them, fused: project, sort, sum up, undo the sort.
+"""Sliced potentials and the row dual made from them: project, sort, sum up, undo the sort.
 
-Forward only. The mathematics is that of `reference.potentials` and `reference.asap`. Up to
-`FUSED_TOKENS` tokens one program makes the dual of a head. Beyond, one launch projects all tokens
-on all slices; a second sorts the projections, sums up the potentials, undoes the sort and weighs
-them; where the slices of a head are too many for one program, a third adds the programs' shares.
-Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. Stored are a few floats per token
-and slice, nothing of size n x m.
+Forward only, self-attention only. The mathematics is that of `reference.potentials` and
+`reference.asap`. Up to `FUSED_TOKENS` tokens one program makes the dual of a head. Beyond, one
+launch projects all tokens on all slices; a second one sorts the projections, sums up the
+potentials, undoes the sort and weighs them; if one program cannot hold all slices of a head, a
+third one adds the partial sums. Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. A
+few floats per token and slice are stored, nothing of size n x m.
 """
 
 import torch
@@ -22,31 +22,31 @@ from asap_exp.ops.reference import adaptive
 from asap_exp.ops.routing import choose
 
 SORTED_TOKENS = 4096
-"""Up to so many tokens one program sorts a slice."""
+"""Most tokens of a slice that one program sorts."""
 
 PROGRAM_BYTES = 4 * 1024
-"""What one program sorts at a time; a single slice may be more."""
+"""Bytes that one program sorts at a time; a single slice may be larger."""
 
 THREAD_BYTES = 64
-"""What one thread holds of it; twice as much where a row would not fit a warp."""
+"""Bytes of it per thread; twice as much if a row would not fit into a warp."""
 
 PROJECTED_TOKENS = 64
-"""So many tokens are projected by one program."""
+"""Tokens that one program projects."""
 
 POOLED_TOKENS = 64
-"""So many tokens at a time meet those pooled at the ends of the slices."""
+"""Tokens at a time that meet the ones pooled at the ends of the slices."""
 
 FUSED_TOKENS = 256
-"""Up to so many tokens of 16-bit inputs one program projects and sorts a head."""
+"""Most tokens of 16-bit inputs of which one program projects and sorts a head."""
 
 FUSED_BYTES = 8 * 1024
-"""If all its slices together are not more than this."""
+"""Most bytes that all its slices may have together."""
 
 FUSED_BLOCK = 64
-"""So many tokens it projects at a time."""
+"""Tokens that it projects at a time."""
 
 FUSED_STAGES = 1
-"""How many of these it has in flight."""
+"""Blocks of them in flight."""
 
 
 def self_attention_alone(call: Call) -> str | None:
@@ -89,7 +89,7 @@ def sliced_potentials(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
+    """Returns the exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
 
     q, k `[B, H, N, D]`, theta `[H, L, D]`, key_padding_mask `[B, N]`, True = padded. No gradient.
     Source of the formula: `asap_exp.ops.reference.potentials`.
@@ -109,11 +109,12 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2], centred, `[B, H, N]` float32.
+    """Returns f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2] + adaptive_weight .
+    features.
 
-    And + adaptive_weight . adaptive features. weight `[H, L]`, query_weight `[H, D + 1]`,
-    adaptive_weight `[H, 5, L]`, the others as in `sliced_potentials`. No gradient. Source of the
-    formula: `asap_exp.ops.reference.asap`.
+    Centred, `[B, H, N]` float32. weight `[H, L]`, query_weight `[H, D + 1]`, adaptive_weight `[H,
+    5, L]`, the others as in `sliced_potentials`. No gradient. Source of the formula:
+    `asap_exp.ops.reference.asap`.
     """
     weights = (theta, weight, query_weight, adaptive_weight)
     return _sliced_dual(q, k, *weights, key_padding_mask, scale / eps)
@@ -239,7 +240,7 @@ def dual_by_torch(
 
 
 def _adaptive_room(projections: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """For the potentials, beside the projections, which are needed again, and for the shares."""
+    """Allocates potentials apart from the projections, which are read again, and partial sums."""
     batch, heads, _, slices, n = projections.shape
     phi = projections.new_empty(batch, heads, slices, n)
     return phi, projections.new_empty(batch, heads, groups, 3, n)
@@ -253,7 +254,7 @@ def _project(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """<q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`; query_weight . [q ; |q|^2], or 0."""
+    """Returns <q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`, and the query features."""
     projections, linear = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = linear.shape
@@ -279,7 +280,7 @@ def _operands(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[tuple[Tensor | None, ...], tuple[float, ...], dict[str, object]]:
-    """What `project_tokens` reads: tensors, strides and other numbers, constants."""
+    """Returns what `project_tokens` reads: tensors, strides and other numbers, constants."""
     _, heads, n, width = q.shape
     slices = theta.shape[1]
     q, k = unit_stride(q), unit_stride(k)
@@ -336,7 +337,7 @@ def _weighted_potentials(
 def _pool(
     q: Tensor, k: Tensor, partial_sums: Tensor, padding: Tensor | None, f_hat: Tensor
 ) -> None:
-    """Adds to `f_hat` what the shares say, and centres it."""
+    """Adds the pooled partial sums to `f_hat`, and centres it."""
     batch, heads, groups, _, n = partial_sums.shape
     if f_hat.numel() == 0:
         return
@@ -383,7 +384,7 @@ def _sort(
 def _sort_constants(
     slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
-    """Those of `sort_slices` for so many slices in a program, and its warps."""
+    """The constants of `sort_slices` for this many slices per program, and its warps."""
     size, words_per_thread = block(n), _words_per_thread(n, dtype)
     return {
         "PER_PROGRAM": slices_per_program,
@@ -396,7 +397,7 @@ def _sort_constants(
 
 
 def _words_per_thread(n: int, dtype: torch.dtype) -> int:
-    """How many words of a row one thread holds."""
+    """Returns how many words of a row one thread holds."""
     size, words_per_thread = block(n), THREAD_BYTES // _word_bytes(dtype)
     return min(
         words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
@@ -404,15 +405,15 @@ def _words_per_thread(n: int, dtype: torch.dtype) -> int:
 
 
 def _slices_per_program(slices: int, n: int, dtype: torch.dtype) -> int:
-    """How many slices of a head one program sorts."""
+    """Returns how many slices of a head one program sorts."""
     fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
     return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
 
 
 def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
-    """So many slices or more, a power of two: enough that each lane holds as many words as it may.
+    """Returns a power of two >= `slices` for which each lane holds as many words as it may.
 
-    With fewer Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
+    With fewer, Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
     """
     return max(triton.next_power_of_2(slices), 32 * _words_per_thread(n, dtype) // block(n))
 

@@ -1,4 +1,9 @@
-"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weigh."""
+"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weigh.
+
+Letters: see `kernels.tiles`. PER_PROGRAM slices per program, SIZE words per slice, PER_THREAD of
+these in one thread; SORT_64 sorts words of 64 bits; NO_TAIL has n = SIZE and no padding;
+SINGLE_PROGRAM has all slices of a head in one program.
+"""
 
 import triton
 import triton.language as tl
@@ -12,7 +17,7 @@ from asap_exp.ops.kernels.tiles import valid_tokens
 
 @triton.jit
 def centred(f, valid):
-    """f minus its mean over the valid tokens, 0 elsewhere."""
+    """Returns f minus its mean over the valid tokens, 0 elsewhere."""
     f = tl.where(valid, f, 0.0)
     count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
     return tl.where(valid, f - tl.sum(f) / count, 0.0)
@@ -26,7 +31,7 @@ def sort_sides(
     SORT_64: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Words of a head's queries and images of its keys `[PER_PROGRAM, SIZE]`, their rows sorted."""
+    """Returns words of the queries and images of the keys, `[PER_PROGRAM, SIZE]`, rows sorted."""
     RUN: tl.constexpr = SIZE // PER_THREAD
     place = tl.arange(0, PER_PROGRAM * SIZE)
     i = place // (PER_PROGRAM * RUN) * RUN + place % RUN
@@ -54,15 +59,18 @@ def weigh(
     HAS_PADDING: tl.constexpr, SINGLE_PROGRAM: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Stores the weighted sum of phi; ALONE, adds it to what is there and centres that.
+    """Stores the weighted sum of phi; with SINGLE_PROGRAM, adds it to what is there and centres
+    that.
 
-    ADAPTIVE, stores the weights of the keys and of the queries behind it.
+    With ADAPTIVE, stores the weights of the keys and of the queries behind it.
     """
     i = tl.arange(0, SIZE)
     s = first + tl.arange(0, PER_PROGRAM)
     end = SIZE if NO_TAIL else n
     inside = (s < slices)[:, None] & (i < end)[None, :]
+    # [PER_PROGRAM, SIZE]
     values = tl.load(phi + s[:, None] * n + i[None, :], mask=inside, other=0.0)
+    # [PER_PROGRAM]
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     if ADAPTIVE:
         place = projections + s[:, None] * n + i[None, :]
@@ -76,6 +84,7 @@ def weigh(
         w += more
         tl.store(partial_sums + n + i, keys, mask=i < end)
         tl.store(partial_sums + 2 * n + i, queries, mask=i < end)
+    # [SIZE]
     f = tl.sum(values * w[:, None], 0)
     if SINGLE_PROGRAM:
         f += tl.load(partial_sums + i, mask=i < end, other=0.0)
@@ -94,7 +103,7 @@ def sort_slices(
     ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Some slices of a head; with a weight, their share of the weighted sum as well."""
+    """Sorts some slices of a head; with a weight, also stores their part of the weighted sum."""
     b, h = head // heads, head % heads
     first = group * PER_PROGRAM
     position = tl.arange(0, PER_PROGRAM * SIZE)
@@ -111,6 +120,7 @@ def sort_slices(
     place = tl.arange(0, SIZE)
     if HAS_PADDING:
         count = tl.sum(valid_tokens(padding, b, place, n, HAS_PADDING).to(tl.int32))
+    # [PER_PROGRAM, SIZE]
     values = sorted_potentials(x_words, y_images, count, PER_THREAD, SORT_64)
     if not HAS_WEIGHT:
         occupied = place[None, :] < count
@@ -144,7 +154,7 @@ def potential_kernel(
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, SINGLE_PROGRAM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
 ):
-    """One program a few slices of a head."""
+    """One program per group of slices of a head."""
     sort_slices(
         tl.program_id(1), tl.program_id(0).to(tl.int64),
         projections, padding, weight, adaptive_weight, phi, partial_sums,
@@ -166,7 +176,7 @@ def dual_kernel(
     SORT_64: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
-    """One program a head, from the projections to f_hat."""
+    """One program per head, from the projections to f_hat."""
     head = tl.program_id(0).to(tl.int64)
     theta += head % heads * slices * D
     directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
@@ -196,7 +206,7 @@ def dual_kernel(
 def sum_kernel(
     partial_sums, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
 ):
-    """f_hat + the sum of the programs' shares, centred over the valid tokens of a head."""
+    """Adds the programs' partial sums to f_hat, centred over the valid tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)

@@ -1,8 +1,8 @@
-"""Weighted logit features: what a query's row of logits looks like with the keys on one scale.
+"""Weighted logit features: statistics of a query's row of logits, keys standardised. No gradient.
 
 The mathematics is that of `reference.logit_rows`. A column's mean and deviation come from the
-queries' mean and covariance, so of the logits there is one pass, and nothing of size n x m is
-stored. No gradient.
+queries' mean and covariance, so the logits are computed in one pass, and nothing of size n x m is
+stored. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -28,7 +28,7 @@ def logit_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """logit_weight . `logit_features`, centred, `[B, H, N]` float32; logit_weight `[H, 3]`."""
+    """Returns logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
     return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps)
 
 
@@ -59,10 +59,11 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H, M]`.
+    """Returns the mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H,
+    M]`.
 
-    In float64: where a key is nearly orthogonal to what queries differ in, most of the quadratic
-    form cancels.
+    In float64: if a key is nearly orthogonal to the differences of the queries, most of the
+    quadratic form cancels.
     """
     q, k = (blank(x, padding, 2).double() for x in (q, k))
     valid = q.new_ones(1, q.shape[2], dtype=torch.bool) if padding is None else ~padding
@@ -79,7 +80,7 @@ def column_scales(
 
 @triton.jit
 def weighted(mean, deviation, highest, weight):
-    """The three features times their weights `[3]` at `weight`."""
+    """Returns the three features times their weights `[3]` at `weight`."""
     w = tl.load(weight).to(tl.float32) * mean
     w += tl.load(weight + 1).to(tl.float32) * deviation
     return w + tl.load(weight + 2).to(tl.float32) * highest
@@ -87,9 +88,9 @@ def weighted(mean, deviation, highest, weight):
 
 @triton.jit
 def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: tl.constexpr):
-    """logit_weight . features `[len(valid)]` from the products S of q and k on chip, not centred.
+    """Returns logit_weight . features `[len(valid)]` from the products S of q and k, not centred.
 
-    EVEN: all tokens are valid. `sign` is that of the logits to S.
+    NO_TAIL: all tokens are valid. `sign` is that of the factor from S to the logits.
     """
     mean = tl.sum(S, 0) * inverse_count  # of absent queries the products are 0
     Z = S - mean[None, :]
@@ -119,12 +120,13 @@ def logit_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """weight . features of BLOCK_N queries of a head, not centred, in `dual` `[.., n]`."""
+    """Stores weight . features of BLOCK_N queries of a head, not centred, into `dual` `[.., n]`."""
     blocks = tl.cdiv(n, BLOCK_N)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     sample, h = head // heads, head % heads
     i = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + sample * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
     k += sample * k_b + h * k_h
     average, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
@@ -133,9 +135,11 @@ def logit_kernel(
     for first in range(0, m, BLOCK_M):
         j = first + tl.arange(0, BLOCK_M)
         valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
+        # [BLOCK_N, BLOCK_M]
         S = product(q_tile, tl.trans(load_tile(k, j, valid_j, k_n, D, BLOCK_D)), OPERAND, PRECISION)
         mean = tl.load(column_mean + head * m + j, mask=valid_j, other=0.0)
         inverse = tl.load(column_inverse + head * m + j, mask=valid_j, other=0.0)
+        # [BLOCK_N, BLOCK_M]
         Z = (S - mean[None, :]) * inverse[None, :]
         highest = tl.maximum(highest, tl.max(tl.where(valid_j[None, :], Z, float("-inf")), 1))
         # Tiles of squares about their own means join without cancelling (Chan et al., 1979).

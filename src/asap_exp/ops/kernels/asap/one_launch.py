@@ -1,10 +1,14 @@
-"""ASAP of a short sequence in one launch, projection to output, one program a head. No gradient.
+"""ASAP of a short sequence in one launch, from projection to output, one program per head. No
+gradient.
 
-The mathematics is that of `potentials` and `short`. Of a head nothing but its output is stored: its
-projections are sorted, and the potentials brought back to their tokens by a second sort, in the
-registers where the matrix units leave the projections. f_hat is not centred: the closure of a dual
-does not change with a constant added to it. Refined, where heads are many and have no logit
-features, the dual and the updates are launches of their own.
+The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only the output of a head
+is stored: its projections are sorted, and the potentials brought back to their tokens by a second
+sort, in the registers where the matrix units leave the projections. f_hat is not centred, since a
+constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`. Many refined heads
+without logit features take the dual and the updates in separate launches instead.
+
+Letters: see `kernels.tiles`; SLICES is the number of slices padded to a tile, SORT_64 sorts words
+of 64 bits, NO_TAIL has only valid tokens, which fill their tile.
 """
 
 import torch
@@ -53,10 +57,10 @@ from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.routing import choose
 
 TOKENS = 64
-"""Up to so many tokens one launch is faster than three: at 128 its registers spill."""
+"""Most tokens: at 128 the registers spill, and separate launches are faster."""
 
 SLICES = 16
-"""Up to so many slices."""
+"""Most slices."""
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """theta, weight, query_weight, adaptive_weight and logit_weight."""
@@ -75,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why launches of their own are faster; None if this one is."""
+    """Why separate launches are faster; None if they are not."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
         return "with many heads, a program has one warp and no room for refining updates"
     return None
@@ -145,7 +149,7 @@ def _(
 
 
 def _warps(p: Launch, *, one: bool) -> int:
-    """For many heads as few as hardly spill, since fewer exchange less; more for few heads."""
+    """For many heads as few warps as hardly spill, since they exchange less; for few heads more."""
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if one and max(p.q.shape[3], p.v.shape[3]) <= 64:
@@ -156,7 +160,7 @@ def _warps(p: Launch, *, one: bool) -> int:
 # Of what `sort_rows` returns, the lowest bits are in the registers.
 @triton.jit
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Integers `[ROWS, SIZE]`, as `sort_product` leaves them, sorted by rows."""
+    """Sorts integers `[ROWS, SIZE]`, as `sort_product` leaves them, by rows."""
     tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
     return sort_rows(tl.permute(tile, (0, 2, 1)))
 
@@ -170,10 +174,10 @@ def by_token(
     SORT_64: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """`values` `[ROWS, SIZE]` with each at its token's place.
+    """Returns `values` `[ROWS, SIZE]` with each at the place of its token.
 
-    Sorted are the tokens, with the values in the low bits: all of a value's bits, or, in words of
-    32, its upper ones, as many as `sort_words` leaves to a projection.
+    Sorts the tokens with the values in the low bits: all bits of a value, or, in words of 32, the
+    upper ones, as many as `sort_words` leaves to a projection.
     """
     bits = values.to(tl.int32, bitcast=True)
     TAKEN: tl.constexpr = log2(SIZE)
@@ -195,19 +199,22 @@ def sliced_sum(
     ROWS: tl.constexpr, SIZE: tl.constexpr, SORT_64: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
+    """Returns sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
 
-    `centred` are x above y, each minus its mean; `exists` `[1, SIZE]`.
+    `centred` holds x above y, each minus its mean; `exists` is `[1, SIZE]`.
     """
     index = tl.arange(0, SIZE)[None, :]
     PER_THREAD: tl.constexpr = SIZE // (4 * WARPS)
     if SORT_64:
+        # [ROWS, SIZE]
         y_images = sort_product(sort_images(y, exists), ROWS, SIZE, WARPS)
         x_words = sort_product(sort_words(x, index, exists, SIZE, SORT_64), ROWS, SIZE, WARPS)
+        # [ROWS, SIZE]
         phi = sorted_potentials(x_words, y_images, count, PER_THREAD, SORT_64)
     else:
         # Only differences of x count: those to the mean lose less to the index than x itself.
         x, _ = split_rows(centred)
+        # [2 ROWS, SIZE]
         words = concat_rows(sort_words(x, index, exists, SIZE, SORT_64), sort_images(y, exists))
         words = sort_product(words, 2 * ROWS, SIZE, WARPS)
         x_words, y_images = split_rows(words)
@@ -234,7 +241,7 @@ def asap_kernel(
     NO_TAIL: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """One program a head; duals in units of log 2."""
+    """One program per head; duals in units of log 2."""
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     i = tl.arange(0, BLOCK_N)
@@ -244,10 +251,13 @@ def asap_kernel(
         count = tl.sum(valid.to(tl.int32))
     q += sample * q_b + h * q_h
     k += sample * k_b + h * k_h
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
     k_tile = load_tile(k, i, valid, k_n, D, BLOCK_D)
     theta += h * slices * D
+    # [TERMS * SLICES, BLOCK_D]
     directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
+    # [SLICES, BLOCK_N]
     x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
     y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * to_log2
     s = tl.arange(0, SLICES)
@@ -257,6 +267,7 @@ def asap_kernel(
         u, u_square = load_query_weight(query_weight + h * (D + 1), D, BLOCK_D)
     exists = valid[None, :]
     inverse_count = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    # [2 SLICES, BLOCK_N]
     centred = centred_rows(concat_rows(x, y), exists, inverse_count)
     if ADAPTIVE:
         more, keys, queries = adaptive_weights_of_both(
@@ -268,7 +279,9 @@ def asap_kernel(
     linear = tl.zeros([BLOCK_N], tl.float32)
     if HAS_QUERY_WEIGHT or ADAPTIVE:
         linear = query_features(q_tile, u, u_square) * UNIT
+    # [BLOCK_N]
     f = sliced_sum(x, y, centred, w, exists, count, SLICES, BLOCK_N, SORT_64, WARPS) + linear
+    # [BLOCK_N, BLOCK_N]
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     if HAS_LOGIT_WEIGHT:
         sign = tl.where(to_log2 > 0, 1.0, tl.where(to_log2 < 0, -1.0, 0.0))
@@ -281,10 +294,12 @@ def asap_kernel(
         for _ in range(1, num_iters):
             f = relaxed_update(S, f, w, valid, valid, to_log2, log2_ratio)
         num_iters = 1  # the closure: of the updates on scalings no code is made
+    # [BLOCK_N, BLOCK_N]
     A = plan(
         S, f, q, k, q_n, k_n, i, i, valid, valid, None, None,
         n, n, num_iters, to_log2, log2_ratio, 1.0, D, BLOCK_D, OPERAND, PRECISION, False, False,
     )
+    # [BLOCK_N, BLOCK_V]
     v_tile = load_tile(v + sample * v_b + h * v_h, i, valid, v_n, V_WIDTH, BLOCK_V)
     values = product(A, v_tile, V_OPERAND, PRECISION)
     store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
@@ -293,7 +308,7 @@ def asap_kernel(
 def launch(
     p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
 ) -> Tensor:
-    """The whole operator in one launch; `padding` is the mask of which `p` has the bytes."""
+    """Runs the whole operator in one launch; `padding` is the mask whose bytes `p` has."""
     theta, weight, query_weight, adaptive_weight, logit_weight = weights
     out = unwritten_output(p.q, p.v)
     if out.numel() == 0:

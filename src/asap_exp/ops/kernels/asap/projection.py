@@ -1,4 +1,4 @@
-"""Queries and keys of a head projected on all slices, and the linear features of the queries."""
+"""Projections of the queries and keys of a head on all slices, and the queries' linear features."""
 
 import torch
 import triton
@@ -8,10 +8,11 @@ from asap_exp.ops.kernels.tiles import INTERPRETED, block, load_tile, product, v
 
 
 def constants(slices: int, dtype: torch.dtype) -> dict[str, object]:
-    """Those of `project`: theta is float32 whatever q is, so it has more than one term.
+    """The constants of `project`: theta is float32 whatever q is, so it has more than one term.
 
-    With bfloat16 inputs, which are exact in one, these are one below the other in one product. Else
-    the product splits both itself; a second term of 0 then fills it up to the 16 rows it needs.
+    With bfloat16 inputs, which are exact in one term, the terms are one below the other in one
+    product. Otherwise the product splits both factors itself; a second term of 0 then fills the 16
+    rows that it needs.
     """
     padded = block(slices, 8)
     exact = INTERPRETED or dtype == torch.float32
@@ -31,7 +32,7 @@ def load_directions(
     OPERAND: tl.constexpr,
 ):
     # fmt: on
-    """theta rounded to OPERAND, below it what the rounding left, `[TERMS * SLICES, BLOCK_D]`."""
+    """Loads theta rounded to OPERAND and, below it, the remainders, `[TERMS * SLICES, BLOCK_D]`."""
     row = tl.arange(0, TERMS * SLICES)
     s = row % SLICES
     exact = load_tile(theta, s, s < slices, D, D, BLOCK_D).to(tl.float32)
@@ -44,14 +45,14 @@ def load_directions(
 def project(
     directions, tile, SLICES: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """<theta_l, tile_i>, `[SLICES, tokens]`."""
+    """Returns <theta_l, tile_i>, `[SLICES, tokens]`."""
     terms = product(directions, tl.trans(tile), directions.dtype, PRECISION)
     return tl.sum(tl.reshape(terms, [TERMS, SLICES, tile.shape[0]]), 0)
 
 
 @triton.jit
 def load_query_weight(query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The weights of q `[BLOCK_D]` and of |q|^2."""
+    """Loads the weights of q `[BLOCK_D]` and of |q|^2."""
     d = tl.arange(0, BLOCK_D)
     u = tl.load(query_weight + d, mask=d < D, other=0.0).to(tl.float32)
     return u, tl.load(query_weight + D).to(tl.float32)
@@ -59,7 +60,7 @@ def load_query_weight(query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def query_features(q_tile, u, u_square):
-    """<q, u> + u_square |q|^2, `[tokens]`."""
+    """Returns <q, u> + u_square |q|^2, `[tokens]`."""
     q_tile = q_tile.to(tl.float32)
     return tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
 
@@ -75,12 +76,14 @@ def project_tokens(
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     # fmt: on
-    """A block of tokens of a head on all slices; the products of padded tokens are 0."""
+    """Projects a block of tokens of a head on all slices; padded tokens give 0."""
     b, h = head // heads, head % heads
     i = first + tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + b * q_b + h * q_h, i.to(tl.int64), valid, q_n, D, BLOCK_D)
     k_tile = load_tile(k + b * k_b + h * k_h, i.to(tl.int64), valid, k_n, D, BLOCK_D)
+    # [SLICES, BLOCK_N]
     x = project(directions, q_tile, SLICES, TERMS, THETA_PRECISION)
     y = project(directions, k_tile, SLICES, TERMS, THETA_PRECISION) * slope
 
@@ -107,7 +110,7 @@ def project_kernel(
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
-    """One program a block of tokens of a head."""
+    """One program per block of tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     theta += head % heads * slices * D
     project_tokens(

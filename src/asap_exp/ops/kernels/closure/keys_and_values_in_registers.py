@@ -1,13 +1,16 @@
-"""The closure of a head in one program, its keys and values on chip: for bfloat16, no gradient.
+"""The closure of a head in one program, keys and values in registers: bfloat16, no gradient,
+Hopper.
 
 The queries pass by twice, block by block: first for the column sums, which give the keys' dual,
-then for the attention with it. The logits are computed anew: kept, those of one head would fill a
-processor, where now the programs of several hide each other's waiting.
+then for the attention with it. The logits are recomputed: stored, those of one head would fill a
+multiprocessor, where now several programs hide each other's latency.
 
-Keys and values lie in tiles, tuples of them, which take turns in the registers. In the first pass
-keys are rows, so that a thread adds up what it holds. As in `folded` no running maximum is kept:
-column sums are shifted by the largest logit that the first queries have, row sums by f. Where that
-was far off, the head makes its sums again with the true maxima.
+Keys and values are in tuples of tiles, which take turns in the registers. In the first pass keys
+are rows, so that each thread adds up its own entries. As in `tiled_bf16` no running maximum is
+kept: column sums are shifted by the largest logit of the first queries, row sums by f. If that was
+far off, the head recomputes its sums with the true maxima. `column_step_kernel` is the first half
+alone, for `plan_in_shared_memory`. Limits: `TOKENS` and `CHANNELS`. Letters: see `kernels.tiles`;
+ROWS is n padded to whole blocks, TILES tiles of TILE keys.
 """
 
 # Triton knows no unpacking into a tuple: those of tiles grow by concatenation, from empty ones.
@@ -36,7 +39,7 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 TOKENS, CHANNELS = 256, 64
-"""Longest side, and widest head, whose keys fit on chip."""
+"""Longest side and widest head that the kernels take."""
 
 BLOCK_QUERIES = 64
 """Queries that meet all keys of a head at a time."""
@@ -70,7 +73,7 @@ def key_refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why another route is faster; None if this one is."""
+    """Why another route is faster; None if none is."""
     most = logits_in_registers.TOKENS
     if call.longest <= most:
         return f"up to {most} tokens are faster with their logits in registers"
@@ -84,7 +87,7 @@ def store_dual(
     BLOCK: tl.constexpr, HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """f in units of log 2, -inf where not valid, in `rows` `[BLOCK]`."""
+    """Stores f in units of log 2, -inf where not valid, into `rows` `[BLOCK]`."""
     i = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
     f = tl.where(valid, 0.0, float("-inf"))
@@ -101,17 +104,19 @@ def column_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """max_i(S_ij + f_i) of each tile of keys, 0 where there is none."""
+    """Returns max_i(S_ij + f_i) for each tile of keys, 0 where there is none."""
     maxima = ()
     for t in tl.static_range(len(keys)):
         maxima = maxima + (tl.full([keys[t].shape[0]], float("-inf"), tl.float32),)
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+        # [BLOCK_N, BLOCK_D]
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         f = tl.load(rows + i)
         higher = ()
         for t in tl.static_range(len(keys)):
+            # [TILE, BLOCK_N]
             S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
             X = fma_bias(S, to_log2, f[None, :])
             higher = higher + (tl.maximum(maxima[t], tl.max(X, 1)),)
@@ -130,16 +135,19 @@ def first_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of the first block of queries."""
+    """Returns maximum_j = max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of one block."""
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
     f = tl.load(rows + i)
     maxima, totals = (), ()
     for t in tl.static_range(len(keys)):
+        # [TILE, BLOCK_N]
         S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
         X = fma_bias(S, to_log2, f[None, :])
         highest = finite_maximum(tl.max(X, 1))
+        # [TILE, BLOCK_N]
         E = tl.exp2(X - highest[:, None])
         maxima = maxima + (highest,)
         totals = totals + (partial_sums(E, keys[t].shape[0], BLOCK_N),)
@@ -148,7 +156,7 @@ def first_sums(
 
 @triton.jit
 def finite_maximum(maximum):
-    """0 where there was nothing to take it of."""
+    """Returns the maximum, 0 where it is over nothing."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
@@ -160,14 +168,16 @@ def column_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """`totals` of each tile of keys, and sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
+    """Returns `totals` per tile of keys plus sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
     for first in range(begin, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+        # [BLOCK_N, BLOCK_D]
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         f = tl.load(rows + i)
         larger = ()
         for t in tl.static_range(len(keys)):
+            # [TILE, BLOCK_N]
             S = product(keys[t], tl.trans(q_tile), OPERAND, PRECISION)
             E = tl.exp2(log2_plan(S, to_log2, f[None, :], -maxima[t][:, None]))
             larger = larger + (totals[t] + partial_sums(E, keys[t].shape[0], BLOCK_N),)
@@ -185,7 +195,7 @@ def store_columns(
     TILE: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """g_j, -inf where not valid, in `cols`; whether sums were lost."""
+    """Stores g_j, -inf where not valid, into `cols`; returns whether sums were lost."""
     worst = tl.zeros([TILE], tl.int32)
     for t in tl.static_range(len(sums)):
         j = t * TILE + tl.arange(0, TILE)
@@ -204,7 +214,7 @@ def column_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """g_j = log2_ratio - LSE_i(S + f), -inf where not valid, in `cols`."""
+    """Stores g_j = log2_ratio - LSE_i(S + f), -inf where not valid, into `cols`."""
     TILE: tl.constexpr = keys[0].shape[0]
     maxima, totals = first_sums(
         keys, q, rows, padding, sample, q_n, n, to_log2,
@@ -241,7 +251,7 @@ def column_step_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """The first half of `closure_kernel`: g in `cols`, -inf where not valid."""
+    """The first half of `closure_kernel`: stores g, -inf where not valid, into `cols`."""
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     q += sample * q_b + h * q_h
@@ -270,14 +280,16 @@ def store_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """-max_j(S_ij + g_j), -inf where not valid, in `rows`."""
+    """Stores -max_j(S_ij + g_j), -inf where not valid, into `rows`."""
     TILE: tl.constexpr = keys[0].shape[0]
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+        # [BLOCK_N, BLOCK_D]
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         highest = tl.full([BLOCK_N], float("-inf"), tl.float32)
         for t in tl.static_range(len(keys)):
+            # [BLOCK_N, TILE]
             S = product(q_tile, tl.trans(keys[t]), OPERAND, PRECISION)
             g = tl.load(cols + t * TILE + tl.arange(0, TILE))
             highest = tl.maximum(highest, tl.max(fma_bias(S, to_log2, g[None, :]), 1))
@@ -294,19 +306,24 @@ def attention(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """softmax_j(S + g) v in `out`; whether sums, shifted by what `rows` says, were lost."""
+    """Stores softmax_j(S + g) v; returns whether sums, shifted by `rows`, were lost."""
     TILE: tl.constexpr = keys[0].shape[0]
     worst = tl.zeros([BLOCK_N], tl.int32)
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
+        # [BLOCK_N, BLOCK_D]
         q_tile = load_tile(q, i, valid, q_n, D, BLOCK_D)
         shift = tl.load(rows + i)
+        # [BLOCK_N, 16]
         sums = tl.zeros([BLOCK_N, 16], tl.float32)
+        # [BLOCK_N, BLOCK_V]
         weighted = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         for t in tl.static_range(len(keys)):
+            # [BLOCK_N, TILE]
             S = product(q_tile, tl.trans(keys[t]), OPERAND, PRECISION)
             g = tl.load(cols + t * TILE + tl.arange(0, TILE))
+            # [BLOCK_N, TILE]
             E = tl.exp2(log2_plan(S, to_log2, g[None, :], shift[:, None]))
             sums += row_sums(E, V_OPERAND)
             weighted += product(E, values[t], V_OPERAND, PRECISION)
@@ -330,10 +347,10 @@ def closure_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """out = softmax_j(S + g) v, g = log2_ratio - LSE_i(S + start), of at most TILES TILE keys.
+    """out = softmax_j(S + g) v, g = log2_ratio - LSE_i(S + start), for at most TILES TILE keys.
 
-    `start` is in natural units. Room for the duals of a head: `rows` `[.., ROWS]`, `cols`
-    `[.., TILES TILE]`.
+    `start` is in natural units. `rows` `[.., ROWS]` and `cols` `[.., TILES TILE]` are room for the
+    duals of a head.
     """
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads

@@ -1,8 +1,9 @@
-"""All updates of a head in one program, its keys on chip: for lengths above those of `short`.
+"""All updates of a head in one program with its keys in registers: beyond `logits_in_registers`.
 
-A block of queries meets every key at once, so that a row sum is complete before the column sums
-need it, and an update costs one exponential an entry, as in `short`; only the logits are computed
-anew in every update.
+A block of queries meets every key at once, so a row sum is complete before the column sums need it,
+and an update costs one exponential per entry, as with the logits in registers; only the logits are
+recomputed in every update. Nothing of size n x m is stored. Limits: 16-bit q and k, `KEYS` keys.
+The first column step and the closing attention are passes of `tiled`. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -24,7 +25,7 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 KEYS = 512
-"""Longest side of keys: beyond, two passes over tiles per update are as fast."""
+"""Most keys: beyond, two passes over tiles per update are as fast."""
 
 BLOCK_QUERIES = 32
 """Queries that meet all keys at a time."""
@@ -54,18 +55,21 @@ def updates_kernel(
     # fmt: on
     """Reads f^0 and g^1 from `rows` and `cols`, writes f^1 .. f^(T-1) and g^2 .. g^T.
 
-    Without SAVE f^t overwrites f^0, and only g^T is written, over g^1.
+    Without SAVE, f^t overwrites f^0, and only g^T is written, over g^1.
     """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     j = tl.arange(0, BLOCK_M)
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+    # [BLOCK_M, BLOCK_D]
     k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
     q += b * q_b + h * q_h
     rows += head * rows_head
     cols += head * cols_head
+    # [BLOCK_M]
     g = tl.load(cols + j, mask=valid_j, other=float("-inf"))
     for t in range(1, num_iters):
+        # [BLOCK_M]
         column_sum = tl.zeros([BLOCK_M], tl.float32)
         before = rows
         if SAVE:
@@ -73,14 +77,18 @@ def updates_kernel(
         for first in range(0, n, BLOCK_N):
             i = first + tl.arange(0, BLOCK_N)
             valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+            # [BLOCK_N, BLOCK_D]
             q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+            # [BLOCK_M, BLOCK_N]
             S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
             if t == 1:
                 highest = tl.max(fma_bias(S, to_log2, g[:, None]), axis=0)
                 f = tl.where(highest == float("-inf"), 0.0, -highest)
             else:
                 f = tl.load(before + i, mask=valid_i, other=0.0)
+            # [BLOCK_M, BLOCK_N]
             E = tl.exp2(log2_plan(S, to_log2, g[:, None], f[None, :]))
+            # [BLOCK_N]
             row_sum = tl.sum(E, axis=0)
             f_next = f - tl.log2(row_sum)
             tl.store(rows + i, tl.where(valid_i, f_next, 0.0), mask=i < n)
@@ -95,7 +103,7 @@ def updates_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     save = duals is not None
     rows, cols = tiled.first_duals(p, start, duals)
     updates_kernel[(p.programs,)](

@@ -1,15 +1,15 @@
-"""Finite-T Sinkhorn attention with a head's whole logit tile on chip, forward and backward.
+"""Finite-T Sinkhorn attention with a head's whole logit tile in registers, forward and backward.
 
-Forward, E = exp(S + f + g) is computed once, after the first update, and the others work on
-scalings alone, which start at 1:
+One program per head. Limits: `TOKENS` on either side. Forward, E = exp(S + f + g) is computed once,
+after the first update, and the other updates work on scalings alone, which start at 1:
 
     b_j = (n / m) / sum_i E_ij a_i,   a_i = 1 / sum_j E_ij b_j;   f^t = f + log a, g^t = g + log b.
 
-When a scaling has moved far, it is absorbed into f and g and E is computed anew, so no size of
-logits makes the sums overflow or vanish: after one full update every sum of A^t = E a b lies
-between 1/n and n (or 1/m and m), because the step before normalised the other side.
+A scaling that has moved far is folded into f and g and E is recomputed, so that no size of logits
+makes the sums overflow or vanish: after one full update every sum of A^t = E a b lies between 1/n
+and n (or 1/m and m), because the previous step normalised the other side.
 
-Relaxed by w, an update takes a to a (a' / a)^w, where a' is what it would be.
+Relaxed by w, an update takes a to a (a' / a)^w, where a' is its plain value.
 
 Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 
@@ -17,6 +17,8 @@ Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
     w^t_j = dg^(t+1)_j / C^t_j   (w^0 = dg^1, with A^0 = exp(S + f^0 + g^1) m / n),
 
     dS = dX - sum_(t < T) A^t_ij (w^t_j + df^t_i)   (without df at t = 0).
+
+Letters: see `kernels.tiles`.
 """
 
 import triton
@@ -39,11 +41,12 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 TOKENS, WIDE_FLOAT32_TOKENS = 128, 64
-"""Longest side whose logits fit into registers; of float32 inputs with more than 64 channels."""
+"""Longest side whose logits fit into registers; the second for float32 with over 64 channels."""
 
 SCALING_SPREAD = tl.constexpr(16.0)
-"""By no more than this much more or less than another, in units of log 2, a dual may still move
-where scalings take over: exp2 of it is far from what float32 loses."""
+"""Switch from log-domain updates to scalings once the moves of one update spread by at most this,
+in units of log 2: exp2(16) is safe in float32.
+"""
 
 
 def refusal(call: Call) -> str | None:
@@ -57,7 +60,7 @@ def refusal(call: Call) -> str | None:
 
 
 def relaxed_refusal(call: Call) -> str | None:
-    """Why this kernel does not make relaxed updates and the closure of this call."""
+    """Why this kernel does not make the relaxed updates and the closure; None if it does."""
     if call.gradient:
         return "has no gradient of relaxed updates"
     return refusal(call)
@@ -65,9 +68,9 @@ def relaxed_refusal(call: Call) -> str | None:
 
 @triton.jit
 def store_dual(place, scaling, base, exists, valid):
-    """Stores the dual base + log2(scaling); returns its scaling as the stored dual has it.
+    """Stores the dual base + log2(scaling) and returns the scaling of the stored, rounded dual.
 
-    The backward pass reads the rounded duals, so the updates go on from those.
+    The backward pass reads the rounded duals, so the updates continue from those.
     """
     dual = base + tl.log2(scaling)
     tl.store(place, tl.where(valid, dual, 0.0), mask=exists)
@@ -76,7 +79,7 @@ def store_dual(place, scaling, base, exists, valid):
 
 @triton.jit
 def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
-    """f + relaxation (F(f) - f), F a plain update; f is -inf where not valid, before and after."""
+    """Returns f + relaxation (F(f) - f), F a plain update; f is -inf where not valid."""
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     X = fma_bias(S, to_log2, g[None, :])
     highest = tl.max(X, axis=1)
@@ -87,7 +90,7 @@ def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
 
 @triton.jit
 def column_dual(S, f, valid_j, to_log2, log2_ratio):
-    """g = log2_ratio - LSE_i(S + f), -inf where not valid."""
+    """Returns g = log2_ratio - LSE_i(S + f), -inf where not valid."""
     E = fma_bias(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
@@ -104,10 +107,11 @@ def plan(
     SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """The plan after `num_iters` updates from f, which is -inf where not valid, `[len(i), len(j)]`.
+    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`; f is -inf where not
+    valid.
 
-    All but the last are relaxed with RELAXED. S are the products of q and k; `q`, `k` point to the
-    head's first row, and with SAVE `rows` and `cols` to f^0_i and g^1_j.
+    With RELAXED, all updates but the last are relaxed. S holds the products of q and k; `q` and `k`
+    point to the head's first row, and with SAVE `rows` and `cols` to f^0_i and g^1_j.
     """
     ratio = tl.exp2(log2_ratio)
     if RELAXED:
@@ -117,14 +121,18 @@ def plan(
             updated = relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio)
             # Of a plain update, by which what is relaxed further is measured below.
             moves = tl.where(valid_i, (updated - f) / relaxation, 0.0)
+            # [BLOCK_N]
             f = updated
             num_iters -= 1
             far = (num_iters > 1) & (tl.max(moves) - tl.min(moves) > SCALING_SPREAD)
+    # [BLOCK_M]
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     highest = tl.max(fma_bias(S, to_log2, g[None, :]), axis=1)
     start = f
     f = tl.where(highest == float("-inf"), 0.0, -highest)
+    # [BLOCK_N, BLOCK_M]
     E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
+    # [BLOCK_N]
     row_sum = tl.sum(E, axis=1)
     a = tl.where(valid_i, 1.0 / row_sum, 0.0)
     b = tl.where(valid_j, 1.0, 0.0)
@@ -142,8 +150,11 @@ def plan(
                 f += df
                 g += dg
                 # The logits anew: kept on chip over the loop, they would cost half its registers.
+                # [BLOCK_N, BLOCK_D]
                 q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+                # [BLOCK_M, BLOCK_D]
                 k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+                # [BLOCK_N, BLOCK_M]
                 S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
                 E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
                 a = tl.where(valid_i, 1.0, 0.0)
@@ -177,7 +188,7 @@ def forward_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """One program a head. `rows` [.., T + 1, n] gets f^0 .. f^T, `cols` [.., T, m] g^1 .. g^T."""
+    """One program per head; `rows` [.., T + 1, n] receives f^0 .. f^T, `cols` [.., T, m] g^t."""
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -185,25 +196,32 @@ def forward_kernel(
     valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
     q += sample * q_b + h * q_h
     k += sample * k_b + h * k_h
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+    # [BLOCK_M, BLOCK_D]
     k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+    # [BLOCK_N, BLOCK_M]
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     if SAVE:
         rows += head * (num_iters + 1) * n + i
         cols += head * num_iters * m + j
 
+    # [BLOCK_N]
     f = tl.zeros([BLOCK_N], tl.float32)
     if HAS_START:
         f += tl.load(start + head * n + i, mask=valid_i, other=0.0) * IN_LOG2
     if SAVE:
         tl.store(rows, f, mask=i < n)
     f = tl.where(valid_i, f, float("-inf"))
+    # [BLOCK_N, BLOCK_M]
     A = plan(
         S, f, q, k, q_n, k_n, i, j, valid_i, valid_j, rows, cols,
         n, m, num_iters, to_log2, log2_ratio, relaxation,
         D, BLOCK_D, OPERAND, PRECISION, SAVE, RELAXED,
     )
+    # [BLOCK_M, BLOCK_V]
     v_tile = load_tile(v + sample * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
+    # [BLOCK_N, BLOCK_V]
     values = product(A, v_tile, V_OPERAND, PRECISION)
     store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
 
@@ -221,27 +239,38 @@ def backward_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """One program a head; `slope` is scale / eps, `rows` and `cols` are the forward pass's."""
+    """One program per head; `slope` is scale / eps, `rows` and `cols` are the forward pass's."""
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
+    # [BLOCK_M, BLOCK_D]
     k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
+    # [BLOCK_N, BLOCK_M]
     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
     rows += head * (num_iters + 1) * n + i
     cols += head * num_iters * m + j
 
+    # [BLOCK_M]
     g = tl.load(cols + (num_iters - 1) * m, mask=valid_j, other=float("-inf"))
+    # [BLOCK_N]
     f = tl.load(rows + num_iters * n, mask=valid_i, other=float("-inf"))
+    # [BLOCK_N, BLOCK_M]
     A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
+    # [BLOCK_N, BLOCK_V]
     do_tile = load_tile(grad_out + b * go_b + h * go_h, i, valid_i, go_n, V_WIDTH, BLOCK_V)
+    # [BLOCK_M, BLOCK_V]
     dv = product(tl.trans(A), do_tile, V_OPERAND, PRECISION)
     store_tile(grad_v + b * gv_b + h * gv_h, j, j < m, gv_n, dv, V_WIDTH, BLOCK_V)
+    # [BLOCK_M, BLOCK_V]
     v_tile = load_tile(v + b * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
+    # [BLOCK_N, BLOCK_M]
     dA = product(do_tile, tl.trans(v_tile), V_OPERAND, PRECISION)
     dS = A * (dA - tl.sum(A * dA, axis=1)[:, None])
+    # [BLOCK_M]
     dg = tl.sum(dS, axis=0)
     for s in range(1, num_iters):
         t = num_iters - s
@@ -250,6 +279,7 @@ def backward_kernel(
         g = tl.load(cols + (t - 1) * m, mask=valid_j, other=float("-inf"))
         w = tl.where(valid_j, dg * tl.exp2(g_next - g - log2_ratio), 0.0)
         A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
+        # [BLOCK_N]
         df = -tl.sum(A * w[None, :], axis=1)
         dg = -tl.sum(A * df[:, None], axis=0)
         dS -= A * (w[None, :] + df[:, None])
@@ -258,19 +288,21 @@ def backward_kernel(
     A = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None])) * dg[None, :]
     tl.store(grad_start + head * n + i, -tl.sum(A, axis=1), mask=i < n)
     dS = (dS - A) * slope
+    # [BLOCK_N, BLOCK_D]
     dq = product(dS, k_tile, OPERAND, PRECISION)
     store_tile(grad_q + b * gq_b + h * gq_h, i, i < n, gq_n, dq, D, BLOCK_D)
+    # [BLOCK_M, BLOCK_D]
     dk = product(tl.trans(dS), q_tile, OPERAND, PRECISION)
     store_tile(grad_k + b * gk_b + h * gk_h, j, j < m, gk_n, dk, D, BLOCK_D)
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     _launch(p, start, out, duals, None)
 
 
 def launch_relaxed(p: Launch, out: Tensor, relaxation: float) -> None:
-    """Writes `out` after `num_iters` - 1 relaxed updates from 0 and a plain one."""
+    """Writes `out` after `num_iters` - 1 relaxed updates from 0 and the closure."""
     _launch(p, None, out, None, relaxation)
 
 

@@ -1,18 +1,21 @@
-"""All updates of a head in one program, its plan on chip: for bfloat16 inputs, no gradient.
+"""All updates of a head in one program, its plan in shared memory: bfloat16, no gradient, Hopper.
 
-E = exp(S + f + g) serves many updates, as in `short`: they work on scalings alone, which start
-at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products of the
-matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E lies in shared memory, once:
-the units read it from there by rows and by columns. It comes by way of global memory, block by
-block; so that this stays small, there are as many programs as run at a time, each with many heads.
+E = exp(S + f + g) serves many updates, as in `logits_in_registers`: they work on scalings alone,
+which start at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products
+on the matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E is in shared memory
+once: the units read it from there by rows and by columns. It gets there through global memory,
+block by block; to keep that small, as many programs are launched as run at a time, each with many
+heads.
 
 By its rounding every entry of E is off by at most 2^-9 of itself, and so are the sums. The output
-is the closure of the last dual of the keys, from logits computed anew; that pass is one of
-`folded`, the first column step one of `whole_closure`.
+is the closure of the last dual of the keys, from recomputed logits; that pass is one of
+`tiled_bf16`, the first column step one of `closure.keys_and_values_in_registers`.
 
-After four updates E serves for all that are left, unless these could move a scaling far: then the
-scalings are absorbed into f and g, and E is computed anew. The map from one update to the next is
-nonexpansive in log a and log b, so no update moves any of them further than the update before it.
+After four updates E serves for all remaining ones, unless these could move a scaling far: then the
+scalings are folded into f and g, and E is recomputed. The map from one update to the next is
+nonexpansive in log a and log b, so no update moves any of them further than the previous one did.
+
+Limits: `closure.TOKENS` tokens on either side and 64 channels. Letters: see `kernels.tiles`.
 """
 
 import triton
@@ -39,17 +42,18 @@ MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
 """From this many updates of more tokens than this on, faster than the logits in registers."""
 
 SOME_UPDATES = 4
-"""From this many updates on, faster than recomputing the logits in each, where these do not fit
-into registers."""
+"""From this many updates on, faster than recomputing the logits in each, for lengths whose logits
+do not fit into registers.
+"""
 
 BLOCK_QUERIES = 64
-"""Queries of which the plan is made at a time."""
+"""Queries whose part of the plan is computed at a time."""
 
 SAFE_UPDATES = tl.constexpr(4)
-"""So many updates are safe wherever they start: they change a scaling by at most (n m)^4."""
+"""Updates that are safe from any start: they change a scaling by at most (n m)^4."""
 
 FARTHEST_SCALING = tl.constexpr(24.0)
-"""So far, in units of log 2, more updates than that may move a scaling with the same E."""
+"""How far, in units of log 2, further updates may move a scaling with the same E."""
 
 
 def refusal(call: Call) -> str | None:
@@ -74,7 +78,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def weighted_sums(E, weight, PRECISION: tl.constexpr):
-    """sum_y E_xy weight_y, `[x]`: what is lost as a weight is rounded has a column of its own."""
+    """Returns sum_y E_xy weight_y, `[x]`; one column holds what rounding a weight loses."""
     part = tl.arange(0, 16)[None, :]
     high = weight.to(tl.bfloat16)
     low = (weight - high.to(tl.float32)).to(tl.bfloat16)
@@ -84,7 +88,7 @@ def weighted_sums(E, weight, PRECISION: tl.constexpr):
 
 @triton.jit
 def row_shift(X):
-    """Minus the largest of each row, 0 where there is none."""
+    """Returns minus the largest entry of each row, 0 where there is none."""
     highest = tl.max(X, 1)
     return tl.where(highest == float("-inf"), 0.0, -highest)
 
@@ -98,12 +102,14 @@ def store_plan(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """E of the head into `plan`; where it `is_first`, f = -max_j(S + g) into `rows`."""
+    """Stores E of the head into `plan`; if it `is_first`, f = -max_j(S + g) into `rows`."""
     j = tl.arange(0, BLOCK_M)
     i = tl.arange(0, BLOCK_ROWS)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
+    # [BLOCK_ROWS, BLOCK_D]
     q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
     for _ in range(0, BLOCK_N, BLOCK_ROWS):
+        # [BLOCK_ROWS, BLOCK_M]
         S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
         following = i + BLOCK_ROWS
         valid_following = valid_tokens(padding, sample, following, n, HAS_PADDING)
@@ -114,6 +120,7 @@ def store_plan(
         else:
             f = tl.load(rows + i, mask=i < n, other=0.0)
         f = tl.where(valid_i, f, float("-inf"))
+        # [BLOCK_ROWS, BLOCK_M]
         E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
         tl.store(plan + i[:, None] * BLOCK_M + j[None, :], E.to(tl.bfloat16))
         i, valid_i = following, valid_following
@@ -128,7 +135,7 @@ def last_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """g^T from g^1, and f^(T-1) in `rows`; room for the plan in `plan` `[BLOCK_N, BLOCK_M]`."""
+    """Returns g^T from g^1 and stores f^(T-1) into `rows`; `plan` is room for E."""
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
     valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
@@ -140,6 +147,7 @@ def last_dual(
             D, BLOCK_D, BLOCK_N, BLOCK_ROWS, BLOCK_M, OPERAND, PRECISION, HAS_PADDING,
         )  # fmt: skip
         tl.debug_barrier()  # other threads wrote what is read here, before and after the updates
+        # [BLOCK_N, BLOCK_M]
         E = tl.load(plan + i[:, None] * BLOCK_M + j[None, :])
         a, b = tl.where(valid_i, 1.0, 0.0), tl.where(valid_j, 1.0, 0.0)
         steps = tl.minimum(num_iters - t, SAFE_UPDATES)
@@ -174,8 +182,8 @@ def updates_kernel(
     # fmt: on
     """From g^1 in `cols` to the parts of g^T in `col_parts`, and f^(T-1) in `rows`.
 
-    A program does every so many-th of `all_heads`, with `plans` `[programs, BLOCK_N, BLOCK_M]` as
-    its room.
+    Each program takes every num_programs-th of `all_heads`, with its part of `plans` `[programs,
+    BLOCK_N, BLOCK_M]` as room.
     """
     plans += tl.program_id(0).to(tl.int64) * BLOCK_N * BLOCK_M
     j = tl.arange(0, BLOCK_M)
@@ -183,7 +191,9 @@ def updates_kernel(
         head = tl.cast(number, tl.int64)
         sample, h = head // heads, head % heads
         valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
+        # [BLOCK_M, BLOCK_D]
         k_tile = load_tile(k + sample * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
+        # [BLOCK_M]
         g = tl.load(cols + head * cols_stride + j, mask=valid_j, other=float("-inf"))
         g = last_dual(
             plans, q + sample * q_b + h * q_h, k_tile, rows + head * n, g, padding, sample,

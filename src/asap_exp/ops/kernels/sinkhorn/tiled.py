@@ -1,7 +1,9 @@
 """Half steps and attention in passes over tiles: any length, nothing of size n x m stored.
 
-Each kernel anchors a block of one side's tokens (x) and streams the other side's (y): with queries
-as x it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are in units of log 2.
+Each kernel anchors a block of one side's tokens (x) and streams the other's (y): with queries as x
+it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are in units of log 2. Sums
+are kept below a running maximum, as in flash attention, or shifted by an earlier dual. This route
+takes every call. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -24,7 +26,7 @@ from asap_exp.ops.kernels.tiles import (
 
 @triton.jit
 def head_and_tokens(count, BLOCK: tl.constexpr):
-    """The head of this program and its `BLOCK` tokens; the programs of a head are neighbours."""
+    """Returns this program's head and its BLOCK tokens; programs of one head are neighbours."""
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
     first = (program % blocks) * BLOCK
@@ -33,7 +35,7 @@ def head_and_tokens(count, BLOCK: tl.constexpr):
 
 @triton.jit
 def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
-    """A of a tile whose rows are x."""
+    """Returns A of a tile whose rows are x."""
     if X_IS_QUERY:
         return tl.exp2(log2_plan(S, to_log2, dual_y[None, :], dual_x[:, None]))
     return tl.exp2(log2_plan(S, to_log2, dual_x[:, None], dual_y[None, :]))
@@ -41,19 +43,20 @@ def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
 
 @triton.jit
 def running_shift(shift, logits):
-    """Minus the running maximum, which starts at +inf, after a further tile of logits."""
+    """Returns minus the running maximum, which starts at +inf, after a further tile of logits."""
     highest = tl.max(logits, axis=1)
     return tl.minimum(shift, tl.where(highest == float("-inf"), float("inf"), -highest))
 
 
 @triton.jit
 def rescale(shift, lower):
-    """By what sums of exp(logits + shift) shrink when `shift` becomes `lower`."""
+    """Returns the factor of sums of exp(logits + shift) when `shift` becomes `lower`."""
     return tl.where(shift == float("inf"), 0.0, tl.exp2(finite_shift(lower) - finite_shift(shift)))
 
 
 @triton.jit
 def finite_shift(shift):
+    """Returns the shift, 0 where no maximum is known yet."""
     return tl.where(shift == float("inf"), 0.0, shift)
 
 
@@ -70,24 +73,28 @@ def half_step_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """result_x = log2_ratio - LSE_y(S_xy + dual_y); `previous` makes running maxima needless.
+    """result_x = log2_ratio - LSE_y(S_xy + dual_y); with `previous` there is no running maximum.
 
-    It must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
+    `previous` must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
+    # [BLOCK_X, BLOCK_D]
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
     y += b * y_b + h * y_h
     if HAS_PREVIOUS:
         shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
     else:
         shift = tl.full([BLOCK_X], float("inf"), tl.float32)  # minus the running maximum
+    # [BLOCK_X]
     total = tl.zeros([BLOCK_X], tl.float32)
     for first in range(0, num_y, BLOCK_Y):
         j = first + tl.arange(0, BLOCK_Y)
         valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
+        # [BLOCK_Y, BLOCK_D]
         y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
+        # [BLOCK_X, BLOCK_Y]
         S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         if HAS_DUAL:
             bias = tl.load(dual_y + head * dual_y_stride + j, mask=valid_j, other=float("-inf"))
@@ -115,10 +122,11 @@ def attention_kernel(
     HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
 ):
     # fmt: on
-    """out = softmax_j(S + col) v, flash attention with a bias per key; `row` its dual."""
+    """out = softmax_j(S + col) v, flash attention with a bias per key; `row` receives its dual."""
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
@@ -128,11 +136,14 @@ def attention_kernel(
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     rounded = tl.zeros([BLOCK_N], tl.float32)  # the sums of E as it meets the values
+    # [BLOCK_N, BLOCK_V]
     values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for first in range(0, m, BLOCK_M):
         j = first + tl.arange(0, BLOCK_M)
         valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+        # [BLOCK_M, BLOCK_D]
         k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+        # [BLOCK_N, BLOCK_M]
         S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
         g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
         if not HAS_PREVIOUS:
@@ -141,9 +152,11 @@ def attention_kernel(
             rounded *= rescale(shift, lower)
             values *= rescale(shift, lower)[:, None]
             shift = lower
+        # [BLOCK_N, BLOCK_M]
         E = plan_tile(S, to_log2, finite_shift(shift), g, True)
         total += tl.sum(E, axis=1)
         rounded += tl.sum(E.to(V_OPERAND).to(tl.float32), axis=1)
+        # [BLOCK_M, BLOCK_V]
         v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)
         values += product(E, v_tile, V_OPERAND, PRECISION)
     values = tl.where(valid_i[:, None], values / rounded[:, None], 0.0)

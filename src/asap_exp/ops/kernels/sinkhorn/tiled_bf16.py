@@ -1,13 +1,13 @@
 """Half steps and attention in passes over tiles for bfloat16 inputs without a gradient.
 
-What `streaming` does with two additions an entry is done here with one: the dual of the streamed
-side is a further product of the matrix units, [1 1 1] times the dual's three bfloat16 parts, and
-what its sum is shifted by comes with the factor of the logits, in one multiply-add. No running
-maximum is kept. The shift is an earlier dual, or else the first tile's maximum; where that was far
-off, the block starts again with a running maximum.
+`tiled` needs two additions per entry, this one: the dual of the streamed side is one more product
+on the matrix units, [1 1 1] times the dual's three bfloat16 parts, and the shift of the sums comes
+with the factor of the logits in one multiply-add. No running maximum is kept: the shift is an
+earlier dual, or the maximum of the first tile; if that was far off, the block starts again with a
+running maximum.
 
-Logits are rounded otherwise than in `streaming`, by about 2^-22 of the largest: the gradient, which
-needs every pass to see the same logits, takes that one.
+Logits are rounded differently than in `tiled`, by about 2^-22 of the largest: the gradient, for
+which every pass must see the same logits, uses that one. Any length. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -36,16 +36,16 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 PARTS = 3
-"""bfloat16 numbers that hold a float32."""
+"""Number of bfloat16 that hold one float32."""
 
 ABSENT_DUAL = tl.constexpr(-1e30)
-"""The dual of a token that is not there, in units of the products of q and k."""
+"""Dual of an absent token, in units of the products of q and k."""
 
 PADDED_TO = 128
 """Parts of a dual are stored for a multiple of this many tokens: whole tiles."""
 
 SMALLEST_SUM, LARGEST_SUM = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
-"""Within them a sum is right, however its shift was chosen."""
+"""Bounds within which a sum is right, whatever its shift."""
 
 
 def refusal(call: Call) -> str | None:
@@ -61,7 +61,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why another route is faster; None if this one is the fastest that takes the call."""
+    """Why another route is faster; None if none is."""
     if call.num_iters == 1:
         most = logits_in_registers.TOKENS
         if call.longest <= most:
@@ -73,7 +73,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def store_parts(parts, dual, index, valid, padded, to_log2):
-    """Stores `dual` (units of log 2) as the matrix units take it, `[PARTS, padded]`."""
+    """Stores `dual` (units of log 2) as the matrix units read it, `[PARTS, padded]`."""
     absent = tl.where(to_log2 < 0, -ABSENT_DUAL, ABSENT_DUAL)
     x = tl.where(valid, dual / to_log2, absent)
     for part in tl.static_range(3):
@@ -89,7 +89,7 @@ def parts_kernel(
     BLOCK: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """A dual from natural units, 0 without one, to units of log 2 and to parts."""
+    """Converts a dual from natural units (0 if there is none) to units of log 2 and to parts."""
     blocks = padded // BLOCK
     head = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -108,7 +108,7 @@ def load_streamed(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """The rows `j`, which all exist where EVEN; 0 where padded."""
+    """Loads the rows `j`, which all exist with NO_TAIL; 0 where padded."""
     if NO_TAIL and not HAS_PADDING:
         valid = tl.full(j.shape, True, tl.int1)
     else:
@@ -125,11 +125,14 @@ def logits(
     HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """<x, y> + dual_y / to_log2 for a tile of y from `first` on."""
+    """Returns <x, y> + dual_y / to_log2 for the tile of y that starts at `first`."""
     j = first + tl.arange(0, BLOCK_Y)
+    # [BLOCK_Y, BLOCK_D]
     y_tile = load_streamed(y, padding, b, j, num_y, y_n, D, BLOCK_D, HAS_PADDING, NO_TAIL)
+    # [BLOCK_X, BLOCK_Y]
     S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
     part = tl.arange(0, 16)
+    # [16, BLOCK_Y]
     dual = tl.load(
         parts_y + part[:, None] * padded_y + j[None, :], mask=(part < 3)[:, None], other=0.0
     )
@@ -139,15 +142,15 @@ def logits(
 
 @triton.jit
 def partial_sums(E, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
-    """The row sums of a tile in four parts, each of what one thread holds, `[BLOCK_X, 4]`."""
+    """Returns the row sums of a tile in four parts, each within a thread, `[BLOCK_X, 4]`."""
     return tl.sum(tl.sum(tl.reshape(E, [BLOCK_X, BLOCK_Y // 8, 4, 2]), 3), 1)
 
 
 @triton.jit
 def row_sums(E, OPERAND: tl.constexpr):
-    """Sums of E as it is rounded where it meets the values, in each of 16 columns.
+    """Returns the sums of E, rounded as where it meets the values, in each of 16 columns.
 
-    So a row with one entry that counts gives that value unchanged.
+    So a row with one entry that counts yields that value unchanged.
     """
     return product(E, tl.full([E.shape[1], 16], 1.0, OPERAND), OPERAND, "ieee")
 
@@ -163,17 +166,20 @@ def half_step_kernel(
     HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """result_x = log2_ratio - LSE_y(S_xy + dual_y), and its parts; `previous` is an earlier one."""
+    """result_x = log2_ratio - LSE_y(S_xy + dual_y), and its parts; `previous`: an earlier one."""
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
+    # [BLOCK_X, BLOCK_D]
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
     y += b * y_b + h * y_h
     parts_y += head * 3 * padded_y
     if HAS_PREVIOUS:
         shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
+        # [BLOCK_X, 4]
         totals = tl.zeros([BLOCK_X, 4], tl.float32)
     else:
+        # [BLOCK_X, BLOCK_Y]
         S = logits(
             x_tile, y, parts_y, padding, b, 0, num_y, padded_y, y_n,
             D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
@@ -207,21 +213,21 @@ def half_step_kernel(
 
 @triton.jit
 def first_shift(X):
-    """Minus the largest of each row of the first tile, 0 where that has no token."""
+    """Returns minus the largest entry of each row of the first tile, 0 where that has no token."""
     highest = tl.max(X, 1)
     return tl.where(highest < -1e20, 0.0, -highest)
 
 
 @triton.jit
 def lost(total, valid):
-    """Which sums were shifted so badly that they lost what counts: 1, else 0."""
+    """Returns 1 for each sum whose shift was so wrong that it lost digits, otherwise 0."""
     good = (total > SMALLEST_SUM) & (total < LARGEST_SUM)
     return (valid & (good == 0)).to(tl.int32)
 
 
 @triton.jit
 def any_lost(total, valid):
-    """Whether some sum is lost."""
+    """True if any sum lost digits."""
     return tl.max(lost(total, valid)) > 0
 
 
@@ -241,21 +247,27 @@ def attention_kernel(
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     parts += head * 3 * padded_m
     shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
+    # [BLOCK_N, 16]
     totals = tl.zeros([BLOCK_N, 16], tl.float32)
+    # [BLOCK_N, BLOCK_V]
     values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for first in range(0, m, BLOCK_M):
+        # [BLOCK_N, BLOCK_M]
         S = logits(
             q_tile, k, parts, padding, b, first, m, padded_m, k_n,
             D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
         )  # fmt: skip
+        # [BLOCK_N, BLOCK_M]
         E = tl.exp2(fma_bias(S, to_log2, shift[:, None]))
         totals += row_sums(E, V_OPERAND)
         j = first + tl.arange(0, BLOCK_M)
+        # [BLOCK_M, BLOCK_V]
         v_tile = load_streamed(v, padding, b, j, m, v_n, V_WIDTH, BLOCK_V, HAS_PADDING, NO_TAIL)
         values += product(E, v_tile, V_OPERAND, PRECISION)
     total = tl.max(totals, 1)
@@ -283,7 +295,7 @@ def attention_kernel(
 
 
 class Side:
-    """Queries or keys and their dual, in units of log 2 and in the matrix units' parts."""
+    """Queries or keys with their dual, in units of log 2 and in the matrix units' parts."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -321,7 +333,7 @@ def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
 
 
 def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
-    """x's dual = log2_ratio - LSE_y(S + y's dual); an earlier dual of x tells its size."""
+    """Sets x's dual to log2_ratio - LSE_y(S + y's dual), shifted by an earlier dual of x."""
     x_block, y_block, warps = p.tile
     previous = x.dual if x.steps else None
     x.steps += 1

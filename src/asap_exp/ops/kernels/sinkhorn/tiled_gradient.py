@@ -1,6 +1,7 @@
-"""The gradient of finite-T Sinkhorn attention in passes over tiles; notation as in `short`.
+"""The gradient of finite-T Sinkhorn attention in passes over tiles; any length, no logits stored.
 
-As in `streaming`, each kernel anchors a block of one side's tokens (x) and streams the other's (y).
+The notation of the adjoints is that of `logits_in_registers`. As in `tiled`, each kernel anchors a
+block of one side's tokens (x) and streams the other's (y). Letters: see `kernels.tiles`.
 """
 
 from typing import NamedTuple
@@ -22,10 +23,10 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
-"""Of the products that sum the updates' share of the gradient: finer than the inputs' own."""
+"""Precision of the products that sum the updates' part: finer than the inputs' own."""
 
 RANK_UPDATES = 32
-"""Most updates whose products fit on chip; of more, each update takes its own exponentials."""
+"""Most updates whose products fit on chip; beyond, each update takes its own exponentials."""
 
 
 # fmt: off
@@ -43,13 +44,16 @@ def delta_kernel(
     # fmt: on
     """delta_i = sum_j A_ij <grad_out_i, v_j>.
 
-    Flash attention takes <grad_out, out> for it. But out was made of rounded A, and what that
-    leaves in a row's sum of dX the updates' adjoints enlarge tenfold at logits of some hundreds.
+    Flash attention takes <grad_out, out> for it. But `out` was computed from rounded A, and the
+    updates' adjoints would amplify the error in a row's sum of dX tenfold at logits of several
+    hundred.
     """
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+    # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q + b * q_b + h * q_h, i, valid_i, q_n, D, BLOCK_D)
+    # [BLOCK_N, BLOCK_V]
     do_tile = load_tile(grad_out + b * go_b + h * go_h, i, valid_i, go_n, V_WIDTH, BLOCK_V)
     f = tl.load(row + head * row_stride + i, mask=valid_i, other=float("-inf"))
     k += b * k_b + h * k_h
@@ -58,10 +62,14 @@ def delta_kernel(
     for first in range(0, m, BLOCK_M):
         j = first + tl.arange(0, BLOCK_M)
         valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+        # [BLOCK_M, BLOCK_D]
         k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+        # [BLOCK_N, BLOCK_M]
         S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
         g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
+        # [BLOCK_M, BLOCK_V]
         v_tile = load_tile(v, j, valid_j, v_n, V_WIDTH, BLOCK_V)
+        # [BLOCK_N, BLOCK_M]
         dA = product(do_tile, tl.trans(v_tile), V_OPERAND, PRECISION)
         total += tl.sum(plan_tile(S, to_log2, f, g, True) * dA, axis=1)
     tl.store(delta + head * delta_stride + i, total, mask=i < n)
@@ -80,26 +88,35 @@ def value_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """The gradients of v and of g^T, a block of keys a program."""
+    """The gradients of v and of g^T, one program per block of keys."""
     head, j = head_and_tokens(m, BLOCK_M)
     b, h = head // heads, head % heads
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
+    # [BLOCK_M, BLOCK_D]
     k_tile = load_tile(k + b * k_b + h * k_h, j, valid_j, k_n, D, BLOCK_D)
+    # [BLOCK_M, BLOCK_V]
     v_tile = load_tile(v + b * v_b + h * v_h, j, valid_j, v_n, V_WIDTH, BLOCK_V)
     g = tl.load(col + head * col_stride + j, mask=valid_j, other=float("-inf"))
     q += b * q_b + h * q_h
     grad_out += b * go_b + h * go_h
+    # [BLOCK_M, BLOCK_V]
     dv = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    # [BLOCK_M]
     dg = tl.zeros([BLOCK_M], tl.float32)
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+        # [BLOCK_N, BLOCK_D]
         q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+        # [BLOCK_M, BLOCK_N]
         S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
         f = tl.load(row + head * row_stride + i, mask=valid_i, other=float("-inf"))
+        # [BLOCK_M, BLOCK_N]
         A = plan_tile(S, to_log2, g, f, False)
+        # [BLOCK_N, BLOCK_V]
         do_tile = load_tile(grad_out, i, valid_i, go_n, V_WIDTH, BLOCK_V)
         dv += product(A, do_tile, V_OPERAND, PRECISION)
+        # [BLOCK_M, BLOCK_N]
         dA = product(v_tile, tl.trans(do_tile), V_OPERAND, PRECISION)
         dA -= tl.load(delta + head * delta_stride + i, mask=valid_i, other=0.0)[None, :]
         dg += tl.sum(A * dA, axis=1)
@@ -127,14 +144,18 @@ def adjoint_kernel(
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
+    # [BLOCK_X, BLOCK_D]
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
     fx = tl.load(dual_x + head * dual_x_stride + i, mask=valid_i, other=float("-inf"))
     y += b * y_b + h * y_h
+    # [BLOCK_X]
     total = tl.zeros([BLOCK_X], tl.float32)
     for first in range(0, num_y, BLOCK_Y):
         j = first + tl.arange(0, BLOCK_Y)
         valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
+        # [BLOCK_Y, BLOCK_D]
         y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
+        # [BLOCK_X, BLOCK_Y]
         S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         fy = tl.load(dual_y + head * dual_y_stride + j, mask=valid_j, other=float("-inf"))
         w = tl.load(weight_y + head * weight_y_stride + j, mask=valid_j, other=0.0)
@@ -160,18 +181,21 @@ def logit_kernel(
     # fmt: on
     """grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
 
-    The duals hold t = 0 .. T (`[.., T + 1, tokens]`), the weights w^t and df^t t = 0 .. T - 1. The
-    sum over t has rank 2 T, with p^t_i = exp(f^t_i - f^T_i) and r^t_j = exp(g^t_j - g^T_j):
+    The duals hold t = 0 .. T (`[.., T + 1, tokens]`), the weights w^t and df^t hold t = 0 .. T - 1.
+    The sum over t has rank 2 T, with p^t_i = exp(f^t_i - f^T_i) and r^t_j = exp(g^t_j - g^T_j):
 
-        sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j),
+        sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
-    taken where `drift`, the largest exponent of the head, allows it; else one exponential a t.
+    It is used if `drift`, the largest such exponent of the head, allows it; otherwise one
+    exponential per t.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     t = tl.arange(0, BLOCK_T)
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
+    # [BLOCK_X, BLOCK_D]
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
+    # [BLOCK_X, BLOCK_V]
     vx_tile = load_tile(value_x + b * vx_b + h * vx_h, i, valid_i, vx_n, V_WIDTH, BLOCK_V)
     y += b * y_b + h * y_h
     value_y += b * vy_b + h * vy_h
@@ -183,15 +207,21 @@ def logit_kernel(
     of_rank_2t = tl.load(drift + head) < 24.0
     x_t = t[None, :] * num_x + i[:, None]
     x_mask = valid_i[:, None] & (t < num_iters)[None, :]
+    # [BLOCK_X, BLOCK_T]
     px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
     px = tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
+    # [BLOCK_X, BLOCK_T]
     wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
+    # [BLOCK_X, BLOCK_D]
     grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
     for first in range(0, num_y, BLOCK_Y):
         j = first + tl.arange(0, BLOCK_Y)
         valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
+        # [BLOCK_Y, BLOCK_D]
         y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
+        # [BLOCK_Y, BLOCK_V]
         vy_tile = load_tile(value_y, j, valid_j, vy_n, V_WIDTH, BLOCK_V)
+        # [BLOCK_X, BLOCK_Y]
         S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         dS = product(vx_tile, tl.trans(vy_tile), V_OPERAND, PRECISION)
         if X_IS_QUERY:
@@ -199,12 +229,15 @@ def logit_kernel(
         else:
             dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
         fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
+        # [BLOCK_X, BLOCK_Y]
         A = plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
         if of_rank_2t:
             y_t = t[:, None] * num_y + j[None, :]
             y_mask = (t < num_iters)[:, None] & valid_j[None, :]
+            # [BLOCK_T, BLOCK_Y]
             py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
             py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
+            # [BLOCK_T, BLOCK_Y]
             wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
             dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
             dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
@@ -241,7 +274,7 @@ def launch(
 def through_values(
     p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradient of v; delta `[B, H, N]`, by which dX = A (dA - delta), and dg^T."""
+    """Writes the gradient of v; returns delta `[B, H, N]`, with dX = A (dA - delta), and dg^T."""
     delta, grad_col = torch.empty_like(row), torch.empty_like(col)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
@@ -262,7 +295,7 @@ def through_values(
 def through_updates(
     p: Launch, rows: Tensor, cols: Tensor, grad_col: Tensor, grad_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """df^t `[B, H, T, N]` (0 for t = 0) and w^t `[B, H, T, M]`; writes the gradient of f^0."""
+    """Returns df^t `[B, H, T, N]` (0 for t = 0) and w^t `[B, H, T, M]`; writes f^0's gradient."""
     row_weights, col_weights = torch.empty_like(rows[:, :, 1:]), torch.empty_like(cols[:, :, 1:])
     change = cols[:, :, -1] - cols[:, :, -2] - p.log2_ratio
     torch.mul(grad_col, change.exp2_(), out=col_weights[:, :, -1])
@@ -289,7 +322,7 @@ def adjoint(
     x_is_query: bool,
     earlier_x: Tensor | None = None,
 ) -> None:
-    """result = -sum_y A_xy weight_y, times exp(dual_x - earlier_x) m / n where that is given."""
+    """result = -sum_y A_xy weight_y; with `earlier_x`, times exp(dual_x - earlier_x) m / n."""
     x_block, y_block, warps = p.tile
     num_x, num_y = x.shape[2], y.shape[2]
     adjoint_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
@@ -302,7 +335,7 @@ def adjoint(
 
 
 class Side(NamedTuple):
-    """Queries or keys, what meets them in dA = grad_out v', their duals and adjoint weights."""
+    """Queries or keys with their values in dA = grad_out v', their duals and adjoint weights."""
 
     tokens: Tensor
     values: Tensor
@@ -332,5 +365,5 @@ def through_logits(
 
 
 def largest_change(duals: Tensor) -> Tensor:
-    """By how much a dual differs from the last one, `[B, H]`, in units of log 2."""
+    """Returns the largest difference of a dual from the last one, `[B, H]`, in units of log 2."""
     return (duals - duals[:, :, -1:]).abs().amax(dim=(2, 3))
