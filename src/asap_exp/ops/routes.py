@@ -39,7 +39,7 @@ def backward_of(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def of_relaxed_updates(call: Call) -> Iterator[tuple[str, Call]]:
-    """One plain update, of which the dual alone is kept; all are alike."""
+    """One plain update, of which only the dual is kept; the others are the same."""
     yield "sinkhorn", call._replace(num_iters=1, keeps_duals=True, value_dim=0, gradient=False)
 
 

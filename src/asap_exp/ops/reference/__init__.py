@@ -1,4 +1,4 @@
-"""The definition of every operator: plain PyTorch, float32 or float64, autograd does the rest."""
+"""The definition of every operator in plain PyTorch, differentiated by autograd."""
 
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features

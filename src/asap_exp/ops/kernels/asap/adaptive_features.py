@@ -80,7 +80,7 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
     both = concat_rows(upper, lower)  # `[2, 2, ROWS]` rows: end, side, slice
     row = tl.arange(0, 4 * ROWS)
     s, is_y, is_lower = row % ROWS, row // ROWS % 2, row // (2 * ROWS)
-    feature = 3 - 2 * is_y + is_lower  # as in `adaptive_weights`: those of y first
+    feature = 3 - 2 * is_y + is_lower  # as in `adaptive_weights`: y's first
     w = tl.load(weight + feature * slices + s, mask=s < slices, other=0.0).to(tl.float32)
     both *= (w / tl.maximum(tl.sum(both, 1), 1e-30))[:, None]
     sides = tl.sum(tl.reshape(both, [2, 2, ROWS, both.shape[1]]), 0)

@@ -182,7 +182,7 @@ def dual_by_heads(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, one program a head."""
+    """Returns f_hat; one program per head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
@@ -212,7 +212,7 @@ def dual_by_groups(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, one program per group of slices of a head."""
+    """Returns f_hat; one program per group of slices of a head."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     _weighted_potentials(projections, padding, q, k, weight.contiguous(), adaptive_weight, f_hat)
     return f_hat
@@ -228,7 +228,7 @@ def dual_by_torch(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, sorted by `torch.sort`."""
+    """Returns f_hat; `torch.sort` sorts."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     phi = potentials_by_torch(projections, padding, q.dtype)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
@@ -298,7 +298,7 @@ def _operands(
 
 
 def potentials_by_groups(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Centred phi `[B, H, L, N]`, one program per group of slices."""
+    """Returns centred phi `[B, H, L, N]`; one program per group of slices."""
     phi = torch.empty_like(projections[:, :, 0])
     _sort(projections, padding, dtype, phi, None, None, None)
     return phi
@@ -360,11 +360,11 @@ def _sort(
     adaptive_weight: Tensor | None,
     partial_sums: Tensor | None,
 ) -> None:
-    """Writes `phi`; with a weight also each program's share of the weighted sum.
+    """Writes `phi`; with a weight also each program's part of the weighted sum.
 
     If one program has all slices of a head, it adds the sum to `partial_sums`, then f_hat, centred.
     `phi` may be where the projections of the queries are. With adaptive weights `partial_sums`
-    `[.., 3, n]` get the weights of the keys and queries too, and both may not.
+    `[.., 3, n]` receives the weights of the keys and queries too, and `phi` may not.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
@@ -423,7 +423,7 @@ def _word_bytes(dtype: torch.dtype) -> int:
 
 
 def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Centred phi `[B, H, L, N]`, sorted by `torch.sort`."""
+    """Returns centred phi `[B, H, L, N]`; `torch.sort` sorts."""
     x, y = projections.unbind(2)
     padding = effective_padding(padding)
     if padding is not None:

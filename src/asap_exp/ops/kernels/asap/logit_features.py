@@ -92,7 +92,7 @@ def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: 
 
     NO_TAIL: all tokens are valid. `sign` is that of the factor from S to the logits.
     """
-    mean = tl.sum(S, 0) * inverse_count  # of absent queries the products are 0
+    mean = tl.sum(S, 0) * inverse_count  # the products of absent queries are 0
     Z = S - mean[None, :]
     if not NO_TAIL:
         Z = tl.where(valid[:, None], Z, 0.0)

@@ -13,7 +13,7 @@ alone, for `plan_in_shared_memory`. Limits: `TOKENS` and `CHANNELS`. Letters: se
 ROWS is n padded to whole blocks, TILES tiles of TILE keys.
 """
 
-# Triton knows no unpacking into a tuple: those of tiles grow by concatenation, from empty ones.
+# Triton cannot unpack into a tuple: tuples of tiles grow by concatenation, from empty ones.
 # ruff: noqa: RUF005
 # mypy: disable-error-code="assignment"
 

@@ -149,7 +149,7 @@ def plan(
             if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
                 f += df
                 g += dg
-                # The logits anew: kept on chip over the loop, they would cost half its registers.
+                # Recompute the logits: kept over the loop, they would cost half its registers.
                 # [BLOCK_N, BLOCK_D]
                 q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
                 # [BLOCK_M, BLOCK_D]
