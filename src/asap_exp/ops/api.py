@@ -54,15 +54,14 @@ def relaxed_sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the closure of f after `num_iters` - 1 relaxed updates from 0, `[B, H, N, width of
-    v]`.
+    """Returns the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
 
-    Each update goes to f + relaxation (F(f) - f), F a plain update. Over-relaxed (relaxation > 1),
-    it comes closer to the plan of many updates where plain ones converge slowly, and less close
-    where they converge fast. At relaxation = 1 this is `sinkhorn_attention`. If a gradient is
-    needed, the logits are kept in memory. After Thibault, Chizat, Dossal and Papadakis,
-    "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal transport", 2017, who relax both
-    duals.
+    Each of the `num_iters` - 1 updates goes to f + relaxation (F(f) - f), F a plain update.
+    Over-relaxed (relaxation > 1), it comes closer to the plan of many updates where plain ones
+    converge slowly, and less close where they converge fast. At relaxation = 1 this is
+    `sinkhorn_attention`. If a gradient is needed, the logits are kept in memory. After Thibault,
+    Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
+    transport", 2017, who relax both duals.
     """
     check.check_count("num_iters", num_iters, 1)
     check.check_relaxation(relaxation)
@@ -107,10 +106,10 @@ def closure_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m), f = `row_dual` `[B, H,
-    N]`.
+    """Returns softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
 
-    The two-sided entropic c-transform of f; a constant added to f changes nothing.
+    f is `row_dual` `[B, H, N]`; the result `[B, H, N, width of v]`. This is the two-sided entropic
+    c-transform of f; a constant added to f changes nothing.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
@@ -262,12 +261,11 @@ def adaptive_features(
     backend: str = "auto",
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Returns features of the queries that adapt to the sample, `[B, H, 5, L, N]`, centred, for a
-    fit.
+    """Returns features of the queries that adapt to the sample, for a fit, `[B, H, 5, L, N]`.
 
-    The potential divided by the spread of both projections on its slice, and the products with the
-    mean key and the mean query at either end of it. Pass `phi`, the `sliced_potentials`, to reuse
-    them. Source: `asap_exp.ops.reference.adaptive`.
+    Centred over the valid tokens: the potential divided by the spread of both projections on its
+    slice, and the products with the mean key and the mean query at either end of it. Pass `phi`,
+    the `sliced_potentials`, to reuse them. Source: `asap_exp.ops.reference.adaptive`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
@@ -285,11 +283,10 @@ def logit_features(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns features of the queries from their rows of logits, `[B, H, 3, N]`, centred, for a
-    fit.
+    """Returns features of the queries from their rows of logits, for a fit, `[B, H, 3, N]`.
 
-    Mean, deviation and maximum over the keys of logits that are standardised per key. Source:
-    `asap_exp.ops.reference.logit_rows`.
+    Centred over the valid tokens: mean, deviation and maximum over the keys of logits that are
+    standardised per key. Source: `asap_exp.ops.reference.logit_rows`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     resolve(backend, q)  # as in attention_plan: there is only one implementation

@@ -1,8 +1,8 @@
-"""Which kernel runs: for each operator an ordered list of routes, of which the first takes the call
-that neither refuses it nor is slower than a later one.
+"""The routes of each operator, in the order in which a call is offered to them.
 
-No other place chooses a kernel. `explain` prints the choice, `force` makes one, `recorded` tells
-which were made. Operators with one kernel alone are not listed.
+The first one takes the call that neither refuses it nor is slower than a later one; no other place
+chooses a kernel. `explain` prints the choice, `force` limits it, `recorded` tells which were taken.
+Operators with a single kernel are not listed.
 """
 
 from collections.abc import Iterator

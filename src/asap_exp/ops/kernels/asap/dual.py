@@ -16,6 +16,12 @@ from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.asap import projection
 from asap_exp.ops.kernels.asap.adaptive_features import pool_kernel
 from asap_exp.ops.kernels.asap.dual_kernels import dual_kernel, potential_kernel, sum_kernel
+from asap_exp.ops.kernels.asap.sort_layout import (
+    slices_in_program,
+    slices_that_fill_a_warp,
+    sort_constants,
+    word_bytes,
+)
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import adaptive
@@ -23,12 +29,6 @@ from asap_exp.ops.routing import choose
 
 SORTED_TOKENS = 4096
 """Most tokens of a slice that one program sorts."""
-
-PROGRAM_BYTES = 4 * 1024
-"""Bytes that one program sorts at a time; a single slice may be larger."""
-
-THREAD_BYTES = 64
-"""Bytes of it per thread; twice as much if a row would not fit into a warp."""
 
 PROJECTED_TOKENS = 64
 """Tokens that one program projects."""
@@ -66,8 +66,8 @@ def one_program_refusal(call: Call) -> str | None:
         return "takes 16-bit queries and keys, got float32"
     if call.slices == 0:
         return "has no slice to sort"
-    slices = _fill_a_warp(call.slices, call.n, call.dtype)
-    size = slices * block(call.n) * _word_bytes(call.dtype)
+    slices = slices_that_fill_a_warp(call.slices, call.n, call.dtype)
+    size = slices * block(call.n) * word_bytes(call.dtype)
     if size > FUSED_BYTES:
         return f"sorts up to {FUSED_BYTES} bytes per head, got {size}"
     return None
@@ -186,7 +186,7 @@ def dual_by_heads(
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
-    slices_per_program = _fill_a_warp(theta.shape[1], n, q.dtype)
+    slices_per_program = slices_that_fill_a_warp(theta.shape[1], n, q.dtype)
     phi, partial_sums = projections[:, :, 0], f_hat
     if adaptive_weight is not None:
         phi, partial_sums = _adaptive_room(projections, 1)
@@ -195,7 +195,7 @@ def dual_by_heads(
         dual_kernel[(batch * heads,)](
             *tensors, weight.contiguous(), adaptive_weight, projections, phi, partial_sums, f_hat,
             *numbers, phi.stride(1),
-            **constants, **_sort_constants(slices_per_program, n, q.dtype, padding),
+            **constants, **sort_constants(slices_per_program, n, q.dtype, padding),
             ADAPTIVE=adaptive_weight is not None, TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
             **EVERY_LAUNCH,
         )  # fmt: skip
@@ -315,7 +315,7 @@ def _weighted_potentials(
 ) -> None:
     """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    groups = triton.cdiv(slices, _slices_per_program(slices, n, q.dtype))
+    groups = triton.cdiv(slices, slices_in_program(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
         phi, partial_sums = _adaptive_room(projections, groups)
         _sort(
@@ -369,57 +369,16 @@ def _sort(
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
-    slices_per_program = _slices_per_program(slices, n, dtype)
+    slices_per_program = slices_in_program(slices, n, dtype)
     potential_kernel[(batch * heads, triton.cdiv(slices, slices_per_program))](
         projections, mask_bytes(padding), weight, adaptive_weight, phi, partial_sums,
         phi.stride(1), heads, n, slices,
-        **_sort_constants(slices_per_program, n, dtype, padding),
+        **sort_constants(slices_per_program, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
         SINGLE_PROGRAM=slices_per_program >= slices and adaptive_weight is None,
         ADAPTIVE=adaptive_weight is not None,
         **EVERY_LAUNCH,
     )  # fmt: skip
-
-
-def _sort_constants(
-    slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
-) -> dict[str, object]:
-    """The constants of `sort_slices` for this many slices per program, and its warps."""
-    size, words_per_thread = block(n), _words_per_thread(n, dtype)
-    return {
-        "PER_PROGRAM": slices_per_program,
-        "SIZE": size,
-        "PER_THREAD": words_per_thread,
-        "NO_TAIL": n == size and padding is None,
-        "SORT_64": dtype == torch.float32,
-        "num_warps": slices_per_program * size // words_per_thread // 32,
-    }
-
-
-def _words_per_thread(n: int, dtype: torch.dtype) -> int:
-    """Returns how many words of a row one thread holds."""
-    size, words_per_thread = block(n), THREAD_BYTES // _word_bytes(dtype)
-    return min(
-        words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
-    )
-
-
-def _slices_per_program(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns how many slices of a head one program sorts."""
-    fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
-    return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
-
-
-def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns a power of two >= `slices` for which each lane holds as many words as it may.
-
-    With fewer, Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
-    """
-    return max(triton.next_power_of_2(slices), 32 * _words_per_thread(n, dtype) // block(n))
-
-
-def _word_bytes(dtype: torch.dtype) -> int:
-    return 8 if dtype == torch.float32 else 4
 
 
 def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:

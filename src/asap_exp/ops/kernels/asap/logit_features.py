@@ -59,8 +59,7 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H,
-    M]`.
+    """Returns the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
 
     In float64: if a key is nearly orthogonal to the differences of the queries, most of the
     quadratic form cancels.

@@ -1,11 +1,11 @@
-"""ASAP of a short sequence in one launch, from projection to output, one program per head. No
-gradient.
+"""ASAP of a short sequence in one launch, from projection to output. No gradient.
 
-The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only the output of a head
-is stored: its projections are sorted, and the potentials brought back to their tokens by a second
-sort, in the registers where the matrix units leave the projections. f_hat is not centred, since a
-constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`. Many refined heads
-without logit features take the dual and the updates in separate launches instead.
+One program per head. The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only
+the output of a head is stored: its projections are sorted, and the potentials brought back to their
+tokens by a second sort, in the registers where the matrix units leave the projections. f_hat is not
+centred, since a constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`.
+Many refined heads without logit features take the dual and the updates in separate launches
+instead.
 
 Letters: see `kernels.tiles`; SLICES is the number of slices padded to a tile, SORT_64 sorts words
 of 64 bits, NO_TAIL has only valid tokens, which fill their tile.

@@ -1,9 +1,9 @@
-"""The closure of a head in one program, keys and values in registers: bfloat16, no gradient,
-Hopper.
+"""The closure of a head in one program, with keys and values in registers.
 
-The queries pass by twice, block by block: first for the column sums, which give the keys' dual,
-then for the attention with it. The logits are recomputed: stored, those of one head would fill a
-multiprocessor, where now several programs hide each other's latency.
+For bfloat16 without a gradient, on Hopper. The queries pass by twice, block by block: first for the
+column sums, which give the keys' dual, then for the attention with it. The logits are recomputed:
+stored, those of one head would fill a multiprocessor, where now several programs hide each other's
+latency.
 
 Keys and values are in tuples of tiles, which take turns in the registers. In the first pass keys
 are rows, so that each thread adds up its own entries. As in `tiled_bf16` no running maximum is

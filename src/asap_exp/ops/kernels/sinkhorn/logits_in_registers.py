@@ -107,11 +107,11 @@ def plan(
     SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`; f is -inf where not
-    valid.
+    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`.
 
-    With RELAXED, all updates but the last are relaxed. S holds the products of q and k; `q` and `k`
-    point to the head's first row, and with SAVE `rows` and `cols` to f^0_i and g^1_j.
+    f is -inf where not valid. With RELAXED, all updates but the last are relaxed. S holds the
+    products of q and k; `q` and `k` point to the head's first row, and with SAVE `rows` and `cols`
+    to f^0_i and g^1_j.
     """
     ratio = tl.exp2(log2_ratio)
     if RELAXED:
@@ -188,7 +188,10 @@ def forward_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """One program per head; `rows` [.., T + 1, n] receives f^0 .. f^T, `cols` [.., T, m] g^t."""
+    """One program per head.
+
+    With SAVE, `rows` [.., T + 1, n] receives f^0 .. f^T and `cols` [.., T, m] receives g^1 .. g^T.
+    """
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
