@@ -50,7 +50,7 @@ FUSED_STAGES = 1
 
 
 def self_attention_alone(call: Call) -> str | None:
-    """Why these kernels do not take the call; None if they do."""
+    """Returns why these kernels do not take the call; None if they do."""
     if call.n != call.m:
         return f"takes as many queries as keys, got {call.n} and {call.m}"
     if call.gradient:
@@ -59,7 +59,7 @@ def self_attention_alone(call: Call) -> str | None:
 
 
 def one_program_refusal(call: Call) -> str | None:
-    """Why one program does not project and sort all slices of a head; None if it does."""
+    """Returns why one program does not project and sort all slices of a head; None if it does."""
     if call.n > FUSED_TOKENS:
         return f"takes up to {FUSED_TOKENS} tokens, got {call.n}"
     if call.dtype == torch.float32:
@@ -74,7 +74,7 @@ def one_program_refusal(call: Call) -> str | None:
 
 
 def sort_refusal(call: Call) -> str | None:
-    """Why no program sorts a slice; None if one does."""
+    """Returns why no program sorts a slice; None if one does."""
     if call.n > SORTED_TOKENS:
         return f"takes up to {SORTED_TOKENS} tokens, got {call.n}"
     return None
@@ -167,7 +167,7 @@ def _(
 
 
 def _call(q: Tensor, theta: Tensor) -> Call:
-    """What the routes of the sort are asked."""
+    """Returns what the routes of the sort are asked."""
     _, _, n, head_dim = q.shape
     return Call(n, n, head_dim, 0, q.dtype, q.dtype, slices=theta.shape[1])
 

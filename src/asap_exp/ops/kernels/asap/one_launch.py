@@ -70,7 +70,7 @@ LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call; None if it does."""
+    """Returns why this kernel does not take the call; None if it does."""
     if call.n > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.n}"
     if call.slices > SLICES:
@@ -79,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why separate launches are faster; None if they are not."""
+    """Returns why separate launches are faster; None if they are not."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
         return "with many heads, a program has one warp and no room for refining updates"
     return None
@@ -97,7 +97,7 @@ def one_operator(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+    """Returns the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
     query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation

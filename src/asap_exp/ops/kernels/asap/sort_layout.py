@@ -16,7 +16,7 @@ THREAD_BYTES = 64
 def sort_constants(
     slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
-    """The constants of `sort_slices` for this many slices per program, and its warps."""
+    """Returns the constants of `sort_slices` for this many slices per program, and its warps."""
     size, words_per_thread = block(n), words_in_thread(n, dtype)
     return {
         "PER_PROGRAM": slices_per_program,

@@ -50,7 +50,7 @@ in units of log 2: exp2(16) is safe in float32.
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call, forward or backward; None if it does."""
+    """Returns why this kernel does not take the call, forward or backward; None if it does."""
     wide = call.widest > 64 and call.has_float32
     most = WIDE_FLOAT32_TOKENS if wide else TOKENS
     if call.longest > most:
@@ -60,7 +60,7 @@ def refusal(call: Call) -> str | None:
 
 
 def relaxed_refusal(call: Call) -> str | None:
-    """Why this kernel does not make the relaxed updates and the closure; None if it does."""
+    """Returns why this kernel does not make relaxed updates and the closure; None if it does."""
     if call.gradient:
         return "has no gradient of relaxed updates"
     return refusal(call)
