@@ -37,7 +37,7 @@ from asap_exp.calibration.steps import with_settings
 from asap_exp.core.devices import AUTOCAST_DTYPES
 from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.tensors import fingerprint
-from asap_exp.ops._backend import BACKENDS
+from asap_exp.ops.backend import BACKENDS
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 

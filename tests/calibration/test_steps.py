@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from asap_exp.calibration.steps import (
     register,
     with_settings,
 )
+from asap_exp.compiling import artifact_of
 from asap_exp.core.composing import conf_dir
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.fidelity import FidelityRow
@@ -43,7 +45,8 @@ def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes()
 
 
 def test_every_step_with_settings_has_them_in_the_yaml() -> None:
-    written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "calibration" / "ridge.yaml"))
+    file = conf_dir() / "calibration" / "ridge.yaml"
+    written: Any = OmegaConf.to_container(OmegaConf.load(file))
     for name, step in with_settings().items():
         settings = step.defaults()
         assert written[name] == {f.name: getattr(settings, f.name) for f in fields(settings)}
@@ -74,16 +77,16 @@ def halving() -> Iterator[str]:
 
 def test_a_further_step_is_taken_by_its_name_and_recorded(halving: str) -> None:
     teacher = Classifier().eval()
-    options = {"slices": 3, "candidates": 8, "adaptive": False}
+    options: dict[str, Any] = {"slices": 3, "candidates": 8, "adaptive": False}
     ridge, halved = (
         asap_exp.compile(teacher, batches(1, 2, 3), steps=taken, **options)
         for taken in (("ridge",), ("ridge", halving))
     )
     for path in ("first", "second"):
-        before, after = (m.asap_artifact.tensors[f"{path}.weight"] for m in (ridge, halved))
+        before, after = (artifact_of(model).tensors[f"{path}.weight"] for model in (ridge, halved))
         assert torch.equal(after, before / 2)
     assert kl(teacher, halved, tokens(9)) != kl(teacher, ridge, tokens(9))
-    identity = halved.asap_artifact.identity["calibration"]
+    identity = artifact_of(halved).identity["calibration"]
     assert identity["steps"] == ["ridge", "halving"]
     assert identity["name"] == "halving"
     with pytest.raises(UserError, match="ridge, halving, kl, learned_slices, end_to_end"):

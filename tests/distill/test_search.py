@@ -4,6 +4,8 @@ import itertools
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asap_exp.attention import UniformAttention
 from asap_exp.distill.search import (
@@ -111,3 +113,34 @@ def test_most_faithful_plan_fits_and_has_no_upgrade_that_does(limit: float) -> N
 
 def test_nothing_fits_where_the_fastest_does_not() -> None:
     assert most_faithful_that_fits(LADDERS, lambda p: total_ms(LADDERS, p) <= 1.9) is None
+
+
+SHARES = st.floats(0.01, 1.0)
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=6), st.sets(st.integers(0, 5)))
+def test_search_in_one_layer_equals_brute_force(pairs: list, holding: set[int]) -> None:
+    """Whatever it is that holds; the search is greedy, so of many layers this is not so."""
+    ladders = {"a": ladder([candidate(*pair) for pair in pairs])}
+    top = {"a": len(ladders["a"]) - 1}
+    chosen = [plan for plan in every_plan(ladders) if plan == top or plan["a"] in holding]
+    assert fastest_that_holds(ladders, [], lambda plan: plan in chosen) == chosen[0]
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=5), st.floats(0.0, 5.0))
+def test_search_in_layers_alike_in_time_equals_brute_force(pairs: list, limit: float) -> None:
+    """Two candidates a layer, of the same two times everywhere: as of a model's equal layers."""
+    ladders = {
+        f"{number}": [candidate(1.0, low + high), candidate(2.0, high)]
+        for number, (low, high) in enumerate(pairs)
+    }
+    teacher = damage(ladders, dict.fromkeys(ladders, 1))
+    plans = every_plan(ladders)
+    allowed = [plan for plan in plans if damage(ladders, plan) <= teacher + limit]
+    found = fastest_that_holds(ladders, [], lambda plan: plan in allowed)
+    assert total_ms(ladders, found) == min(total_ms(ladders, plan) for plan in allowed)
+    time = len(ladders) + limit
+    fitting = [plan for plan in plans if total_ms(ladders, plan) <= time]
+    best = most_faithful_that_fits(ladders, lambda plan: plan in fitting)
+    assert best is not None
+    assert damage(ladders, best) == pytest.approx(min(damage(ladders, p) for p in fitting))

@@ -93,7 +93,11 @@ class CalibrationKeys:
 
 
 if TYPE_CHECKING:
-    CalibrationConfig = CalibrationKeys
+
+    class CalibrationConfig(CalibrationKeys):
+        def __init__(self, **keys: Any) -> None: ...
+        def __getattr__(self, step: str) -> Any: ...
+
 else:
     CalibrationConfig = make_dataclass(
         "CalibrationConfig",
@@ -102,7 +106,10 @@ else:
             for name, step in with_settings().items()
         ],
         bases=(CalibrationKeys,),
-        namespace={"__doc__": "The keys of `calibration`.", "__module__": __name__},
+        namespace={
+            "__doc__": "The keys of `calibration`: how the maps of a teacher are fitted.",
+            "__module__": __name__,
+        },
     )
 
 
