@@ -49,7 +49,7 @@ class Compiled:
     """How a budget was kept, for the artifact's identity."""
 
 
-Compile = Callable[[CalibrationData, list[str], TaskDataModule], Compiled]
+Compiler = Callable[[CalibrationData, list[str], TaskDataModule], Compiled]
 
 
 def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -> Compiled:
@@ -58,7 +58,7 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
     return Compiled(calibration.maps, calibration)
 
 
-def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
+def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     """Compiles a teacher's layers; returns the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
     calibration = config.fitted
@@ -99,7 +99,7 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
         ):
             precision = run.config.trainer.precision
             calibration_data = CalibrationData(net, fit_samples, held_out, calibration, precision)
-            compiled = compile(calibration_data, paths, data)
+            compiled = compiler(calibration_data, paths, data)
             artifact = artifact_of(compiled, calibration_data, run)
             fidelity = plan_fidelity(
                 net,
