@@ -9,7 +9,7 @@ asap_exp.drift(compiled, batch)
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.steps import with_settings
 from asap_exp.core.devices import AUTOCAST_DTYPES
 from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.schema import check_fields
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops.backend import BACKENDS
 
@@ -124,6 +125,7 @@ def compile(
         batch_size=max(map(num_samples, batches)),
         **(settings | {"candidates": max(candidates, slices)} | step_settings),
     )
+    check_fields(CalibrationConfig, asdict(config), "calibration.")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     result = calibrate(CalibrationData(compiled, fit, held_out, config, precision, forward), paths)
     swap_attention(compiled, result.maps)

@@ -1,7 +1,7 @@
-"""The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
+"""How a map is fitted: the keys of `calibration`. Every registered step adds its settings."""
 
 from dataclasses import asdict, dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from asap_exp.calibration.steps import (
     STEPS,
@@ -11,7 +11,16 @@ from asap_exp.calibration.steps import (
     names_of,
     with_settings,
 )
-from asap_exp.core.config import LARGEST_SETTING, MOST_REPEATS, MOST_SLICES
+from asap_exp.core.config.fields import (
+    LARGEST_SETTING,
+    MOST_REPEATS,
+    MOST_SLICES,
+    Seed,
+    Size,
+    above,
+    at_least,
+    at_most,
+)
 from asap_exp.core.errors import UserError, check_choice, check_range
 
 AnyStep = TypeVar("AnyStep", bound=Step)
@@ -24,43 +33,30 @@ class CalibrationKeys:
     name: str
     steps: list[str]
     sequential: bool
-    slices: int
-    candidates: int
+    slices: Annotated[int, at_least(1), at_most(MOST_SLICES)]
+    candidates: Annotated[int, at_most(10 * MOST_SLICES)]
     query_features: bool
     adaptive: bool
     logits: bool
-    refine: int
+    refine: Annotated[int, at_least(0), at_most(MOST_REPEATS)]
     relaxed: bool
-    ridge: float
-    samples: int
-    holdout: int
-    batch_size: int
-    memory_mib: int
-    seed: int
+    ridge: Annotated[float, above(0), at_most(LARGEST_SETTING)]
+    samples: Size
+    holdout: Size
+    batch_size: Size
+    memory_mib: Size
+    seed: Seed
 
     def __post_init__(self) -> None:
         check_choice("calibration.name", self.name, (*STEPS, "sequential"))
         check_steps(self.steps)
-        check_range("calibration.slices", self.slices, minimum=1)
-        check_range("calibration.slices", self.slices, maximum=MOST_SLICES)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
-        check_range("calibration.candidates", self.candidates, maximum=10 * MOST_SLICES)
         for key in ("adaptive", "logits"):
             if getattr(self, key) and not self.query_features:
                 raise UserError(
                     f"calibration.{key}=true needs calibration.query_features=true, got false; set "
                     f"that, or calibration.{key}=false"
                 )
-        check_range("calibration.refine", self.refine, minimum=0)
-        check_range("calibration.refine", self.refine, maximum=MOST_REPEATS)
-        check_range("calibration.ridge", self.ridge, above=0)
-        check_range("calibration.ridge", self.ridge, maximum=LARGEST_SETTING)
-        for step in with_settings():
-            getattr(self, step).check(f"calibration.{step}")
-        for key in ("samples", "holdout", "batch_size", "memory_mib"):
-            check_range(f"calibration.{key}", getattr(self, key), minimum=1)
-            check_range(f"calibration.{key}", getattr(self, key), maximum=2**63 - 1)
-        check_range("calibration.seed", self.seed, minimum=0, maximum=2**32 - 1)
 
     def chosen(self, kind: type[AnyStep]) -> list[AnyStep]:
         """The steps of one kind, in their order, each with its settings."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from asap_exp.core.config import LARGEST_RATE, MOST_UPDATES
-from asap_exp.core.errors import check_range
+from asap_exp.core.config.fields import MOST_UPDATES, Rate, at_least, at_most
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,22 +35,16 @@ class AdamFit:
     The rate falls to 0 on a cosine.
     """
 
-    updates: int
-    lr: float
-
-    def check(self, key: str) -> None:
-        """Raises UserError where a value is not allowed; `key` is that of the whole."""
-        check_range(f"{key}.updates", self.updates, minimum=1)
-        check_range(f"{key}.updates", self.updates, maximum=MOST_UPDATES)
-        check_range(f"{key}.lr", self.lr, above=0)
-        check_range(f"{key}.lr", self.lr, maximum=LARGEST_RATE)
+    updates: Annotated[int, at_least(1), at_most(MOST_UPDATES)]
+    lr: Rate
 
 
 class Step:
     """A step of a calibration, known to YAML by its name.
 
-    `settings` is None, or a dataclass with a `check(key)`. The class holds the defaults of
-    `asap_exp.compile`; conf/calibration/ridge.yaml holds those of `distill`, under the step's name.
+    `settings` is None, or a dataclass whose fields say what is allowed. The class holds the
+    defaults of `asap_exp.compile`; those of `distill` stand in conf/distill/calibration/ridge.yaml,
+    under the step's name.
     """
 
     name: ClassVar[str]
