@@ -20,10 +20,11 @@ from pathlib import Path
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 from asap_exp.core.composing import compose, quoted
-from asap_exp.core.config import DistillConfig, EvaluateConfig, TrainConfig
+from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.devices import choose_device
 from asap_exp.core.mishaps import sentences
 from asap_exp.core.runs import Run
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate
 from asap_exp.train.trainer import train

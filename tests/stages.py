@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
+from asap_exp.distill.config import DistillConfig
 
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run

@@ -23,16 +23,17 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.calibration.batches import content_hash, num_samples, on_device
+from asap_exp.calibration.steps import AdamFit, with_settings
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DescentConfig, DistillConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.data.tokens import TokenBatch
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
-FEW = DescentConfig(updates=20, lr=0.02)
+FEW = AdamFit(updates=20, lr=0.02)
 SMALL = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
 
 
@@ -250,7 +251,10 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"layers": [0]}, r"layers=\[0\] must be a list of names"),
         ({"slices": 2.0}, r"slices=2.0 has the wrong type; it must be a whole number"),
         ({"seed": True}, r"seed=True has the wrong type; it must be a whole number"),
-        ({"kl": {"lr": 1}}, r"kl=\{'lr': 1\} has the wrong type; .* DescentConfig"),
+        (
+            {"kl": {"lr": 1}},
+            r"kl=\{'lr': 1\} has the wrong type; .* AdamFit\(updates",
+        ),
         ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
         ({"steps": ("kl",)}, "must begin with ridge"),
@@ -486,9 +490,13 @@ def test_defaults_are_those_of_the_stage() -> None:
         for name, parameter in inspect.signature(asap_exp.compile).parameters.items()
     }
     stage = compose("distill", ["calibration=learned_slices"], DistillConfig).calibration
+    steps = with_settings()
     for key, value in vars(stage).items():
         if key in ("name", "samples", "holdout", "batch_size"):
             continue  # of the stage's own data
+        if key in steps:
+            assert value == steps[key].defaults() == steps[key]().settings
+            continue
         given = defaults[key]
         assert (list(given) if key == "steps" else given) == value
     assert defaults["samples"] == stage.samples + stage.holdout

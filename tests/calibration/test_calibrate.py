@@ -11,12 +11,14 @@ from asap_exp.attention import (
     attention_layers,
     swapped,
 )
-from asap_exp.calibration import calibrate as module
-from asap_exp.calibration.calibrate import Calibration, Problem, calibrate
+from asap_exp.calibration import recording
+from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.capture import on_inputs
-from asap_exp.calibration.end_to_end import mean_prediction_kl, teacher_examples
+from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.kl import Target, mean_kl
-from asap_exp.core.config import CalibrationConfig, DescentConfig
+from asap_exp.calibration.prediction_fit import mean_prediction_kl, teacher_examples
+from asap_exp.calibration.steps import AdamFit
 from tests.small_model import DIM, HEADS, Classifier, batches
 
 STEPS = {
@@ -28,7 +30,7 @@ STEPS = {
 
 
 def config(steps: str, **changes: object) -> CalibrationConfig:
-    descent = DescentConfig(updates=30, lr=0.02)
+    descent = AdamFit(updates=30, lr=0.02)
     plain = CalibrationConfig(
         name="ridge",
         steps=STEPS[steps],
@@ -70,8 +72,9 @@ def run(net: nn.Module, steps: str, **changes: object) -> Calibration:
 
 
 def run_again(net: nn.Module, steps: str, **changes: object) -> Calibration:
-    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config(steps, **changes), "32-true")
-    return calibrate(problem, list(attention_layers(net)))
+    settings = config(steps, **changes)
+    data = CalibrationData(net, batches(1, 2, 3, 4), batches(5, 6), settings, "32-true")
+    return calibrate(data, list(attention_layers(net)))
 
 
 def tensors(calibration: Calibration) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +105,7 @@ def test_predictions_are_as_close_as_is_said(net: Classifier) -> None:
 
 def test_steps_start_from_what_the_steps_before_made(net: Classifier) -> None:
     """With a learning rate that ruins everything, a step gives back what it was given."""
-    astray = DescentConfig(updates=20, lr=1e4)
+    astray = AdamFit(updates=20, lr=1e4)
     ridge = dict(tensors(run(net, "ridge")))
     for steps in ("kl", "learned", "all"):
         ruined = run(net, steps, kl=astray, learned_slices=astray, end_to_end=astray)
@@ -184,8 +187,8 @@ def test_controls_have_query_features_alone_and_take_the_same_steps(net: Classif
 
 
 def held_out_targets(net: nn.Module, path: str) -> list[Target]:
-    problem = Problem(net, [], batches(5, 6), config("kl"), "32-true")
-    return module.record(problem, problem.held_out, [path], 2**30)[1][path]
+    data = CalibrationData(net, [], batches(5, 6), config("kl"), "32-true")
+    return recording.record(data, data.held_out, [path], 2**30)[1][path]
 
 
 @pytest.mark.parametrize("refine", [0, 1])
@@ -230,8 +233,10 @@ def test_sequential_control_follows_the_control_before_it_whatever_slices_the_ma
 
 
 def run_second(net: nn.Module, steps: str = "ridge") -> Calibration:
-    problem = Problem(net, batches(1, 2, 3, 4), batches(5, 6), config(steps, slices=1), "32-true")
-    return calibrate(problem, ["second"])
+    data = CalibrationData(
+        net, batches(1, 2, 3, 4), batches(5, 6), config(steps, slices=1), "32-true"
+    )
+    return calibrate(data, ["second"])
 
 
 def test_controls_step_by_what_they_miss_themselves(net: Classifier) -> None:
@@ -257,12 +262,12 @@ def test_teacher_is_left_as_it_was(net: Classifier) -> None:
 def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
     net: Classifier,
 ) -> None:
-    problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
-    sums, targets = module.record(problem, problem.fit, ["first", "second"], 2**30)
+    data = CalibrationData(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true")
+    sums, targets = recording.record(data, data.fit, ["first", "second"], 2**30)
     one_batch = sum(kept[0].nbytes for kept in targets.values())
     rooms = {0: [], 1: [0], one_batch: [0], 2 * one_batch: [0, 2], 4 * one_batch: [0, 1, 2, 3]}
     for room, kept in rooms.items():
-        some_sums, some = module.record(problem, problem.fit, ["first", "second"], room)
+        some_sums, some = recording.record(data, data.fit, ["first", "second"], room)
         for path in sums:
             assert len(some[path]) == len(kept)
             for target, number in zip(some[path], kept, strict=True):
@@ -276,20 +281,20 @@ def test_bugs_f22_memory_bounds_whole_batches_of_a_layer_that_runs_twice(net: Cl
     def twice(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
         return model.second(model.second(model.first(batch[0])))
 
-    problem = Problem(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true", twice)
+    data = CalibrationData(net, batches(1, 2, 3, 4), batches(5), config("kl"), "32-true", twice)
     group = ["first", "second"]
-    _, all_targets = module.record(problem, problem.fit, group, 2**30)
+    _, all_targets = recording.record(data, data.fit, group, 2**30)
     assert {path: len(kept) for path, kept in all_targets.items()} == {"first": 4, "second": 8}
     one_batch = all_targets["first"][0].nbytes * 3
-    sums, targets = module.record(problem, problem.fit, group, 2 * one_batch)
+    sums, targets = recording.record(data, data.fit, group, 2 * one_batch)
     for path, calls in {"first": [0, 2], "second": [0, 1, 4, 5]}.items():
         assert len(targets[path]) == len(calls)
         for target, number in zip(targets[path], calls, strict=True):
             assert torch.equal(target.q, all_targets[path][number].q)
-    data = all_targets["second"]
-    energy = sum(centred_energy(t, attention_layers(net)["second"].attend) for t in data)
+    of_second = all_targets["second"]
+    energy = sum(centred_energy(t, attention_layers(net)["second"].attend) for t in of_second)
     torch.testing.assert_close(sums["second"].energy, energy)
-    result = calibrate(problem, group)
+    result = calibrate(data, group)
     assert {name: len(kl) for name, kl in result.plan_kl.items()} == {"first": 2, "second": 2}
 
 

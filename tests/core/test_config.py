@@ -18,9 +18,7 @@ from asap_exp.core.conf_files import COMMON, attentions, tasks
 from asap_exp.core.config import (
     LARGEST_RATE,
     LARGEST_SETTING,
-    SCHEMAS,
     AttentionOptions,
-    DistillConfig,
     TrainConfig,
 )
 from asap_exp.core.errors import UserError
@@ -29,6 +27,8 @@ from asap_exp.core.renamed import RENAMED
 from asap_exp.core.runs import run_directory
 from asap_exp.core.schema import field_of, fields_of, holds_path
 from asap_exp.core.typed import LARGEST
+from asap_exp.distill.config import DistillConfig
+from tests.documents import SCHEMAS
 
 COMMON_GROUPS = {"logger": ("train", "distill", "evaluate")}
 """By which stages the groups in conf/common are taken in; a new one must be added here."""
@@ -821,7 +821,7 @@ def test_bugs_row_27_value_that_needs_quotes_is_refused_with_them(value):
     "argument", ["--config-dir=/a=b", "-m", "--multirun", "hydra.verbose=true"]
 )
 def test_flags_of_hydra_are_no_overrides(argument):
-    check_overrides("train", ["task=digits", argument, "/a b/c"])
+    check_overrides("train", ["task=digits", argument, "/a b/c"], TrainConfig)
 
 
 # Of each, words of the sentence.

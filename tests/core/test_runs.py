@@ -10,7 +10,7 @@ import pytest
 
 from asap_exp.core import manifest as manifest_module
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig, PathsConfig
+from asap_exp.core.config import PathsConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.manifest import code_version, manifest
@@ -25,6 +25,7 @@ from asap_exp.core.runs import (
     repair,
     run_directory,
 )
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models.teachers import find_teacher
 from tests.fake_runs import fake_map, fake_run, train_config
 

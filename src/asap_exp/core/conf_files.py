@@ -49,5 +49,9 @@ def attentions() -> dict[str, dict[str, Any]]:
 
     folder = conf_dir() / "train" / "attention"
     trees = [OmegaConf.to_container(OmegaConf.load(file)) for file in folder.glob("*.yaml")]
-    found = {tree.pop("name"): tree for tree in trees if isinstance(tree, dict) and "name" in tree}
+    found: dict[str, dict[str, Any]] = {
+        tree.pop("name"): {str(key): value for key, value in tree.items()}
+        for tree in trees
+        if isinstance(tree, dict) and "name" in tree
+    }
     return {name: found[name] for name in sorted(found)}

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from asap_exp.core.config import CalibrationConfig
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.identity import CalibrationRecipe, Identity
 
@@ -32,7 +31,7 @@ def map_words(record: EvaluationRecord) -> str:
     if is_papers(made):
         return ""
     features = "".join(f" + {words}" for words in feature_words(made))
-    refine = f", {refine_words(made)}" if made.refine else ""
+    refine = f", {refine_words(made.refine, made.relaxed)}" if made.refine else ""
     return f"; ASAP of {made.slices} slices{features}{refine}, {step_words(made)}"
 
 
@@ -49,10 +48,9 @@ def feature_words(made: CalibrationRecipe | Identity) -> list[str]:
     return [f"{listed} features"] if kinds else []
 
 
-def refine_words(made: CalibrationRecipe | CalibrationConfig) -> str:
+def refine_words(refine: int, relaxed: bool | None) -> str:
     """How many updates a map makes of its dual, and whether they go further than plain ones."""
-    relaxed = made.relaxes if isinstance(made, CalibrationConfig) else made.relaxed
-    return f"refine {made.refine}{' relaxed' if relaxed else ''}"
+    return f"refine {refine}{' relaxed' if relaxed else ''}"
 
 
 def corruption_words(record: EvaluationRecord) -> str:
@@ -66,4 +64,5 @@ def attention_words(artifact: Identity) -> str:
     if artifact.budget is not None:
         return "by layer " + "; ".join(x.became for x in artifact.budget.layers.values())
     features = " + ".join([f"{artifact.slices} slices", *feature_words(artifact)])
-    return f"{features}, {refine_words(artifact.calibration)}"
+    made = artifact.calibration
+    return f"{features}, {refine_words(made.refine, made.relaxed)}"

@@ -12,14 +12,14 @@ from asap_exp.attention import AsapAttention, swapped
 from asap_exp.calibration.capture import Forward, batch_name, device_of
 from asap_exp.calibration.gradient import (
     CHECKS,
-    Descent,
+    CosineAdam,
     check_points,
     reshuffled,
     restore,
     trainable,
     values,
 )
-from asap_exp.core.config import DescentConfig
+from asap_exp.calibration.steps import AdamFit, ModelData
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 
@@ -77,27 +77,22 @@ def mean_prediction_kl(
     return float(total) / sum(num_predictions(example) for example in examples)
 
 
-def fit_predictions(
-    net: nn.Module,
+def fit_end_to_end(
     maps: Mapping[str, AsapAttention],
     scales: Mapping[str, Tensor],
-    fit: Sequence[Example],
-    held_out: Sequence[Example],
-    config: DescentConfig,
-    *,
-    precision: str,
-    forward: Forward,
-    seed: int,
+    data: ModelData,
+    settings: AdamFit,
 ) -> dict[str, float]:
     """Fits slices and weights of all `maps`, in place; the held-out KL `before` and `after`.
 
-    What was best on `held_out` is kept, the start included, so that it never ends worse there.
+    Keeps the best state on the held-out batches, the start included, so it never ends worse there.
     """
+    net, precision, forward, updates = data.net, data.precision, data.forward, settings.updates
 
     def held_out_kl() -> float:
-        return mean_prediction_kl(net, held_out, precision, forward)
+        return mean_prediction_kl(net, data.held_out, precision, forward)
 
-    checks = check_points(config.updates, CHECKS)
+    checks = check_points(updates, CHECKS)
     with swapped(net, maps):
         best = {path: values(attend) for path, attend in maps.items()}
         before = lowest = held_out_kl()
@@ -107,10 +102,10 @@ def fit_predictions(
                 for path, attend in maps.items()
                 for parameter in opened.enter_context(trainable(attend, scales[path], slices=True))
             ]
-            descent = Descent(parameters, config.lr, config.updates)
-            for number, example in enumerate(reshuffled(fit, config.updates, seed), start=1):
+            adam = CosineAdam(parameters, settings.lr, updates)
+            for number, example in enumerate(reshuffled(data.fit, updates, data.seed), start=1):
                 loss = prediction_kl(net, example, precision, forward)
-                descent.update(loss / num_predictions(example))
+                adam.update(loss / num_predictions(example))
                 if number in checks and (now := held_out_kl()) < lowest:  # False for NaN
                     lowest = now
                     best = {path: values(attend) for path, attend in maps.items()}
