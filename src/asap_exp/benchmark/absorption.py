@@ -13,12 +13,11 @@ import math
 import torch
 from torch import Tensor
 
+from asap_exp.core.records.benchmark import ABSORBED_BEYOND
 from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step, starting_dual
 
-ABSORBED_BEYOND = 24.0
-"""|log2| of a scaling, as in `ops.triton.short` and `ops.triton.whole_head`."""
 CHECKED_EVERY = 4
-"""Updates, as there."""
+"""Updates, as in `ops.triton.short` and `ops.triton.whole_head`."""
 
 
 def absorbed_by_short(q: Tensor, k: Tensor, num_iters: int) -> Tensor:

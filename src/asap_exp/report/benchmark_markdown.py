@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from asap_exp.benchmark.absorption import ABSORBED_BEYOND
 from asap_exp.core.escaping import markdown, markdown_paragraph
 from asap_exp.core.records.benchmark import (
+    ABSORBED_BEYOND,
     RESULTS,
     TEACHER_UPDATES,
     TEACHERS,

@@ -184,4 +184,7 @@ TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", 
 """On the backend of the run, plain, and compiled: what ASAP is to be faster than."""
 
 
+ABSORBED_BEYOND = 24.0
+"""|log2| of a scaling beyond which a fused kernel absorbs the scalings into the exponent."""
+
 RESULTS = ("out", "dq", "dk", "dv")
