@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from asap_exp.core.config import ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
+from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import Run
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
-from asap_exp.report.records import gather, load_records, record_files
+from asap_exp.report.records import gather, load_records
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:
