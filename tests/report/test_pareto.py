@@ -100,9 +100,9 @@ def test_teacher_that_was_not_timed_is_still_what_others_are_near_to() -> None:
 def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
     (point,) = [point for point in points(group()) if point.key == "map_a"]
     assert (point.n, point.label) == (2, "ASAP, 2 slices")
-    assert point.accuracy.mean == pytest.approx(0.90)
-    assert point.accuracy.std == pytest.approx(0.04 / 2**0.5)
-    assert point.model_ms.mean == 7
+    assert point.mean("accuracy") == pytest.approx(0.90)
+    assert point["accuracy"].std == pytest.approx(0.04 / 2**0.5)
+    assert point.mean("model_ms") == 7
 
 
 def test_verdict_names_the_truncations_on_either_side() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
-from asap_exp.report.averages import Average, averaged_rows, mean_std
+from asap_exp.core.records.columns import Average
+from asap_exp.report.averages import averaged_rows
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.figures import accuracy_latency, training
 from asap_exp.report.groups import Group
@@ -70,8 +71,8 @@ def test_seeds_are_averaged_with_their_sample_deviation(record: dict[str, Any]) 
     groups = grouped([with_seed(record, 0, 0.90), with_seed(record, 1, 0.94)])
     assert len(groups) == 1
     teacher = averaged_rows(groups[0])[0]
-    assert teacher.accuracy.mean == pytest.approx(0.92)
-    assert teacher.accuracy.std == pytest.approx(0.02 * 2**0.5)
+    assert teacher.mean("accuracy") == pytest.approx(0.92)
+    assert teacher["accuracy"].std == pytest.approx(0.02 * 2**0.5)
     assert "92.00 ± 2.83" in tables_markdown(groups)
 
 
@@ -82,7 +83,7 @@ def test_repeated_evaluation_is_no_further_seed(record: dict[str, Any]) -> None:
     for records in ([record, later], [later, record]):
         (group,) = grouped(records)
         assert len(group.records) == 1
-        assert averaged_rows(group)[0].accuracy == Average(0.125, None)
+        assert averaged_rows(group)[0]["accuracy"] == Average(0.125, None)
 
 
 def test_calibration_seed_is_no_seed_of_the_training(record: dict[str, Any]) -> None:
@@ -128,10 +129,25 @@ def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
     assert len(grouped([other, {**slower, "run": "digits/vit-sinkhorn/0-s3"}])) == 1
 
 
-def test_mean_leaves_out_what_was_not_measured() -> None:
-    assert mean_std([None, 2.0, 4.0]) == Average(3.0, pytest.approx(2**0.5))
-    assert mean_std([1.0]) == Average(1.0, None)
-    assert mean_std([None]) is None
+def test_mean_leaves_out_what_was_not_measured(record: dict[str, Any]) -> None:
+    def averaged(kls: list[float | None]) -> Average | None:
+        records = [with_seed(record, seed) for seed in range(len(kls))]
+        for each, kl in zip(records, kls, strict=True):
+            each["rows"][1]["kl"] = kl
+        (group,) = grouped(records)
+        return averaged_rows(group)[1]["kl"]
+
+    assert averaged([None, 2.0, 4.0]) == Average(3.0, pytest.approx(2**0.5))
+    assert averaged([1.0]) == Average(1.0, None)
+    assert averaged([None]) is None
+
+
+def test_latency_of_one_record_has_its_quartiles(record: dict[str, Any]) -> None:
+    rows = averaged_rows(*grouped([record]))
+    ms = record["rows"][0]["layer_ms"]
+    assert rows[0]["layer_ms"] == Average(ms["median"], quartiles=(ms["q1"], ms["q3"]))
+    two = averaged_rows(*grouped([with_seed(record, 0), with_seed(record, 1)]))
+    assert two[0]["layer_ms"] == Average(ms["median"], 0.0)
 
 
 def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:

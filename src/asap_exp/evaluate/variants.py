@@ -14,8 +14,9 @@ from asap_exp.attention import (
 from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.calibrate import sinkhorn
 from asap_exp.calibration.truncation import Truncation
-from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint, RowGroup
+from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.identity import Identity
+from asap_exp.core.records.row import RowGroup
 from asap_exp.core.records.words import attention_words, feature_words, refine_words, step_words
 from asap_exp.core.runs import short_hash, without
 from asap_exp.core.typed import to_json

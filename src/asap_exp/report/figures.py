@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.evaluation import Curve
-from asap_exp.report.averages import Average, AveragedRow, averaged_rows, main_rows
+from asap_exp.report.averages import AveragedRow, averaged_rows, main_rows
 from asap_exp.report.drawing import new_figure, subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.label_placement import Label, place_labels
@@ -76,8 +76,8 @@ def accuracy_latency(group: Group) -> Figure:
     rows = [
         row
         for row in main_rows(group)
-        if row.model_ms is not None
-        and getattr(row, measure) is not None
+        if row["model_ms"] is not None
+        and row[measure] is not None
         and not row.key.startswith("asap_layer")
     ]
     shown = near_the_teacher(rows, group)
@@ -88,7 +88,7 @@ def accuracy_latency(group: Group) -> Figure:
             size = 8 if kind == "asap" else 6
             errorbars(axes, mine, kind, height, linestyle=line, markersize=size)
     for row in averaged_rows(group):
-        if row.group == "baseline" and getattr(row, measure) is not None:
+        if row.group == "baseline" and row[measure] is not None:
             level, label = high(row, height), on_figure(row.label)
             axes.axhline(level, color=COLOURS["control"], linestyle=":", label=label)
     left_out = [
@@ -108,13 +108,7 @@ def height_of(group: Group) -> Height:
 def high(row: AveragedRow, height: Height) -> float:
     """Where the row stands on the vertical axis."""
     measure, scale = height
-    average: Average = getattr(row, measure)
-    return scale * average.mean
-
-
-def milliseconds(row: AveragedRow) -> float:
-    assert row.model_ms is not None, "what was not timed is not shown"
-    return row.model_ms.mean
+    return scale * row.mean(measure)
 
 
 def pareto(group: Group) -> Figure:
@@ -158,14 +152,14 @@ def short_label(row: Point) -> str:
 def near_the_teacher(rows: Sequence[SomeRow], group: Group) -> list[SomeRow]:
     """Those of `rows` within DEPTH of the group's teacher, which need not be among them."""
     measure, _ = height = height_of(group)
-    known = [row for row in rows if getattr(row, measure) is not None]
-    (teacher,) = (getattr(r, measure) for r in averaged_rows(group) if r.group == "teacher")
+    known = [row for row in rows if row[measure] is not None]
+    (teacher,) = (r[measure] for r in averaged_rows(group) if r.group == "teacher")
     if teacher is None:  # of an infinite perplexity: nothing is far above it
         return known
     if height is PERPLEXITY:
         most = teacher.mean * (1 + DEPTH)
-        return [row for row in known if getattr(row, measure).mean <= most]
-    return [row for row in known if getattr(row, measure).mean >= teacher.mean - DEPTH]
+        return [row for row in known if row.mean(measure) <= most]
+    return [row for row in known if row.mean(measure) >= teacher.mean - DEPTH]
 
 
 def errorbars(
@@ -173,9 +167,10 @@ def errorbars(
 ) -> None:
     """A measure of the rows over the milliseconds of their models."""
     measure, scale = height
-    error = [scale * (getattr(row, measure).std or 0) for row in rows]
+    spreads = [row[measure] for row in rows]
+    error = [scale * ((x and x.std) or 0) for x in spreads]
     axes.errorbar(
-        [milliseconds(row) for row in rows],
+        [row.mean("model_ms") for row in rows],
         [high(row, height) for row in rows],
         yerr=error if any(error) else None,
         **{
@@ -190,7 +185,7 @@ def errorbars(
 
 
 def beside(row: AveragedRow, words: str, height: Height) -> Label:
-    return Label(words, milliseconds(row), high(row, height), COLOURS[row.group])
+    return Label(words, row.mean("model_ms"), high(row, height), COLOURS[row.group])
 
 
 def heading(group: Group, more: str = "") -> str:

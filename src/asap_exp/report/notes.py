@@ -31,7 +31,7 @@ NEEDLESS = (
 
 def attention_is_needless(group: Group) -> bool:
     """Whether the classifier stays within one point with uniform attention in every layer."""
-    accuracy = {row.key: row.accuracy.mean for row in averaged_rows(group)}
+    accuracy = {row.key: row.mean("accuracy") for row in averaged_rows(group)}
     record, uniform = group.first, accuracy.get("control_uniform")
     if record.is_masked or not record.all_layers or uniform is None:
         return False

@@ -41,7 +41,7 @@ def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -
                 "title": group_title(group),
                 "caption": group_caption(group),
                 "remarks": " ".join(remarks(group)),
-                "titles": ["method", *(title for title, _, _ in columns(group))],
+                "titles": ["method", *(column.title for column in columns(group))],
                 "rows": [
                     {"kind": row.group, "cells": [method(row, group), *cells(row, group)]}
                     for row in main_rows(group)

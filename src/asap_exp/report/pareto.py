@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asap_exp.core.records.evaluation import EvaluationRecord, Row
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.row import Row
 from asap_exp.report.averages import AveragedRow, averaged_rows
 from asap_exp.report.groups import Group
 
@@ -30,7 +31,7 @@ def points(group: Group) -> list[Point]:
     rows = [
         row
         for row in averaged_rows(group, by=point_of)
-        if row.model_ms is not None
+        if row["model_ms"] is not None
         and not row.key.startswith("asap_layer")
         and not row.key.endswith("_trained")
     ]
@@ -57,12 +58,11 @@ def dominating(row: AveragedRow, rows: Sequence[AveragedRow], *, masked: bool) -
 
 def standing(row: AveragedRow, *, masked: bool) -> tuple[float, float]:
     """Accuracy (if `masked`, minus the perplexity) and milliseconds of the whole model."""
-    assert row.model_ms is not None, "what was not timed stands nowhere"
-    ms = row.model_ms.mean
+    ms = row.mean("model_ms")
     if not masked:
-        return row.accuracy.mean, ms
+        return row.mean("accuracy"), ms
     # A perplexity too large for a number is null in the record.
-    return -math.inf if row.perplexity is None else -row.perplexity.mean, ms
+    return -math.inf if row["perplexity"] is None else -row.mean("perplexity"), ms
 
 
 def verdict(group: Group) -> str:
