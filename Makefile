@@ -11,7 +11,7 @@ $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(fore
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test test-gpu reliability lint
+.PHONY: help setup demo train distill evaluate report benchmark test test-gpu reliability lint docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,3 +52,6 @@ reliability: setup ## Count kills, damages and bad settings survived (an hour or
 
 lint: setup ## Check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+docs: setup ## Build the documentation into site/; a broken link is a mistake
+	@$(PY) scripts/build_docs.py

@@ -13,9 +13,9 @@ VENV=${VENV:-.venv}
 echo "Installing into $VENV (a few GB, once)"
 if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
-    uv pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev,sweep]'
+    uv pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev,docs,sweep]'
 else
     "$PYTHON" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -c constraints.txt -e '.[dev,sweep]'
+        -c constraints.txt -e '.[dev,docs,sweep]'
 fi

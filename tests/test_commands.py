@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,24 +12,17 @@ import pytest
 import torch
 
 from asap_exp.core.app import help_text
-from asap_exp.core.composing import compose
-from asap_exp.core.config import (
-    BenchmarkConfig,
-    DistillConfig,
-    EvaluateConfig,
-    ReportConfig,
-    TrainConfig,
+from tests.documents import (
+    README,
+    ROOT,
+    SCHEMAS,
+    blocks,
+    check_command,
+    check_link,
+    commands,
+    links,
 )
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
-
-ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = {
-    "train": TrainConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "benchmark": BenchmarkConfig,
-}
 
 
 def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -44,49 +36,22 @@ def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subproce
     )
 
 
-def readme_blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def readme_commands() -> list[str]:
-    blocks = readme_blocks("bash")
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
 def test_readme_has_the_commands_that_were_asked_for() -> None:
-    commands = readme_commands()
-    assert "make train task=cifar" in commands
-    assert "python -m asap_exp.distill +layer=frozen" in commands
+    found = commands(README)
+    assert "make train task=cifar" in found
+    assert "python -m asap_exp.distill +layer=frozen" in found
 
 
-@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.parametrize("command", commands(README))
 def test_readme_command_is_one(command: str) -> None:
-    words = shlex.split(command)
-    if words[:2] == ["python", "-m"]:
-        name = words[2].removeprefix("asap_exp.")
-        sweep = "-m" in words[3:]
-        overrides = [w for w in words[3:] if w != "-m"]
-        if sweep:
-            overrides = [override.split(",")[0] for override in overrides]
-        compose(name, overrides, SCHEMAS[name])
-    elif words[0] == "make":
-        targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-        assert words[1] in targets
-        if words[1] in SCHEMAS:
-            compose(words[1], words[2:], SCHEMAS[words[1]])
-    elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
-    else:
-        assert words[0] == "export"
+    check_command(command)
 
 
 @pytest.mark.parametrize("line", ["from asap_exp.ops import", "asap_exp.compile("])
 def test_readme_snippet_runs_as_it_stands(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (snippet,) = (code for code in readme_blocks("python") if line in code)
+    (snippet,) = (code for code in blocks(README, "python") if line in code)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(snippet, names)
@@ -105,10 +70,9 @@ def test_readme_snippet_runs_as_it_stands(
 
 
 def test_readme_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert "results/tables.md" in links
-    for link in links:
-        assert (ROOT / link).exists(), link
+    assert "results/tables.md" in links(README)
+    for link in links(README):
+        check_link(README, link)
 
 
 def test_make_help_lists_every_target() -> None:

@@ -1,10 +1,10 @@
 """What is committed under results/ and shown in the README is generated from the records."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.report import benchmark_records as benchmarks
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
@@ -13,6 +13,7 @@ from asap_exp.report.groups import Group, grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.pareto import has_maps
 from asap_exp.report.records import load_records
+from tests.test_scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "records"
@@ -28,16 +29,21 @@ def test_tables_are_generated(groups: list[Group]) -> None:
     assert (ROOT / "results" / "tables.csv").read_text() == tables_csv(groups)
 
 
-def test_readme_tables_are_generated() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "update_readme", ROOT / "scripts/update_readme.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    readme = (ROOT / "README.md").read_text()
-    assert script.with_tables(readme, RECORDS) == readme
+def test_tables_of_documents_are_generated() -> None:
+    made = script("update_readme")
+    found = made.published(RECORDS)
+    for name in made.DOCUMENTS:
+        document = (ROOT / name).read_text()
+        assert made.with_tables(document, found) == document, name
+
+
+def test_table_of_a_document_that_names_nothing_is_refused() -> None:
+    made = script("update_readme")
+    found = made.published(RECORDS)
+    for marker in ("nothing", "headline nothing", "methods digits-plain-156709a8 nothing"):
+        document = f"<!-- {marker}: begin -->\n<!-- {marker.split()[0]}: end -->"
+        with pytest.raises(UserError, match="nothing"):
+            made.with_tables(document, found)
 
 
 def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from asap_exp.core.errors import UserError
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
+"""The registered attentions, by the name that YAML and the command line use."""
 
 
 class Attention(nn.Module, ABC):
@@ -51,6 +52,7 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
 
 
 def attention_class(name: str) -> type[Attention]:
+    """Return the attention registered as `name`; UserError lists the names if it is unknown."""
     if name not in ATTENTIONS:
         raise UserError(
             f"attention.name={name} is not known; choose one of {', '.join(sorted(ATTENTIONS))}"

@@ -10,6 +10,8 @@ from asap_exp.ops.reference.softmax import attended
 
 @register("softmax")
 class SoftmaxAttention(Attention):
+    """Row softmax of the logits, the usual attention; its columns sum to anything."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:

@@ -8,6 +8,8 @@ from asap_exp.attention.base import Attention, padded_pairs, register
 
 @register("uniform")
 class UniformAttention(Attention):
+    """The mean of the valid values for every query, whatever q and k are."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
