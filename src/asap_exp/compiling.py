@@ -34,7 +34,7 @@ from asap_exp.core.config import DESCENTS, CalibrationConfig, DescentConfig
 from asap_exp.core.devices import AUTOCAST_DTYPES
 from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.tensors import fingerprint
-from asap_exp.ops._backend import BACKENDS
+from asap_exp.ops.backend import BACKENDS
 
 KL = DescentConfig(updates=300, lr=0.03)
 LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)

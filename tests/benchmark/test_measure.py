@@ -27,7 +27,7 @@ from asap_exp.benchmark.registry import (
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
-from asap_exp.ops._backend import INTERPRETED
+from asap_exp.ops.backend import INTERPRETED
 
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
@@ -243,7 +243,7 @@ def test_backend_that_cannot_run_is_unavailable_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Where Triton's interpreter is on, the kernels run on a CPU too.
-    monkeypatch.setattr("asap_exp.ops._backend.INTERPRETED", False, raising=False)
+    monkeypatch.setattr("asap_exp.ops.backend.INTERPRETED", False, raising=False)
     fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
     for name in ("sinkhorn_3", "closure", "asap_2"):
         refused = cell(build(name, fused), inputs())

@@ -18,7 +18,7 @@ from asap_exp.data.tokenizer import encode, train_tokenizer
 from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from tests.stages import TINY_TEXT
 
 LENGTHS = (9, 1, 5, 2)

@@ -16,7 +16,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
 from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.models import build_net, build_vit, load_net
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from tests.fake_runs import fake_run, train_config
 
 TINY = ("model.dim=16", "model.depth=2", "model.heads=2", "model.patch_size=4")

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 from tests.ops.inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
+from tests.ops.taken import Count
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
-from asap_exp.ops.triton import one_launch
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops import routes
+from asap_exp.ops.backend import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [
@@ -34,17 +35,15 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def launches(monkeypatch):
+def taken():
+    with routes.recorded() as record:
+        yield record
+
+
+@pytest.fixture
+def launches(taken):
     """The calls of the operator that takes one launch, or several where many heads are refined."""
-    calls = []
-
-    def counted(*arguments, **options):
-        calls.append(options)
-        return one_launch_attention(*arguments, **options)
-
-    one_launch_attention = one_launch.asap_attention
-    monkeypatch.setattr(one_launch, "asap_attention", counted)
-    return calls
+    return Count(taken, "one operator")
 
 
 def inputs_of(tokens: int, dtype: torch.dtype = torch.float32, **shape) -> Inputs:
@@ -75,10 +74,8 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
 
 @every_dtype
 @pytest.mark.parametrize("refine", [1, 6])
-def test_refined(refine, dtype, heads, launches, monkeypatch):
-    separate = []
-    separately = one_launch._separately
-    monkeypatch.setattr(one_launch, "_separately", lambda *x: separate.append(x) or separately(*x))
+def test_refined(refine, dtype, heads, launches, taken):
+    separate = Count(taken, "separate launches")
     mask = torch.arange(20, device=DEVICE)[None] > 12
     for operator in (ASAP, ADAPTIVE, RELAXED):
         check(inputs_of(20, dtype), operator, refine=refine)

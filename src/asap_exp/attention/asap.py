@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import asap_attention, attention_plan, predicted_dual
-from asap_exp.ops._arguments import check_count, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_temperature
 
 
 @register("asap")

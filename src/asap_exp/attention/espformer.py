@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops._backend import full_precision
+from asap_exp.ops.backend import full_precision
 from asap_exp.ops.reference.espformer import espformer_attention, espformer_plan
 
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, predicted_dual, relaxed_sinkhorn_attention
-from asap_exp.ops._arguments import check_count, check_relaxation, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_relaxation, check_temperature
 
 
 @register("relaxed_sinkhorn")

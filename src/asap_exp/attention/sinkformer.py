@@ -5,9 +5,9 @@ from torch import Tensor
 
 from asap_exp.attention.base import register
 from asap_exp.attention.sinkhorn import SinkhornAttention
-from asap_exp.ops._arguments import check_count
-from asap_exp.ops._backend import full_precision
-from asap_exp.ops.reference._masking import blank, compute_dtype
+from asap_exp.ops.backend import full_precision
+from asap_exp.ops.checks import check_count
+from asap_exp.ops.masking import blank, compute_dtype
 
 GRADIENTS = ("unroll", "detach_col")
 PADDINGS = ("exact", "sinkformer")

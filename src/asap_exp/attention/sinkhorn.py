@@ -4,8 +4,8 @@ from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
-from asap_exp.ops._arguments import check_count, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_temperature
 
 
 @register("sinkhorn")

@@ -12,7 +12,7 @@ from asap_exp.attention import LayerInputs, record_inputs
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.masking import blank
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """Runs a model on a batch of a loader and returns its predictions."""

@@ -47,7 +47,7 @@ from asap_exp.evaluate.variants import TRAINED_ALIKE, Variant, further_maps, var
 from asap_exp.evaluate.wandb_log import log_evaluation
 from asap_exp.models import load_net
 from asap_exp.models.teachers import check_teacher, find_teacher
-from asap_exp.ops._backend import chosen
+from asap_exp.ops.backend import chosen
 from asap_exp.report.records import FORMAT, write_record
 from asap_exp.report.tables import print_drift, print_evaluation
 

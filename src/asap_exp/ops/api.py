@@ -13,9 +13,9 @@ ones and `torch.func` choose backend="reference".
 
 from torch import Tensor
 
-from asap_exp.ops import _arguments as check
+from asap_exp.ops import checks as check
 from asap_exp.ops import reference
-from asap_exp.ops._backend import full_precision, implementation
+from asap_exp.ops.backend import full_precision, resolve
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 
 
@@ -39,9 +39,7 @@ def sinkhorn_attention(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v).sinkhorn_attention(
-            q, k, v, num_iters=num_iters, **options
-        )
+        return resolve(backend, q, v).sinkhorn_attention(q, k, v, num_iters=num_iters, **options)
 
 
 def relaxed_sinkhorn_attention(
@@ -69,7 +67,7 @@ def relaxed_sinkhorn_attention(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v).relaxed_sinkhorn_attention(
+        return resolve(backend, q, v).relaxed_sinkhorn_attention(
             q, k, v, num_iters=num_iters, relaxation=float(relaxation), **options
         )
 
@@ -91,7 +89,7 @@ def sinkhorn_duals(
     check.check_count("num_iters", num_iters, 1)
     options = _common(q, k, eps, scale, key_padding_mask)
     with full_precision(q):
-        return implementation(backend, q, no_gradient_of=(q, k)).sinkhorn_duals(
+        return resolve(backend, q, no_gradient_of=(q, k)).sinkhorn_duals(
             q, k, num_iters=num_iters, **options
         )
 
@@ -115,7 +113,7 @@ def closure_attention(
     check.check_value(v, k)
     check.check_row_dual(row_dual, q)
     with full_precision(q):
-        return implementation(backend, q, v).closure_attention(q, k, v, row_dual, **options)
+        return resolve(backend, q, v).closure_attention(q, k, v, row_dual, **options)
 
 
 def softmax_attention(
@@ -136,7 +134,7 @@ def softmax_attention(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
+        return resolve(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
             q, k, v, **options
         )
 
@@ -159,7 +157,7 @@ def sliced_potentials(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     with full_precision(q):
-        return implementation(backend, q, no_gradient_of=(q, k, theta)).sliced_potentials(
+        return resolve(backend, q, no_gradient_of=(q, k, theta)).sliced_potentials(
             q, k, theta, **options
         )
 
@@ -197,7 +195,7 @@ def asap_attention(
     check.check_theta(theta, q)
     check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
     with full_precision(q):
-        return implementation(backend, q, v).asap_attention(
+        return resolve(backend, q, v).asap_attention(
             q,
             k,
             v,
@@ -237,7 +235,7 @@ def predicted_dual(
         inputs = (q, k, theta, weight, query_weight)
         further = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
         unfused = (*inputs, *further.values(), relaxation) if refine else ()
-        return implementation(backend, q, no_gradient_of=unfused).predicted_dual(
+        return resolve(backend, q, no_gradient_of=unfused).predicted_dual(
             *inputs, **further, refine=refine, relaxation=relaxation, **options
         )
 
@@ -269,7 +267,7 @@ def adaptive_features(
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
-    implementation(backend, q)  # as in attention_plan: there is one implementation
+    resolve(backend, q)  # as in attention_plan: there is one implementation
     with full_precision(q):
         return reference.adaptive_features(q, k, theta, phi=phi, **options)
 
@@ -289,7 +287,7 @@ def logit_features(
     `asap_exp.ops.reference.logit_rows`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
-    implementation(backend, q)  # as in attention_plan: there is one implementation
+    resolve(backend, q)  # as in attention_plan: there is one implementation
     with full_precision(q):
         return reference.logit_features(q, k, **options)
 
@@ -307,7 +305,7 @@ def attention_plan(
     """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never a hot path."""
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_row_dual(row_dual, q)
-    implementation(backend, q)  # refuses what every operator refuses; a plan has one implementation
+    resolve(backend, q)  # refuses what every operator refuses; a plan has one implementation
     with full_precision(q):
         return reference.attention_plan(q, k, row_dual, **options)
 

@@ -44,7 +44,7 @@ EXPLANATION = (
     "memory are multiplied to the same work: such a cell says `scaled`, and is hollow in the "
     "figure. Up to 256 tokens the fused teacher works on scalings; beside n stands the share of "
     f"its heads that absorbed them into the exponent in {TEACHER_UPDATES} updates because one was "
-    f"beyond 2^{ABSORBED_BEYOND:.0f}, or might have got there; - where it works in the log domain, "
+    "beyond 2^24, or might have got there; - where it works in the log domain, "
     "or none was counted. The floor is the larger of the counted matrix products over the measured "
     "TFLOP/s and of the operator's inputs and outputs over the measured GB/s, for a method that "
     "stores nothing of size n x n and computes "
@@ -94,6 +94,11 @@ def factor_cell(cell: Cell) -> str:
     return " / ".join(factors) if any(factor != "-" for factor in factors) else ""
 
 
+def routes_cell(cell: Cell) -> str:
+    """The kernels of the first call; see `asap_exp.ops.routes`."""
+    return ", ".join(cell.routes or [])
+
+
 TABLES: tuple[tuple[str, Callable[[Cell], str]], ...] = (
     ("Time, ms (ratio to flash)", time_cell),
     (
@@ -103,6 +108,7 @@ TABLES: tuple[tuple[str, Callable[[Cell], str]], ...] = (
     ("Counted floor, ms (and the measured time as a multiple of it)", floor_cell),
     ("Exponentials alone, ms, at {rate}", exponentials_cell),
     ("Peak memory beyond the inputs, MiB (ratio to flash)", memory_cell),
+    ("Kernels, as operator: route", routes_cell),
 )
 
 
@@ -158,10 +164,12 @@ def table_lines(record: BenchmarkRecord, write: Callable[[Cell], str]) -> list[s
     """With the columns that have something to say."""
     said = {cell.method for _, cell in record.cells if write(cell)}
     labels = [label for name, label in record.columns.items() if name in said]
-    lines = [row_line(["n", ABSORBED, *labels]), row_line(["---:"] * (len(labels) + 2))]
+    header = ["n", *([] if record.names_routes else [ABSORBED]), *labels]
+    lines = [row_line(header), row_line(["---:"] * len(header))]
     for row in record.rows:
         texts = [write(cell) for cell in row.cells if cell.method in said]
-        lines.append(row_line([str(row.n), domain_words(row), *texts]))
+        domain = [] if record.names_routes else [domain_words(row)]
+        lines.append(row_line([str(row.n), *domain, *texts]))
     return lines
 
 
@@ -190,4 +198,5 @@ def flat_cell(record: BenchmarkRecord, row: Length, cell: Cell) -> dict[str, Any
         "memory_ratio_to_flash": cell.memory_ratio,
         **{f"error_{part}": errors and getattr(errors, part) for part in RESULTS},
         "message": cell.message,
+        **({} if cell.routes is None else {"routes": routes_cell(cell)}),
     }

@@ -29,7 +29,7 @@ TF32 = (
     "plain PyTorch's products in TF32 (16-bit inputs are exact in it, plans and gradients rounded)"
 )
 ABSORBED = "heads that absorbed scalings"
-"""The column beside n; `absorption` says what it means."""
+"""A column of records that do not name the routes."""
 ASAP_TRAINED = "ASAP's dual by plain PyTorch, since no kernel has its gradient"
 
 
@@ -69,7 +69,7 @@ def multiple(x: float | None) -> str:
 
 
 def domain_words(row: Length) -> str:
-    """The share of the fused teacher's heads in this row; `-` where none was counted."""
+    """The share of the fused teacher's heads in this row; `-` if none was counted."""
     share = row.absorbed_heads
     return "-" if share is None else f"{100 * share:.3g}%"
 
@@ -84,12 +84,14 @@ def print_benchmark(record: BenchmarkRecord) -> None:
         title=escape(f"{title(record)}: ms, ratio to flash"), caption=escape(caption(record))
     )
     table.add_column("n", justify="right")
-    table.add_column(ABSORBED)
+    if not record.names_routes:
+        table.add_column(ABSORBED)
     for label in record.columns.values():
         table.add_column(escape(label), justify="right")
     for row in record.rows:
         texts = ["\n".join(filter(None, time_lines(cell))) for cell in row.cells]
-        table.add_row(str(row.n), domain_words(row), *texts, end_section=True)
+        domain = [] if record.names_routes else [domain_words(row)]
+        table.add_row(str(row.n), *domain, *texts, end_section=True)
     console().print(table)
     for note in notes(record):
         console().print(escape(note), highlight=False)

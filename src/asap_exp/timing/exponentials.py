@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from asap_exp.ops.triton.tiles import EVERY_LAUNCH, INTERPRETED
+from asap_exp.ops.backend import EVERY_LAUNCH, INTERPRETED
 
 BLOCK = 1024
 PROGRAMS, ROUNDS = (1, 2) if INTERPRETED else (8192, 1024)

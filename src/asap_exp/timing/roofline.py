@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from asap_exp.timing.latency import Call, repeats, seconds, warm_up
 
 SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**26)}

@@ -13,9 +13,9 @@ mean of the tokens at either end of the slice. (This project's.)
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import potentials
 from asap_exp.ops.reference._enlarging import enlargement
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
 
 COUNT = 5
 """Of the features a slice has."""

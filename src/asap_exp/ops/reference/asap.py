@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, compute_dtype, effective_padding
 from asap_exp.ops.reference import adaptive, potentials
-from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from asap_exp.ops.reference._masking import blank, compute_dtype, effective_padding
+from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 
 AT_ONCE = 2**16
 """Entries of a head's plans that are computed at once; one slice may have more."""

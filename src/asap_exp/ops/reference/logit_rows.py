@@ -12,8 +12,8 @@ rows: so do these, without its exponentials, and whatever the size of the logits
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference._enlarging import enlargement
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.reference.sinkhorn import logits
 
 COUNT = 3

@@ -13,7 +13,7 @@ y_(i) and y_(i+1). Any slope between the limits is feasible; the midpoint is thi
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.masking import blank, centre, compute_dtype, effective_padding
 
 
 def sliced_potentials(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import absent, blank, compute_dtype, effective_padding
+from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
 
 
 class SinkhornDuals(NamedTuple):
@@ -152,6 +152,19 @@ def closure_attention(
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     row_dual = blank(row_dual, key_padding_mask, 2).to(S.dtype)
     return average_values(closure(S, row_dual, padding), v, key_padding_mask)
+
+
+def attention_pass(
+    q: Tensor, k: Tensor, v: Tensor, col: Tensor, row: Tensor | None, slope: float
+) -> Tensor:
+    """softmax_j(S + col) v; `row` is not read."""
+    S = logits(q, k, eps=1.0, scale=slope, mask=None)
+    return average_values(torch.softmax(S + col[..., None, :], dim=-1), v, None)
+
+
+def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
+    """g `[B, H, M]` of f `[B, H, N]`."""
+    return column_step(logits(q, k, eps=1.0, scale=slope, mask=None), row, None)
 
 
 def attention_plan(

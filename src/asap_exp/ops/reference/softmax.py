@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.masking import blank
 
 
 def attended(key_padding_mask: Tensor) -> Tensor:
