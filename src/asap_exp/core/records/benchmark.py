@@ -159,11 +159,6 @@ class BenchmarkRecord:
     def cells(self) -> list[tuple[Length, Cell]]:
         return [(row, cell) for row in self.rows for cell in row.cells]
 
-    @property
-    def names_routes(self) -> bool:
-        """Records that do not are older; they have a column for `absorbed_heads` instead."""
-        return any(cell.routes is not None for _, cell in self.cells)
-
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "BenchmarkRecord":
         for problem in self._problems():
@@ -191,8 +186,5 @@ TEACHER_UPDATES = 20
 TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", "compiled_"))
 """On the backend of the run, plain, and compiled: what ASAP is to be faster than."""
 
-
-ABSORBED_BEYOND = 24.0
-"""|log2| of a scaling beyond which a fused kernel absorbs the scalings into the exponent."""
 
 RESULTS = ("out", "dq", "dk", "dv")
