@@ -290,7 +290,7 @@ def test_validation_perplexity_is_that_of_the_training(masked_record: dict[str, 
 
 def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str, Any]) -> None:
     tables = masked_record["tables"]
-    assert "## wikitext2_excerpt, masked language model, Sinkhorn T = 4" in tables
+    assert "## wikitext2_excerpt (subset), masked tokens, n ≤ 48" in tables
     assert "| perplexity | validation perplexity | agreement % |" in tables
     assert "accuracy %" not in tables
     added = ("tables", "results")
