@@ -12,8 +12,8 @@ from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import fingerprint
 from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.data.text_loader import TextLoader
-from asap_exp.data.texts import load_texts
 from asap_exp.data.tokenizer import encode, train_tokenizer
 from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks

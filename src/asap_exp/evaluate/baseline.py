@@ -7,7 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from asap_exp.data.texts import RawTexts
+from asap_exp.data.raw_texts import RawTexts
 
 UNMEASURED = (
     "agreement",

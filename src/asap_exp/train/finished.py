@@ -7,8 +7,8 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run
 from asap_exp.core.training_log import kept_curves
 from asap_exp.data import TaskDataModule
+from asap_exp.data.run_files import CLASSES, CLASSES_HASH
 from asap_exp.data.sources import DataNotFound
-from asap_exp.data.trained import CLASSES, CLASSES_HASH
 from asap_exp.models import load_weights
 
 CONTENT = {
