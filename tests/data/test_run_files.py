@@ -119,7 +119,7 @@ def test_broken_w9_repair_that_would_need_other_data_is_refused(
     manifest = read_json(file)
     manifest["data"]["classes_sha256"] = names_hash(NAMES)
     write_sealed(file, manifest)
-    with pytest.raises(UserError, match=r"classes\.json .* calls the classes otherwise"):
+    with pytest.raises(UserError, match=r"classes\.json .* has other class names"):
         run_text(results, trained[0], "task=agnews")
 
 

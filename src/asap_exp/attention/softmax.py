@@ -1,4 +1,4 @@
-"""Row softmax attention: no column step at all."""
+"""Row softmax attention, without a column step."""
 
 from torch import Tensor
 
@@ -10,6 +10,8 @@ from asap_exp.ops.reference.softmax import attended
 
 @register("softmax")
 class SoftmaxAttention(Attention):
+    """Standard scaled dot-product attention."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
