@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from asap_exp.core.composing import compose
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
-from asap_exp.data.texts import load_texts
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
 from tests.data.sentences import make_texts
 

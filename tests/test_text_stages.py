@@ -22,7 +22,7 @@ from asap_exp.core.runs import Run
 from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
 from asap_exp.data.catalog import TEXT_DATASETS
-from asap_exp.data.of_run import run_data
+from asap_exp.data.run_data import run_data
 from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
 from asap_exp.distill.budget import distill_within_budget
 from asap_exp.distill.config import DistillConfig

@@ -188,7 +188,7 @@ def test_teacher_of_another_task_is_refused(tmp_path):
 @pytest.mark.parametrize("status", ["running", "failed"])
 def test_unfinished_teacher_is_refused(tmp_path, status):
     run = fake_run(tmp_path, status=status)
-    with pytest.raises(UserError, match=r"holds no finished teacher.*resume=auto"):
+    with pytest.raises(UserError, match=r"does not hold a finished teacher.*resume=auto"):
         find_teacher(paths(tmp_path), None, str(run.path))
 
 
@@ -196,7 +196,7 @@ def test_unfinished_teacher_is_refused(tmp_path, status):
 def test_teacher_without_its_files_is_refused(tmp_path, lost):
     run = fake_run(tmp_path)
     (run.path / lost).unlink()
-    with pytest.raises(UserError, match="holds no finished teacher"):
+    with pytest.raises(UserError, match="does not hold a finished teacher"):
         find_teacher(paths(tmp_path), None, str(run.path))
 
 

@@ -31,7 +31,7 @@ from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.data.run_data import CALIBRATION_SPLIT, check_same_data, run_data
 from asap_exp.data.sources import DataNotFound
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
