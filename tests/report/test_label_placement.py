@@ -24,7 +24,7 @@ def axes() -> Axes:
 
 def texts(axes: Axes) -> dict[str, Bbox]:
     found = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
-    axes.figure.draw_without_rendering()
+    axes.get_figure(root=True).draw_without_rendering()
     return {text.get_text(): text.get_window_extent() for text in found}
 
 
@@ -45,7 +45,8 @@ def test_no_label_covers_a_point(axes: Axes) -> None:
 
 
 def test_label_far_from_its_point_has_a_line_to_it(axes: Axes) -> None:
-    lined = {text.xy for text in axes.texts if text.arrow_patch is not None}
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    lined = {label.xy for label in labels if label.arrow_patch is not None}
     boxes = texts(axes).values()
     for (x, y), box in zip(CROWD, boxes, strict=True):
         point = axes.transData.transform((x, y))
