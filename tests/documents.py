@@ -5,24 +5,11 @@ import shlex
 from pathlib import Path
 
 from asap_exp.core.composing import compose
-from asap_exp.core.config import (
-    BenchmarkConfig,
-    DistillConfig,
-    EvaluateConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from asap_exp.core.config import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-SCHEMAS = {
-    "train": TrainConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "benchmark": BenchmarkConfig,
-}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -165,9 +165,41 @@ def test_help_lists_the_groups_of_the_stage_alone() -> None:
         name: set(re.findall(r"^  (\w+): .*\w", help_text(name).split("# Groups")[1], re.MULTILINE))
         for name in SCHEMAS
     }
-    assert groups["distill"] == {"task", "calibration", "layer", "logger", "experiment"}
-    assert groups["report"] == {"task"}
-    assert groups["train"] >= {"task", "attention", "recipe", "debug"}
+    assert groups["distill"] == {"calibration", "layer", "logger", "experiment"}
+    assert groups["evaluate"] == {"logger", "experiment"}
+    assert groups["report"] == groups["benchmark"] == set()
+    own = {"task", "data", "model", "attention", "experiment", "debug"}
+    assert groups["train"] == own | {"logger"}
+
+
+HEAVY = ("torch", "triton", "lightning", "wandb", "pandas", "pydantic")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--help",), 0),
+        (("task=digits", "--cfg", "job"), 0),
+        (("task=digits", "model.dimm=3"), 2),
+        (("task=digits", "seed=-1"), 2),
+        (("task=digits", "attention.num_iters=0"), 2),
+        (("task=cifra",), 2),
+    ],
+)
+def test_nothing_heavy_is_imported_before_the_configuration_is_right(
+    tmp_path: Path, arguments: tuple[str, ...], status: int
+) -> None:
+    code = (
+        "import atexit, runpy, sys\n"
+        f"atexit.register(lambda: print('LOADED', *[m for m in {HEAVY} if m in sys.modules]))\n"
+        f"sys.argv = ['train', *{arguments}]\n"
+        "runpy.run_module('asap_exp.train', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED"
 
 
 def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ asap_exp.drift(compiled, batch)
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.core.config import DESCENTS, CalibrationConfig, DescentConfig
 from asap_exp.core.devices import AUTOCAST_DTYPES
 from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.schema import check_fields
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops.backend import BACKENDS
 
@@ -128,6 +130,7 @@ def compile(
         batch_size=max(map(num_samples, batches)),
         **(settings | {"candidates": max(candidates, slices)}),
     )
+    check_fields(CalibrationConfig, asdict(config), "calibration.")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     result = calibrate(Problem(compiled, fit, held_out, config, precision, forward), paths)
     swap_attention(compiled, result.maps)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from asap_exp.attention.base import Attention, padded_pairs, register
 from asap_exp.ops import softmax_attention
-from asap_exp.ops.reference.sinkhorn import logits
+from asap_exp.ops.reference import logits
 from asap_exp.ops.reference.softmax import attended
 
 
