@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
@@ -136,7 +137,8 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.teacher for c in done.distilled} == {"run4"}
     (evaluation,) = done.evaluated
     assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
-    assert {c.paths.results for c in (*trained, *done.distilled, evaluation)} == {"elsewhere"}
+    configs: list[Any] = [*trained, *done.distilled, evaluation]
+    assert {c.paths.results for c in configs} == {"elsewhere"}
 
 
 def test_one_attention_alone_is_trained_and_softmax_has_no_map(
@@ -163,7 +165,7 @@ def test_every_task_that_can_be_reproduced_composes() -> None:
         if task in module.INITIAL:
             first = compose("train", [module.INITIAL[task]], TrainConfig)
             fine = compose("train", recipes[0], TrainConfig)
-            weightless = {"dropout": 0.0, "drop_path": 0.0}
+            weightless: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
             if first.task.name != "cifar":
                 weightless["pooling"] = "mean"
             assert replace(first.model, **weightless) == replace(fine.model, **weightless)
@@ -188,6 +190,7 @@ def test_fetched_texts_are_found_again(
     monkeypatch.setattr(datasets, "load_dataset", hub)
     monkeypatch.setattr(module, "require_reachable", lambda url: None)
     module.download(dataset, tmp_path)
+    assert dataset.hub is not None
     assert asked == [(*dataset.hub, split) for split in dataset.rows]
     monkeypatch.undo()
     assert load_texts(dataset, "train", str(tmp_path), str(tmp_path / "cache")).texts == texts

@@ -1,5 +1,6 @@
 """Seeded q, k, v and padding masks, and one attention of every kind."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -39,7 +40,9 @@ def make_asap(heads: int = HEADS, head_dim: int = HEAD_DIM, **options) -> AsapAt
 
 TRAINABLE = sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
 # Every attention that YAML can build, by the registry, and ASAP with and without refinement.
-MAKERS = {name: partial(build_attention, {"name": name}) for name in TRAINABLE} | {
+MAKERS: dict[str, Callable[[], Attention]] = {
+    name: partial(build_attention, {"name": name}) for name in TRAINABLE
+} | {
     # Soft enough that no entry of the plan underflows.
     "espformer": partial(build_attention, {"name": "espformer", "tau": 1.0}),
     "asap": make_asap,

@@ -1,5 +1,7 @@
 """ESPFormer's attention against POT's expected sliced plan and against direct formulas."""
 
+from typing import Any
+
 import numpy as np
 import ot
 import pytest
@@ -93,8 +95,9 @@ def test_output_and_gradients_are_those_of_the_formulas(
     """The result does not depend on how many of the four slices are computed at once."""
     monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", at_once)
     leaves = [x.double().requires_grad_() for x in make_qkv()]
-    options = {"temperature": 0.5, "tau": 0.05}
-    out, expected = EspformerAttention(**options)(*leaves), in_one_piece(*leaves, **options)
+    options: dict[str, Any] = {"temperature": 0.5, "tau": 0.05}
+    q, k, v = leaves
+    out, expected = EspformerAttention(**options)(q, k, v), in_one_piece(q, k, v, **options)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     found = torch.autograd.grad(out.square().sum(), leaves)
     for gradient, other in zip(

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -90,7 +91,7 @@ def leaves(tree, prefix=""):
 
 def written_values(file: Path):
     """The values that one YAML file sets, by dotted key; interpolated and missing ones left out."""
-    tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     tree.pop("defaults", None)
     tree.pop("hydra", None)  # Hydra's own: a sweep
     return {k: v for k, v in leaves(tree) if not (isinstance(v, str) and ("$" in v or v == "???"))}
@@ -164,11 +165,11 @@ def test_both_ends_of_a_sweep_compose_and_differ(file):
     sweep = OmegaConf.load(file).hydra
     assert sweep.mode == "MULTIRUN"
     values = {key: str(found).split(",") for key, found in sweep.sweeper.params.items()}
-    first, last = (
+    ends: list[Any] = [
         compose(stage, [*overrides, *(f"{k}={v[end]}" for k, v in values.items())], SCHEMAS[stage])
         for end in (0, -1)
-    )
-    assert first != last
+    ]
+    assert ends[0] != ends[1]
 
 
 def test_every_ablation_that_was_asked_for_is_there():

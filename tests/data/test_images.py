@@ -140,7 +140,8 @@ def test_test_images_are_all_or_the_first(loaded):
 
 def calibration(data: ImageDataModule, **options) -> tuple[list[int], list[int]]:
     given = {"samples": 50, "holdout": 30, "batch_size": 16, "seed": 0} | options
-    return tuple(numbers(loader.images) for loader in data.calibration_dataloaders(**given))
+    fit, held_out = data.calibration_dataloaders(**given)
+    return numbers(fit.images), numbers(held_out.images)
 
 
 @pytest.mark.parametrize("train_on", ["train", "train+val"])

@@ -191,7 +191,7 @@ def absent(name, log):
 
 @pytest.mark.parametrize("available", [0, 1, 2])
 def test_sources_are_asked_in_order_until_one_has_the_data(monkeypatch, available):
-    log = []
+    log: list = []
     names = ("from_parquet", "from_hub", "from_torchvision")
     for place, name in enumerate(names):
         make = found_in if place >= available else absent

@@ -250,9 +250,9 @@ def test_fused_operators_give_what_the_reference_gives_on_a_padded_batch_of_real
         with swapped(net, maps), torch.no_grad():
             asap = net(batch)
         results[backend] = (out.detach(), asap, gradients(net, [out]))
-    for name in (0, 1):
+    for place in (0, 1):
         torch.testing.assert_close(
-            results["triton"][name], results["reference"][name], rtol=1e-3, atol=1e-3
+            results["triton"][place], results["reference"][place], rtol=1e-3, atol=1e-3
         )
     for name, gradient in results["triton"][2].items():
         expected = results["reference"][2][name]
