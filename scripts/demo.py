@@ -11,8 +11,9 @@ from pathlib import Path
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 from asap_exp.core.composing import compose, quoted
-from asap_exp.core.config import DistillConfig, EvaluateConfig, ReportConfig, TrainConfig
+from asap_exp.core.config import EvaluateConfig, ReportConfig, TrainConfig
 from asap_exp.core.mishaps import sentences
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate
 from asap_exp.report.report import report

@@ -61,7 +61,7 @@ def fetch(hub: tuple[str, ...], split: str, folder: Path) -> None:
     for number in range(shards):
         name = f"{split}-{number:05d}-of-{shards:05d}" if shards > 1 else split
         part = rows.shard(shards, number, contiguous=True)
-        write_atomically(folder / f"{name}.parquet", lambda path, part=part: part.to_parquet(path))
+        write_atomically(folder / f"{name}.parquet", part.to_parquet)
     print(f"{hub[0]} {split}: {len(rows)} rows in {folder}")
 
 

@@ -7,22 +7,22 @@ from pathlib import Path
 from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
+from asap_exp.distill.config import DistillConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-SCHEMAS = {
+SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:

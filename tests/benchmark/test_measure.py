@@ -79,6 +79,17 @@ def test_passes_of_the_closure_by_themselves_are_right(backend: str) -> None:
     measured = measure(methods, inputs(), rounds=3, cuda_graph=False)
     assert [found["status"] for found in measured.values()] == ["timed"] * 3, measured
     assert all(0 < found["gate_errors"]["out"] < 1e-6 for found in measured.values())
+    ours = {"reference": [], "triton": ["attention_pass: tiled"]}[backend]
+    assert measured["attention_pass"]["routes"] == ours
+    assert measured["attention_pass_flex"]["routes"] == []
+
+
+@interpreted
+def test_cell_names_the_routes_of_its_kernels() -> None:
+    fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
+    found = cell(build("sinkhorn_3", fused), inputs(train=True))
+    registers = "logits in registers"
+    assert found["routes"] == [f"sinkhorn: {registers}", f"sinkhorn_backward: {registers}"]
 
 
 @interpreted

@@ -10,7 +10,7 @@ import pytest
 
 from asap_exp.core import manifest as manifest_module
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig, PathsConfig
+from asap_exp.core.config import PathsConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.manifest import code_version, manifest
@@ -25,6 +25,7 @@ from asap_exp.core.runs import (
     repair,
     run_directory,
 )
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models.teachers import find_teacher
 from tests.fake_runs import fake_map, fake_run, train_config
 
@@ -187,7 +188,7 @@ def test_teacher_of_another_task_is_refused(tmp_path):
 @pytest.mark.parametrize("status", ["running", "failed"])
 def test_unfinished_teacher_is_refused(tmp_path, status):
     run = fake_run(tmp_path, status=status)
-    with pytest.raises(UserError, match=r"holds no finished teacher.*resume=auto"):
+    with pytest.raises(UserError, match=r"does not hold a finished teacher.*resume=auto"):
         find_teacher(paths(tmp_path), None, str(run.path))
 
 
@@ -195,7 +196,7 @@ def test_unfinished_teacher_is_refused(tmp_path, status):
 def test_teacher_without_its_files_is_refused(tmp_path, lost):
     run = fake_run(tmp_path)
     (run.path / lost).unlink()
-    with pytest.raises(UserError, match="holds no finished teacher"):
+    with pytest.raises(UserError, match="does not hold a finished teacher"):
         find_teacher(paths(tmp_path), None, str(run.path))
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from asap_exp.core.tracking import require_wandb, wandb_mode, wandb_run
 HOST = "api.wandb.ai"
 
 
-CHOSEN = {"project": "asap_exp_tests", "entity": None, "tags": ["one"]}
+CHOSEN: dict[str, Any] = {"project": "asap_exp_tests", "entity": None, "tags": ["one"]}
 
 
 def logger(*, wandb: bool) -> LoggerConfig:

@@ -20,7 +20,9 @@ from tests.stages import run_evaluate
 
 @pytest.fixture(scope="module")
 def test_images() -> DeviceLoader:
-    return ImageDataModule(train_config().data, batch_size=32, seed=0).test_dataloader(64)
+    loader = ImageDataModule(train_config().data, batch_size=32, seed=0).test_dataloader(64)
+    assert isinstance(loader, DeviceLoader)
+    return loader
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -1,10 +1,10 @@
-"""Row softmax attention: no column step at all."""
+"""Row softmax attention, without a column step."""
 
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, padded_pairs, register
 from asap_exp.ops import softmax_attention
-from asap_exp.ops.reference.sinkhorn import logits
+from asap_exp.ops.reference import logits
 from asap_exp.ops.reference.softmax import attended
 
 

@@ -1,13 +1,12 @@
 """What the command lines have in common."""
 
 import contextlib
-import itertools
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from asap_exp.core.conf_files import COMMON, conf_dir, options
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 
@@ -54,14 +53,15 @@ def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
     from omegaconf import DictConfig
 
     from asap_exp.core import sweep
-    from asap_exp.core.composing import check_override_keys, conf_dir, parse
+    from asap_exp.core.composing import parse
+    from asap_exp.core.overrides import check_overrides
 
     # Hydra itself explains an override that it cannot parse.
     with contextlib.suppress(HydraException):
-        check_override_keys(sys.argv[1:], schema)
+        check_overrides(stage, sys.argv[1:], schema)
     statuses: list[int] = []
 
-    @hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
+    @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> None:
         statuses.append(sweep.attempt(stage, lambda: run(parse(config, schema))))
 
@@ -74,22 +74,18 @@ def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
 
 
 def help_text(stage: str) -> str:
-    """The stage's own configuration file, and the groups that it names with their options."""
-    from asap_exp.core.composing import conf_dir
-
+    """The stage's own configuration file, and the stage's groups with their options."""
     folder = conf_dir()
-    primary = (folder / f"{stage}.yaml").read_text(encoding="utf-8")
-    # In its list of defaults, or in a comment as +GROUP=.
-    named = set(re.findall(r"^  - (\w+):|\+(\w+)=", primary, flags=re.MULTILINE))
-    groups: dict[str, list[str]] = {}
-    for file in sorted(folder.glob("*/*.yaml")):
-        if file.parent.name != "hydra" and file.parent.name in itertools.chain(*named):
-            groups.setdefault(file.parent.name, []).append(file.stem)
-    options = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
+    primary = (folder / stage / f"{stage}.yaml").read_text(encoding="utf-8")
+    groups = {path.name: path for path in sorted((folder / stage).iterdir()) if path.is_dir()}
+    shared = sorted(path for path in (folder / COMMON).iterdir() if path.name != "hydra")
+    groups |= {path.name: path for path in shared if f"  - {path.name}:" in primary}
+    lines = [f"  {group}: {', '.join(options(path))}" for group, path in groups.items()]
+    listed = "\n".join(lines) if lines else "  none"
     return (
         f"python -m asap_exp.{stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
         f"{primary}\n"
-        f"# Groups and their options; each is a file in {folder} that explains its keys:\n"
-        f"{options}\n\n"
+        f"# Groups and their options; each is a file below {folder} that explains its keys:\n"
+        f"{listed}\n\n"
         f"Show what a command would run with: --cfg job. Hydra's own flags: --hydra-help"
     )

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 
@@ -115,7 +113,8 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    torch = sys.modules.get("torch")  # where it is not loaded, the error cannot be one of its own
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from pydantic.dataclasses import dataclass
 
-from asap_exp.core.files import write_json, write_text
+from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.mishaps import explained
-from asap_exp.core.typed import STRICT, read, to_json
 
 LEDGER = "ASAP_EXP_SWEEP"
 """The environment variable that tells a job, in whatever process, where to say what it became."""
@@ -31,7 +30,7 @@ MISTAKE, CRASH = 2, 1
 """Exit statuses of a UserError, and of anything else that was not foreseen."""
 
 
-@dataclass(config=STRICT, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """`status` is the exit status that it would have had alone."""
 
@@ -116,7 +115,7 @@ def write_down(hydra: HydraConf, folder: Path, status: int, error: str, trace: s
         error=error,
         logs=logs,
     )
-    write_json(folder / f"{hydra.job.num}.json", to_json(job))
+    write_json(folder / f"{hydra.job.num}.json", asdict(job))
 
 
 def launcher_logs() -> list[str]:
@@ -151,7 +150,7 @@ def jobs() -> list[Job]:
     if Ledger.folder is None:
         return []
     files = Ledger.folder.glob("*.json")
-    return sorted((read(Job, file) for file in files), key=lambda job: job.number)
+    return sorted((Job(**read_json(file)) for file in files), key=lambda job: job.number)
 
 
 def report_failures(ended: list[Job]) -> None:

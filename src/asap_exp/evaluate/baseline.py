@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from asap_exp.core.records.row import COLUMNS
-from asap_exp.data.texts import RawTexts
+from asap_exp.data.raw_texts import RawTexts
 
 
 def baseline_row(train: RawTexts, test: RawTexts, test_rows: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.calibration.artifact import Artifact
-from asap_exp.calibration.calibrate import sinkhorn
+from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.truncation import Truncation
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.row import RowGroup
@@ -71,7 +71,8 @@ def variants(
         return everywhere(lambda _: truncation.attention(teacher.eps))
 
     about = artifact.about
-    refine = "refine by layer" if about.budget else refine_words(about.calibration)
+    made = about.calibration
+    refine = "refine by layer" if about.budget else refine_words(made.refine, made.relaxed)
     name = "by budget" if about.budget else "ASAP"
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]

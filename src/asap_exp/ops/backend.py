@@ -60,33 +60,37 @@ def why_not_fused(
 ) -> str | None:
     """Returns why the kernels cannot take these inputs, or None if they can."""
     found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
-    inputs = [(name, x.dtype, x.shape[3]) for name, x in (("q", q), ("v", v)) if x is not None]
-    missing = gradient_needed(*no_gradient_of)
-    return refusal(q.device.type, found, inputs, missing, interpreted=interpreted)
+    reason = device_refusal(q.device.type, found, interpreted=interpreted)
+    reason = reason or input_refusal("q", q.dtype, q.shape[3])
+    if v is not None:
+        reason = reason or input_refusal("v", v.dtype, v.shape[3])
+    if reason is None and no_gradient_of and gradient_needed(*no_gradient_of):
+        return NO_GRADIENT
+    return reason
 
 
-def refusal(
-    device: str,
-    capability: tuple[int, int] | None,
-    inputs: list[tuple[str, torch.dtype, int]],
-    missing_gradient: bool,
-    *,
-    interpreted: bool,
+NO_GRADIENT = "a gradient is needed that has no fused kernel"
+
+
+def device_refusal(
+    device: str, capability: tuple[int, int] | None, *, interpreted: bool
 ) -> str | None:
-    """The same from the name, dtype and width of each input, the device's type and capability."""
+    """Returns why the kernels do not run on a device of this type and capability."""
     if fused is None:
         return "Triton is not installed"
-    if not (device == "cuda" or interpreted):
-        return f"q is on {device}, not on a CUDA device"
-    if device == "cuda" and capability not in SUPPORTED_CAPABILITIES:
+    if device == "cuda":
+        if capability in SUPPORTED_CAPABILITIES:
+            return None
         return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
-    for name, dtype, width in inputs:
-        if dtype not in FUSED_DTYPES:
-            return f"{name} is {dtype}, and the fused kernels compute in float32"
-        if not 0 < width <= WIDEST_HEAD:
-            return f"{name} has width {width}, and the fused kernels take 1 to {WIDEST_HEAD}"
-    if missing_gradient:
-        return "a gradient is needed that has no fused kernel"
+    return None if interpreted else f"q is on {device}, not on a CUDA device"
+
+
+def input_refusal(name: str, dtype: torch.dtype, width: int) -> str | None:
+    """Returns why the kernels do not take an input of this dtype and width."""
+    if dtype not in FUSED_DTYPES:
+        return f"{name} is {dtype}, and the fused kernels compute in float32"
+    if not 0 < width <= WIDEST_HEAD:
+        return f"{name} has width {width}, and the fused kernels take 1 to {WIDEST_HEAD}"
     return None
 
 
@@ -95,7 +99,9 @@ def capability(q: Tensor) -> tuple[int, int]:
 
 
 def full_precision(q: Tensor) -> AbstractContextManager:
-    """Switches autocast off: the operators choose their own dtypes."""
-    if not torch.amp.is_autocast_available(q.device.type):  # on the meta device
+    """Switch autocast off: the operators choose their own dtypes."""
+    # There is no autocast on meta. torch.amp.is_autocast_available would tell, but Dynamo of
+    # torch 2.11 cannot trace it, so that a compiled model broke its graph at every operator.
+    if q.device.type == "meta":
         return nullcontext()
     return torch.autocast(q.device.type, enabled=False)

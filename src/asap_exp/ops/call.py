@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PROGRAMS_PER_MULTIPROCESSOR = 4
-"""Programs that fit on one multiprocessor (four warps, 128 registers per thread).
+"""Programs that fit on one multiprocessor (4 warps, 128 registers per thread).
 
 Two or three if a program needs more: refined, wide or float32.
 """
@@ -73,7 +73,7 @@ class Call(NamedTuple):
 
 
 def one_wave(programs: int, device: Device) -> bool:
-    """Whether (nearly) all programs run at a time, even with more warps each.
+    """Returns whether (nearly) all programs run at a time, even with more warps each.
 
     The latency of one program then counts, and the size of its code: what a model's other kernels
     evicted from the instruction cache is fetched again line by line. So such a grid gets more
@@ -86,7 +86,7 @@ _pretended: Device | None = None
 
 
 def device_of(x: Tensor) -> Device:
-    """The device of `x`, or the one that `as_if` pretends."""
+    """Returns the device of `x`, or the one that `as_if` pretends."""
     if _pretended is not None:
         return _pretended
     return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER
@@ -102,7 +102,7 @@ def cuda_device(index: int) -> Device:
 def as_if(device: Device) -> Iterator[None]:
     """Chooses routes and warps within the context as on this device, whatever the tensors are on.
 
-    To test on any machine what another GPU or a larger grid would run.
+    For testing on any machine what another GPU, or a larger grid, would run.
     """
     global _pretended
     before, _pretended = _pretended, device

@@ -1,6 +1,6 @@
 """Checks of the operators' arguments, before any computation.
 
-A wrong value or shape is a ValueError, a wrong type or dtype a TypeError; each names the argument,
+A wrong value or shape raises ValueError, a wrong type or dtype TypeError; each names the argument,
 what it got and what is allowed. Under `torch.compile` the checks run while tracing.
 """
 
@@ -45,7 +45,7 @@ def check_value(v: Tensor, k: Tensor) -> None:
 
 
 def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
-    """eps and scale as floats; `scale=None` is head_dim ** -0.5."""
+    """Returns eps and scale as floats; `scale=None` is head_dim ** -0.5."""
     for name, x in (("eps", eps), ("scale", scale)):
         optional = name == "scale" and x is None
         if not optional and (isinstance(x, bool) or not isinstance(x, Real)):
@@ -141,6 +141,7 @@ def check_weights(
 
 
 def gradient_needed(*inputs: Tensor | None) -> bool:
+    """True if autograd records and any of the inputs requires a gradient."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 

@@ -197,7 +197,7 @@ def explain(
 def _device(
     q: Tensor | None, capability: tuple[int, int] | None, multiprocessors: int
 ) -> tuple[str, Device]:
-    """The type of the device, and what routes ask of it."""
+    """Returns the type of the device, and what routes ask of it."""
     if capability is not None:
         return "cuda", Device(capability, multiprocessors)
     if q is None and torch.cuda.is_available():
@@ -206,23 +206,20 @@ def _device(
 
 
 def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> str | None:
-    """Why no kernel takes the call; None if one does."""
-    inputs = [("q", call.dtype, call.head_dim)]
+    """Returns why no kernel takes the call; None if one does."""
+    interpreted = interpreted and backends.INTERPRETED
+    reason = backends.device_refusal(kind, call.capability, interpreted=interpreted)
+    reason = reason or backends.input_refusal("q", call.dtype, call.head_dim)
     if name not in ("sinkhorn_duals", "sliced_potentials", "predicted_dual"):
-        inputs.append(("v", call.value_dtype, call.value_dim))
+        reason = reason or backends.input_refusal("v", call.value_dtype, call.value_dim)
     without = ("sinkhorn_duals", "sliced_potentials", "softmax_attention")
-    missing = call.gradient and (name in without or (name == "predicted_dual" and call.refine > 0))
-    return backends.refusal(
-        kind,
-        call.capability,
-        inputs,
-        missing,
-        interpreted=interpreted and backends.INTERPRETED,
-    )
+    if call.gradient and (name in without or (name == "predicted_dual" and call.refine > 0)):
+        return reason or backends.NO_GRADIENT
+    return reason
 
 
 def _choices(offers: Offers) -> Iterator[Choice]:
-    """The choice of each operator that is offered a call, and of those that it calls in turn."""
+    """Yields the choice of each operator that is offered a call, and of those that it calls."""
     for operator, call in offers:
         routes, names = ROUTES[operator], forced_names(operator)
         taken = first(routes, call) if names is None else first_of(operator, names, call)
@@ -244,7 +241,7 @@ def _choices(offers: Offers) -> Iterator[Choice]:
 
 
 def _words(operator: str, call: Call) -> str:
-    """The shapes, and the options that are set."""
+    """Returns the shapes, and the options that are set."""
     words = [f"n = {call.n}", f"m = {call.m}", f"head_dim = {call.head_dim}"]
     words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
     options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))

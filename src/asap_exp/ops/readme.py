@@ -79,12 +79,12 @@ it has the routes of `attention_pass`.
 
 
 def answered(operator: str, found: Explanation) -> Choice:
-    """The last choice of this operator, which for a relaxed ASAP is the closure."""
+    """Returns the last choice of this operator: for relaxed updates the closure's."""
     return next(choice for choice in reversed(found.choices) if choice.operator == operator)
 
 
 def table(operator: str) -> str:
-    """A row per route, a column per example."""
+    """Returns a table with a row per route and a column per example."""
     device: dict[str, Any] = {"capability": CAPABILITY, "multiprocessors": MULTIPROCESSORS}
     choices = [
         answered(operator, explain(name, **options, **device))
@@ -98,13 +98,14 @@ def table(operator: str) -> str:
 
 
 def words(verdict: str, reason: str | None) -> str:
+    """Returns what a cell of the table says."""
     if verdict == "taken":
         return "**taken**"
     return "" if verdict == "later" or reason is None else reason
 
 
 def with_tables(text: str) -> str:
-    """The README with current tables."""
+    """Returns the README with current tables."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     tables = "\n\n".join(table(operator) for operator in EXAMPLES)
@@ -112,7 +113,7 @@ def with_tables(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the README with `--write`; else 1 if it is not current."""
+    """Writes the README with `--write`; without, returns 1 if it is not current."""
     current = README.read_text(encoding="utf-8")
     made = with_tables(current)
     if arguments == ["--write"]:

@@ -15,12 +15,12 @@ Reason = Callable[[Call], str | None]
 
 
 def never(call: Call) -> str | None:
-    """Nothing is refused."""
+    """Refuses nothing."""
     return None
 
 
 def nothing(call: Call) -> list[tuple[str, Call]]:
-    """No further operator is called."""
+    """Calls no further operator."""
     return []
 
 
@@ -31,9 +31,9 @@ class Route:
     name: str
     launch: Callable[..., Any]
     refusal: Reason = never
-    """Why it cannot take the call."""
+    """Returns why it cannot take the call."""
     slower: Reason = never
-    """Why a later route of the list is faster, as measured on an H200."""
+    """Returns why a later route of the list is faster, as measured on an H200."""
     then: Callable[[Call], Iterable[tuple[str, Call]]] = nothing
     """The operators that the launch calls in turn, for `explain`."""
 
@@ -53,7 +53,7 @@ _records: tuple[list[Taken], ...] = ()
 
 
 def choose(operator: str, call: Call) -> Route:
-    """The first route of the operator that takes the call."""
+    """Returns the first route of the operator that takes the call."""
     if torch.compiler.is_compiling() or _forced or _records:
         return _choose(operator, call)
     try:
@@ -68,6 +68,7 @@ def _remembered(operator: str, call: Call) -> Route:
 
 
 def first(routes: tuple[Route, ...], call: Call) -> Route:
+    """Returns the first route that neither refuses the call nor is slower than a later one."""
     for route in routes:
         if route.refusal(call) is None and route.slower(call) is None:
             return route
@@ -84,7 +85,7 @@ def _choose(operator: str, call: Call) -> Route:
 
 
 def forced_names(operator: str) -> frozenset[str] | None:
-    """The names to which the innermost `force` limits the operator, if it does."""
+    """Returns the names to which the innermost `force` limits the operator, or None."""
     own = {route.name for route in ROUTES[operator]}
     for names in reversed(_forced):
         if names & own:
@@ -93,7 +94,7 @@ def forced_names(operator: str) -> frozenset[str] | None:
 
 
 def first_of(operator: str, names: frozenset[str], call: Call) -> Route:
-    """The first route of these names that can take the call, however slow."""
+    """Returns the first route of these names that can take the call, however slow."""
     refusals = []
     for route in ROUTES[operator]:
         if route.name in names:
@@ -128,10 +129,10 @@ def force(*names: str) -> Iterator[None]:
 
 @contextmanager
 def recorded() -> Iterator[list[Taken]]:
-    """A list of the routes that are taken within the context, in order, one entry per call.
+    """Collects the routes that are taken within the context, in order, one entry per call.
 
-    Of a compiled model it has what its operators choose as they run, not what was chosen as it
-    was traced.
+    Of a compiled model, the list has what its operators choose as they run, not what was chosen as
+    it was traced.
     """
     global _records
     record: list[Taken] = []

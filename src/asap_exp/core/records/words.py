@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 
-from asap_exp.core.config import CalibrationConfig
 from asap_exp.core.records.identity import CalibrationRecipe, Identity
 
 PARTS = re.compile(
@@ -42,7 +41,7 @@ def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
     return MapSettings(
         slices="" if control else f"{made.slices}{chosen}",
         features="query" if control else feature_words(made),
-        refine=refine_words(made).removeprefix("refine "),
+        refine=refine_words(made.refine, made.relaxed).removeprefix("refine "),
         calibration=calibration_words(made),
         samples=str(about.calibration_set.rows),
     )
@@ -93,7 +92,6 @@ def feature_words(made: CalibrationRecipe) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def refine_words(made: CalibrationRecipe | CalibrationConfig) -> str:
+def refine_words(refine: int, relaxed: bool | None) -> str:
     """How many updates refine the dual, and whether they are over-relaxed."""
-    relaxed = made.relaxes if isinstance(made, CalibrationConfig) else made.relaxed
-    return f"refine {made.refine}{' relaxed' if relaxed else ''}"
+    return f"refine {refine}{' relaxed' if relaxed else ''}"

@@ -139,16 +139,16 @@ class Launch(NamedTuple):
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
-    """`[B, H, N, width of v]`, in memory `[B, N, H, width]`: ready for the output projection."""
+    """Allocates `[B, H, N, width of v]`, in memory `[B, N, H, width]`: ready to be projected."""
     batch, heads, n, _ = q.shape
     return v.new_empty(batch, n, heads, v.shape[3]).transpose(1, 2)
 
 
 def strides(*tensors: Tensor) -> list[int]:
-    """Batch, head and token strides of each tensor."""
+    """Returns the batch, head and token strides of each tensor."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 def head_strides(*duals: Tensor | None) -> list[int]:
-    """The stride from one head to the next in `[B, H, ..]`; 0 for a dual that is absent."""
+    """Returns the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
     return [0 if dual is None else dual.stride(1) for dual in duals]

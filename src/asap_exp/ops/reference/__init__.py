@@ -1,4 +1,4 @@
-"""The definition of every operator: plain PyTorch, float32 or float64, autograd does the rest."""
+"""The definition of every operator in plain PyTorch, differentiated by autograd."""
 
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
@@ -9,7 +9,10 @@ from asap_exp.ops.reference.sinkhorn import (
     attention_plan,
     closure_attention,
     column_pass,
+    column_step,
+    logits,
     relaxed_sinkhorn_attention,
+    row_step,
     sinkhorn_attention,
     sinkhorn_duals,
 )
@@ -22,10 +25,13 @@ __all__ = [
     "attention_plan",
     "closure_attention",
     "column_pass",
+    "column_step",
     "logit_features",
+    "logits",
     "predicted_dual",
     "query_features",
     "relaxed_sinkhorn_attention",
+    "row_step",
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",

@@ -53,8 +53,7 @@ def end_weights(z, weight, exists, s, slices):
 
 @triton.jit
 def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.constexpr):
-    """Returns weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]` of a
-    head.
+    """Returns the weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]`.
 
     x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is `[H,
     5, slices]`.
@@ -80,7 +79,7 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
     both = concat_rows(upper, lower)  # `[2, 2, ROWS]` rows: end, side, slice
     row = tl.arange(0, 4 * ROWS)
     s, is_y, is_lower = row % ROWS, row // ROWS % 2, row // (2 * ROWS)
-    feature = 3 - 2 * is_y + is_lower  # as in `adaptive_weights`: those of y first
+    feature = 3 - 2 * is_y + is_lower  # as in `adaptive_weights`: y's first
     w = tl.load(weight + feature * slices + s, mask=s < slices, other=0.0).to(tl.float32)
     both *= (w / tl.maximum(tl.sum(both, 1), 1e-30))[:, None]
     sides = tl.sum(tl.reshape(both, [2, 2, ROWS, both.shape[1]]), 0)
@@ -93,8 +92,7 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
 
 @triton.jit
 def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j: rows of `[16,
-    BLOCK_D]`.
+    """Returns sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j, `[16, BLOCK_D]`.
 
     A product on the matrix units: a row of its own holds what rounding a weight loses.
     """

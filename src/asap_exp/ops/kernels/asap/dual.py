@@ -16,6 +16,12 @@ from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.asap import projection
 from asap_exp.ops.kernels.asap.adaptive_features import pool_kernel
 from asap_exp.ops.kernels.asap.dual_kernels import dual_kernel, potential_kernel, sum_kernel
+from asap_exp.ops.kernels.asap.sort_layout import (
+    slices_in_program,
+    slices_that_fill_a_warp,
+    sort_constants,
+    word_bytes,
+)
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, mask_bytes, unit_stride
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import adaptive
@@ -23,12 +29,6 @@ from asap_exp.ops.routing import choose
 
 SORTED_TOKENS = 4096
 """Most tokens of a slice that one program sorts."""
-
-PROGRAM_BYTES = 4 * 1024
-"""Bytes that one program sorts at a time; a single slice may be larger."""
-
-THREAD_BYTES = 64
-"""Bytes of it per thread; twice as much if a row would not fit into a warp."""
 
 PROJECTED_TOKENS = 64
 """Tokens that one program projects."""
@@ -50,7 +50,7 @@ FUSED_STAGES = 1
 
 
 def self_attention_alone(call: Call) -> str | None:
-    """Why these kernels do not take the call; None if they do."""
+    """Returns why these kernels do not take the call; None if they do."""
     if call.n != call.m:
         return f"takes as many queries as keys, got {call.n} and {call.m}"
     if call.gradient:
@@ -59,22 +59,22 @@ def self_attention_alone(call: Call) -> str | None:
 
 
 def one_program_refusal(call: Call) -> str | None:
-    """Why one program does not project and sort all slices of a head; None if it does."""
+    """Returns why one program does not project and sort all slices of a head; None if it does."""
     if call.n > FUSED_TOKENS:
         return f"takes up to {FUSED_TOKENS} tokens, got {call.n}"
     if call.dtype == torch.float32:
         return "takes 16-bit queries and keys, got float32"
     if call.slices == 0:
         return "has no slice to sort"
-    slices = _fill_a_warp(call.slices, call.n, call.dtype)
-    size = slices * block(call.n) * _word_bytes(call.dtype)
+    slices = slices_that_fill_a_warp(call.slices, call.n, call.dtype)
+    size = slices * block(call.n) * word_bytes(call.dtype)
     if size > FUSED_BYTES:
         return f"sorts up to {FUSED_BYTES} bytes per head, got {size}"
     return None
 
 
 def sort_refusal(call: Call) -> str | None:
-    """Why no program sorts a slice; None if one does."""
+    """Returns why no program sorts a slice; None if one does."""
     if call.n > SORTED_TOKENS:
         return f"takes up to {SORTED_TOKENS} tokens, got {call.n}"
     return None
@@ -167,7 +167,7 @@ def _(
 
 
 def _call(q: Tensor, theta: Tensor) -> Call:
-    """What the routes of the sort are asked."""
+    """Returns what the routes of the sort are asked."""
     _, _, n, head_dim = q.shape
     return Call(n, n, head_dim, 0, q.dtype, q.dtype, slices=theta.shape[1])
 
@@ -182,11 +182,11 @@ def dual_by_heads(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, one program a head."""
+    """Returns f_hat; one program per head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
-    slices_per_program = _fill_a_warp(theta.shape[1], n, q.dtype)
+    slices_per_program = slices_that_fill_a_warp(theta.shape[1], n, q.dtype)
     phi, partial_sums = projections[:, :, 0], f_hat
     if adaptive_weight is not None:
         phi, partial_sums = _adaptive_room(projections, 1)
@@ -195,7 +195,7 @@ def dual_by_heads(
         dual_kernel[(batch * heads,)](
             *tensors, weight.contiguous(), adaptive_weight, projections, phi, partial_sums, f_hat,
             *numbers, phi.stride(1),
-            **constants, **_sort_constants(slices_per_program, n, q.dtype, padding),
+            **constants, **sort_constants(slices_per_program, n, q.dtype, padding),
             ADAPTIVE=adaptive_weight is not None, TOKENS=FUSED_BLOCK, num_stages=FUSED_STAGES,
             **EVERY_LAUNCH,
         )  # fmt: skip
@@ -212,7 +212,7 @@ def dual_by_groups(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, one program per group of slices of a head."""
+    """Returns f_hat; one program per group of slices of a head."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     _weighted_potentials(projections, padding, q, k, weight.contiguous(), adaptive_weight, f_hat)
     return f_hat
@@ -228,7 +228,7 @@ def dual_by_torch(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """f_hat, sorted by `torch.sort`."""
+    """Returns f_hat; `torch.sort` sorts."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     phi = potentials_by_torch(projections, padding, q.dtype)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
@@ -298,7 +298,7 @@ def _operands(
 
 
 def potentials_by_groups(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Centred phi `[B, H, L, N]`, one program per group of slices."""
+    """Returns centred phi `[B, H, L, N]`; one program per group of slices."""
     phi = torch.empty_like(projections[:, :, 0])
     _sort(projections, padding, dtype, phi, None, None, None)
     return phi
@@ -315,7 +315,7 @@ def _weighted_potentials(
 ) -> None:
     """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
-    groups = triton.cdiv(slices, _slices_per_program(slices, n, q.dtype))
+    groups = triton.cdiv(slices, slices_in_program(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
         phi, partial_sums = _adaptive_room(projections, groups)
         _sort(
@@ -360,20 +360,20 @@ def _sort(
     adaptive_weight: Tensor | None,
     partial_sums: Tensor | None,
 ) -> None:
-    """Writes `phi`; with a weight also each program's share of the weighted sum.
+    """Writes `phi`; with a weight also each program's part of the weighted sum.
 
     If one program has all slices of a head, it adds the sum to `partial_sums`, then f_hat, centred.
     `phi` may be where the projections of the queries are. With adaptive weights `partial_sums`
-    `[.., 3, n]` get the weights of the keys and queries too, and both may not.
+    `[.., 3, n]` receives the weights of the keys and queries too, and `phi` may not.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
         return
-    slices_per_program = _slices_per_program(slices, n, dtype)
+    slices_per_program = slices_in_program(slices, n, dtype)
     potential_kernel[(batch * heads, triton.cdiv(slices, slices_per_program))](
         projections, mask_bytes(padding), weight, adaptive_weight, phi, partial_sums,
         phi.stride(1), heads, n, slices,
-        **_sort_constants(slices_per_program, n, dtype, padding),
+        **sort_constants(slices_per_program, n, dtype, padding),
         HAS_PADDING=padding is not None, HAS_WEIGHT=weight is not None,
         SINGLE_PROGRAM=slices_per_program >= slices and adaptive_weight is None,
         ADAPTIVE=adaptive_weight is not None,
@@ -381,49 +381,8 @@ def _sort(
     )  # fmt: skip
 
 
-def _sort_constants(
-    slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
-) -> dict[str, object]:
-    """The constants of `sort_slices` for this many slices per program, and its warps."""
-    size, words_per_thread = block(n), _words_per_thread(n, dtype)
-    return {
-        "PER_PROGRAM": slices_per_program,
-        "SIZE": size,
-        "PER_THREAD": words_per_thread,
-        "NO_TAIL": n == size and padding is None,
-        "SORT_64": dtype == torch.float32,
-        "num_warps": slices_per_program * size // words_per_thread // 32,
-    }
-
-
-def _words_per_thread(n: int, dtype: torch.dtype) -> int:
-    """Returns how many words of a row one thread holds."""
-    size, words_per_thread = block(n), THREAD_BYTES // _word_bytes(dtype)
-    return min(
-        words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
-    )
-
-
-def _slices_per_program(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns how many slices of a head one program sorts."""
-    fit = PROGRAM_BYTES // (_word_bytes(dtype) * block(n))
-    return _fill_a_warp(min(slices, max(1, fit)), n, dtype)
-
-
-def _fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns a power of two >= `slices` for which each lane holds as many words as it may.
-
-    With fewer, Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
-    """
-    return max(triton.next_power_of_2(slices), 32 * _words_per_thread(n, dtype) // block(n))
-
-
-def _word_bytes(dtype: torch.dtype) -> int:
-    return 8 if dtype == torch.float32 else 4
-
-
 def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Centred phi `[B, H, L, N]`, sorted by `torch.sort`."""
+    """Returns centred phi `[B, H, L, N]`; `torch.sort` sorts."""
     x, y = projections.unbind(2)
     padding = effective_padding(padding)
     if padding is not None:

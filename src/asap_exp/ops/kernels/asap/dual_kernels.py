@@ -59,10 +59,9 @@ def weigh(
     HAS_PADDING: tl.constexpr, SINGLE_PROGRAM: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Stores the weighted sum of phi; with SINGLE_PROGRAM, adds it to what is there and centres
-    that.
+    """Stores the weighted sum of phi; with ADAPTIVE also the weights of keys and queries behind it.
 
-    With ADAPTIVE, stores the weights of the keys and of the queries behind it.
+    With SINGLE_PROGRAM, adds the sum to what is there and centres that.
     """
     i = tl.arange(0, SIZE)
     s = first + tl.arange(0, PER_PROGRAM)

@@ -59,8 +59,7 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the mean of <q_i, k_j> over the queries, and sign(slope) over its deviation; `[B, H,
-    M]`.
+    """Returns the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
 
     In float64: if a key is nearly orthogonal to the differences of the queries, most of the
     quadratic form cancels.
@@ -92,7 +91,7 @@ def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: 
 
     NO_TAIL: all tokens are valid. `sign` is that of the factor from S to the logits.
     """
-    mean = tl.sum(S, 0) * inverse_count  # of absent queries the products are 0
+    mean = tl.sum(S, 0) * inverse_count  # the products of absent queries are 0
     Z = S - mean[None, :]
     if not NO_TAIL:
         Z = tl.where(valid[:, None], Z, 0.0)

@@ -1,11 +1,11 @@
-"""ASAP of a short sequence in one launch, from projection to output, one program per head. No
-gradient.
+"""ASAP of a short sequence in one launch, from projection to output. No gradient.
 
-The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only the output of a head
-is stored: its projections are sorted, and the potentials brought back to their tokens by a second
-sort, in the registers where the matrix units leave the projections. f_hat is not centred, since a
-constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`. Many refined heads
-without logit features take the dual and the updates in separate launches instead.
+One program per head. The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only
+the output of a head is stored: its projections are sorted, and the potentials brought back to their
+tokens by a second sort, in the registers where the matrix units leave the projections. f_hat is not
+centred, since a constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`.
+Many refined heads without logit features take the dual and the updates in separate launches
+instead.
 
 Letters: see `kernels.tiles`; SLICES is the number of slices padded to a tile, SORT_64 sorts words
 of 64 bits, NO_TAIL has only valid tokens, which fill their tile.
@@ -70,7 +70,7 @@ LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call; None if it does."""
+    """Returns why this kernel does not take the call; None if it does."""
     if call.n > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.n}"
     if call.slices > SLICES:
@@ -79,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why separate launches are faster; None if they are not."""
+    """Returns why separate launches are faster; None if they are not."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
         return "with many heads, a program has one warp and no room for refining updates"
     return None
@@ -97,7 +97,7 @@ def one_operator(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+    """Returns the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
     query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation

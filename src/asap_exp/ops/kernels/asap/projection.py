@@ -8,11 +8,11 @@ from asap_exp.ops.kernels.tiles import INTERPRETED, block, load_tile, product, v
 
 
 def constants(slices: int, dtype: torch.dtype) -> dict[str, object]:
-    """The constants of `project`: theta is float32 whatever q is, so it has more than one term.
+    """Returns the constants of `project`.
 
-    With bfloat16 inputs, which are exact in one term, the terms are one below the other in one
-    product. Otherwise the product splits both factors itself; a second term of 0 then fills the 16
-    rows that it needs.
+    theta is float32 whatever q is, so it has more than one term. With bfloat16 inputs, which are
+    exact in one term, the terms are one below the other in one product. Otherwise the product
+    splits both factors itself; a second term of 0 then fills the 16 rows that it needs.
     """
     padded = block(slices, 8)
     exact = INTERPRETED or dtype == torch.float32

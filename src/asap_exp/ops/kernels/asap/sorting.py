@@ -4,7 +4,7 @@ Such a sort compares across the low bits of a position most often. `tl.sort` may
 lanes and warps; here they are along axis 1 of the tile, which is in a thread's registers if the
 tile came from `to_thread_layout` or `sort_product`. Only the speed depends on that. A pair in
 registers then costs a minimum and a maximum, since a stage complements what it sorts downwards.
-The stages are a loop: unrolled, those of 4,096 words take a minute to compile.
+The stages are a loop: unrolled, the stages for 4,096 words take a minute to compile.
 """
 
 import triton

@@ -1,9 +1,9 @@
-"""The closure of a head in one program, keys and values in registers: bfloat16, no gradient,
-Hopper.
+"""The closure of a head in one program, with keys and values in registers.
 
-The queries pass by twice, block by block: first for the column sums, which give the keys' dual,
-then for the attention with it. The logits are recomputed: stored, those of one head would fill a
-multiprocessor, where now several programs hide each other's latency.
+For bfloat16 without a gradient, on Hopper. The queries pass by twice, block by block: first for the
+column sums, which give the keys' dual, then for the attention with it. The logits are recomputed:
+stored, those of one head would fill a multiprocessor, where now several programs hide each other's
+latency.
 
 Keys and values are in tuples of tiles, which take turns in the registers. In the first pass keys
 are rows, so that each thread adds up its own entries. As in `tiled_bf16` no running maximum is
@@ -13,7 +13,7 @@ alone, for `plan_in_shared_memory`. Limits: `TOKENS` and `CHANNELS`. Letters: se
 ROWS is n padded to whole blocks, TILES tiles of TILE keys.
 """
 
-# Triton knows no unpacking into a tuple: those of tiles grow by concatenation, from empty ones.
+# Triton cannot unpack into a tuple: tuples of tiles grow by concatenation, from empty ones.
 # ruff: noqa: RUF005
 # mypy: disable-error-code="assignment"
 
@@ -52,7 +52,7 @@ MAX_REGISTERS = 168
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call; None if it does."""
+    """Returns why this kernel does not take the call; None if it does."""
     if call.num_iters > 1:
         return f"makes one update, got num_iters={call.num_iters}"
     if call.value_dim > CHANNELS:
@@ -61,7 +61,7 @@ def refusal(call: Call) -> str | None:
 
 
 def key_refusal(call: Call) -> str | None:
-    """Why the keys of a head do not fit on chip, or the GPU is not one that was tuned for."""
+    """Returns why the keys of a head do not fit, or the GPU was not tuned for."""
     if call.longest > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.longest}"
     if call.head_dim > CHANNELS:
@@ -73,7 +73,7 @@ def key_refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why another route is faster; None if none is."""
+    """Returns why another route is faster; None if none is."""
     most = logits_in_registers.TOKENS
     if call.longest <= most:
         return f"up to {most} tokens are faster with their logits in registers"
@@ -414,7 +414,7 @@ def column_step(p: Launch, start: Tensor | None) -> Tensor:
 
 
 def _room(p: Launch) -> tuple[Tensor, Tensor, dict[str, object]]:
-    """Room for the duals of queries and of keys, and the constants of both kernels."""
+    """Allocates the duals of queries and of keys; returns the constants of both kernels too."""
     n, tiles = block(p.n, BLOCK_QUERIES), triton.cdiv(p.m, KEY_TILE)
     rows = p.q.new_empty(p.programs, n, dtype=torch.float32)
     cols = p.q.new_empty(p.programs, tiles * KEY_TILE, dtype=torch.float32)

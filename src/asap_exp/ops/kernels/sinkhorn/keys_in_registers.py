@@ -32,7 +32,7 @@ BLOCK_QUERIES = 32
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call; None if it does."""
+    """Returns why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
         return "makes the updates after the first, got num_iters=1"
     if call.m > KEYS:

@@ -50,7 +50,7 @@ in units of log 2: exp2(16) is safe in float32.
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call, forward or backward; None if it does."""
+    """Returns why this kernel does not take the call, forward or backward; None if it does."""
     wide = call.widest > 64 and call.has_float32
     most = WIDE_FLOAT32_TOKENS if wide else TOKENS
     if call.longest > most:
@@ -60,7 +60,7 @@ def refusal(call: Call) -> str | None:
 
 
 def relaxed_refusal(call: Call) -> str | None:
-    """Why this kernel does not make the relaxed updates and the closure; None if it does."""
+    """Returns why this kernel does not make relaxed updates and the closure; None if it does."""
     if call.gradient:
         return "has no gradient of relaxed updates"
     return refusal(call)
@@ -107,11 +107,11 @@ def plan(
     SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`; f is -inf where not
-    valid.
+    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`.
 
-    With RELAXED, all updates but the last are relaxed. S holds the products of q and k; `q` and `k`
-    point to the head's first row, and with SAVE `rows` and `cols` to f^0_i and g^1_j.
+    f is -inf where not valid. With RELAXED, all updates but the last are relaxed. S holds the
+    products of q and k; `q` and `k` point to the head's first row, and with SAVE `rows` and `cols`
+    to f^0_i and g^1_j.
     """
     ratio = tl.exp2(log2_ratio)
     if RELAXED:
@@ -149,7 +149,7 @@ def plan(
             if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
                 f += df
                 g += dg
-                # The logits anew: kept on chip over the loop, they would cost half its registers.
+                # Recompute the logits: kept over the loop, they would cost half its registers.
                 # [BLOCK_N, BLOCK_D]
                 q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
                 # [BLOCK_M, BLOCK_D]
@@ -188,7 +188,10 @@ def forward_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """One program per head; `rows` [.., T + 1, n] receives f^0 .. f^T, `cols` [.., T, m] g^t."""
+    """One program per head.
+
+    With SAVE, `rows` [.., T + 1, n] receives f^0 .. f^T and `cols` [.., T, m] receives g^1 .. g^T.
+    """
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)

@@ -10,7 +10,7 @@ from asap_exp.ops.routing import choose
 def attention_pass(
     q: Tensor, k: Tensor, v: Tensor, col: Tensor | None, row: Tensor | None, slope: float
 ) -> Tensor:
-    """softmax_j(S + col) v; `row` `[B, H, N]` is about minus the logs of the sums, None for 0."""
+    """Returns softmax_j(S + col) v; `row` `[B, H, N]` is about minus the logs of the sums."""
     out = unwritten_output(q, v)
     with torch.cuda.device_of(q):
         launch_attention_pass(Launch.of(q, k, v, None, 1, slope), col, row, out)
@@ -28,7 +28,7 @@ def launch_attention_pass(
 
 
 def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
-    """g `[B, H, M]` of f `[B, H, N]`, in natural units."""
+    """Returns g `[B, H, M]` of f `[B, H, N]`, in natural units."""
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, k, None, 1, slope)
         return choose("column_pass", launch.call()).launch(launch, row)

@@ -57,14 +57,14 @@ FARTHEST_SCALING = tl.constexpr(24.0)
 
 
 def refusal(call: Call) -> str | None:
-    """Why this kernel does not take the call; None if it does."""
+    """Returns why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
         return "makes the updates after the first, got num_iters=1"
     return tiled_bf16.refusal(call) or closure.key_refusal(call)
 
 
 def slower(call: Call) -> str | None:
-    """Why another route is faster; None if this one is."""
+    """Returns why another route is faster; None if this one is."""
     if call.longest > logits_in_registers.TOKENS:
         least, at = SOME_UPDATES, f"more than {logits_in_registers.TOKENS}"
     else:

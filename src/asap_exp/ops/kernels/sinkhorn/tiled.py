@@ -167,7 +167,7 @@ def attention_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals where they are kept; `start` is f^0, None for zeros."""
+    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     save = duals is not None
     rows, cols = first_duals(p, start, duals)
     f: Tensor | None = None
@@ -181,7 +181,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) ->
 
 
 def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
-    """Duals with f^0 and g^1 in them; room for those of two updates where none are kept."""
+    """Returns duals with f^0 and g^1; with room for two updates if none are kept."""
     if duals is None:
         rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
         cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)
@@ -197,7 +197,7 @@ def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
 def last_step(
     p: Launch, col: Tensor, row: Tensor | None, out: Tensor, rows: Tensor, save: bool
 ) -> None:
-    """Writes `out` from g^T, or f^T alone where there are no values; `row` is an earlier f."""
+    """Writes `out` from g^T, or only f^T if there are no values; `row` is an earlier f."""
     last = rows[:, :, p.num_iters % rows.shape[2]]
     if p.v.shape[3]:
         attention(p, col, row, out, last, save)
@@ -208,13 +208,13 @@ def last_step(
 def column_step(
     p: Launch, row: Tensor | None, previous: Tensor | None, result: Tensor
 ) -> None:
-    """g = -LSE_i(S + row) + log(n / m); with `previous`, an earlier g, no running maximum."""
+    """Writes g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, replaces maxima."""
     sides = p.k, p.q, row, previous, result
     _half_step(p, *sides, p.log2_ratio, x_is_query=False)
 
 
 def row_step(p: Launch, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
-    """f = -LSE_j(S + col); with `previous`, an earlier f, no running maximum."""
+    """Writes f = -LSE_j(S + col); `previous`, an earlier f, replaces running maxima."""
     sides = p.q, p.k, col, previous, result
     _half_step(p, *sides, 0.0, x_is_query=True)
 

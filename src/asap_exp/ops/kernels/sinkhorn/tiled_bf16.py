@@ -49,7 +49,7 @@ SMALLEST_SUM, LARGEST_SUM = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 
 
 def refusal(call: Call) -> str | None:
-    """Why the kernels for bfloat16 without a gradient do not take the call; None if they do."""
+    """Returns why the kernels for bfloat16 do not take the call; None if they do."""
     if call.keeps_duals:
         return "keeps no duals"
     for dtype in (call.dtype, call.value_dtype):
@@ -61,7 +61,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Why another route is faster; None if none is."""
+    """Returns why another route is faster; None if none is."""
     if call.num_iters == 1:
         most = logits_in_registers.TOKENS
         if call.longest <= most:

@@ -1,0 +1,90 @@
+"""Schemas of the stages' configurations: which keys exist, their types, which values are allowed.
+
+The values live in `conf/`. A composed configuration becomes one of these dataclasses
+(`asap_exp.core.composing`). A field says its range or choices itself (`fields`), and
+`asap_exp.core.schema` checks them; `__post_init__` holds the rules between fields.
+"""
+
+from asap_exp.core.config.benchmark import BenchmarkConfig, SuiteConfig
+from asap_exp.core.config.data import (
+    AugmentConfig,
+    DataConfig,
+    ImageDataConfig,
+    RandAugmentConfig,
+    TextDataConfig,
+)
+from asap_exp.core.config.distill import BudgetConfig, LayerConfig
+from asap_exp.core.config.evaluate import CorruptionConfig, EvaluateConfig
+from asap_exp.core.config.fields import (
+    ACCELERATORS,
+    LARGEST_RATE,
+    LARGEST_SETTING,
+    MOST_LAYERS,
+    MOST_REPEATS,
+    MOST_SLICES,
+    MOST_THREADS,
+    MOST_UPDATES,
+    MOST_WIDTH,
+    PRECISIONS,
+)
+from asap_exp.core.config.model import AttentionOptions, EncoderConfig, ModelConfig, ViTConfig
+from asap_exp.core.config.report import ReportConfig
+from asap_exp.core.config.shared import (
+    DataLocation,
+    LatencyConfig,
+    LoggerConfig,
+    PathsConfig,
+    TaskConfig,
+)
+from asap_exp.core.config.train import (
+    TRAIN_SCHEMAS,
+    CallbacksConfig,
+    ImageTrainConfig,
+    RecipeConfig,
+    TextRecipeConfig,
+    TextTrainConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "ACCELERATORS",
+    "LARGEST_RATE",
+    "LARGEST_SETTING",
+    "MOST_LAYERS",
+    "MOST_REPEATS",
+    "MOST_SLICES",
+    "MOST_THREADS",
+    "MOST_UPDATES",
+    "MOST_WIDTH",
+    "PRECISIONS",
+    "TRAIN_SCHEMAS",
+    "AttentionOptions",
+    "AugmentConfig",
+    "BenchmarkConfig",
+    "BudgetConfig",
+    "CallbacksConfig",
+    "CorruptionConfig",
+    "DataConfig",
+    "DataLocation",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "ImageDataConfig",
+    "ImageTrainConfig",
+    "LatencyConfig",
+    "LayerConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "PathsConfig",
+    "RandAugmentConfig",
+    "RecipeConfig",
+    "ReportConfig",
+    "SuiteConfig",
+    "TaskConfig",
+    "TextDataConfig",
+    "TextRecipeConfig",
+    "TextTrainConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "ViTConfig",
+]

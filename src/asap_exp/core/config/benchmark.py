@@ -1,0 +1,62 @@
+"""The configuration of the stage `benchmark`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from asap_exp.core.config.fields import (
+    PATH,
+    Accelerator,
+    Count,
+    Distinct,
+    Rounds,
+    Seed,
+    at_least,
+    one_of,
+)
+from asap_exp.core.config.shared import DataLocation, PathsConfig, TaskConfig
+from asap_exp.core.errors import UserError
+
+
+@dataclass
+class SuiteConfig:
+    """What one kind of device is benchmarked on: a row for each `n`, a column for each method."""
+
+    n: Annotated[list[int], Distinct(empty=False), at_least(1)]
+    tokens: Count
+    heads: Count
+    head_dim: Count
+    dtype: Annotated[str, one_of("bfloat16", "float16", "float32")]
+    rounds: Rounds
+    methods: Annotated[list[str], Distinct(empty=False)]
+
+    def check_rows(self, name: str) -> None:
+        """Raises UserError unless every row has the same work; `name` is the key of the whole."""
+        for n in self.n:
+            if self.tokens % (self.heads * n):
+                raise UserError(
+                    f"{name}.tokens={self.tokens} must be a multiple of {name}.heads x n = "
+                    f"{self.heads} x {n}: batch x heads x tokens is the same in every row"
+                )
+
+
+@dataclass
+class BenchmarkConfig:
+    mode: Annotated[str, one_of("forward", "train")]
+    inputs: Annotated[str, one_of("random", "recorded")]
+    backend: Annotated[str, one_of("auto", "reference", "triton")]
+    cuda_graph: bool
+    gpu: SuiteConfig
+    cpu: SuiteConfig
+    accelerator: Accelerator
+    seed: Seed
+    teacher: Annotated[str | None, PATH]
+    data: DataLocation
+    paths: PathsConfig
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        self.gpu.check_rows("gpu")
+        self.cpu.check_rows("cpu")
+        for key, value in (("teacher", self.teacher), ("task", self.task.name)):
+            if value is not None and self.inputs != "recorded":
+                raise UserError(f"{key}={value} is read only with inputs=recorded")

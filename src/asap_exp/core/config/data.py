@@ -1,0 +1,86 @@
+"""The data of a training: images or texts."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from asap_exp.core.config.fields import (
+    Probability,
+    Seed,
+    at_least,
+    at_most,
+    between,
+    one_of,
+    within,
+)
+from asap_exp.core.config.shared import DataLocation
+from asap_exp.core.errors import UserError, check_range
+
+
+@dataclass
+class RandAugmentConfig:
+    num_ops: Annotated[int, at_least(0), at_most(100)]
+    magnitude: Annotated[int, within(0, 30)]
+    groups: Annotated[int, at_least(1), at_most(2**16)]
+
+
+@dataclass
+class AugmentConfig:
+    crop_padding: Annotated[int, at_least(0)]
+    flip: bool
+    mixup: Annotated[float, at_least(0)]
+    cutmix: Annotated[float, at_least(0)]
+    randaugment: RandAugmentConfig
+
+
+@dataclass
+class DataConfig(DataLocation):
+    """`val_fraction` null: the validation split that the data set itself has."""
+
+    name: str
+    val_fraction: Annotated[float | None, between(0, 1)]
+    split_seed: Seed
+    train_on: Annotated[str, one_of("train", "train+val")]
+
+
+@dataclass
+class ImageDataConfig(DataConfig):
+    image_size: Annotated[int, at_least(1), at_most(4096)]
+    augment: AugmentConfig
+
+    def __post_init__(self) -> None:
+        check_range(
+            "data.augment.crop_padding",
+            self.augment.crop_padding,
+            maximum=self.image_size,
+            bound_by="data.image_size",
+        )
+
+
+@dataclass
+class TextDataConfig(DataConfig):
+    objective: Annotated[str, one_of("classification", "mlm")]
+    split: Annotated[str, one_of("standard", "pooled")]
+    layout: Annotated[str, one_of("texts", "blocks")]
+    max_length: Annotated[int, at_least(2), at_most(2**16)]
+    truncation: Annotated[str, one_of("head", "ends")]
+    vocab_size: Annotated[int, at_least(320), at_most(2**20)]
+    lowercase: bool
+    batch_tokens: Annotated[int, at_most(2**31 - 1)]
+    length_multiple: Annotated[int, at_least(1), at_most(2**16)]
+    mask_share: Probability
+    mask_seed: Seed
+
+    def __post_init__(self) -> None:
+        check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
+        if self.objective == "mlm":
+            check_range("data.mask_share", self.mask_share, above=0, below=1)
+        elif self.layout == "blocks":
+            raise UserError(
+                "data.layout=blocks joins texts, so that they have no class of their own; "
+                "it needs data.objective=mlm"
+            )
+
+    @property
+    def masked(self) -> bool:
+        """True where masked tokens are predicted, rather than one class per text."""
+        return self.objective == "mlm"

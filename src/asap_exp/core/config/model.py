@@ -1,0 +1,76 @@
+"""The model of a training, and what the options of its attention may be."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from asap_exp.core.config.fields import (
+    LARGEST_SETTING,
+    MOST_LAYERS,
+    MOST_WIDTH,
+    Count,
+    Odd,
+    Probability,
+    Range,
+    Relaxation,
+    above,
+    at_least,
+    at_most,
+    one_of,
+)
+from asap_exp.core.errors import UserError
+
+MOST_ITERATIONS = 10**6
+"""Upper bound of the counts among an attention's options."""
+
+
+@dataclass
+class ModelConfig:
+    name: str
+    dim: Annotated[int, at_least(1), at_most(MOST_WIDTH)]
+    depth: Annotated[int, at_least(1), at_most(MOST_LAYERS)]
+    heads: Count
+    mlp_ratio: Annotated[float, above(0), at_most(1000)]
+    qk_norm: bool
+    drop_path: Probability
+    dropout: Probability
+
+
+@dataclass
+class ViTConfig(ModelConfig):
+    patch_size: Count
+
+
+@dataclass
+class EncoderConfig(ModelConfig):
+    positions: Annotated[str, one_of("learned", "sinusoidal", "frozen_noise")]
+    pooling: Annotated[str, one_of("mean", "max", "cls", "max_padded")]
+    norm: Annotated[str, one_of("pre", "post")]
+    activation: Annotated[str, one_of("gelu", "relu")]
+    head_softmax: bool
+    causal: bool
+
+    def __post_init__(self) -> None:
+        if self.causal:
+            raise UserError(
+                "model.causal=true is refused. Causal models have no doubly-stochastic plan with "
+                "uniform marginals; choose model.causal=false and data.objective=mlm"
+            )
+
+
+@dataclass
+class AttentionOptions:
+    """Values that are refused before PyTorch is loaded, whichever attention has such an option.
+
+    Which options an attention has is what its file in `conf/train/attention/` says. An option
+    that is not here takes any value of its type; its class refuses what it cannot use.
+    """
+
+    num_iters: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
+    half_steps: Annotated[int, at_least(3), Odd(), at_most(MOST_ITERATIONS)]
+    eps: Annotated[float, above(0), at_most(LARGEST_SETTING)]
+    relaxation: Relaxation
+    temperature: Annotated[float, Range(minimum=0), at_most(LARGEST_SETTING)]
+    tau: Annotated[float, above(0), at_most(LARGEST_SETTING)]
+    backend: Annotated[str, one_of("auto", "reference", "triton")]
+    gradient: Annotated[str, one_of("unroll", "detach_col")]
+    padding: Annotated[str, one_of("exact", "sinkformer")]

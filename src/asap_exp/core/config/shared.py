@@ -1,0 +1,62 @@
+"""What several stages' configurations have in common: the task, places, the logger, latencies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from asap_exp.core.config.fields import PATH, Count, Rounds
+from asap_exp.core.errors import UserError, check_name
+
+
+@dataclass
+class TaskConfig:
+    """The task, `task: NAME` on a command line and in `conf/`.
+
+    Saved configurations, manifests and the hashes of finished runs hold it as `task: {name: NAME}`.
+    """
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name("task", self.name)
+
+
+@dataclass
+class DataLocation:
+    """Where data sets and decoded copies lie; no part of a run's identity."""
+
+    root: Annotated[str | None, PATH]
+    cache: Annotated[str | None, PATH]
+
+
+@dataclass
+class LoggerConfig:
+    wandb: bool
+    project: str
+    entity: str | None
+    tags: list[str]
+
+
+@dataclass
+class PathsConfig:
+    results: Annotated[str, PATH]
+
+    @property
+    def runs(self) -> Path:
+        return Path(self.results) / "runs"
+
+
+@dataclass
+class LatencyConfig:
+    batch_size: Count
+    rounds: Rounds
+    cuda_graph: bool
+
+    def check_device(self, name: str, kind: str) -> None:
+        """Raises UserError where a device of this kind ("cuda" or "cpu") cannot be timed so.
+
+        `name` is the key of the whole.
+        """
+        if self.cuda_graph and kind != "cuda":
+            raise UserError(f"{name}.cuda_graph=true needs a GPU; set {name}.cuda_graph=false")

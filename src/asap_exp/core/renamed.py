@@ -1,0 +1,50 @@
+"""Arguments of earlier versions, and what to write now: the one place that knows them."""
+
+from fnmatch import fnmatchcase
+
+from asap_exp.core.conf_files import conf_dir, group_folder, options
+from asap_exp.core.errors import UserError
+
+RENAMED = {
+    "train": {
+        "attention=sinkhorn_cold": "attention=sinkhorn_low_eps",
+        "attention=sinkhorn_cold_short": "attention=sinkhorn_low_eps_t5",
+        "experiment=wikitext": "task=wikitext",
+        "experiment=yelp": "task=yelp",
+        "data=wikitext_excerpt": "experiment=wikitext_excerpt",
+        "data=*": "task={option}, whose file sets the data; or keys, as data.name=NAME",
+        "model=*": "task={option}, whose file sets the model; or keys, as model.dim=128",
+        "recipe=*": "task={option}, whose file sets the recipe; or keys, as recipe.epochs=20",
+        "trainer=*": "keys, as trainer.precision=32-true",
+        "callbacks=*": "keys, as callbacks.progress_bar=false",
+    },
+    "*": {"task.name=*": "task={option}"},
+}
+"""By stage: what was written, with * for any option, and what to write now."""
+
+
+def check_renamed(stage: str, key: str, option: str) -> None:
+    """Raises UserError where `key=option` is an argument of earlier versions or another stage's."""
+    folder = group_folder(stage, key)
+    if folder and option in options(folder):
+        return
+    given = f"{key}={option}"
+    for old, new in (RENAMED.get(stage, {}) | RENAMED["*"]).items():
+        if fnmatchcase(given, old):
+            hint = new.format(option=option)
+            raise UserError(
+                f"{given} was an argument of an earlier version; now write {hint}",
+                key=key,
+                value=option,
+                hint=hint,
+            )
+    for other in sorted(folder.name for folder in conf_dir().iterdir() if folder.name != stage):
+        folder = conf_dir() / other / key
+        if key == "experiment" and option in options(folder):
+            hint = f"python -m asap_exp.{other} {given}"
+            raise UserError(
+                f"{given} is an experiment of another stage: {hint}",
+                key=key,
+                value=option,
+                hint=hint,
+            )

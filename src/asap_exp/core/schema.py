@@ -1,0 +1,218 @@
+"""A configuration against its schema: names, types, ranges and choices, said by dotted key."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from omegaconf import DictConfig
+
+from asap_exp.core.conf_files import attentions
+from asap_exp.core.config.fields import LARGEST_SETTING, Path, Rule
+from asap_exp.core.config.model import MOST_ITERATIONS, AttentionOptions
+from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.locations import expanded
+
+LARGEST = 3e38
+"""What single precision holds."""
+
+FREE_FORM = "attention"
+"""The key below which the files of `conf/`, not a dataclass, say what is allowed."""
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def fields_of(schema: Any) -> dict[str, Any]:
+    """By name, the declared type of each field, with its rules; empty where there are no fields."""
+    if not dataclasses.is_dataclass(schema):
+        return {}
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def split(declared: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A declared type: the type itself, and its rules."""
+    if typing.get_origin(declared) is Annotated:
+        return declared.__origin__, declared.__metadata__
+    return declared, ()
+
+
+def field_of(schema: type, path: str) -> tuple[Any, tuple[Any, ...]] | None:
+    """Type and rules of the dotted `path`; of an entry, those of its list. None where free."""
+    found: tuple[Any, tuple[Any, ...]] = (schema, ())
+    for part in path.split("[")[0].split("."):
+        fields = fields_of(found[0])
+        if part not in fields:
+            return None
+        found = split(fields[part])
+    return found
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below `tree` with its dotted key."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{prefix}[{index}]")
+    else:
+        yield prefix, tree
+
+
+# Names
+
+
+def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:
+    """Raises UserError where a composed configuration has a key that its schema does not have."""
+    fields = fields_of(schema)
+    for key in config:
+        node = config._get_node(key)
+        if key not in fields:
+            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields))
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
+            check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]
+
+
+def check_key(path: str, value: Any, schema: Any) -> None:
+    """Raises UserError unless the dotted `path` is a key of `schema`."""
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        fields = fields_of(schema)
+        if parts[:depth] == [FREE_FORM]:
+            options = {option for tree in attentions().values() for option in tree}
+            fields = dict.fromkeys(("name", *sorted(options)))
+        elif depth and not fields:
+            if parts[0] == FREE_FORM:
+                return
+            parent = ".".join(parts[:depth])
+            raise UserError(
+                f"{path}={value}: {parent} is one value and has no keys below it", key=path
+            )
+        if part not in fields:
+            raise unknown_key(".".join([*parts[:depth], part]), value, tuple(fields), path)
+        schema = split(fields[part])[0]
+
+
+def unknown_key(key: str, value: Any, allowed: tuple[str, ...], given: str = "") -> UserError:
+    """The refusal of `key`, a part of the `given` one, with the keys that there are."""
+    parent, _, name = key.rpartition(".")
+    close = difflib.get_close_matches(name, allowed, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    where = f" below {parent}" if parent else ""
+    return UserError(
+        f"{given or key}={value}: there is no key {name}{where}.{hint} "
+        f"Allowed{where}: {', '.join(allowed)}",
+        key=key,
+        value=value,
+        allowed=allowed,
+        hint=close[0] if close else None,
+    )
+
+
+# Types
+
+
+def type_name(schema: type, path: str) -> str:
+    """The declared type of the dotted `path`, in words."""
+    found = field_of(schema, path)
+    kind: Any = object if found is None else found[0]
+    if path.endswith("]"):
+        (kind,) = typing.get_args(kind) or (object,)
+    if typing.get_origin(kind) is list:
+        return "a list, for example [a,b]"
+    if typing.get_origin(kind) is dict:
+        return "a group of keys"
+    if dataclasses.is_dataclass(kind):
+        return f"a group of the keys {', '.join(fields_of(kind))}"
+    options = [t for t in (typing.get_args(kind) or (kind,)) if t is not type(None)]
+    words = " or ".join(TYPES.get(getattr(t, "__name__", str(t)), str(t)) for t in options)
+    return f"{words} (or null)" if type(None) in typing.get_args(kind) else words
+
+
+# Ranges and choices
+
+
+def check_fields(schema: type, tree: dict[str, Any], prefix: str = "") -> None:
+    """Raises UserError where a value of `tree` is outside of the range or choices of its field.
+
+    `tree` is a `schema` as nested dicts, and `prefix` the key of the whole.
+    """
+    for name, declared in fields_of(schema).items():
+        kind, rules = split(declared)
+        key, value = f"{prefix}{name}", tree[name]
+        if dataclasses.is_dataclass(kind):
+            check_fields(kind, value, f"{key}.")  # type: ignore[arg-type]
+        elif value is not None:
+            check_rules(key, value, rules)
+
+
+def check_rules(key: str, value: Any, rules: tuple[Any, ...]) -> None:
+    for rule in rules:
+        if isinstance(rule, Rule):
+            rule.check(key, value)
+
+
+def check_attention(given: dict[str, Any]) -> None:
+    """Raises UserError where an attention has no such option, or not of this type or value."""
+    check_choice("attention.name", given.get("name"), tuple(attentions()))
+    usual = attentions()[given["name"]]
+    known = fields_of(AttentionOptions)
+    for option, value in given.items():
+        key = f"attention.{option}"
+        if option == "name":
+            continue
+        if option not in usual:
+            there = ", ".join(f"attention.{each}" for each in usual) or "none"
+            raise UserError(
+                f"{key}={value} is not an option of attention={given['name']}; "
+                f"its options: {there}",
+                key=key,
+                value=value,
+                allowed=tuple(usual),
+            )
+        kind = type(usual[option])
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            raise UserError(
+                f"{key}={value} has the wrong type; it must be {TYPES[kind.__name__]}",
+                key=key,
+                value=value,
+                allowed=TYPES[kind.__name__],
+            )
+        if option in known:
+            check_rules(key, value, split(known[option])[1])
+        elif kind in (int, float):
+            check_range(key, value, maximum=MOST_ITERATIONS if kind is int else LARGEST_SETTING)
+
+
+def check_values(tree: dict[str, Any]) -> None:
+    """Refuses what no part of the program could hold: infinite and enormous numbers, NUL."""
+    for key, value in leaves(tree):
+        if isinstance(value, int):
+            check_range(key, value, maximum=2**63 - 1)
+            check_range(key, value, minimum=-(2**63))
+        elif isinstance(value, float):
+            check_range(key, value, minimum=-LARGEST, maximum=LARGEST)
+        elif isinstance(value, str) and ("\0" in value or "${" in value):
+            raise UserError(
+                f"{key}={value!r} is not allowed; it must be text without NUL and ${{",
+                key=key,
+                value=value,
+            )
+
+
+# Paths
+
+
+def holds_path(rules: tuple[Any, ...]) -> bool:
+    return any(isinstance(rule, Path) for rule in rules)
+
+
+def expand_homes(config: Any, prefix: str = "") -> None:
+    """Puts the home directory in place of ~ wherever a schema says that a value is a path."""
+    for name, declared in fields_of(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            expand_homes(value, f"{prefix}{name}.")
+        elif holds_path(split(declared)[1]) and isinstance(value, str):
+            setattr(config, name, expanded(f"{prefix}{name}", value))
