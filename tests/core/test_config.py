@@ -1,4 +1,4 @@
-"""Configurations: every file under conf/ composes, and what is wrong is refused by name."""
+"""Configurations: every file under conf/ composes, and errors name the wrong key."""
 
 import re
 from copy import deepcopy
@@ -41,7 +41,7 @@ SCHEMAS = {
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
-# Where each group of conf/ is an option; a group that is new must be added here to be covered.
+# Stages of each group of conf/; add new groups here to cover them.
 STAGES_OF_GROUP = {
     "task": ("train", "distill", "evaluate", "report", "benchmark"),
     "data": ("train",),
@@ -51,7 +51,7 @@ STAGES_OF_GROUP = {
     "trainer": ("train",),
     "callbacks": ("train",),
     "logger": ("train", "distill", "evaluate"),
-    "experiment": (),  # each is of one stage: that of the command in its file
+    "experiment": (),  # each belongs to one stage, that of the command in its file
     "debug": ("train",),
     "calibration": ("distill",),
     "layer": ("distill",),
@@ -60,7 +60,7 @@ EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 
 
 def commands_in(file: Path) -> list[tuple[str, list[str]]]:
-    """Stage and overrides of every command that a comment of the file shows."""
+    """Yield stage and overrides of every command in a comment of the file."""
     found = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
     return [(stage, overrides.split()) for stage, overrides in found]
 
@@ -81,7 +81,7 @@ OPTIONS = sorted(
 
 
 def task_of(option):
-    """Data and model are of one kind: a file is tried with the task of its name."""
+    """Data and model must be of one kind, so a file is tried with the task of its name."""
     option = option.replace("wikitext_excerpt", "wikitext")
     return option if (conf_dir() / "task" / f"{option}.yaml").is_file() else "digits"
 
@@ -93,7 +93,7 @@ def composed(stage, *overrides):
 
 
 def refused(stage, *overrides):
-    """The sentence with which these overrides are refused."""
+    """Return the message with which these overrides are refused."""
     with pytest.raises(UserError) as error:
         composed(stage, *overrides)
     return str(error.value)
@@ -113,7 +113,7 @@ def leaves(tree, prefix=""):
 
 
 def written_values(file: Path):
-    """The values that one YAML file sets, by dotted key; interpolated and missing ones left out."""
+    """Return the values in a YAML file by dotted key, without interpolated and missing ones."""
     tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     tree.pop("defaults", None)
     tree.pop("hydra", None)  # Hydra's own: a sweep
@@ -144,7 +144,7 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, group, op
     overrides = [f"{group}={option}"]
     if group == "layer":
         overrides = [f"+layer={option}", *(["layer.index=3"] if option == "index" else [])]
-    # An experiment names its own task, or none: an ablation is of any.
+    # An experiment names its task, or none: an ablation applies to any task.
     with_task = stage == "train" and (group != "task" and not names_a_task(group, option))
     if with_task:
         overrides.append(f"task={task_of(option)}")
@@ -399,7 +399,7 @@ BAD_VALUES = {
     [(stage, *case) for stage, cases in BAD_VALUES.items() for case in cases.items()],
 )
 def test_value_out_of_range_is_refused_with_the_range(stage, override, allowed):
-    # Put into a composed configuration: composing each anew takes most of the time.
+    # Put into a composed configuration, because composing each one again is slow.
     given = OmegaConf.merge(complete(stage), OmegaConf.from_dotlist([override]))
     with pytest.raises(UserError) as error:
         parse(given, SCHEMAS[stage])
@@ -471,7 +471,7 @@ def test_unknown_model_is_refused_with_those_there_are():
         parse(given, TrainConfig)
 
 
-# Values on the closed ends of their ranges, given all at once.
+# Values at the closed ends of their ranges, all given at once.
 LOWEST = {
     "train": (
         "data.augment.randaugment={num_ops:0,magnitude:0,groups:1} data.augment.crop_padding=0 "
@@ -565,7 +565,7 @@ def test_one_budget_at_a_time():
     ],
 )
 def test_nothing_is_measured_twice_under_one_name(stage, override):
-    assert refused(stage, override) == f"{override} is not allowed; it must name none twice"
+    assert refused(stage, override) == f"{override} is not allowed; remove the duplicates"
 
 
 @pytest.mark.parametrize("name", ["sequential", "end_to_end"])
@@ -608,9 +608,9 @@ def test_benchmark_has_one_amount_of_work_in_every_row():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("cpu.methods=[flash,flash]", "none twice"),
+        ("cpu.methods=[flash,flash]", "remove the duplicates"),
         ("cpu.n=[]", "at least one"),
-        ("gpu.n=[64,64]", "none twice"),
+        ("gpu.n=[64,64]", "remove the duplicates"),
     ],
 )
 def test_benchmark_names_a_row_or_a_method_once(override, words):
@@ -656,7 +656,7 @@ def test_further_features_go_with_query_features(key):
 
 
 def test_what_a_calibration_does_not_read_is_no_part_of_it():
-    """So that maps of before there were such settings are not another calibration's."""
+    """Maps from before these settings existed keep their calibration's identity."""
     ridge = composed("distill").calibration
     assert not {"adaptive", "logits", "relaxed", "kl"} & set(ridge.identity())
     options = ("calibration=kl", "calibration.relaxed=true")
@@ -707,7 +707,7 @@ def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
 
 
 def test_bugs_f16_every_path_of_a_schema_is_marked():
-    """A new key that holds a path is found here by its name."""
+    """Every key that holds a path is found by its name, including new ones."""
     for stage, schema in SCHEMAS.items():
         keys = [key for key, _ in leaves(asdict(composed(stage)))]
         marked = {k for k in keys if (f := field_of(schema, k)) and f.metadata.get("path")}
@@ -751,7 +751,7 @@ def test_flags_of_hydra_are_no_overrides(argument):
     check_override_keys(["task=digits", argument, "/a b/c"], TrainConfig)
 
 
-# Of each, words of the sentence.
+# Words of each error message.
 ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",
