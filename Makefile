@@ -5,13 +5,13 @@ PY := $(VENV)/bin/python
 TASK := $(if $(task),task=$(task))
 
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-UNKNOWN := $(filter-out task ARGS PYTHON VENV,$(GIVEN))
+UNKNOWN := $(filter-out task row ARGS PYTHON VENV,$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(foreach name,$(UNKNOWN),$(name)=$($(name)))")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark test test-quick coverage test-gpu reliability lint lock docs
+.PHONY: help setup demo train distill evaluate report benchmark reproduce test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ report: setup ## Tables, figures and a page from all evaluations and benchmarks
 
 benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mode=train"
 	@$(PY) -m asap_exp.benchmark $(TASK) $(ARGS)
+
+reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (or task=cifar)
+	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) $(ARGS)
 
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)

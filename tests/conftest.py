@@ -6,6 +6,7 @@ the process that hands the tests out needs none of it.
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ def prepare_kernels() -> None:
 
     from tests.interpreter import replace_language_once_per_launch
 
+    assert "asap_exp.ops" not in sys.modules, "a conftest.py must not import the operators"
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"

@@ -5,10 +5,23 @@ import shlex
 from pathlib import Path
 
 from asap_exp.core.composing import compose
-from tests.stages import SCHEMAS
+from asap_exp.core.config import (
+    BenchmarkConfig,
+    EvaluateConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from asap_exp.distill.config import DistillConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "benchmark": BenchmarkConfig,
+}
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 

@@ -15,15 +15,6 @@ from asap_exp.core.config import (
 )
 from asap_exp.distill.config import DistillConfig
 
-SCHEMAS: dict[str, type] = {
-    "train": TrainConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "benchmark": BenchmarkConfig,
-}
-"""The configuration of each stage."""
-
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
 

@@ -1,5 +1,6 @@
 """The commands of the README, as a user types them."""
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.core import app, sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
     README,
@@ -34,6 +36,18 @@ def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subproce
         text=True,
         timeout=240,
     )
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    """The exit status of the same command, without the imports of a process of its own."""
+    monkeypatch.setattr(sys, "argv", [f"asap_exp.{name}", *arguments])
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    command = importlib.import_module(f"asap_exp.{name}.__main__")
+    try:
+        app.main(name, SCHEMAS[name], command.run)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
 
 
 def test_readme_has_the_commands_that_were_asked_for() -> None:
@@ -108,8 +122,11 @@ def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"
 
 
-def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
+def test_stages_find_each_other_and_share_a_wandb_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the default logger, and no argument that says what to take."""
+    monkeypatch.chdir(tmp_path)
     small = {
         "train": [*TINY, *SINKHORN, "recipe.epochs=2"],
         "distill": ["+layer=frozen", *CALIBRATION],
@@ -121,11 +138,9 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
         "evaluate": "Compiled map: results/runs/digits/",
     }
     for name, arguments in small.items():
-        done = stage(
-            name, *(word for word in arguments if not word.startswith("logger=")), cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert words[name] in done.stdout
+        default_logger = [word for word in arguments if not word.startswith("logger=")]
+        assert in_process(monkeypatch, name, *default_logger) == 0
+        assert words[name] in capsys.readouterr().out
     files = sorted(tmp_path.rglob("offline-run-*/run-*.wandb"))
     assert len(files) == 3
     content = [file.read_bytes() for file in files]
@@ -151,6 +166,12 @@ def test_mistake_is_a_sentence_and_not_a_traceback(
     assert words in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_stage_is_a_command(name: str, tmp_path: Path) -> None:
+    done = stage(name, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, help_text(name) + "\n")
 
 
 def test_help_shows_keys_and_groups(tmp_path: Path) -> None:

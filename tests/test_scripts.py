@@ -1,12 +1,15 @@
 """The scripts: what reproduces a task, and what fetches data, without any training or network."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
@@ -15,8 +18,9 @@ from packaging.specifiers import SpecifierSet
 
 from asap_exp.core.composing import compose
 from asap_exp.core.config import EvaluateConfig, TrainConfig
+from asap_exp.core.runs import recipe_hash
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
-from asap_exp.data.texts import load_texts
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
 from tests.data.sentences import make_texts
 
@@ -31,6 +35,9 @@ def script(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     return module
 
+
+sys.path.append(str(ROOT / "scripts"))
+from rows import load_row, published, row_names, row_of  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -136,40 +143,129 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.teacher for c in done.distilled} == {"run4"}
     (evaluation,) = done.evaluated
     assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
-    assert {c.paths.results for c in (*trained, *done.distilled, evaluation)} == {"elsewhere"}
+    configs: list[Any] = [*trained, *done.distilled, evaluation]
+    assert {c.paths.results for c in configs} == {"elsewhere"}
 
 
 def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    softmax = Done(monkeypatch, "cifar", "--train", "softmax")
+    softmax = Done(monkeypatch, "cifar_plain", "--train", "softmax")
     assert {c.attention["name"] for c in softmax.trained} == {"softmax"}
     assert not softmax.distilled
     assert not softmax.evaluated
-    sinkhorn = Done(monkeypatch, "cifar", "--train", "sinkhorn")
-    assert [c.attention["name"] for c in sinkhorn.trained] == ["sinkhorn"] * 2
-    assert [c.calibration.name for c in sinkhorn.distilled] == ["ridge"] * 2
-    assert [c.maps for c in sinkhorn.evaluated] == ["one"] * 2
+    sinkhorn = Done(monkeypatch, "cifar_qknorm", "--train", "sinkhorn")
+    assert [c.attention["name"] for c in sinkhorn.trained] == ["sinkhorn"]
+    assert [c.calibration.name for c in sinkhorn.distilled] == ["ridge"]
+    assert [c.maps for c in sinkhorn.evaluated] == ["one"]
 
 
-def test_every_task_that_can_be_reproduced_composes() -> None:
-    module = script("reproduce")
-    for task, recipes in module.RECIPES.items():
-        for recipe in recipes:
-            assert compose("train", recipe, TrainConfig)
-        for calibration in module.CALIBRATIONS.get(task, ()):
-            assert compose("distill", calibration, DistillConfig)
-        assert compose("evaluate", module.EVALUATIONS.get(task, []), EvaluateConfig)
-        if task in module.INITIAL:
-            first = compose("train", [module.INITIAL[task]], TrainConfig)
-            fine = compose("train", recipes[0], TrainConfig)
-            weightless = {"dropout": 0.0, "drop_path": 0.0}
-            if first.task.name != "cifar":
-                weightless["pooling"] = "mean"
-            assert replace(first.model, **weightless) == replace(fine.model, **weightless)
-            if first.task.name != "cifar":
-                for key in ("name", "vocab_size", "lowercase", "max_length"):
-                    assert getattr(first.data, key) == getattr(fine.data, key)
+def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    done = Done(monkeypatch, "recipe.batch_size=16", "--task", "digits", "--seeds", "3")
+    assert {c.seed for c in done.trained} == {3}
+    assert {c.recipe.batch_size for c in done.trained} == {16}
+    assert [c.model.qk_norm for c in done.trained] == [False, False, False, True, True]
+    printed = capsys.readouterr().out
+    times = re.findall(r"== (digits_\w+): about \d+\.\d h on CPU", printed)
+    assert times == ["digits_plain", "digits_plain_pareto", "digits_qknorm"]
+    assert "asap_exp.distill teacher=RUN calibration=ridge" in printed
+
+
+def test_a_dry_run_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    done = Done(monkeypatch, "cifar_1024", "--dry-run")
+    assert not done.trained
+    lines = capsys.readouterr().out.splitlines()
+    trainings = [line.split("asap_exp.train ")[1] for line in lines if "asap_exp.train" in line]
+    assert trainings == [
+        "seed=0 experiment=cifar_256",
+        "seed=0 experiment=cifar_1024 init_from=RUN",
+    ]
+    assert any("calibration.refine=0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name a row, one of agnews"),
+        (("cifar_plane",), "Did you mean cifar_plain?"),
+        (("--task", "yelp"), "choose one of agnews"),
+        (("cifar_plain", "--task", "cifar"), "or --task TASK"),
+    ],
+)
+def test_what_is_no_row_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Done(monkeypatch, *arguments)
+    assert words in str(stopped.value)
+
+
+@pytest.mark.parametrize("name", row_names())
+def test_every_row_composes(name: str) -> None:
+    row = load_row(name)
+    fine = compose("train", row.train, TrainConfig)
+    assert fine.task.name == row.task
+    assert name.startswith(row.task)
+    for baseline in row.baselines:
+        config = compose("train", [*row.train, f"attention={baseline}"], TrainConfig)
+        assert recipe_hash(config) == recipe_hash(fine)
+    for calibration in row.calibrations:
+        assert compose("distill", calibration, DistillConfig)
+    for evaluation in row.evaluations:
+        assert compose("evaluate", evaluation, EvaluateConfig)
+    if row.pretrain:
+        first = compose("train", row.pretrain, TrainConfig)
+        weightless: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
+        if first.task.name != "cifar":
+            weightless["pooling"] = "mean"
+            for key in ("name", "vocab_size", "lowercase", "max_length"):
+                assert getattr(first.data, key) == getattr(fine.data, key)
+        assert replace(first.model, **weightless) == replace(fine.model, **weightless)
+
+
+RECORDS = published(ROOT / "results")
+
+
+def test_every_published_record_is_of_a_row() -> None:
+    """By the hash of its training, its calibration and its images; and every row has a record."""
+    rows = {record["run"] + record["sha256"]: row_of(record) for record in RECORDS}
+    assert None not in rows.values(), [run for run, row in rows.items() if row is None]
+    assert set(rows.values()) == set(row_names())
+    for record in RECORDS:
+        row = row_of(record)
+        assert row is not None
+        shown = [name for name in ("softmax", "espformer") if record.get(f"{name}_run")]
+        assert set(shown) <= set(load_row(row).baselines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("run",), "digits/vit-sinkhorn/00000000-s0"),
+        (("seed",), 77),
+        (("artifact", "calibration", "slices"), 31),
+        (("artifact", "calibration", "adaptive"), True),
+        (("artifact", "budget"), {"accuracy_drop": 1}),
+        (("corruption",), {"name": "noise", "severity": 5}),
+    ],
+)
+def test_a_record_of_something_else_is_of_no_row(key: tuple[str, ...], value: object) -> None:
+    record = deepcopy(next(r for r in RECORDS if row_of(r) == "digits_qknorm"))
+    place = record
+    for part in key[:-1]:
+        place = place[part]
+    place[key[-1]] = value
+    assert row_of(record) is None
+
+
+def test_an_initial_run_of_something_else_is_of_no_row() -> None:
+    record = deepcopy(next(r for r in RECORDS if row_of(r) == "imdb"))
+    record["manifests"]["train"]["config"]["init_from"] = "imdb_mlm/encoder-sinkhorn/0-s0"
+    assert row_of(record) is None
 
 
 @pytest.mark.parametrize("name", ["agnews", "wikitext2"])
@@ -188,6 +284,7 @@ def test_fetched_texts_are_found_again(
     monkeypatch.setattr(datasets, "load_dataset", hub)
     monkeypatch.setattr(module, "require_reachable", lambda url: None)
     module.download(dataset, tmp_path)
+    assert dataset.hub is not None
     assert asked == [(*dataset.hub, split) for split in dataset.rows]
     monkeypatch.undo()
     assert load_texts(dataset, "train", str(tmp_path), str(tmp_path / "cache")).texts == texts

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ STEPS = {
 }
 
 
-def config(steps: str, **changes: object) -> CalibrationConfig:
+def config(steps: str, **changes: Any) -> CalibrationConfig:
     descent = AdamFit(updates=30, lr=0.02)
     plain = CalibrationConfig(
         name="ridge",
@@ -63,7 +64,7 @@ def net() -> Classifier:
 DONE: dict[str, Calibration] = {}
 
 
-def run(net: nn.Module, steps: str, **changes: object) -> Calibration:
+def run(net: nn.Module, steps: str, **changes: Any) -> Calibration:
     """Calibrate, or return what an earlier test calibrated alike: tests only read it."""
     key = f"{id(net)} {steps} {sorted(changes.items())}"
     if key not in DONE:
@@ -71,7 +72,7 @@ def run(net: nn.Module, steps: str, **changes: object) -> Calibration:
     return DONE[key]
 
 
-def run_again(net: nn.Module, steps: str, **changes: object) -> Calibration:
+def run_again(net: nn.Module, steps: str, **changes: Any) -> Calibration:
     settings = config(steps, **changes)
     data = CalibrationData(net, batches(1, 2, 3, 4), batches(5, 6), settings, "32-true")
     return calibrate(data, list(attention_layers(net)))
@@ -90,8 +91,8 @@ def test_no_step_is_worse_on_held_out_data_than_the_one_before_it(net: Classifie
         for before, after in (("ridge", "kl"), ("kl", "learned_slices")):
             assert (kl[before] >= kl[after]).all()
             assert kl[before].mean() > kl[after].mean()
-    for kl in result.prediction_kl.values():
-        assert kl["before"] > kl["after"] > 0
+    for found in result.prediction_kl.values():
+        assert found["before"] > found["after"] > 0
 
 
 def test_predictions_are_as_close_as_is_said(net: Classifier) -> None:

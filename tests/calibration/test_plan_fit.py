@@ -67,7 +67,8 @@ def test_divergence_is_finite_where_a_plan_underflows() -> None:
 def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) -> None:
     """Against differences, in float64."""
     attend = small_map(refine=refine, everything=everything).double()
-    data = LayerInputs(*(t.double() for t in inputs(3, 0)[:3]), None)
+    q, k, v, _ = inputs(3, 0)
+    data = LayerInputs(q.double(), k.double(), v.double(), None)
     (target,) = targets(data)
     scale = unit_scale(everything=everything).double()
     with trainable(attend, scale, slices=True) as parameters:
@@ -80,9 +81,9 @@ def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) 
             with torch.no_grad():
                 ends = []
                 for sign in (1, -2):
-                    parameter += sign * h * direction
+                    parameter.add_(sign * h * direction)
                     ends.append(total_kl(attend, target).sum())
-                parameter += h * direction
+                parameter.add_(h * direction)
             slope = (ends[0] - ends[1]) / (2 * h)
             torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-7)
 

@@ -4,9 +4,9 @@ import pytest
 
 from asap_exp.attention import AsapAttention, MultiHeadAttention, swap_attention
 from asap_exp.calibration.artifact import load_artifact
+from asap_exp.core.config import LayerConfig
 from asap_exp.core.errors import UserError
 from asap_exp.data import sources
-from asap_exp.distill.config import LayerConfig
 from asap_exp.distill.distill import chosen_layers
 from asap_exp.models import load_net
 from tests.conftest import Pipeline

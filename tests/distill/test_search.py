@@ -63,7 +63,7 @@ def test_first_upgrade_lowers_the_kl_most_per_time() -> None:
 
 
 def test_uniform_plans_take_what_is_better_in_a_layer_and_no_slower() -> None:
-    ms = {"a": {"x": 2.5, "y": 5, "only a": 1}, "b": {"x": 3, "y": 1}}
+    ms = {"a": {"x": 2.5, "y": 5.0, "only a": 1.0}, "b": {"x": 3.0, "y": 1.0}}
     assert uniform(LADDERS, ms) == [{"a": 1, "b": 1}, {"a": 2, "b": 0}]
     assert highest_within(LADDERS["a"], 0.5) == 0
 

@@ -3,8 +3,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from asap_exp.ops.call import as_if, device_of
-
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
@@ -29,6 +27,8 @@ def heads(request) -> Iterator[str]:
     if request.param == "few heads":
         yield request.param
         return
+    from asap_exp.ops.call import as_if, device_of
+
     here = device_of(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
     with as_if(here._replace(multiprocessors=0)):
         yield request.param

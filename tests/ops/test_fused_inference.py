@@ -1,12 +1,14 @@
 """The fused operators on bfloat16 inputs without a gradient, which have kernels of their own."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from asap_exp import ops
 from asap_exp.ops import backend
+from tests.ops.cases import pairs_of
 from tests.ops.inputs import ASAP, CLOSURE, SOFTMAX, TEACHER, Inputs, make_inputs, relative_rms
 
 if backend.fused is None:
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 CUT_OFF = 0.0 if GPU else 2.0**-7
 """Triton's interpreter cuts off what does not fit into a bfloat16, and does not round."""
 USUAL, HUNDREDS = 1.0, 11.0
+SIZES = {"usual logits": USUAL, "logits of some hundreds": HUNDREDS}
+KERNELS = ("on chip", "passes")
 
 
 ON_CHIP = ["keys and values in registers", "plan in shared memory"]
@@ -27,7 +31,7 @@ PASSES = ["tiled, bfloat16", "tiled"]
 """The second where the first cannot: for logits that are all 0, and for a gradient."""
 
 
-@pytest.fixture(params=["on chip", "passes"])
+@pytest.fixture(params=KERNELS)
 def kernels(request):
     """Both kinds of kernels at every length that both can take."""
     with routes.force(*(ON_CHIP if request.param == "on chip" else []), *PASSES):
@@ -54,8 +58,7 @@ if GPU:
     LENGTHS += [(1000, 200), (129, 1025)]
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+@pairs_of(lengths=LENGTHS, size=SIZES, kernels=KERNELS)
 def test_teacher(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
@@ -63,8 +66,9 @@ def test_teacher(lengths, size, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
-@pytest.mark.parametrize("lengths", [(150, 150), (40, 70), (70, 40)], ids=str)
-@pytest.mark.parametrize("size", [USUAL, 4.0, HUNDREDS, 30.0])
+@pairs_of(
+    lengths=((150, 150), (40, 70), (70, 40)), size=(USUAL, 4.0, HUNDREDS, 30.0), kernels=KERNELS
+)
 def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
@@ -89,8 +93,7 @@ def test_any_number_of_updates(num_iters, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+@pairs_of(lengths=LENGTHS, size=SIZES, kernels=KERNELS)
 def test_closure(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
@@ -125,10 +128,11 @@ def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
 MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 7 + [False] * 13])
 
 
-@pytest.mark.parametrize(
-    "operator", [TEACHER, CLOSURE, SOFTMAX, ASAP], ids=["teacher", "closure", "softmax", "asap"]
+@pairs_of(
+    operator={"teacher": TEACHER, "closure": CLOSURE, "softmax": SOFTMAX, "asap": ASAP},
+    size=SIZES,
+    kernels=KERNELS,
 )
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
 def test_padding(operator, size, kernels):
     inputs = inputs_for(size, batch=4, queries=20)
     mask = MASK.to(DEVICE)
@@ -152,7 +156,7 @@ def test_texts_of_several_lengths_in_a_batch(operator, tokens, kernels):
     lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2] * (16 if GPU else 1))
     inputs = inputs_for(batch=len(lengths), heads=6 if GPU else 1, queries=tokens)
     mask = torch.arange(tokens) >= lengths[:, None]
-    options = {"key_padding_mask": mask.to(DEVICE)}
+    options: dict[str, Any] = {"key_padding_mask": mask.to(DEVICE)}
     if operator is TEACHER:
         options |= {"num_iters": 20 if GPU else 5}
     exact = operator(inputs.map(torch.Tensor.double), **options)[0]

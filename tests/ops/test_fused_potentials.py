@@ -1,13 +1,15 @@
 """The fused potentials and dual against the reference in float64, in Triton's interpreter."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
-from asap_exp.ops.reference.asap import sliced_dual as reference_dual
+from tests.ops.cases import pairs_of
 from tests.ops.inputs import OPERATORS, make_inputs, relative_rms
 
 pytest.importorskip("triton")
@@ -15,12 +17,15 @@ from asap_exp.ops import routes
 from asap_exp.ops.backend import INTERPRETED
 from asap_exp.ops.kernels.asap import dual
 
+sliced_dual: Callable[..., Tensor] = dual.sliced_dual
+reference_dual: Callable[..., Tensor] = reference.asap.sliced_dual
+
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU, and no interpreter"
 )
 
-OPTIONS = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
+OPTIONS: dict[str, Any] = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
 # bfloat16 as well: in the interpreter its projections are products of float32.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 
@@ -41,20 +46,20 @@ def check(inputs, **changed) -> tuple[Tensor, Tensor]:
     phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **options)
     expected = reference.sliced_potentials(exact.q, exact.k, exact.theta, **options)
     assert_close(phi, expected, inputs.q.dtype)
-    f_hat = dual.sliced_dual(*dual_arguments(inputs), **options)
+    f_hat = sliced_dual(*dual_arguments(inputs), **options)
     expected = reference_dual(*dual_arguments(exact), None, **options)
     assert_close(f_hat, expected, inputs.q.dtype)
-    adaptive = dual.sliced_dual(*adaptive_arguments(inputs), **options)
+    adaptive = sliced_dual(*adaptive_arguments(inputs), **options)
     expected = reference_dual(*adaptive_arguments(exact), None, **options)
     assert_close(adaptive, expected, inputs.q.dtype)
     return phi, f_hat
 
 
-def dual_arguments(x) -> tuple[Tensor | None, ...]:
+def dual_arguments(x) -> Any:
     return x.q, x.k, x.theta, x.weight, x.query_weight, None
 
 
-def adaptive_arguments(x) -> tuple[Tensor, ...]:
+def adaptive_arguments(x) -> Any:
     return x.q, x.k, x.theta, x.weight, x.query_weight, x.adaptive_weight
 
 
@@ -65,9 +70,11 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype] * expected.abs().max()
 
 
-@every_dtype
-@pytest.mark.parametrize("names", [[], ["groups of slices"]], ids=["as chosen", "groups"])
-@pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64, 65])
+@pairs_of(
+    tokens=(1, 2, 17, 63, 64, 65),
+    names={"as chosen": (), "groups": ("groups of slices",)},
+    dtype=tuple(TOLERANCE),
+)
 def test_agrees_with_the_reference(tokens, names, dtype):
     with routes.force(*names):
         check(inputs_of(tokens, dtype, heads=2))
@@ -94,7 +101,7 @@ def test_rows_of_several_warps(dtype):
 def test_dual_without_query_weight(dtype):
     inputs = inputs_of(17, dtype, batch=2)
     *arguments, _, _ = dual_arguments(inputs)
-    f_hat = dual.sliced_dual(*arguments, None, None, **OPTIONS)
+    f_hat = sliced_dual(*arguments, None, None, **OPTIONS)
     *arguments, _, _ = dual_arguments(inputs.map(lambda x: x.double()))
     assert_close(f_hat, reference_dual(*arguments, None, None, None, **OPTIONS), dtype)
 
@@ -111,7 +118,7 @@ def test_query_features_without_slices(tokens, dtype):
     inputs = inputs_of(tokens, dtype, slices=0)
     mask = torch.arange(tokens, device=DEVICE)[None] > tokens - 4
     options = OPTIONS | {"key_padding_mask": mask}
-    f_hat = dual.sliced_dual(*dual_arguments(inputs), **options)
+    f_hat = sliced_dual(*dual_arguments(inputs), **options)
     exact = dual_arguments(inputs.map(lambda x: x.double()))
     assert f_hat.abs().max() > 0
     assert_close(f_hat, reference_dual(*exact, None, **options), dtype)
@@ -142,9 +149,7 @@ SORTS = {
 }
 
 
-@every_dtype
-@pytest.mark.parametrize("names", SORTS.values(), ids=SORTS)
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pairs_of(mask=MASKS, names=SORTS, dtype=tuple(TOLERANCE))
 def test_padded_tokens_are_zero_and_change_nothing(mask, names, dtype):
     mask = torch.tensor(mask, device=DEVICE)
     inputs = inputs_of(19, dtype, batch=len(mask))
@@ -165,7 +170,7 @@ def test_tokens_beyond_the_sort_of_one_program(slices, dtype):
 
 @every_dtype
 def test_views_of_one_projection(dtype):
-    tokens, heads, width = 18, 3, 8
+    tokens, heads, width = 18, 2, 8
     qkv = torch.randn(2, tokens, 3, heads, width, generator=torch.Generator().manual_seed(0))
     q, k, _ = qkv.to(DEVICE, dtype).permute(2, 0, 3, 1, 4)
     inputs = inputs_of(tokens, dtype, heads=heads, head_dim=width)

@@ -4,14 +4,21 @@ Values are seeded normal numbers, so that no two projections tie: ties are sorte
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asap_exp import ops
-from tests.ops.inputs import ATTENTIONS, QUERY_KEY_OPERATORS, Inputs, assert_close64, make_inputs
+from tests.ops.inputs import (
+    ATTENTIONS,
+    OPERATORS,
+    QUERY_KEY_OPERATORS,
+    Inputs,
+    assert_close64,
+    make_inputs,
+)
 
 SIZES = {
     "batch": st.integers(1, 3),
@@ -29,7 +36,7 @@ attentions = st.sampled_from(sorted(ATTENTIONS))
 
 @st.composite
 def inputs_of(draw: st.DrawFn, *, keys_may_differ: bool = False) -> Inputs:
-    sizes = {name: draw(strategy) for name, strategy in SIZES.items()}
+    sizes: dict[str, Any] = {name: draw(strategy) for name, strategy in SIZES.items()}
     queries = draw(st.integers(1, 9))
     keys = draw(st.integers(1, 9)) if keys_may_differ else queries
     return make_inputs(queries=queries, keys=keys, **sizes)
@@ -61,12 +68,12 @@ def test_a_constant_added_to_a_dual_changes_nothing(data, options):
     constants = [[data.draw(each) for _ in range(heads)] for _ in range(batch)]
     moved = inputs.row_dual + torch.tensor(constants, dtype=torch.float64)[:, :, None]
     options = {"key_padding_mask": mask, **options}
-    for operator, tensors in (
-        (ops.closure_attention, (inputs.q, inputs.k, inputs.v)),
-        (ops.attention_plan, (inputs.q, inputs.k)),
-    ):
-        expected = operator(*tensors, inputs.row_dual, **options)
-        assert_close64(operator(*tensors, moved, **options), expected, rtol=1e-9, atol=1e-9)
+    for name in ("closure_attention", "attention_plan"):
+        (found,), (expected,) = (
+            OPERATORS[name](replace(inputs, row_dual=dual), **options)
+            for dual in (moved, inputs.row_dual)
+        )
+        assert_close64(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @given(st.data(), operators, OPTIONS)

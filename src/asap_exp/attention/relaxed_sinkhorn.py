@@ -1,4 +1,4 @@
-"""Few Sinkhorn updates that go further than they should: a baseline for compiled layers."""
+"""Over-relaxed Sinkhorn with few updates: a baseline for compiled layers."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from asap_exp.ops.checks import check_count, check_relaxation, check_temperature
 
 @register("relaxed_sinkhorn")
 class RelaxedSinkhornAttention(Attention):
-    """The closure after `num_iters` - 1 updates, each to f + `relaxation` (F(f) - f), eps > 0."""
+    """Closure after `num_iters` - 1 updates, each to f + `relaxation` (F(f) - f); `eps` > 0."""
 
     def __init__(
         self,

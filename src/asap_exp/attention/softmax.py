@@ -1,4 +1,4 @@
-"""Row softmax attention: no column step at all."""
+"""Row softmax attention, without a column step."""
 
 from torch import Tensor
 

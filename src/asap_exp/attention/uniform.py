@@ -1,4 +1,4 @@
-"""Uniform attention: every query takes the mean of the values. A control, and rarely more."""
+"""Uniform attention: every query averages all values. Mainly a control."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from asap_exp.attention.base import Attention, padded_pairs, register
 
 @register("uniform")
 class UniformAttention(Attention):
-    """The mean of the valid values for every query, whatever q and k are."""
+    """Mean of the valid values for every query."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None

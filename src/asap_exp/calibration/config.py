@@ -1,4 +1,4 @@
-"""How a map is fitted: the keys of `calibration`. Every registered step adds its settings."""
+"""The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
 
 from dataclasses import asdict, dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -20,8 +20,9 @@ from asap_exp.core.config.fields import (
     above,
     at_least,
     at_most,
+    one_of,
 )
-from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.errors import UserError, check_range
 
 AnyStep = TypeVar("AnyStep", bound=Step)
 
@@ -30,8 +31,8 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 class CalibrationKeys:
     """All keys but the settings of the steps, which `CalibrationConfig` adds under their names."""
 
-    name: str
-    steps: list[str]
+    name: Annotated[str, one_of(*STEPS, "sequential")]
+    steps: Annotated[list[str], one_of(*STEPS)]
     sequential: bool
     slices: Annotated[int, at_least(1), at_most(MOST_SLICES)]
     candidates: Annotated[int, at_most(10 * MOST_SLICES)]
@@ -48,7 +49,6 @@ class CalibrationKeys:
     seed: Seed
 
     def __post_init__(self) -> None:
-        check_choice("calibration.name", self.name, (*STEPS, "sequential"))
         check_steps(self.steps)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
         for key in ("adaptive", "logits"):
@@ -111,8 +111,6 @@ else:
 
 def check_steps(steps: list[str]) -> None:
     """UserError unless `steps` begins with a start, and each later scope follows the former."""
-    for step in steps:
-        check_choice("calibration.steps", step, tuple(STEPS))
     starts = names_of(StartStep)
     begins = steps and steps[0] in starts and not set(steps[1:]) & set(starts)
     if not begins or len(set(steps)) < len(steps):

@@ -1,10 +1,10 @@
 """Sinkhorn cut to fewer updates than its teacher makes."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from asap_exp.attention import Attention, RelaxedSinkhornAttention, SinkhornAttention
-from asap_exp.core.records.evaluation import RowGroup
+from asap_exp.core.config import BudgetConfig, EvaluateConfig
+from asap_exp.core.records.row import RowGroup
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,8 @@ class Truncation:
         )
 
 
-class Truncations(Protocol):
-    """What the configurations of `evaluate` and of a budget say about truncations."""
-
-    truncations: list[int]
-    relaxed_truncations: list[int]
-    relaxation: float
-
-
-def truncations(asked: Truncations) -> list[Truncation]:
-    """The truncations asked for: the plain ones, then the relaxed ones."""
+def truncations(asked: EvaluateConfig | BudgetConfig) -> list[Truncation]:
+    """Those asked for: the plain ones, then the relaxed ones."""
     plain = [Truncation(num_iters) for num_iters in asked.truncations]
     relaxed = asked.relaxed_truncations
     return plain + [Truncation(num_iters, asked.relaxation) for num_iters in relaxed]

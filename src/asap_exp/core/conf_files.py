@@ -48,6 +48,7 @@ def attentions() -> dict[str, dict[str, Any]]:
     from omegaconf import OmegaConf  # half of what `--help` takes, which does not need it
 
     folder = conf_dir() / "train" / "attention"
-    trees = [OmegaConf.to_container(OmegaConf.load(file)) for file in folder.glob("*.yaml")]
-    found = {tree.pop("name"): tree for tree in trees if isinstance(tree, dict) and "name" in tree}
+    files = (OmegaConf.load(file) for file in folder.glob("*.yaml"))
+    trees: list[Any] = [OmegaConf.to_container(file) for file in files]
+    found = {tree.pop("name"): tree for tree in trees if "name" in tree}
     return {name: found[name] for name in sorted(found)}

@@ -11,12 +11,12 @@ from asap_exp.attention import AsapAttention, Attention
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import device_of
 from asap_exp.calibration.data import CalibrationData
-from asap_exp.core.config import TextDataConfig
+from asap_exp.core.config import BudgetConfig, TextDataConfig
 from asap_exp.core.console import console
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
 from asap_exp.distill.candidates import Option, ValidationScorer, make_ladders, make_options
-from asap_exp.distill.config import BudgetConfig, DistillConfig
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import Compiled, distill
 from asap_exp.distill.search import (
     Ladders,

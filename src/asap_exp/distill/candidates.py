@@ -20,10 +20,10 @@ from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.prediction_fit import log_probabilities
 from asap_exp.calibration.truncation import truncations
+from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.records.words import refine_words
 from asap_exp.data.loader import BatchLoader
-from asap_exp.distill.config import BudgetConfig
 from asap_exp.distill.search import Candidate, ladder
 from asap_exp.timing.accuracy_check import gate_error, passes
 from asap_exp.timing.calls import captured, layer_call, model_call

@@ -1,71 +1,20 @@
-"""The configuration of the stage `distill`."""
+"""The configuration of `distill`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.steps import LayerStep, StartStep, names_of
-from asap_exp.core.config.fields import (
-    LARGEST_SETTING,
-    MOST_REPEATS,
-    PATH,
-    Accelerator,
-    Counts,
-    Distinct,
-    Relaxation,
-    above,
-    at_least,
-    at_most,
-    one_of,
-    within,
-)
-from asap_exp.core.config.shared import (
+from asap_exp.core.config import (
+    BudgetConfig,
     DataLocation,
-    LatencyConfig,
+    LayerConfig,
     LoggerConfig,
     PathsConfig,
     TaskConfig,
 )
+from asap_exp.core.config.fields import PATH, Accelerator
 from asap_exp.core.errors import UserError
-
-
-@dataclass
-class LayerConfig:
-    which: Annotated[str, one_of("frozen", "all", "first", "last", "index")]
-    index: Annotated[int | None, at_least(0)] = None
-
-    def __post_init__(self) -> None:
-        if self.which == "index" and self.index is None:
-            raise UserError("layer.index is missing; give one, for example layer.index=3")
-        if self.which != "index" and self.index is not None:
-            raise UserError(
-                f"layer.index={self.index} is read only with +layer=index, not with {self.which}"
-            )
-
-
-@dataclass
-class BudgetConfig:
-    """What a compiled model may cost; one of the first two is set, or neither."""
-
-    accuracy_drop: Annotated[float | None, within(0, 100)]
-    latency_ratio: Annotated[float | None, above(0), at_most(LARGEST_SETTING)]
-    slices: Counts
-    refine: Annotated[list[int], at_least(0), at_most(MOST_REPEATS), Distinct()]
-    truncations: Counts
-    relaxed_truncations: Counts
-    relaxation: Relaxation
-    latency: LatencyConfig
-
-    def __post_init__(self) -> None:
-        if None not in (self.accuracy_drop, self.latency_ratio):
-            raise UserError(
-                f"budget.accuracy_drop={self.accuracy_drop} and "
-                f"budget.latency_ratio={self.latency_ratio} are two budgets; give one of them"
-            )
-
-    @property
-    def asked(self) -> bool:
-        return self.accuracy_drop is not None or self.latency_ratio is not None
 
 
 @dataclass

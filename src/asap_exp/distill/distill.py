@@ -21,6 +21,7 @@ from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
 from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.core.config import LayerConfig
 from asap_exp.core.console import warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
 from asap_exp.core.errors import UserError
@@ -30,9 +31,9 @@ from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.data.run_data import CALIBRATION_SPLIT, check_same_data, run_data
 from asap_exp.data.sources import DataNotFound
-from asap_exp.distill.config import DistillConfig, LayerConfig
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher

@@ -38,7 +38,7 @@ from asap_exp.core.tracking import wandb_run
 from asap_exp.core.training_log import own_curves
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.of_run import check_same_data, run_data
+from asap_exp.data.run_data import check_same_data, run_data
 from asap_exp.evaluate.baseline import baseline_row
 from asap_exp.evaluate.corruption import corrupted
 from asap_exp.evaluate.example_plan import example_plans

@@ -42,8 +42,8 @@ class AdamFit:
 class Step:
     """A step of a calibration, known to YAML by its name.
 
-    `settings` is None, or a dataclass whose fields say what is allowed. The class holds the
-    defaults of `asap_exp.compile`; those of `distill` stand in conf/distill/calibration/ridge.yaml,
+    `settings` is None, or a dataclass whose fields say what they may hold. The class holds the
+    defaults of `asap_exp.compile`; conf/distill/calibration/ridge.yaml holds those of `distill`,
     under the step's name.
     """
 

@@ -2,8 +2,7 @@
 
 The values live in `conf/`. A composed configuration becomes one of these dataclasses
 (`asap_exp.core.composing`). A field says its range or choices itself (`fields`), and
-`asap_exp.core.schema` checks them; `__post_init__` holds the rules between fields. Those of
-`distill` stand with what they configure: `asap_exp.distill.config`, `asap_exp.calibration.config`.
+`asap_exp.core.schema` checks them; `__post_init__` holds the rules between fields.
 """
 
 from asap_exp.core.config.benchmark import BenchmarkConfig, SuiteConfig
@@ -14,6 +13,7 @@ from asap_exp.core.config.data import (
     RandAugmentConfig,
     TextDataConfig,
 )
+from asap_exp.core.config.distill import BudgetConfig, LayerConfig
 from asap_exp.core.config.evaluate import CorruptionConfig, EvaluateConfig
 from asap_exp.core.config.fields import (
     ACCELERATORS,
@@ -62,6 +62,7 @@ __all__ = [
     "AttentionOptions",
     "AugmentConfig",
     "BenchmarkConfig",
+    "BudgetConfig",
     "CallbacksConfig",
     "CorruptionConfig",
     "DataConfig",
@@ -71,6 +72,7 @@ __all__ = [
     "ImageDataConfig",
     "ImageTrainConfig",
     "LatencyConfig",
+    "LayerConfig",
     "LoggerConfig",
     "ModelConfig",
     "PathsConfig",

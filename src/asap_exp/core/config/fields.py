@@ -8,7 +8,7 @@ field for what is not null. `asap_exp.core.schema` checks them.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from asap_exp.core.errors import (
     UserError,
@@ -41,9 +41,10 @@ class Range:
     below: float | None = None
     maximum: float | None = None
 
-    def check(self, key: str, value: object) -> None:
+    def check(self, key: str, value: Any) -> None:
         """Raises UserError where a number lies outside."""
         for number in value if isinstance(value, list) else [value]:
+            assert isinstance(number, (int, float)), "its type is checked before"
             check_range(key, number, **vars(self))
 
 

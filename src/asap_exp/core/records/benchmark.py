@@ -159,11 +159,6 @@ class BenchmarkRecord:
     def cells(self) -> list[tuple[Length, Cell]]:
         return [(row, cell) for row in self.rows for cell in row.cells]
 
-    @property
-    def names_routes(self) -> bool:
-        """Records that do not are older; they have a column for `absorbed_heads` instead."""
-        return any(cell.routes is not None for _, cell in self.cells)
-
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "BenchmarkRecord":
         for problem in self._problems():

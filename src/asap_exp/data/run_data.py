@@ -1,4 +1,4 @@
-"""The data of a finished run, found where it lies today."""
+"""Data of a finished run, from wherever it is stored today."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ CALIBRATION_SPLIT = "train"
 def run_data(
     run: Run, root: str | None, cache: str | None, batch_size: int, device: torch.device
 ) -> TaskDataModule:
-    """The data of `run`, found where it lies today if `root` or `cache` says so."""
+    """Build the data module of `run`; `root` and `cache` override its saved folders."""
     saved = run.config.data
     found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
     return build_data(
@@ -24,12 +24,12 @@ def run_data(
 
 
 def check_same_data(data: TaskDataModule, run: Run) -> None:
-    """Refuses training samples, or an order of them, that the teacher was not trained on."""
+    """Raise UserError unless training samples and their order are those `run` was trained on."""
     now, then = data.identity["train_sha256"], run.manifest.data["train_sha256"]
     if now != then:
         raise UserError(
             f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
             f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
-            f"({run.manifest.data['source']}, {str(then)[:8]}...); give their folder with "
-            "data.root=FOLDER"
+            f"({run.manifest.data['source']}, {str(then)[:8]}...); set data.root=FOLDER to the "
+            "folder of the original data"
         )

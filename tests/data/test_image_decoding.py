@@ -1,4 +1,4 @@
-"""Images of every kind as pixels of 8 bits, or a sentence that names their row."""
+"""Images of every format become 8-bit pixels, or an error that names their row."""
 
 import io
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import IMAGE_DATASETS
+from asap_exp.data.image_decoding import decoded_pixels
 from asap_exp.data.parquet import Part
-from asap_exp.data.pictures import decoded_pixels
 
 CIFAR10, DIGITS = IMAGE_DATASETS["cifar10"], IMAGE_DATASETS["digits"]
 GREY = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
@@ -36,7 +36,7 @@ def refused(*contents: bytes | None) -> str:
     with pytest.raises(UserError) as error:
         decoded_pixels([structs(*contents)], CIFAR10)
     message = str(error.value)
-    assert message.startswith("the images of cifar10 cannot be used: that in row ")
+    assert message.startswith("the images of cifar10 cannot be used: the one in row ")
     return message
 
 
@@ -54,7 +54,7 @@ def test_bugs_f19_grey_images_of_16_bits_are_scaled_and_not_clipped(factor):
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_bugs_f19_pixels_whose_range_nobody_knows_are_refused(kind):
     message = refused(file_of(COLOURS), file_of(GREY.astype(kind), "TIFF"))
-    assert "row 1 (counted from 0) of /data/train.parquet has pixels of 32 bits" in message
+    assert "row 1 (counted from 0) of /data/train.parquet has 32-bit pixels" in message
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF", "PPM", "TIFF"])
@@ -83,16 +83,16 @@ def test_bugs_f19_row_that_cannot_be_read_is_named_with_its_cause():
     assert "is damaged (image file is truncated" in refused(jpeg[: len(jpeg) * 3 // 4])
     assert "row 1" in refused(good, None)
     assert "has no bytes" in refused(None)
-    assert "is no image of a known format (PNG, WEBP, JPEG" in refused(b"")
-    assert "is no image of a known format" in refused(b"hello, world" * 9)
+    assert "is not in a known image format (PNG, WEBP, JPEG" in refused(b"")
+    assert "is not in a known image format" in refused(b"hello, world" * 9)
 
 
 def test_bugs_f19_images_of_several_sizes_or_of_no_square_are_refused():
     small, wide = file_of(COLOURS[:16, :16]), file_of(COLOURS[:16])
     message = refused(file_of(COLOURS), small)
     assert "row 1" in message
-    assert "has 16 x 16 pixels, the first one 32 x 32; save all of them in one size" in message
-    assert "has 32 x 16 pixels; cut or fill all of them to squares" in refused(wide)
+    assert "has 16 x 16 pixels, the first one 32 x 32; save all images in the same size" in message
+    assert "has 32 x 16 pixels; crop or pad all images to squares" in refused(wide)
 
 
 def test_images_of_another_size_keep_theirs():

@@ -1,4 +1,4 @@
-"""What a run directory says of the data: the names of the classes, and what was recorded."""
+"""Files and facts that a run directory keeps about its data: class names and hashes."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from asap_exp.core.runs import Run
 from asap_exp.data.catalog import Dataset
 
 CLASSES = "classes.json"
-"""What the classes are called, in the order of the model's outputs."""
+"""File of the class names, in the order of the model's outputs."""
 CLASSES_HASH = "classes_sha256"
 TOKENIZER_HASH = "tokenizer_sha256"
 
@@ -21,7 +21,7 @@ Catalogued = TypeVar("Catalogued", bound=Dataset)
 
 
 def as_trained(dataset: Catalogued, folder: Path | None) -> Catalogued:
-    """`dataset`, its classes in the order of the model of the run directory `folder`."""
+    """Return `dataset` with the class names and order of the model in run directory `folder`."""
     if folder is None:
         return dataset
     expected = recorded(folder, CLASSES_HASH)
@@ -31,43 +31,41 @@ def as_trained(dataset: Catalogued, folder: Path | None) -> Catalogued:
 
 
 def kept_names(folder: Path, expected: str | None) -> tuple[str, ...]:
-    """The class names in a run directory; UserError where their hash is not `expected`.
+    """Return the class names in a run directory; raise UserError if their hash is not `expected`.
 
-    Manifests of earlier versions hold no hash of them.
+    Manifests of earlier versions hold no hash of the names; then `expected` is None.
     """
     file = folder / CLASSES
     if not file.is_file():
-        raise UserError(
-            f"{file} is missing, which says what the model's classes are called; {repair(folder)}"
-        )
+        raise UserError(f"{file}, the names of the model's classes, is missing; {repair(folder)}")
     try:
         names = read_json(file)
     except UserError as error:
         raise UserError(f"{error}; {repair(folder)}") from error
     listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not listed or not names or len(set(names)) < len(names):
-        raise UserError(f"{file} is damaged: it is no list of class names; {repair(folder)}")
+        raise UserError(f"{file} is damaged: it is not a list of class names; {repair(folder)}")
     if expected is not None and names_hash(names) != expected:
         raise UserError(
-            f"{file} was changed: it no longer holds the class names that the run was trained "
+            f"{file} has changed: it no longer holds the class names that the run was trained "
             f"with, in their order; {repair(folder)}"
         )
     return tuple(names)
 
 
 def names_hash(names: Sequence[str]) -> str:
-    """SHA-256 of the names and their order."""
+    """Return the SHA-256 of the names and their order."""
     return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 def recorded(folder: Path, key: str) -> str | None:
-    """What the manifest of a run directory says of its data; None where it says nothing."""
+    """Return what the manifest of a run directory records under `key` of its data, or None."""
     run = Run(folder)
     return run.manifest.data.get(key) if run.started else None
 
 
 def repair(folder: Path) -> str:
-    """How a file is made again that a training wrote into its run directory."""
+    """Say how to restore a file that training wrote to its run directory."""
     run = Run(folder)
     if not run.started:
         return f"the command that trained the run of {folder} writes it again"

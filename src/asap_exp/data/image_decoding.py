@@ -1,4 +1,4 @@
-"""From the bytes of image files to pixels of 8 bits."""
+"""Decoding of image files to 8-bit pixels."""
 
 import io
 import warnings
@@ -13,17 +13,20 @@ from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import ImageDataset
 from asap_exp.data.parquet import Part
 
-# Asking each of PIL's formats in turn takes as long as decoding a small image.
+# Common formats first: probing every PIL format takes as long as decoding a small image.
 IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
 OTHER_FORMATS = ("BMP", "GIF", "TIFF", "PPM")
 
 
 class Unreadable(Exception):
-    """Why a row's image cannot be used, and what to do about it."""
+    """Raised when the image of a row cannot be used; the message says why and what to do."""
 
 
 def decoded_pixels(parts: Sequence[Part], dataset: ImageDataset) -> np.ndarray:
-    """uint8 `[rows, channels, size, size]`; UserError names the first row that is no such image."""
+    """Decode all images to uint8 `[rows, channels, size, size]`.
+
+    Raises UserError that names the first row without a usable image.
+    """
     mode = {1: "L", 3: "RGB"}[dataset.channels]
     images: list[np.ndarray] = []
     for part in parts:
@@ -33,7 +36,7 @@ def decoded_pixels(parts: Sequence[Part], dataset: ImageDataset) -> np.ndarray:
                 check_size(images[-1], images[0])
             except Unreadable as reason:
                 raise UserError(
-                    f"the images of {dataset.name} cannot be used: that in {part.place(row)} "
+                    f"the images of {dataset.name} cannot be used: the one in {part.place(row)} "
                     f"{reason}"
                 ) from reason
     pixels = np.stack(images)
@@ -42,7 +45,7 @@ def decoded_pixels(parts: Sequence[Part], dataset: ImageDataset) -> np.ndarray:
 
 
 def contents(part: Part, column: str) -> Iterator[bytes | None]:
-    """The bytes of each row's image file."""
+    """Yield the bytes of each row's image file."""
     for chunk in part.table[column].chunks:
         kind = chunk.type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -56,22 +59,22 @@ def contents(part: Part, column: str) -> Iterator[bytes | None]:
 
 
 def as_images(chunk: pa.Array, part: Part, column: str) -> pa.Array:
-    """Whatever else the hub's library takes for images, such as arrays of pixels."""
+    """Convert other types that `datasets` accepts as images, such as arrays of pixels."""
     import datasets
 
     try:
         return datasets.Image(decode=False).cast_storage(chunk)
     except Exception as error:
         raise UserError(
-            f"column {column} of {part.name} holds {chunk.type}, which is no image; give it the "
-            "bytes of image files"
+            f"column {column} of {part.name} holds {chunk.type}, which is not an image; store the "
+            "bytes of image files there"
         ) from error
 
 
 def decoded_image(content: bytes | None, mode: str) -> np.ndarray:
-    """uint8 `[height, width]`, with channels last where `mode` has several."""
+    """Decode an image to uint8 `[height, width]`, or `[height, width, channels]` for `mode` RGB."""
     if content is None:
-        raise Unreadable("has no bytes; put the image file itself into the row, or take it out")
+        raise Unreadable("has no bytes; put the image file itself into the row, or remove the row")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -79,14 +82,15 @@ def decoded_image(content: bytes | None, mode: str) -> np.ndarray:
                 return np.asarray(of_eight_bits(image).convert(mode))
     except UnidentifiedImageError as error:
         kinds = ", ".join((*IMAGE_FORMATS, *OTHER_FORMATS))
-        raise Unreadable(f"is no image of a known format ({kinds}); replace it") from error
+        raise Unreadable(f"is not in a known image format ({kinds}); replace it") from error
     except Unreadable:
         raise
     except Exception as error:
-        raise Unreadable(f"is damaged ({error}); replace it, or take the row out") from error
+        raise Unreadable(f"is damaged ({error}); replace it, or remove the row") from error
 
 
 def opened(content: bytes) -> Image.Image:
+    """Open an image file, trying the common formats first."""
     try:
         return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
@@ -94,23 +98,24 @@ def opened(content: bytes) -> Image.Image:
 
 
 def of_eight_bits(image: Image.Image) -> Image.Image:
-    """The high byte of 16 bits, as PIL takes it of colours; of greys, it would cut at 255."""
+    """Keep the high byte of 16-bit greys, as PIL does for colours; PIL clips greys at 255."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unreadable(
-            f"has pixels of 32 bits (mode {image.mode}), whose range nobody knows; save it with 8 "
-            "or 16 bits a channel"
+            f"has 32-bit pixels (mode {image.mode}), whose range is unknown; save it with 8 or 16 "
+            "bits per channel"
         )
     return image
 
 
 def check_size(image: np.ndarray, first: np.ndarray) -> None:
+    """Raise Unreadable unless `image` is square and as large as `first`."""
     height, width = image.shape[:2]
     if image.shape != first.shape:
         raise Unreadable(
             f"has {width} x {height} pixels, the first one {first.shape[1]} x {first.shape[0]}; "
-            "save all of them in one size"
+            "save all images in the same size"
         )
     if height != width:
-        raise Unreadable(f"has {width} x {height} pixels; cut or fill all of them to squares")
+        raise Unreadable(f"has {width} x {height} pixels; crop or pad all images to squares")

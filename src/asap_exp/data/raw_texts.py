@@ -1,4 +1,4 @@
-"""Where texts come from: embedded, a local folder of Parquet files, or the hub."""
+"""Raw texts and labels: embedded, from a local folder of Parquet files, or from the hub."""
 
 import hashlib
 import io
@@ -17,13 +17,14 @@ from asap_exp.data.parquet import Part
 from asap_exp.data.sources import Found, at_hand, first_available
 
 POOLED_TEST_SHARE = 0.2
+"""Share of the pooled rows that form the test split."""
 
 
 @dataclass(frozen=True)
 class RawTexts:
-    """A split as it is stored; labels are 0 where the data set has none.
+    """Texts of a split as they are stored; labels are 0 if the data set has none.
 
-    `names` are those of the classes, where the source has them.
+    `names` are the class names, if the source has them.
     """
 
     texts: list[str]
@@ -33,7 +34,7 @@ class RawTexts:
 
     @cached_property
     def sha256(self) -> str:
-        """Over texts and labels in their order."""
+        """SHA-256 of texts and labels in order."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             data = text.encode()
@@ -47,14 +48,17 @@ class RawTexts:
 
 
 def load_texts(dataset: TextDataset, split: str, root: str | None, cache: str | None) -> RawTexts:
-    """The rows of `split`, in their stored order; UserError names every way to provide the data."""
+    """Return the rows of `split` in their stored order.
+
+    Raises DataNotFound that lists every way to provide the data.
+    """
     if dataset.embedded:
         return embedded(dataset, split)
     return first_available(dataset, split, root, cache, lambda found: decoded(found, dataset))
 
 
 def check_texts(dataset: TextDataset, split: str, root: str | None, cache: str | None) -> None:
-    """Refuses rows of a split that is at hand, as `load_texts` would."""
+    """Raise UserError if an available split has rows that `load_texts` would refuse."""
     if dataset.embedded or split not in dataset.rows:
         return
     found = at_hand(dataset, split, root, cache, dataset.columns)
@@ -63,9 +67,9 @@ def check_texts(dataset: TextDataset, split: str, root: str | None, cache: str |
 
 
 def pooled(train: RawTexts, test: RawTexts, split: str, *, seed: int) -> RawTexts:
-    """Both splits together, dealt anew: a fifth of the rows, drawn with `seed`, are the test split.
+    """Pool both splits and split again: a fifth of the rows, drawn with `seed`, is the test split.
 
-    The protocol of Sinkformers' IMDb run, whose draw had no seed.
+    This is the protocol of Sinkformers' IMDb run, whose draw was unseeded.
     """
     texts, labels = train.texts + test.texts, train.labels + test.labels
     everything = RawTexts(texts, labels, train.source, train.names)
@@ -76,6 +80,7 @@ def pooled(train: RawTexts, test: RawTexts, split: str, *, seed: int) -> RawText
 
 
 def decoded(found: Found, dataset: TextDataset) -> RawTexts:
+    """Return the texts and labels of the rows that were found."""
     texts = [text for part in found.parts for text in part_texts(part, dataset)]
     if dataset.line_break is not None:
         texts = [text.replace(dataset.line_break, "\n") for text in texts]
@@ -86,15 +91,18 @@ def decoded(found: Found, dataset: TextDataset) -> RawTexts:
 
 
 def part_texts(part: Part, dataset: TextDataset) -> list[str]:
-    """UserError names the first row without a text, or with bytes that are none."""
+    """Return the texts of one file.
+
+    Raises UserError that names the first row without a text, or whose bytes are not UTF-8.
+    """
     column = dense(part.table[dataset.text_column])
     kind = column.type
     if not (is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         if column.null_count == len(column):
             refuse(part, dataset, 0, "has no text")
         raise UserError(
-            f"column {dataset.text_column} of {part.name} holds {kind}, and no texts; make it a "
-            f"column of strings, which {dataset.name} needs"
+            f"column {dataset.text_column} of {part.name} holds {kind}, not texts; convert it to "
+            f"strings, which {dataset.name} needs"
         )
     texts: list[str] = []
     for row, content in enumerate(column.cast(pa.large_binary()).to_pylist()):
@@ -103,19 +111,20 @@ def part_texts(part: Part, dataset: TextDataset) -> list[str]:
         try:
             texts.append(content.decode())
         except UnicodeDecodeError as error:
-            refuse(part, dataset, row, f"has bytes that are no UTF-8 ({error})")
+            refuse(part, dataset, row, f"has bytes that are not UTF-8 ({error})")
     return texts
 
 
 def refuse(part: Part, dataset: TextDataset, row: int, what: str) -> NoReturn:
+    """Raise UserError about the text in `row`; `what` completes "column NAME ..."."""
     raise UserError(
         f"the texts of {dataset.name} cannot be used: column {dataset.text_column} {what} in "
-        f"{part.place(row)}. Give that row a text, which may be empty, or take it out"
+        f"{part.place(row)}. Give that row a text, which may be empty, or remove it"
     )
 
 
 def embedded(dataset: TextDataset, split: str) -> RawTexts:
-    """Lines of a file in the package, each with its newline."""
+    """Return the lines of a file in the package, each with its newline."""
     file = files("asap_exp.data") / "excerpts" / dataset.name / f"{split}.txt"
     lines = list(io.StringIO(file.read_text(encoding="utf-8"), newline="\n"))
     return RawTexts(lines, [0] * len(lines), "embedded in the package")

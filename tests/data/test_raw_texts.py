@@ -1,4 +1,4 @@
-"""Text columns of every type, and rows that hold no text."""
+"""Text columns of every type, and rows without a text."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import TEXT_DATASETS
-from asap_exp.data.texts import check_texts, load_texts
+from asap_exp.data.raw_texts import check_texts, load_texts
 
 AGNEWS, IMDB, WIKITEXT = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "wikitext2"))
 TEXTS = ["one", "", "three — 三", "x" * 5000]
@@ -71,7 +71,7 @@ def test_bugs_f7_test_split_without_text_is_found_before_training(tmp_path):
 @pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [0.5, None]], ids=repr)
 def test_column_of_something_else_is_named_with_its_type(tmp_path, values):
     write(tmp_path, pa.array(values))
-    with pytest.raises(UserError, match=r"column text of .*train\.parquet holds .*no texts"):
+    with pytest.raises(UserError, match=r"column text of .*train\.parquet holds .*not texts"):
         load_texts(AGNEWS, "train", str(tmp_path), None)
 
 
@@ -83,7 +83,7 @@ def test_bugs_f7_column_of_nothing_but_nulls_has_no_text(tmp_path):
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
     write(tmp_path, pa.array([b"fine", b"caf\xe9"]))
-    with pytest.raises(UserError, match=r"no UTF-8 .*in row 1 \(counted from 0\)"):
+    with pytest.raises(UserError, match=r"not UTF-8 .*in row 1 \(counted from 0\)"):
         load_texts(AGNEWS, "train", str(tmp_path), None)
 
 
