@@ -333,7 +333,7 @@ def test_budget_of_a_masked_language_model_is_of_latency(
     assert budget["model_ms"] <= 100 * budget["teacher_model_ms"]
     data = run_data(Run(folder.parents[1]), None, None, 8, torch.device("cpu"))
     data.setup()
-    assert budget["rows"] == data.val_dataloader().rows
+    assert budget["rows"] == data.val_dataloader().num_samples
 
 
 def test_corrupted_images_are_no_texts(pipeline: TextPipeline) -> None:
