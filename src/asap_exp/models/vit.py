@@ -28,16 +28,13 @@ def build_vit(
 ) -> nn.Module:
     """A ViT on square images `[B, channels, image_size, image_size]`, mean-pooled, no class token.
 
-    `attention` is `{name, **options}`. UserError where the patch does not divide the image or the
-    heads the width.
+    `attention` is `{name, **options}`. UserError where the patch does not divide the image.
     """
     if image_size % model.patch_size:
         raise UserError(
             f"model.patch_size={model.patch_size} does not divide data.image_size={image_size}; "
             f"choose one of {', '.join(map(str, divisors(image_size)))}"
         )
-    if model.dim % model.heads:
-        raise UserError(f"model.dim={model.dim} must be a multiple of model.heads={model.heads}")
     vit = VisionTransformer(
         img_size=image_size,
         patch_size=model.patch_size,
