@@ -829,7 +829,7 @@ ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",
         "recipe=null": "recipe is missing; it must be a group of the keys",
-        "attention=null": "attention=null is not allowed; choose one of asap",
+        "attention=null": "attention=null is not allowed; choose one of espformer",
         "model=null": "model=null is not allowed; choose one of encoder, vit",
         "hydra=null": "hydra=null is not allowed",
         "attention=[1]": "attention=[1] is not allowed",
