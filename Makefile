@@ -11,7 +11,7 @@ $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(fore
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark reproduce test test-gpu reliability lint
+.PHONY: help setup demo train distill evaluate report benchmark reproduce test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (o
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
 
+test-quick: setup ## Run nine tenths of them within a minute: those not marked slow
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+coverage: setup ## Run the tests and say which lines of the package none of them reaches
+	@$(PY) -m pytest --cov --cov-report term:skip-covered $(ARGS)
+
 test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
 	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/gpu_tests.json $(ARGS)
@@ -53,5 +59,12 @@ test-gpu: setup ## Run the operators' tests at every size on a GPU; report in re
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)
 
-lint: setup ## Check style and types
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+lint: setup ## Check style, types and spelling
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/codespell .
+
+lock: ## Write constraints.txt anew, with the versions it has where they still fit (needs uv): ARGS=--upgrade
+	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --output-file constraints.txt $(ARGS)
+
+docs: setup ## Build the documentation into site/; a broken link is a mistake
+	@$(PY) scripts/build_docs.py

@@ -19,13 +19,15 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
+from rows import TEACHER, Row, estimate, load_row, published, row_names, rows_of
+
 from asap_exp.core.composing import compose, quoted
-from asap_exp.core.config import DistillConfig, EvaluateConfig, TrainConfig
+from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.mishaps import sentences
-from asap_exp.core.rows import TEACHER, Row, estimate, load_row, published, row_names, rows_of
 from asap_exp.core.runs import Run
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate
 from asap_exp.train.trainer import train

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Makes the virtual environment $VENV with the pinned versions. Called by `make setup`.
+# VERSIONS=oldest takes the oldest versions of the package's own dependencies instead (needs uv).
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
+VERSIONS=${VERSIONS:-pinned}
 
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
     echo "error: $PYTHON is $("$PYTHON" --version 2>&1); Python 3.11, 3.12 or 3.13 is needed." \
@@ -13,9 +15,17 @@ VENV=${VENV:-.venv}
 echo "Installing into $VENV (a few GB, once)"
 if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
-    uv pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev,sweep]'
+    constraints=constraints.txt
+    if [ "$VERSIONS" = oldest ]; then
+        oldest=$VENV/oldest.txt constraints=$VENV/constraints.txt
+        uv pip compile --quiet pyproject.toml --resolution lowest-direct \
+            --python "$VENV/bin/python" --no-header --no-annotate --output-file "$oldest" >/dev/null
+        # What checks and runs the tests stays at its pinned version.
+        grep -E '^(codespell|mypy|pytest|ruff)==' constraints.txt | cat "$oldest" - >"$constraints"
+    fi
+    uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,sweep]'
 else
     "$PYTHON" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -c constraints.txt -e '.[dev,sweep]'
+        -c constraints.txt -e '.[dev,docs,sweep]'
 fi

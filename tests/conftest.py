@@ -1,20 +1,21 @@
-"""What every test shares: no network, one thread, and one tiny trained and compiled teacher."""
+"""What every test shares: no network, one thread, and one tiny trained and compiled teacher.
+
+What takes seconds to import is imported where it is used: a test of an operator needs no stage, and
+the process that hands the tests out needs none of it.
+"""
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, just below
-
-from asap_exp.core.files import write_json
-from asap_exp.core.manifest import code_version, hardware, now, versions
-from asap_exp.core.runs import Run
-from tests.stages import run_distill, run_evaluate, run_train
+if TYPE_CHECKING:
+    from asap_exp.core.runs import Run
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
@@ -25,8 +26,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile(
+        "the same cases every time",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=100,
+    )
+    hypothesis.settings.load_profile("the same cases every time")
     if path := config.getoption("--report"):
         config.pluginmanager.register(Report(path))
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        prepare_kernels()
+
+
+def prepare_kernels() -> None:
+    """Choose Triton's interpreter where there is no GPU, before the kernels are imported."""
+    import torch
+
+    from tests.interpreter import replace_language_once_per_launch
+
+    assert "asap_exp.ops" not in sys.modules, "a conftest.py must not import the operators"
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+        replace_language_once_per_launch()
 
 
 class Report:
@@ -42,6 +66,9 @@ class Report:
             self.tests.append({"test": report.nodeid, "outcome": report.outcome, **found})
 
     def pytest_sessionfinish(self) -> None:
+        from asap_exp.core.files import write_json
+        from asap_exp.core.manifest import code_version, hardware, now, versions
+
         outcomes = [test["outcome"] for test in self.tests]
         record = {
             "outcomes": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
@@ -54,18 +81,13 @@ class Report:
         write_json(self.path, record)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @dataclass
 class Pipeline:
     """A results folder with a teacher, its softmax twin, a compiled map and an evaluation."""
 
     results: Path
-    teacher: Run
-    softmax: Run
+    teacher: "Run"
+    softmax: "Run"
     artifact: Path
     record: Path
 
@@ -73,6 +95,8 @@ class Pipeline:
 @pytest.fixture(scope="session")
 def shared_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Made once; not to be changed. `pipeline` is a copy that may be."""
+    from tests.stages import run_distill, run_evaluate, run_train
+
     results = tmp_path_factory.mktemp("pipeline") / "results"
     softmax = run_train(results, attention=("attention=softmax",))
     teacher = run_train(results)
@@ -82,6 +106,8 @@ def shared_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture
 def pipeline(shared_pipeline: Pipeline, tmp_path: Path) -> Pipeline:
+    from asap_exp.core.runs import Run
+
     results = tmp_path / "results"
     shutil.copytree(shared_pipeline.results, results)
 

@@ -23,6 +23,13 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in deepcopy(value).items() if key != SEAL}
 
 
+def untagged(text: str) -> str:
+    """Markdown without the tags that the report writes itself."""
+    for tag in ("<!--", '<details markdown="1"><summary>', "</summary>", "</details>"):
+        text = text.replace(tag, "")
+    return text
+
+
 def typed(value: dict[str, Any]) -> EvaluationRecord:
     """A record of what a test has changed."""
     return from_json(EvaluationRecord, unsealed(value), FILE)

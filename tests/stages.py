@@ -1,21 +1,22 @@
-"""Stages on a model that trains in a second: two layers, T = 4, few batches."""
+"""Stages on a model that trains in a second: two layers, T = 4, few batches.
+
+A stage is imported when it is run: most tests of this module's users need its arguments alone.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from asap_exp.benchmark.benchmark import benchmark
 from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
-    DistillConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
 )
-from asap_exp.core.runs import Run
-from asap_exp.distill.distill import distill
-from asap_exp.evaluate.evaluate import evaluate
-from asap_exp.report.report import report
-from asap_exp.train.trainer import train
+from asap_exp.distill.config import DistillConfig
+
+if TYPE_CHECKING:
+    from asap_exp.core.runs import Run
 
 TINY = (
     "task=digits",
@@ -88,35 +89,47 @@ def train_config(
     )
 
 
-def run_train(results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN) -> Run:
+def run_train(results: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN) -> "Run":
+    from asap_exp.train.trainer import train
+
     return train(train_config(results, *overrides, attention=attention))
 
 
 def run_text(
     results: Path, root: Path, *overrides: str, attention: tuple[str, ...] = SINKHORN
-) -> Run:
+) -> "Run":
     """A run on the data sets below `root`; `overrides` name the task."""
+    from asap_exp.train.trainer import train
+
     where = (f"data.root={root}", f"data.cache={root / 'cache'}")
     return train(train_config(results, *where, *overrides, attention=attention, tiny=TINY_TEXT))
 
 
 def run_distill(results: Path, *overrides: str) -> Path:
+    from asap_exp.distill.distill import distill
+
     return distill(
         compose("distill", [*CALIBRATION, f"paths.results={results}", *overrides], DistillConfig)
     )
 
 
 def run_evaluate(results: Path, *overrides: str) -> Path:
+    from asap_exp.evaluate.evaluate import evaluate
+
     return evaluate(
         compose("evaluate", [*EVALUATION, f"paths.results={results}", *overrides], EvaluateConfig)
     )
 
 
 def run_benchmark(results: Path, *overrides: str) -> Path:
+    from asap_exp.benchmark.benchmark import benchmark
+
     return benchmark(
         compose("benchmark", [*BENCHMARK, f"paths.results={results}", *overrides], BenchmarkConfig)
     )
 
 
 def run_report(results: Path, *overrides: str) -> Path | None:
+    from asap_exp.report.report import report
+
     return report(compose("report", [f"paths.results={results}", *overrides], ReportConfig))

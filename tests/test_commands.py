@@ -1,9 +1,9 @@
 """The commands of the README, as a user types them."""
 
+import importlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.core import app, sweep
 from asap_exp.core.app import help_text
-from asap_exp.core.composing import compose
-from asap_exp.core.config import SCHEMAS
+from tests.documents import (
+    README,
+    ROOT,
+    SCHEMAS,
+    blocks,
+    check_command,
+    check_link,
+    commands,
+    links,
+)
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -31,49 +38,34 @@ def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subproce
     )
 
 
-def readme_blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def readme_commands() -> list[str]:
-    blocks = readme_blocks("bash")
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+def in_process(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    """The exit status of the same command, without the imports of a process of its own."""
+    monkeypatch.setattr(sys, "argv", [f"asap_exp.{name}", *arguments])
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    command = importlib.import_module(f"asap_exp.{name}.__main__")
+    try:
+        app.main(name, SCHEMAS[name], command.run)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
 
 
 def test_readme_has_the_commands_that_were_asked_for() -> None:
-    commands = readme_commands()
-    assert "make train task=cifar" in commands
-    assert "python -m asap_exp.distill +layer=frozen" in commands
+    found = commands(README)
+    assert "make train task=cifar" in found
+    assert "python -m asap_exp.distill +layer=frozen" in found
 
 
-@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.parametrize("command", commands(README))
 def test_readme_command_is_one(command: str) -> None:
-    words = shlex.split(command)
-    if words[:2] == ["python", "-m"]:
-        name = words[2].removeprefix("asap_exp.")
-        sweep = "-m" in words[3:]
-        overrides = [w for w in words[3:] if w != "-m"]
-        if sweep:
-            overrides = [override.split(",")[0] for override in overrides]
-        compose(name, overrides, SCHEMAS[name])
-    elif words[0] == "make":
-        targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-        assert words[1] in targets
-        if words[1] in SCHEMAS:
-            compose(words[1], words[2:], SCHEMAS[words[1]])
-    elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
-    else:
-        assert words[0] == "export"
+    check_command(command)
 
 
 @pytest.mark.parametrize("line", ["from asap_exp.ops import", "asap_exp.compile("])
 def test_readme_snippet_runs_as_it_stands(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (snippet,) = (code for code in readme_blocks("python") if line in code)
+    (snippet,) = (code for code in blocks(README, "python") if line in code)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(snippet, names)
@@ -92,10 +84,9 @@ def test_readme_snippet_runs_as_it_stands(
 
 
 def test_readme_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert "results/tables.md" in links
-    for link in links:
-        assert (ROOT / link).exists(), link
+    assert "results/tables.md" in links(README)
+    for link in links(README):
+        check_link(README, link)
 
 
 def test_make_help_lists_every_target() -> None:
@@ -131,8 +122,11 @@ def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"
 
 
-def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
+def test_stages_find_each_other_and_share_a_wandb_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the default logger, and no argument that says what to take."""
+    monkeypatch.chdir(tmp_path)
     small = {
         "train": [*TINY, *SINKHORN, "recipe.epochs=2"],
         "distill": ["+layer=frozen", *CALIBRATION],
@@ -144,11 +138,9 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
         "evaluate": "Compiled map: results/runs/digits/",
     }
     for name, arguments in small.items():
-        done = stage(
-            name, *(word for word in arguments if not word.startswith("logger=")), cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert words[name] in done.stdout
+        default_logger = [word for word in arguments if not word.startswith("logger=")]
+        assert in_process(monkeypatch, name, *default_logger) == 0
+        assert words[name] in capsys.readouterr().out
     files = sorted(tmp_path.rglob("offline-run-*/run-*.wandb"))
     assert len(files) == 3
     content = [file.read_bytes() for file in files]
@@ -174,6 +166,12 @@ def test_mistake_is_a_sentence_and_not_a_traceback(
     assert words in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_stage_is_a_command(name: str, tmp_path: Path) -> None:
+    done = stage(name, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, help_text(name) + "\n")
 
 
 def test_help_shows_keys_and_groups(tmp_path: Path) -> None:

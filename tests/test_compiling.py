@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +24,18 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.calibration.batches import content_hash, num_samples, on_device
+from asap_exp.calibration.steps import AdamFit, with_settings
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DescentConfig, DistillConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.data.tokens import TokenBatch
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
-FEW = DescentConfig(updates=20, lr=0.02)
-SMALL = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
+FEW = AdamFit(updates=20, lr=0.02)
+SMALL: dict[str, Any] = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
 
 
 def loader() -> list[tuple[Tensor, None]]:
@@ -141,7 +143,7 @@ def test_map_of_another_teacher_is_refused(compiled: nn.Module, tmp_path: Path) 
     asap_exp.save_compiled(compiled, tmp_path)
     other = Classifier()
     with torch.no_grad():
-        other.head.bias += 1
+        other.head.bias.add_(1)
     with pytest.raises(UserError, match=r"another teacher:\s+teacher_sha256"):
         asap_exp.load_compiled(other, tmp_path)
     longer = Classifier()
@@ -204,7 +206,7 @@ def test_forward_says_how_the_model_is_called(teacher: Classifier) -> None:
 
 
 def test_loader_is_read_no_further_than_needed(teacher: Classifier) -> None:
-    read = []
+    read: list[int] = []
 
     def endless():
         while True:
@@ -250,7 +252,10 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"layers": [0]}, r"layers=\[0\] must be a list of names"),
         ({"slices": 2.0}, r"slices=2.0 has the wrong type; it must be a whole number"),
         ({"seed": True}, r"seed=True has the wrong type; it must be a whole number"),
-        ({"kl": {"lr": 1}}, r"kl=\{'lr': 1\} has the wrong type; .* DescentConfig"),
+        (
+            {"kl": {"lr": 1}},
+            r"kl=\{'lr': 1\} has the wrong type; .* AdamFit\(updates",
+        ),
         ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
         ({"steps": ("kl",)}, "must begin with ridge"),
@@ -278,7 +283,11 @@ def test_bugs_f10_compiles_where_gradients_are_off(
     teacher: Classifier, off: Callable, tmp_path: Path
 ) -> None:
     """All of it, with a model and batches made there; the results are those of elsewhere."""
-    options = {**SMALL, "steps": ("ridge", "kl", "learned_slices", "end_to_end"), "kl": FEW}
+    options: dict[str, Any] = {
+        **SMALL,
+        "steps": ("ridge", "kl", "learned_slices", "end_to_end"),
+        "kl": FEW,
+    }
     expected = asap_exp.compile(teacher, loader(), **options)
     expected_drift = asap_exp.drift(expected, tokens(9))
     with off():
@@ -339,6 +348,7 @@ def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named
     broken = Classifier()
     with torch.no_grad():
         broken.first.proj.bias[0] = math.inf
+    options: dict[str, Any]
     for options in ({}, {"layers": ["second"]}):
         with pytest.raises(
             UserError, match=r"on calibration batch 1 of 5 .* finite itself.*layer at second are"
@@ -428,7 +438,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("options", [{}, {"sequential": True}])
 def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(options: dict) -> None:
     """As well, about, as layers of the same weights with a map each."""
-    fast = {**SMALL, "slices": 6, "steps": ("ridge", "kl"), "kl": FEW, **options}
+    fast: dict[str, Any] = {**SMALL, "slices": 6, "steps": ("ridge", "kl"), "kl": FEW, **options}
     found = {}
     for tied in (True, False):
         model = Tied(3, tied=tied).eval()
@@ -486,9 +496,13 @@ def test_defaults_are_those_of_the_stage() -> None:
         for name, parameter in inspect.signature(asap_exp.compile).parameters.items()
     }
     stage = compose("distill", ["calibration=learned_slices"], DistillConfig).calibration
+    steps = with_settings()
     for key, value in vars(stage).items():
         if key in ("name", "samples", "holdout", "batch_size"):
             continue  # of the stage's own data
+        if key in steps:
+            assert value == steps[key].defaults() == steps[key]().settings
+            continue
         given = defaults[key]
         assert (list(given) if key == "steps" else given) == value
     assert defaults["samples"] == stage.samples + stage.holdout

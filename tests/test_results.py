@@ -1,18 +1,19 @@
 """What is committed under results/ and shown in the README is generated from the records."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.report import benchmark_records as benchmarks
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.documents import published, with_tables
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.markdown import tables_markdown
-from asap_exp.report.pareto import has_maps
 from asap_exp.report.records import load_records
+from tests.test_scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "records"
@@ -28,16 +29,19 @@ def test_tables_are_generated(groups: list[Group]) -> None:
     assert (ROOT / "results" / "tables.csv").read_text() == tables_csv(groups)
 
 
-def test_readme_tables_are_generated() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "update_readme", ROOT / "scripts/update_readme.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    readme = (ROOT / "README.md").read_text()
-    assert script.with_tables(readme, RECORDS) == readme
+def test_tables_of_documents_are_generated() -> None:
+    found = published(RECORDS)
+    for document in script("update_readme").DOCUMENTS:
+        text = document.read_text()
+        assert with_tables(text, found) == text, document
+
+
+def test_table_of_a_document_that_names_nothing_is_refused() -> None:
+    found = published(RECORDS)
+    for marker in ("nothing", "headline nothing", "methods digits-plain-156709a8 nothing"):
+        document = f"<!-- {marker}: begin -->\n<!-- {marker.split()[0]}: end -->"
+        with pytest.raises(UserError, match="nothing"):
+            with_tables(document, found)
 
 
 def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> None:
@@ -51,14 +55,12 @@ def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> Non
 
 
 def test_every_figure_has_a_group(groups: list[Group]) -> None:
-    slugs = {group.slug for group in groups}
     folder = ROOT / "results" / "figures"
-    figures = set(folder.glob("*.png")) - set(folder.glob("benchmark_*.png"))
-    assert {figure.name.rsplit("-", 1)[0] for figure in figures} == slugs
-    for group in groups:
-        kinds = {figure.stem.rsplit("-", 1)[1] for figure in folder.glob(f"{group.slug}-*.png")}
-        usual = {"accuracy_latency", "training", "plans", "fidelity"}
-        assert kinds == usual | ({"pareto"} if has_maps(group) else set())
+    figures = {file.name for file in folder.glob("*.png") if "benchmark_" not in file.name}
+    kinds = ("accuracy_latency", "training", "plans", "fidelity")
+    made = {f"{group.slug}-{kind}.png" for group in groups for kind in kinds} | {"summary.png"}
+    wanted = {f"{group.slug}-accuracy_latency.png" for group in groups} | {"summary.png"}
+    assert wanted <= figures <= made
 
 
 def generated_benchmarks(results: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
@@ -16,11 +17,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig, EvaluateConfig, TrainConfig
-from asap_exp.core.rows import load_row, published, row_names, row_of
+from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.runs import recipe_hash
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
-from asap_exp.data.texts import load_texts
+from asap_exp.data.raw_texts import load_texts
+from asap_exp.distill.config import DistillConfig
 from tests.data.sentences import make_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,9 @@ def script(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     return module
 
+
+sys.path.append(str(ROOT / "scripts"))
+from rows import load_row, published, row_names, row_of  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -139,7 +143,8 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.teacher for c in done.distilled} == {"run4"}
     (evaluation,) = done.evaluated
     assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
-    assert {c.paths.results for c in (*trained, *done.distilled, evaluation)} == {"elsewhere"}
+    configs: list[Any] = [*trained, *done.distilled, evaluation]
+    assert {c.paths.results for c in configs} == {"elsewhere"}
 
 
 def test_one_attention_alone_is_trained_and_softmax_has_no_map(
@@ -214,7 +219,7 @@ def test_every_row_composes(name: str) -> None:
         assert compose("evaluate", evaluation, EvaluateConfig)
     if row.pretrain:
         first = compose("train", row.pretrain, TrainConfig)
-        weightless = {"dropout": 0.0, "drop_path": 0.0}
+        weightless: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
         if first.task.name != "cifar":
             weightless["pooling"] = "mean"
             for key in ("name", "vocab_size", "lowercase", "max_length"):
@@ -279,6 +284,7 @@ def test_fetched_texts_are_found_again(
     monkeypatch.setattr(datasets, "load_dataset", hub)
     monkeypatch.setattr(module, "require_reachable", lambda url: None)
     module.download(dataset, tmp_path)
+    assert dataset.hub is not None
     assert asked == [(*dataset.hub, split) for split in dataset.rows]
     monkeypatch.undo()
     assert load_texts(dataset, "train", str(tmp_path), str(tmp_path / "cache")).texts == texts

@@ -14,17 +14,18 @@ import torch
 import asap_exp
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
+from asap_exp.calibration.steps import AdamFit
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DescentConfig, DistillConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.runs import Run
 from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
 from asap_exp.data.catalog import TEXT_DATASETS
-from asap_exp.data.of_run import run_data
+from asap_exp.data.run_data import run_data
 from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
 from asap_exp.distill.budget import distill_within_budget
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
 from asap_exp.report.groups import Group
 from asap_exp.report.markdown import summary_lines
@@ -44,7 +45,7 @@ from tests.stages import (
     train_config,
 )
 
-FEW = DescentConfig(updates=3, lr=0.02)
+FEW = AdamFit(updates=3, lr=0.02)
 FEW_UPDATES = (
     "calibration.candidates=6",
     "calibration.learned_slices.updates=5",
@@ -289,7 +290,7 @@ def test_validation_perplexity_is_that_of_the_training(masked_record: dict[str, 
 
 def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str, Any]) -> None:
     tables = masked_record["tables"]
-    assert "## wikitext2_excerpt, masked language model, Sinkhorn T = 4" in tables
+    assert "## wikitext2_excerpt (subset), masked tokens, n ≤ 48" in tables
     assert "| perplexity | validation perplexity | agreement % |" in tables
     assert "accuracy %" not in tables
     added = ("tables", "results")

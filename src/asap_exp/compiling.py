@@ -9,7 +9,7 @@ asap_exp.drift(compiled, batch)
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,17 @@ from asap_exp.calibration.artifact import (
     teacher_layers,
 )
 from asap_exp.calibration.batches import call, content_hash, num_samples, on_device, read
-from asap_exp.calibration.calibrate import Problem, calibrate
+from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors, drift_ratios
-from asap_exp.core.config import DESCENTS, CalibrationConfig, DescentConfig
+from asap_exp.calibration.steps import with_settings
 from asap_exp.core.devices import AUTOCAST_DTYPES
 from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.schema import check_fields
 from asap_exp.core.tensors import fingerprint
-from asap_exp.ops._backend import BACKENDS
-
-KL = DescentConfig(updates=300, lr=0.03)
-LEARNED_SLICES = DescentConfig(updates=500, lr=0.05)
-END_TO_END = DescentConfig(updates=400, lr=0.005)
+from asap_exp.ops.backend import BACKENDS
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
@@ -60,9 +58,6 @@ def compile(
     relaxed: bool = False,
     sequential: bool = False,
     ridge: float = 1e-6,
-    kl: DescentConfig = KL,
-    learned_slices: DescentConfig = LEARNED_SLICES,
-    end_to_end: DescentConfig = END_TO_END,
     layers: Sequence[str] | None = None,
     samples: int = 1280,
     holdout: float = 0.2,
@@ -71,6 +66,7 @@ def compile(
     forward: Forward = call,
     backend: str = "auto",
     seed: int = 0,
+    **step_settings: Any,
 ) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose Sinkhorn layers have become ASAP.
 
@@ -80,10 +76,11 @@ def compile(
     `holdout`, stop the steps by gradient early. `forward` runs a model on one batch; for
     `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
-    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/; `kl`,
-    `learned_slices` and `end_to_end` are each a `DescentConfig` of asap_exp.core.config. The last
-    one overfits a thousand samples: give it some thousands. A layer that runs more than once in
-    a forward pass is fitted to all its calls. It may be called where gradients are switched off.
+    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/;
+    `step_settings` are those of the steps by name, for example
+    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
+    samples: give it some thousands. A layer that runs more than once in a forward pass is fitted to
+    all its calls. It may be called where gradients are switched off.
     UserError where the model has no Sinkhorn layer, the loader gives fewer than two batches, or
     queries and keys are not finite on one of them.
     """
@@ -93,11 +90,9 @@ def compile(
         "refine": refine,
         "memory_mib": memory_mib,
         "seed": seed,
-        "kl": kl,
-        "learned_slices": learned_slices,
-        "end_to_end": end_to_end,
     }
-    check_types({"samples": samples, **settings})
+    check_whole_numbers(samples=samples, **settings)
+    check_step_settings(step_settings)
     check_switches(
         query_features=query_features,
         adaptive=adaptive,
@@ -128,11 +123,11 @@ def compile(
         samples=sum(map(num_samples, fit)),
         holdout=sum(map(num_samples, held_out)),
         batch_size=max(map(num_samples, batches)),
-        **(settings | {"candidates": max(candidates, slices)}),
+        **(settings | {"candidates": max(candidates, slices)} | step_settings),
     )
     check_fields(CalibrationConfig, asdict(config), "calibration.")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
-    result = calibrate(Problem(compiled, fit, held_out, config, precision, forward), paths)
+    result = calibrate(CalibrationData(compiled, fit, held_out, config, precision, forward), paths)
     swap_attention(compiled, result.maps)
     identity = {
         **teacher_identity(model),
@@ -244,13 +239,27 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
     return [path for path in found if path in layers]
 
 
-def check_types(given: Mapping[str, Any]) -> None:
-    """Refuses what is neither a whole number nor, of a step by gradient, a `DescentConfig`."""
+def check_whole_numbers(**given: Any) -> None:
     for name, value in given.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        wanted = "a DescentConfig(updates=..., lr=...)" if name in DESCENTS else "a whole number"
-        if not (isinstance(value, DescentConfig) if name in DESCENTS else whole):
-            raise UserError(f"{name}={value!r} has the wrong type; it must be {wanted}")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a whole number")
+
+
+def check_step_settings(given: Mapping[str, Any]) -> None:
+    """Refuses a keyword that names no step with settings, and settings of another type."""
+    steps = with_settings()
+    for name, value in given.items():
+        if name not in steps:
+            raise TypeError(
+                f"compile() takes no keyword {name!r}; the steps with settings are "
+                f"{', '.join(steps)}"
+            )
+        wanted = type(steps[name].settings)
+        if not isinstance(value, wanted):
+            keys = ", ".join(f"{field.name}=..." for field in fields(wanted))
+            raise UserError(
+                f"{name}={value!r} has the wrong type; it must be {wanted.__name__}({keys})"
+            )
 
 
 def check_switches(**given: Any) -> None:

@@ -1,5 +1,6 @@
-"""Seeded q, k, v, padding, and one attention of every kind."""
+"""Seeded q, k, v and padding masks, and one attention of every kind."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ BATCH, HEADS, TOKENS, HEAD_DIM = 4, 2, 7, 4
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
-# Nothing padded; the end; places in between; all but one.
+# Padding masks: none; the end; positions in between; all but one.
 MASK = torch.tensor(
     [
         [False, False, False, False, False, False, False],
@@ -39,8 +40,10 @@ def make_asap(heads: int = HEADS, head_dim: int = HEAD_DIM, **options) -> AsapAt
 
 TRAINABLE = sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
 # Every attention that YAML can build, by the registry, and ASAP with and without refinement.
-MAKERS = {name: partial(build_attention, {"name": name}) for name in TRAINABLE} | {
-    # Sorts so soft that no entry of the plan underflows.
+MAKERS: dict[str, Callable[[], Attention]] = {
+    name: partial(build_attention, {"name": name}) for name in TRAINABLE
+} | {
+    # Soft enough that no entry of the plan underflows.
     "espformer": partial(build_attention, {"name": "espformer", "tau": 1.0}),
     "asap": make_asap,
     "asap refined": partial(make_asap, refine=2, eps=0.7),

@@ -1,4 +1,4 @@
-"""What every attention promises: padding without mass, and a plan that is what it averages by."""
+"""Properties of every attention: no mass on padding, and a plan that reproduces its output."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Measures of a plan, each against a plain loop over samples, heads and valid tokens."""
+"""Measures of a plan, each against a loop over samples, heads and valid tokens."""
 
 import math
 
@@ -21,7 +21,7 @@ every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
 
 def make_plan(mask=None, keys=7, seed=0):
-    """Rows near 1, columns anything; 0 at padded places."""
+    """Return plans with row sums near 1 and arbitrary columns; 0 at padded positions."""
     batch = 4 if mask is None else len(mask)
     plan = normal(batch, HEADS, 7, keys, seed=seed).softmax(dim=-1)
     plan = plan * (1 + 0.1 * normal(batch, HEADS, 7, 1, seed=seed + 1))
@@ -31,7 +31,7 @@ def make_plan(mask=None, keys=7, seed=0):
 
 
 def valid_plans(plan, mask):
-    """For each head the plans of its samples, valid tokens alone; empty samples left out."""
+    """Return, per head, the plans of its samples on valid tokens; empty samples are left out."""
     for h in range(plan.shape[1]):
         plans = []
         for b in range(len(plan)):
@@ -66,7 +66,7 @@ def plain_entropy(row):
 
 
 def one_key_rows_are_one(plan, mask):
-    """A row of a single key is 1, whose entropy is 0."""
+    """A row over a single key is 1, and its entropy is 0."""
     if mask is not None:
         single = (~mask).sum(dim=-1) == 1
         plan[single] = (plan[single] > 0).float()
@@ -155,7 +155,7 @@ def test_known_plans():
     assert_close(column_error(greedy), 1.6 * one)
     assert_close(largest_column_error(greedy), 4 * one)
     assert_close(l1_row_distance(identity, greedy), 1.6 * one)
-    # Plans that share no key are as far apart as plans can be.
+    # Plans without common keys have the largest possible distance.
     assert_close(l1_row_distance(identity, identity.roll(1, -1)), 2 * one)
     assert_close(entropy(torch.ones(1, HEADS, 1, 1)), zero)
 

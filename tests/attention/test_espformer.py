@@ -1,4 +1,6 @@
-"""ESPFormer's attention against POT's expected sliced plan, and its formulas in one piece."""
+"""ESPFormer's attention against POT's expected sliced plan and against direct formulas."""
+
+from typing import Any
 
 import numpy as np
 import ot
@@ -21,10 +23,10 @@ def axes_and_points(q: Tensor, k: Tensor) -> dict:
 
 
 def weighted_by_hand(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """n times the expected sliced plan, from POT's plan of each slice and their costs.
+    """Return n times the expected sliced plan from POT's plan of each slice and their costs.
 
-    Unless n = m and 1/n is exact, POT 0.9.7 takes the weights of a plan's pairs for those of the
-    queries when it sums a cost.
+    Unless n = m and 1/n is exact, POT 0.9.7 confuses the weights of a plan's pairs with those of
+    the queries when it sums a cost.
     """
     problem = axes_and_points(q, k)
     n = len(q)
@@ -43,7 +45,7 @@ temperatures = pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0, 10.0])
 
 @temperatures
 def test_plan_of_hard_sorts_is_the_expected_sliced_plan(temperature: float) -> None:
-    """n times POT's, whose mass is 1, on either side of its inverse temperature."""
+    """The plan is n times POT's, whose mass is 1, for small and large inverse temperatures."""
     q, k = normal(2, 3, 12, 6).double(), normal(2, 3, 12, 6, seed=1).double()
     plan = EspformerAttention(temperature=temperature, tau=HARD).plan(q, k)
     for b, h in np.ndindex(2, 3):
@@ -72,7 +74,7 @@ def test_padded_tokens_are_no_atoms_of_the_expected_sliced_plan() -> None:
 
 
 def in_one_piece(q: Tensor, k: Tensor, v: Tensor, temperature: float, tau: float) -> Tensor:
-    """The formulas with all slices at once, `[B, H, D, N, N]`, for n = m."""
+    """Compute the formulas for all slices at once, `[B, H, D, N, N]`, for n = m."""
     x, y = (t * t.shape[3] ** -0.5 for t in (q, k))
 
     def soft_sort(s: Tensor) -> Tensor:
@@ -90,11 +92,12 @@ def in_one_piece(q: Tensor, k: Tensor, v: Tensor, temperature: float, tau: float
 def test_output_and_gradients_are_those_of_the_formulas(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many of the four slices are computed at once."""
+    """The result does not depend on how many of the four slices are computed at once."""
     monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", at_once)
     leaves = [x.double().requires_grad_() for x in make_qkv()]
-    options = {"temperature": 0.5, "tau": 0.05}
-    out, expected = EspformerAttention(**options)(*leaves), in_one_piece(*leaves, **options)
+    options: dict[str, Any] = {"temperature": 0.5, "tau": 0.05}
+    q, k, v = leaves
+    out, expected = EspformerAttention(**options)(q, k, v), in_one_piece(q, k, v, **options)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     found = torch.autograd.grad(out.square().sum(), leaves)
     for gradient, other in zip(
@@ -111,7 +114,7 @@ def test_gradient_is_finite_where_a_query_is_a_key() -> None:
 
 
 def test_training_keeps_no_plan_of_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 slices more take less than the memory of 4 plans more; P, R and G of each would be 72."""
+    """24 more slices cost less memory than 4 plans; keeping P, R and G of each would cost 72."""
 
     monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", 1)
 

@@ -1,4 +1,4 @@
-"""The layer around an attention, what it records, and how its attention is swapped."""
+"""The attention layer, recording of its inputs, and swapping of its attention."""
 
 from inspect import signature
 
@@ -29,13 +29,13 @@ def make_layer(**options) -> MultiHeadAttention:
     torch.manual_seed(0)
     layer = MultiHeadAttention(DIM, HEADS, **options)
     for parameter in layer.parameters():
-        # The norms start at one and would hide that they are used.
+        # Norm weights start at one, which would hide whether they are used.
         nn.init.normal_(parameter)
     return layer
 
 
 def plain_layer(layer: MultiHeadAttention, x: torch.Tensor, qk_norm: bool) -> torch.Tensor:
-    """Softmax attention by a loop over samples and heads."""
+    """Compute softmax attention with a loop over samples and heads."""
     width = DIM // HEADS
     outs = torch.empty_like(x)
     for b, tokens in enumerate(x):
@@ -90,7 +90,7 @@ def test_padding_reaches_the_attention():
     "arguments", [{"is_causal": True}, {"attn_mask": torch.ones(5, 5, dtype=torch.bool)}]
 )
 def test_causal_and_arbitrary_masks_are_refused(arguments):
-    with pytest.raises(ValueError, match="key_padding_mask only"):
+    with pytest.raises(ValueError, match="only a key_padding_mask"):
         make_layer()(normal(3, 5, DIM), **arguments)
 
 
@@ -109,7 +109,7 @@ def test_attention_gets_one_dtype_under_autocast():
 
 
 class Stack(nn.Module):
-    """Three layers, one of them deeper, behind one padding mask."""
+    """Network of three layers, one nested deeper, that share one padding mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def test_bugs_f22_later_passes_are_recorded_too():
 
 
 class Loop(nn.Module):
-    """One layer three times, on what the other makes each time."""
+    """Network that calls one layer three times, each time on the output of the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ def test_bugs_f12_dropout_of_attention_weights_is_refused():
 def test_bugs_f12_unknown_keywords_are_refused_by_name(given):
     (name,) = given
     with pytest.raises(
-        UserError, match=rf"does not know {name}=.*It takes dim, num_heads, .*gated"
+        UserError, match=rf"does not know {name}=.*It accepts dim, num_heads, .*gated"
     ):
         MultiHeadAttention(DIM, HEADS, **given)
 

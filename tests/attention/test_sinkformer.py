@@ -11,7 +11,7 @@ from tests.attention.inputs import MASK, assert_close, make_qkv
 
 
 def half_steps(S, count, detach=False):
-    """u and v by turns, as Sinkformers' code has them; then m exp(S + u + v)."""
+    """Update u and v in turn, as in Sinkformers' code; return m exp(S + u + v)."""
     n, m = S.shape[-2:]
     u, v = torch.zeros_like(S[..., :, 0]), torch.zeros_like(S[..., 0, :])
     for step in range(count):

@@ -27,7 +27,7 @@ from asap_exp.benchmark.registry import (
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
-from asap_exp.ops._backend import INTERPRETED
+from asap_exp.ops.backend import INTERPRETED
 
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
@@ -79,6 +79,17 @@ def test_passes_of_the_closure_by_themselves_are_right(backend: str) -> None:
     measured = measure(methods, inputs(), rounds=3, cuda_graph=False)
     assert [found["status"] for found in measured.values()] == ["timed"] * 3, measured
     assert all(0 < found["gate_errors"]["out"] < 1e-6 for found in measured.values())
+    ours = {"reference": [], "triton": ["attention_pass: tiled"]}[backend]
+    assert measured["attention_pass"]["routes"] == ours
+    assert measured["attention_pass_flex"]["routes"] == []
+
+
+@interpreted
+def test_cell_names_the_routes_of_its_kernels() -> None:
+    fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
+    found = cell(build("sinkhorn_3", fused), inputs(train=True))
+    registers = "logits in registers"
+    assert found["routes"] == [f"sinkhorn: {registers}", f"sinkhorn_backward: {registers}"]
 
 
 @interpreted
@@ -243,7 +254,7 @@ def test_backend_that_cannot_run_is_unavailable_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Where Triton's interpreter is on, the kernels run on a CPU too.
-    monkeypatch.setattr("asap_exp.ops._backend.INTERPRETED", False, raising=False)
+    monkeypatch.setattr("asap_exp.ops.backend.INTERPRETED", False, raising=False)
     fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
     for name in ("sinkhorn_3", "closure", "asap_2"):
         refused = cell(build(name, fused), inputs())

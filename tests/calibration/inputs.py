@@ -1,5 +1,7 @@
 """Fabricated recordings of one layer, padded or not, and a map to fit to them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,9 @@ def inputs(samples: int, seed: int, *, padded: bool = False) -> LayerInputs:
 
 def poisoned(data: LayerInputs) -> LayerInputs:
     """The same with NaN at every padded place."""
-    *tensors, mask = data
-    return LayerInputs(
-        *(t.masked_fill(mask[:, None, :, None], float("nan")) for t in tensors), mask
-    )
+    q, k, v, mask = data
+    q, k, v = (t.masked_fill(mask[:, None, :, None], float("nan")) for t in (q, k, v))
+    return LayerInputs(q, k, v, mask)
 
 
 def targets(*data: LayerInputs, num_iters: int = 5) -> list[Target]:
@@ -39,7 +40,7 @@ def small_map(
     weight = 0.1 * torch.randn(HEADS, slices, generator=generator)
     query_weight = 0.1 * torch.randn(HEADS, DIM + 1, generator=generator)
     theta = random_slices(HEADS, slices, DIM, seed=seed)
-    further = {}
+    further: dict[str, Any] = {}
     if everything:
         further["adaptive_weight"] = 0.1 * torch.randn(HEADS, 5, slices, generator=generator)
         further["logit_weight"] = 0.1 * torch.randn(HEADS, 3, generator=generator)

@@ -8,7 +8,7 @@ from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
 from asap_exp.calibration.gradient import check_points, reshuffled, trainable, values
 from asap_exp.calibration.kl import mean_kl, teacher_target, total_kl
 from asap_exp.calibration.plan_fit import fit_plans
-from asap_exp.core.config import DescentConfig
+from asap_exp.calibration.steps import AdamFit, LayerData
 from tests.calibration.inputs import (
     DIM,
     HEADS,
@@ -20,7 +20,7 @@ from tests.calibration.inputs import (
     unit_scale,
 )
 
-FEW = DescentConfig(updates=40, lr=0.05)
+FEW = AdamFit(updates=40, lr=0.05)
 padded_or_not = pytest.mark.parametrize("padded", [False, True])
 
 
@@ -67,7 +67,8 @@ def test_divergence_is_finite_where_a_plan_underflows() -> None:
 def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) -> None:
     """Against differences, in float64."""
     attend = small_map(refine=refine, everything=everything).double()
-    data = LayerInputs(*(t.double() for t in inputs(3, 0)[:3]), None)
+    q, k, v, _ = inputs(3, 0)
+    data = LayerInputs(q.double(), k.double(), v.double(), None)
     (target,) = targets(data)
     scale = unit_scale(everything=everything).double()
     with trainable(attend, scale, slices=True) as parameters:
@@ -80,9 +81,9 @@ def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) 
             with torch.no_grad():
                 ends = []
                 for sign in (1, -2):
-                    parameter += sign * h * direction
+                    parameter.add_(sign * h * direction)
                     ends.append(total_kl(attend, target).sum())
-                parameter += h * direction
+                parameter.add_(h * direction)
             slope = (ends[0] - ends[1]) / (2 * h)
             torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-7)
 
@@ -97,7 +98,7 @@ def test_fit_lowers_the_divergence_of_every_head_on_held_out_data(
     fit = targets(*(inputs(6, seed, padded=padded) for seed in (1, 2)))
     held_out = targets(inputs(6, 3, padded=padded))
     before = mean_kl(attend, held_out)
-    fit_plans(attend, unit_scale(), fit, held_out, FEW, slices=slices, seed=0)
+    fit_plans(attend, unit_scale(), LayerData(fit, held_out, seed=0), FEW, slices=slices)
     assert (mean_kl(attend, held_out) < 0.9 * before).all()
     assert torch.equal(attend.theta, theta) is not slices
     torch.testing.assert_close(attend.theta.norm(dim=-1), torch.ones(HEADS, SLICES))
@@ -110,7 +111,11 @@ def test_learned_slices_do_better_than_the_weights_alone() -> None:
     for slices in (False, True):
         attend = small_map()
         fit_plans(
-            attend, unit_scale(), fit, held_out, DescentConfig(150, 0.05), slices=slices, seed=0
+            attend,
+            unit_scale(),
+            LayerData(fit, held_out, seed=0),
+            AdamFit(150, 0.05),
+            slices=slices,
         )
         reached.append(mean_kl(attend, held_out))
     assert (reached[1] < reached[0]).all()
@@ -121,7 +126,7 @@ def test_fit_that_goes_astray_leaves_the_map_as_it_was(lr: float) -> None:
     attend = small_map()
     before = values(attend)
     fit, held_out = targets(inputs(6, 1)), targets(inputs(6, 3))
-    fit_plans(attend, unit_scale(), fit, held_out, DescentConfig(20, lr), slices=True, seed=0)
+    fit_plans(attend, unit_scale(), LayerData(fit, held_out, seed=0), AdamFit(20, lr), slices=True)
     after = values(attend)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -142,7 +147,7 @@ def test_each_head_keeps_its_own_best() -> None:
     ]
     attend = small_map()
     attend.weight.zero_(), attend.query_weight.zero_()  # the plan of T = 1: head 1 is done
-    fit_plans(attend, unit_scale(), fit, mixed, FEW, slices=True, seed=0)
+    fit_plans(attend, unit_scale(), LayerData(fit, mixed, seed=0), FEW, slices=True)
     assert attend.weight[0].any()
     assert not attend.weight[1].any()
 
@@ -153,7 +158,7 @@ def test_padded_places_change_no_fit() -> None:
     for each in (data, poisoned(data)):
         attend = small_map()
         fit = targets(each)
-        fit_plans(attend, unit_scale(), fit, fit, FEW, slices=True, seed=0)
+        fit_plans(attend, unit_scale(), LayerData(fit, fit, seed=0), FEW, slices=True)
         fitted.append(values(attend))
     assert all(torch.equal(fitted[0][name], fitted[1][name]) for name in fitted[0])
 
@@ -162,7 +167,9 @@ def test_map_without_slices_can_be_fitted() -> None:
     attend = small_map(slices=0)
     fit, held_out = targets(inputs(6, 1)), targets(inputs(6, 3))
     before = mean_kl(attend, held_out)
-    fit_plans(attend, torch.ones(HEADS, DIM + 1), fit, held_out, FEW, slices=True, seed=0)
+    fit_plans(
+        attend, torch.ones(HEADS, DIM + 1), LayerData(fit, held_out, seed=0), FEW, slices=True
+    )
     assert (mean_kl(attend, held_out) < before).all()
 
 

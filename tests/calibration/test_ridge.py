@@ -1,5 +1,7 @@
 """The streaming ridge fit against a plain least squares on all features at once."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from tests.calibration.inputs import DIM, HEADS, SLICES, TOKENS, inputs, poisone
 def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np.ndarray]:
     """All features `[H, rows, P]` and centred duals `[H, rows]` over the valid tokens."""
     q, k, _, mask = data
-    options = {"key_padding_mask": mask}
+    options: dict[str, Any] = {"key_padding_mask": mask}
     phi, psi = (f(q, k, theta, **options) for f in (sliced_potentials, adaptive_features))
     chi = logit_features(q, k, **options)
     parts = [phi, query_features(q, **options), *psi.unbind(2), chi]

@@ -10,13 +10,13 @@ from asap_exp.calibration.kl import Target, mean_kl
 from asap_exp.calibration.plan_fit import fit_plans
 from asap_exp.calibration.stacking import (
     by_layer,
-    give_back,
-    joined_map,
-    joined_targets,
     num_logits,
+    stack_maps,
+    stack_targets,
     stacks,
+    unstack_into,
 )
-from asap_exp.core.config import DescentConfig
+from asap_exp.calibration.steps import AdamFit, LayerData
 from tests.calibration.inputs import HEADS, TOKENS, inputs, small_map, targets, unit_scale
 
 
@@ -29,14 +29,16 @@ def layers(*, padded: bool) -> tuple[list[AsapAttention], list[list[Target]]]:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_joined_fit_is_that_of_each_layer_alone(padded: bool) -> None:
-    config = DescentConfig(updates=15, lr=0.03)
+    config = AdamFit(updates=15, lr=0.03)
     alone, found = layers(padded=padded)
     for attend, each in zip(alone, found, strict=True):
-        fit_plans(attend, unit_scale(), each, each, config, slices=True, seed=3)
+        fit_plans(attend, unit_scale(), LayerData(each, each, seed=3), config, slices=True)
     attends, _ = layers(padded=padded)
-    whole, together = joined_map(attends), joined_targets(found)
-    fit_plans(whole, unit_scale().repeat(2, 1), together, together, config, slices=True, seed=3)
-    give_back(whole, attends)
+    whole, together = stack_maps(attends), stack_targets(found)
+    fit_plans(
+        whole, unit_scale().repeat(2, 1), LayerData(together, together, seed=3), config, slices=True
+    )
+    unstack_into(whole, attends)
     for one, other in zip(alone, attends, strict=True):
         for name, value in values(one).items():
             torch.testing.assert_close(values(other)[name], value, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Configurations: every file under conf/ composes, and what is wrong is refused by name."""
+"""Configurations: every file under conf/ composes, and errors name the wrong key."""
 
 import inspect
 import re
@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -18,9 +19,7 @@ from asap_exp.core.conf_files import COMMON, attentions, tasks
 from asap_exp.core.config import (
     LARGEST_RATE,
     LARGEST_SETTING,
-    SCHEMAS,
     AttentionOptions,
-    DistillConfig,
     TrainConfig,
 )
 from asap_exp.core.errors import UserError
@@ -29,6 +28,8 @@ from asap_exp.core.renamed import RENAMED
 from asap_exp.core.runs import run_directory
 from asap_exp.core.schema import field_of, fields_of, holds_path
 from asap_exp.core.typed import LARGEST
+from asap_exp.distill.config import DistillConfig
+from tests.documents import SCHEMAS
 
 COMMON_GROUPS = {"logger": ("train", "distill", "evaluate")}
 """By which stages the groups in conf/common are taken in; a new one must be added here."""
@@ -37,7 +38,7 @@ EXPERIMENTS = sorted(conf_dir().glob("*/experiment/*.yaml"))
 
 
 def commands_in(file: Path) -> list[tuple[str, list[str]]]:
-    """Stage and overrides of every command that a comment of the file shows."""
+    """Yield stage and overrides of every command in a comment of the file."""
     found = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
     return [(stage, overrides.split()) for stage, overrides in found]
 
@@ -90,7 +91,7 @@ def leaves(tree, prefix=""):
 
 def written_values(file: Path):
     """The values that one YAML file sets, by dotted key; interpolated and missing ones left out."""
-    tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     tree.pop("defaults", None)
     tree.pop("hydra", None)  # Hydra's own: a sweep
     return {k: v for k, v in leaves(tree) if not (isinstance(v, str) and ("$" in v or v == "???"))}
@@ -164,11 +165,11 @@ def test_both_ends_of_a_sweep_compose_and_differ(file):
     sweep = OmegaConf.load(file).hydra
     assert sweep.mode == "MULTIRUN"
     values = {key: str(found).split(",") for key, found in sweep.sweeper.params.items()}
-    first, last = (
+    ends: list[Any] = [
         compose(stage, [*overrides, *(f"{k}={v[end]}" for k, v in values.items())], SCHEMAS[stage])
         for end in (0, -1)
-    )
-    assert first != last
+    ]
+    assert ends[0] != ends[1]
 
 
 def test_every_ablation_that_was_asked_for_is_there():
@@ -391,7 +392,7 @@ BAD_VALUES = {
     [(stage, *case) for stage, cases in BAD_VALUES.items() for case in cases.items()],
 )
 def test_value_out_of_range_is_refused_with_the_range(stage, override, allowed):
-    # Put into a composed configuration: composing each anew takes most of the time.
+    # Put into a composed configuration, because composing each one again is slow.
     given = OmegaConf.merge(complete(stage), OmegaConf.from_dotlist([override]))
     with pytest.raises(UserError) as error:
         parse(given, SCHEMAS[stage])
@@ -463,7 +464,7 @@ def test_unknown_model_is_refused_with_those_there_are():
         parse(given, TrainConfig)
 
 
-# Values on the closed ends of their ranges, given all at once.
+# Values at the closed ends of their ranges, all given at once.
 LOWEST = {
     "train": (
         "data.augment.randaugment={num_ops:0,magnitude:0,groups:1} data.augment.crop_padding=0 "
@@ -557,7 +558,7 @@ def test_one_budget_at_a_time():
     ],
 )
 def test_nothing_is_measured_twice_under_one_name(stage, override):
-    assert refused(stage, override) == f"{override} is not allowed; it must name none twice"
+    assert refused(stage, override) == f"{override} is not allowed; remove the duplicates"
 
 
 @pytest.mark.parametrize("name", ["sequential", "end_to_end"])
@@ -600,9 +601,9 @@ def test_benchmark_has_one_amount_of_work_in_every_row():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("cpu.methods=[flash,flash]", "none twice"),
+        ("cpu.methods=[flash,flash]", "remove the duplicates"),
         ("cpu.n=[]", "at least one"),
-        ("gpu.n=[64,64]", "none twice"),
+        ("gpu.n=[64,64]", "remove the duplicates"),
     ],
 )
 def test_benchmark_names_a_row_or_a_method_once(override, words):
@@ -729,7 +730,7 @@ def test_further_features_go_with_query_features(key):
 
 
 def test_what_a_calibration_does_not_read_is_no_part_of_it():
-    """So that maps of before there were such settings are not another calibration's."""
+    """Maps from before these settings existed keep their calibration's identity."""
     ridge = composed("distill").calibration
     assert not {"adaptive", "logits", "relaxed", "kl"} & set(ridge.identity())
     options = ("calibration=kl", "calibration.relaxed=true")
@@ -780,7 +781,7 @@ def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
 
 
 def test_bugs_f16_every_path_of_a_schema_is_marked():
-    """A new key that holds a path is found here by its name."""
+    """Every key that holds a path is found by its name, including new ones."""
     for stage, schema in SCHEMAS.items():
         keys = [key for key, _ in leaves(asdict(composed(stage)))]
         marked = {k for k in keys if (found := field_of(schema, k)) and holds_path(found[1])}
@@ -821,10 +822,10 @@ def test_bugs_row_27_value_that_needs_quotes_is_refused_with_them(value):
     "argument", ["--config-dir=/a=b", "-m", "--multirun", "hydra.verbose=true"]
 )
 def test_flags_of_hydra_are_no_overrides(argument):
-    check_overrides("train", ["task=digits", argument, "/a b/c"])
+    check_overrides("train", ["task=digits", argument, "/a b/c"], TrainConfig)
 
 
-# Of each, words of the sentence.
+# Words of each error message.
 ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",

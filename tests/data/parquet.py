@@ -1,4 +1,4 @@
-"""Tiny data sets as the hub and local folders have them: Parquet files with a schema."""
+"""Tiny data sets in the form of the hub and of local folders: Parquet files with a schema."""
 
 import io
 from pathlib import Path
@@ -11,12 +11,12 @@ from asap_exp.data.catalog import ImageDataset, TextDataset
 
 
 def make_pixels(rows: int, seed: int = 0) -> np.ndarray:
-    """uint8 `[rows, 32, 32, 3]`, noise: no image equals another."""
+    """Return uint8 noise `[rows, 32, 32, 3]`, so that no two images are equal."""
     return np.random.default_rng(seed).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
 
 
 def encoded(pixels: np.ndarray, image_format: str) -> dict:
-    """One image as a Parquet column holds it, without loss."""
+    """Encode one image losslessly, as a value of a Parquet column."""
     buffer = io.BytesIO()
     options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
     Image.fromarray(pixels).save(buffer, image_format, **options)
@@ -49,7 +49,7 @@ def write_parquet(
 def write_texts(
     file: Path, dataset: TextDataset, texts: list[str], labels: list[int] | None = None
 ) -> None:
-    """A split of a text data set, with the columns and types of the hub's."""
+    """Write a split of a text data set with the columns and types that the hub uses."""
     columns: dict = {dataset.text_column: texts}
     features = {dataset.text_column: datasets.Value("string")}
     if dataset.num_classes:

@@ -1,4 +1,4 @@
-"""Sentences of our own, from which the class can be told; in the schema of each text data set."""
+"""Generated sentences that reveal their class, in the schema of each text data set."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ def sentence(draw: random.Random) -> str:
 
 
 def make_texts(rows: int, classes: int, seed: int = 0) -> tuple[list[str], list[int]]:
-    """One to eight sentences each, of which some name the class; the classes in turn."""
+    """Return texts of one to eight sentences, some naming the class, and cyclic labels."""
     draw = random.Random(seed)
     texts, labels = [], []
     for row in range(rows):
@@ -31,7 +31,7 @@ def make_texts(rows: int, classes: int, seed: int = 0) -> tuple[list[str], list[
 
 
 def make_folder(root: Path, dataset: TextDataset, train: int = 200, test: int = 40) -> None:
-    """A local folder with all splits of `dataset`; fewer rows than it has."""
+    """Write all splits of `dataset`, with fewer rows, to a local folder."""
     rows = {"train": train, "validation": test, "test": test}
     for number, split in enumerate(dataset.rows):
         texts, labels = make_texts(rows[split], dataset.num_classes, seed=number)

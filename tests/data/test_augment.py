@@ -1,4 +1,4 @@
-"""Augmentation on whole batches gives each image its own; labels follow the pixels."""
+"""Batch augmentation treats each image separately, and labels follow the pixels."""
 
 import itertools
 
@@ -20,7 +20,7 @@ DIGITS, CIFAR100 = IMAGE_DATASETS["digits"], IMAGE_DATASETS["cifar100"]
 
 
 def noise(batch, channels=3, height=5, width=7, seed=0):
-    """No zeros, so that a black border is not an image's."""
+    """Return images without zeros, so that a black border must come from padding."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, channels, height, width)
     return torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)
@@ -33,7 +33,7 @@ def augmentation(**options) -> AugmentConfig:
 
 
 def plain_crops(image, padding):
-    """Every crop of one padded image, by its offset; taken by loops over rows and columns."""
+    """Return every crop of one padded image by its offset, computed with loops."""
     channels, height, width = image.shape
     padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=image.dtype)
     padded[:, padding : padding + height, padding : padding + width] = image
@@ -76,7 +76,7 @@ def test_flip_is_of_each_image():
 
 
 class Recorder(torch.nn.Module):
-    """Instead of RandAugment: adds the number of the call, and keeps the sizes it saw."""
+    """Stand-in for RandAugment that adds the number of the call and records batch sizes."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ MIXING = {
 def test_mixed_labels_are_the_shares_of_the_mixed_images(options, batch):
     torch.manual_seed(0)
     labels = torch.arange(batch)
-    # Image i has the value 20 i everywhere: a mixed image's mean says what is in it.
+    # Image i has the value 20 i everywhere, so the mean of a mixed image identifies its parts.
     pixels = (20 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
     transform = TrainingTransform(DIGITS, augmentation(**options))
     mixed = 0
@@ -177,7 +177,7 @@ def test_mixup_and_cutmix_take_turns():
     torch.manual_seed(0)
     pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
     both = TrainingTransform(DIGITS, augmentation(mixup=5.0, cutmix=1.0))
-    # Mixup leaves an image of one value, cutmix one of two.
+    # Mixup gives images of one value, cutmix images of two.
     values = [len(both(pixels, torch.arange(2))[0][0].unique()) for _ in range(30)]
     assert {1, 2} == set(values)
 

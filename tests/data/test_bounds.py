@@ -1,4 +1,4 @@
-"""Settings of the data that no machine can hold are refused before anything is loaded."""
+"""Data settings that exceed the machine's memory are refused before anything is loaded."""
 
 import pytest
 from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""What is kept in the cache is used only while it is what was written."""
+"""Cached content is used only if it is unchanged."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import torch
 from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data import tokenizer as tokenizers
-from asap_exp.data.cache import keep, kept
+from asap_exp.data.cache import read_cached, write_cached
 from asap_exp.data.catalog import IMAGE_DATASETS
+from asap_exp.data.raw_texts import RawTexts
 from asap_exp.data.sources import load_images
-from asap_exp.data.texts import RawTexts
 from asap_exp.data.tokenizer import cached_encoding, cached_tokenizer, tokenizer_hash
 from tests.data.parquet import make_pixels, write_parquet
 from tests.data.sentences import make_texts
@@ -39,23 +39,23 @@ def counted(monkeypatch, module, name: str) -> list:
 
 def test_file_is_read_as_it_was_written(tmp_path):
     file = tmp_path / "a" / "b"
-    assert kept(file) is None
-    keep(file, b"content")
-    assert kept(file) == b"content"
+    assert read_cached(file) is None
+    write_cached(file, b"content")
+    assert read_cached(file) == b"content"
     file.write_bytes(b"contents")
-    assert kept(file) is None
-    keep(file, b"contents")
-    assert kept(file) == b"contents"
+    assert read_cached(file) is None
+    write_cached(file, b"contents")
+    assert read_cached(file) == b"contents"
     file.with_name("b.sha256").unlink()
-    assert kept(file) is None, "as of a file from before there were hashes"
+    assert read_cached(file) is None, "as of a file from before there were hashes"
     file.with_name("b.sha256").write_bytes(b"\xff\xfe")
-    assert kept(file) is None
+    assert read_cached(file) is None
 
 
 def test_bugs_f19_cache_that_cannot_be_written_is_named_and_not_the_data(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache=FOLDER") as error:
-        keep(tmp_path / "file" / "kept", b"")
+        write_cached(tmp_path / "file" / "kept", b"")
     assert str(tmp_path / "file" / "kept") in str(error.value)
     write_parquet(tmp_path / "cifar10" / "train.parquet", CIFAR10, make_pixels(2), [0, 1])
     with pytest.raises(UserError, match=r"data\.cache=FOLDER") as error:

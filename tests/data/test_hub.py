@@ -1,4 +1,4 @@
-"""Data sets of the hub that an earlier run prepared: used without a network, while undamaged."""
+"""Hub data sets prepared by an earlier run are used without a network if undamaged."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ import pytest
 from asap_exp.core.errors import UserError
 from asap_exp.data import sources
 from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS, Dataset
+from asap_exp.data.raw_texts import check_texts, load_texts
 from asap_exp.data.sources import check_labels, load_images
-from asap_exp.data.texts import check_texts, load_texts
 from tests.data.parquet import make_pixels, write_parquet, write_texts
 
 AGNEWS, IMDB, WIKITEXT = (TEXT_DATASETS[name] for name in ("agnews", "imdb", "wikitext2"))
@@ -35,7 +35,7 @@ def no_network(monkeypatch, tmp_path):
 
 
 def prepared(root: Path, dataset: Dataset, **files: Path) -> Path:
-    """What the hub's library leaves in the cache after a download of these Parquet files."""
+    """Fill the cache as `datasets` does after downloading these Parquet files."""
     assert dataset.hub is not None
     repository, *configuration = dataset.hub
     owner, name = repository.split("/")
@@ -117,7 +117,7 @@ def test_reliability_f13_damaged_copy_is_refused_without_a_network(tmp_path):
     content = bytearray(arrow.read_bytes())
     content[content.index(b"text 0")] ^= 1
     arrow.write_bytes(content)
-    with pytest.raises(UserError, match=r"train\.arrow is no longer what was prepared") as error:
+    with pytest.raises(UserError, match=r"train\.arrow has changed since it was prepared") as error:
         load_texts(AGNEWS, "train", None, None)
     assert f"remove {folder} and run" in str(error.value)
 

@@ -1,4 +1,4 @@
-"""The data module: what is training, validation, calibration and test, and who may see it."""
+"""The data module: training, validation, calibration and test samples, and their separation."""
 
 import json
 from dataclasses import replace
@@ -10,19 +10,19 @@ from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
 
 from asap_exp.core.errors import UserError
-from asap_exp.data import ImageDataModule, memory
+from asap_exp.data import ImageDataModule, memory_check
 from asap_exp.data import images as images_module
 from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.module import carved
+from asap_exp.data.run_files import CLASSES
 from asap_exp.data.sources import DIGITS_TEST_ROWS, Images
-from asap_exp.data.trained import CLASSES
 from tests.data.parquet import make_pixels, write_parquet
 from tests.fake_runs import train_config
 
 LARGE = make_pixels(40).repeat(2, axis=1).repeat(2, axis=2)
 PLAIN_CIFAR = replace(IMAGE_DATASETS["cifar10"], num_classes=11)  # so that a label may be 10
 
-# Classes of unequal size, in no order.
+# Classes of unequal size, unordered.
 LABELS = torch.from_numpy(
     np.random.default_rng(0).permutation(np.repeat(np.arange(10), range(20, 40, 2)))
 )
@@ -30,7 +30,7 @@ ROWS = len(LABELS)
 
 
 def numbered(split: str) -> Images:
-    """Image i holds i in its first two pixels, so that a row is known wherever it turns up."""
+    """Return images whose first two pixels hold their number, which identifies each row."""
     pixels = torch.zeros(ROWS, 1, 8, 8, dtype=torch.uint8)
     pixels[:, 0, 0, 0] = torch.arange(ROWS) % 256
     pixels[:, 0, 0, 1] = torch.arange(ROWS) // 256
@@ -45,7 +45,7 @@ def numbers(images: Images) -> list[int]:
 
 @pytest.fixture
 def loaded(monkeypatch) -> list[str]:
-    """Numbered images instead of digits; the splits that were loaded, in order."""
+    """Replace the digits by numbered images; return the list of loaded splits."""
     log = []
 
     def load(dataset, split, root, cache):
@@ -120,7 +120,7 @@ def test_test_split_is_not_loaded_before_it_is_asked_for(loaded):
     assert loaded == ["train", "test"]
 
 
-# What the catalog says the whole split has: the fixture's rows are a subset, and known as one.
+# Size of the whole split in the catalogue: the fixture's rows are recorded as a subset.
 OF = IMAGE_DATASETS["digits"].rows["test"]
 
 
@@ -133,14 +133,15 @@ def test_test_images_are_all_or_the_first(loaded):
     subset = data.test_dataloader(max_rows=20)
     assert numbers(subset.images) == list(range(20))
     assert (data.identity["test_rows"], data.identity["test_rows_in_all"]) == (20, OF)
-    # More rows than there are is the whole split.
+    # Asking for more rows than exist gives the whole split.
     assert len(data.test_dataloader(max_rows=ROWS + 1).images.labels) == ROWS
     assert data.identity["test_rows"] == ROWS
 
 
 def calibration(data: ImageDataModule, **options) -> tuple[list[int], list[int]]:
     given = {"samples": 50, "holdout": 30, "batch_size": 16, "seed": 0} | options
-    return tuple(numbers(loader.images) for loader in data.calibration_dataloaders(**given))
+    fit, held_out = data.calibration_dataloaders(**given)
+    return numbers(fit.images), numbers(held_out.images)
 
 
 @pytest.mark.parametrize("train_on", ["train", "train+val"])
@@ -278,7 +279,7 @@ def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
         UserError, match=r"data\.val_fraction=0\.9 leaves 29 images .*batch_size=30"
     ):
         data.train_dataloader()
-    # A data set that is smaller than a batch is another matter: no fraction helps.
+    # A data set smaller than a batch is a different error: no fraction helps.
     data.batch_size = ROWS + 1
     assert len(next(iter(data.train_dataloader()))[1]) == 29
 
@@ -298,7 +299,7 @@ def test_wide_w6_no_fraction_is_advised_where_none_helps(fraction):
     with pytest.raises(UserError, match=r"has more than one of the 4 rows\. Add rows") as error:
         carved(np.arange(4), fraction, seed=0, noun="images")
     assert "larger" not in str(error.value)
-    # A class of one row is not held back, and so not counted.
+    # A class of one row is not held back and therefore not counted.
     labels = np.array([0] * 4 + [1] * 4 + [2])
     with pytest.raises(UserError, match=r"than the 2 classes of more .* a larger fraction"):
         carved(labels, 0.1, seed=0, noun="images")
@@ -313,7 +314,7 @@ def test_ordinary_split_is_that_of_scikit_learn():
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A module on CIFAR-10 in a local folder whose images are 64 x 64."""
+    """Return a module on CIFAR-10 from a local folder of 64 x 64 images."""
     monkeypatch.setenv("ASAP_EXP_CACHE", str(tmp_path / "cache"))
     for split in ("train", "test"):
         file = tmp_path / "cifar10" / f"{split}.parquet"
@@ -339,7 +340,7 @@ def test_bugs_f19_images_of_another_size_are_resized(cifar, size):
 
 
 def test_reliability_f14_size_beyond_the_memory_is_refused(loaded, monkeypatch):
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(memory_check.os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
     module("data.image_size=6")
     with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples .*GiB"):
         module("data.image_size=7")

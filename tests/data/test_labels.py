@@ -1,4 +1,4 @@
-"""Labels: whole numbers of the classes, whatever a file holds; classes are known by their names."""
+"""Labels become class numbers, whatever a file holds; classes are identified by name."""
 
 from decimal import Decimal
 
@@ -62,7 +62,7 @@ def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
     ("values", "row", "shown", "advice"),
     [
         ([1, 2, 3, 4], 3, "4", "subtract 1"),
-        ([-1, -1], 0, "-1", "not told"),
+        ([-1, -1], 0, "-1", "hidden label"),
         ([0, 1, 4, 0], 2, "4", "correct the column"),
         ([0, -7], 1, "-7", "correct the column"),
         ([0, None, 1], 1, "no label", "take it out"),
@@ -73,8 +73,8 @@ def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
         ([0, 2**63 + 5], 1, "9223372036854775813", "correct the column"),
         (["sport"], 0, "'sport'", "correct the name"),
         ([None, None], 0, "no label", "take it out"),
-        ([[0], [1]], 0, "[0]", "of type list"),
-        ([b"World"], 0, "b'World'", "of type binary"),
+        ([[0], [1]], 0, "[0]", "its type is list"),
+        ([b"World"], 0, "b'World'", "its type is binary"),
     ],
     ids=repr,
 )
@@ -132,7 +132,7 @@ def test_class_that_training_does_not_know_is_refused():
     known_others = part([0, 1], names=("World", "Weather", "Business", "Sci/Tech"))
     message = refused(known_others, training=NAMES)
     assert "has 'Weather' in row 1" in message
-    # Nobody has it: nothing is wrong.
+    # No row has that label, so nothing is wrong.
     unused = part([0, 2], names=("World", "Weather", "Business", "Sci/Tech"))
     assert labels(unused, training=NAMES) == [0, 2]
 
@@ -192,7 +192,7 @@ def test_wide_w2_names_of_training_are_those_of_the_first_file_that_has_any():
     assert training_order([OTHER, NAMES], AGNEWS) == OTHER
     assert training_order([tuple("0123"), DCBA], AGNEWS) == DCBA
     assert training_order([None, tuple("0123")], AGNEWS) == tuple("0123")
-    # Where the first file is silent, the catalogue goes before.
+    # If the first file has no names, the catalogue takes precedence.
     assert training_order([None, OTHER], AGNEWS) == NAMES
     assert training_order([None, None], AGNEWS) is training_order([], AGNEWS) is None
 
@@ -201,7 +201,7 @@ def test_wide_w2_names_of_training_are_those_of_the_first_file_that_has_any():
 def test_wide_w2_orders_that_nothing_brings_together_are_refused(training):
     first = Part("/data/first.parquet", part([0, 1], names=ABCD).table)
     with pytest.raises(
-        UserError, match=r"first\.parquet and .*file\.parquet name .* different"
+        UserError, match=r"first\.parquet and .*file\.parquet list .* different"
     ) as e:
         labels_of([first, part([0, 1], names=DCBA)], AGNEWS, training)
     assert "(a, b, c, d; d, c, b, a)" in str(e.value)
@@ -217,7 +217,7 @@ def test_wide_w3_numbers_that_do_not_count_from_0_are_names():
     assert labels(part([0, 3], names=tuple("4321")), training=tuple("1234")) == [3, 0]
     assert "has '1' in row 0" in refused(file, training=NAMES)
     assert labels(part([0, 1, 2, 3, 4], names=tuple("12345")), dataset=YELP) == [0, 1, 2, 3, 4]
-    # Fewer than there are classes: their own numbers.
+    # Fewer names than classes: they are class numbers.
     assert labels(part([0, 1, 2], names=tuple("123"))) == [1, 2, 3]
 
 
@@ -227,7 +227,7 @@ def test_wide_w4_bound_is_that_of_the_file():
     message = str(error.value)
     assert "has 3 in row 1" in message
     assert "whole numbers from 0 to 2" in message
-    assert "this file names 3 classes only (a, b, c)" in message
+    assert "this file names only 3 classes (a, b, c)" in message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Batches: their order, their sizes, and which rows they hold."""
+"""Order, sizes and rows of batches."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from asap_exp.data.sources import Images
 
 
 def numbered(rows: int) -> Images:
-    """Image i holds i, and so does its label."""
+    """Return images whose pixels and labels hold their number."""
     number = torch.arange(rows)
     return Images(number.to(torch.uint8)[:, None, None, None], number, "numbered")
 
@@ -39,7 +39,7 @@ def test_order_is_a_function_of_the_seed_and_the_epoch():
     orders = {}
     for seed in (0, 1, 2**32 - 1):
         for epoch in (0, 1, 59):
-            torch.manual_seed(epoch)  # what else was drawn does not matter
+            torch.manual_seed(epoch)  # earlier draws must not matter
             orders[seed, epoch] = order(loader(40, seed=seed, epoch=lambda e=epoch: e))
             again = loader(40, seed=seed, epoch=lambda e=epoch: e)
             assert order(again) == order(again) == orders[seed, epoch]
@@ -71,7 +71,7 @@ def test_shuffling_draws_nothing_from_the_global_generator():
         (8, 4, [4, 4], [4, 4]),
         (4, 4, [4], [4]),
         (5, 1, [1] * 5, [1] * 5),
-        # Fewer rows than a batch are a batch all the same: no epoch is empty.
+        # Fewer rows than a batch still form one batch, so no epoch is empty.
         (3, 4, [3], [3]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Local Parquet files: names of shards, and what is said of files that cannot be used."""
+"""Local Parquet files: names of shards, and errors about unusable files."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ import torch
 from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import IMAGE_DATASETS, TEXT_DATASETS
 from asap_exp.data.parquet import parquet_files, read_parts
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.data.sources import load_images
-from asap_exp.data.texts import load_texts
 from tests.data.parquet import make_pixels, write_parquet, write_texts
 
 CIFAR10, AGNEWS = IMAGE_DATASETS["cifar10"], TEXT_DATASETS["agnews"]
@@ -61,7 +61,7 @@ def test_bugs_f5_rows_of_a_shard_with_a_hash(tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ((f"train-00000-of-00002-{HASH}.parquet",), "1 shards of train.*named as 00002"),
+        ((f"train-00000-of-00002-{HASH}.parquet",), "1 shards of train.*names say 00002"),
         (
             ("train-00000-of-00002.parquet", "train-00000-of-00002 (1).parquet"),
             "are the same shard",
@@ -98,7 +98,7 @@ def agnews(root: Path, split: str = "train") -> Path:
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "it is a web page"),
-        (b"text,label\nhello,1\n" * 9, "no Parquet file, or is damaged"),
+        (b"text,label\nhello,1\n" * 9, "not a Parquet file, or is damaged"),
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -114,7 +114,7 @@ def test_file_that_is_no_parquet_is_named_with_its_cause(tmp_path, content, word
 def test_truncated_file_is_named(tmp_path, size):
     file = agnews(tmp_path)
     file.write_bytes(file.read_bytes()[: int(size * file.stat().st_size)])
-    with pytest.raises(UserError, match=r"train\.parquet is no Parquet file, or is damaged"):
+    with pytest.raises(UserError, match=r"train\.parquet is not a Parquet file, or is damaged"):
         load_texts(AGNEWS, "train", str(tmp_path), None)
 
 
@@ -154,7 +154,7 @@ def test_bugs_f23_split_without_rows_is_refused_and_a_shard_without_rows_is_none
     pq.write_table(pa.table({}), second)
     assert load_texts(AGNEWS, "train", str(tmp_path), None).texts == ["one", "two"]
     write_texts(first, AGNEWS, [], [])
-    with pytest.raises(UserError, match=r"train-0-of-2\.parquet and .*no rows in it"):
+    with pytest.raises(UserError, match=r"train-0-of-2\.parquet and .*no rows found"):
         load_texts(AGNEWS, "train", str(tmp_path), None)
 
 

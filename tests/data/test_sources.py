@@ -1,4 +1,4 @@
-"""Where images come from: digits, Parquet files, the hub, torchvision, or one clear sentence."""
+"""Image sources: digits, Parquet files, the hub, torchvision, or one clear error."""
 
 import threading
 import time
@@ -32,12 +32,12 @@ def no_network_and_no_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("ASAP_EXP_DATA", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setenv("ASAP_EXP_CACHE", str(tmp_path / "cache"))
-    # Bars leave a thread behind.
+    # Progress bars leave a thread behind.
     datasets.disable_progress_bars()
 
 
 def make_folder(root, dataset, *, seed=0, image_format="PNG", labels=LABELS):
-    """The train split of `dataset` in three shards, its test split in one file."""
+    """Write the train split of `dataset` in three shards and its test split in one file."""
     pixels = make_pixels(len(labels), seed)
     for number, rows in enumerate(np.array_split(np.arange(len(labels)), 3)):
         shard = root / dataset.name / f"train-{number:05d}-of-00003.parquet"
@@ -69,7 +69,7 @@ def test_digits_splits_are_a_partition_by_class():
         [np.column_stack([s.pixels.flatten(1).numpy(), s.labels.numpy()]) for s in splits]
     )
     expected = np.round(everything).astype(int).tolist()
-    # No two digits are equal, so that rows can be told apart by their pixels.
+    # No two digits are equal, so pixels identify rows.
     assert len({tuple(row) for row in expected}) == 1797
     assert sorted(found.astype(int).tolist()) == sorted(expected)
     in_all = np.bincount(bunch.target)
@@ -78,7 +78,7 @@ def test_digits_splits_are_a_partition_by_class():
 
 
 def test_digits_split_never_changes():
-    # Records made at different times are comparable only while these hold.
+    # Old and new records are comparable only while these hashes stay the same.
     assert load_images(DIGITS, "train", None, None).fingerprint().startswith("22cf2c29352c90f8")
     assert load_images(DIGITS, "test", None, None).fingerprint().startswith("16b14be4b5e828ed")
 
@@ -149,7 +149,7 @@ def test_decoded_copies_lie_in_the_cache(tmp_path, monkeypatch):
 def test_missing_shard_is_not_passed_over(tmp_path):
     make_folder(tmp_path, CIFAR[0])
     (tmp_path / CIFAR[0].name / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UserError, match="2 shards of train, but they are named as 00003"):
+    with pytest.raises(UserError, match="2 shards of train, but their names say 00003"):
         load_images(CIFAR[0], "train", str(tmp_path), None)
 
 
@@ -191,7 +191,7 @@ def absent(name, log):
 
 @pytest.mark.parametrize("available", [0, 1, 2])
 def test_sources_are_asked_in_order_until_one_has_the_data(monkeypatch, available):
-    log = []
+    log: list = []
     names = ("from_parquet", "from_hub", "from_torchvision")
     for place, name in enumerate(names):
         make = found_in if place >= available else absent

@@ -1,4 +1,4 @@
-"""The text data module on fixtures in each data set's schema, and where texts come from."""
+"""The text data module on fixtures in each data set's schema, and the sources of texts."""
 
 from importlib.resources import files
 
@@ -11,9 +11,9 @@ from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.data import build_data
 from asap_exp.data.catalog import TEXT_DATASETS, text_dataset
+from asap_exp.data.raw_texts import RawTexts, load_texts, pooled
 from asap_exp.data.sources import DataNotFound
 from asap_exp.data.text import TextDataModule
-from asap_exp.data.texts import RawTexts, load_texts, pooled
 from asap_exp.data.tokenizer import FILE, tokenizer_hash
 from asap_exp.data.tokens import CLS
 from tests.data.parquet import write_texts
@@ -128,7 +128,7 @@ def test_tokenizer_is_of_the_training_split_and_is_kept_in_the_run(root, tmp_pat
     assert sha == tokenizer_hash(data.tokenizer)
     data.save(tmp_path)
     assert (tmp_path / FILE).is_file()
-    # Later stages take it from there, whatever the training split is today.
+    # Later stages use the saved one, whatever the training split holds today.
     make_folder(tmp_path, TEXT_DATASETS["agnews"], train=60)
     later = module(tmp_path, folder=tmp_path)
     later.test_dataloader()
@@ -378,7 +378,7 @@ def test_order_of_classes_is_kept_in_the_run(tmp_path):
     data = module(first)
     data.setup()
     data.save(run)
-    # Another folder, with a test split alone, has another order.
+    # Another folder, with only a test split, has another order.
     write(elsewhere, "test", ["d", "b", "a", "c"])
     test = module(elsewhere, folder=run).test_dataloader()
     assert test.texts.labels.tolist() == [0, 1, 2, 3] * 10

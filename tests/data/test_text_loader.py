@@ -1,4 +1,4 @@
-"""Batches of texts: every text once, lengths together, a budget that holds."""
+"""Batches of texts: every text once, grouped by length, within the token budget."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ MAX_LENGTH = 72
 
 
 def loader(lengths=LENGTHS, batch_size=16, **options) -> TextLoader:
-    """The label of a text is its row."""
+    """Return texts whose label is their row."""
     given = {"max_length": MAX_LENGTH, "length_multiple": 16, "max_tokens": 512} | options
     return TextLoader(truncated(ragged(lengths), MAX_LENGTH, "head"), batch_size, **given)
 
@@ -49,7 +49,7 @@ def test_budget_and_batch_size_hold(seed):
     for batch, _ in found:
         assert batch.ids.numel() <= 300
         assert len(batch) <= 10
-    # One text fits always, even if the budget is a single text's.
+    # One text always fits, even if it uses up the budget.
     longest = [batch for batch, _ in loader(max_tokens=MAX_LENGTH) if batch.ids.shape[1] == 72]
     assert longest
     assert all(len(batch) == 1 for batch in longest)
@@ -81,7 +81,7 @@ def test_epochs_differ_and_follow_from_seed_and_epoch():
     orders = {}
     for seed in (0, 1):
         for epoch in (0, 1):
-            torch.manual_seed(epoch + 10 * seed)  # what else was drawn does not matter
+            torch.manual_seed(epoch + 10 * seed)  # earlier draws must not matter
             orders[seed, epoch] = rows_of(loader(seed=seed, epoch=lambda e=epoch: e))
             assert rows_of(loader(seed=seed, epoch=lambda e=epoch: e)) == orders[seed, epoch]
     assert len({str(order) for order in orders.values()}) == 4
@@ -126,7 +126,7 @@ def test_masked_tokens_come_with_their_places():
     total = 0
     for batch, targets in found:
         places = batch.positions % batch.ids.shape[1]
-        # Token i of a text is 10 + 200 r + i, and CLS stands before the first.
+        # Token i of text r is 10 + 200 r + i, after a CLS token.
         assert torch.equal((targets - 10) % 200 + 1, places)
         if batch.key_padding_mask is not None:
             assert not batch.key_padding_mask.flatten()[batch.positions].any()

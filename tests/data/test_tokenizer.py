@@ -1,4 +1,4 @@
-"""The tokenizer: lossless, deterministic, cached by what it was made of."""
+"""The tokenizer is lossless, deterministic and cached by its inputs."""
 
 import time
 
@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 
 from asap_exp.core.errors import UserError
 from asap_exp.data import tokenizer as module
-from asap_exp.data.cache import keep
-from asap_exp.data.texts import RawTexts
+from asap_exp.data.cache import write_cached
+from asap_exp.data.raw_texts import RawTexts
 from asap_exp.data.tokenizer import (
     cached_encoding,
     cached_tokenizer,
@@ -49,7 +49,7 @@ def test_every_text_can_be_read_back(lowercase):
     ends = encoded.offsets.tolist()
     for row, text in enumerate(texts):
         back = text_of(tokenizer, encoded.ids[ends[row] : ends[row + 1]].tolist())
-        # A space is put in front where there is none.
+        # A leading space is added if there is none.
         assert back.removeprefix(" ") == (text.lower() if lowercase else text).removeprefix(" ")
     assert encoded.lengths[len(TEXTS[:5])] == 0, "an empty text has no token"
 
@@ -113,9 +113,11 @@ def test_tokens_are_cached_too(tmp_path, monkeypatch):
 def test_damaged_tokenizer_is_refused(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json is damaged: it is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged: it is not a tokenizer"):
         load_tokenizer(file)
-    with pytest.raises(UserError, match=r"missing\.json is missing, the tokenizer that the run"):
+    with pytest.raises(
+        UserError, match=r"missing\.json, the tokenizer that the run was trained with, is missing"
+    ):
         load_tokenizer(tmp_path / "missing.json")
 
 
@@ -129,8 +131,8 @@ def test_broken_w9_tokenizers_of_a_run_and_of_the_cache_are_told_apart(tmp_path)
         file.write_text("{}")
     cached_tokenizer(["a text"], "0" * 64, tmp_path, 300, lowercase=True)
     (copy,) = (tmp_path / "tokenizers").glob("*.json")
-    keep(copy, b"{}")
-    with pytest.raises(UserError, match=r"in the cache is no tokenizer .*remove it") as error:
+    write_cached(copy, b"{}")
+    with pytest.raises(UserError, match=r"in the cache is not a tokenizer .*remove it") as error:
         cached_tokenizer(["a text"], "0" * 64, tmp_path, 300, lowercase=True)
     assert str(copy) in str(error.value)
 
@@ -148,7 +150,7 @@ def test_content_hash_depends_on_texts_labels_and_their_order():
 
 @pytest.mark.parametrize("word", ["abcdefghij" * 30_000, " " * 300_000, "漢" * 100_000])
 def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
-    # The trainer's own time for one of these is about a quarter of a minute.
+    # Without the split, the trainer takes about 15 s for one of these.
     started = time.monotonic()
     tokenizer = train_tokenizer([*TEXTS, word, word], 400, lowercase=False)
     encoded = encode(tokenizer, [word], [0], "x")
@@ -157,7 +159,7 @@ def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
 
 
 def test_bugs_f18_words_of_ordinary_length_give_the_same_tokens(monkeypatch):
-    # Long without a space, but of short words.
+    # A long text without spaces that still consists of short words.
     texts = [*(text.replace(" ", ",") for text in TEXTS), "snow" * 5]
     made = {}
     for longest in (10**4, 21, 8):

@@ -1,4 +1,4 @@
-"""Texts of different lengths in one row of tokens: taken, cut, joined, masked."""
+"""Texts of different lengths in one token array: selected, truncated, joined, masked."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ VOCAB = 300
 
 
 def ragged(lengths: list[int]) -> Texts:
-    """Token i of text r is 10 + 200 r + i: a token is known wherever it turns up."""
+    """Return texts whose token i of text r is 10 + 200 r + i, which identifies each token."""
     ids = [10 + 200 * row + i for row, n in enumerate(lengths) for i in range(n)]
     return Texts(
         torch.tensor(ids, dtype=torch.int32),
@@ -150,7 +150,7 @@ def test_fixed_masks_follow_the_seed_and_the_place_alone():
     assert not torch.equal(fixed.ids, with_fixed_masks(texts, 0.15, VOCAB, seed=4).ids)
     first = with_fixed_masks(texts.take(np.arange(3)), 0.15, VOCAB, seed=3)
     assert torch.equal(first.targets, fixed.take(np.arange(3)).targets)
-    # The share of every text, at least one; none of the text that has only CLS.
+    # The share of each text, at least one token; none in the text that has only CLS.
     chosen = fixed.targets != NO_TARGET
     counts = [int(part.sum()) for part in chosen.split(texts.lengths.tolist())]
     assert counts == [6, 1, 0, 4, 9, 1]

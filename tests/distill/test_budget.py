@@ -16,12 +16,12 @@ from asap_exp.attention import (
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.compiling import load_compiled
 from asap_exp.core.composing import compose
-from asap_exp.core.config import DistillConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.data import ImageDataModule
 from asap_exp.distill import candidates
 from asap_exp.distill.budget import distill_within_budget
+from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.stages import CALIBRATION, run_evaluate, run_train
@@ -37,35 +37,35 @@ SMALL = (
 ORDER = ("softmax", "Sinkhorn, T' = 1", "Sinkhorn, T' = 2", "ASAP, 2", "ASAP, 3", "the teacher's")
 
 
-CLOCK = candidates.Judge.layer_ms, candidates.Judge.model_ms
+CLOCK = candidates.ValidationScorer.layer_ms, candidates.ValidationScorer.model_ms
 
 
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's time is its place in ORDER, the model's that of its layers and 2 ms: no noise."""
 
-    def layer_ms(self: candidates.Judge, options: dict) -> dict:
+    def layer_ms(self: candidates.ValidationScorer, options: dict) -> dict:
         return {
-            path: {words: place(words) for words, _ in found} for path, found in options.items()
+            path: {label: place(label) for label, _ in found} for path, found in options.items()
         }
 
-    def model_ms(self: candidates.Judge, plans: dict) -> dict:
-        layers = attention_layers(self.problem.net)
+    def model_ms(self: candidates.ValidationScorer, plans: dict) -> dict:
+        layers = attention_layers(self.data.net)
         return {
-            name: 2 + sum(place(words_of(plan.get(p, layers[p].attend))) for p in layers)
+            name: 2 + sum(place(label_of(plan.get(p, layers[p].attend))) for p in layers)
             for name, plan in plans.items()
         }
 
-    monkeypatch.setattr(candidates.Judge, "layer_ms", layer_ms)
-    monkeypatch.setattr(candidates.Judge, "model_ms", model_ms)
+    monkeypatch.setattr(candidates.ValidationScorer, "layer_ms", layer_ms)
+    monkeypatch.setattr(candidates.ValidationScorer, "model_ms", model_ms)
 
 
-def place(words: str) -> float:
-    (number,) = [number for number, start in enumerate(ORDER) if words.startswith(start)]
+def place(label: str) -> float:
+    (number,) = [number for number, start in enumerate(ORDER) if label.startswith(start)]
     return float(number + 1)
 
 
-def words_of(attend: torch.nn.Module) -> str:
+def label_of(attend: torch.nn.Module) -> str:
     if isinstance(attend, AsapAttention):
         return f"ASAP, {attend.theta.shape[1]}"
     if isinstance(attend, SinkhornAttention):
@@ -111,7 +111,7 @@ def test_accuracy_is_within_the_budget_on_the_validation_split(
 
 def test_layers_and_models_are_timed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, real in zip(("layer_ms", "model_ms"), CLOCK, strict=True):
-        monkeypatch.setattr(candidates.Judge, name, real)
+        monkeypatch.setattr(candidates.ValidationScorer, name, real)
     budget = load_artifact(within(pipeline.results, "budget.accuracy_drop=2")).identity["budget"]
     assert budget["accuracy"] >= budget["teacher_accuracy"] - 0.02 - 1e-9
     for layer in budget["layers"].values():
@@ -126,7 +126,7 @@ def test_wrong_attention_is_not_taken_however_fast(
     def error(attend: object, inputs: object) -> float:
         return 0.5 if isinstance(attend, SoftmaxAttention) else 0.0
 
-    monkeypatch.setattr(candidates.Judge, "layer_ms", CLOCK[0])
+    monkeypatch.setattr(candidates.ValidationScorer, "layer_ms", CLOCK[0])
     monkeypatch.setattr(candidates, "gate_error", error)
     artifact = load_artifact(within(pipeline.results, "budget.accuracy_drop=100"))
     assert "softmax" not in {a["name"] for a in artifact.identity["attentions"].values()}

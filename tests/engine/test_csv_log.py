@@ -1,4 +1,4 @@
-"""The CSV log where the disk or the folder fails it."""
+"""The CSV log when the disk or the folder fails."""
 
 import errno
 import os

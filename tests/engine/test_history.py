@@ -1,4 +1,4 @@
-"""The curves of a run are kept with its checkpoints, whatever becomes of its logs."""
+"""The curves of a run are stored in its checkpoints, whatever happens to its logs."""
 
 import struct
 import zipfile
@@ -27,7 +27,7 @@ def test_curves_are_what_was_logged(tmp_path: Path, options: tuple[str, ...]) ->
 def test_reliability_f16_epoch_whose_log_was_lost_is_in_the_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a process that was killed between its checkpoint and the row of its log."""
+    """A process may be killed between its checkpoint and the row of its log."""
     whole = own_curves(run_train(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         interrupt_at(patch, epoch=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asap_exp.data.texts import RawTexts
+from asap_exp.data.raw_texts import RawTexts
 from asap_exp.evaluate.baseline import baseline_row
 from tests.data.sentences import make_texts
 

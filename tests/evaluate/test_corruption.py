@@ -8,8 +8,9 @@ from asap_exp.core.files import read_json
 from asap_exp.data import ImageDataModule
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.evaluate.corruption import CORRUPTIONS, corrupted
+from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.markdown import group_title, summary_lines
+from asap_exp.report.markdown import summary_lines
 from asap_exp.report.notes import remarks
 from tests.conftest import Pipeline
 from tests.fake_runs import train_config
@@ -19,7 +20,9 @@ from tests.stages import run_evaluate
 
 @pytest.fixture(scope="module")
 def test_images() -> DeviceLoader:
-    return ImageDataModule(train_config().data, batch_size=32, seed=0).test_dataloader(64)
+    loader = ImageDataModule(train_config().data, batch_size=32, seed=0).test_dataloader(64)
+    assert isinstance(loader, DeviceLoader)
+    return loader
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

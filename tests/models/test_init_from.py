@@ -1,4 +1,4 @@
-"""Weights to start from: another run's, all but its head's, or a refusal that says what differs."""
+"""Initialisation from another run's weights without its head, or an error about differences."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_every_weight_but_the_head_s_is_copied(shared_pipeline: Pipeline) -> Non
 def test_positions_of_more_patches_lie_between_those_of_fewer(
     shared_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions that rise evenly from left to right still do, half as steeply."""
+    """Position embeddings that rise evenly from left to right still do, half as steeply."""
     saved = load_tensors(shared_pipeline.teacher.weights)
     side = int(saved["pos_embed"].shape[1] ** 0.5)
     ramp = torch.arange(side, dtype=torch.float32).expand(side, side).reshape(1, -1, 1)
@@ -69,7 +69,7 @@ def test_fresh_weights_leave_no_trace_in_the_recipe(shared_pipeline: Pipeline) -
     config = train_config(Path("unused"))
     teacher, softmax = shared_pipeline.teacher, shared_pipeline.softmax
     assert len({recipe_hash(config), recipe_hash(config, teacher)}) == 2
-    # A twin of other attention, from a twin of that attention, was trained alike.
+    # A matched baseline may start from the matched baseline of the initial run.
     twin = train_config(Path("unused"), attention=("attention=softmax",))
     assert recipe_hash(config, teacher) == recipe_hash(twin, softmax)
     assert recipe_hash(config, teacher) != recipe_hash(config, softmax)
@@ -93,5 +93,5 @@ def test_run_that_is_not_there_or_not_finished_is_refused(
     with pytest.raises(UserError, match="is not a run directory"):
         run_train(tmp_path, "init_from=nowhere")
     pipeline.teacher.weights.unlink()
-    with pytest.raises(UserError, match="is no finished run"):
+    with pytest.raises(UserError, match="is not a finished run"):
         run_train(tmp_path, f"init_from={pipeline.teacher.path}")

@@ -1,4 +1,4 @@
-"""The text encoder: what is padded has no effect, for every attention, in training and after."""
+"""The text encoder: padding has no effect, for every attention, in training and evaluation."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import fingerprint
 from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.data.text_loader import TextLoader
-from asap_exp.data.texts import load_texts
 from asap_exp.data.tokenizer import encode, train_tokenizer
 from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from tests.stages import TINY_TEXT
 
 LENGTHS = (9, 1, 5, 2)
@@ -28,7 +28,7 @@ POOLING = ("mean", "max", "cls")
 
 
 def make_net(*overrides: str, attention: str = "sinkhorn", seed: int = 0) -> TextEncoder:
-    """Without dropout, and with weights large enough that every layer matters."""
+    """Return an encoder without dropout whose weights are large enough that every layer matters."""
     names = {"asap": "sinkhorn"}
     quiet = ("model.dropout=0", "model.drop_path=0", f"attention={names.get(attention, attention)}")
     torch.manual_seed(seed)
@@ -216,7 +216,7 @@ def test_model_with_fused_operators_compiles_without_a_graph_break(masked):
 
 
 def real_texts() -> TokenBatch:
-    """Four lines of WikiText-2 of different lengths, cut so that an interpreter can take them."""
+    """Return four lines of WikiText-2 of different lengths, short enough for the interpreter."""
     lines = load_texts(TEXT_DATASETS["wikitext2_excerpt"], "train", None, None)
     tokenizer = train_tokenizer(lines.texts, VOCAB, lowercase=False)
     chosen = ["", *(line for line in lines.texts if len(line) > 60)][:4]
@@ -231,7 +231,7 @@ def real_texts() -> TokenBatch:
 
 @pytest.mark.skipif(fused is None, reason="Triton is not installed")
 def test_fused_operators_give_what_the_reference_gives_on_a_padded_batch_of_real_text():
-    """Forward, backward, and the compiled map, on texts of different lengths, one of them empty."""
+    """Forward, backward and the compiled map work on texts of different lengths, one empty."""
     batch = real_texts()
     valid = (~batch.key_padding_mask).sum(dim=1).tolist()
     assert valid[0] == 1 < min(valid[1:])
@@ -250,9 +250,9 @@ def test_fused_operators_give_what_the_reference_gives_on_a_padded_batch_of_real
         with swapped(net, maps), torch.no_grad():
             asap = net(batch)
         results[backend] = (out.detach(), asap, gradients(net, [out]))
-    for name in (0, 1):
+    for place in (0, 1):
         torch.testing.assert_close(
-            results["triton"][name], results["reference"][name], rtol=1e-3, atol=1e-3
+            results["triton"][place], results["reference"][place], rtol=1e-3, atol=1e-3
         )
     for name, gradient in results["triton"][2].items():
         expected = results["reference"][2][name]

@@ -1,4 +1,4 @@
-"""The Vision Transformer with this project's attention, and trained weights put back into it."""
+"""The Vision Transformer with this project's attention, and loading of trained weights."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
 from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.models import build_net, build_vit, load_net
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from tests.fake_runs import fake_run, train_config
 
 TINY = ("model.dim=16", "model.depth=2", "model.heads=2", "model.patch_size=4")
@@ -29,7 +29,7 @@ def make_net(*overrides: str, task: str = "digits", seed: int = 0) -> nn.Module:
 
 
 def loud(net: nn.Module) -> nn.Module:
-    """Larger weights: in a fresh network the blocks hardly change what passes by them."""
+    """Scale up the weights: the blocks of a new network hardly change the residual stream."""
     with torch.no_grad():
         for parameter in net.blocks.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.5)
@@ -42,7 +42,7 @@ def images(task: str = "digits", batch: int = 3) -> Tensor:
 
 
 def test_norms_on_q_and_k_are_rms_norms_whatever_the_blocks_have():
-    """By their names in saved weights too."""
+    """The weights keep their names, also in saved files."""
     net = make_net("model.qk_norm=true")
     for layer in attention_layers(net).values():
         assert type(layer.q_norm) is type(layer.k_norm) is nn.RMSNorm
@@ -74,7 +74,7 @@ def test_attention_is_in_every_block(name):
     assert {type(layer.attend) for layer in layers.values()} == {ATTENTIONS[name]}
     assert len({id(layer.attend) for layer in layers.values()}) == 3
     assert {(layer.num_heads, layer.head_dim) for layer in layers.values()} == {(2, 8)}
-    # No attention of timm's own is left beside them.
+    # No attention of timm itself is left.
     named = [m for m in net.modules() if "Attention" in type(m).__name__]
     assert all(isinstance(m, (MultiHeadAttention, ATTENTIONS[name])) for m in named)
 
@@ -174,7 +174,7 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture
 def trained(tmp_path):
-    """A finished run of the tiny model with weights that no seed gives."""
+    """Write a finished run of the tiny model with weights that no seed would give."""
     weights = {name: x + 0.25 for name, x in weights_of(make_net()).items()}
     return fake_run(tmp_path, *TINY, weights=weights)
 

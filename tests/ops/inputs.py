@@ -126,18 +126,18 @@ def relaxed_asap_attention(
     q, k, v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
 ):
     """`asap_attention` with every feature, and relaxed updates."""
-    features = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
+    options |= {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
     fit = (theta, weight, query_weight)
-    return ops.asap_attention(q, k, v, *fit, **features, relaxation=relaxation, **options)
+    return ops.asap_attention(q, k, v, *fit, relaxation=relaxation, **options)
 
 
 def relaxed_dual(
     q, k, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
 ):
     """`predicted_dual` with every feature, and relaxed updates."""
-    features = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
+    options |= {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
     fit = (theta, weight, query_weight)
-    return ops.predicted_dual(q, k, *fit, **features, relaxation=relaxation, **options)
+    return ops.predicted_dual(q, k, *fit, relaxation=relaxation, **options)
 
 
 EVERY_WEIGHT = "theta weight query_weight adaptive_weight logit_weight relaxation"

@@ -1,6 +1,7 @@
 """Adaptive features: their definition, and what they do not depend on."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from asap_exp.ops import adaptive_features, predicted_dual
 from tests.ops import plain
 from tests.ops.inputs import OPERATORS, assert_close64, make_inputs
 
-OPTIONS = {"eps": 0.6, "scale": 0.9}
+OPTIONS: dict[str, Any] = {"eps": 0.6, "scale": 0.9}
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(6, 6), (5, 9), (9, 4)])

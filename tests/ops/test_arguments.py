@@ -176,7 +176,7 @@ def test_temperature_and_backend(operator, case):
 
 @every(QUERY_KEY_OPERATORS)
 def test_kernels_are_refused_where_there_is_no_gpu(operator, monkeypatch):
-    monkeypatch.setattr("asap_exp.ops._backend.INTERPRETED", False)
+    monkeypatch.setattr("asap_exp.ops.backend.INTERPRETED", False)
     inputs = make_inputs()
     with refused(RuntimeError, "backend='triton' cannot run", "on cpu"):
         operator(inputs, backend="triton")

@@ -1,6 +1,7 @@
 """ASAP attention: known maps are reproduced, and refinement is Sinkhorn's own."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.ops import plain
 from tests.ops.inputs import OPERATORS, assert_close64, centred, identity_values, make_inputs
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
-OPTIONS = {"eps": 0.6, "scale": 0.9}
+OPTIONS: dict[str, Any] = {"eps": 0.6, "scale": 0.9}
 
 
 @pytest.mark.parametrize("refine", [0, 1, 4])
@@ -76,8 +77,8 @@ def test_refine_defaults_to_zero():
     arguments = (inputs.q, inputs.k, inputs.v, inputs.theta, inputs.weight)
     assert torch.equal(asap_attention(*arguments), asap_attention(*arguments, refine=0))
     assert (asap_attention(*arguments) - asap_attention(*arguments, refine=1)).abs().max() > 1e-3
-    arguments = (inputs.q, inputs.k, inputs.theta, inputs.weight)
-    assert torch.equal(predicted_dual(*arguments), predicted_dual(*arguments, refine=0))
+    of_dual = (inputs.q, inputs.k, inputs.theta, inputs.weight)
+    assert torch.equal(predicted_dual(*of_dual), predicted_dual(*of_dual, refine=0))
 
 
 def test_no_query_weight_is_a_zero_query_weight():

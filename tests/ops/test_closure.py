@@ -1,5 +1,7 @@
 """The closure of a row dual, and the dual that is ready for it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.ops import plain
 from tests.ops.inputs import assert_close64, identity_values, make_inputs
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
-OPTIONS = {"eps": 0.6, "scale": 0.9}
+OPTIONS: dict[str, Any] = {"eps": 0.6, "scale": 0.9}
 
 pytestmark = pytest.mark.parametrize(("queries", "keys"), SHAPES)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 from tests.ops.inputs import (
     ASAP,
     CLOSURE,
@@ -21,8 +21,10 @@ from tests.ops.inputs import (
     relative_rms,
 )
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
+
+from asap_exp.ops import routes
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -32,7 +34,7 @@ LENGTHS = [1, 2, 17, 33]
 if GPU:
     LENGTHS += [63, 64, 65, 100, 129, 197, 257, 1000, 1025, 4097]
 LENGTHS_THAT_DIFFER = [(33, 20), (5, 40)] + ([(300, 200), (129, 1025)] if GPU else [])
-ON_CHIP_TOKENS = {"on chip": 128, "in passes": 0}
+ROUTES = {"as chosen": [], "in passes": ["keys in registers", "tiled"]}
 
 
 # In the interpreter a launch has no warps.
@@ -41,11 +43,11 @@ few_and_many_heads = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=ON_CHIP_TOKENS)
-def route(request, monkeypatch):
-    monkeypatch.setattr(
-        "asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", ON_CHIP_TOKENS[request.param]
-    )
+@pytest.fixture(params=ROUTES)
+def route(request):
+    """The chosen route, at these lengths mostly with the logits in registers, or passes."""
+    with routes.force(*ROUTES[request.param]):
+        yield
 
 
 def inputs_for(dtype: torch.dtype = torch.float32, **shape) -> Inputs:
@@ -173,7 +175,7 @@ def test_what_stands_in_padded_places_changes_nothing(operator, route):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_updates_with_resident_keys(padded, route, errors):
+def test_updates_with_keys_in_registers(padded, route, errors):
     """16-bit inputs in passes: with a gradient as without, padded or not."""
     inputs, mask = padded_inputs(torch.float16)
     options = {"num_iters": 4, **({"key_padding_mask": mask} if padded else {})}
@@ -193,10 +195,10 @@ def test_more_updates_than_fit_on_chip(route, errors):
 def test_gradient_of_one_input_alone(name, route):
     inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
     grads = []
-    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+    for dtype, by in ((torch.float32, "triton"), (torch.float64, "reference")):
         leaves = {x: getattr(inputs, x).to(dtype).detach() for x in ("q", "k", "v")}
         leaves[name].requires_grad_()
-        out = ops.sinkhorn_attention(**leaves, num_iters=3, backend=backend)
+        out = ops.sinkhorn_attention(**leaves, num_iters=3, backend=by)
         grads.append(torch.autograd.grad(out.square().sum(), leaves[name])[0])
     assert relative_rms(*grads) < 2e-4
 
@@ -220,8 +222,9 @@ def test_views_of_one_projection(route):
     assert out.transpose(1, 2).is_contiguous()  # no copy before the output projection
 
 
-def test_duals(route):
-    inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
+@pytest.mark.parametrize("keys", [20, 13])
+def test_duals(keys, route):
+    inputs = inputs_for(batch=1, heads=2, queries=20, keys=keys, head_dim=8)
     found = ops.sinkhorn_duals(inputs.q, inputs.k, num_iters=5, backend="triton")
     expected = ops.sinkhorn_duals(inputs.q.double(), inputs.k.double(), num_iters=5)
     for dual, reference in zip(found, expected, strict=True):
@@ -276,7 +279,7 @@ def test_compiled_without_a_graph_break():
 
     leaves = [x.clone().requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
     expected = torch.autograd.grad(loss(*leaves), leaves)
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="inductor" if GPU else "aot_eager")
     found = torch.autograd.grad(compiled(*leaves), leaves)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

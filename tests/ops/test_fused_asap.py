@@ -4,20 +4,24 @@ Outputs are NaN before a kernel writes them, so a place that it leaves out fails
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
+from tests.ops.cases import pairs_of
 from tests.ops.inputs import OPERATORS, Inputs, Operator, make_inputs, relative_rms
+from tests.ops.taken import Count
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
-from asap_exp.ops.triton import one_launch
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops import routes
+from asap_exp.ops.backend import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
+COMPILER = "aot_eager" if INTERPRETED else "inductor"  # which needs a C++ compiler on a CPU
 pytestmark = [
     pytest.mark.usefixtures("unwritten_is_nan"),
     pytest.mark.skipif(
@@ -30,21 +34,21 @@ ADAPTIVE = replace(OPERATORS["adaptive_asap_attention"], fixed={"refine": 0})
 RELAXED = replace(OPERATORS["relaxed_asap_attention"], fixed={"refine": 0})
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
+HEADS = ("few heads", "many heads")
+
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def launches(monkeypatch):
+def taken():
+    with routes.recorded() as record:
+        yield record
+
+
+@pytest.fixture
+def launches(taken):
     """The calls of the operator that takes one launch, or several where many heads are refined."""
-    calls = []
-
-    def counted(*arguments, **options):
-        calls.append(options)
-        return one_launch_attention(*arguments, **options)
-
-    one_launch_attention = one_launch.asap_attention
-    monkeypatch.setattr(one_launch, "asap_attention", counted)
-    return calls
+    return Count(taken, "one operator")
 
 
 def inputs_of(tokens: int, dtype: torch.dtype = torch.float32, **shape) -> Inputs:
@@ -61,8 +65,7 @@ def check(inputs: Inputs, operator: Operator = ASAP, **options) -> torch.Tensor:
     return out
 
 
-@every_dtype
-@pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64])
+@pairs_of(tokens=(1, 2, 17, 63, 64), dtype=tuple(TOLERANCE), heads=HEADS)
 @pytest.mark.usefixtures("heads")
 def test_agrees_with_the_reference(tokens, dtype, launches):
     inputs = inputs_of(tokens, dtype)
@@ -73,24 +76,24 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
     assert len(launches) == 1
 
 
-@every_dtype
-@pytest.mark.parametrize("refine", [1, 6])
-def test_refined(refine, dtype, heads, launches, monkeypatch):
-    separate = []
-    separately = one_launch._separately
-    monkeypatch.setattr(one_launch, "_separately", lambda *x: separate.append(x) or separately(*x))
-    mask = torch.arange(20, device=DEVICE)[None] > 12
+@pairs_of(refine=(1, 6), dtype=tuple(TOLERANCE), heads=HEADS)
+def test_refined(refine, dtype, heads, launches, taken):
+    separate = Count(taken, "separate launches")
+    mask = torch.arange(13, device=DEVICE)[None] > 8
     for operator in (ASAP, ADAPTIVE, RELAXED):
-        check(inputs_of(20, dtype), operator, refine=refine)
-        check(inputs_of(20, dtype), operator, refine=refine, key_padding_mask=mask, scale=-0.5)
+        check(inputs_of(13, dtype), operator, refine=refine)
+        check(inputs_of(13, dtype), operator, refine=refine, key_padding_mask=mask, scale=-0.5)
     assert len(launches) == 6
     assert len(separate) == (4 if heads == "many heads" else 0)  # not with logit features
 
 
-@every_dtype
-@pytest.mark.parametrize("tokens", [2, 17, 63, 64])
+@pairs_of(
+    tokens=(2, 17, 63, 64),
+    dtype=tuple(TOLERANCE),
+    operator={"adaptive": ADAPTIVE, "and logits": RELAXED},
+    heads=HEADS,
+)
 @pytest.mark.usefixtures("heads")
-@pytest.mark.parametrize("operator", [ADAPTIVE, RELAXED], ids=["adaptive", "and logits"])
 def test_further_features(operator, tokens, dtype, launches):
     check(inputs_of(tokens, dtype, slices=8), operator)
     mask = torch.arange(tokens, device=DEVICE)[None] > tokens // 2
@@ -103,7 +106,7 @@ def test_further_features(operator, tokens, dtype, launches):
 @every_dtype
 def test_without_query_weight(dtype):
     inputs = inputs_of(17, dtype)
-    options = {"eps": 0.7, "scale": -0.4}
+    options: dict[str, Any] = {"eps": 0.7, "scale": -0.4}
     arguments = (inputs.q, inputs.k, inputs.v, inputs.theta, inputs.weight)
     out = ops.asap_attention(*arguments, backend="triton", **options)
     expected = ops.asap_attention(*(x.double() for x in arguments), **options)
@@ -132,8 +135,8 @@ def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(dtype, size):
 
 @every_dtype
 def test_padded_places_are_zero_and_change_nothing(dtype, launches):
-    mask = [[False] * 12 + [True] * 7, [True] * 19, [False] * 19, [True] * 5 + [False] * 14]
-    mask = torch.tensor(mask, device=DEVICE)
+    rows = [[False] * 12 + [True] * 7, [True] * 19, [False] * 19, [True] * 5 + [False] * 14]
+    mask = torch.tensor(rows, device=DEVICE)
     inputs = inputs_of(19, dtype, batch=len(mask), heads=1)
     garbage = inputs.map_tokens(torch.Tensor.clone)
     for x in (garbage.q, garbage.k, garbage.v):
@@ -205,7 +208,7 @@ def test_compiled_without_a_graph_break():
         return ops.asap_attention(2 * q, k, v, *arguments, backend="triton") + 1
 
     expected = attention(inputs.q, inputs.k, inputs.v)
-    found = torch.compile(attention, fullgraph=True)(inputs.q, inputs.k, inputs.v)
+    found = torch.compile(attention, fullgraph=True, backend=COMPILER)(inputs.q, inputs.k, inputs.v)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 from tests.ops.inputs import CLOSURE, TEACHER, Inputs, relative_rms
+from tests.ops.taken import Count
 from tests.ops.test_fused_inference import (
     CUT_OFF,
     DEVICE,
@@ -19,10 +20,10 @@ from tests.ops.test_fused_inference import (
     inputs_for,
 )
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from asap_exp.ops.triton import inference
+from asap_exp.ops import routes
 
 ON_HOPPER = not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] == 9
 pytestmark = [
@@ -32,17 +33,10 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def launches(monkeypatch):
+def launches():
     """The closures that took one launch."""
-    calls = []
-    closure_by_heads = inference.closure_by_heads
-
-    def counted(*arguments):
-        calls.append(arguments)
-        closure_by_heads(*arguments)
-
-    monkeypatch.setattr(inference, "closure_by_heads", counted)
-    return calls
+    with routes.recorded() as taken:
+        yield Count(taken, "keys and values in registers")
 
 
 @pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])

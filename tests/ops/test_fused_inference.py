@@ -1,19 +1,20 @@
 """The fused operators on bfloat16 inputs without a gradient, which have kernels of their own."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
+from tests.ops.cases import pairs_of
 from tests.ops.inputs import ASAP, CLOSURE, SOFTMAX, TEACHER, Inputs, make_inputs, relative_rms
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from asap_exp.ops.triton import inference
-from asap_exp.ops.triton.problem import Problem
+from asap_exp.ops import routes
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -21,15 +22,20 @@ pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 CUT_OFF = 0.0 if GPU else 2.0**-7
 """Triton's interpreter cuts off what does not fit into a bfloat16, and does not round."""
 USUAL, HUNDREDS = 1.0, 11.0
+SIZES = {"usual logits": USUAL, "logits of some hundreds": HUNDREDS}
+KERNELS = ("on chip", "passes")
 
 
-@pytest.fixture(params=["whole head", "passes"])
-def kernels(request, monkeypatch):
+ON_CHIP = ["keys and values in registers", "plan in shared memory"]
+PASSES = ["tiled, bfloat16", "tiled"]
+"""The second where the first cannot: for logits that are all 0, and for a gradient."""
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request):
     """Both kinds of kernels at every length that both can take."""
-    keys = 256 if request.param == "whole head" else 0
-    monkeypatch.setattr("asap_exp.ops.triton.inference.WHOLE_HEAD", keys)
-    for name in ("SHORT_TOKENS", "RESIDENT_KEYS"):  # up to so many, other kernels are faster
-        monkeypatch.setattr(f"asap_exp.ops.triton.inference.{name}", 0)
+    with routes.force(*(ON_CHIP if request.param == "on chip" else []), *PASSES):
+        yield
 
 
 def inputs_for(size: float = USUAL, **shape) -> Inputs:
@@ -52,8 +58,7 @@ if GPU:
     LENGTHS += [(1000, 200), (129, 1025)]
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+@pairs_of(lengths=LENGTHS, size=SIZES, kernels=KERNELS)
 def test_teacher(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
@@ -61,25 +66,13 @@ def test_teacher(lengths, size, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
-@pytest.mark.parametrize("lengths", [(150, 150), (40, 70), (70, 40)], ids=str)
-@pytest.mark.parametrize("size", [USUAL, 4.0, HUNDREDS, 30.0])
+@pairs_of(
+    lengths=((150, 150), (40, 70), (70, 40)), size=(USUAL, 4.0, HUNDREDS, 30.0), kernels=KERNELS
+)
 def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "num_iters", "taken"),
-    [
-        *[(64, 20, False), (65, 20, True), (65, 9, False), (128, 1, False)],
-        *[(129, 1, True), (129, 3, False), (129, 4, True), (300, 20, False), (513, 2, True)],
-    ],
-)
-def test_choice_of_kernels(tokens, num_iters, taken):
-    inputs = inputs_for(queries=tokens, head_dim=64)
-    problem = Problem.of(inputs.q, inputs.k, inputs.v, None, num_iters, 1.0)
-    assert inference.takes(problem) == taken
 
 
 def test_scalings_that_go_on_moving(kernels):
@@ -100,8 +93,7 @@ def test_any_number_of_updates(num_iters, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+@pairs_of(lengths=LENGTHS, size=SIZES, kernels=KERNELS)
 def test_closure(lengths, size, kernels):
     queries, keys = lengths
     inputs = inputs_for(size, queries=queries, keys=keys)
@@ -136,10 +128,11 @@ def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
 MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 7 + [False] * 13])
 
 
-@pytest.mark.parametrize(
-    "operator", [TEACHER, CLOSURE, SOFTMAX, ASAP], ids=["teacher", "closure", "softmax", "asap"]
+@pairs_of(
+    operator={"teacher": TEACHER, "closure": CLOSURE, "softmax": SOFTMAX, "asap": ASAP},
+    size=SIZES,
+    kernels=KERNELS,
 )
-@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
 def test_padding(operator, size, kernels):
     inputs = inputs_for(size, batch=4, queries=20)
     mask = MASK.to(DEVICE)
@@ -163,7 +156,7 @@ def test_texts_of_several_lengths_in_a_batch(operator, tokens, kernels):
     lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2] * (16 if GPU else 1))
     inputs = inputs_for(batch=len(lengths), heads=6 if GPU else 1, queries=tokens)
     mask = torch.arange(tokens) >= lengths[:, None]
-    options = {"key_padding_mask": mask.to(DEVICE)}
+    options: dict[str, Any] = {"key_padding_mask": mask.to(DEVICE)}
     if operator is TEACHER:
         options |= {"num_iters": 20 if GPU else 5}
     exact = operator(inputs.map(torch.Tensor.double), **options)[0]

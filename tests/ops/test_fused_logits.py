@@ -10,10 +10,10 @@ from asap_exp.ops.reference.sinkhorn import logits, update
 from tests.ops.inputs import OPERATORS, Inputs, make_cotangents, make_inputs, relative_rms
 
 pytest.importorskip("triton")
-from asap_exp.ops.triton import one_launch
-from asap_exp.ops.triton.logit_rows import logit_dual
-from asap_exp.ops.triton.refined import refined_dual
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops import routes
+from asap_exp.ops.backend import INTERPRETED
+from asap_exp.ops.kernels.asap.logit_features import logit_dual
+from asap_exp.ops.kernels.sinkhorn.updates import refined_dual
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [
@@ -22,6 +22,10 @@ pytestmark = [
         DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU, and no interpreter"
     ),
 ]
+
+LENGTHS = [(20, torch.bfloat16), (70, torch.float16), (140, torch.float32)]
+if not INTERPRETED:
+    LENGTHS = [(tokens, dtype) for tokens in (20, 70, 140) for _, dtype in LENGTHS]
 
 RELAXED, DUAL = OPERATORS["relaxed_asap_attention"], OPERATORS["relaxed_dual"]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -104,14 +108,13 @@ def test_constant_columns_have_none(scale):
     assert not found.any()
 
 
-@every_dtype
-@pytest.mark.parametrize("tokens", [20, 70, 140])
-def test_attention_and_dual(tokens, dtype, monkeypatch):
-    monkeypatch.setattr(one_launch, "TOKENS", 0)
+@pytest.mark.parametrize(("tokens", "dtype"), LENGTHS, ids=str)
+def test_attention_and_dual(tokens, dtype):
     x = inputs_of(tokens, dtype, heads=1, slices=1)
     for mask in (None, masked(tokens)):
         for operator in (RELAXED, DUAL):
-            (out,) = operator(x, backend="triton", key_padding_mask=mask)
+            with routes.force("separate operators"):
+                (out,) = operator(x, backend="triton", key_padding_mask=mask)
             (expected,) = operator(x.map(torch.Tensor.double), key_padding_mask=mask)
             assert relative_rms(out, expected) <= TOLERANCE[dtype]
 

@@ -1,25 +1,31 @@
 """The fused potentials and dual against the reference in float64, in Triton's interpreter."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from asap_exp.ops import reference
-from asap_exp.ops.reference.asap import sliced_dual as reference_dual
+from tests.ops.cases import pairs_of
 from tests.ops.inputs import OPERATORS, make_inputs, relative_rms
 
 pytest.importorskip("triton")
-from asap_exp.ops.triton import potentials
-from asap_exp.ops.triton.tiles import INTERPRETED
+from asap_exp.ops import routes
+from asap_exp.ops.backend import INTERPRETED
+from asap_exp.ops.kernels.asap import dual
+
+sliced_dual: Callable[..., Tensor] = dual.sliced_dual
+reference_dual: Callable[..., Tensor] = reference.asap.sliced_dual
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU, and no interpreter"
 )
 
-OPTIONS = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
+OPTIONS: dict[str, Any] = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
 # bfloat16 as well: in the interpreter its projections are products of float32.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 
@@ -37,23 +43,23 @@ def check(inputs, **changed) -> tuple[Tensor, Tensor]:
     """Potentials and dual, both checked against the reference."""
     exact = inputs.map(lambda x: x.double())
     options = OPTIONS | changed
-    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **options)
+    phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **options)
     expected = reference.sliced_potentials(exact.q, exact.k, exact.theta, **options)
     assert_close(phi, expected, inputs.q.dtype)
-    f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
+    f_hat = sliced_dual(*dual_arguments(inputs), **options)
     expected = reference_dual(*dual_arguments(exact), None, **options)
     assert_close(f_hat, expected, inputs.q.dtype)
-    adaptive = potentials.sliced_dual(*adaptive_arguments(inputs), **options)
+    adaptive = sliced_dual(*adaptive_arguments(inputs), **options)
     expected = reference_dual(*adaptive_arguments(exact), None, **options)
     assert_close(adaptive, expected, inputs.q.dtype)
     return phi, f_hat
 
 
-def dual_arguments(x) -> tuple[Tensor | None, ...]:
+def dual_arguments(x) -> Any:
     return x.q, x.k, x.theta, x.weight, x.query_weight, None
 
 
-def adaptive_arguments(x) -> tuple[Tensor, ...]:
+def adaptive_arguments(x) -> Any:
     return x.q, x.k, x.theta, x.weight, x.query_weight, x.adaptive_weight
 
 
@@ -64,13 +70,14 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype] * expected.abs().max()
 
 
-@every_dtype
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("tokens", [1, 2, 17, 63, 64, 65])
-def test_agrees_with_the_reference(tokens, fused, dtype, monkeypatch):
-    if not fused:
-        monkeypatch.setattr(potentials, "FUSED_TOKENS", 0)
-    check(inputs_of(tokens, dtype, heads=2))
+@pairs_of(
+    tokens=(1, 2, 17, 63, 64, 65),
+    names={"as chosen": (), "groups": ("groups of slices",)},
+    dtype=tuple(TOLERANCE),
+)
+def test_agrees_with_the_reference(tokens, names, dtype):
+    with routes.force(*names):
+        check(inputs_of(tokens, dtype, heads=2))
 
 
 @every_dtype
@@ -94,7 +101,7 @@ def test_rows_of_several_warps(dtype):
 def test_dual_without_query_weight(dtype):
     inputs = inputs_of(17, dtype, batch=2)
     *arguments, _, _ = dual_arguments(inputs)
-    f_hat = potentials.sliced_dual(*arguments, None, None, **OPTIONS)
+    f_hat = sliced_dual(*arguments, None, None, **OPTIONS)
     *arguments, _, _ = dual_arguments(inputs.map(lambda x: x.double()))
     assert_close(f_hat, reference_dual(*arguments, None, None, None, **OPTIONS), dtype)
 
@@ -111,21 +118,21 @@ def test_query_features_without_slices(tokens, dtype):
     inputs = inputs_of(tokens, dtype, slices=0)
     mask = torch.arange(tokens, device=DEVICE)[None] > tokens - 4
     options = OPTIONS | {"key_padding_mask": mask}
-    f_hat = potentials.sliced_dual(*dual_arguments(inputs), **options)
+    f_hat = sliced_dual(*dual_arguments(inputs), **options)
     exact = dual_arguments(inputs.map(lambda x: x.double()))
     assert f_hat.abs().max() > 0
     assert_close(f_hat, reference_dual(*exact, None, **options), dtype)
 
 
 @every_dtype
-def test_slices_of_a_head_in_several_programs(dtype, monkeypatch):
-    monkeypatch.setattr(potentials, "PROGRAM_BYTES", 256)
-    check(inputs_of(20, dtype, slices=5))
+def test_slices_of_a_head_in_several_programs(dtype):
+    """One program sorts 4 KiB: 32 slices of 16-bit tokens as long as these, 16 of float32."""
+    with routes.force("groups of slices"):
+        check(inputs_of(20, dtype, slices=37))
 
 
-def test_few_words_a_thread(monkeypatch):
-    monkeypatch.setattr(potentials, "THREAD_BYTES", 8)
-    check(inputs_of(64, torch.float16))
+def test_row_across_a_whole_warp():
+    check(inputs_of(512, torch.float16, slices=1))
 
 
 MASKS = {
@@ -135,32 +142,35 @@ MASKS = {
 }
 
 
-@every_dtype
-@pytest.mark.parametrize("limits", [(0, 16), (0, 64), (64, 64)], ids=["torch", "launches", "fused"])
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_padded_tokens_are_zero_and_change_nothing(mask, limits, dtype, monkeypatch):
-    for name, limit in zip(("FUSED_TOKENS", "SORTED_TOKENS"), limits, strict=True):
-        monkeypatch.setattr(potentials, name, limit)
+SORTS = {
+    "torch": ["torch.sort"],
+    "groups": ["groups of slices"],
+    "one program": ["one program per head", "groups of slices"],
+}
+
+
+@pairs_of(mask=MASKS, names=SORTS, dtype=tuple(TOLERANCE))
+def test_padded_tokens_are_zero_and_change_nothing(mask, names, dtype):
     mask = torch.tensor(mask, device=DEVICE)
     inputs = inputs_of(19, dtype, batch=len(mask))
     inputs.q.masked_fill_(mask[:, None, :, None], torch.nan)
     inputs.k.masked_fill_(mask[:, None, :, None], torch.inf)
-    phi, f_hat = check(inputs, key_padding_mask=mask)
+    with routes.force(*names):
+        phi, f_hat = check(inputs, key_padding_mask=mask)
     assert not phi.masked_select(mask[:, None, None, :]).any()
     assert not f_hat.masked_select(mask[:, None, :]).any()
 
 
 @every_dtype
 @pytest.mark.parametrize("slices", [1, 3])
-def test_tokens_beyond_the_sort_of_one_program(slices, dtype, monkeypatch):
-    monkeypatch.setattr(potentials, "FUSED_TOKENS", 64)
-    monkeypatch.setattr(potentials, "SORTED_TOKENS", 64)
-    check(inputs_of(130, dtype, slices=slices))
+def test_tokens_beyond_the_sort_of_one_program(slices, dtype):
+    with routes.force("torch.sort"):
+        check(inputs_of(130, dtype, slices=slices))
 
 
 @every_dtype
 def test_views_of_one_projection(dtype):
-    tokens, heads, width = 18, 3, 8
+    tokens, heads, width = 18, 2, 8
     qkv = torch.randn(2, tokens, 3, heads, width, generator=torch.Generator().manual_seed(0))
     q, k, _ = qkv.to(DEVICE, dtype).permute(2, 0, 3, 1, 4)
     inputs = inputs_of(tokens, dtype, heads=heads, head_dim=width)
@@ -178,7 +188,7 @@ def test_last_dimension_with_gaps_and_transposed_directions():
 def test_equal_queries_have_potential_zero(dtype):
     inputs = inputs_of(20, dtype)
     inputs.q[:] = inputs.q[:, :, :1].clone()
-    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
+    phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
     assert phi.abs().max() < 1e-6
 
 
@@ -205,15 +215,8 @@ def test_negative_scale(dtype):
 
 def test_no_samples():
     inputs = inputs_of(5, torch.float32).map_tokens(lambda x: x[:0])
-    phi = potentials.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
+    phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
     assert phi.shape == (0, 1, 3, 5)
-
-
-def test_what_is_supported():
-    q = torch.zeros(1, 1, 3, 4)
-    assert potentials.supports(q, q)
-    assert not potentials.supports(q, q[:, :, :2])
-    assert not potentials.supports(q.double(), q.double())
 
 
 @pytest.mark.parametrize("mask", [None, torch.tensor([[False] * 4 + [True]])])

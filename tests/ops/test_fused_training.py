@@ -6,16 +6,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asap_exp import ops
-from asap_exp.ops import _backend
+from asap_exp.ops import backend
 
-if _backend.fused is None:
+if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
+
+from asap_exp.ops import routes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOKENS, HEADS, WIDTH = 18, 1, 8
 MASK = torch.arange(TOKENS, device=DEVICE) >= torch.tensor([[TOKENS], [11]], device=DEVICE)
 
-on_each_route = pytest.mark.parametrize("on_chip_tokens", [128, 0], ids=["on chip", "in passes"])
+on_each_route = pytest.mark.parametrize(
+    "names",
+    [["logits in registers"], ["keys in registers", "tiled"]],
+    ids=["in registers", "in passes"],
+)
 
 
 class Layer(nn.Module):
@@ -55,15 +61,13 @@ class Layer(nn.Module):
 @pytest.mark.parametrize(
     ("autocast", "mask"), [(False, None), (True, MASK)], ids=["float32", "autocast, padded"]
 )
-def test_checkpointed_gradients_are_those_without_to_the_bit(
-    autocast, mask, on_chip_tokens, monkeypatch
-):
+def test_checkpointed_gradients_are_those_without_to_the_bit(autocast, mask, names):
     """The updates run once more, and two runs give the same bits."""
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
-    found, expected = (
-        Layer("triton").gradients(mask, checkpointed=checkpointed, autocast=autocast)
-        for checkpointed in (True, False)
-    )
+    with routes.force(*names):
+        found, expected = (
+            Layer("triton").gradients(mask, checkpointed=checkpointed, autocast=autocast)
+            for checkpointed in (True, False)
+        )
     assert all(gradient.any() for gradient in expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -85,12 +89,12 @@ def test_checkpointing_keeps_no_duals():
 
 
 @on_each_route
-def test_gradients_under_autocast_are_the_references(on_chip_tokens, monkeypatch):
+def test_gradients_under_autocast_are_the_references(names):
     """Both see the same bfloat16 q, k, v, and round a gradient to bfloat16 in other places."""
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", on_chip_tokens)
-    fused, reference = (
-        Layer(backend).gradients(MASK, checkpointed=True, autocast=True)
-        for backend in ("triton", "reference")
-    )
+    with routes.force(*names):
+        fused, reference = (
+            Layer(backend).gradients(MASK, checkpointed=True, autocast=True)
+            for backend in ("triton", "reference")
+        )
     for found, expected in zip(fused, reference, strict=True):
         assert (found - expected).norm() <= 1e-2 * expected.norm()

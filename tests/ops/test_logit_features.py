@@ -1,5 +1,7 @@
 """Logit features: their definition, what they do not depend on, and relaxed updates beside them."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from asap_exp.ops import attention_plan, logit_features, predicted_dual, sinkhor
 from tests.ops import plain
 from tests.ops.inputs import assert_close64, make_inputs
 
-OPTIONS = {"eps": 0.6, "scale": -0.9}
+OPTIONS: dict[str, Any] = {"eps": 0.6, "scale": -0.9}
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(6, 6), (5, 9), (9, 4)])

@@ -1,5 +1,7 @@
 """Sliced potentials are exact Kantorovich potentials: against POT's solvers in one dimension."""
 
+from typing import Any
+
 import numpy as np
 import ot
 import pytest
@@ -11,7 +13,7 @@ from tests.ops import plain
 from tests.ops.inputs import assert_close64, centred, make_inputs
 
 SHAPES = [(1, 1), (8, 8), (5, 9), (9, 4), (6, 4), (1, 5), (5, 1), (12, 6)]
-OPTIONS = {"eps": 0.6, "scale": 0.9}
+OPTIONS: dict[str, Any] = {"eps": 0.6, "scale": 0.9}
 FACTOR = OPTIONS["scale"] / OPTIONS["eps"]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from asap_exp import ops
 from asap_exp.attention import RelaxedSinkhornAttention
-from asap_exp.ops import _backend
+from asap_exp.ops import backend, routing
 from asap_exp.ops.reference.sinkhorn import logits
 from tests.ops import plain
 from tests.ops.inputs import (
@@ -24,7 +24,7 @@ RELAXED, TEACHER = OPERATORS["relaxed_sinkhorn_attention"], OPERATORS["sinkhorn_
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 GPU = torch.cuda.is_available()
 
-fused = pytest.mark.skipif(_backend.fused is None, reason="Triton is not installed")
+fused = pytest.mark.skipif(backend.fused is None, reason="Triton is not installed")
 few_and_many_heads = pytest.mark.parametrize(
     "heads", ["few heads", *(["many heads"] if GPU else [])], indirect=True
 )
@@ -126,10 +126,10 @@ def test_fused_where_an_update_goes_hardly_anywhere(relaxation):
 
 
 @fused
-def test_fused_beyond_what_stays_on_chip(monkeypatch):
+def test_fused_beyond_what_fits_into_registers():
     check(inputs_for(batch=1, heads=1, queries=140, head_dim=16))
-    monkeypatch.setattr("asap_exp.ops.triton.sinkhorn.ON_CHIP_TOKENS", 0)
-    check(inputs_for(batch=1, heads=2, queries=20, head_dim=16), num_iters=5)
+    with routing.force("updates, then closure", "tiled"):
+        check(inputs_for(batch=1, heads=2, queries=20, head_dim=16), num_iters=5)
 
 
 @fused

@@ -57,11 +57,12 @@ def cases(bases: dict[str, Base], *, all_of_them: bool) -> list[Case]:
 def keys(name: str) -> list[str]:
     """Every key and group of the schema of a stage's configuration."""
     from asap_exp.core import config
+    from asap_exp.distill.config import DistillConfig
 
     schema: type = {
         "train": config.TRAIN_SCHEMAS["vit"],
         "masked": config.TRAIN_SCHEMAS["encoder"],
-        "distill": config.DistillConfig,
+        "distill": DistillConfig,
         "evaluate": config.EvaluateConfig,
         "report": config.ReportConfig,
         "benchmark": config.BenchmarkConfig,

@@ -17,7 +17,7 @@ from asap_exp.report.benchmark_figure import time_figure
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.benchmark_records import FORMAT, load_records, read_record
 from asap_exp.report.benchmarks import report_benchmarks
-from tests.records import published, typed_benchmark, unsealed, write_sealed_record
+from tests.records import published, typed_benchmark, unsealed, untagged, write_sealed_record
 
 NAME = "nvidia-h200-forward-recorded"
 
@@ -34,7 +34,10 @@ NAME = "nvidia-h200-forward-recorded"
         (lambda r: r["ceilings"].update(product_tflops="787"), "product_tflops"),
         (lambda r: r["inputs"].pop("teacher"), "are of recorded inputs, all three"),
         (lambda r: r["manifest"].pop("hardware"), r"manifest\.hardware"),
-        (lambda r: r["manifest"].update(status="failed"), "no manifest of a finished run"),
+        (
+            lambda r: r["manifest"].update(status="failed"),
+            "no manifest of benchmark that says",
+        ),
         (lambda r: r.update(rows=[]), "rows"),
         (lambda r: r.update(mode="backward"), "mode"),
         (lambda r: r.update(format=99), "is of a newer version"),
@@ -62,6 +65,24 @@ def test_an_edited_benchmark_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", unsealed(value) | {"format": FORMAT})
     with pytest.raises(UserError, match="sha256 is missing"):
         read_record(tmp_path / "a.json")
+
+
+def test_record_that_names_routes_has_a_table_of_them_and_no_share_of_heads() -> None:
+    value = unsealed(published(f"benchmark/{NAME}"))
+    old = benchmark_markdown([typed_benchmark(value)])
+    assert "heads that absorbed scalings" in old
+    assert "**Kernels" not in old
+    for row in value["rows"]:
+        del row["absorbed_heads"]
+        for cell in row["cells"]:
+            cell["routes"] = ["sinkhorn: tiled"] if cell["backend"] == "triton" else []
+    record = typed_benchmark(value)
+    new = benchmark_markdown([record])
+    assert "heads that absorbed scalings" not in new
+    assert "**Kernels, as operator: route**" in new
+    assert "sinkhorn: tiled" in new
+    (first, *_) = csv.DictReader(io.StringIO(benchmark_csv([record])))
+    assert {first["absorbed_heads"], first["routes"]} <= {"", "sinkhorn: tiled"}
 
 
 def test_reliability_f8_and_f10_a_bad_benchmark_stops_no_other_and_writes_nowhere(
@@ -103,7 +124,7 @@ def test_reliability_f18_words_of_a_benchmark_are_shown_and_not_obeyed(words: st
             cell |= {"label": words, "operator": words, "backend": words}
     record = typed_benchmark(changed)
     text = benchmark_markdown([record])
-    assert "<" not in text.replace("<!--", "")
+    assert "<" not in untagged(text)
     shape = [line.replace("\\|", "").count("|") for line in text.splitlines() if line[:1] == "|"]
     assert shape == [line.count("|") for line in plain if line[:1] == "|"]
     assert sum(line.startswith("#") for line in text.splitlines()) == 2

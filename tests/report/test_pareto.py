@@ -10,11 +10,11 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.core.files import read_json
 from asap_exp.core.records.evaluation import MapPoint
 from asap_exp.evaluate.variants import map_point
+from asap_exp.report.accuracy_figure import rows_of, visible
 from asap_exp.report.averages import main_rows
-from asap_exp.report.figures import near_the_teacher, pareto
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.markdown import tables_markdown
-from asap_exp.report.pareto import points, verdict
+from asap_exp.report.pareto import points
 from asap_exp.report.records import load_records
 from tests.conftest import Pipeline
 from tests.records import published, typed
@@ -91,34 +91,31 @@ def test_dominated_is_what_something_as_fast_and_as_accurate_beats() -> None:
 
 def test_teacher_that_was_not_timed_is_still_what_others_are_near_to() -> None:
     untimed = {**ROWS[0], "model_ms": None}
-    found = group([untimed, *ROWS[1:], row("softmax_swapped", "softmax", 0.8, 3)])
+    found = group([untimed, *ROWS[1:], row("softmax_trained_2", "softmax", 0.8, 3)])
     assert "teacher" not in {point.key for point in points(found)}
-    near = near_the_teacher(points(found), found)
-    assert {point.key for point in near} == {point.key for point in points(group())} - {"teacher"}
+    near = {point.key for point in visible(found)}
+    assert near == {point.key for point in rows_of(group())} - {"teacher"}
 
 
 def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
     (point,) = [point for point in points(group()) if point.key == "map_a"]
     assert (point.n, point.label) == (2, "ASAP, 2 slices")
-    assert point.accuracy.mean == pytest.approx(0.90)
-    assert point.accuracy.std == pytest.approx(0.04 / 2**0.5)
-    assert point.model_ms.mean == 7
+    assert point.mean("accuracy") == pytest.approx(0.90)
+    assert point["accuracy"].std == pytest.approx(0.04 / 2**0.5)
+    assert point.mean("model_ms") == 7
 
 
-def test_verdict_names_the_truncations_on_either_side() -> None:
-    assert "At n = 16 tokens, Sinkhorn with T' of 3 has a map" in verdict(group())
-    assert "with T' of 2, 8 it has none" in verdict(group())
-    assert "relaxed" not in verdict(group())
-    relaxed = [row(f"relaxed_{T}", "relaxed", 0.9 + T / 100, T) for T in (3, 4, 5)]
-    assert verdict(group([*ROWS, *relaxed])).endswith(
-        "With relaxed updates T' of none of those measured has one, T' of 3, 4, 5 has none."
-    )
-    only = [
-        row("teacher", "teacher", 0.95, 20),
-        row("asap", "asap", 0.94, 5),
-        row("truncated_3", "truncated", 0.93, 5),
-    ]
-    assert "with T' of none of those measured it has none" in verdict(group(only))
+def test_truncation_is_matched_by_a_map_that_is_no_slower_and_no_worse() -> None:
+    found = {point.key: point.matched for point in points(group())}
+    assert {key: found[key] for key in ("truncated_2", "truncated_3", "truncated_8")} == {
+        "truncated_2": False,
+        "truncated_3": True,
+        "truncated_8": False,
+    }
+    assert found["asap"] is found["teacher"] is found["control_uniform"] is None
+    relaxed = [row(f"relaxed_{T}", "relaxed", 0.9 + T / 100, T) for T in (3, 5)]
+    found = {point.key: point.matched for point in points(group([*ROWS, *relaxed]))}
+    assert found["relaxed_3"] is found["relaxed_5"] is False
 
 
 def test_masked_language_models_are_compared_by_their_perplexity() -> None:
@@ -142,10 +139,9 @@ def test_masked_language_models_are_compared_by_their_perplexity() -> None:
         "truncated_8": None,
         "teacher": None,
     }
-    assert "At n = 256 tokens at most, Sinkhorn with T' of 2 has a map" in verdict(masked)
-    assert "of no higher perplexity; with T' of 8 it has none" in verdict(masked)
-    near = near_the_teacher(points(masked), masked)
-    assert [point.key for point in near] == ["truncated_8", "teacher"]
+    matched = {point.key: point.matched for point in points(masked)}
+    assert (matched["truncated_2"], matched["truncated_8"]) == (True, False)
+    assert [point.key for point in visible(masked)] == ["truncated_8", "teacher"]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +186,7 @@ def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> 
     assert not any(row.key.startswith("map_") for row in main_rows(group))
 
 
-def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
+def test_report_shows_the_maps_in_a_table_and_in_the_figures(
     shared_pipeline: Pipeline, tmp_path: Path
 ) -> None:
     evaluated(shared_pipeline, tmp_path)
@@ -198,25 +194,16 @@ def test_report_shows_the_maps_in_a_table_and_a_figure_of_their_own(
     (plain, maps) = sorted(
         grouped(load_records(tmp_path / "records")), key=lambda g: bool(g.first.maps)
     )
-    assert (tmp_path / "figures" / f"{maps.slug}-pareto.png").is_file()
-    assert not (tmp_path / "figures" / f"{plain.slug}-pareto.png").exists()
+    for group in (plain, maps):
+        assert (tmp_path / "figures" / f"{group.slug}-accuracy_latency.png").is_file()
+    assert (tmp_path / "figures" / "summary.png").is_file()
     text = tables_markdown([maps])
-    main, _, table = text.partition("### Every map and truncation")
+    main, _, table = text.partition("Every map and truncation, by latency")
     assert "learned slices" not in main
-    assert "| ASAP, 3 slices, refine 0, ridge, 32 samples | 2 |" in table
-    assert "At n = 4 tokens" in table
-
-
-def test_figure_names_what_is_too_far_below_the_teacher_to_be_shown(
-    shared_pipeline: Pipeline, tmp_path: Path
-) -> None:
-    found = read_json(evaluated(shared_pipeline, tmp_path))
-    for each in found["rows"]:
-        each["accuracy"] = 0.3 if each["key"] in ("truncated_1", "control_zero") else 0.9
-    below = " ".join(pareto(*grouped([typed(found)])).get_supxlabel().split())
-    assert "far below the teacher, not shown: " in below
-    named = below.partition("not shown: ")[2].split("; ")
-    assert sorted(named) == ["T'=1", "control: ASAP, all weights zero, refine 0"]
+    assert "| ASAP | 3 |  | 0 | ridge | 32 | 2 |" in table
+    assert "| control without slices |  | query | 0 | ridge | 32 | 2 |" in table
+    assert "matched by ASAP" in table
+    assert "Every map" not in tables_markdown([plain])
 
 
 def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(

@@ -11,19 +11,17 @@ import pytest
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
-from asap_exp.report.averages import Average, averaged_rows, mean_std
+from asap_exp.core.records.columns import Average
+from asap_exp.report.accuracy_figure import accuracy_latency, front, summary
+from asap_exp.report.averages import averaged_rows
+from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
-from asap_exp.report.figures import accuracy_latency, training
+from asap_exp.report.figures import training
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
-from asap_exp.report.markdown import (
-    group_caption,
-    group_title,
-    summary_lines,
-    tables_markdown,
-    training_rows,
-)
-from asap_exp.report.tables import caption
+from asap_exp.report.markdown import summary_lines, tables_markdown
+from asap_exp.report.notes import NOT_REPRODUCED
+from asap_exp.report.pareto import quality
 from tests.conftest import Pipeline
 from tests.records import (
     of_one_layer,
@@ -70,8 +68,8 @@ def test_seeds_are_averaged_with_their_sample_deviation(record: dict[str, Any]) 
     groups = grouped([with_seed(record, 0, 0.90), with_seed(record, 1, 0.94)])
     assert len(groups) == 1
     teacher = averaged_rows(groups[0])[0]
-    assert teacher.accuracy.mean == pytest.approx(0.92)
-    assert teacher.accuracy.std == pytest.approx(0.02 * 2**0.5)
+    assert teacher.mean("accuracy") == pytest.approx(0.92)
+    assert teacher["accuracy"].std == pytest.approx(0.02 * 2**0.5)
     assert "92.00 ± 2.83" in tables_markdown(groups)
 
 
@@ -82,7 +80,7 @@ def test_repeated_evaluation_is_no_further_seed(record: dict[str, Any]) -> None:
     for records in ([record, later], [later, record]):
         (group,) = grouped(records)
         assert len(group.records) == 1
-        assert averaged_rows(group)[0].accuracy == Average(0.125, None)
+        assert averaged_rows(group)[0]["accuracy"] == Average(0.125, None)
 
 
 def test_calibration_seed_is_no_seed_of_the_training(record: dict[str, Any]) -> None:
@@ -93,28 +91,30 @@ def test_calibration_seed_is_no_seed_of_the_training(record: dict[str, Any]) -> 
 
 def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> None:
     (group,) = grouped([of_one_layer(record)])
-    assert group_title(group).endswith(", 1 layer; ASAP of 3 slices, ridge")
-    assert len(summary_lines([group])) == 2, "only the head of the table"
+    assert group_title(group).endswith(", 1 of 2 layers")
+    assert summary_lines([group]) == []
     assert len(summary_lines(grouped([record]))) == 3
 
 
-def test_title_names_a_map_that_is_not_the_papers(record: dict[str, Any]) -> None:
-    usual = copy.deepcopy(record)
-    usual["artifact"]["calibration"]["slices"] = 32
-    title = group_title(grouped([usual])[0])
-    assert title.endswith("with qk_norm")
-    assert ", n = 4, " in title, "images of as many patches"
-    usual["artifact"]["calibration"] |= {
-        "steps": ["ridge", "learned_slices"],
-        "query_features": True,
-        "refine": 1,
-    }
-    words = "; ASAP of 32 slices + query features, refine 1, ridge + learned slices"
-    assert group_title(grouped([usual])[0]).endswith(f"with qk_norm{words}")
+def test_title_says_what_the_model_reads(record: dict[str, Any]) -> None:
+    assert group_title(*grouped([record])) == "digits (subset), n = 4, with qk_norm"
+
+
+def test_group_that_is_not_made_again_is_marked(
+    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (group,) = grouped([record])
+    assert "†" not in tables_markdown([group])
+    monkeypatch.setitem(NOT_REPRODUCED, group.slug, "an earlier recipe.")
+    text = tables_markdown([group])
+    assert f"## {group_title(group)}" in text
+    assert group_title(group).endswith(" †")
+    assert "† No command of this version makes it again: an earlier recipe." in text
+    assert group_title(group) in summary_lines([group])[-1]
 
 
 def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:
-    assert "4 batches an epoch only" in training_rows(typed(record))
+    assert "4 batches per epoch only" in training_rows(typed(record))
     record["manifests"]["train"]["data"]["train_split_rows_in_all"] = 9999
     assert "a SUBSET of the split's 9999" in training_rows(typed(record))
 
@@ -128,16 +128,31 @@ def test_other_configurations_are_not_averaged(record: dict[str, Any]) -> None:
     assert len(grouped([other, {**slower, "run": "digits/vit-sinkhorn/0-s3"}])) == 1
 
 
-def test_mean_leaves_out_what_was_not_measured() -> None:
-    assert mean_std([None, 2.0, 4.0]) == Average(3.0, pytest.approx(2**0.5))
-    assert mean_std([1.0]) == Average(1.0, None)
-    assert mean_std([None]) is None
+def test_mean_leaves_out_what_was_not_measured(record: dict[str, Any]) -> None:
+    def averaged(kls: list[float | None]) -> Average | None:
+        records = [with_seed(record, seed) for seed in range(len(kls))]
+        for each, kl in zip(records, kls, strict=True):
+            each["rows"][1]["kl"] = kl
+        (group,) = grouped(records)
+        return averaged_rows(group)[1]["kl"]
+
+    assert averaged([None, 2.0, 4.0]) == Average(3.0, pytest.approx(2**0.5))
+    assert averaged([1.0]) == Average(1.0, None)
+    assert averaged([None]) is None
+
+
+def test_latency_of_one_record_has_its_quartiles(record: dict[str, Any]) -> None:
+    rows = averaged_rows(*grouped([record]))
+    ms = record["rows"][0]["layer_ms"]
+    assert rows[0]["layer_ms"] == Average(ms["median"], quartiles=(ms["q1"], ms["q3"]))
+    two = averaged_rows(*grouped([with_seed(record, 0), with_seed(record, 1)]))
+    assert two[0]["layer_ms"] == Average(ms["median"], 0.0)
 
 
 def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:
     lines = tables_markdown(grouped([record])).splitlines()
-    cells = next(line for line in lines if "softmax, trained alike" in line).split("|")
-    assert cells[5].strip() == ""
+    row = next(line for line in lines if "softmax, trained alike" in line and line.count("|") > 9)
+    assert row.split("|")[5].strip() == ""
 
 
 def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
@@ -145,25 +160,47 @@ def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
     assert "all 540 test images" in caption(typed(with_test_rows(record, 540, 540)))
 
 
-def test_perplexity_far_above_is_named_below_the_figure(record: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("objective", "key", "usual", "far"),
+    [("classification", "accuracy", 0.9, 0.25), ("mlm", "perplexity", 10.0, 3000.0)],
+)
+def test_figure_ends_where_methods_are_far_worse_than_the_teacher(
+    record: dict[str, Any], objective: str, key: str, usual: float, far: float
+) -> None:
     rows = [
-        {**row, "perplexity": 3000.0 if row["key"] == "control_uniform" else 10.0}
+        {**row, key: far if row["key"] in ("control_uniform", "truncated_1") else usual}
         for row in record["rows"]
     ]
-    (group,) = grouped([{**with_objective(record, "mlm"), "rows": rows}])
-    figure = accuracy_latency(group)
-    assert figure.get_supxlabel() == "Above the figure: uniform 3000.0"
-    assert figure.axes[0].get_ylim()[1] < 20
+    (group,) = grouped([{**with_objective(record, objective), "rows": rows}])
+    (axes,) = accuracy_latency(group).axes
+    low, high = axes.get_ylim()
+    scale = quality(group).scale
+    assert low <= scale * usual <= high
+    assert not low <= scale * far <= high
+    names = axes.get_legend_handles_labels()[1]
+    assert "ASAP" in names
+    assert "control: uniform" not in names
 
 
-def test_accuracy_far_below_is_named_below_the_figure(record: dict[str, Any]) -> None:
-    rows = [
-        {**row, "accuracy": 0.25 if row["key"] == "control_uniform" else 0.9}
-        for row in record["rows"]
-    ]
-    figure = accuracy_latency(*grouped([{**record, "rows": rows}]))
-    assert figure.get_supxlabel() == "Below the figure: uniform 25.0"
-    assert figure.axes[0].get_ylim()[0] > 80
+def test_curve_of_maps_joins_what_no_faster_one_is_better_than(record: dict[str, Any]) -> None:
+    (group,) = grouped([record])
+    rows = sorted(
+        (row for row in averaged_rows(group) if row["model_ms"]), key=lambda r: r.mean("model_ms")
+    )
+    joined = front(rows, quality(group))
+    accuracies = [row.mean("accuracy") for row in joined]
+    assert joined[0] == rows[0]
+    assert accuracies == sorted(set(accuracies))
+    assert accuracies[-1] == max(row.mean("accuracy") for row in rows)
+
+
+def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None:
+    assert summary(grouped([record])) is None
+    maps = {"asap": {"key": "map_a", "label": "ASAP, 3 slices"}}
+    figure = summary(grouped([record, {**record, "maps": maps}]))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_title().startswith("4 tokens: ASAP ")
 
 
 def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
@@ -213,8 +250,8 @@ def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None
     groups = grouped([*alike, *others])
     assert sorted(len(group.records) for group in groups) == [1, 1, 1, 2]
     averaged = next(group for group in groups if len(group.records) == 2)
-    assert "Trained, from weights of task digits_mlm, on train" in group_caption(averaged)
-    assert "from weights" not in group_caption(Group("x", [typed(record)]))
+    assert ["initial weights", "of task digits_mlm"] in origins(averaged)
+    assert "initial weights" not in dict(origins(Group("x", [typed(record)])))
 
 
 def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each measure of an evaluation against a plain computation."""
+"""Each measure of an evaluation against a direct computation."""
 
 import time
 from contextlib import nullcontext
@@ -36,7 +36,7 @@ def test_a_model_compared_with_itself() -> None:
 
 
 def test_predictions_of_nan_are_no_result() -> None:
-    """NaN has a place among the classes, and so an accuracy."""
+    """Predictions with NaN are still ranked among the classes, so an accuracy exists."""
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     comparison = Comparison()
     comparison.add(logits, logits, torch.zeros(5, dtype=torch.long))
@@ -48,7 +48,7 @@ def test_predictions_of_nan_are_no_result() -> None:
 
 
 def test_latency_tells_a_slow_call_from_a_fast_one() -> None:
-    """Sleeps, not work: the factor of ten holds on a busy machine too."""
+    """The calls sleep rather than work, so the factor of ten holds on a busy machine too."""
     calls = {
         "slow": lambda: nullcontext(lambda: time.sleep(0.02)),
         "fast": lambda: nullcontext(lambda: time.sleep(0.002)),
@@ -89,7 +89,7 @@ def test_slow_call_is_timed_in_some_of_the_rounds() -> None:
 
 @pytest.mark.parametrize("good_calls", [0, 4])
 def test_call_that_raises_is_reported_and_left_out(good_calls: int) -> None:
-    """In its warm-up, or in a later round."""
+    """A call may fail in its warm-up or in a later round."""
     left = iter(range(good_calls))
 
     def breaks() -> None:
@@ -127,7 +127,7 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
 
 
 class Wrong(Attention):
-    """Right in float64 alone."""
+    """Attention that is right only in float64."""
 
     def forward(self, q, k, v, *, key_padding_mask=None):
         return v if v.dtype == torch.float64 else 1.01 * v

@@ -1,4 +1,4 @@
-"""What is called finished: whole, finite, of this seed and of the data that is there now."""
+"""A finished run is complete, finite, and of this seed and today's data."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from tests.stages import run_distill, run_train, train_config
 def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> None:
     place = run_directory(resolved(train_config(tmp_path)))
     for resume in ("auto", "never"):
-        with held(place), pytest.raises(UserError, match=r"belongs to process \d+ on"):
+        with held(place), pytest.raises(UserError, match=r"is in use by process \d+ on"):
             run_train(tmp_path, f"resume={resume}")
     assert not place.exists()
 
@@ -32,7 +32,7 @@ def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> 
 def test_reliability_f2_last_weights_come_from_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever another process has put in the checkpoint's place meanwhile."""
+    """The exported weights are intact even if another process replaces the checkpoint."""
     keep_last = ("recipe.keep=last", "data.train_on=train+val")
     whole = run_train(tmp_path / "whole", *keep_last)
     export = training_fit.export
@@ -117,7 +117,7 @@ def test_reliability_f5_run_moved_aside_is_named_and_can_be_taken(
 def test_reliability_f5_run_moved_aside_is_found_while_its_successor_has_not_started(
     tmp_path: Path,
 ) -> None:
-    """As after a power cut between the two."""
+    """Finds the old run after a power cut between moving it aside and starting the new one."""
     run = run_train(tmp_path)
     aside = run.path.rename(run.path.with_name(f"{run.path.name}~1"))
     run.path.mkdir()
@@ -171,7 +171,7 @@ def test_finished_run_of_other_data_is_refused_with_what_differs(
 ) -> None:
     run = run_train(tmp_path)
     darker(monkeypatch)
-    with pytest.raises(UserError, match=r"was trained on other data.*\n  training data: then"):
+    with pytest.raises(UserError, match=r"was trained on data other than.*\n  training data: then"):
         run_train(tmp_path)
     again = run_train(tmp_path, "resume=never")
     assert again.manifest.data["train_sha256"] != run.manifest.teacher_sha256

@@ -22,7 +22,7 @@ class Killed(Exception):
 
 
 class KillAtEpoch(L.Callback):
-    """Ends the process's work in the middle of an epoch, as a power cut would."""
+    """Callback that ends the work in the middle of an epoch, as a power cut would."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -187,7 +187,7 @@ def test_damaged_checkpoint_is_refused(
         last.write_bytes(b"not a checkpoint")
     else:
         torch.save({"object": Path("/")}, last)  # needs code to be unpickled
-    with pytest.raises(UserError, match=r"last\.ckpt is damaged or not one of ours.*resume=never"):
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged or not from .*resume=never"):
         run_train(tmp_path)
 
 

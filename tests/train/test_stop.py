@@ -1,4 +1,4 @@
-"""A signal stops a training after the step that it is in, with everything saved."""
+"""A signal stops training after the current step, with everything saved."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.stages import TINY_TEXT, train_config
 
 
 class Signal(L.Callback):
-    """Sends a signal to this process, once, in the hook `where` of an epoch at a batch."""
+    """Callback that sends this process one signal, in the hook `where` of an epoch and batch."""
 
     def __init__(self, where: str, epoch: int, batch: int, number: int) -> None:
         self.epoch, self.batch, self.number = epoch, batch, number

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, and what it refuses."""
+"""Outputs of a training run, and the settings it refuses."""
 
 import copy
 import csv
@@ -146,7 +146,7 @@ def test_non_finite_weights_are_named() -> None:
 
 
 class AtTheEnd(L.Callback):
-    """What a run that stops with an exception leaves in memory."""
+    """Callback that keeps the weights of a run that stops with an exception."""
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -199,7 +199,7 @@ def test_fused_optimiser_clips_under_mixed_precision_and_ends_where_the_plain_on
 
 @pytest.fixture
 def compiled() -> tuple[nn.Module, nn.Module]:
-    """A network, and the same with its blocks compiled and already run once."""
+    """Return a network, and a copy whose blocks are compiled and have run once."""
     net = build_net(train_config(Path("unused"))).eval()
     twin = copy.deepcopy(net)
     compile_blocks(twin, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""Attentions on q, k, v, one file each; importing the package registers them all."""
+"""Attentions on q, k, v, one file each; importing the package registers all of them."""
 
 import importlib
 import pkgutil

@@ -4,14 +4,17 @@ from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import asap_attention, attention_plan, predicted_dual
-from asap_exp.ops._arguments import check_count, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_temperature
 
 
 @register("asap")
 class AsapAttention(Attention):
-    """Slices `theta` `[H, L, D]`, `weight` `[H, L]`, maybe `query_weight` `[H, D + 1]`, maybe
-    `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]` and `relaxation` `[H]` of the updates.
+    """Compiled attention of one layer, with frozen weights from `distill`.
+
+    `theta` `[H, L, D]` are the slices and `weight` `[H, L]` their weights. Optional features have
+    `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]` and `logit_weight` `[H, 3]`;
+    `relaxation` `[H]` relaxes the `refine` Sinkhorn updates.
     """
 
     needs_calibration = True
@@ -62,7 +65,7 @@ class AsapAttention(Attention):
         )
 
     def dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """The row dual `[B, H, N]` whose closure this attention takes, `refine` included."""
+        """Return the row dual `[B, H, N]` whose closure is this attention, including `refine`."""
         return predicted_dual(
             q,
             k,

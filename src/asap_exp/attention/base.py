@@ -1,4 +1,4 @@
-"""What an attention is: an nn.Module on q, k, v, known by a name."""
+"""Interface of an attention: an nn.Module on q, k, v, registered under a name."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -11,19 +11,20 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.renamed import FITTED
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
+"""The registered attentions, by the name that YAML and the command line use."""
 
 
 class Attention(nn.Module, ABC):
-    """Maps q `[B, H, N, D]`, k `[B, H, M, D]`, v `[B, H, M, E]` to `[B, H, N, E]`.
+    """Map from q `[B, H, N, D]`, k `[B, H, M, D]`, v `[B, H, M, E]` to `[B, H, N, E]`.
 
     `key_padding_mask` `[B, N]`, True = padded. Projections, the norms on q and k and the output
-    layer belong to `MultiHeadAttention`. Keyword arguments of `__init__` are the options that
-    YAML may set under `attention`.
+    layer belong to `MultiHeadAttention`. Keyword arguments of `__init__` are the options that YAML
+    may set under `attention`.
     """
 
     name: ClassVar[str]
     needs_calibration: ClassVar[bool] = False
-    """True where the weights come from `distill`, so that `train` cannot build it."""
+    """True if the weights come from `distill`, so that `train` cannot build it."""
 
     @abstractmethod
     def forward(
@@ -32,16 +33,16 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """The attention matrix `[B, H, N, M]`; for diagnostics, never in a hot path."""
+        """Return the attention matrix `[B, H, N, M]`; for diagnostics, never on a hot path."""
 
 
 def padded_pairs(key_padding_mask: Tensor) -> Tensor:
-    """`[B, 1, N, N]`, True where the query or the key is padded: no place of a plan."""
+    """Return `[B, 1, N, N]`, True where the query or the key is padded and the plan is zero."""
     return key_padding_mask[:, None, :, None] | key_padding_mask[:, None, None, :]
 
 
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
-    """Makes an attention known to YAML as `attention: {name: NAME, ...}`."""
+    """Register an attention for YAML as `attention: {name: NAME, ...}`."""
 
     def add(cls: type[Attention]) -> type[Attention]:
         cls.name = name
@@ -52,21 +53,22 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
 
 
 def attention_class(name: str) -> type[Attention]:
+    """Return the attention registered as `name`, or raise UserError with the known names."""
     if name not in ATTENTIONS:
         raise UserError(
-            f"attention.name={name} is not known; choose one of {', '.join(sorted(ATTENTIONS))}"
+            f"attention.name={name} is unknown; choose one of {', '.join(sorted(ATTENTIONS))}"
         )
     return ATTENTIONS[name]
 
 
 def attention_options(name: str) -> tuple[str, ...]:
-    """The options that `attention.<option>` may set for this kind."""
+    """Return the options that `attention.<option>` may set for this kind."""
     parameters = inspect.signature(attention_class(name).__init__).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`{name, **options}` with the defaults filled in and whole numbers as floats where meant so.
+    """Return `{name, **options}` with defaults filled in and integers converted for float options.
 
     Equal attentions get equal configurations, however they were written.
     """
@@ -81,7 +83,7 @@ def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_attention(config: Mapping[str, Any]) -> Attention:
-    """A trainable attention from its config `{name, **options}`; UserError names a wrong option."""
+    """Build a trainable attention from `{name, **options}`; raise UserError for a wrong option."""
     options = {key: value for key, value in config.items() if key != "name"}
     cls = attention_class(config["name"])
     if cls.needs_calibration:

@@ -1,7 +1,8 @@
-"""Numbers that say how a plan behaves, per head, over the valid tokens.
+"""Measures of a plan per head, over the valid tokens.
 
-Plans are `[B, H, N, M]`, 0 at padded places; `key_padding_mask` is `[B, N]`, True = padded. Every
-function returns `[H]`: a mean over the samples that have a valid token, or a maximum if named so.
+Plans are `[B, H, N, M]`, 0 at padded positions; `key_padding_mask` is `[B, N]`, True = padded.
+Every function returns `[H]`: a mean over the samples that have a valid token, or a maximum if named
+so.
 """
 
 import torch
@@ -11,17 +12,17 @@ from asap_exp.attention.base import padded_pairs
 
 
 def row_error(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    """mean_i |sum_j A_ij - 1|."""
+    """Return mean_i |sum_j A_ij - 1|."""
     return _token_mean((plan.sum(dim=-1) - 1).abs(), key_padding_mask)
 
 
 def column_error(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    """mean_j |(m/n) sum_i A_ij - 1|."""
+    """Return mean_j |(m/n) sum_i A_ij - 1|."""
     return _token_mean(_column_deviation(plan), key_padding_mask)
 
 
 def largest_column_error(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    """max_j |(m/n) sum_i A_ij - 1|, over samples too."""
+    """Return max_j |(m/n) sum_i A_ij - 1|, also over samples."""
     deviation = _column_deviation(plan)
     if key_padding_mask is not None:
         deviation = deviation.masked_fill(key_padding_mask[:, None, :], 0.0)
@@ -31,12 +32,12 @@ def largest_column_error(plan: Tensor, key_padding_mask: Tensor | None = None) -
 def l1_row_distance(
     plan: Tensor, teacher: Tensor, key_padding_mask: Tensor | None = None
 ) -> Tensor:
-    """mean_i sum_j |A_ij - A'_ij|, between 0 and 2."""
+    """Return mean_i sum_j |A_ij - A'_ij|, between 0 and 2."""
     return _token_mean((plan - teacher).abs().sum(dim=-1), key_padding_mask)
 
 
 def entropy(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    """mean_i -sum_j A_ij log A_ij / log m, between 0 and 1; 0 for a single key."""
+    """Return mean_i -sum_j A_ij log A_ij / log m, between 0 and 1; 0 for a single key."""
     row_entropy = torch.special.entr(plan).sum(dim=-1)
     if key_padding_mask is None:
         num_keys = torch.full((plan.shape[0],), plan.shape[-1], device=plan.device)
@@ -49,7 +50,7 @@ def entropy(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
 def largest_logit(
     q: Tensor, k: Tensor, *, eps: float = 1.0, key_padding_mask: Tensor | None = None
 ) -> Tensor:
-    """max |S_ij| with S = q k^T / (eps sqrt(head_dim))."""
+    """Return max |S_ij| with S = q k^T / (eps sqrt(head_dim))."""
     S = q.float() @ k.float().transpose(-1, -2) * (q.shape[-1] ** -0.5 / eps)
     if key_padding_mask is not None:
         padded = padded_pairs(key_padding_mask)
@@ -58,13 +59,13 @@ def largest_logit(
 
 
 def _column_deviation(plan: Tensor) -> Tensor:
-    """|(m/n) sum_i A_ij - 1| `[B, H, M]`; a padded batch has n = m, so the ratio is 1 there."""
+    """Return |(m/n) sum_i A_ij - 1| `[B, H, M]`; a padded batch has n = m, so the ratio is 1."""
     n, m = plan.shape[-2:]
     return (plan.sum(dim=-2) * (m / n) - 1).abs()
 
 
 def _token_mean(x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Mean over the valid tokens of each sample of `x` `[B, H, N]`, then over samples: `[H]`."""
+    """Average `x` `[B, H, N]` over the valid tokens of each sample, then over samples: `[H]`."""
     if key_padding_mask is None:
         return x.mean(dim=(0, 2))
     x = x.masked_fill(key_padding_mask[:, None, :], 0.0)

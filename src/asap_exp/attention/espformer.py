@@ -1,4 +1,4 @@
-"""ESPFormer's attention, a doubly-stochastic baseline without an iteration: soft sorts."""
+"""ESPFormer's attention: a doubly-stochastic baseline from soft sorts, without iteration."""
 
 import math
 from numbers import Real
@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops._backend import full_precision
+from asap_exp.ops.backend import full_precision
 from asap_exp.ops.reference.espformer import espformer_attention, espformer_plan
 
 
 @register("espformer")
 class EspformerAttention(Attention):
-    """`temperature` >= 0 is an inverse one: 0 weighs all slices alike; `tau` > 0 softens sorts."""
+    """Attention with an expected sliced plan.
+
+    `temperature` >= 0 is an inverse temperature: 0 weighs all slices equally. `tau` > 0 softens the
+    sorts.
+    """
 
     def __init__(self, *, temperature: float = 10.0, tau: float = 1e-3) -> None:
         super().__init__()
@@ -26,7 +30,7 @@ class EspformerAttention(Attention):
             raise ValueError(f"tau must be finite and > 0, got {tau}")
         self.options = {"temperature": float(temperature), "tau": float(tau)}
 
-    @torch.compiler.disable  # a graph of every slice takes a minute to compile
+    @torch.compiler.disable  # a graph of all slices takes a minute to compile
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:

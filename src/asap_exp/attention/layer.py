@@ -1,4 +1,4 @@
-"""The attention layer of a Transformer block: projections, norms on q and k, output."""
+"""Attention layer of a Transformer block: projections, norms on q and k, output."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,14 +15,13 @@ from asap_exp.core.errors import UserError
 
 
 class MultiHeadAttention(nn.Module):
-    """`[B, N, dim]` to `[B, N, dim_out or dim]`, with `attend` between the projections.
+    """Multi-head attention from `[B, N, dim]` to `[B, N, dim_out or dim]`, with `attend` inside.
 
     The keywords are those of timm's own attention, whose blocks call it (`attn_layer`, which must
-    be a class), and mean what they mean there: `qk_norm` puts a norm over the head dimension on q
-    and on k, `scale_norm` one on what comes out of `attend`; `norm_layer` makes them, by default
-    an RMS norm. One cannot be met, and is refused: dropout of attention weights, which no plan
-    with given marginals survives. Assign another attention to `attend` to swap it: every other
-    weight stays.
+    be a class), with the same meaning: `qk_norm` puts a norm over the head dimension on q and on k,
+    `scale_norm` one on the output of `attend`; `norm_layer` makes them, by default an RMS norm.
+    Dropout of attention weights is refused, because it would break the marginals of the plan.
+    Assign another attention to `attend` to swap it; every other weight stays.
     """
 
     def __init__(
@@ -74,8 +73,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         if attn_mask is not None or is_causal:
             raise ValueError(
-                "doubly-stochastic attention takes a key_padding_mask only: a causal or arbitrary "
-                "mask has no plan with uniform marginals"
+                "doubly-stochastic attention accepts only a key_padding_mask: a causal or "
+                "arbitrary mask has no plan with uniform marginals"
             )
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
         q, k = normalised(self.q_norm, q), normalised(self.k_norm, k)
@@ -88,31 +87,31 @@ class MultiHeadAttention(nn.Module):
 
 
 def check_keywords(unknown: Mapping[str, Any], attn_drop: float) -> None:
-    """Refuses what `MultiHeadAttention` would have to swallow."""
+    """Raise UserError for arguments that `MultiHeadAttention` cannot honour."""
     if unknown:
         given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         known = inspect.signature(MultiHeadAttention).parameters.values()
         raise UserError(
-            f"MultiHeadAttention does not know {given}; leave it out, or put your own attention "
-            "in the model's blocks. It takes "
+            f"MultiHeadAttention does not know {given}; leave it out, or use your own attention "
+            "in the model's blocks. It accepts "
             f"{', '.join(p.name for p in known if p.kind is not p.VAR_KEYWORD)}"
         )
     if attn_drop:
         raise UserError(
-            f"attn_drop={attn_drop} is not allowed: without some of its weights a plan loses its "
-            "uniform marginals. Set it to 0 (in a model of timm: attn_drop_rate=0); proj_drop "
+            f"attn_drop={attn_drop} is not allowed: dropping attention weights breaks the uniform "
+            "marginals of the plan. Set it to 0 (in a timm model: attn_drop_rate=0); proj_drop "
             "(proj_drop_rate) drops outputs instead"
         )
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm in the dtype of its weight (float32 under autocast), the result in x's."""
+    """Apply the norm in the dtype of its weight (float32 under autocast); return the dtype of x."""
     weight = getattr(norm, "weight", None)
     return norm(x if weight is None else x.to(weight.dtype)).to(x.dtype)
 
 
 class LayerInputs(NamedTuple):
-    """What one attention layer received: q, k, v `[B, H, N, D]` and the mask `[B, N]` or None."""
+    """Inputs of one attention layer: q, k, v `[B, H, N, D]` and the mask `[B, N]` or None."""
 
     q: Tensor
     k: Tensor
@@ -120,13 +119,13 @@ class LayerInputs(NamedTuple):
     key_padding_mask: Tensor | None
 
     def of_samples(self, part: slice) -> "LayerInputs":
-        """Those of some samples of the batch."""
+        """Return the inputs of a slice of the batch."""
         q, k, v, mask = self
         return LayerInputs(q[part], k[part], v[part], None if mask is None else mask[part])
 
 
 def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
-    """Every attention layer of `model` by its module path, in the order of the blocks."""
+    """Return every attention layer of `model` by module path, in the order of the blocks."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -136,10 +135,10 @@ def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
 
 @contextmanager
 def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
-    """While open, every call of a layer leaves its q, k, v, mask in the layer's list.
+    """Record q, k, v and the mask of every layer call, in a list per layer path.
 
-    A layer that runs several times, in one forward pass or in more, has as many entries. Compiled
-    modules run eagerly meanwhile: a hook is no part of a graph compiled without it.
+    A layer that runs several times, in one or more forward passes, has as many entries. Compiled
+    modules run eagerly meanwhile, because graphs compiled without the hook would skip it.
     """
     recorded: dict[str, list[LayerInputs]] = {}
     layers = attention_layers(model)
@@ -161,7 +160,7 @@ def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
 
         return hook
 
-    sharing: dict[Attention, list[str]] = {}  # layers may have one attention among them
+    sharing: dict[Attention, list[str]] = {}  # several layers may share one attention
     for path, layer in layers.items():
         sharing.setdefault(layer.attend, []).append(path)
     handles = [layer.register_forward_pre_hook(entering(path)) for path, layer in layers.items()]
@@ -179,7 +178,7 @@ def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
 
 @contextmanager
 def swapped(model: nn.Module, replacements: Mapping[str, Attention]) -> Iterator[nn.Module]:
-    """`model` with other attentions in the layers at the given paths, for as long as it is open."""
+    """Swap the attention of the layers at the given paths while the context is open."""
     layers = layers_at(model, replacements)
     originals = {path: layer.attend for path, layer in layers.items()}
     swap_attention(model, replacements)
@@ -190,13 +189,13 @@ def swapped(model: nn.Module, replacements: Mapping[str, Attention]) -> Iterator
 
 
 def swap_attention(model: nn.Module, replacements: Mapping[str, Attention]) -> None:
-    """Puts another attention into each layer at the given paths; every other weight stays."""
+    """Replace the attention of each layer at the given paths; every other weight stays."""
     for path, layer in layers_at(model, replacements).items():
         layer.attend = replacements[path]
 
 
 def layers_at(model: nn.Module, paths: Iterable[str]) -> dict[str, MultiHeadAttention]:
-    """The attention layers at `paths`; UserError where there is none."""
+    """Return the attention layers at `paths`; raise UserError if one is missing."""
     layers = attention_layers(model)
     wanted = list(paths)
     unknown = sorted(set(wanted) - layers.keys())

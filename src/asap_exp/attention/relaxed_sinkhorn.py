@@ -1,17 +1,17 @@
-"""Few Sinkhorn updates that go further than they should: a baseline for compiled layers."""
+"""Over-relaxed Sinkhorn with few updates: a baseline for compiled layers."""
 
 import torch
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, predicted_dual, relaxed_sinkhorn_attention
-from asap_exp.ops._arguments import check_count, check_relaxation, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_relaxation, check_temperature
 
 
 @register("relaxed_sinkhorn")
 class RelaxedSinkhornAttention(Attention):
-    """The closure after `num_iters` - 1 updates, each to f + `relaxation` (F(f) - f), eps > 0."""
+    """Closure after `num_iters` - 1 updates, each to f + `relaxation` (F(f) - f); `eps` > 0."""
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
-"""Sinkformers' attention as published: it starts with a row step and counts half-steps."""
+"""Sinkformers' attention as published: starts with a row step and counts half-steps."""
 
 import torch
 from torch import Tensor
 
 from asap_exp.attention.base import register
 from asap_exp.attention.sinkhorn import SinkhornAttention
-from asap_exp.ops._arguments import check_count
-from asap_exp.ops._backend import full_precision
-from asap_exp.ops.reference._masking import blank, compute_dtype
+from asap_exp.ops.backend import full_precision
+from asap_exp.ops.checks import check_count
+from asap_exp.ops.masking import blank, compute_dtype
 
 GRADIENTS = ("unroll", "detach_col")
 PADDINGS = ("exact", "sinkformer")
@@ -15,17 +15,17 @@ PADDINGS = ("exact", "sinkformer")
 
 @register("sinkformer")
 class SinkformerAttention(SinkhornAttention):
-    """`half_steps` = 2 T + 1: row, column, row, ...; the last one is a row step.
+    """Attention with `half_steps` = 2 T + 1 half-steps: row, column, row, ..., row.
 
-    It is Sinkhorn's T updates (column, then row) from the dual of a row softmax,
-    f^0_i = -LSE_j(S_ij), in place of f^0 = 0: one half-step alone is `softmax`, three are
-    closure(-LSE_j(S)), and no number of them is a `num_iters` of `sinkhorn`.
+    This is T Sinkhorn updates (column, then row) from the dual of a row softmax, f^0_i =
+    -LSE_j(S_ij), instead of f^0 = 0: one half-step alone is `softmax`, three are
+    closure(-LSE_j(S)), and no number of half-steps equals a `num_iters` of `sinkhorn`.
 
-    `gradient`: through every update, or with each column dual detached, as their text models have
-    it. `padding`: exact, or as theirs: a padded query keeps its mass, so that columns sum to more
-    than 1 over the real tokens.
+    `gradient` goes through every update, or detaches each column dual as in their text models.
+    `padding` is exact, or as in their code, where a padded query keeps its mass so that columns sum
+    to more than 1 over the real tokens.
 
-    Source: Sander et al., 2022, Sinkformers, its published code. Plain PyTorch, n x n in memory.
+    Source: Sander et al., 2022, Sinkformers, published code. Plain PyTorch with n x n memory.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SinkformerAttention(SinkhornAttention):
     def _masked_logits(
         self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """S `[B, H, N, N]`, -inf at padded keys; and which queries `[B, 1, N]` have mass."""
+        """Return S `[B, H, N, N]`, -inf at padded keys, and `[B, 1, N]`: queries that have mass."""
         exact = self.padding == "exact"
         k = blank(k, key_padding_mask, 2)
         q = blank(q, key_padding_mask, 2) if exact else q
@@ -78,12 +78,12 @@ class SinkformerAttention(SinkhornAttention):
         if key_padding_mask is None:
             return S, torch.ones_like(q[:, :1, :, 0], dtype=torch.bool)
         valid = ~key_padding_mask
-        some = valid.any(dim=-1, keepdim=True)  # else all are zeros, and none is left out
+        some = valid.any(dim=-1, keepdim=True)  # an empty text masks nothing: its rows are zero
         S = S.masked_fill(~(valid | ~some)[:, None, None, :], float("-inf"))
         return S, (valid if exact else some.expand_as(valid))[:, None, :]
 
     def _duals(self, S: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """f^{T-1} `[B, H, N]` and g^T `[B, H, N]`, 0 at padded places."""
+        """Return f^{T-1} `[B, H, N]` and g^T `[B, H, N]`, 0 at padded positions."""
         left_out = ~(queries | ~queries.any(dim=-1, keepdim=True))
         row = -S.logsumexp(dim=-1)
         for _ in range(self.num_iters):

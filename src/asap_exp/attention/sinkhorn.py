@@ -1,16 +1,16 @@
-"""The teacher: attention with the plan of a fixed number of Sinkhorn updates."""
+"""Sinkhorn attention, the teacher: the plan of a fixed number of Sinkhorn updates."""
 
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
-from asap_exp.ops._arguments import check_count, check_temperature
-from asap_exp.ops._backend import check_backend
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_count, check_temperature
 
 
 @register("sinkhorn")
 class SinkhornAttention(Attention):
-    """`num_iters` >= 1 full updates (column step, then row step) at temperature `eps` > 0."""
+    """Attention after `num_iters` >= 1 full updates (column, then row step) at `eps` > 0."""
 
     def __init__(self, *, num_iters: int = 20, eps: float = 1.0, backend: str = "auto") -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SinkhornAttention(Attention):
         )
 
     def ready_dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """f^{T-1} `[B, H, N]`: the dual whose closure is this layer's plan."""
+        """Return f^{T-1} `[B, H, N]`: the dual whose closure is this layer's plan."""
         return sinkhorn_duals(
             q, k, num_iters=self.num_iters, eps=self.eps, key_padding_mask=key_padding_mask
         ).ready
@@ -44,7 +44,7 @@ class SinkhornAttention(Attention):
 
     @property
     def updates(self) -> str:
-        """How many, as a table says it."""
+        """Number of updates, as tables show it."""
         return f"T = {self.num_iters}"
 
     def extra_repr(self) -> str:

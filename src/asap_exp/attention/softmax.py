@@ -1,15 +1,17 @@
-"""Row softmax attention: no column step at all."""
+"""Row softmax attention, without a column step."""
 
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, padded_pairs, register
 from asap_exp.ops import softmax_attention
-from asap_exp.ops.reference.sinkhorn import logits
+from asap_exp.ops.reference import logits
 from asap_exp.ops.reference.softmax import attended
 
 
 @register("softmax")
 class SoftmaxAttention(Attention):
+    """Row softmax of the logits, the usual attention; its columns sum to anything."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Uniform attention: every query takes the mean of the values. A control, and rarely more."""
+"""Uniform attention: every query averages all values. Mainly a control."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,8 @@ from asap_exp.attention.base import Attention, padded_pairs, register
 
 @register("uniform")
 class UniformAttention(Attention):
+    """Mean of the valid values for every query."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
-from asap_exp.benchmark.absorption import absorbed_by_short, absorbed_by_whole_head
 from asap_exp.benchmark.flops import count, floors
-from asap_exp.benchmark.inputs import Inputs, Source, input_source, largest_logit_of, suite_name
+from asap_exp.benchmark.inputs import Source, input_source, largest_logit_of, suite_name
 from asap_exp.benchmark.measure import measure
 from asap_exp.benchmark.registry import (
     Method,
@@ -30,7 +29,6 @@ from asap_exp.core.console import progress
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
 from asap_exp.core.manifest import manifest, outcome
-from asap_exp.core.records.benchmark import TEACHER_UPDATES
 from asap_exp.core.runs import public_config, short_hash, without
 from asap_exp.core.sealed import sealed
 from asap_exp.report.benchmark_records import FORMAT, folder_of, write_record
@@ -151,7 +149,6 @@ def row(
     return {
         **asdict(shape),
         "largest_logit": largest_logit_of(inputs),
-        "absorbed_heads": absorbed_share(inputs, setting.backend),
         "cells": [
             {
                 "method": name,
@@ -176,26 +173,6 @@ def built(name: str, setting: Setting) -> Method:
         raise reason
 
     return Method(name, setting.backend, {name: Operator(attend)}, of_any_heads(attend))
-
-
-@torch.no_grad()
-def absorbed_share(inputs: Inputs, backend: str) -> float | None:
-    """Of the fused teacher's heads; None where it works in the log domain."""
-    if backend != "triton":
-        return None
-    from asap_exp.ops.triton import inference
-    from asap_exp.ops.triton.problem import Problem
-    from asap_exp.ops.triton.sinkhorn import on_chip
-
-    q, k, v = inputs.qkv
-    problem = Problem.of(q, k, v, None, TEACHER_UPDATES, q.shape[3] ** -0.5)
-    if inference.takes(problem) and inference.has_plan_on_chip(problem):
-        heads = absorbed_by_whole_head(q, k, TEACHER_UPDATES)
-    elif on_chip(q, k, v):
-        heads = absorbed_by_short(q, k, TEACHER_UPDATES)
-    else:
-        return None
-    return heads.double().mean().item()
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:

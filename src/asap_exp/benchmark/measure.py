@@ -17,6 +17,7 @@ from asap_exp.benchmark.inputs import Inputs
 from asap_exp.benchmark.registry import Method, Operator, Unavailable
 from asap_exp.core.records.benchmark import TEACHERS
 from asap_exp.core.typed import finite
+from asap_exp.ops.routing import recorded
 from asap_exp.timing.cuda_graph import graphed
 from asap_exp.timing.latency import interleaved_latency
 from asap_exp.timing.memory import peak_memory
@@ -116,6 +117,7 @@ def trial(
             "first_call_seconds": None,
             "peak_memory_mib": None,
             "ms": None,
+            "routes": None,
         }
         part = inputs.first(batch)
         try:
@@ -132,14 +134,19 @@ def trial(
 
 
 def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Capture) -> Prepare:
-    """Writes the first call's time and the memory of the second into the cell; what to time."""
+    """Writes the first call's time and routes and the second's memory into the cell.
+
+    Returns what to time.
+    """
     device = inputs.q.device
 
     def call() -> Results:
         return results(operator.attend, inputs)
 
     with operator.context():
-        cell["first_call_seconds"] = first_call(call, device)
+        with recorded() as taken:
+            cell["first_call_seconds"] = first_call(call, device)
+        cell["routes"] = [*dict.fromkeys(f"{operator}: {route}" for operator, route in taken)]
         begin = time.perf_counter()
         # Memory that compiled code takes on a CPU passes by what counts it there.
         if device.type == "cuda" or not operator.compiled:

@@ -16,10 +16,9 @@ from asap_exp.benchmark.inputs import Place
 from asap_exp.benchmark.map_inputs import Duals, given_duals
 from asap_exp.benchmark.operators import WORDS, closure_of
 from asap_exp.benchmark.registry import Attend, Method, Operator, Setting, Unavailable, method
-from asap_exp.ops import reference
-from asap_exp.ops._arguments import gradient_needed
-from asap_exp.ops._backend import implementation
-from asap_exp.ops.reference.sinkhorn import average_values, column_step, logits
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.passes import attention_pass as one_attention_pass
+from asap_exp.ops.passes import column_pass
 
 BiasedAttention = Callable[[Tensor, Tensor, Tensor, Duals], Tensor]
 """softmax_j(S + g) v of q, k, v and g `[B, H, M]`; the row dual tells the size of the sums."""
@@ -32,7 +31,8 @@ def closure_flex(setting: Setting) -> Method:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         row = dual[: len(q)]
-        return attention(q, k, v, Duals(row, column_pass(q, k, row, setting.backend)))
+        col = column_pass(q, k, row, backend=setting.backend)
+        return attention(q, k, v, Duals(row, col))
 
     return Method(
         "closure alone, FlexAttention",
@@ -45,8 +45,11 @@ def closure_flex(setting: Setting) -> Method:
 
 @method("attention_pass")
 def attention_pass(setting: Setting) -> Method:
-    """Its duals are given; by our streaming kernel at every length."""
-    attention = functools.partial(attention_with_bias, backend=setting.backend)
+    """Its duals are given; by our tiled kernel at every length."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, duals: Duals) -> Tensor:
+        return one_attention_pass(q, k, v, duals.col, duals.row, backend=setting.backend)
+
     return of_given_duals(setting, setting.backend, WORDS[setting.backend], attention)
 
 
@@ -63,7 +66,7 @@ def of_given_duals(setting: Setting, backend: str, word: str, attention: BiasedA
 
     def exact(place: Place) -> Attend:
         col = place.of(duals.col).double()
-        return lambda q, k, v: softmax_with_bias(q, k, v, col)
+        return lambda q, k, v: one_attention_pass(q, k, v, col, backend="reference")
 
     return Method(
         f"attention pass alone, {word}",
@@ -91,41 +94,3 @@ def flex_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
         return score + g[sample, head, j]
 
     return flex_attention(q, k, v, score_mod=biased)
-
-
-def softmax_with_bias(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """The definition."""
-    S = logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
-    return average_values(torch.softmax(S + g[..., None, :], dim=-1), v, None)
-
-
-def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, duals: Duals, backend: str) -> Tensor:
-    if implementation(backend, q, v, no_gradient_of=(q, k, v)) is reference:
-        return softmax_with_bias(q, k, v, duals.col)
-    from asap_exp.ops.triton import softmax
-    from asap_exp.ops.triton.problem import Problem, unwritten_output
-
-    out = unwritten_output(q, v)
-    problem = Problem.of(q, k, v, None, 1, q.shape[3] ** -0.5)
-    softmax.attention_with_bias(problem, duals.col, out, row=duals.row)
-    return out
-
-
-def column_pass(q: Tensor, k: Tensor, row_dual: Tensor, backend: str) -> Tensor:
-    """g `[B, H, M]` of f `[B, H, N]`."""
-    scale = q.shape[3] ** -0.5
-    if implementation(backend, q, no_gradient_of=(q, k)) is reference:
-        return column_step(logits(q, k, eps=1.0, scale=scale, mask=None), row_dual, None)
-    from asap_exp.ops.triton import forward, inference
-    from asap_exp.ops.triton.problem import Problem
-    from asap_exp.ops.triton.tiles import LOG2_E
-
-    problem = Problem.of(q, k, k, None, 1, scale)
-    if inference.takes(problem):
-        queries, keys = inference.Side(problem.q), inference.Side(problem.k)
-        inference.set_dual(problem, queries, row_dual)
-        inference.half_step(problem, keys, queries, problem.log2_ratio)
-        return keys.dual / LOG2_E
-    g = torch.empty_like(row_dual)
-    forward.column_step(problem, row_dual * LOG2_E, None, g)
-    return g / LOG2_E

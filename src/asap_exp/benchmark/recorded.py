@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.benchmark.shape import Shape
-from asap_exp.calibration.calibrate import Batches, sinkhorn
-from asap_exp.calibration.capture import layer_inputs
+from asap_exp.calibration.capture import layer_inputs, sinkhorn
+from asap_exp.calibration.data import Batches
 from asap_exp.core.config import BenchmarkConfig, ImageTrainConfig
 from asap_exp.core.runs import Run
-from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.data.run_data import CALIBRATION_SPLIT, check_same_data, run_data
 from asap_exp.models import build_net, load_net
 from asap_exp.models.init_from import initialise
 from asap_exp.models.teachers import find_teacher

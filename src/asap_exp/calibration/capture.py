@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from asap_exp.attention import LayerInputs, record_inputs
+from asap_exp.attention import (
+    LayerInputs,
+    MultiHeadAttention,
+    SinkhornAttention,
+    record_inputs,
+)
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.masking import blank
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """Runs a model on a batch of a loader and returns its predictions."""
@@ -25,6 +30,12 @@ def on_inputs(model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def sinkhorn(layer: MultiHeadAttention) -> SinkhornAttention:
+    """The teacher's attention in `layer`."""
+    assert isinstance(layer.attend, SinkhornAttention), "only Sinkhorn layers are calibrated"
+    return layer.attend
 
 
 Recorded = Mapping[str, Sequence[LayerInputs]]

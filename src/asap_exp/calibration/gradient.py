@@ -103,8 +103,8 @@ def restore(attend: AsapAttention, saved: Mapping[str, Tensor]) -> None:
         getattr(attend, name).copy_(value)
 
 
-class Descent:
-    """Adam on a cosine from `lr` to 0 over `updates`."""
+class CosineAdam:
+    """Adam whose learning rate falls from `lr` to 0 on a cosine over `updates`."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, updates: int) -> None:
         self.parameters = list(parameters)

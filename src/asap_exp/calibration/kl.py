@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
-from asap_exp.ops._backend import full_precision
-from asap_exp.ops.reference._masking import blank, effective_padding
-from asap_exp.ops.reference.sinkhorn import column_step, logits, row_step
+from asap_exp.ops.backend import full_precision
+from asap_exp.ops.masking import blank, effective_padding
+from asap_exp.ops.reference import column_step, logits, row_step
 
 
 class Target(NamedTuple):

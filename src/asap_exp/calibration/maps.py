@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention
+from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.ridge import NormalEquations, Solution
 from asap_exp.calibration.selection import select_slices
-from asap_exp.core.config import CalibrationConfig
 from asap_exp.ops.reference.adaptive import COUNT
 
 

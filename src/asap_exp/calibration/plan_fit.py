@@ -1,9 +1,4 @@
-"""The fits by gradient of one layer's map: KL between plans, on the layer's recorded inputs.
-
-`kl` moves the weights (the paper's KL calibration); `learned_slices` moves the slices too.
-"""
-
-from collections.abc import Sequence
+"""The fit by gradient of one layer's map: KL between plans, on the layer's recorded inputs."""
 
 import torch
 from torch import Tensor
@@ -11,41 +6,40 @@ from torch import Tensor
 from asap_exp.attention import AsapAttention
 from asap_exp.calibration.gradient import (
     CHECKS,
-    Descent,
+    CosineAdam,
     check_points,
     reshuffled,
     restore,
     trainable,
     values,
 )
-from asap_exp.calibration.kl import Target, mean_kl, total_kl
-from asap_exp.core.config import DescentConfig
+from asap_exp.calibration.kl import mean_kl, total_kl
+from asap_exp.calibration.steps import AdamFit, LayerData
 
 
 def fit_plans(
     attend: AsapAttention,
     scale: Tensor,
-    fit: Sequence[Target],
-    held_out: Sequence[Target],
-    config: DescentConfig,
+    data: LayerData,
+    settings: AdamFit,
     *,
     slices: bool,
-    seed: int,
 ) -> None:
-    """Lowers KL(teacher's plan || plan of `attend`) over `fit`, in place.
+    """Lowers KL(teacher's plan || plan of `attend`) over `data.fit`, in place.
 
-    Each head keeps the values that were best on `held_out`, those before the fit among them, so
-    that no head ends worse there than it began.
+    Moves the weights and, with `slices`, the slices. Each head keeps its best values on
+    `data.held_out`, the start included, so that no head ends worse there than it began.
     """
-    best, lowest = values(attend), mean_kl(attend, held_out)
-    checks = check_points(config.updates, CHECKS)
+    updates = settings.updates
+    best, lowest = values(attend), mean_kl(attend, data.held_out)
+    checks = check_points(updates, CHECKS)
     with trainable(attend, scale, slices=slices) as parameters:
-        descent = Descent(parameters, config.lr, config.updates)
-        for number, target in enumerate(reshuffled(fit, config.updates, seed), start=1):
+        adam = CosineAdam(parameters, settings.lr, updates)
+        for number, target in enumerate(reshuffled(data.fit, updates, data.seed), start=1):
             # Heads share no parameter: the sum of their means gives each its own gradient.
-            descent.update(total_kl(attend, target).sum() / max(target.num_rows, 1))
+            adam.update(total_kl(attend, target).sum() / max(target.num_rows, 1))
             if number in checks:
-                now = mean_kl(attend, held_out)
+                now = mean_kl(attend, data.held_out)
                 better = now < lowest  # False for NaN
                 lowest = torch.where(better, now, lowest)
                 for name, value in values(attend).items():

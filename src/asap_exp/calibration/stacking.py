@@ -14,7 +14,7 @@ from asap_exp.calibration.gradient import OPTIONAL, restore, values
 from asap_exp.calibration.kl import Target
 
 MOST_LOGITS = 2**26
-"""Of a batch of a stack: more would be faster no longer, and fill the memory."""
+"""Upper bound on the logits of a stacked batch: a larger one is no faster and fills the memory."""
 
 
 def stacks(
@@ -25,7 +25,7 @@ def stacks(
     for path in maps:
         together = [*run, path]
         fits = sum(num_logits(targets[p]) for p in together) <= MOST_LOGITS
-        if run and not (fits and alike(maps, targets, run[0], path)):
+        if run and not (fits and stackable(maps, targets, run[0], path)):
             yield run
             together = [path]
         run = together
@@ -33,7 +33,7 @@ def stacks(
         yield run
 
 
-def alike(
+def stackable(
     maps: Mapping[str, AsapAttention],
     targets: Mapping[str, Sequence[Target]],
     first: str,
@@ -61,7 +61,7 @@ def num_logits(targets: Sequence[Target]) -> int:
     return max((t.q[..., 0].numel() * t.q.shape[2] for t in targets), default=0)
 
 
-def joined_targets(layers: Sequence[Sequence[Target]]) -> list[Target]:
+def stack_targets(layers: Sequence[Sequence[Target]]) -> list[Target]:
     """Batch by batch, the layers' heads behind each other."""
     if len(layers) == 1:
         return list(layers[0])
@@ -76,8 +76,8 @@ def joined_targets(layers: Sequence[Sequence[Target]]) -> list[Target]:
     ]
 
 
-def joined_map(attends: Sequence[AsapAttention]) -> AsapAttention:
-    """One map with the heads of all."""
+def stack_maps(attends: Sequence[AsapAttention]) -> AsapAttention:
+    """One map with the heads of all of them."""
     parts = [values(attend) for attend in attends]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return AsapAttention(
@@ -89,8 +89,8 @@ def joined_map(attends: Sequence[AsapAttention]) -> AsapAttention:
     )
 
 
-def give_back(whole: AsapAttention, attends: Sequence[AsapAttention]) -> None:
-    """The values of a joined map into the maps that it was joined from."""
+def unstack_into(whole: AsapAttention, attends: Sequence[AsapAttention]) -> None:
+    """Copies the values of a stacked map into the maps that it was made of."""
     for attend, part in zip(attends, by_layer(attends, values(whole)), strict=True):
         restore(attend, part)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from asap_exp.attention import attention_layers
 from asap_exp.calibration.artifact import teacher_layers
-from asap_exp.calibration.calibrate import sinkhorn
+from asap_exp.calibration.capture import sinkhorn
 from asap_exp.core.runs import Run
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from asap_exp.attention import Attention, RelaxedSinkhornAttention, SinkhornAttention
 from asap_exp.core.config import BudgetConfig, EvaluateConfig
-from asap_exp.core.records.evaluation import RowGroup
+from asap_exp.core.records.row import RowGroup
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
 
     # Hydra itself explains an override that it cannot parse.
     with contextlib.suppress(HydraException):
-        check_overrides(stage, sys.argv[1:])
+        check_overrides(stage, sys.argv[1:], schema)
     statuses: list[int] = []
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")

@@ -40,7 +40,7 @@ OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=Tru
 
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
     """The configuration of `python -m asap_exp.STAGE OVERRIDES`, checked; no Hydra app needed."""
-    check_overrides(stage, overrides)
+    check_overrides(stage, overrides, schema)
     with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
         try:
             config = hydra.compose(stage, list(overrides))

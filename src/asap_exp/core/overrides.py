@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from asap_exp.core.conf_files import group_folder, options, tasks
-from asap_exp.core.config import SCHEMAS, TRAIN_SCHEMAS
+from asap_exp.core.config import TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
 from asap_exp.core.schema import check_key
@@ -26,7 +26,7 @@ def quoted(key: str, value: object) -> str:
     return f"{key}='{text}'"
 
 
-def check_overrides(stage: str, overrides: Sequence[str]) -> None:
+def check_overrides(stage: str, overrides: Sequence[str], schema: type) -> None:
     """Refuses keys, groups and options that the stage does not have, however they are given."""
     for argument in overrides:
         if argument.startswith("-") or not ("=" in argument or argument.startswith(("~", "+"))):
@@ -43,7 +43,7 @@ def check_overrides(stage: str, overrides: Sequence[str]) -> None:
         if folder := group_folder(stage, key.split("@")[0]):
             check_option(override, folder)
         elif not (override.is_delete() or key.startswith("hydra")):
-            check_override_key(stage, key, override.value())
+            check_override_key(stage, key, override.value(), schema)
             if key == "task" and names(override):
                 check_choice("task", override.value(), tuple(tasks()))
 
@@ -82,10 +82,10 @@ def check_option(override: Override, folder: Path) -> None:
             check_choice(override.key_or_group, shown, allowed)
 
 
-def check_override_key(stage: str, key: str, value: Any) -> None:
+def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
     """Before the kind of model is known, a key of any kind passes."""
     refusals = []
-    for kind in TRAIN_SCHEMAS.values() if stage == "train" else (SCHEMAS[stage],):
+    for kind in TRAIN_SCHEMAS.values() if stage == "train" else (schema,):
         try:
             return check_key(key, value, kind)
         except UserError as refusal:

@@ -9,7 +9,7 @@ from asap_exp.data.catalog import ImageDataset
 
 
 class BatchRandomCrop(nn.Module):
-    """Pads by `padding` zeros and crops back, another offset for every image of the batch.
+    """Random crop after zero padding by `padding` pixels, with a separate offset for each image.
 
     torchvision's RandomCrop draws one offset for the whole batch.
     """
@@ -30,7 +30,7 @@ class BatchRandomCrop(nn.Module):
 
 
 class BatchRandomHorizontalFlip(nn.Module):
-    """Flips each image of the batch with probability one half."""
+    """Horizontal flip of each image of the batch with probability 0.5."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         flip = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
@@ -38,7 +38,7 @@ class BatchRandomHorizontalFlip(nn.Module):
 
 
 class GroupedRandAugment(nn.Module):
-    """RandAugment (Cubuk et al., 2020), drawn anew for each of `groups` parts of the batch."""
+    """RandAugment (Cubuk et al., 2020), drawn separately for each of `groups` batch parts."""
 
     def __init__(self, config: RandAugmentConfig) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class GroupedRandAugment(nn.Module):
 
 
 class EvaluationTransform(nn.Module):
-    """uint8 pixels to normalised float32; labels as they are.
+    """Conversion of uint8 pixels to normalised float32 images; labels stay as they are.
 
-    Mean and deviation live on the device: torchvision's Normalize copies them there for every
-    batch, and for every copy the host waits until the GPU has done all its work.
+    The mean and standard deviation are kept on the device: torchvision's Normalize copies them
+    there for every batch, and each copy makes the host wait until the GPU is idle.
     """
 
     mean: Tensor
@@ -70,7 +70,7 @@ class EvaluationTransform(nn.Module):
 
 
 class TrainingTransform(nn.Module):
-    """Augmented, normalised images; labels become class probabilities under mixup or cutmix."""
+    """Augmentation and normalisation; with mixup or cutmix, labels become class probabilities."""
 
     def __init__(self, dataset: ImageDataset, config: AugmentConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The data module of a configuration, whatever the kind of data."""
+"""Choice of the data module for a configuration, for images and texts."""
 
 from pathlib import Path
 
@@ -17,10 +17,13 @@ def build_data(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
 ) -> TaskDataModule:
-    """`folder`: the run directory whose model reads the data, where it is already trained."""
+    """Build the data module of `config`.
+
+    `folder` is the run directory of the model that will read the data, if it is already trained.
+    """
     options = {"batch_size": batch_size, "seed": seed, "device": device}
     if isinstance(config, TextDataConfig):
-        # Images need no tokenizers, which is not on every machine that has torch.
+        # Imported here because image tasks also run where `tokenizers` is not installed.
         from asap_exp.data.text import TextDataModule
 
         return TextDataModule(config, folder=folder, **options)

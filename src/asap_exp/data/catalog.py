@@ -1,4 +1,4 @@
-"""The data sets the project knows: sizes, classes, and what their columns are called."""
+"""Catalogue of the known data sets: sizes, classes and column names."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,12 +8,14 @@ from asap_exp.core.errors import check_choice
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """`rows` is how many the complete splits have: fewer are called a subset.
+    """Description of a data set.
 
-    `hub` is the name on the Hugging Face hub, and of the configuration there, if it has several.
-    `folders` are the names that a local folder of Parquet files may have. `class_names` are in the
-    order of the labels; `trained_names` those of the data that a model was trained on, which then
-    decide. Labels that are not `labels_read` may be any whole numbers.
+    `rows` gives the number of rows of each complete split; a split with fewer is called a subset.
+    `hub` is the repository on the Hugging Face hub, followed by the configuration if it has
+    several. `local` lists the names that a local folder of Parquet files may have. `class_names`
+    are in the order of the labels; `trained_names` are the names of the data that a model was
+    trained on, and take precedence over `class_names`. With `labels_read=False` any integer is
+    accepted as a label.
     """
 
     name: str
@@ -28,17 +30,18 @@ class Dataset:
 
     @property
     def folders(self) -> tuple[str, ...]:
+        """Folder names to look for below the data root."""
         return self.local or (self.name,)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is read of its tables."""
+        """Columns that are read from the tables."""
         return (self.label_column,) if self.num_classes else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset(Dataset):
-    """Square images of `size` pixels; `mean` and `std` per channel on the scale 0..1."""
+    """Data set of square images, `size` pixels wide; `mean` and `std` per channel, scale 0..1."""
 
     size: int
     channels: int
@@ -54,9 +57,10 @@ class ImageDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class TextDataset(Dataset):
-    """Texts out of `text_column`; `line_break` is markup that stands for one.
+    """Data set of texts in `text_column`.
 
-    With `joined`, a row is a line of one long text. One that is `embedded` needs no source.
+    `line_break` is the markup that stands for a line break. With `joined`, each row is a line of
+    one long text. A data set that is `embedded` in the package needs no source.
     """
 
     text_column: str = "text"
@@ -205,13 +209,16 @@ Kind = TypeVar("Kind", bound=Dataset)
 
 
 def image_dataset(name: str) -> ImageDataset:
+    """Return the image data set called `name`, or raise UserError."""
     return known(name, IMAGE_DATASETS)
 
 
 def text_dataset(name: str) -> TextDataset:
+    """Return the text data set called `name`, or raise UserError."""
     return known(name, TEXT_DATASETS)
 
 
 def known(name: str, datasets: dict[str, Kind]) -> Kind:
+    """Return `datasets[name]`, or raise UserError with the known names."""
     check_choice("data.name", name, tuple(sorted(datasets)))
     return datasets[name]

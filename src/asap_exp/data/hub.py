@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, in the copies that its library prepares in the cache."""
+"""Data sets from the Hugging Face hub, through the copies that `datasets` prepares in the cache."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from asap_exp.data.parquet import class_names
 
 
 def hub_rows(dataset: Dataset, split: str, cache: Path) -> Any:
-    """The rows that the hub has now; a prepared copy that was damaged is made again."""
+    """Return the rows that the hub has now, preparing them again if the cached copy is damaged."""
     import datasets
 
     assert dataset.hub is not None
@@ -32,24 +32,24 @@ def hub_rows(dataset: Dataset, split: str, cache: Path) -> Any:
 
 
 def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
-    """The rows that an earlier run prepared; None where there are none. Needs no network.
+    """Return the rows that an earlier run prepared, or None if there are none; needs no network.
 
-    UserError where they are damaged.
+    Raises UserError if the prepared files are damaged.
     """
     rows = unchecked_rows(dataset, split, cache)
     if rows is None:
         return None
     if damaged := damaged_files(rows):
         raise UserError(
-            f"{damaged[0]} is no longer what was prepared there; remove {damaged[0].parent} and "
-            "run once more with a network"
+            f"{damaged[0]} has changed since it was prepared; remove {damaged[0].parent} and "
+            "run again with a network"
         )
     remember(rows)
     return rows
 
 
 def unchecked_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
-    """The rows of a prepared copy, whether or not its files are what they were."""
+    """Return the rows of a prepared copy without checking its files, or None if there is none."""
     folder = cache / "datasets"
     if dataset.hub is None or not (folder / dataset.hub[0].replace("/", "___")).is_dir():
         return None
@@ -73,32 +73,33 @@ def unchecked_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
 
 
 def prepared_names(dataset: Dataset, cache: Path) -> tuple[str, ...] | None:
-    """What the prepared training split calls the classes; None where that is not there."""
+    """Return the class names of the prepared training split, or None if there is no such split."""
     rows = unchecked_rows(dataset, "train", cache) if dataset.num_classes else None
     return None if rows is None else class_names(rows.data.table.schema, dataset.label_column)
 
 
 def files_of(rows: Any) -> list[Path]:
+    """Return the paths of the files behind `rows`."""
     return [Path(file["filename"]) for file in rows.cache_files]
 
 
 def damaged_files(rows: Any) -> list[Path]:
-    """Those that are no longer what `remember` saw."""
+    """Return the files whose hash differs from the one that `remember` wrote."""
     known = [file for file in files_of(rows) if hash_file(file).is_file()]
     return [f for f in known if hash_file(f).read_text().strip() != file_sha256(f)]
 
 
 def remember(rows: Any) -> None:
-    """Writes the hash of each file beside it, where that can be written."""
+    """Write the hash of each file next to it, if that folder is writable."""
     for file in files_of(rows):
         if not hash_file(file).is_file():
-            with contextlib.suppress(UserError):  # a copy that is shared may be read-only
+            with contextlib.suppress(UserError):  # a shared copy may be read-only
                 write_text(hash_file(file), f"{file_sha256(file)}\n")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves out the library's notice that it uses the newest copy in the cache."""
+    """Silence the notice of `datasets` that it uses the newest copy in the cache."""
     logger = logging.getLogger("datasets.packaged_modules.cache.cache")
     level = logger.level
     logger.setLevel(logging.ERROR)

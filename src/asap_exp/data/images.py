@@ -1,4 +1,4 @@
-"""The LightningDataModule of every image task."""
+"""LightningDataModule of the image tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from asap_exp.core.config import ImageDataConfig
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import image_dataset
 from asap_exp.data.loader import DeviceLoader
-from asap_exp.data.memory import check_fits
+from asap_exp.data.memory_check import check_fits
 from asap_exp.data.module import TaskDataModule
+from asap_exp.data.run_files import as_trained
 from asap_exp.data.sources import Images, check_labels, load_images
-from asap_exp.data.trained import as_trained
 
 RESIZED_AT_ONCE = 1000
+"""Images resized per step; bounds the memory of the intermediate results."""
 
 
 class ImageDataModule(TaskDataModule[Images]):
-    """Images, held as uint8 on the device and augmented there."""
+    """Images held as uint8 on the device and augmented there."""
 
     noun = "images"
     config: ImageDataConfig
@@ -62,7 +63,10 @@ class ImageDataModule(TaskDataModule[Images]):
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
-    """A part after the other, so that nothing but the result needs much memory."""
+    """Resize uint8 `pixels` `[rows, channels, h, w]` to `size`, in parts to bound memory.
+
+    Raises UserError if the result does not fit in the machine's memory.
+    """
     shape = (*pixels.shape[:2], size, size)
     check_fits(f"data.image_size={size}", shape)
     result = torch.empty(shape, dtype=pixels.dtype)

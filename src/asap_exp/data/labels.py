@@ -1,4 +1,4 @@
-"""Labels as whole numbers from 0, whatever a file holds; a class is known by its name."""
+"""Labels as integers from 0, whatever a file holds; classes are identified by their names."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,29 +12,32 @@ from asap_exp.data.catalog import Dataset
 from asap_exp.data.parquet import Part
 
 Names = tuple[str, ...] | None
-"""What the classes 0, 1, ... are called; None where nobody says it."""
+"""Names of the classes 0, 1, ...; None if unknown."""
 
 
 class Labels(NamedTuple):
-    """int64 `numbers` of all rows, and what the classes are called in that numbering."""
+    """int64 `numbers` of all rows, and the class `names` in that numbering."""
 
     numbers: np.ndarray
     names: Names
 
 
 def labels_of(parts: Sequence[Part], dataset: Dataset, training: Names) -> Labels:
-    """The labels of all rows, numbered as `training` names the classes.
+    """Return the labels of all rows, numbered in the order of the class names `training`.
 
-    Files may number the same classes in different orders: each one's own order is in its schema.
-    UserError names the first row whose label is none of the classes, or two files whose orders
-    nothing brings together.
+    Files may number the same classes in different orders; the schema of each file gives its own
+    order. Raises UserError that names the first row whose label is not a class, or two files whose
+    orders cannot be reconciled.
     """
     order = common_order(parts, dataset, training)
     return Labels(np.concatenate([part_labels(part, dataset, order) for part in parts]), order)
 
 
 def common_order(parts: Sequence[Part], dataset: Dataset, training: Names) -> Names:
-    """The one order of classes of these files: that of training, else what they agree on."""
+    """Return the class order of these files: that of training, or else the one that they share.
+
+    Raises UserError if two files disagree.
+    """
     if training is not None and not are_numbers(training, dataset.num_classes):
         return training
     named = [(part, part.class_names(dataset.label_column)) for part in parts]
@@ -45,10 +48,10 @@ def common_order(parts: Sequence[Part], dataset: Dataset, training: Names) -> Na
         shared = min(len(order), len(first_order))
         if order[:shared] != first_order[:shared]:
             raise UserError(
-                f"{first.name} and {part.name} name the classes of {dataset.name} in different "
+                f"{first.name} and {part.name} list the classes of {dataset.name} in different "
                 f"orders ({', '.join(first_own)}; {', '.join(own)}), and neither the training "
-                "split nor the catalogue says which one counts. Write them with the same names in "
-                "the same order"
+                "split nor the catalogue says which one is right. Write both files with the same "
+                "names in the same order"
             )
     if training is not None:
         return training
@@ -56,9 +59,9 @@ def common_order(parts: Sequence[Part], dataset: Dataset, training: Names) -> Na
 
 
 def training_order(files: Sequence[Names], dataset: Dataset) -> Names:
-    """What the training files call the classes: the first one, else the first that has names.
+    """Return the class names of the first training file, else of the first that has names.
 
-    Numbers that count up name nothing, so that words of a later file go before.
+    Consecutive numbers are not names, so words in a later file take precedence over them.
     """
     first = files[0] if files else None
     if first is not None and first != counted(first):
@@ -69,11 +72,12 @@ def training_order(files: Sequence[Names], dataset: Dataset) -> Names:
 
 
 def settled_order(own: tuple[str, ...], dataset: Dataset) -> tuple[str, ...]:
-    """The order that a file with these names is brought into where training has none."""
+    """Return the order for a file with the names `own` when the training split has no order."""
     return class_order(own, None, dataset) or own
 
 
 def part_labels(part: Part, dataset: Dataset, training: Names) -> np.ndarray:
+    """Return the int64 labels of one file, numbered in the order of `training`."""
     own = part.class_names(dataset.label_column)
     order = class_order(own, training, dataset)
     column = dense(part.table[dataset.label_column])
@@ -88,17 +92,17 @@ def part_labels(part: Part, dataset: Dataset, training: Names) -> np.ndarray:
         return numbers
     if own is None or order is None or own == order:
         return refusal.checked(numbers, dataset.num_classes)
-    # The file's own numbers first become names.
+    # Translate the file's own numbers through their names.
     words = [own[number] for number in refusal.checked(numbers, len(own))]
     return numbered(words, refusal, digits=are_numbers(own, dataset.num_classes))
 
 
 def class_order(own: Names, training: Names, dataset: Dataset) -> Names:
-    """The order of classes that a file's labels are brought into.
+    """Return the class order to which a file's labels are converted.
 
-    That of the training split, if it has names; else that of the catalogue, if all of the file's
-    names are among those; else the file's own, with which nothing can be compared. Numbers are no
-    names, but for one another.
+    This is the order of the training split if it has names; else that of the catalogue if it
+    contains all names of the file; else the file's own order, which cannot be compared with
+    anything. Names that are plain numbers are compared only with other numbers.
     """
     known, classes = dataset.class_names, dataset.num_classes
     if own is not None and are_numbers(own, classes):
@@ -113,16 +117,20 @@ def class_order(own: Names, training: Names, dataset: Dataset) -> Names:
 
 
 def are_numbers(names: Sequence[str], classes: int) -> bool:
-    """Whether they are the classes' own numbers; 1 to 4 of four classes are names as any other."""
+    """Return True if the names are class numbers from 0.
+
+    The numbers 1 to 4 for four classes are not: they count as names.
+    """
     return set(names) <= set(map(str, range(max(classes, len(names)))))
 
 
 def counted(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the numbers of the classes as strings: "0", "1", ..."""
     return tuple(map(str, range(len(names))))
 
 
 class Refusal:
-    """Checks labels of one file, and says what is wrong with the first that is not allowed."""
+    """Checks on the labels of one file; errors name the first label that is not allowed."""
 
     def __init__(self, part: Part, dataset: Dataset, order: Names, column: pa.ChunkedArray) -> None:
         self.part, self.dataset, self.order, self.column = part, dataset, order, column
@@ -136,7 +144,7 @@ class Refusal:
         value: Any = None,
         classes: int | None = None,
     ) -> NoReturn:
-        """About what the file holds in `row`, unless `value` is what that stands for."""
+        """Raise UserError about the label in `row`; `value` overrides the label that is shown."""
         value = self.column[row].as_py() if value is None else value
         shown = str(value) if isinstance(value, Decimal) else f"{value!r}"
         shown = "no label" if value is None else shown
@@ -148,7 +156,7 @@ class Refusal:
         )
 
     def checked(self, numbers: np.ndarray, classes: int) -> np.ndarray:
-        """Refuses what is not below `classes`."""
+        """Return `numbers` if all lie in 0..`classes` - 1, else raise UserError."""
         outside = (numbers < 0) | (numbers >= classes)
         if outside.any():
             row = int(np.flatnonzero(outside)[0])
@@ -158,19 +166,19 @@ class Refusal:
             elif numbers[row] == -1:
                 advice = (
                     "take such rows out, or use a split whose labels are public: -1 stands for a "
-                    "label that is not told"
+                    "hidden label"
                 )
             if classes >= self.dataset.num_classes:
                 self.of(row, advice)
             own = ", ".join(self.part.class_names(self.dataset.label_column) or ())
             plural = "class" if classes == 1 else "classes"
-            advice = f"{advice}; this file names {classes} {plural} only ({own})"
+            advice = f"{advice}; this file names only {classes} {plural} ({own})"
             self.of(row, advice, classes=classes)
         return numbers
 
 
 def whole_numbers(column: pa.ChunkedArray, refusal: Refusal) -> np.ndarray:
-    """int64; refuses fractions, and types that hold no numbers."""
+    """Return the column as int64; refuse fractions and non-numeric types."""
     kind = column.type
     if pa.types.is_boolean(kind) and refusal.dataset.num_classes == 2:
         return column.cast(pa.int64()).to_numpy()
@@ -182,7 +190,7 @@ def whole_numbers(column: pa.ChunkedArray, refusal: Refusal) -> np.ndarray:
             refusal.of(row, "correct the column, or take such rows out")
         return numbers.clip(-(2.0**62), 2.0**62).astype(np.int64)
     if not pa.types.is_integer(kind):
-        refusal.of(0, f"make the column one of whole numbers; it is of type {kind}")
+        refusal.of(0, f"convert the column to whole numbers; its type is {kind}")
     numbers = column.to_numpy()
     if numbers.dtype == np.uint64:
         numbers = np.minimum(numbers, np.iinfo(np.int64).max)
@@ -190,12 +198,15 @@ def whole_numbers(column: pa.ChunkedArray, refusal: Refusal) -> np.ndarray:
 
 
 def numbered(words: Sequence[str], refusal: Refusal, *, digits: bool = True) -> np.ndarray:
-    """The number of each class name, which with `digits` may be that number; refuses others."""
+    """Return the number of each class name; with `digits`, a name may also be its number.
+
+    Raises UserError for the first unknown name.
+    """
     order = refusal.order
     if order is None:
-        refusal.of(0, "put the classes' numbers in place of words")
+        refusal.of(0, "replace the words by the numbers of the classes")
     plain = {str(label): label for label in range(refusal.dataset.num_classes)}
-    # Where numbers are names, as 1 to 4 of four classes, they stand for nothing else.
+    # Numbers that are names (1 to 4 for four classes) must not be read as class numbers.
     if not digits or any(name.isdecimal() and name not in plain for name in order):
         plain = {}
     number = plain | {name: place for place, name in enumerate(order)}
@@ -214,11 +225,12 @@ def numbered(words: Sequence[str], refusal: Refusal, *, digits: bool = True) -> 
 
 
 def dense(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values of a column that may hold numbers of a dictionary's entries."""
+    """Return the values of a column, decoded if it is dictionary-encoded."""
     if pa.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)
     return column
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Return True for the Arrow string types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()

@@ -1,4 +1,4 @@
-"""Batches out of device memory: samples stay where the model is and are prepared there."""
+"""Batches from device memory: samples stay on the model's device and are prepared there."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,22 +10,22 @@ from torch import Tensor
 from asap_exp.data.sources import Images
 
 Batch = tuple[Any, Tensor]
-"""What a network takes, and the targets: one a sample, or one a masked token."""
+"""Input of a network, and its targets: one per sample or one per masked token."""
 
 
 class Place(NamedTuple):
-    """After how many batches of an epoch."""
+    """Position in training: the epoch, and how many of its batches have been given out."""
 
     epoch: int
     batches: int
 
 
 class BatchLoader(ABC):
-    """Iterates over samples in batches.
+    """Iterable over samples in batches.
 
-    With `seed`, an epoch's order is a function of the seed and of `epoch()` alone, so that a
-    resumed run sees what the interrupted one would have seen. Its state is the place in an epoch:
-    Lightning keeps it in checkpoints.
+    With `seed`, the order of an epoch depends only on the seed and on `epoch()`, so that a resumed
+    run sees the same batches as an uninterrupted one. The loader's state is its position in an
+    epoch; Lightning stores it in checkpoints.
     """
 
     def __init__(self, batch_size: int, seed: int | None, epoch: Callable[[], int]) -> None:
@@ -36,11 +36,11 @@ class BatchLoader(ABC):
         return self._given._asdict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on after that place, if it is in the same epoch."""
+        """Continue the next iteration after the saved position, if it is in the same epoch."""
         self._resumed = Place(**state)
 
     def _numbers(self) -> Iterator[int]:
-        """The numbers of the batches to give, in their order."""
+        """Yield the numbers of the batches still to be given out, in order."""
         epoch = self.epoch()
         first = self._resumed.batches if self._resumed.epoch == epoch else 0
         self._resumed = Place(-1, 0)
@@ -50,12 +50,13 @@ class BatchLoader(ABC):
 
     @property
     def shuffled(self) -> bool:
+        """True if every epoch draws its own order."""
         return self.seed is not None
 
     @property
     @abstractmethod
     def rows(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -65,29 +66,29 @@ class BatchLoader(ABC):
 
     @abstractmethod
     def first(self, rows: int, batch_size: int | None = None) -> Self:
-        """The same, unshuffled, on the first `rows` samples in their stored order.
+        """Return an unshuffled loader of the first `rows` samples in their stored order.
 
-        With `batch_size`, every batch has that many, but for the last.
+        With `batch_size`, every batch except the last has exactly that many samples.
         """
 
     def example(self) -> Self:
-        """One sample that is small enough to be looked at."""
+        """Return a loader of one sample that is small enough to plot."""
         return self.first(1)
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 of the samples."""
+        """Return the SHA-256 of the samples."""
 
     def generator(self) -> torch.Generator:
-        """For the order of this epoch; the loader must have a seed."""
+        """Return the random generator for the order of this epoch; the loader must have a seed."""
         assert self.seed is not None
         return torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch()))
 
 
 class DeviceLoader(BatchLoader):
-    """Batches of images, `transform` applied to each batch on the device.
+    """Batches of images, with `transform` applied to each batch on the device.
 
-    Shuffled, an incomplete last batch is dropped.
+    Drops the last incomplete batch when shuffling.
     """
 
     def __init__(
@@ -132,5 +133,5 @@ class DeviceLoader(BatchLoader):
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for everything random in one epoch of a run; distinct for distinct arguments."""
+    """Return the seed for all randomness in one epoch; distinct arguments give distinct seeds."""
     return (seed << 20) + epoch

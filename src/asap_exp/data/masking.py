@@ -1,4 +1,4 @@
-"""Masked tokens: to be predicted (masked language model), or as an augmentation."""
+"""Masking of tokens, as the target of a masked language model or as augmentation."""
 
 from dataclasses import replace
 
@@ -9,20 +9,21 @@ from torch import Tensor
 from asap_exp.data.tokens import MASK, NO_TARGET, SPECIAL_TOKENS, Texts, TokenBatch
 
 KEPT_AS_MASK, KEPT_AS_RANDOM = 0.8, 0.1
-"""Of the tokens to be predicted: MASK in their place, another token; the rest stay (BERT)."""
+"""Shares of the predicted tokens replaced by MASK and by a random token; the rest stay (BERT)."""
 
 
 class DynamicMasking:
-    """Draws anew, for every batch, which of its tokens are predicted: `share` of them exactly.
+    """Masking for training: each batch predicts a fresh random `share` of its tokens.
 
-    How many is known from the lengths, so that the host need not wait for the device.
+    The number of predicted tokens follows from the lengths, so the host need not wait for the
+    device.
     """
 
     def __init__(self, share: float, vocab_size: int) -> None:
         self.share, self.vocab_size = share, vocab_size
 
     def __call__(self, batch: TokenBatch, labels: Tensor, tokens: int) -> tuple[TokenBatch, Tensor]:
-        """`tokens`: how many there are in the batch, without padding and CLS."""
+        """Return the masked batch and its targets; `tokens` excludes padding and CLS."""
         count = max(round(self.share * tokens), 1)
         scores = torch.rand(batch.ids.shape, device=batch.device)
         scores = scores.masked_fill(batch.ids < SPECIAL_TOKENS, -1.0).flatten()
@@ -38,7 +39,7 @@ class DynamicMasking:
 
 
 class WordDropout:
-    """Puts MASK in the place of each token with probability `share`; nothing is predicted."""
+    """Replacement of each token by MASK with probability `share`; nothing is predicted."""
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -52,13 +53,13 @@ class WordDropout:
 
 
 def corrupted(tokens: Tensor, draw: Tensor, other: Tensor) -> Tensor:
-    """What stands in place of `tokens`, by `draw` uniform in 0..1: MASK, `other`, or themselves."""
+    """Replace `tokens` by MASK, by `other` or not at all, according to `draw`, uniform in 0..1."""
     kept = torch.where(draw < KEPT_AS_MASK + KEPT_AS_RANDOM, other, tokens)
     return torch.where(draw < KEPT_AS_MASK, MASK, kept)
 
 
 def with_fixed_masks(texts: Texts, share: float, vocab_size: int, *, seed: int) -> Texts:
-    """`share` of the tokens of every text masked, at least one, by `seed` and its place alone.
+    """Mask `share` of the tokens of each text, at least one, by `seed` and position only.
 
     The first rows of a split get the same masks as in the whole split.
     """

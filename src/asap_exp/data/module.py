@@ -1,4 +1,4 @@
-"""What the LightningDataModules of all kinds of data have in common."""
+"""Base class of the LightningDataModules, for images and texts."""
 
 import hashlib
 import math
@@ -19,11 +19,11 @@ from asap_exp.core.files import write_json
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.trained import CLASSES, CLASSES_HASH, kept_names, names_hash
+from asap_exp.data.run_files import CLASSES, CLASSES_HASH, kept_names, names_hash
 
 
 class Rows(Protocol):
-    """The rows of a split, on a device."""
+    """Rows of a split, on a device."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -35,10 +35,10 @@ class Rows(Protocol):
     def rows(self) -> int: ...
 
     def take(self, rows: np.ndarray) -> Self:
-        """Those rows, in that order."""
+        """Return the given rows, in the given order."""
 
     def fingerprint(self) -> str:
-        """SHA-256 over the contents in their order: the same whatever the source."""
+        """Return the SHA-256 of the contents in order; it does not depend on the source."""
 
 
 Kind = TypeVar("Kind", bound=Rows)
@@ -47,9 +47,9 @@ Kind = TypeVar("Kind", bound=Rows)
 class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     """Training, validation, calibration and test samples, held on `device`.
 
-    The validation rows are carved out of the training split by class, with `config.split_seed`,
-    unless the data set has a validation split of its own. Only `test_dataloader` loads the test
-    split.
+    The validation rows are split off the training rows, stratified by class, with
+    `config.split_seed`, unless the data set has its own validation split. Only `test_dataloader`
+    loads the test split.
     """
 
     noun: str
@@ -75,37 +75,38 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """How many classes a prediction chooses from."""
+        """Number of classes of a prediction."""
 
     @abstractmethod
     def load(self, split: str) -> Kind:
-        """A whole split."""
+        """Load a whole split."""
 
     @abstractmethod
     def check(self, split: str) -> None:
-        """Raises UserError where `load` would refuse a row's label, if the split is at hand."""
+        """Raise UserError if `load` would refuse a label of a split that is available offline."""
 
     @abstractmethod
     def training_loader(self, samples: Kind) -> BatchLoader:
-        """Shuffled and augmented batches."""
+        """Return a loader of shuffled, augmented batches."""
 
     @abstractmethod
     def plain_loader(self, samples: Kind, batch_size: int) -> BatchLoader:
-        """All samples as they are."""
+        """Return a loader of all samples, unshuffled and unaugmented."""
 
     def arranged(self, rows: Kind) -> Kind:
-        """The samples that are made of `rows` of a split."""
+        """Return the samples that are made of the `rows` of a split."""
         return rows
 
     def save(self, folder: Path) -> None:
-        """Writes into a run directory what else its model needs to read this data."""
+        """Write to a run directory what its model needs in order to read this data."""
         if self.class_names is not None:
             write_json(folder / CLASSES, list(self.class_names))
 
     def changed_files(self, folder: Path, then: Mapping[str, Any]) -> list[str]:
-        """Those of `save` that are no longer what `then`, the data in the manifest, says.
+        """Return the files of `save` that no longer match `then`, the data entry of the manifest.
 
-        Where it says nothing, class names that are there must be those of the data found now.
+        Where the manifest records no hash, existing class names must equal those of the data found
+        now.
         """
         expected = then.get(CLASSES_HASH)
         if expected is None:
@@ -119,10 +120,10 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         return []
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the training split and carves the validation rows; a second call does nothing.
+        """Load the training split and split off the validation rows; a second call does nothing.
 
-        What is wrong with the labels of the test split comes to light here too, not only once a
-        model is trained.
+        Labels of the test split are checked here too, so that errors show before training and not
+        after.
         """
         if "train" in self._splits:
             return
@@ -148,10 +149,11 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             self.identity[CLASSES_HASH] = names_hash(self.class_names)
 
     def content_hashes(self) -> dict[str, str]:
-        """SHA-256 of the training rows as they are now, and of which of them are for validation.
+        """Return the SHA-256 of the current training rows and of the choice of validation rows.
 
-        As in the manifest of a run that was trained on them. Loads them; decoded images and token
-        ids of the same files come out of the cache. DataNotFound where they are nowhere.
+        The keys are those of the manifest of a run trained on them. Loads the rows; decoded images
+        and token ids of unchanged files come from the cache. Raises DataNotFound if no source has
+        the data.
         """
         self.setup()
         return {key: str(self.identity[key]) for key in ("train_sha256", "val_rows_sha256")}
@@ -163,7 +165,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             raise UserError(
                 f"data.val_fraction={self.config.val_fraction} leaves {train.rows} {self.noun} to "
                 f"train on, fewer than recipe.batch_size={self.batch_size}; choose a smaller "
-                "fraction, or a smaller batch"
+                "fraction or a smaller batch"
             )
         return self.training_loader(train)
 
@@ -171,7 +173,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         return self.plain_loader(self._splits["val"], self.batch_size)
 
     def test_dataloader(self, max_rows: int | None = None) -> BatchLoader:
-        """The test split, or its first `max_rows` samples."""
+        """Return a loader of the test split, or of its first `max_rows` samples."""
         rows = self.load("test")
         samples = self.arranged(rows)
         complete = rows.rows == self.rows_in_all["test"]
@@ -186,9 +188,9 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     def calibration_dataloaders(
         self, *, samples: int, holdout: int, batch_size: int, seed: int
     ) -> tuple[BatchLoader, BatchLoader]:
-        """Training samples to fit on, at most `samples` of them, and `holdout` others.
+        """Return loaders of at most `samples` training samples to fit on and of `holdout` others.
 
-        Unaugmented, drawn with `seed`; the validation rows are not among them.
+        The samples are unaugmented, drawn with `seed`, and contain no validation rows.
         """
         train = self._splits["unaugmented_train"]
         if holdout >= train.rows:
@@ -202,7 +204,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         return fit, held_out
 
     def _carved(self, rows: Kind) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation rows of the training split, in their stored order."""
+        """Return the training and validation rows of the training split, in their stored order."""
         fraction = self.config.val_fraction
         if fraction is None:
             if "validation" not in self.rows_in_all:
@@ -224,7 +226,10 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
 def carved(
     labels: np.ndarray, fraction: float, *, seed: int, noun: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation rows, by class; the row of a class that has one is for training."""
+    """Return training and validation rows, stratified; the only row of a class goes to training.
+
+    Raises UserError if a class with several rows would be missing from one of the parts.
+    """
     _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes[class_of] > 1)
     classes = int((sizes > 1).sum())

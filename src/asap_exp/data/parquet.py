@@ -1,4 +1,4 @@
-"""Local Parquet files: which of them are a split, and their columns."""
+"""Local Parquet files: finding the files of a split, and reading their columns."""
 
 import json
 import re
@@ -12,32 +12,35 @@ import pyarrow.parquet as pq
 from asap_exp.core.errors import UserError
 
 ROWS_AT_ONCE = 2000
+"""Rows per read: Arrow cannot read 2 GiB of image bytes at once."""
 AGAIN = "fetch it again with scripts/download_data.py"
 NO_PARQUET = {
     b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with git lfs pull",
     b"<": "it is a web page; fetch the file itself",
 }
-"""How files begin that a download leaves in a Parquet file's place."""
+"""Beginnings of files that a failed download leaves in place of a Parquet file."""
 
 
 class Part(NamedTuple):
-    """Rows of a split that lie together; `name` is the path of their file, or their source."""
+    """Consecutive rows of a split; `name` is the path of their file, or their source."""
 
     name: str
     table: pa.Table
 
     def place(self, row: int) -> str:
+        """Describe the position of `row` for an error message."""
         return f"row {row} (counted from 0) of {self.name}"
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """What the schema calls the classes 0, 1, ... of `column`; None where it says nothing."""
+        """Return the schema's names for the classes of `column`, or None if it has none."""
         return class_names(self.table.schema, column)
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    """SPLIT.parquet, or else its shards; UserError where one is missing, twice there or no file.
+    """Return SPLIT.parquet, or else the shards of the split; empty if there are none.
 
-    Behind the count of a shard's name may stand what hubs (-0f1e2d3c...) and browsers (" (1)") add.
+    Names of shards may carry the suffixes that hubs (-0f1e2d3c...) and browsers (" (1)") add.
+    Raises UserError if a shard is missing or there twice, or if a path is not a file.
     """
     found = sorted(
         path
@@ -64,7 +67,7 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 
 def check_shards(folder: Path, split: str, files: list[Path]) -> None:
-    """Refuses shards that say of themselves that they are not all of the split, or are twice."""
+    """Raise UserError if the names of the shards show that some are missing or duplicated."""
     named = [re.match(rf"{split}-(\d+)-of-(\d+)(?!\d)", file.name) for file in files]
     totals = sorted({match[2] for match in named if match})
     if not totals:
@@ -76,22 +79,22 @@ def check_shards(folder: Path, split: str, files: list[Path]) -> None:
             raise UserError(f"{other} and {file} are the same shard of {split}; keep one of them")
     if {int(total) for total in totals} != {len(files)}:
         raise UserError(
-            f"{folder} holds {len(files)} shards of {split}, but they are named as "
-            f"{' and '.join(totals)}; a subset is not taken for the whole"
+            f"{folder} holds {len(files)} shards of {split}, but their names say "
+            f"{' and '.join(totals)}; a subset is not accepted as the whole split"
         )
 
 
 def read_parts(files: Sequence[Path], columns: Sequence[str]) -> list[Part]:
-    """The columns of each file that has rows; UserError where there is none at all."""
+    """Read `columns` of each file that has rows; raise UserError if no file has any."""
     parts = [Part(str(file), read_columns(file, columns)) for file in files]
     parts = [part for part in parts if part.table.num_rows]
     if not parts:
-        raise UserError(f"{' and '.join(map(str, files))}: no rows in it; {AGAIN}")
+        raise UserError(f"{' and '.join(map(str, files))}: no rows found; {AGAIN}")
     return parts
 
 
 def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
-    """UserError says why the file cannot be read."""
+    """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read."""
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             there = opened.schema_arrow.names
@@ -107,14 +110,13 @@ def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
                 [opened.schema_arrow.field(column) for column in columns if column in there],
                 opened.schema_arrow.metadata,
             )
-            # In parts: Arrow cannot read 2 GiB of image bytes at once.
             parts = opened.iter_batches(ROWS_AT_ONCE, columns=schema.names)
             return pa.Table.from_batches(
                 [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
             )
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{file} is no Parquet file, or is damaged: {damage(file, error)}"
+            f"{file} is not a Parquet file, or is damaged: {damage(file, error)}"
         ) from error
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
@@ -122,6 +124,7 @@ def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def damage(file: Path, error: Exception) -> str:
+    """Describe what `file` seems to be instead of a Parquet file, and what to do."""
     with file.open("rb") as opened:
         beginning = opened.read(64).lstrip()
     for start, words in NO_PARQUET.items():
@@ -133,7 +136,7 @@ def damage(file: Path, error: Exception) -> str:
 
 
 def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    """Class names that Hugging Face's metadata gives; None where there are none, or one twice."""
+    """Return the class names in Hugging Face's metadata; None if there are none or duplicates."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = tuple(features[column]["names"])

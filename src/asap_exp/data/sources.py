@@ -1,7 +1,7 @@
-"""Where data comes from: embedded, a local folder of Parquet files, the hub, or torchvision.
+"""Sources of data: embedded, a local folder of Parquet files, the hub, or torchvision.
 
-Each source gives a whole split, or says in one phrase why it cannot; the first that can is taken.
-No source waits on an unreachable network for more than `REACH_SECONDS`.
+Each source returns a whole split or says in one phrase why it cannot; the first that can is used.
+No source waits for an unreachable network longer than `REACH_SECONDS`.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from torch import Tensor
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.locations import cache_dir, data_root
-from asap_exp.data.cache import file_sha256, keep, kept
+from asap_exp.data.cache import file_sha256, read_cached, write_cached
 from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.data.hub import hub_rows, prepared_names, prepared_rows
+from asap_exp.data.image_decoding import decoded_pixels
 from asap_exp.data.labels import Names, labels_of, training_order
 from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
-from asap_exp.data.pictures import decoded_pixels
 
 Samples = TypeVar("Samples")
 
 
 class Found(NamedTuple):
-    """The rows of a split, where they are from, and what the training split calls the classes."""
+    """Rows of a split, their source, and the class names of the training split."""
 
     parts: list[Part]
     source: str
     training: Names
     content: str | None = None
-    """A hash of the files, where they are local."""
+    """Hash of the files, if they are local."""
 
 
 Decode = Callable[[Found], Samples]
@@ -58,7 +58,7 @@ DIGITS_TEST_ROWS = 540
 class Images(NamedTuple):
     """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source.
 
-    `names` are those of the classes, where the source has them.
+    `names` are the class names, if the source has them.
     """
 
     pixels: Tensor
@@ -75,20 +75,23 @@ class Images(NamedTuple):
         return Images(self.pixels[index], self.labels[index], self.source)
 
     def fingerprint(self) -> str:
-        """SHA-256 over pixels and labels in their order: the same whatever the source."""
+        """Return the SHA-256 of pixels and labels in order; it does not depend on the source."""
         return fingerprint(self.pixels, self.labels)
 
 
 class Unavailable(Exception):
-    """Why a source cannot give a data set, in one phrase."""
+    """Raised when a source cannot provide a data set; the message is the reason in one phrase."""
 
 
 class DataNotFound(UserError):
-    """No source has the data set."""
+    """Raised when no source has the data set."""
 
 
 def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> Images:
-    """The rows of `split`, in their stored order; UserError names every way to provide the data."""
+    """Return the rows of `split` in their stored order.
+
+    Raises DataNotFound that lists every way to provide the data.
+    """
     if dataset.name == "digits":
         return digits(split)
     return first_available(
@@ -109,7 +112,7 @@ def first_available(
     decode: Decode[Samples],
     others: Mapping[str, Callable[[], Samples]] = MappingProxyType({}),
 ) -> Samples:
-    """The split from the first source that has it; `others` are asked last."""
+    """Return the split from the first source that has it; `others` are tried last."""
     folder = cache_dir(cache)
     reasons = []
     sources: dict[str, Callable[[], Samples]] = {
@@ -132,12 +135,12 @@ def first_available(
     number = {2: "two", 3: "three"}[len(ways)]
     raise DataNotFound(
         f"the data set {dataset.name} was not found ({'; '.join(reasons)}). Provide it in one of "
-        f"{number} ways: {', or '.join(ways)}."
+        f"{number} ways: {', or '.join(ways)}"
     )
 
 
 def digits(split: str) -> Images:
-    """scikit-learn's 1,797 digits; the split (540 test rows, by class, seed 0) is ours."""
+    """Return scikit-learn's 1,797 digits, split by us: 540 test rows, stratified, seed 0."""
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)[:, None]
     rows = train_test_split(
@@ -151,7 +154,7 @@ def digits(split: str) -> Images:
 def at_hand(
     dataset: Dataset, split: str, root: str | None, cache: str | None, columns: Sequence[str]
 ) -> Found | None:
-    """The columns of a split that needs no network; None where that is not there."""
+    """Return the columns of a split that needs no network, or None if there is no such copy."""
     folder = cache_dir(cache)
     try:
         return found_locally(dataset, split, root, folder, columns, hashed=False)
@@ -161,7 +164,10 @@ def at_hand(
 
 
 def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
-    """The Parquet files of a split, from the first of its folders that has some."""
+    """Return the Parquet files of a split, from the first candidate folder that has any.
+
+    Raises Unavailable if there are none.
+    """
     folder_of_sets = data_root(root)
     if folder_of_sets is None:
         raise Unavailable("neither data.root nor ASAP_EXP_DATA is set")
@@ -177,6 +183,7 @@ def local_files(dataset: Dataset, split: str, root: str | None) -> list[Path]:
 def from_parquet(
     dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
 ) -> Samples:
+    """Return the split from local Parquet files, or raise Unavailable."""
     return decode(found_locally(dataset, split, root, cache, dataset.columns))
 
 
@@ -189,6 +196,7 @@ def found_locally(
     *,
     hashed: bool = True,
 ) -> Found:
+    """Read the columns of a split from local Parquet files, or raise Unavailable."""
     files = local_files(dataset, split, root)
     with reading(dataset, files):
         parts = read_parts(files, columns)
@@ -198,13 +206,13 @@ def found_locally(
 
 
 def training_names(dataset: Dataset, root: str | None, cache: Path) -> Names:
-    """What a trained model's data calls the classes, else the training split that is at hand."""
+    """Return the class names of the trained model's data, else of the available training split."""
     if dataset.trained_names is not None:
         return dataset.trained_names
     try:
         files = local_files(dataset, "train", root)
     except Unavailable:
-        # None before it: the order of the hub's files does not go before the catalogue's.
+        # The leading None keeps the order of the hub's files from overriding the catalogue's.
         return training_order([None, prepared_names(dataset, cache)], dataset)
     with reading(dataset, files):
         named = [class_names(pq.read_schema(file), dataset.label_column) for file in files]
@@ -213,7 +221,7 @@ def training_names(dataset: Dataset, root: str | None, cache: Path) -> Names:
 
 @contextlib.contextmanager
 def reading(dataset: Dataset, files: Sequence[Path]) -> Iterator[None]:
-    """Says of which data set and folder it was that a file could not be read."""
+    """Add the data set and its folder to errors raised while its files are read."""
     try:
         yield
     except (OSError, pa.ArrowException, UserError) as error:
@@ -225,6 +233,7 @@ def reading(dataset: Dataset, files: Sequence[Path]) -> Iterator[None]:
 def from_hub(
     dataset: Dataset, split: str, root: str | None, cache: Path, decode: Decode[Samples]
 ) -> Samples:
+    """Return the split from the hub or from a copy prepared earlier, or raise Unavailable."""
     if dataset.hub is None:
         raise Unavailable("not there")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -234,7 +243,7 @@ def from_hub(
     except UserError:
         raise
     except Exception as error:
-        rows = prepared_rows(dataset, split, cache)  # what an earlier run has left
+        rows = prepared_rows(dataset, split, cache)  # fall back on an earlier run's copy
         if rows is None:
             if isinstance(error, Unavailable):
                 raise
@@ -252,6 +261,7 @@ def found_on_hub(dataset: Dataset, rows: Any, split: str, root: str | None, cach
 
 
 def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
+    """Return the split through torchvision's download, or raise Unavailable."""
     if dataset.torchvision is None:
         raise Unavailable("not there")
     import torchvision
@@ -271,27 +281,28 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
 
 
 def decoded(found: Found, dataset: ImageDataset, cache: Path) -> Images:
-    """Images and labels; the pixels of local files are kept in the cache, by their content."""
+    """Return images and labels; pixels of local files are cached by content."""
     labels = labels_of(found.parts, dataset, found.training)
     pixels = torch.from_numpy(kept_pixels(found, dataset, cache))
     return Images(pixels, torch.from_numpy(labels.numbers), found.source, labels.names)
 
 
 def kept_pixels(found: Found, dataset: ImageDataset, cache: Path) -> np.ndarray:
+    """Return the decoded pixels `[rows, channels, size, size]`, from the cache if possible."""
     if found.content is None:
         return decoded_pixels(found.parts, dataset)
     made_of = f"{found.content} {dataset.image_column} {dataset.channels} {PIL.__version__}"
     key = hashlib.sha256(made_of.encode()).hexdigest()
     file = cache / "datasets" / "decoded" / f"{key}.safetensors"
-    if (content := kept(file)) is not None:
+    if (content := read_cached(file)) is not None:
         return load(content)["pixels"].numpy()
     pixels = decoded_pixels(found.parts, dataset)
-    keep(file, save({"pixels": torch.from_numpy(pixels)}))
+    write_cached(file, save({"pixels": torch.from_numpy(pixels)}))
     return pixels
 
 
 def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> None:
-    """Refuses labels of a split that is at hand, without a look at its images."""
+    """Raise UserError if an available split has unusable labels, without decoding its images."""
     if dataset.name == "digits":
         return
     found = at_hand(dataset, split, root, cache, [dataset.label_column])
@@ -300,20 +311,20 @@ def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str
 
 
 def require_reachable(url: str) -> None:
-    """Raises Unavailable unless something answers at `url` within REACH_SECONDS."""
+    """Raise Unavailable unless something answers at `url` within REACH_SECONDS."""
     failure: list[str] = [f"no answer within {REACH_SECONDS} s"]
 
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
-            with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+            with contextlib.suppress(urllib.error.HTTPError):  # an error page is an answer too
                 urllib.request.urlopen(request, timeout=REACH_SECONDS)
         except Exception as error:
             failure[0] = str(getattr(error, "reason", error))
             return
         failure.clear()
 
-    # Name resolution has no timeout of its own, so the wait is on the thread.
+    # Name resolution has no timeout, so it runs in a thread that is waited for.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
@@ -322,7 +333,7 @@ def require_reachable(url: str) -> None:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 over shapes and values, in order."""
+    """Return the SHA-256 of shapes and values, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())

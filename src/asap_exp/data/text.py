@@ -1,4 +1,4 @@
-"""The LightningDataModule of every text task."""
+"""LightningDataModule of the text tasks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +13,10 @@ from asap_exp.core.errors import UserError
 from asap_exp.data.catalog import text_dataset
 from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
 from asap_exp.data.module import TaskDataModule
+from asap_exp.data.raw_texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
+from asap_exp.data.run_files import TOKENIZER_HASH, as_trained, recorded, repair
 from asap_exp.data.sources import cache_dir
 from asap_exp.data.text_loader import TextLoader
-from asap_exp.data.texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
 from asap_exp.data.tokenizer import (
     FILE,
     cached_encoding,
@@ -25,13 +26,12 @@ from asap_exp.data.tokenizer import (
     tokenizer_hash,
 )
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
-from asap_exp.data.trained import TOKENIZER_HASH, as_trained, recorded, repair
 
 
 class TextDataModule(TaskDataModule[Texts]):
-    """Texts as token ids, held on the device and put together to batches there.
+    """Texts as token ids, held on the device and assembled into batches there.
 
-    The tokenizer is that of the run directory `folder`, if one is given, else it is trained on the
+    The tokenizer comes from the run directory `folder` if given; otherwise it is trained on the
     training split.
     """
 
@@ -60,7 +60,7 @@ class TextDataModule(TaskDataModule[Texts]):
         return self.config.vocab_size if self.config.masked else self.dataset.num_classes
 
     def raw(self, split: str) -> RawTexts:
-        """A split as it is stored, or as it was dealt out of the pool."""
+        """Return a split as it is stored, or as drawn from the pool of both splits."""
         if split not in self._raw:
             where = self.config.root, self.config.cache
             if self.config.split == "pooled":
@@ -72,6 +72,7 @@ class TextDataModule(TaskDataModule[Texts]):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer, or one trained on the training split (cached)."""
         if self.folder is not None:
             tokenizer = self._trained_tokenizer(self.folder)
         else:
@@ -90,14 +91,14 @@ class TextDataModule(TaskDataModule[Texts]):
         tokenizer, expected = load_tokenizer(folder / FILE), recorded(folder, TOKENIZER_HASH)
         if expected not in (None, tokenizer_hash(tokenizer)):
             raise UserError(
-                f"{folder / FILE} was changed: it is not the tokenizer that the run was trained "
-                f"with, and token ids mean other tokens; {repair(folder)}"
+                f"{folder / FILE} has changed: it is not the tokenizer that the run was trained "
+                f"with, so its token ids mean other tokens; {repair(folder)}"
             )
         return tokenizer
 
     @property
     def entries(self) -> int:
-        """Token ids there are, the special ones counted: at most `vocab_size`."""
+        """Number of token ids, including the special ones: at most `vocab_size`."""
         return self.tokenizer.get_vocab_size() + SPECIAL_TOKENS
 
     def load(self, split: str) -> Texts:
@@ -113,7 +114,7 @@ class TextDataModule(TaskDataModule[Texts]):
         if self.config.masked and not len(rows.ids):
             raise UserError(
                 f"data.objective=mlm has nothing to predict: all {rows.rows} texts of a split of "
-                f"{self.config.name} are empty"
+                f"{self.config.name} are empty; choose other data"
             )
         if self.config.layout == "blocks":
             samples = blocks(rows, self.config.max_length, joined=self.dataset.joined)

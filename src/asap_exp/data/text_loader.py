@@ -1,4 +1,4 @@
-"""Batches of texts of about the same length, so that padding is not what the device works on."""
+"""Batches of texts of similar length, so that little of the device's work goes into padding."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -13,22 +13,23 @@ from asap_exp.data.tokens import NO_TARGET, PAD, Texts, TokenBatch
 
 Transform = Callable[[TokenBatch, Tensor, int], Batch]
 EXAMPLE_TOKENS = 64
+"""Tokens of the example text, few enough to plot."""
 
 
 class Planned(NamedTuple):
-    """The texts of a batch, and the length to which they are padded."""
+    """Rows of a batch of texts, and the length to which they are padded."""
 
     rows: np.ndarray
     length: int
 
 
 class TextLoader(BatchLoader):
-    """Batches of at most `batch_size` texts and at most `max_tokens` tokens, padding counted.
+    """Batches of at most `batch_size` texts and at most `max_tokens` tokens, including padding.
 
-    Texts are padded to the next multiple of `length_multiple` (at most to `max_length`) and batched
-    with others of that length; the few that are left over join the next longer ones. So there are
-    as many shapes as lengths, and one, and every text comes once an epoch. `transform` gets each
-    batch, its labels, and how many of its tokens are neither padding nor CLS.
+    Texts are padded to the next multiple of `length_multiple` (at most `max_length`) and batched
+    with texts of the same padded length; the few left over join the next longer group. So there is
+    at most one batch shape more than there are lengths, and every text comes once per epoch.
+    `transform` receives each batch, its labels and its number of tokens without padding and CLS.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TextLoader(BatchLoader):
         plan = self._epoch()
         device = self.texts.ids.device
         every = np.concatenate([batch.rows for batch in plan]) if plan else np.zeros(0, np.int64)
-        rows = torch.from_numpy(every).to(device)  # once: a copy for each batch would wait for it
+        rows = torch.from_numpy(every).to(device)  # one copy per epoch: each one blocks the host
         ends = np.cumsum([len(batch.rows) for batch in plan])
         for i in self._numbers():
             yield self._assembled(rows[ends[i] - len(plan[i].rows) : ends[i]], plan[i])
@@ -74,7 +75,7 @@ class TextLoader(BatchLoader):
         )
 
     def example(self) -> "TextLoader":
-        """The first text, cut to a length that can be looked at."""
+        """Return a loader of the first text, cut to a length that can be plotted."""
         length = min(int(self.texts.lengths[0]), EXAMPLE_TOKENS)
         beginning = Texts(
             self.texts.ids[:length],
@@ -90,12 +91,12 @@ class TextLoader(BatchLoader):
 
     @cached_property
     def _padded(self) -> np.ndarray:
-        """The length to which each text is padded."""
+        """Length to which each text is padded."""
         multiples = -(-self.texts.lengths // self.length_multiple) * self.length_multiple
         return np.minimum(multiples, self.max_length)
 
     def _epoch(self) -> list[Planned]:
-        """The batches in the order in which they come."""
+        """Return the batches of this epoch in the order in which they are given out."""
         if not self.shuffled:
             return self._planned(np.arange(self.rows))
         generator = self.generator()
@@ -103,7 +104,7 @@ class TextLoader(BatchLoader):
         return [plan[i] for i in torch.randperm(len(plan), generator=generator).tolist()]
 
     def _planned(self, order: np.ndarray) -> list[Planned]:
-        """The batches of an epoch, from short to long; `order` says which text comes first."""
+        """Return the batches of an epoch, short ones first; `order` ranks texts of equal length."""
         padded = self._padded[order]
         plan: list[Planned] = []
         waiting = np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the training split: no text holds an unknown token."""
+"""Byte-level BPE tokenizer trained on the training split; no text holds an unknown token."""
 
 import hashlib
 import importlib.metadata
@@ -14,19 +14,22 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
-from asap_exp.data.cache import keep, kept
+from asap_exp.data.cache import read_cached, write_cached
+from asap_exp.data.run_files import repair
 from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, offsets_of
-from asap_exp.data.trained import repair
 
 FILE = "tokenizer.json"
 BATCH = 1000
-"""Texts that are encoded at once."""
+"""Texts encoded at once."""
 LONGEST_WORD = 1000
-"""In bytes. Of longer words the trainer sees pieces: its time grows with the square of a word."""
+"""Bytes per piece of a longer word: the trainer's time grows with the square of a word's length."""
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -> Tokenizer:
-    """At most `vocab_size` entries, the special tokens counted: fewer where texts give no more."""
+    """Train a tokenizer with at most `vocab_size` entries, including the special tokens.
+
+    There are fewer entries if the texts do not yield more.
+    """
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
@@ -49,7 +52,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, *, lowercase: bool) -
 def cached_tokenizer(
     texts: Sequence[str], texts_sha256: str, cache: Path, vocab_size: int, *, lowercase: bool
 ) -> Tokenizer:
-    """The tokenizer of these texts, with that hash: out of the cache, if it is there."""
+    """Return the tokenizer of `texts`, from the cache if it holds one for `texts_sha256`."""
     made_of = {
         "texts": texts_sha256,
         "vocab_size": vocab_size,
@@ -57,48 +60,50 @@ def cached_tokenizer(
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
     file = cache / "tokenizers" / f"{content_key(made_of)}.json"
-    if (content := kept(file)) is not None:
+    if (content := read_cached(file)) is not None:
         try:
             return Tokenizer.from_str(content.decode())
         except Exception as error:
             raise UserError(
-                f"{file} in the cache is no tokenizer ({error}); remove it, and it is trained again"
+                f"{file} in the cache is not a tokenizer ({error}); remove it to train it again"
             ) from error
     tokenizer = train_tokenizer(texts, vocab_size, lowercase=lowercase)
-    keep(file, tokenizer.to_str().encode())
+    write_cached(file, tokenizer.to_str().encode())
     return tokenizer
 
 
 def content_key(made_of: dict[str, object]) -> str:
-    """A file name for what was made of this."""
+    """Return a file name derived from everything that `made_of` lists."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def save_tokenizer(file: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer to a run directory."""
     write_text(file, tokenizer.to_str())
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """That of a run directory; UserError where the file is missing or damaged."""
+    """Return the tokenizer of a run directory; raise UserError if it is missing or damaged."""
     if not file.is_file():
         raise UserError(
-            f"{file} is missing, the tokenizer that the run was trained with; {repair(file.parent)}"
+            f"{file}, the tokenizer that the run was trained with, is missing; "
+            f"{repair(file.parent)}"
         )
     try:
         return Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:
         raise UserError(
-            f"{file} is damaged: it is no tokenizer ({error}); {repair(file.parent)}"
+            f"{file} is damaged: it is not a tokenizer ({error}); {repair(file.parent)}"
         ) from error
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of all that it is."""
+    """Return the SHA-256 of the complete tokenizer."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], source: str) -> Texts:
-    """Every token of every text, no special one among them; an empty text has none."""
+    """Encode every text without special tokens; an empty text has no tokens."""
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     for start in range(0, len(texts), BATCH):
@@ -122,12 +127,12 @@ def cached_encoding(
     content: str,
     cache: Path,
 ) -> Texts:
-    """`encode`, once for each content and tokenizer."""
+    """Return `encode` of the texts, computed once per content and tokenizer."""
     key = content_key({"texts": content, "tokenizer": tokenizer_hash(tokenizer)})
     file = cache / "tokens" / f"{key}.safetensors"
-    if (tensors := kept(file)) is not None:
+    if (tensors := read_cached(file)) is not None:
         return Texts(**load(tensors), source=source)
     encoded = encode(tokenizer, texts, labels, source)
     made = {"ids": encoded.ids, "offsets": encoded.offsets, "labels": encoded.labels}
-    keep(file, save(made))
+    write_cached(file, save(made))
     return encoded

@@ -1,4 +1,4 @@
-"""Token ids: what a network receives, and where they are kept."""
+"""Tensors of token ids: a network's input, and the texts of a split."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,16 +12,17 @@ from asap_exp.data.sources import fingerprint
 
 PAD, CLS, SEP, MASK = range(4)
 SPECIAL_TOKENS = 4
-"""The ids below this are special; a tokenizer's own come after them."""
+"""Number of special tokens, which have the lowest ids; the tokenizer's ids follow."""
 NO_TARGET = -1
+"""Target of a token that is not predicted."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch of texts: `ids` int64 `[B, N]` and `key_padding_mask` `[B, N]`, True = padded.
+    """Batch of texts: `ids` int64 `[B, N]` and `key_padding_mask` `[B, N]`, True = padded.
 
-    The mask is None where no place is padded. `positions` are the places in the flattened batch
-    whose tokens are to be predicted; None where a class a text is.
+    The mask is None if nothing is padded. `positions` index the flattened batch at the tokens to be
+    predicted; None if the task is classification.
     """
 
     ids: Tensor
@@ -36,7 +37,7 @@ class TokenBatch:
         return self.ids.device
 
     def to(self, *args: object, **kwargs: object) -> "TokenBatch":
-        """As Tensor.to; ids stay whole numbers."""
+        """Move or convert the tensors as Tensor.to does; ids stay integers."""
 
         def moved(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(*args, **kwargs)  # type: ignore[call-overload]
@@ -48,15 +49,15 @@ class TokenBatch:
         )
 
 
-register_dataclass(TokenBatch)  # its tensors are found, moved and hashed like those of a tuple
+register_dataclass(TokenBatch)  # so that pytree utilities find, move and hash its tensors
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of different lengths, one after the other in `ids` int32 `[tokens]`.
+    """Texts of different lengths, concatenated in `ids` int32 `[tokens]`.
 
     Text i is `ids[offsets[i] : offsets[i + 1]]`; `labels` int64 `[rows]`. `targets` int32
-    `[tokens]` is what the tokens were before they were masked, NO_TARGET where none was.
+    `[tokens]` holds the original ids of masked tokens and NO_TARGET elsewhere.
     """
 
     ids: Tensor
@@ -71,7 +72,7 @@ class Texts:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, on the host."""
+        """Number of tokens of each text, on the host."""
         return np.diff(self.offsets.cpu().numpy())
 
     def take(self, rows: np.ndarray) -> "Texts":
@@ -98,21 +99,22 @@ class Texts:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over tokens, lengths, labels and targets in their order."""
+        """Return the SHA-256 of tokens, lengths, labels and targets in order."""
         parts = (self.ids, self.offsets, self.labels, self.targets)
         return fingerprint(*(part for part in parts if part is not None))
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """`[rows + 1]` int64: where each text begins, and the end."""
+    """Return int64 `[rows + 1]`: the start of each text, and the end."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def truncated(texts: Texts, max_length: int, truncation: str) -> Texts:
-    """Each text behind a CLS token, at most `max_length` tokens with it.
+    """Put a CLS token before each text and cut it to `max_length` tokens in total.
 
-    Of a longer one `head` keeps the beginning; `ends` keeps the beginning and, three times as many,
-    the last tokens (Sun et al., 2019, How to Fine-Tune BERT for Text Classification).
+    For longer texts `head` keeps the beginning; `ends` keeps the first quarter of the room from the
+    beginning and fills the rest from the end (Sun et al., 2019, How to Fine-Tune BERT for Text
+    Classification).
     """
     room = max_length - 1
     head = room if truncation == "head" else room // 4
@@ -127,10 +129,10 @@ def truncated(texts: Texts, max_length: int, truncation: str) -> Texts:
 
 
 def blocks(texts: Texts, max_length: int, *, joined: bool) -> Texts:
-    """All texts in a row, cut into blocks of `max_length` tokens with the CLS token in front.
+    """Concatenate all texts and cut them into blocks of `max_length` tokens, CLS token included.
 
-    Between two texts stands a SEP token, unless they are `joined`: lines of one text. The last
-    block may be shorter.
+    Each block begins with CLS. A SEP token separates two texts, unless they are `joined`, that is,
+    lines of one text. The last block may be shorter.
     """
     ids = texts.ids.cpu().numpy()
     if not joined:
@@ -150,14 +152,14 @@ def blocks(texts: Texts, max_length: int, *, joined: bool) -> Texts:
 
 
 def with_own_tokens(texts: Texts) -> Texts:
-    """Without those that hold special tokens alone: nothing can be predicted there."""
+    """Remove texts that hold only special tokens, since nothing can be predicted there."""
     row = np.repeat(np.arange(texts.rows), texts.lengths)
     own = np.bincount(row, weights=texts.ids.cpu().numpy() >= SPECIAL_TOKENS, minlength=texts.rows)
     return texts if own.all() else texts.take(own.nonzero()[0])
 
 
 def with_cls(texts: Texts, place: np.ndarray, source: np.ndarray, offsets: np.ndarray) -> Texts:
-    """The tokens of `texts` at `source`, a CLS token where `place` is -1."""
+    """Gather the tokens of `texts` at `source`, with a CLS token where `place` is -1."""
     ids = np.full(len(place), CLS, dtype=np.int32)
     ids[place >= 0] = texts.ids.cpu().numpy()[source[place >= 0]]
     return replace(texts, ids=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))

@@ -1,7 +1,7 @@
 """Stage 2: compile a teacher's layers. `python -m asap_exp.distill +layer=frozen`"""
 
 from asap_exp.core import app
-from asap_exp.core.config import DistillConfig
+from asap_exp.distill.config import DistillConfig
 
 
 def run(config: DistillConfig) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from asap_exp.attention import AsapAttention, Attention
-from asap_exp.calibration.calibrate import Calibration, Problem
+from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import device_of
-from asap_exp.core.config import BudgetConfig, DistillConfig, TextDataConfig
+from asap_exp.calibration.data import CalibrationData
+from asap_exp.core.config import BudgetConfig, TextDataConfig
 from asap_exp.core.console import console
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
-from asap_exp.distill.candidates import Judge, Option, make_ladders, make_options
+from asap_exp.distill.candidates import Option, ValidationScorer, make_ladders, make_options
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import Compiled, distill
 from asap_exp.distill.search import (
     Ladders,
@@ -39,21 +41,21 @@ def distill_within_budget(config: DistillConfig) -> Path:
 
 
 def compile_within(
-    budget: BudgetConfig, problem: Problem, paths: list[str], data: TaskDataModule
+    budget: BudgetConfig, data: CalibrationData, paths: list[str], task_data: TaskDataModule
 ) -> Compiled:
     """Options made, timed and judged on the validation split, and the plan that was found."""
-    check_measurable(budget, data)
-    budget.latency.check_device("budget.latency", device_of(problem.net).type)
-    batches = data.val_dataloader()
-    check_enough(budget, batches.rows, data.noun)
-    judge = Judge(problem, batches, budget)
-    options, fits = make_options(problem, paths, budget)
-    ms = judge.layer_ms(options)
+    check_measurable(budget, task_data)
+    budget.latency.check_device("budget.latency", device_of(data.net).type)
+    batches = task_data.val_dataloader()
+    check_enough(budget, batches.rows, task_data.noun)
+    scorer = ValidationScorer(data, batches, budget)
+    options, fits = make_options(data, paths, budget)
+    ms = scorer.layer_ms(options)
     check_teacher_timed(options, ms)
-    ladders = make_ladders(judge, options, ms)
-    plan = search(judge, ladders, uniform(ladders, ms))
-    seen = data.config.train_on == "train+val"
-    found = {**outcome(judge, ladders, plan), "seen_in_training": seen}
+    ladders = make_ladders(scorer, options, ms)
+    plan = search(scorer, ladders, uniform(ladders, ms))
+    seen = task_data.config.train_on == "train+val"
+    found = {**outcome(scorer, ladders, plan), "seen_in_training": seen}
     print_plan(found)
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
 
@@ -88,37 +90,39 @@ def check_teacher_timed(
             )
 
 
-def search(judge: Judge, ladders: Ladders, starts: list[Plan]) -> Plan:
+def search(scorer: ValidationScorer, ladders: Ladders, starts: list[Plan]) -> Plan:
     """The fastest plan within the accuracy, or the most faithful one within the latency."""
-    if judge.budget.latency_ratio is not None:
-        return search_by_latency(judge, ladders, starts, judge.budget.latency_ratio)
-    assert judge.budget.accuracy_drop is not None
-    least = judge.accuracy({}) - judge.budget.accuracy_drop / 100 - ROUNDING
+    if scorer.budget.latency_ratio is not None:
+        return search_by_latency(scorer, ladders, starts, scorer.budget.latency_ratio)
+    assert scorer.budget.accuracy_drop is not None
+    least = scorer.accuracy({}) - scorer.budget.accuracy_drop / 100 - ROUNDING
     known: dict[tuple[int, ...], float] = {}
 
     def holds(plan: Plan) -> bool:
         key = tuple(plan.values())
         if key not in known:
-            known[key] = judge.accuracy(attends_of(ladders, plan))
+            known[key] = scorer.accuracy(attends_of(ladders, plan))
         return known[key] >= least
 
     return fastest_that_holds(ladders, starts, holds)
 
 
-def search_by_latency(judge: Judge, ladders: Ladders, starts: list[Plan], ratio: float) -> Plan:
+def search_by_latency(
+    scorer: ValidationScorer, ladders: Ladders, starts: list[Plan], ratio: float
+) -> Plan:
     """By the sum of the layers' times; the limit falls until the measured model fits too."""
-    top = {path: len(rungs) - 1 for path, rungs in ladders.items()}
+    top = {path: len(levels) - 1 for path, levels in ladders.items()}
     # What is no attention takes the same time in every plan.
-    limit = total_ms(ladders, top) - (1 - ratio) * judge.model_ms({TEACHER: {}})[TEACHER]
+    limit = total_ms(ladders, top) - (1 - ratio) * scorer.model_ms({TEACHER: {}})[TEACHER]
     while True:
         within = partial(fits, ladders, limit)
         greedy = most_faithful_that_fits(ladders, within)
         plans = [plan for plan in (greedy, *filter(within, starts)) if plan is not None]
         plan = min(
             plans or [fastest(ladders)],
-            key=lambda plan: judge.damage(attends_of(ladders, plan)),
+            key=lambda plan: scorer.prediction_kl(attends_of(ladders, plan)),
         )
-        ms = judge.model_ms({TEACHER: {}, COMPILED: attends_of(ladders, plan)})
+        ms = scorer.model_ms({TEACHER: {}, COMPILED: attends_of(ladders, plan)})
         if ms[COMPILED] <= ratio * ms[TEACHER]:
             return plan
         if plan == fastest(ladders):
@@ -136,7 +140,7 @@ def fits(ladders: Ladders, limit: float, plan: Plan) -> bool:
 
 
 def attends_of(ladders: Ladders, plan: Plan) -> dict[str, Attention]:
-    return {path: ladders[path][rung].attend for path, rung in plan.items()}
+    return {path: ladders[path][level].attend for path, level in plan.items()}
 
 
 def chosen_calibration(
@@ -144,36 +148,36 @@ def chosen_calibration(
 ) -> Calibration:
     """Of the layers that became ASAP, the fits of the maps that they took."""
     chosen = Calibration()
-    for path, rung in plan.items():
-        candidate = ladders[path][rung]
+    for path, level in plan.items():
+        candidate = ladders[path][level]
         if isinstance(candidate.attend, AsapAttention):
-            fit = fits[candidate.words]
+            fit = fits[candidate.label]
             chosen.maps[path], chosen.controls[path] = fit.maps[path], fit.controls[path]
             chosen.ridge[path], chosen.plan_kl[path] = fit.ridge[path], fit.plan_kl[path]
     return chosen
 
 
-def outcome(judge: Judge, ladders: Ladders, plan: Plan) -> dict[str, Any]:
+def outcome(scorer: ValidationScorer, ladders: Ladders, plan: Plan) -> dict[str, Any]:
     """What was asked for, what each layer became, and what the whole then reaches."""
     attends = attends_of(ladders, plan)
-    ms = judge.model_ms({TEACHER: {}, COMPILED: attends})
+    ms = scorer.model_ms({TEACHER: {}, COMPILED: attends})
     return {
-        "accuracy_drop": judge.budget.accuracy_drop,
-        "latency_ratio": judge.budget.latency_ratio,
+        "accuracy_drop": scorer.budget.accuracy_drop,
+        "latency_ratio": scorer.budget.latency_ratio,
         "split": "validation",
-        "rows": judge.batches.rows,
+        "rows": scorer.batches.rows,
         "layers": {
             path: {
-                "became": ladders[path][rung].words,
-                "layer_ms": ladders[path][rung].ms,
+                "became": ladders[path][level].label,
+                "layer_ms": ladders[path][level].ms,
                 "teacher_layer_ms": ladders[path][-1].ms,
-                "kl_alone": ladders[path][rung].damage,
+                "kl_alone": ladders[path][level].kl,
             }
-            for path, rung in plan.items()
+            for path, level in plan.items()
         },
-        "teacher_accuracy": judge.accuracy({}),
-        "accuracy": judge.accuracy(attends),
-        "kl": judge.damage(attends),
+        "teacher_accuracy": scorer.accuracy({}),
+        "accuracy": scorer.accuracy(attends),
+        "kl": scorer.prediction_kl(attends),
         "teacher_model_ms": ms[TEACHER],
         "model_ms": ms[COMPILED],
     }

@@ -1,4 +1,4 @@
-"""What a layer may become, how long that takes, and what it alone does to the predictions."""
+"""The options of each layer, timed, and scored with that layer alone replaced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,13 @@ from asap_exp.attention import (
     attention_layers,
     swapped,
 )
-from asap_exp.calibration.calibrate import Calibration, Problem, calibrate, sinkhorn
-from asap_exp.calibration.capture import layer_inputs
-from asap_exp.calibration.end_to_end import log_probabilities
+from asap_exp.calibration.calibrate import Calibration, calibrate
+from asap_exp.calibration.capture import layer_inputs, sinkhorn
+from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.data import CalibrationData
+from asap_exp.calibration.prediction_fit import log_probabilities
 from asap_exp.calibration.truncation import truncations
-from asap_exp.core.config import BudgetConfig, CalibrationConfig
+from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.records.words import refine_words
 from asap_exp.data.loader import BatchLoader
@@ -27,17 +29,17 @@ from asap_exp.timing.accuracy_check import gate_error, passes
 from asap_exp.timing.calls import captured, layer_call, model_call
 from asap_exp.timing.latency import interleaved_latency
 
-SMALLEST_DAMAGE = 1e-12
+SMALLEST_KL = 1e-12
 
 Option = tuple[str, Attention]
-"""What a layer may become, and its name."""
+"""An attention that a layer may become, under its label."""
 
 
 @dataclass
-class Judge:
-    """The teacher's predictions on the validation split, and those of whatever replaces it."""
+class ValidationScorer:
+    """Scores replacements of the teacher's attention on the validation split."""
 
-    problem: Problem
+    data: CalibrationData
     batches: BatchLoader
     budget: BudgetConfig
 
@@ -47,24 +49,24 @@ class Judge:
 
     @torch.no_grad()
     def _log_probabilities(self, attends: Mapping[str, Attention]) -> Tensor:
-        net, precision, forward = self.problem.net, self.problem.precision, self.problem.forward
+        net, precision, forward = self.data.net, self.data.precision, self.data.forward
         with swapped(net, attends):
             found = [log_probabilities(net, batch, precision, forward) for batch in self.batches]
         return torch.cat(found).cpu()
 
     def accuracy(self, attends: Mapping[str, Attention]) -> float:
-        """As a share."""
+        """Accuracy on the validation split, as a share."""
         predicted = (self._log_probabilities(attends) if attends else self.teacher).argmax(dim=-1)
         return (predicted == self.labels).double().mean().item()
 
-    def damage(self, attends: Mapping[str, Attention]) -> float:
+    def prediction_kl(self, attends: Mapping[str, Attention]) -> float:
         """KL(teacher's predictions || those with `attends` in place), in nats."""
         found = self._log_probabilities(attends)
         return F.kl_div(found, self.teacher, log_target=True, reduction="batchmean").item()
 
     def alone(self, path: str, attend: Attention) -> float:
-        """The damage with one layer replaced; above that of the teacher's own attention, 0."""
-        return max(self.damage({path: attend}), SMALLEST_DAMAGE)
+        """The KL with one layer replaced: more than the 0 of the teacher's own attention."""
+        return max(self.prediction_kl({path: attend}), SMALLEST_KL)
 
     def timing_batch(self) -> Tensor:
         size = self.budget.latency.batch_size
@@ -75,25 +77,25 @@ class Judge:
     def layer_ms(self, options: Mapping[str, Sequence[Option]]) -> dict[str, dict[str, float]]:
         """Median milliseconds by layer and option, interleaved, on the teacher's activations.
 
-        An option that is wrong beside itself in float64 is not timed, and so not taken.
+        An option that differs from itself in float64 is not timed, and so not taken.
         """
-        inputs, precision = self.timing_batch(), self.problem.precision
-        recorded = next(iter(layer_inputs(self.problem.net, [(inputs, inputs)], precision)))
+        inputs, precision = self.timing_batch(), self.data.precision
+        recorded = next(iter(layer_inputs(self.data.net, [(inputs, inputs)], precision)))
         calls = {
-            (path, words): layer_call(attend, recorded[path][-1])
+            (path, label): layer_call(attend, recorded[path][-1])
             for path, found in options.items()
-            for words, attend in found
-            if is_right(f"{path}, {words}", attend, recorded[path][-1])
+            for label, attend in found
+            if is_right(f"{path}, {label}", attend, recorded[path][-1])
         }
         ms: dict[str, dict[str, float]] = {path: {} for path in options}
-        for (path, words), timing in self._timed(calls).items():
-            ms[path][words] = timing["median"]
+        for (path, label), timing in self._timed(calls).items():
+            ms[path][label] = timing["median"]
         return ms
 
     @torch.no_grad()
     def model_ms(self, plans: Mapping[str, Mapping[str, Attention]]) -> dict[str, float]:
         """Median milliseconds of the whole model with each plan in it, interleaved."""
-        inputs, net, precision = self.timing_batch(), self.problem.net, self.problem.precision
+        inputs, net, precision = self.timing_batch(), self.data.net, self.data.precision
         calls = {name: model_call(net, plan, inputs, precision) for name, plan in plans.items()}
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
 
@@ -104,28 +106,27 @@ class Judge:
         return interleaved_latency(calls, device, rounds=self.budget.latency.rounds)
 
 
-def is_right(words: str, attend: Attention, inputs: LayerInputs) -> bool:
-    """Whether the attention passes the gate before any timing; says so where it does not."""
+def is_right(label: str, attend: Attention, inputs: LayerInputs) -> bool:
+    """Whether the attention is accurate enough to be timed; warns where it is not."""
     error = gate_error(attend, inputs)
     if not passes(error, inputs.v.dtype):
-        warn(f"{words} is wrong by {error:.2g} (relative RMS against float64); left out")
+        warn(f"{label} is wrong by {error:.2g} (relative RMS against float64); left out")
         return False
     return True
 
 
 def make_options(
-    problem: Problem, paths: Sequence[str], budget: BudgetConfig
+    data: CalibrationData, paths: Sequence[str], budget: BudgetConfig
 ) -> tuple[dict[str, list[Option]], dict[str, Calibration]]:
-    """For each layer its options, the teacher's own attention the last; and the ASAP ones' fits."""
-    layers = attention_layers(problem.net)
+    """Returns the options of each layer, the teacher's own attention last, and the fits of ASAP."""
+    layers = attention_layers(data.net)
     configs = [
-        with_slices(problem.config, slices, refine)
+        with_slices(data.config, slices, refine)
         for slices in budget.slices
         for refine in budget.refine
     ]
     fits = {
-        option_words(config): calibrate(replace(problem, config=config), paths)
-        for config in configs
+        option_label(config): calibrate(replace(data, config=config), paths) for config in configs
     }
     options: dict[str, list[Option]] = {}
     for path in paths:
@@ -134,15 +135,15 @@ def make_options(
         options[path] = [
             ("softmax", SoftmaxAttention()),
             *((cut.label, cut.attention(teacher.eps)) for cut in shorter),
-            *((words, fit.maps[path]) for words, fit in fits.items()),
+            *((label, fit.maps[path]) for label, fit in fits.items()),
             (f"the teacher's, {teacher.updates}", teacher),
         ]
     return options, fits
 
 
-def option_words(config: CalibrationConfig) -> str:
-    """The name of this option."""
-    return f"ASAP, {config.slices} slices, {refine_words(config)}"
+def option_label(config: CalibrationConfig) -> str:
+    """The label of ASAP with this calibration."""
+    return f"ASAP, {config.slices} slices, {refine_words(config.refine, config.relaxes)}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:
@@ -152,21 +153,21 @@ def with_slices(config: CalibrationConfig, slices: int, refine: int) -> Calibrat
 
 
 def make_ladders(
-    judge: Judge,
+    scorer: ValidationScorer,
     options: Mapping[str, Sequence[Option]],
     ms: Mapping[str, Mapping[str, float]],
 ) -> dict[str, list[Candidate]]:
-    """Every option judged with its layer alone replaced; of each layer the useful ones."""
-    layers = attention_layers(judge.problem.net)
+    """Scores every option with its layer alone replaced; keeps the useful ones per layer."""
+    layers = attention_layers(scorer.data.net)
     ladders = {}
-    for path, found in progress(options.items(), "Judging", len(options)):
+    for path, found in progress(options.items(), "Scoring", len(options)):
         own = layers[path].attend
         candidates = [
             Candidate(
-                words, attend, ms[path][words], 0.0 if attend is own else judge.alone(path, attend)
+                label, attend, ms[path][label], 0.0 if attend is own else scorer.alone(path, attend)
             )
-            for words, attend in found
-            if words in ms[path]
+            for label, attend in found
+            if label in ms[path]
         ]
         ladders[path] = ladder(candidates)
     return ladders

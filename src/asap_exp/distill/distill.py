@@ -16,11 +16,12 @@ from asap_exp.calibration.artifact import (
     make_artifact,
     save_artifact,
 )
-from asap_exp.calibration.calibrate import Calibration, Problem, calibrate
+from asap_exp.calibration.calibrate import Calibration, calibrate
+from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
 from asap_exp.calibration.teacher import teacher_identity
-from asap_exp.core.config import DistillConfig, LayerConfig
+from asap_exp.core.config import LayerConfig
 from asap_exp.core.console import warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
 from asap_exp.core.errors import UserError
@@ -30,8 +31,9 @@ from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.of_run import CALIBRATION_SPLIT, check_same_data, run_data
+from asap_exp.data.run_data import CALIBRATION_SPLIT, check_same_data, run_data
 from asap_exp.data.sources import DataNotFound
+from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher
@@ -47,16 +49,16 @@ class Compiled:
     """How a budget was kept, for the artifact's identity."""
 
 
-Compile = Callable[[Problem, list[str], TaskDataModule], Compiled]
+Compiler = Callable[[CalibrationData, list[str], TaskDataModule], Compiled]
 
 
-def compile_layers(problem: Problem, paths: list[str], _: TaskDataModule) -> Compiled:
+def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -> Compiled:
     """Every layer becomes ASAP, by the calibration."""
-    calibration = calibrate(problem, paths)
+    calibration = calibrate(data, paths)
     return Compiled(calibration.maps, calibration)
 
 
-def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
+def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     """Compiles a teacher's layers; returns the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
     calibration = config.fitted
@@ -96,9 +98,9 @@ def distill(config: DistillConfig, compile: Compile = compile_layers) -> Path:
             manifest(folder / "manifest.json", **facts) as record,
         ):
             precision = run.config.trainer.precision
-            problem = Problem(net, fit_samples, held_out, calibration, precision)
-            compiled = compile(problem, paths, data)
-            artifact = artifact_of(compiled, problem, run)
+            calibration_data = CalibrationData(net, fit_samples, held_out, calibration, precision)
+            compiled = compiler(calibration_data, paths, data)
+            artifact = artifact_of(compiled, calibration_data, run)
             fidelity = plan_fidelity(
                 net,
                 held_out,
@@ -167,15 +169,15 @@ def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
     return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
 
 
-def artifact_of(compiled: Compiled, problem: Problem, run: Run) -> Artifact:
-    net, samples = problem.net, problem.fit
+def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact:
+    net, samples = data.net, data.fit
     assert isinstance(samples, BatchLoader)
     paths = list(compiled.attends)
     with swapped(net, compiled.attends):
-        column_error = column_errors(net, problem.held_out, paths, problem.precision)
+        column_error = column_errors(net, data.held_out, paths, data.precision)
     identity = {
         **teacher_identity(run, net),
-        **compiled.calibration.identity(problem.config),
+        **compiled.calibration.identity(data.config),
         "calibration_set": {
             "task": run.config.task.name,
             "data": run.config.data.name,

@@ -79,7 +79,7 @@ def print_prediction_kl(result: Calibration) -> None:
         words = {"maps": "ASAP", "controls": "query features only"}[name]
         print(
             f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
-            f"end_to_end, {kl['after']:.4g} after"
+            f"all layers were fitted together, {kl['after']:.4g} after"
         )
 
 

@@ -12,31 +12,35 @@ from asap_exp.attention import Attention
 
 @dataclass(frozen=True)
 class Candidate:
-    """`words` name it, its layer takes `ms`, and with it alone the predictions' KL is `damage`."""
+    """What a layer may become.
 
-    words: str
+    `label` names it; `ms` is the latency of the layer; `kl` is the KL of the predictions, in nats,
+    with only this layer replaced.
+    """
+
+    label: str
     attend: Attention
     ms: float
-    damage: float
+    kl: float
 
 
 Ladders = Mapping[str, Sequence[Candidate]]
 Plan = dict[str, int]
-"""The rung that each layer stands on, by layer path."""
+"""The level of each layer: its place in the layer's ladder, by layer path."""
 
 Holds = Callable[[Plan], bool]
 
 STARTS = 3
-"""From how many of the plans that are the same in every layer the search goes on."""
+"""Number of uniform plans that the search goes on from."""
 
 
 def ladder(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other is as fast and as faithful as: slower means less damage."""
-    rungs: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.ms, c.damage)):
-        if not rungs or candidate.damage < rungs[-1].damage:
-            rungs.append(candidate)
-    return rungs
+    """The Pareto front, fastest first: a slower candidate has a smaller KL."""
+    levels: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.ms, c.kl)):
+        if not levels or candidate.kl < levels[-1].kl:
+            levels.append(candidate)
+    return levels
 
 
 def fastest(ladders: Ladders) -> Plan:
@@ -44,40 +48,40 @@ def fastest(ladders: Ladders) -> Plan:
 
 
 def upgrades(ladders: Ladders, plan: Plan) -> Iterator[Plan]:
-    """Plans with one layer on a higher rung; first the one that saves most damage per time."""
+    """Plans with one layer on a higher level; first the one that lowers the KL most per time."""
     steps = []
-    for path, rungs in ladders.items():
-        now = rungs[plan[path]]
-        for number, rung in enumerate(rungs[plan[path] + 1 :], start=plan[path] + 1):
-            saved = (now.damage - rung.damage) / max(rung.ms - now.ms, 1e-9)
+    for path, levels in ladders.items():
+        now = levels[plan[path]]
+        for number, level in enumerate(levels[plan[path] + 1 :], start=plan[path] + 1):
+            saved = (now.kl - level.kl) / max(level.ms - now.ms, 1e-9)
             steps.append((saved, path, number))
     for _, path, number in sorted(steps, reverse=True):
         yield {**plan, path: number}
 
 
 def uniform(ladders: Ladders, ms: Mapping[str, Mapping[str, float]]) -> list[Plan]:
-    """For every option that all layers have, the plan of it everywhere, from the fastest on.
+    """The plans with one option in all layers, fastest first, for every option they share.
 
-    Where something else is as fast and as faithful in a layer, that layer takes that instead.
+    Where another option of a layer is as fast and as faithful, that layer takes the other one.
     `ms` is by layer and option.
     """
     shared = set.intersection(*(set(options) for options in ms.values()))
     plans = [
-        {path: highest_within(rungs, ms[path][words]) for path, rungs in ladders.items()}
-        for words in sorted(shared)
+        {path: highest_within(levels, ms[path][label]) for path, levels in ladders.items()}
+        for label in sorted(shared)
     ]
     return sorted(plans, key=lambda plan: total_ms(ladders, plan))
 
 
-def highest_within(rungs: Sequence[Candidate], ms: float) -> int:
-    """The most faithful rung that takes no longer than `ms`."""
-    return max(number for number, rung in enumerate(rungs) if number == 0 or rung.ms <= ms)
+def highest_within(levels: Sequence[Candidate], ms: float) -> int:
+    """The most faithful candidate that takes at most `ms`."""
+    return max(number for number, level in enumerate(levels) if number == 0 or level.ms <= ms)
 
 
 def fastest_that_holds(ladders: Ladders, starts: Sequence[Plan], holds: Holds) -> Plan:
     """The fastest plan found that holds: by upgrades from below, and by cuts from `starts`.
 
-    The topmost rungs, all together, are taken to hold: the teacher's own.
+    The plan of the topmost levels, which are the teacher's own, is taken to hold.
     """
     plan = fastest(ladders)
     while not holds(plan) and (higher := next(upgrades(ladders, plan), None)):
@@ -88,10 +92,10 @@ def fastest_that_holds(ladders: Ladders, starts: Sequence[Plan], holds: Holds) -
 
 
 def cut(ladders: Ladders, plan: Plan, holds: Holds) -> Plan:
-    """Takes back, one layer after the other, what the plan holds without; most time first."""
+    """Lowers one layer after the other while the plan holds; the largest saving of time first."""
     while True:
         lower = sorted(
-            ({**plan, path: number} for path, rung in plan.items() for number in range(rung)),
+            ({**plan, path: number} for path, level in plan.items() for number in range(level)),
             key=lambda candidate: total_ms(ladders, candidate),
         )
         held = next((candidate for candidate in lower if holds(candidate)), None)
@@ -111,5 +115,5 @@ def most_faithful_that_fits(ladders: Ladders, fits: Holds) -> Plan | None:
 
 
 def total_ms(ladders: Ladders, plan: Plan) -> float:
-    """Of the attention layers alone."""
-    return sum(ladders[path][rung].ms for path, rung in plan.items())
+    """Latency of the attention layers alone, in ms."""
+    return sum(ladders[path][level].ms for path, level in plan.items())

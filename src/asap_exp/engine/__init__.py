@@ -1,1 +1,1 @@
-"""The training loop: module, checkpoints, callbacks."""
+"""Training loop: module, checkpoints, callbacks."""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash, hold no code, and know which configuration they belong to."""
+"""Checkpoints that survive crashes, contain no code, and record their configuration."""
 
 import math
 import random
@@ -26,7 +26,7 @@ IDENTITY, EPOCH_STATE = "asap_exp_identity", "asap_exp_epoch"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes beside and renames; loads tensors and plain values only."""
+    """Checkpoint files written atomically and loaded as tensors and plain values only."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -43,7 +43,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU; no code in it is run. UserError where missing or damaged."""
+    """Load a checkpoint onto the CPU without running any code in it.
+
+    Raises UserError if it is missing or damaged.
+    """
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist")
     check_readable(path)
@@ -52,24 +55,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"the checkpoint {path} is damaged or not one of ours and was not loaded "
+            f"the checkpoint {path} is damaged or not from this project and was not loaded "
             f"({type(error).__name__}). Continue from another one with resume=PATH, "
             "or start again with resume=never"
         ) from error
 
 
 def check_sums(path: Path) -> None:
-    """BadZipFile where a part of the file does not have the checksum that it was saved with.
+    """Raise BadZipFile if a part of the file does not match its checksum.
 
-    PyTorch writes them and does not read them.
+    PyTorch writes the checksums but does not verify them.
     """
     with zipfile.ZipFile(path) as archive:
         if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
 
 
 class StampIdentity(L.Callback):
-    """Writes the run's identity into every checkpoint."""
+    """Callback that writes the run's identity into every checkpoint."""
 
     def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
@@ -81,45 +84,49 @@ class StampIdentity(L.Callback):
 
 
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another configuration (task, width, T, ...) and says what differs."""
+    """Raise UserError if a checkpoint belongs to another configuration, and say what differs."""
     saved = load_checkpoint(path).get(IDENTITY)
     if saved is None:
-        raise UserError(f"{path} is no checkpoint of this project: it carries no configuration")
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it holds no configuration; choose "
+            "another one with resume=PATH, or start again with resume=never"
+        )
     if saved != identity and saved | {"data_content": None} == identity | {"data_content": None}:
         raise UserError(
-            f"{path} was trained on other data than is found now (its data_content differs):\n"
-            f"{describe_differences(saved, identity)}\nGive the folder of that data with "
-            "data.root=FOLDER, or start again with resume=never"
+            f"{path} was trained on data other than what is found now (data_content differs):\n"
+            f"{describe_differences(saved, identity)}\nSet data.root=FOLDER to the folder of that "
+            "data, or start again with resume=never"
         )
     if saved != identity:
         raise UserError(
-            f"{path} is of another configuration:\n{describe_differences(saved, identity)}\n"
+            f"{path} has another configuration:\n{describe_differences(saved, identity)}\n"
             "Resume it with its own configuration, or start this one with resume=never"
         )
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves to `path` at the end of an epoch, at most once in `seconds`, and after the last epoch.
+    """Callback that saves to `path` after the last epoch, and at most once in `seconds` before.
 
-    Epochs of a second are shorter than the writing of their weights. Where a signal asks the
-    training to stop, it saves at once and raises Interrupted: after the step, with the place in the
-    epoch and the state of every generator; where no step of the epoch is left, after its
-    validation.
+    The interval matters because an epoch can be shorter than the time to write its weights. When a
+    signal asks the training to stop, it saves at once and raises Interrupted: after the current
+    step, with the position in the epoch and the state of every generator; or, after the last step
+    of the epoch, once its validation is done.
     """
 
     def __init__(self, path: Path, *, seconds: float, stop: Request) -> None:
         self.path, self.seconds, self.stop = path, seconds, stop
         self.saved = time.monotonic()
         self.weights: dict[str, Tensor] = {}
-        """Those of the last checkpoint that was saved or loaded, and its epoch."""
+        """Weights of the last checkpoint that was saved or loaded."""
         self.epoch = -1
+        """Epoch of these weights."""
         self.resumed: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self.stop.listen()  # Lightning has put a handler of its own before
+        self.stop.listen()  # Lightning has just installed its own handler
         if self.resumed is not None and trainer.fit_loop.restarted_mid_epoch:
-            # Lightning drops the place where the length of an epoch was asked for before.
+            # Lightning loses the position if the length of the epoch was queried earlier.
             loader_of(trainer).load_state_dict(self.resumed["place"])
             pl_module.epoch_losses = list(self.resumed["losses"].to(pl_module.device))
             set_generator_states(self.resumed["generators"])
@@ -159,13 +166,14 @@ class LastCheckpoint(Checkpoint):
 
 
 def loader_of(trainer: L.Trainer) -> BatchLoader:
+    """Return the training loader of `trainer`."""
     loader = trainer.train_dataloader
     assert isinstance(loader, BatchLoader)
     return loader
 
 
 def generator_states() -> dict[str, Any]:
-    """Of every generator that a training step may draw from, as tensors and plain values."""
+    """Return the state of every generator a training step may draw from, as plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -176,6 +184,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
+    """Restore what `generator_states` returned."""
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state_all(states["cuda"])
     random.setstate(states["python"])
@@ -183,13 +192,14 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
 
 class BestWeights(L.Callback):
-    """The weights of the epoch with the best validation score, kept here and in every checkpoint.
+    """Callback that keeps the weights of the best validated epoch, here and in every checkpoint.
 
-    Comes before a callback that averages weights: that puts the raw ones back after a validation.
+    It must come before a callback that averages weights, which restores the raw ones after
+    validation.
     """
 
     def __init__(self, name: str, *, smallest: bool) -> None:
-        """By the logged number `name`: the smallest is the best, or the largest."""
+        """Rank epochs by the logged number `name`; the best is the smallest or the largest."""
         self.name, self.smallest = name, smallest
         self.score: float | None = None
         self.epoch = -1
@@ -202,7 +212,7 @@ class BestWeights(L.Callback):
             self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
 
     def better(self, score: float) -> bool:
-        """Than the best so far. A NaN never is, not even the first."""
+        """Return True if `score` beats the best so far; NaN never does, not even as the first."""
         if self.score is None:
             return not math.isnan(score)
         return score < self.score if self.smallest else score > self.score

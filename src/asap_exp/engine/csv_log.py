@@ -1,4 +1,4 @@
-"""Lightning's CSV log, written so that no mishap takes earlier rows with it."""
+"""Lightning's CSV log, written so that a failure cannot lose earlier rows."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from asap_exp.core.files import unwritable, write_text
 
 
 class CsvLog(CSVLogger):
-    """A new file for every attempt at a run."""
+    """CSV logger with a new file for every attempt at a run."""
 
     @property
     @rank_zero_experiment
@@ -25,21 +25,21 @@ class CsvLog(CSVLogger):
 
 
 class Rows(ExperimentWriter):
-    """Rows are appended; with a new column the file is written anew, beside its place."""
+    """Writer that appends rows; when a column is added, it replaces the whole file atomically."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir=log_dir)
         self.written: list[dict[str, Any]] = []
 
     def save(self) -> None:
-        """UserError where the disk refuses, or the run directory went away."""
+        """Write the pending rows; raise UserError if that fails or the run directory is gone."""
         if not self.metrics:
             return
         file = Path(self.metrics_file_path)
         if not file.parent.is_dir():
             raise UserError(
-                f"{file.parent} is no longer there: the run directory was deleted or moved while "
-                "it was trained. Move it back, or start the same command again"
+                f"{file.parent} is no longer there: the run directory was deleted or moved during "
+                "training. Move it back, or start the same command again"
             )
         rows, self.metrics = self.metrics, []
         self.written += rows
@@ -59,6 +59,7 @@ class Rows(ExperimentWriter):
 
 
 def append(file: Path, text: str) -> None:
+    """Append `text` to `file`; raise UserError if that fails."""
     try:
         with file.open("a", newline="", encoding="utf-8") as opened:
             opened.write(text)

@@ -1,4 +1,4 @@
-"""After each validation: what every layer's plan looks like on a few validation samples."""
+"""Diagnostics of every layer's plan on a few samples after each validation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from asap_exp.engine.module import Classifier
 
 
 class PlanDiagnostics(L.Callback):
-    """Logs column error, largest logit and entropy a layer, as `plan/LAYER/WHAT`."""
+    """Callback that logs column error, largest logit and entropy per layer as `plan/LAYER/NAME`."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -33,7 +33,7 @@ class PlanDiagnostics(L.Callback):
 
 
 def merged(reports: list[dict[str, float]], sizes: list[int]) -> dict[str, float]:
-    """Reports on batches of those sizes as one: means over samples, the largest of the largest."""
+    """Merge reports on batches of the given sizes: weighted means, and maxima for the logits."""
 
     def merge(name: str) -> float:
         values = [report[name] for report in reports]
@@ -45,7 +45,7 @@ def merged(reports: list[dict[str, float]], sizes: list[int]) -> dict[str, float
 
 
 def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
-    """Means over heads (the largest for the logits), by layer number."""
+    """Return the diagnostics per layer: means over heads, and the maximum for the logits."""
     with record_inputs(net) as recorded:
         net(inputs)
     report = {}

@@ -1,4 +1,4 @@
-"""The numbers of every epoch, in memory and in every checkpoint: a log on disk may lose rows."""
+"""Metrics of every epoch, in memory and in checkpoints, since a log on disk may lose rows."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ Curves = list[dict[str, float]]
 
 
 class History(L.Callback):
-    """By epoch, what was logged at its end and by its validation."""
+    """Callback that collects, per epoch, the training and validation metrics."""
 
     def __init__(self) -> None:
         self.epochs: dict[int, dict[str, float]] = {}
 
     @property
     def curves(self) -> Curves:
-        """A row an epoch, as in a record."""
+        """One row per epoch, as in a record."""
         return [{"epoch": epoch, **self.epochs[epoch]} for epoch in sorted(self.epochs)]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -25,7 +25,7 @@ class History(L.Callback):
         self._add(trainer, "train/")
 
     def _add(self, trainer: L.Trainer, *kinds: str) -> None:
-        """The numbers of these `kinds`; of others, those of an earlier epoch may still be there."""
+        """Store the metrics of these `kinds`; others may still hold an earlier epoch's values."""
         row = self.epochs.setdefault(trainer.current_epoch, {})
         for name, value in trainer.callback_metrics.items():
             if name.startswith(kinds) and not name.endswith("_step"):

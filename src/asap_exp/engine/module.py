@@ -1,4 +1,4 @@
-"""The LightningModule of every task: classes are predicted, of samples or of masked tokens."""
+"""LightningModule of every task: predicts classes of samples or masked tokens."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ from asap_exp.engine.nan_check import LossCheck
 
 
 class Classifier(L.LightningModule):
-    """Trains `net` (inputs to logits `[targets, classes]`) with AdamW, warm-up and a cosine.
+    """Training of `net` (inputs to logits `[targets, classes]`) with AdamW, warm-up and a cosine.
 
-    Everything random in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
-    interrupted run that resumes at an epoch's start ends in the same weights.
+    All randomness in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
+    interrupted run that resumes at the start of an epoch ends with the same weights.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Classifier(L.LightningModule):
         seed: int,
         masked_tokens: bool = False,
     ) -> None:
-        """`masked_tokens`: targets are tokens of a text, so that a perplexity is logged too."""
+        """Set up the module; with `masked_tokens`, a perplexity is logged as well."""
         super().__init__()
         self.masked_tokens = masked_tokens
         self.net, self.recipe, self.seed = net, recipe, seed
@@ -46,7 +46,7 @@ class Classifier(L.LightningModule):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.epoch_losses: list[Tensor] = []
         self.steps_done = 0
-        """By this process; an earlier one's are not among them."""
+        """Steps of this process, without those of earlier attempts."""
 
     def forward(self, inputs: Any) -> Tensor:
         return self.net(inputs)
@@ -63,9 +63,9 @@ class Classifier(L.LightningModule):
         return loss
 
     def log_loss(self, loss: Tensor) -> None:
-        """`train/loss_step` where a step is logged, `train/loss_epoch` at the end of an epoch.
+        """Log `train/loss_step` every few steps and `train/loss_epoch` at the end of an epoch.
 
-        Lightning, given every step's loss, takes a tenth of the host's time for their mean.
+        Averaging the loss of every step in Lightning takes a tenth of the host's time.
         """
         self.epoch_losses.append(loss)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ class Classifier(L.LightningModule):
             self.log("train/loss_epoch", mean, on_step=False, on_epoch=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        with self.trainer.precision_plugin.forward_context():  # it may repeat the forward pass
+        with self.trainer.precision_plugin.forward_context():  # the check may repeat the forward
             self.loss_check.require_finite()
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -118,10 +118,10 @@ class Classifier(L.LightningModule):
 
 
 def adamw(groups: list[dict], lr: float, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW; `fused` updates all weights in a few kernels, a third of the host's time."""
+    """Build AdamW; `fused` updates all weights in a few kernels, at a third of the host time."""
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused or None)
-    # A fused optimiser offers to unscale float16 gradients itself, and Lightning then refuses to
-    # clip them. Without the offer they are unscaled first, as for every other optimiser.
+    # A fused optimiser announces that it unscales float16 gradients itself, and Lightning then
+    # refuses to clip them. Without that flag they are unscaled first, as for other optimisers.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
@@ -129,7 +129,7 @@ def adamw(groups: list[dict], lr: float, *, fused: bool) -> torch.optim.AdamW:
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, *, steps: int, warmup_steps: int, final_lr: float
 ) -> LRScheduler:
-    """A linear rise over `warmup_steps`, then a cosine down to `final_lr` at `steps`."""
+    """Build a linear warm-up over `warmup_steps`, then a cosine decay to `final_lr` at `steps`."""
     cosine = CosineAnnealingLR(optimizer, T_max=max(steps - warmup_steps, 1), eta_min=final_lr)
     if warmup_steps == 0:
         return cosine

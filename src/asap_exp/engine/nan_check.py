@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run and names the layer."""
+"""Check that the loss is finite; otherwise the run stops and the layer is named."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ REMEDIES = (
 
 
 class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite; the message names the first layer at fault."""
+    """Raised when the loss is NaN or infinite; the message names the first faulty layer."""
 
 
 class LossCheck:
-    """Asks whether `loss` is finite when made, and waits for the answer only in `require_finite`.
+    """Check of `loss` that is queued at once but waited for only in `require_finite`.
 
-    Between the two the backward pass is queued, so that the GPU has work while the host waits: for
-    the forward pass alone, which is what the answer needs.
+    The backward pass is queued in between, so that the GPU stays busy while the host waits, and the
+    wait ends with the forward pass.
     """
 
     def __init__(self, loss: Tensor, net: nn.Module, inputs: Any, *, step: int) -> None:
@@ -32,13 +32,13 @@ class LossCheck:
             self.answered.record()
 
     def require_finite(self) -> None:
-        """Raises NonFiniteLoss; call it before the optimiser can spoil the weights."""
+        """Raise NonFiniteLoss for a non-finite loss; call before the optimiser changes weights."""
         if self.answered is not None:
             self.answered.synchronize()
         if self.finite:
             return
         raise NonFiniteLoss(
             f"the loss is {self.loss.item()} at step {self.step}: "
-            f"{first_non_finite(self.net, self.inputs)}. What was saved before is "
+            f"{first_non_finite(self.net, self.inputs)}. Earlier checkpoints are "
             f"unharmed. {REMEDIES}"
         )

@@ -7,24 +7,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from asap_exp.data.texts import RawTexts
-
-UNMEASURED = (
-    "agreement",
-    "kl",
-    "loss",
-    "l1_row_distance",
-    "row_error",
-    "column_error",
-    "largest_column_error",
-    "entropy",
-    "gate_error",
-    "layer_ms",
-    "model_ms",
-    "layer_speedup",
-    "model_speedup",
-    "peak_memory_mib",
-)
+from asap_exp.core.records.row import COLUMNS
+from asap_exp.data.raw_texts import RawTexts
 
 
 def baseline_row(train: RawTexts, test: RawTexts, test_rows: int) -> dict[str, Any]:
@@ -42,8 +26,8 @@ def baseline_row(train: RawTexts, test: RawTexts, test_rows: int) -> dict[str, A
         "label": "tf-idf bigrams + linear SVM",
         "group": "baseline",
         "layers": [],
+        **dict.fromkeys(column.key for column in COLUMNS),
         "accuracy": float(model.score(test.texts[:test_rows], test.labels[:test_rows])),
-        **dict.fromkeys(UNMEASURED),
     }
 
 

@@ -38,7 +38,7 @@ from asap_exp.core.tracking import wandb_run
 from asap_exp.core.training_log import own_curves
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
-from asap_exp.data.of_run import check_same_data, run_data
+from asap_exp.data.run_data import check_same_data, run_data
 from asap_exp.evaluate.baseline import baseline_row
 from asap_exp.evaluate.corruption import corrupted
 from asap_exp.evaluate.example_plan import example_plans
@@ -47,7 +47,7 @@ from asap_exp.evaluate.variants import TRAINED_ALIKE, Variant, further_maps, var
 from asap_exp.evaluate.wandb_log import log_evaluation
 from asap_exp.models import load_net
 from asap_exp.models.teachers import check_teacher, find_teacher
-from asap_exp.ops._backend import chosen
+from asap_exp.ops.backend import chosen
 from asap_exp.report.records import FORMAT, write_record
 from asap_exp.report.tables import print_drift, print_evaluation
 

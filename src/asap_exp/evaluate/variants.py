@@ -12,11 +12,11 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.calibration.artifact import Artifact
-from asap_exp.calibration.calibrate import sinkhorn
+from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.truncation import Truncation
-from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint, RowGroup
-from asap_exp.core.records.identity import Identity
-from asap_exp.core.records.words import attention_words, feature_words, refine_words, step_words
+from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
+from asap_exp.core.records.row import RowGroup
+from asap_exp.core.records.words import map_label, refine_words
 from asap_exp.core.runs import short_hash, without
 from asap_exp.core.typed import to_json
 
@@ -71,7 +71,8 @@ def variants(
         return everywhere(lambda _: truncation.attention(teacher.eps))
 
     about = artifact.about
-    refine = "refine by layer" if about.budget else refine_words(about.calibration)
+    made = about.calibration
+    refine = "refine by layer" if about.budget else refine_words(made.refine, made.relaxed)
     name = "by budget" if about.budget else "ASAP"
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
@@ -169,24 +170,7 @@ def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
     unread = of_slices if control else ()
     calibration = to_json(about.calibration, exclude_none=True)
     name = short_hash([without(calibration, ("seed", *unread)), about.attentions, control])
-    words = map_words(about, slices=not control)
-    return MapPoint(
-        key=f"{OTHER_MAP}{name}", label=f"control: {words}" if control else f"ASAP, {words}"
-    )
-
-
-def map_words(about: Identity, *, slices: bool = True) -> str:
-    """How a map was made, in a few words."""
-    made = about.calibration
-    if about.budget is not None:
-        return attention_words(about) + ("" if slices else ", without their slices")
-    among = made.candidates or made.slices
-    among_words = f" of {among}" if among > made.slices else ""
-    features = [f"{made.slices}{among_words} slices"] if slices else []
-    features += feature_words(made) if slices else ["query features"]
-    words = [" + ".join(features), refine_words(made), step_words(made)]
-    words += ["sequential"] if made.sequential else []
-    return ", ".join([*words, f"{about.calibration_set.rows} samples"])
+    return MapPoint(key=f"{OTHER_MAP}{name}", label=map_label(about, control=control))
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:

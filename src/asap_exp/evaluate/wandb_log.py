@@ -3,21 +3,20 @@
 from typing import Any
 
 from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.row import COLUMNS
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group
 from asap_exp.report.tables import cells, titles
-
-SUMMARY = ("accuracy", "perplexity", "agreement", "layer_speedup", "model_speedup")
 
 
 def log_evaluation(tracker: Any, record: EvaluationRecord) -> None:
     import wandb
 
     numbers = {
-        f"{row.key}/{name}": getattr(row, name)
+        f"{row.key}/{column.key}": value
         for row in record.rows
-        for name in SUMMARY
-        if getattr(row, name) is not None
+        for column in COLUMNS
+        if column.wandb and (value := getattr(row, column.key)) is not None
     }
     figures = group_figures(Group(record.run, [record]))
     tracker.log(

@@ -1,4 +1,4 @@
-"""The networks that hold the attention layers."""
+"""Networks that contain the attention layers."""
 
 from asap_exp.models.build import build_net, compile_blocks, load_net, load_weights
 from asap_exp.models.text import TextEncoder

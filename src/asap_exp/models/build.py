@@ -1,4 +1,4 @@
-"""A network from a configuration, and a trained one from its run directory."""
+"""Networks: new ones from a configuration, trained ones from a run directory."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from asap_exp.models.vit import build_vit
 
 
 def build_net(config: TrainConfig) -> nn.Module:
-    """The network of `config` with fresh weights from PyTorch's global seed."""
+    """Build the network of `config` with new weights from PyTorch's global seed."""
     if isinstance(config, TextTrainConfig):
         data = config.data
         return TextEncoder(
@@ -38,11 +38,11 @@ def build_net(config: TrainConfig) -> nn.Module:
 
 
 MOST_SHAPES = 64
-"""Of the input to one block, in training and in evaluation: lengths of texts, last batches."""
+"""Distinct input shapes per block (text lengths, last batches); raises Dynamo's recompile limit."""
 
 
 def compile_blocks(net: nn.Module, **options: Any) -> None:
-    """Compiles, in place, every module that holds an attention layer directly.
+    """Compile, in place, every module that directly contains an attention layer.
 
     Equal blocks share one compilation, and the names of the weights do not change. `options` are
     those of `torch.compile`.
@@ -55,9 +55,9 @@ def compile_blocks(net: nn.Module, **options: Any) -> None:
 
 
 def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
-    """The trained network of `run`, in evaluation mode, its parameters frozen.
+    """Return the trained network of `run` in evaluation mode, with frozen parameters.
 
-    UserError where the weights are damaged, or are not those that the run's manifest names.
+    Raises UserError if the weights are damaged or differ from those in the run's manifest.
     """
     weights = load_weights(run)
     net = build_net(run.config)
@@ -71,7 +71,7 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def load_weights(run: Run) -> dict[str, Tensor]:
-    """The weights of a finished run; UserError where they are not those that its manifest names."""
+    """Return the weights of a finished run; raise UserError if its manifest names others."""
     manifest = run.manifest
     try:
         weights = load_tensors(run.weights)

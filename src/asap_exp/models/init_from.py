@@ -1,4 +1,4 @@
-"""Weights to start from: those of another run, all but its head's."""
+"""Initialisation from another run's weights, without its head."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +14,17 @@ from asap_exp.core.runs import Run
 from asap_exp.models import load_weights
 
 HEAD = "head."
-"""The weights below this name are a task's own."""
+"""Prefix of the weights that belong to one task."""
 
 POSITIONS = "pos_embed"
-"""timm's name of what is added to the patches of an image."""
+"""timm's name of the position embedding of image patches."""
 
 
 def initial_run(config: TrainConfig) -> Run | None:
-    """The finished run that `init_from` names, by its directory or by its name below the runs."""
+    """Return the finished run that `init_from` names by directory or run name, or None.
+
+    Raises UserError if that run is unfinished or has another kind of model.
+    """
     if config.init_from is None:
         return None
     named = config.paths.runs / config.init_from
@@ -33,21 +36,21 @@ def initial_run(config: TrainConfig) -> Run | None:
         )
     if not run.finished:
         raise UserError(
-            f"init_from={config.init_from} is no finished run; finish it with the command in its "
-            "manifest.json"
+            f"init_from={config.init_from} is not a finished run; finish it with the command in "
+            "its manifest.json"
         )
     return run
 
 
 def with_initial(config: TrainConfig, run: Run | None) -> TrainConfig:
-    """`config` with the run's name in place of a path: the same on every machine."""
+    """Return `config` with the run's name in place of a path, so that it is machine-independent."""
     return config if run is None else replace(config, init_from=run.name)
 
 
 def initialise(net: nn.Module, run: Run) -> None:
-    """Copies every weight of `run` but its head's; UserError where one is missing or differs.
+    """Copy every weight of `run` except its head; raise UserError if one is missing or differs.
 
-    The positions of a ViT are interpolated where its images have another number of patches.
+    The position embedding of a ViT is interpolated if its images have another number of patches.
     """
     weights = {k: v for k, v in load_weights(run).items() if not k.startswith(HEAD)}
     if isinstance(net, VisionTransformer):
@@ -70,7 +73,7 @@ def initialise(net: nn.Module, run: Run) -> None:
 
 
 def initial_facts(run: Run) -> dict[str, Any]:
-    """What a record says of the run that the weights came from."""
+    """Return what records say about the run that the weights came from."""
     manifest = run.manifest
     return {
         "run": run.name,
@@ -82,4 +85,5 @@ def initial_facts(run: Run) -> dict[str, Any]:
 
 
 def shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    """Return the shape of `tensor`, or None."""
     return None if tensor is None else tuple(tensor.shape)

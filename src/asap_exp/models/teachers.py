@@ -19,7 +19,10 @@ from asap_exp.core.runs import (
 
 
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
-    """The run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); prints which."""
+    """Return the run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); print it.
+
+    Raises UserError with the command that makes one if there is none.
+    """
     if teacher is not None:
         run = Run(Path(teacher))
         check_teacher(run, task)
@@ -42,16 +45,17 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
 
 
 def has_dual(config: TrainConfig) -> bool:
-    """Whether its attention is Sinkhorn's, of one kind or the other."""
+    """Return True if the attention is Sinkhorn's or a subclass of it."""
     return issubclass(attention_class(config.attention["name"]), SinkhornAttention)
 
 
 def check_teacher(run: Run, task: str | None) -> None:
+    """Raise UserError unless `run` is a finished Sinkhorn teacher (of `task`)."""
     check_task(run, task)
     config = run.config
     if not run.finished:
         raise UserError(
-            f"{run.path} holds no finished teacher; finish it with the command in its "
+            f"{run.path} does not hold a finished teacher; finish it with the command in its "
             "manifest.json (resume=auto continues it)"
         )
     if not has_dual(config):

@@ -1,4 +1,4 @@
-"""A Transformer encoder on token ids, with a head for classes or for masked tokens."""
+"""Transformer encoder on token ids, with a head for classes or for masked tokens."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ INITIAL_STD = 0.02
 
 
 class EncoderBlock(nn.Module):
-    """`[B, N, dim]` to the same: attention, then an MLP; the norm before each or after its sum."""
+    """Transformer block on `[B, N, dim]`, with a LayerNorm before (pre) or after each part."""
 
     def __init__(self, config: EncoderConfig, attention: Mapping[str, Any]) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class EncoderBlock(nn.Module):
 
 
 class Positions(nn.Module):
-    """What is added to the token at each place, `[max_length, dim]`.
+    """Position embedding `[max_length, dim]`, added to the tokens.
 
-    `learned`; `sinusoidal` (Vaswani et al., 2017); or `frozen_noise`: standard normal values that
-    nothing trains, as the published Sinkformer text runs had them.
+    `learned`; `sinusoidal` (Vaswani et al., 2017); or `frozen_noise`: untrained standard normal
+    values, as in the published Sinkformer text runs.
     """
 
     table: Tensor
@@ -70,9 +70,9 @@ class Positions(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to logits: `[B, classes]`, or, of a masked language model, `[positions, vocab]`.
+    """Encoder from token ids to logits: `[B, classes]`, or `[positions, vocab]` for masked tokens.
 
-    What stands in padded places changes no output, unless the pooling is `max_padded`.
+    The content of padded positions changes no output, unless the pooling is `max_padded`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         max_length: int,
         num_classes: int | None,
     ) -> None:
-        """`num_classes` None: a masked language model."""
+        """Build the encoder; `num_classes` None makes a masked language model."""
         super().__init__()
         self.embed = nn.Embedding(vocab_size, config.dim, padding_idx=PAD)
         self.positions = Positions(config.positions, max_length, config.dim)
@@ -106,15 +106,16 @@ class TextEncoder(nn.Module):
         x = self.norm(x)
         if isinstance(self.head, ClassHead):
             return self.head(x, batch.key_padding_mask)
-        assert batch.positions is not None, "masked tokens have places"
+        assert batch.positions is not None, "masked batches have positions"
         return self.head(x.flatten(0, 1)[batch.positions], self.embed.weight)
 
 
 class ClassHead(nn.Module):
-    """`[B, N, dim]` to one logit a class, over the mean, maximum or first of the valid tokens.
+    """Class logits `[B, classes]` from `[B, N, dim]`, pooled by mean, maximum or the first token.
 
-    `max_padded` takes the maximum over padded places too. With `head_softmax` the output is a
-    softmax, of which the loss takes a softmax again. Both are quirks of the published Sinkformers.
+    `max_padded` also takes the maximum over padded positions. With `head_softmax` the output is a
+    softmax, to which the loss applies another softmax. Both are quirks of the published
+    Sinkformers.
     """
 
     def __init__(self, config: EncoderConfig, num_classes: int) -> None:
@@ -129,7 +130,7 @@ class ClassHead(nn.Module):
 
 
 class MaskedTokenHead(nn.Module):
-    """`[M, dim]` to `[M, vocab]`, with the embedding of the input tokens as its last matrix."""
+    """Token logits `[M, vocab]` from `[M, dim]`, tied to the embedding of the input tokens."""
 
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class MaskedTokenHead(nn.Module):
 
 
 def pooled(x: Tensor, key_padding_mask: Tensor | None, pooling: str) -> Tensor:
-    """`x` `[B, N, dim]` to `[B, dim]`; every text has a valid token, the first."""
+    """Pool `x` `[B, N, dim]` to `[B, dim]`; the first token of every text is valid."""
     if pooling == "cls":
         return x[:, 0]
     if pooling == "max_padded":
@@ -157,14 +158,14 @@ def pooled(x: Tensor, key_padding_mask: Tensor | None, pooling: str) -> Tensor:
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """sin and cos of the place at wavelengths from 2 pi to 20000 pi, interleaved."""
+    """Return interleaved sin and cos of the position, with wavelengths from 2 pi to 20000 pi."""
     frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
 
 
 def initialise_weights(module: nn.Module) -> None:
-    """Normal with a small deviation, cut at two of it, as BERT's; biases zero."""
+    """Initialise as BERT: normal weights with a small deviation, cut at two of it; zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:

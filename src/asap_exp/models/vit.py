@@ -1,4 +1,4 @@
-"""timm's VisionTransformer with this project's attention in it."""
+"""timm's VisionTransformer with this project's attention."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from asap_exp.core.errors import UserError
 
 
 class ViTAttention(MultiHeadAttention):
-    """With an RMS norm on q and k, whatever norm the blocks have."""
+    """Attention layer with an RMS norm on q and k, whatever norm the blocks have."""
 
     def __init__(self, *args: Any, norm_layer: Any = None, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -26,9 +26,10 @@ def build_vit(
     channels: int,
     num_classes: int,
 ) -> nn.Module:
-    """A ViT on square images `[B, channels, image_size, image_size]`, mean-pooled, no class token.
+    """Build a ViT on square images `[B, channels, image_size, image_size]`, mean-pooled.
 
-    `attention` is `{name, **options}`. UserError where the patch does not divide the image.
+    There is no class token. `attention` is `{name, **options}`. Raises UserError if the patch size
+    does not divide the image size.
     """
     if image_size % model.patch_size:
         raise UserError(
@@ -57,4 +58,5 @@ def build_vit(
 
 
 def divisors(n: int) -> list[int]:
+    """Return the divisors of `n` in ascending order."""
     return [d for d in range(1, n + 1) if n % d == 0]

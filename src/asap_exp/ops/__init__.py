@@ -15,13 +15,16 @@ from asap_exp.ops.api import (
     sliced_potentials,
     softmax_attention,
 )
+from asap_exp.ops.explain import Explanation, explain
 
 __all__ = [
+    "Explanation",
     "SinkhornDuals",
     "adaptive_features",
     "asap_attention",
     "attention_plan",
     "closure_attention",
+    "explain",
     "logit_features",
     "predicted_dual",
     "query_features",

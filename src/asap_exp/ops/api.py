@@ -1,21 +1,21 @@
-"""The public operators: arguments checked, backend chosen, then the mathematics.
+"""The public operators: check the arguments, resolve the backend, then compute.
 
-Tensors are `[batch, heads, tokens, head_dim]`; q has N tokens and k, v have M. `key_padding_mask`
+Tensors are `[batch, heads, tokens, head_dim]`; q has N tokens, k and v have M. `key_padding_mask`
 `[B, N]`, True = padded, masks the same tokens as queries and as keys and so needs N = M. `eps` > 0
 is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is "reference",
 "triton" (fused kernels: float16, bfloat16 and float32 on a GPU) or "auto", which takes the fused
-kernels wherever they can run and have the gradients that are needed. Inputs are float16, bfloat16,
-float32 or float64; duals, potentials and plans are float32, or float64 for float64 inputs. Padded
-places of every result are exactly 0, and a sample with no valid token gives zeros. ValueError and
-TypeError name the argument at fault. The fused kernels have first derivatives alone: for second
-ones and `torch.func` choose backend="reference".
+kernels wherever they can run and have the gradients that are needed. `routes` says which kernel
+runs, `explain` prints why. Inputs are float16, bfloat16, float32 or float64; duals, potentials and
+plans are float32, or float64 for float64 inputs. Padded places of every result are exactly 0, and a
+sample with no valid token gives zeros. ValueError and TypeError name the argument at fault. The
+fused kernels have first derivatives only: for second ones and `torch.func` use backend="reference".
 """
 
 from torch import Tensor
 
-from asap_exp.ops import _arguments as check
+from asap_exp.ops import checks as check
 from asap_exp.ops import reference
-from asap_exp.ops._backend import full_precision, implementation
+from asap_exp.ops.backend import full_precision, resolve
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 
 
@@ -30,7 +30,7 @@ def sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
+    """Returns attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
 
     Rows sum to 1 exactly, columns to n/m approximately. Gradients are those of the unrolled
     updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
@@ -39,9 +39,7 @@ def sinkhorn_attention(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v).sinkhorn_attention(
-            q, k, v, num_iters=num_iters, **options
-        )
+        return resolve(backend, q, v).sinkhorn_attention(q, k, v, num_iters=num_iters, **options)
 
 
 def relaxed_sinkhorn_attention(
@@ -56,20 +54,21 @@ def relaxed_sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The closure of f after `num_iters` - 1 relaxed updates from 0, `[B, H, N, width of v]`.
+    """Returns the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
 
-    Each goes to f + relaxation (F(f) - f), F a plain update. Beyond 1, where it is over-relaxed,
-    it comes closer to the plan of many updates where plain ones converge slowly, and less close
-    where they converge fast. At relaxation = 1 this is `sinkhorn_attention`. Where a gradient is
-    needed logits are kept in memory. After Thibault, Chizat, Dossal and Papadakis, "Overrelaxed
-    Sinkhorn-Knopp algorithm for regularized optimal transport", 2017, who relax both duals.
+    Each of the `num_iters` - 1 updates goes to f + relaxation (F(f) - f), F a plain update.
+    Over-relaxed (relaxation > 1), it comes closer to the plan of many updates where plain ones
+    converge slowly, and less close where they converge fast. At relaxation = 1 this is
+    `sinkhorn_attention`. If a gradient is needed, the logits are kept in memory. After Thibault,
+    Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
+    transport", 2017, who relax both duals.
     """
     check.check_count("num_iters", num_iters, 1)
     check.check_relaxation(relaxation)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v).relaxed_sinkhorn_attention(
+        return resolve(backend, q, v).relaxed_sinkhorn_attention(
             q, k, v, num_iters=num_iters, relaxation=float(relaxation), **options
         )
 
@@ -84,14 +83,14 @@ def sinkhorn_duals(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> SinkhornDuals:
-    """The duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
+    """Returns the duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
 
     In logit units. exp(S + row + col) is the plan, and so is the closure of `ready` = f^{T-1}.
     """
     check.check_count("num_iters", num_iters, 1)
     options = _common(q, k, eps, scale, key_padding_mask)
     with full_precision(q):
-        return implementation(backend, q, no_gradient_of=(q, k)).sinkhorn_duals(
+        return resolve(backend, q, no_gradient_of=(q, k)).sinkhorn_duals(
             q, k, num_iters=num_iters, **options
         )
 
@@ -107,15 +106,16 @@ def closure_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m) and f = `row_dual` `[B, H, N]`.
+    """Returns softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
 
-    The two-sided entropic c-transform of f; a constant added to f changes nothing.
+    f is `row_dual` `[B, H, N]`; the result `[B, H, N, width of v]`. This is the two-sided entropic
+    c-transform of f; a constant added to f changes nothing.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     check.check_row_dual(row_dual, q)
     with full_precision(q):
-        return implementation(backend, q, v).closure_attention(q, k, v, row_dual, **options)
+        return resolve(backend, q, v).closure_attention(q, k, v, row_dual, **options)
 
 
 def softmax_attention(
@@ -128,15 +128,15 @@ def softmax_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """softmax_j(S) v, `[B, H, N, width of v]`: no column step, the usual attention.
+    """Returns softmax_j(S) v, `[B, H, N, width of v]`: the usual attention, without a column step.
 
-    PyTorch's fused operator; padded 16-bit inputs without a gradient on the closing pass of the
-    others, since PyTorch's flash kernels take no mask.
+    Runs PyTorch's fused operator; padded 16-bit inputs without a gradient run the attention pass of
+    the other operators, since PyTorch's flash kernels take no mask.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return implementation(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
+        return resolve(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
             q, k, v, **options
         )
 
@@ -151,7 +151,7 @@ def sliced_potentials(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
+    """Returns exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
 
     `theta` `[H, L, D]` is used as given (fits keep it at unit norm). The cost on slice l is
     -(scale/eps) <q_i, theta_l> <k_j, theta_l>; each potential is centred over the valid tokens.
@@ -159,7 +159,7 @@ def sliced_potentials(
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     with full_precision(q):
-        return implementation(backend, q, no_gradient_of=(q, k, theta)).sliced_potentials(
+        return resolve(backend, q, no_gradient_of=(q, k, theta)).sliced_potentials(
             q, k, theta, **options
         )
 
@@ -181,14 +181,14 @@ def asap_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """ASAP: the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
+    """Returns the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
 
     f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2], adaptive_weight .
-    `adaptive_features` and logit_weight . `logit_features` where given; then `refine` further
-    Sinkhorn updates before the closure, each f + relaxation (F(f) - f), a plain F(f) where there is
-    no relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
+    `adaptive_features` and logit_weight . `logit_features` if given; then `refine` further Sinkhorn
+    updates before the closure, each f + relaxation (F(f) - f), or a plain F(f) without a
+    relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
     `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`. Source: arXiv
-    2605.12879; all but the potentials is ours, relaxed updates are those of
+    2605.12879 for the potentials; everything else is this project's, relaxed updates as in
     `relaxed_sinkhorn_attention`.
     """
     check.check_count("refine", refine, 0)
@@ -197,7 +197,7 @@ def asap_attention(
     check.check_theta(theta, q)
     check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
     with full_precision(q):
-        return implementation(backend, q, v).asap_attention(
+        return resolve(backend, q, v).asap_attention(
             q,
             k,
             v,
@@ -228,7 +228,7 @@ def predicted_dual(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
+    """Returns the row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
@@ -237,13 +237,13 @@ def predicted_dual(
         inputs = (q, k, theta, weight, query_weight)
         further = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
         unfused = (*inputs, *further.values(), relaxation) if refine else ()
-        return implementation(backend, q, no_gradient_of=unfused).predicted_dual(
+        return resolve(backend, q, no_gradient_of=unfused).predicted_dual(
             *inputs, **further, refine=refine, relaxation=relaxation, **options
         )
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
+    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
     check.check_query_key(q, q)
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
@@ -261,15 +261,15 @@ def adaptive_features(
     backend: str = "auto",
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Features of the queries that adapt to the sample, `[B, H, 5, L, N]`, centred, for a fit.
+    """Returns features of the queries that adapt to the sample, for a fit, `[B, H, 5, L, N]`.
 
-    A potential over the spreads of both projections on its slice, and the products with the mean
-    key and the mean query at either end of it. `phi` are the `sliced_potentials`, for who has them
-    already. Source: `asap_exp.ops.reference.adaptive`.
+    Centred over the valid tokens: the potential divided by the spread of both projections on its
+    slice, and the products with the mean key and the mean query at either end of it. Pass `phi`,
+    the `sliced_potentials`, to reuse them. Source: `asap_exp.ops.reference.adaptive`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
-    implementation(backend, q)  # as in attention_plan: there is one implementation
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
     with full_precision(q):
         return reference.adaptive_features(q, k, theta, phi=phi, **options)
 
@@ -283,13 +283,13 @@ def logit_features(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Features of the queries from their rows of logits, `[B, H, 3, N]`, centred, for a fit.
+    """Returns features of the queries from their rows of logits, for a fit, `[B, H, 3, N]`.
 
-    Mean, deviation and maximum over the keys of logits that are standardised key by key. Source:
-    `asap_exp.ops.reference.logit_rows`.
+    Centred over the valid tokens: mean, deviation and maximum over the keys of logits that are
+    standardised per key. Source: `asap_exp.ops.reference.logit_rows`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
-    implementation(backend, q)  # as in attention_plan: there is one implementation
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
     with full_precision(q):
         return reference.logit_features(q, k, **options)
 
@@ -304,10 +304,10 @@ def attention_plan(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics, never a hot path."""
+    """Returns the plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics only."""
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_row_dual(row_dual, q)
-    implementation(backend, q)  # refuses what every operator refuses; a plan has one implementation
+    resolve(backend, q)  # refuses what every operator refuses; there is only one implementation
     with full_precision(q):
         return reference.attention_plan(q, k, row_dual, **options)
 
@@ -319,7 +319,7 @@ def _common(
     scale: float | None,
     key_padding_mask: Tensor | None,
 ) -> dict:
-    """The options every operator shares, checked."""
+    """Returns the options that every operator shares, checked."""
     check.check_query_key(q, k)
     eps, scale = check.check_temperature(eps, scale, q.shape[3])
     check.check_mask(key_padding_mask, q, k)

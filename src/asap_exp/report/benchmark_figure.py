@@ -1,9 +1,8 @@
-"""Time against length, one line a method, on logarithmic axes; of one length, a list of times."""
+"""Time against length, one curve per method; for a single length, a list of times."""
 
 import textwrap
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
@@ -14,28 +13,48 @@ from asap_exp.core.records.latency import Latency
 from asap_exp.report.benchmark_table import number, title
 from asap_exp.report.drawing import subplots
 
+COLOURS = {
+    "asap": "#D55E00",
+    "sinkhorn": "#0072B2",
+    "flash": "#009E73",
+    "closure": "#E69F00",
+    "attention": "#777777",
+}
+"""By the beginning of a method's name, from Okabe and Ito's palette; others are OTHER."""
+OTHER, BLUE = "#CC79A7", COLOURS["sinkhorn"]
 MARKERS = "osD^v<>PX*"
-TITLE_WIDTH = 62
-"""Characters a line: the legend of many methods takes room beside the axes."""
+LINES = ("-", "--", "-.", ":")
+TITLE_WIDTH = 75
+"""Characters per line of the title."""
 
 
 def time_figure(record: BenchmarkRecord) -> Figure:
     """Medians, with a bar between the quartiles; hollow if scaled, a gap without a time."""
-    figure, axes = subplots(8.5, 5)
+    figure, axes = subplots(8, 4.4)
     if len(record.rows) == 1:
         draw_times(axes, record)
         figure.set_figheight(1.5 + 0.27 * len(axes.get_yticks()))
     else:
         draw_lines(axes, record)
-        figure.legend(fontsize=8, loc="outside right upper")
-    axes.grid(alpha=0.3, which="both")
+        # In the order of the curves' right ends, so that each entry stands near its curve.
+        handles, labels = axes.get_legend_handles_labels()
+        last = {on_figure(cell.label): cell.ms for cell in record.rows[-1].cells}
+        pairs = sorted(
+            zip(labels, handles, strict=True),
+            key=lambda pair: -ms.median if (ms := last[pair[0]]) else 0,
+        )
+        names, curves = zip(*pairs, strict=True)
+        figure.legend(curves, names, fontsize=8, loc="outside right upper", frameon=False)
+    axes.grid(alpha=0.3)
     lines = textwrap.wrap(title(record), TITLE_WIDTH, break_on_hyphens=False)
     axes.set_title("\n".join(map(on_figure, lines)), fontsize=10)
     return figure
 
 
 def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
-    for place, (method, label) in enumerate(record.columns.items()):
+    """One curve per method: colour by family, marker and line by place in the family."""
+    drawn: dict[str, int] = {}
+    for method, label in record.columns.items():
         timed = [
             (row.n, cell.ms, cell.scaled_from)
             for row, cell in record.cells
@@ -43,14 +62,16 @@ def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
         ]
         if not timed:
             continue
-        lengths = [n for n, _, _ in timed]
+        colour = next((c for name, c in COLOURS.items() if method.startswith(name)), OTHER)
+        place = drawn[colour] = drawn.get(colour, -1) + 1
         medians, error = medians_and_bars([ms for _, ms, _ in timed])
         style: dict[str, Any] = {
-            "color": matplotlib.colormaps["tab10"](place % 10),
-            "linestyle": "-" if place < 10 else "--",
-            "marker": MARKERS[(place + place // 10) % len(MARKERS)],
+            "color": colour,
+            "linestyle": LINES[place % len(LINES)],
+            "marker": MARKERS[place % len(MARKERS)],
             "markersize": 5,
         }
+        lengths = [n for n, _, _ in timed]
         axes.errorbar(lengths, medians, yerr=error, capsize=2, label=on_figure(label), **style)
         hollow = [(n, ms.median) for n, ms, part in timed if part is not None]
         if hollow:
@@ -61,19 +82,20 @@ def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
     axes.set_xticks([row.n for row in record.rows])
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(f"n, tokens a sample (batch x heads x n = {record.tokens:,})")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"n, tokens per sample (batch x heads x n = {record.tokens:,})")
     axes.set_ylabel("ms")
 
 
 def draw_times(axes: Axes, record: BenchmarkRecord) -> None:
-    """Of one length: a line of the figure for each method, with its time in words."""
+    """For a single length: a line of the figure per method, with its time in words."""
     (row,) = record.rows
     timed = [(cell, cell.ms) for cell in row.cells if cell.ms is not None]
     for height, (cell, ms) in enumerate(timed):
         (median,), error = medians_and_bars([ms])
-        face = "C0" if cell.scaled_from is None else "white"
+        face = BLUE if cell.scaled_from is None else "white"
         axes.errorbar(
-            median, height, xerr=error, marker="o", color="C0", capsize=2, markerfacecolor=face
+            median, height, xerr=error, marker="o", color=BLUE, capsize=2, markerfacecolor=face
         )
         axes.annotate(
             number(median),

@@ -1,10 +1,10 @@
-"""How a benchmark's numbers are written, and its table on a terminal."""
+"""The words and numbers of a benchmark, and its table on a terminal."""
 
 from rich.markup import escape
 from rich.table import Table
 
 from asap_exp.core.console import console
-from asap_exp.core.records.benchmark import BenchmarkRecord, Cell, Length
+from asap_exp.core.records.benchmark import BenchmarkRecord, Cell
 from asap_exp.report.benchmark_records import notes
 
 MODES = {"forward": "forward", "train": "forward and backward"}
@@ -25,35 +25,32 @@ def inputs(record: BenchmarkRecord) -> str:
     return f"{words}; n = {lengths} of resized images"
 
 
-TF32 = (
-    "plain PyTorch's products in TF32 (16-bit inputs are exact in it, plans and gradients rounded)"
-)
-ABSORBED = "heads that absorbed scalings"
-"""The column beside n; `absorption` says what it means."""
-ASAP_TRAINED = "ASAP's dual by plain PyTorch, since no kernel has its gradient"
-
-
 def caption(record: BenchmarkRecord) -> str:
     """The conditions of the numbers."""
     row, reached, hardware = record.rows[0], record.ceilings, record.manifest.hardware
     logits = ", ".join(f"{r.largest_logit:.3g}" for r in record.rows)
-    tf32 = f"; {TF32}" if record.tf32 else ""
-    dual = f"; {ASAP_TRAINED}" if record.mode == "train" else ""
-    interpreted = "; Triton INTERPRETED, not compiled" if record.triton_interpreted else ""
     threads = hardware.cpu_threads
     cpu = f" ({hardware.cpu}, {threads} thread{'s' * (threads != 1)})"
-    return (
-        f"{record.device}{cpu if record.device == 'CPU' else ''}; batch x heads x n = "
-        f"{record.tokens:,}, {row.heads} heads of {row.head_dim}; largest logit {logits}; "
-        f"median of {record.rounds} interleaved rounds in one process, slow methods in fewer, "
-        f"{'all as CUDA graphs' if record.cuda_graph else 'no CUDA graph'}; "
-        f"{record.dtype} inputs{tf32}{dual}{interpreted}; ceilings measured in the run: "
-        f"{reached.product_tflops:.3g} TFLOP/s, {reached.copy_gb_per_second:.3g} GB/s"
-    )
+    parts = [
+        f"{record.device}{cpu if record.device == 'CPU' else ''}",
+        f"batch x heads x n = {record.tokens:,}",
+        f"{row.heads} heads of {row.head_dim}",
+        f"largest logit {logits}",
+        f"{record.rounds} rounds, fewer of slow methods",
+        "CUDA graphs" if record.cuda_graph else "no CUDA graph",
+        f"{record.dtype} inputs",
+        "TF32 products in plain PyTorch (exact for 16-bit inputs)" if record.tf32 else "",
+        "ASAP's dual by plain PyTorch, since no kernel has its gradient"
+        if record.mode == "train"
+        else "",
+        "Triton INTERPRETED, not compiled" if record.triton_interpreted else "",
+        f"ceilings {reached.product_tflops:.3g} TFLOP/s and {reached.copy_gb_per_second:.3g} GB/s",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def time_lines(cell: Cell) -> tuple[str, str, str]:
-    """Milliseconds, ratio to flash, and whether scaled; the word for a cell without a time."""
+    """Milliseconds, ratio to flash and whether scaled; the status of a cell without a time."""
     if cell.ms is None:
         return cell.status, "", ""
     return number(cell.ms.median), multiple(cell.ratio), scaled_words(cell)
@@ -68,12 +65,6 @@ def multiple(x: float | None) -> str:
     return "" if x is None else f"{number(x)}x"
 
 
-def domain_words(row: Length) -> str:
-    """The share of the fused teacher's heads in this row; `-` where none was counted."""
-    share = row.absorbed_heads
-    return "-" if share is None else f"{100 * share:.3g}%"
-
-
 def number(x: float) -> str:
     """Three significant digits, never in powers of ten."""
     return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
@@ -84,12 +75,11 @@ def print_benchmark(record: BenchmarkRecord) -> None:
         title=escape(f"{title(record)}: ms, ratio to flash"), caption=escape(caption(record))
     )
     table.add_column("n", justify="right")
-    table.add_column(ABSORBED)
     for label in record.columns.values():
         table.add_column(escape(label), justify="right")
     for row in record.rows:
         texts = ["\n".join(filter(None, time_lines(cell))) for cell in row.cells]
-        table.add_row(str(row.n), domain_words(row), *texts, end_section=True)
+        table.add_row(str(row.n), *texts, end_section=True)
     console().print(table)
     for note in notes(record):
         console().print(escape(note), highlight=False)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from asap_exp.core.config import PathsConfig
 from asap_exp.core.files import write_bytes, write_text
+from asap_exp.core.records.store import record_files
 from asap_exp.report.benchmark_figure import time_figure
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.benchmark_records import gather, load_records
-from asap_exp.report.records import record_files
 from asap_exp.report.report import png
 
 

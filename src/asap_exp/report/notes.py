@@ -1,4 +1,4 @@
-"""What must be said beside a table: subsets, published figures, where attention is not needed."""
+"""What must be said beside a table: published figures, tasks that need no attention, old rows."""
 
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.groups import Group
@@ -10,28 +10,37 @@ PUBLISHED = {
     "yelp": "Yelp Review Full: 54.54 (a third party's index; other recipe).",
     "imdb": "IMDb: 87.34 (a third party's index; another split and recipe).",
 }
-"""Of Sinkformers, by data set."""
+"""Accuracy of Sinkformers by data set."""
+
+NOT_REPRODUCED: dict[str, str] = {}
+"""Published groups that no command of this version makes again: the reason, by `Group.slug`."""
+
+NEEDLESS = (
+    "Uniform attention in the teacher's place loses less than one point, so this task does not "
+    "test attention."
+)
 
 
 def remarks(group: Group) -> list[str]:
-    """What must be known beside the table: whether attention is needed, what was published."""
+    """Whether the task tests attention, what was published, whether the rows can be made again."""
     found = [NEEDLESS] if attention_is_needless(group) else []
     record = group.first
     plain = not record.is_masked and record.corruption is None
     if plain and record.data in PUBLISHED:
         found.append(f"Published Sinkformer on {PUBLISHED[record.data]}")
+    if group.slug in NOT_REPRODUCED:
+        found.append(f"† No command of this version makes it again: {NOT_REPRODUCED[group.slug]}")
     return found
 
 
-NEEDLESS = (
-    "Uniform attention in the teacher's place loses less than one point here: "
-    "attention is not needed, and no number above is its merit."
-)
+def mark(group: Group) -> str:
+    """What follows the title of a group that no command of this version makes again."""
+    return " †" if group.slug in NOT_REPRODUCED else ""
 
 
 def attention_is_needless(group: Group) -> bool:
-    """Whether the classifier stays within one point with uniform attention in every layer."""
-    accuracy = {row.key: row.accuracy.mean for row in averaged_rows(group)}
+    """Whether a classifier stays within one point with uniform attention in every layer."""
+    accuracy = {row.key: row.mean("accuracy") for row in averaged_rows(group)}
     record, uniform = group.first, accuracy.get("control_uniform")
     if record.is_masked or not record.all_layers or uniform is None:
         return False

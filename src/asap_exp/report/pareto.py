@@ -1,28 +1,39 @@
-"""Accuracy against latency of everything measured on one teacher, and what is dominated there.
+"""Quality against latency of everything measured on one teacher, and what is dominated there.
 
-Of a masked language model perplexity stands in the place of accuracy: less of it is better. Maps
-that differ in the seed of their calibration alone are one point, with a deviation.
+Quality is accuracy, or perplexity of a masked language model. Maps that differ only in the seed of
+their calibration are one point, with a deviation.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asap_exp.core.records.evaluation import EvaluationRecord, Row
+from asap_exp.core.records.columns import Column
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.row import COLUMN, Row
 from asap_exp.report.averages import AveragedRow, averaged_rows
 from asap_exp.report.groups import Group
 
 
 @dataclass(frozen=True)
 class Point(AveragedRow):
-    """An averaged row that was timed, and the fastest method that dominates it, or None."""
+    """A timed method, the key of the fastest method that dominates it, and a map that matches it.
+
+    `matched` says, for a truncation, whether some map of ASAP is no slower and no worse.
+    """
 
     dominated_by: str | None
+    matched: bool | None
 
 
 def has_maps(group: Group) -> bool:
-    """Whether all the maps of the teacher were measured, not one alone."""
+    """Whether all maps of the teacher were measured, not one alone."""
     return any(record.maps for record in group.records)
+
+
+def quality(group: Group) -> Column:
+    """The column that says how good a method is."""
+    return COLUMN["perplexity" if group.first.is_masked else "accuracy"]
 
 
 def points(group: Group) -> list[Point]:
@@ -30,13 +41,23 @@ def points(group: Group) -> list[Point]:
     rows = [
         row
         for row in averaged_rows(group, by=point_of)
-        if row.model_ms is not None
+        if row["model_ms"] is not None
         and not row.key.startswith("asap_layer")
         and not row.key.endswith("_trained")
     ]
-    masked = group.first.is_masked
-    rows.sort(key=lambda row: standing(row, masked=masked)[1])
-    return [Point(**vars(row), dominated_by=dominating(row, rows, masked=masked)) for row in rows]
+    column = quality(group)
+    rows.sort(key=lambda row: row.mean("model_ms"))
+    maps = [row for row in rows if row.group == "asap"]
+    return [
+        Point(
+            **vars(row),
+            dominated_by=dominating(row, rows, column),
+            matched=any(no_worse(other, row, column) for other in maps)
+            if row.group in ("truncated", "relaxed")
+            else None,
+        )
+        for row in rows
+    ]
 
 
 def point_of(record: EvaluationRecord, row: Row) -> tuple[str, str]:
@@ -45,61 +66,22 @@ def point_of(record: EvaluationRecord, row: Row) -> tuple[str, str]:
     return found.key, found.label
 
 
-def dominating(row: AveragedRow, rows: Sequence[AveragedRow], *, masked: bool) -> str | None:
-    """The first of `rows` that is at least as accurate and as fast as `row`, and better in one."""
-    mine = standing(row, masked=masked)
+def dominating(row: AveragedRow, rows: Sequence[AveragedRow], column: Column) -> str | None:
+    """The first of `rows` that is no slower and no worse than `row`, and better in one of them."""
     for other in rows:
-        theirs = standing(other, masked=masked)
-        if theirs != mine and theirs[0] >= mine[0] and theirs[1] <= mine[1]:
-            return other.label
+        if no_worse(other, row, column) and not no_worse(row, other, column):
+            return other.key
     return None
 
 
-def standing(row: AveragedRow, *, masked: bool) -> tuple[float, float]:
-    """Accuracy (if `masked`, minus the perplexity) and milliseconds of the whole model."""
-    assert row.model_ms is not None, "what was not timed stands nowhere"
-    ms = row.model_ms.mean
-    if not masked:
-        return row.accuracy.mean, ms
+def no_worse(row: AveragedRow, than: AveragedRow, column: Column) -> bool:
+    """Whether `row` is at least as good and at least as fast."""
+    good, fast = goodness(row, column), row.mean("model_ms")
+    return good >= goodness(than, column) and fast <= than.mean("model_ms")
+
+
+def goodness(row: AveragedRow, column: Column) -> float:
+    """The quality, signed so that more is better."""
     # A perplexity too large for a number is null in the record.
-    return -math.inf if row.perplexity is None else -row.perplexity.mean, ms
-
-
-def verdict(group: Group) -> str:
-    """Which truncations some map of ASAP is no slower and no less accurate than."""
-    rows, masked = points(group), group.first.is_masked
-    ahead, behind = beaten(rows, "truncated", masked=masked)
-    no_worse = "of no higher perplexity" if masked else "no less accurate"
-    sentence = (
-        f"At n = {tokens_words(group.first)}, Sinkhorn with T' of {counts(ahead)} has a map of "
-        f"ASAP beside it that is no slower and {no_worse}; with T' of {counts(behind)} it has none."
-    )
-    ahead, behind = beaten(rows, "relaxed", masked=masked)
-    if ahead or behind:
-        sentence += (
-            f" With relaxed updates T' of {counts(ahead)} has one, T' of {counts(behind)} has none."
-        )
-    return sentence
-
-
-def beaten(rows: list[Point], kind: str, *, masked: bool) -> tuple[list[int], list[int]]:
-    """T' of the rows of this group that some map is no worse than in either, and of the others."""
-    maps = [standing(row, masked=masked) for row in rows if row.group == "asap"]
-    ahead: list[int] = []
-    behind: list[int] = []
-    for row in rows:
-        if row.group == kind:
-            accuracy, ms = standing(row, masked=masked)
-            found = any(a >= accuracy and t <= ms for a, t in maps)
-            (ahead if found else behind).append(int(row.key.removeprefix(f"{kind}_")))
-    return ahead, behind
-
-
-def tokens_words(record: EvaluationRecord) -> str:
-    """How many tokens attention is over: as many in every image, at most so many in a text."""
-    n = record.training.tokens
-    return f"{record.training.data.max_length} tokens at most" if n is None else f"{n} tokens"
-
-
-def counts(updates: list[int]) -> str:
-    return ", ".join(map(str, sorted(updates))) or "none of those measured"
+    value = -math.inf if row[column.key] is None else row.mean(column.key)
+    return -abs(value) if column.lower_is_better else value

@@ -8,13 +8,15 @@ from matplotlib.figure import Figure
 from asap_exp.core.config import ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
+from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import Run
+from asap_exp.report.accuracy_figure import summary
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
-from asap_exp.report.records import gather, load_records, record_files
+from asap_exp.report.records import gather, load_records
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:
@@ -45,6 +47,9 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     }
     write_text(out / "tables.md", tables_markdown(groups))
     write_text(out / "tables.csv", tables_csv(groups))
+    first = summary(groups)
+    if first is not None:
+        write_bytes(out / "figures" / "summary.png", png(first))
     for slug, drawn in figures.items():
         for name, data in drawn.items():
             write_bytes(out / "figures" / f"{slug}-{name}.png", data)

@@ -1,1 +1,1 @@
-"""Clocks: latency, peak memory, CUDA graphs, and the accuracy check that comes before them."""
+"""Measurements: latency, peak memory, CUDA graphs, and the accuracy check that precedes them."""

@@ -1,4 +1,4 @@
-"""The correctness gate before any timing: no ratio of a wrong result."""
+"""Accuracy check before any timing, so that no speed-up of a wrong result is reported."""
 
 import copy
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from asap_exp.attention import Attention, LayerInputs
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Largest relative RMS error of one layer's output; in 16 bits, what rounding the output costs."""
+"""Largest relative RMS error of one layer's output; in 16 bits, the cost of rounding the output."""
 
 
 @torch.no_grad()
 def gate_error(attend: Attention, inputs: LayerInputs) -> float:
-    """Relative RMS error of `attend`, as it is timed, against itself in float64."""
+    """Return the relative RMS error of `attend`, as it is timed, against itself in float64."""
     q, k, v, mask = inputs
     out = attend(q, k, v, key_padding_mask=mask)
     exact = copy.deepcopy(attend).double()
@@ -22,9 +22,10 @@ def gate_error(attend: Attention, inputs: LayerInputs) -> float:
 
 
 def relative_rms(out: Tensor, reference: Tensor) -> float:
+    """Return ||out - reference|| / ||reference||."""
     return ((out - reference).norm() / reference.norm()).item()
 
 
 def passes(error: float, dtype: torch.dtype) -> bool:
-    """False for NaN."""
+    """Return True if `error` is within the tolerance of `dtype`; NaN never is."""
     return error <= TOLERANCE[dtype]

@@ -1,4 +1,4 @@
-"""Calls to be timed: a layer, a whole model, and either as a CUDA graph."""
+"""Calls to be timed: a layer or a whole model, optionally as a CUDA graph."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +13,7 @@ from asap_exp.timing.latency import Prepare
 
 
 def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
+    """Return the call of one attention on recorded inputs."""
     q, k, v, mask = inputs
     return lambda: nullcontext(lambda: attend(q, k, v, key_padding_mask=mask))
 
@@ -20,6 +21,8 @@ def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
 def model_call(
     net: nn.Module, replacements: Mapping[str, Attention], inputs: Any, precision: str
 ) -> Prepare:
+    """Return the call of the whole network with `replacements` in place, under autocast."""
+
     @contextmanager
     def prepare() -> Iterator[Callable[[], Tensor]]:
         with swapped(net, replacements):
@@ -34,7 +37,7 @@ def model_call(
 
 
 def captured(prepare: Prepare) -> Prepare:
-    """The same with its call as a CUDA graph."""
+    """Return the same call as a CUDA graph."""
     with prepare() as call:
         replay = graphed(call)
     return lambda: nullcontext(replay)

@@ -1,4 +1,4 @@
-"""CUDA graphs: all kernels of a call launched at once, so that the host's time is no part of it."""
+"""CUDA graphs: all kernels of a call in one launch, so that host time is not measured."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,17 +8,18 @@ import torch
 Result = TypeVar("Result")
 
 WARM_UPS = 3
+"""Calls before the capture, for lazy initialisation."""
 
 
 def graphed(call: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
-    """`call` captured once; every replay reads and writes the same tensors.
+    """Capture `call` once and return its replay, which reads and writes the same tensors.
 
-    Graphs of one `pool` share the memory of what is no result. A replay may overwrite the results
-    of a graph captured later.
+    Graphs of one `pool` share the memory of everything but results. A replay may overwrite the
+    results of a graph captured later.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # lazy initialisation must be over before the capture
+    with torch.cuda.stream(stream):  # lazy initialisation must be done before the capture
         for _ in range(WARM_UPS):
             call()
     torch.cuda.current_stream().wait_stream(stream)

@@ -1,4 +1,4 @@
-"""Latency as ratios within one process: methods interleaved, medians and quartiles."""
+"""Latency as ratios within one process: interleaved methods, medians and quartiles."""
 
 import math
 import random
@@ -11,13 +11,13 @@ import torch
 
 Call = Callable[[], object]
 Prepare = Callable[[], AbstractContextManager[Call]]
-"""Opens what a call needs, outside the clock, and gives the call."""
+"""Context manager that sets up a call outside the clock and yields it."""
 
 SHORTEST_SAMPLE_SECONDS = 2e-3
-"""A call shorter than this is repeated within one sample, so that the clock is no part of it."""
+"""Shorter calls are repeated within one sample, so that the clock's own cost does not count."""
 
 SLOW_SECONDS = 5e-2
-"""A call longer than this needs no second warm-up."""
+"""Calls slower than this get no second warm-up."""
 
 
 def interleaved_latency(
@@ -28,11 +28,12 @@ def interleaved_latency(
     slow_rounds: int | None = None,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds a call: `median`, `q1` and `q3` over `rounds`.
+    """Return milliseconds per call: `median`, `q1` and `q3` over `rounds`.
 
-    Every call runs once a round, in an order drawn anew each round (seeded), after a warm-up; with
-    `slow_rounds`, a slow call in about so many of the rounds, evenly spread. With `failed`, a call
-    that raises is reported to it and left out; without, its exception goes on.
+    After a warm-up every call runs once per round, in a seeded random order that differs between
+    rounds. With `slow_rounds`, a slow call runs in only about that many rounds, evenly spread. With
+    `failed`, a call that raises is reported to it and left out; without it the exception
+    propagates.
     """
     durations: dict[str, float] = {}
     stride = 1 if slow_rounds is None else max(1, rounds // slow_rounds)
@@ -68,7 +69,7 @@ def interleaved_latency(
 
 
 def warm_up(prepare: Prepare, device: torch.device) -> float:
-    """Runs a call a few times; the seconds that it took at last."""
+    """Run a call a few times and return the seconds of the last one."""
     with prepare() as call:
         call()
         duration = seconds(call, device, 1)
@@ -78,12 +79,12 @@ def warm_up(prepare: Prepare, device: torch.device) -> float:
 
 
 def repeats(duration: float) -> int:
-    """How often a sample repeats a call that takes so many seconds."""
+    """Return how many calls of `duration` seconds form one sample."""
     return max(1, math.ceil(SHORTEST_SAMPLE_SECONDS / max(duration, 1e-7)))
 
 
 def seconds(call: Call, device: torch.device, times: int) -> float:
-    """Seconds a call, over `times` calls in a row."""
+    """Return the seconds per call, averaged over `times` consecutive calls."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -100,5 +101,6 @@ def seconds(call: Call, device: torch.device, times: int) -> float:
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
+    """Return `median`, `q1` and `q3`."""
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": median, "q1": q1, "q3": q3}

@@ -13,10 +13,10 @@ MIB = 2**20
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """MiB of tensors that `call` held at most; inputs and weights are not counted.
+    """Return the peak MiB allocated by `call`, excluding inputs and weights.
 
-    On a GPU as its allocator counts them. On a CPU as the operators return them: what a kernel
-    holds only while it runs is not seen there.
+    On a GPU this is the allocator's count. On a CPU it covers the tensors that operators return,
+    but not what a kernel allocates only while it runs.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -31,7 +31,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of every storage that an operator makes, for as long as it lives."""
+    """Dispatch mode that counts the bytes of every storage made by an operator while it lives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +54,7 @@ class LiveStorages(TorchDispatchMode):
         return out
 
     def _meet(self, tensor: Tensor, *, counted: bool) -> None:
+        """Register a storage; inputs are known but not `counted`."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.known:
@@ -70,4 +71,5 @@ class LiveStorages(TorchDispatchMode):
 
 
 def tensors(tree: object) -> list[Tensor]:
+    """Return the tensors among the leaves of `tree`."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

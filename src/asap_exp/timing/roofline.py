@@ -1,20 +1,23 @@
-"""What the device reaches at best, measured in the run that is compared with it."""
+"""Ceilings of the device, measured in the same run as the methods compared with them."""
 
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from asap_exp.ops._backend import fused
+from asap_exp.ops.backend import fused
 from asap_exp.timing.latency import Call, repeats, seconds, warm_up
 
 SIZES = {"cuda": (8192, 2**30), "cpu": (512, 2**26)}
-"""The side of a square matrix product, and the bytes of a copy."""
+"""Side of a square matrix product, and bytes of a copy."""
 ROUNDS = 10
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """TFLOP/s of a large product in `dtype`, GB/s of a copy, read and written, exponentials/s."""
+    """Measure TFLOP/s of a product in `dtype`, GB/s of a copy, and exponentials per second.
+
+    The bandwidth counts bytes read and written.
+    """
     side, size = SIZES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -32,13 +35,13 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def shortest(call: Call, device: torch.device) -> float:
-    """Seconds; the shortest, since what disturbs a measurement only ever lengthens it."""
+    """Return the shortest time in seconds, since disturbances only ever lengthen a measurement."""
     times = repeats(warm_up(lambda: nullcontext(call), device))
     return min(seconds(call, device, times) for _ in range(ROUNDS))
 
 
 def exponential_rate(device: torch.device) -> float | None:
-    """Of float32 exponentials in registers. None on a CPU, and where Triton is not installed."""
+    """Return float32 exponentials per second in registers; None on a CPU or without Triton."""
     if device.type != "cuda" or fused is None:
         return None
     from asap_exp.timing.exponentials import count, take_exponentials  # needs Triton

@@ -5,7 +5,7 @@ from asap_exp.core.config import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    """The work itself, imported only once the configuration has been found right."""
+    """Train; the imports wait until the configuration has been validated."""
     from asap_exp.core.config import TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 

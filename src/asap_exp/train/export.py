@@ -1,4 +1,4 @@
-"""What a finished training leaves: the teacher's weights, and how good they are on validation."""
+"""Results of a finished training: the teacher's weights and their validation score."""
 
 import math
 from typing import TypeVar
@@ -21,14 +21,17 @@ C = TypeVar("C", bound=L.Callback)
 
 
 def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
-    """Writes the teacher's weights, those of the epoch that `recipe.keep` chooses."""
+    """Write the weights of the epoch that `recipe.keep` chooses, and return the outcome.
+
+    Raises UserError if there is no best epoch or the weights are not finite.
+    """
     best = find(trainer, BestWeights)
     if config.recipe.keep == "best":
         assert best is not None, "the configuration refuses keep=best without validation"
         if best.score is None:
             raise UserError(
-                f"{run.checkpoint} has no best epoch to keep: no validation gave a {best.name} "
-                "that is a number; keep the last epoch with recipe.keep=last, or train again with "
+                f"{run.checkpoint} has no best epoch to keep: {best.name} was NaN in every "
+                "validation; keep the last epoch with recipe.keep=last, or train again with "
                 "resume=never"
             )
         state, epoch = best.weights, best.epoch
@@ -64,17 +67,18 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
 
 
 def best_weights(config: TrainConfig) -> BestWeights:
-    """By the validation loss of masked tokens, by the validation accuracy of classes."""
+    """Return the callback: validation loss for masked tokens, validation accuracy for classes."""
     masked = config.masked_tokens
     return BestWeights("val/loss" if masked else "val/accuracy", smallest=masked)
 
 
 def find(trainer: L.Trainer, kind: type[C]) -> C | None:
-    """The trainer's callback of this kind, if there is one."""
+    """Return the trainer's callback of this kind, or None."""
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def summary(record: dict) -> str:
+    """Describe the kept weights and their validation score in a few words."""
     epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
     if "best_val_perplexity" in record:
         perplexity = record["best_val_perplexity"]

@@ -1,4 +1,4 @@
-"""Whether nothing is left to train: a finished, undamaged run of the data that is there now."""
+"""Check that a run is finished, undamaged and trained on the data found now."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run
 from asap_exp.core.training_log import kept_curves
 from asap_exp.data import TaskDataModule
+from asap_exp.data.run_files import CLASSES, CLASSES_HASH
 from asap_exp.data.sources import DataNotFound
-from asap_exp.data.trained import CLASSES, CLASSES_HASH
 from asap_exp.models import load_weights
 
 CONTENT = {
@@ -19,31 +19,31 @@ CONTENT = {
 
 
 def is_finished(run: Run, data: TaskDataModule) -> bool:
-    """Says so if it is. A damaged run is not, and is made again from what is left of it.
+    """Return True, and say so, if `run` is finished; a damaged run is continued or repeated.
 
-    UserError where it was trained on other data than `data`.
+    Raises UserError if it was trained on other data than `data`.
     """
     try:
         if not run.finished:
             return False
         load_weights(run)
         if run.checkpoint.is_file():
-            kept_curves(run)  # which it can give back
+            kept_curves(run)  # the checkpoint can restore them
     except UserError as error:
-        warn(f"{error}\nThe run is made again, from its checkpoint if that is whole")
+        warn(f"{error}\nThe run is repeated, from its checkpoint if that is intact")
         return False
     advice = "resume=never trains it again"
     try:
         data.setup()
     except DataNotFound as error:
         print(
-            f"Already finished: {run.path} ({advice}). Whether its data is still the same could "
-            f"not be checked: {error}"
+            f"Already finished: {run.path} ({advice}). Its data could not be compared with the "
+            f"data of today: {error}"
         )
         if changed := data.changed_files(run.path, run.manifest.data):
             warn(
-                f"{' and '.join(changed)} in {run.path} is missing or was changed; it is written "
-                "again where the data is found"
+                f"{' and '.join(changed)} in {run.path} is missing or has changed; it will be "
+                "restored once the data is found"
             )
         return True
     require_same_data(run, data.identity)
@@ -53,9 +53,9 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
 
 
 def restore(run: Run, data: TaskDataModule) -> None:
-    """Writes the tokenizer and the class names again where they are not the manifest's.
+    """Rewrite the tokenizer and the class names if they differ from the manifest.
 
-    UserError where `data` has other class names than the run.
+    Raises UserError if `data` has other class names than the run.
     """
     then, now = run.manifest.data.get(CLASSES_HASH), data.identity.get(CLASSES_HASH)
     changed = data.changed_files(run.path, run.manifest.data)
@@ -64,16 +64,16 @@ def restore(run: Run, data: TaskDataModule) -> None:
     files = " and ".join(changed)
     if then is not None and then != now and (CLASSES in changed or now is not None):
         raise UserError(
-            f"{files} in {run.path} is missing or was changed, and cannot be written again: the "
-            "data found now calls the classes otherwise, or has no names for them. Give the folder "
-            "of the earlier data with data.root=FOLDER, or train again with resume=never"
+            f"{files} in {run.path} is missing or has changed, and cannot be restored: the data "
+            "found now has other class names or none. Set data.root=FOLDER to the folder of the "
+            "earlier data, or train again with resume=never"
         )
     data.save(run.path)
-    warn(f"{files} in {run.path} was missing or changed, and was written again")
+    warn(f"{files} in {run.path} was missing or had changed, and was restored")
 
 
 def require_same_data(run: Run, now: dict[str, Any]) -> None:
-    """UserError where the data found now is not what the run was trained on; says what differs."""
+    """Raise UserError with the differences if the run was trained on other data than this."""
     then = run.manifest.data
     differences = [
         f"  {words}: then {str(then[key])[:12]}..., now {str(now[key])[:12]}..."
@@ -88,7 +88,8 @@ def require_same_data(run: Run, now: dict[str, Any]) -> None:
         if then.get(key) != now.get(key)
     ]
     raise UserError(
-        f"{run.path} was trained on other data than is found now:\n" + "\n".join(differences) + "\n"
-        "Train on this data with resume=never (the earlier run is moved aside, not deleted), or "
-        "give the folder of the earlier data with data.root=FOLDER"
+        f"{run.path} was trained on data other than what is found now:\n"
+        + "\n".join(differences)
+        + "\nTrain on this data with resume=never (the earlier run is moved aside, not deleted), "
+        "or set data.root=FOLDER to the folder of the earlier data"
     )

@@ -1,4 +1,4 @@
-"""A fresh start: the earlier run is moved aside once the new one has made its first step."""
+"""Fresh start: the earlier run is moved aside once the new one has taken its first step."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ from asap_exp.core.runs import Run, write_config
 
 @contextmanager
 def fresh_run(config: TrainConfig, run: Run, under_way: Callable[[], bool]) -> Iterator[Run]:
-    """An empty directory in the place of `run`, which this process holds, and which moves aside.
+    """Open an empty, locked directory in place of `run`, which is moved aside.
 
-    If the work fails, or is stopped, before it is `under_way`, the earlier run is put back.
+    If the work fails or is stopped before it is `under_way`, the earlier run is moved back.
     """
     if not (run.started or run.checkpoint.is_file()):
-        yield run  # nothing that is worth keeping
+        yield run  # nothing worth keeping
         return
     parts = [run.path.glob(f"{stage}/*/{LOCK}") for stage in ("distill", "evaluate")]
     require_free(lock.parent for lock in chain(*parts))
     aside = free_name(run.path)
     empty = run.path.with_name(f".{run.path.name}.new")
-    shutil.rmtree(empty, ignore_errors=True)  # of a process that was killed here
-    # Made and held under another name first, so that nobody else can take it.
+    shutil.rmtree(empty, ignore_errors=True)  # left by a process that was killed here
+    # Create and lock it under another name first, so that no other process can take it.
     with held(empty):
         write_config(config, empty)
         run.path.rename(aside)
@@ -37,14 +37,15 @@ def fresh_run(config: TrainConfig, run: Run, under_way: Callable[[], bool]) -> I
             if not under_way():
                 shutil.rmtree(run.path)
                 aside.rename(run.path)
-                print(f"The earlier run is where it was: {run.path}")
+                print(f"The earlier run is back in its place: {run.path}")
             raise
         finally:
             if aside.exists():
-                print(f"The earlier run was moved to {aside}; take it with \"teacher='{aside}'\"")
+                print(f"The earlier run was moved to {aside}; use it with \"teacher='{aside}'\"")
 
 
 def free_name(path: Path) -> Path:
+    """Return the first unused path of the form PATH~1, PATH~2, ..."""
     return next(
         p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}~{n}")).exists()
     )

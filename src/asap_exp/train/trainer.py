@@ -63,11 +63,12 @@ EXPECTED_WARNINGS = (
     r".*The epoch parameter in `scheduler\.step\(\)`.*",
     r".*treespec, LeafSpec.* is deprecated.*",
 )
+"""Warnings of Lightning and PyTorch that do not apply to these runs."""
 
 
 def train(config: TrainConfig) -> Run:
-    """Trains, or continues, the run of `config`; a finished one is left as it is."""
-    build_attention(config.attention)  # refuses before anything is loaded or written
+    """Train or continue the run of `config`; a finished run is left as it is."""
+    build_attention(config.attention)  # fails before anything is loaded or written
     initial = initial_run(config)
     config = with_initial(resolved(config), initial)
     device = choose_device(config.trainer.accelerator)
@@ -86,7 +87,7 @@ def train(config: TrainConfig) -> Run:
         if config.resume == "auto" and is_finished(Run(place), data):
             return Run(place)
         data.setup()
-        data.train_dataloader()  # refuses batches that the samples cannot fill
+        data.train_dataloader()  # fails if the samples do not fill a batch
         if initial is not None:
             check_same_tokenizer(data.identity, initial)
         run = claim(config)
@@ -128,7 +129,7 @@ def fit(
     checkpoint: Path | None,
     facts: dict[str, Any],
 ) -> None:
-    """The training itself, with its tracker, its manifest and what it leaves."""
+    """Run the training with its tracker and manifest, and write its results."""
     with (
         wandb_run(
             config.logger,
@@ -147,13 +148,13 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)
-        if not (run.path / "config.yaml").is_file():  # deleted meanwhile
+        if not (run.path / "config.yaml").is_file():  # deleted during training
             write_config(config, run.path)
     print(f"Finished: {run.path}  {summary(record)}")
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """`config` with what `auto` means on this machine, and every option of its attention.
+    """Return `config` with `auto` resolved on this machine and every option of its attention.
 
     Both are part of the run's identity.
     """
@@ -167,7 +168,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
-    """What a checkpoint must agree in to be continued: configuration, data, initial weights."""
+    """Return what a checkpoint must match to be continued: configuration, data, initial weights."""
     stamp = {**identity(config), "seed": config.seed, "data_content": data.content_hashes()}
     if initial is not None:
         stamp["initial_sha256"] = initial.manifest.teacher_sha256
@@ -175,37 +176,44 @@ def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None
 
 
 def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:
-    """What this attempt at the run continues."""
+    """Return what the manifest records about the attempts that this one continues."""
     if checkpoint is None:
         return {"resumed_from": None, "earlier_attempts": []}
     return {"resumed_from": checkpoint.name, "earlier_attempts": earlier_attempts(run)}
 
 
 def earlier_attempts(run: Run) -> list[dict[str, Any]]:
-    """What the manifest says of the attempts that this one continues, the oldest first."""
+    """Return the attempts in the manifest that this one continues, oldest first."""
     if not run.started:
         return []
     try:
         last = run.manifest
     except UserError:
-        return []  # damaged, as was said when it was looked at
+        return []  # damaged; already reported when it was read
     facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
     return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Return True if the blocks are compiled: by default on a GPU."""
     if config.trainer.compile is None:
         return device.type == "cuda"
     return config.trainer.compile
 
 
 def compile_options(config: TrainConfig) -> dict[str, Any]:
-    """Of texts, one graph for any length: each further graph takes longer than many an epoch."""
+    """Return options of `torch.compile`: one dynamic graph for texts, whose lengths vary.
+
+    Compiling a graph per length would take longer than many epochs.
+    """
     return {"dynamic": True} if isinstance(config, TextTrainConfig) else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:
-    """The checkpoint to continue from; UserError where it is of another configuration."""
+    """Return the checkpoint to continue from, or None.
+
+    Raises UserError if it belongs to another configuration.
+    """
     if config.resume == "never":
         return None
     path = run.checkpoint if config.resume == "auto" else Path(config.resume)
@@ -224,6 +232,7 @@ def build_trainer(
     stamp: dict[str, Any],
     stop: Request,
 ) -> L.Trainer:
+    """Build the Lightning trainer of a run."""
     trainer = config.trainer
     loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
@@ -252,6 +261,7 @@ def build_trainer(
 def build_callbacks(
     config: TrainConfig, run: Run, validates: bool, device: torch.device, stop: Request
 ) -> list[L.Callback]:
+    """Build the callbacks of a run, in the order in which they must be called."""
     callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step"), History()]
     if config.callbacks.progress_bar:
         callbacks.append(progress_callback())
@@ -260,7 +270,7 @@ def build_callbacks(
     if validates:
         callbacks.append(best_weights(config))
     if config.recipe.ema_decay is not None:
-        # After those above: it puts the raw weights back when validation ends.
+        # After the callbacks above, because it restores the raw weights when validation ends.
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
     last = LastCheckpoint(run.checkpoint, seconds=config.callbacks.checkpoint_seconds, stop=stop)
     return [*callbacks, last]
@@ -268,7 +278,7 @@ def build_callbacks(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Leaves out Lightning's notices and the advice that is for data loaders with workers."""
+    """Silence Lightning's notices and its advice for data loaders with workers."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

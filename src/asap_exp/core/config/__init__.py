@@ -6,7 +6,6 @@ The values live in `conf/`. A composed configuration becomes one of these datacl
 """
 
 from asap_exp.core.config.benchmark import BenchmarkConfig, SuiteConfig
-from asap_exp.core.config.calibration import DESCENTS, CalibrationConfig, DescentConfig
 from asap_exp.core.config.data import (
     AugmentConfig,
     DataConfig,
@@ -14,7 +13,7 @@ from asap_exp.core.config.data import (
     RandAugmentConfig,
     TextDataConfig,
 )
-from asap_exp.core.config.distill import BudgetConfig, DistillConfig, LayerConfig
+from asap_exp.core.config.distill import BudgetConfig, LayerConfig
 from asap_exp.core.config.evaluate import CorruptionConfig, EvaluateConfig
 from asap_exp.core.config.fields import (
     ACCELERATORS,
@@ -48,18 +47,8 @@ from asap_exp.core.config.train import (
     TrainerConfig,
 )
 
-SCHEMAS: dict[str, type] = {
-    "train": TrainConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "benchmark": BenchmarkConfig,
-}
-"""The configuration of each stage."""
-
 __all__ = [
     "ACCELERATORS",
-    "DESCENTS",
     "LARGEST_RATE",
     "LARGEST_SETTING",
     "MOST_LAYERS",
@@ -69,19 +58,15 @@ __all__ = [
     "MOST_UPDATES",
     "MOST_WIDTH",
     "PRECISIONS",
-    "SCHEMAS",
     "TRAIN_SCHEMAS",
     "AttentionOptions",
     "AugmentConfig",
     "BenchmarkConfig",
     "BudgetConfig",
-    "CalibrationConfig",
     "CallbacksConfig",
     "CorruptionConfig",
     "DataConfig",
     "DataLocation",
-    "DescentConfig",
-    "DistillConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "ImageDataConfig",

@@ -1,14 +1,11 @@
 """The configuration of the stage `distill`."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Annotated
 
-from asap_exp.core.config.calibration import CalibrationConfig
 from asap_exp.core.config.fields import (
     LARGEST_SETTING,
     MOST_REPEATS,
-    PATH,
-    Accelerator,
     Counts,
     Distinct,
     Relaxation,
@@ -19,11 +16,7 @@ from asap_exp.core.config.fields import (
     within,
 )
 from asap_exp.core.config.shared import (
-    DataLocation,
     LatencyConfig,
-    LoggerConfig,
-    PathsConfig,
-    TaskConfig,
 )
 from asap_exp.core.errors import UserError
 
@@ -65,32 +58,3 @@ class BudgetConfig:
     @property
     def asked(self) -> bool:
         return self.accuracy_drop is not None or self.latency_ratio is not None
-
-
-@dataclass
-class DistillConfig:
-    teacher: Annotated[str | None, PATH]
-    calibration: CalibrationConfig
-    budget: BudgetConfig
-    accelerator: Accelerator
-    data: DataLocation
-    logger: LoggerConfig
-    paths: PathsConfig
-    layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))
-    task: TaskConfig = field(default_factory=TaskConfig)
-
-    def __post_init__(self) -> None:
-        if self.budget.asked and (
-            self.calibration.sequential or "end_to_end" in self.calibration.steps
-        ):
-            raise UserError(
-                f"calibration={self.calibration.name} fits layers by one another, but a budget "
-                "chooses for each by itself; choose learned_slices, kl or ridge"
-            )
-
-    @property
-    def fitted(self) -> CalibrationConfig:
-        """The calibration; with a budget, which says what maps may refine, the most of that."""
-        if not self.budget.asked:
-            return self.calibration
-        return replace(self.calibration, refine=max(self.budget.refine, default=0))

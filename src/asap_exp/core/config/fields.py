@@ -44,6 +44,7 @@ class Range:
     def check(self, key: str, value: Any) -> None:
         """Raises UserError where a number lies outside."""
         for number in value if isinstance(value, list) else [value]:
+            assert isinstance(number, (int, float)), "its type is checked before"
             check_range(key, number, **vars(self))
 
 

@@ -67,6 +67,8 @@ class Cell:
     work: Counted | None
     floor_ms: Positive | None
     exponentials_ms: Positive | None
+    routes: list[str] | None = None
+    """`operator: route` for each choice of the first call; older records lack it."""
 
     @model_validator(mode="after")
     def _timed_or_not(self) -> "Cell":
@@ -84,7 +86,8 @@ class Length:
     n: Size
     head_dim: Size
     largest_logit: Error
-    absorbed_heads: Share | None
+    absorbed_heads: Share | None = None
+    """The share of the fused teacher's heads that rescaled their plan; in older records alone."""
     cells: list[Cell] = Field(min_length=1)
 
 

@@ -1,6 +1,5 @@
 """The record of one evaluation, as types: what it must hold, and what must agree in it."""
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
@@ -9,64 +8,23 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.core.manifest import LaterManifest, TrainManifest
+from asap_exp.core.records.columns import Objective
 from asap_exp.core.records.fidelity import FidelityRow, is_about
 from asap_exp.core.records.identity import RunIdentity
-from asap_exp.core.records.latency import Latency
+from asap_exp.core.records.row import Row
 from asap_exp.core.records.settings import EvaluateSettings, TestData, TrainingData, TrainSettings
 from asap_exp.core.typed import (
     STRICT,
     Count,
-    Divergence,
     Measure,
     Name,
-    Positive,
     RunName,
-    Share,
     Size,
     checked,
 )
 
 OTHER_MAP = "map_"
 """How the keys of further compiled maps of the same teacher begin."""
-
-RowGroup = Literal[
-    "teacher", "asap", "truncated", "relaxed", "control", "softmax", "espformer", "baseline"
-]
-
-
-@dataclass(config=STRICT, kw_only=True)
-class Row:
-    """What was measured of one method; None where it was not, or is no finite number."""
-
-    key: Name
-    label: str
-    group: RowGroup
-    layers: list[str]
-    """Those whose attention was replaced."""
-    accuracy: Share
-    agreement: Share | None
-    kl: Divergence | None
-    loss: Measure | None = None
-    perplexity: float | None = Field(default=None, ge=1)
-    val_perplexity: float | None = Field(default=None, ge=1)
-    l1_row_distance: Measure | None
-    row_error: Measure | None
-    column_error: Measure | None
-    entropy: Measure | None
-    largest_column_error: Measure | None
-    gate_error: float | None = Field(ge=0)
-    layer_ms: Latency | None
-    model_ms: Latency | None
-    layer_speedup: Positive | None
-    model_speedup: Positive | None
-    peak_memory_mib: Measure | None
-
-    @model_validator(mode="after")
-    def _counts_its_updates(self) -> "Row":
-        cut = self.group in ("truncated", "relaxed")
-        if cut and not re.fullmatch(f"{self.group}_[0-9]{{1,9}}", self.key):
-            raise ValueError(f"key={self.key} does not name the updates of a truncation")
-        return self
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -168,7 +126,7 @@ class EvaluationRecord:
     softmax_run: RunName | None
     espformer_run: RunName | None = None
     samples: str = "images"
-    objective: Literal["classification", "mlm"] = "classification"
+    objective: Objective = "classification"
     test: Test
     corruption: Corruption | None = None
     device: str

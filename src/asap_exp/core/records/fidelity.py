@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from asap_exp.core.errors import UserError
@@ -13,6 +18,7 @@ from asap_exp.core.sealed import digest
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, from_json, made
 
 FIDELITY = "fidelity.json"
+KL = "kl_"
 
 AtMostOne = Annotated[float, Field(le=1 + 1e-6)]
 AtLeastOne = Annotated[float, Field(ge=1 - 1e-6)]
@@ -31,9 +37,24 @@ class FidelityRow:
     r_squared: AtMostOne | None
     r_squared_held_out: AtMostOne | None
     condition_number: AtLeastOne | None
-    kl_ridge: Divergence | None = None
-    kl_kl: Divergence | None = None
-    kl_learned_slices: Divergence | None = None
+    kl: dict[str, Divergence | None] = Field(default_factory=dict)
+    """KL of the plans after each step; in the file as kl_STEP."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kl_by_step(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        of_steps = [key for key in given if key.startswith(KL)]
+        rest = {key: value for key, value in given.items() if key not in of_steps}
+        if "kl" in rest:
+            raise ValueError("kl: unexpected key")
+        return rest | {"kl": {key.removeprefix(KL): given[key] for key in of_steps}}
+
+    @model_serializer(mode="wrap")
+    def _by_column(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = written(self)
+        return found | {f"{KL}{step}": kl for step, kl in found.pop("kl").items()}
 
 
 def fidelity_digest(rows: Sequence[dict[str, Any]]) -> str:

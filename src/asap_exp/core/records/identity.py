@@ -1,8 +1,14 @@
 """What `asap.json` says of a compiled map: whose it is, how it was made, what its layers became."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
@@ -13,6 +19,8 @@ Options = dict[str, str | bool | int | float]
 
 @dataclass(config=STRICT, kw_only=True)
 class Descent:
+    """The settings of a step by gradient."""
+
     updates: Size
     lr: Positive
 
@@ -36,10 +44,26 @@ class CalibrationRecipe:
     adaptive: bool | None = None
     logits: bool | None = None
     relaxed: bool | None = None
-    kl: Descent | None = None
-    learned_slices: Descent | None = None
-    end_to_end: Descent | None = None
     memory_mib: Size | None = None
+    settings: dict[str, Descent] = Field(default_factory=dict)
+    """Of the steps that have settings, by name; in the file each stands under its step's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_by_step(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("steps", []), list):
+            return given
+        own = {field.name for field in fields(cls)} - {"settings"}
+        of_steps = {key for key in given if key in (given.get("steps") or []) and key not in own}
+        rest = {key: value for key, value in given.items() if key not in of_steps}
+        if "settings" in rest:
+            raise ValueError("settings: unexpected key")
+        return rest | {"settings": {key: given[key] for key in given if key in of_steps}}
+
+    @model_serializer(mode="wrap")
+    def _under_their_names(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = written(self)
+        return found | found.pop("settings")
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -1,69 +1,97 @@
-"""Words for how a map was made, for titles, rows and captions."""
+"""How a compiled map was made: the columns of the tables, and the labels of rows."""
 
-from typing import Any
+import re
+from dataclasses import dataclass
 
-from asap_exp.core.config import CalibrationConfig
-from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.identity import CalibrationRecipe, Identity
 
-PAPERS_MAP: dict[str, Any] = {
-    "steps": ["ridge"],
-    "slices": 32,
-    "query_features": False,
-    "adaptive": False,
-    "logits": False,
-    "refine": 0,
-    "relaxed": False,
-}
-"""The paper's regression, by its size in this project; a title names every other map."""
+PARTS = re.compile(
+    r"(?:ASAP, (?P<slices>\d+(?: of \d+)?) slices(?: \+ (?P<features>.+?) features)?"
+    r"|control: query features), "
+    r"refine (?P<refine>\d+(?: relaxed)?), (?P<calibration>.+), (?P<samples>\d+) samples"
+)
 
 
-def is_papers(made: CalibrationRecipe) -> bool:
-    """Whether the map is the paper's; what a recipe does not name is as it is there."""
-    named = {key: getattr(made, key) for key in PAPERS_MAP}
-    return all(value in (None, PAPERS_MAP[key]) for key, value in named.items())
+@dataclass(frozen=True)
+class MapSettings:
+    """How a map was made, in words that fit into columns.
+
+    `slices` says among how many candidates they were chosen, if they were: "8 of 128". It is empty
+    for the control, which has query features alone.
+    """
+
+    slices: str
+    features: str
+    refine: str
+    calibration: str
+    samples: str
+
+    @property
+    def label(self) -> str:
+        """The name of the map's row in a record."""
+        features = f" + {self.features} features" if self.features else ""
+        what = f"ASAP, {self.slices} slices{features}" if self.slices else "control: query features"
+        return f"{what}, refine {self.refine}, {self.calibration}, {self.samples} samples"
 
 
-def map_words(record: EvaluationRecord) -> str:
-    """How the record's map differs from the paper's, for a title; nothing where it does not."""
-    if record.artifact.budget is not None:
-        return "; ASAP within a budget"
-    made = record.artifact.calibration
-    if is_papers(made):
-        return ""
-    features = "".join(f" + {words}" for words in feature_words(made))
-    refine = f", {refine_words(made)}" if made.refine else ""
-    return f"; ASAP of {made.slices} slices{features}{refine}, {step_words(made)}"
+def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
+    """The settings of a map, or of its control without slices."""
+    made = about.calibration
+    chosen = f" of {made.candidates}" if (made.candidates or 0) > made.slices else ""
+    return MapSettings(
+        slices="" if control else f"{made.slices}{chosen}",
+        features="query" if control else feature_words(made),
+        refine=refine_words(made.refine, made.relaxed).removeprefix("refine "),
+        calibration=calibration_words(made),
+        samples=str(about.calibration_set.rows),
+    )
 
 
-def step_words(made: CalibrationRecipe) -> str:
-    return " + ".join(step.replace("_", " ") for step in made.steps or PAPERS_MAP["steps"])
+def settings_of_label(label: str) -> MapSettings | None:
+    """The settings that the label of a map's row names; None for the row of another method.
+
+    Records hold the settings of their own map as numbers, and those of the teacher's other maps in
+    these labels alone.
+    """
+    found = PARTS.fullmatch(label)
+    if found is None:
+        return None
+    control = found["slices"] is None
+    return MapSettings(
+        slices=found["slices"] or "",
+        features="query" if control else found["features"] or "",
+        refine=found["refine"],
+        calibration=found["calibration"],
+        samples=found["samples"],
+    )
 
 
-def feature_words(made: CalibrationRecipe | Identity) -> list[str]:
-    """What a map regresses on beside potentials."""
-    kinds = ["query"] if made.query_features else []
-    kinds += ["adaptive"] if made.adaptive else []
-    kinds += ["logit"] if made.logits else []
-    listed = " and ".join(filter(None, [", ".join(kinds[:-1]), *kinds[-1:]]))
-    return [f"{listed} features"] if kinds else []
+def map_label(about: Identity, *, control: bool) -> str:
+    """The label of a map's row, or of its control's; by layer where a budget chose."""
+    if about.budget is None:
+        return map_settings(about, control=control).label
+    layers = layer_words(about)
+    return f"control: {layers}, without their slices" if control else f"ASAP, {layers}"
 
 
-def refine_words(made: CalibrationRecipe | CalibrationConfig) -> str:
-    """How many updates a map makes of its dual, and whether they go further than plain ones."""
-    relaxed = made.relaxes if isinstance(made, CalibrationConfig) else made.relaxed
-    return f"refine {made.refine}{' relaxed' if relaxed else ''}"
+def layer_words(about: Identity) -> str:
+    """What each layer became within a budget."""
+    assert about.budget is not None
+    return "by layer " + "; ".join(layer.became for layer in about.budget.layers.values())
 
 
-def corruption_words(record: EvaluationRecord) -> str:
-    """What was done to the test images; nothing where nothing was."""
-    change = record.corruption
-    return "" if change is None else f", {change.name} of severity {change.severity}"
+def calibration_words(made: CalibrationRecipe) -> str:
+    steps = " + ".join(step.replace("_", " ") for step in made.steps or ["ridge"])
+    return f"{steps}, sequential" if made.sequential else steps
 
 
-def attention_words(artifact: Identity) -> str:
-    """What the compiled layers became; by layer where a budget chose."""
-    if artifact.budget is not None:
-        return "by layer " + "; ".join(x.became for x in artifact.budget.layers.values())
-    features = " + ".join([f"{artifact.slices} slices", *feature_words(artifact)])
-    return f"{features}, {refine_words(artifact.calibration)}"
+def feature_words(made: CalibrationRecipe) -> str:
+    """The features that a map uses beside its slices: "query, adaptive and logit"."""
+    used = {"query": made.query_features, "adaptive": made.adaptive, "logit": made.logits}
+    *first, last = [kind for kind, on in used.items() if on] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def refine_words(refine: int, relaxed: bool | None) -> str:
+    """How many updates refine the dual, and whether they are over-relaxed."""
+    return f"refine {refine}{' relaxed' if relaxed else ''}"

@@ -1,13 +1,18 @@
-"""The definition of every operator: plain PyTorch, float32 or float64, autograd does the rest."""
+"""The definition of every operator in plain PyTorch, differentiated by autograd."""
 
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
+    attention_pass,
     attention_plan,
     closure_attention,
+    column_pass,
+    column_step,
+    logits,
     relaxed_sinkhorn_attention,
+    row_step,
     sinkhorn_attention,
     sinkhorn_duals,
 )
@@ -16,12 +21,17 @@ from asap_exp.ops.reference.softmax import softmax_attention
 __all__ = [
     "adaptive_features",
     "asap_attention",
+    "attention_pass",
     "attention_plan",
     "closure_attention",
+    "column_pass",
+    "column_step",
     "logit_features",
+    "logits",
     "predicted_dual",
     "query_features",
     "relaxed_sinkhorn_attention",
+    "row_step",
     "sinkhorn_attention",
     "sinkhorn_duals",
     "sliced_potentials",

@@ -1,17 +1,18 @@
-"""What is all but zero, made larger before it is standardised: a power of two changes no digit.
+"""Scaling up of tiny values before they are standardised: a power of two changes no digit.
 
-The derivative of 1 / std x is about 1 / std^2 on its way, and overflows long before std underflows.
+The derivative of 1 / std x has an intermediate of about 1 / std^2, which overflows long before std
+underflows.
 """
 
 import torch
 from torch import Tensor
 
 FACTORS = {torch.float32: 2.0**50, torch.float64: 2.0**358}
-"""About the cube root of the smallest number, inverted: any std that is not 0 comes near to 1."""
+"""About the inverse cube root of the smallest number: it brings any std but 0 near to 1."""
 
 
 def enlargement(variance: Tensor) -> Tensor:
-    """A factor for what has this variance: 1 unless that is tiny, and where it has underflown to 0.
+    """Returns a factor for values of this variance: 1 unless it is tiny, or 0 by underflow.
 
     No gradient flows through it.
     """

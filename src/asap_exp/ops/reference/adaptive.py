@@ -13,12 +13,12 @@ mean of the tokens at either end of the slice. (This project's.)
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference import potentials
 from asap_exp.ops.reference._enlarging import enlargement
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
 
 COUNT = 5
-"""Of the features a slice has."""
+"""Features per slice."""
 
 
 def adaptive_features(
@@ -31,9 +31,9 @@ def adaptive_features(
     key_padding_mask: Tensor | None,
     phi: Tensor | None = None,
 ) -> Tensor:
-    """`[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places.
+    """Returns `[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places.
 
-    `phi` are the sliced potentials, for who has them already.
+    Pass `phi` to reuse the sliced potentials.
     """
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
@@ -46,9 +46,9 @@ def adaptive_features(
 def enlarged(
     x: Tensor, y: Tensor, key_padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections with larger ones in the place of tiny ones, and the factor of their potentials.
+    """Returns projections, scaled up if tiny, and the factor of their potentials.
 
-    The features are the same.
+    The features do not change.
     """
     padding = effective_padding(key_padding_mask)
     by_x, by_y = (enlargement(centred(z.detach(), padding)[1]) for z in (x, y))
@@ -58,7 +58,7 @@ def enlarged(
 def of_projections(
     phi: Tensor, x: Tensor, y: Tensor, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """From centred potentials and projections `[B, H, L, N]`, q and k `[B, H, N, D]`."""
+    """Computes the features from centred potentials and projections `[B, H, L, N]`, q and k."""
     padding = effective_padding(key_padding_mask)
     q, k = (blank(z, key_padding_mask, 2).to(x.dtype) for z in (q, k))
     (x, x_scale), (y, y_scale) = (standardised(projection, padding) for projection in (x, y))
@@ -75,7 +75,7 @@ def of_projections(
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where there is none."""
+    """Returns (x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where std is 0."""
     x, variance = centred(x, padding)
     spread = variance > 0
     inverse = torch.where(spread, variance.where(spread, 1.0).rsqrt(), 0.0)
@@ -83,14 +83,14 @@ def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def centred(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x - mean over the valid tokens, and the variance `[.., 1]`."""
+    """Returns x - mean over the valid tokens, and the variance `[.., 1]`."""
     x = centre(x if padding is None else x.masked_fill(padding[:, None, None, :], 0.0), padding)
     count = x.shape[-1] if padding is None else (~padding).sum(dim=-1)[:, None, None, None]
     return x, x.square().sum(dim=-1, keepdim=True) / count
 
 
 def pooled(score: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """sum_j softmax_j(score) tokens_j, `[B, H, L, D]`."""
+    """Returns sum_j softmax_j(score) tokens_j, `[B, H, L, D]`."""
     if padding is not None:
         score = score.masked_fill(padding[:, None, None, :], float("-inf"))
     return score.softmax(dim=-1) @ tokens

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, compute_dtype, effective_padding
 from asap_exp.ops.reference import adaptive, potentials
-from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None) -> Tensor:
-    """[q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 at padded places."""
+    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
     padding = effective_padding(key_padding_mask)
     q = blank(q, key_padding_mask, 2).to(compute_dtype(q))
     features = torch.cat([q, q.square().sum(dim=-1, keepdim=True)], dim=-1).transpose(-1, -2)
@@ -39,7 +39,7 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """f_hat `[B, H, N]`, centred; 0 at padded places."""
+    """Returns f_hat `[B, H, N]`, centred; 0 at padded places."""
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )

@@ -1,4 +1,4 @@
-"""ESPFormer's attention: a soft sort along every axis of a head, weighted by what it costs.
+"""ESPFormer's attention: a soft sort along every axis of a head, weighted by its cost.
 
 With x_i = q_i / sqrt(D), y_j = k_j / sqrt(D) and axis l as the slice l, l = 1 .. D,
 
@@ -10,9 +10,10 @@ rank r of the keys, M being the identity. Slices of low cost weigh more:
     c_l = sum_ij |x_i - y_j| G_l[i, j],   w = softmax_l(-temperature c_l),   A = sum_l w_l G_l.
 
 (ESPFormer, expected sliced transport plans, arXiv 2502.07962.) As tau -> 0, rows and columns of A
-sum to 1 and n/m; a soft sort meets that approximately alone. For n != m the original interpolates
-the ranks; here M is the monotone coupling of n and m equal atoms, which keeps those sums (ours).
-Slices are computed a few at a time, and again for the gradient: memory is O(n m) a head.
+sum to 1 and n/m; a soft sort reaches that only approximately. For n != m the original interpolates
+the ranks; here M is the monotone coupling of n and m equal atoms, which keeps those sums (this
+project's). Slices are computed a few at a time, and recomputed for the gradient: memory is O(n m)
+per head.
 """
 
 from collections.abc import Callable
@@ -22,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from asap_exp.ops.reference._masking import blank, compute_dtype, effective_padding
+from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 
 AT_ONCE = 2**16
-"""Entries of a head's plans that are computed at once; one slice may have more."""
+"""Entries of a head's plans that are computed at a time; a single slice may have more."""
 
 
 def espformer_attention(
@@ -37,7 +38,7 @@ def espformer_attention(
     tau: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
+    """Returns A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
     x, y = points(q, key_padding_mask), points(k, key_padding_mask)
     padding = effective_padding(key_padding_mask)
     values = blank(v, key_padding_mask, 2).to(x.dtype)
@@ -58,7 +59,7 @@ def espformer_attention(
 def espformer_plan(
     q: Tensor, k: Tensor, *, temperature: float, tau: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """A `[B, H, N, M]`, 0 at padded places: what `espformer_attention` averages by."""
+    """Returns A `[B, H, N, M]`, 0 at padded places: the weights of `espformer_attention`."""
     keys = torch.eye(k.shape[2], dtype=compute_dtype(k), device=k.device)
     return espformer_attention(
         q,
@@ -75,7 +76,7 @@ def points(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """c `[B, H, L]` of the slices whose projections are x `[B, H, L, N]` and y `[B, H, L, M]`."""
+    """Returns c `[B, H, L]` of slices with projections x `[B, H, L, N]` and y `[B, H, L, M]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     return ((P @ distances[:, :, None]) * MR).sum(dim=(-1, -2))
 
@@ -83,21 +84,21 @@ def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | 
 def average(
     x: Tensor, y: Tensor, values: Tensor, weights: Tensor, tau: float, padding: Tensor | None
 ) -> Tensor:
-    """sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
+    """Returns sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     ranked = (MR @ values[:, :, None]) * weights[..., None, None]
     return (P.transpose(-1, -2) @ ranked).sum(dim=2)
 
 
 def soft_sorts(x: Tensor, y: Tensor, tau: float, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
+    """Returns P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
     P, R = soft_sort(x, tau, padding), soft_sort(y, tau, padding)
     n, m = x.shape[-1], y.shape[-1]
     return P, R if n == m else coupling(n, m).to(R) @ R
 
 
 def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """The soft permutations of s `[.., N]`: a row for each rank, downwards, the padded ones 0."""
+    """Returns the soft permutations of s `[.., N]`: one row per rank, descending; padded rows 0."""
     if padding is None:
         ranked = s.sort(dim=-1, descending=True).values
         return torch.softmax(-(ranked[..., :, None] - s[..., None, :]).square() / tau, dim=-1)
@@ -111,14 +112,14 @@ def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
 
 
 def coupling(n: int, m: int) -> Tensor:
-    """n times the monotone plan of n and m equal atoms, `[n, m]`: rows sum to 1, columns to n/m."""
+    """Returns n times the monotone plan of n and m equal atoms, `[n, m]`; its rows sum to 1."""
     r, s = torch.arange(n)[:, None], torch.arange(m)
     upper, lower = torch.minimum((r + 1) * m, (s + 1) * n), torch.maximum(r * m, s * n)
     return (upper - lower).clamp(min=0) / m
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`function` of the arguments; the gradient computes it again instead of keeping its tensors.
+    """Calls `function`, and recomputes it for the gradient instead of keeping its tensors.
 
     Nothing here is random, and a CUDA graph could not read a generator's state.
     """

@@ -1,39 +1,39 @@
-"""Features of a query from its row of logits, once the keys have been put on one scale.
+"""Features of a query from its row of logits, after standardising each key's column.
 
 With every column of S standardised over the valid queries, Z_ij = (S_ij - mean_i S_ij) / std_i S_ij
 (0 where a column is constant, up to rounding), the three features are over the valid keys
 
     mean_j Z_ij,   std_j Z_ij,   max_j Z_ij.
 
-A Sinkhorn update from 0 takes from every logit what its column has in common, then looks at the
-rows: so do these, without its exponentials, and whatever the size of the logits. (This project's.)
+A Sinkhorn update from 0 removes from every logit what its column has in common, then looks at the
+rows: so do these features, without exponentials, and for any size of the logits. (This project's.)
 """
 
 import torch
 from torch import Tensor
 
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.reference._enlarging import enlargement
-from asap_exp.ops.reference._masking import blank, centre, effective_padding
 from asap_exp.ops.reference.sinkhorn import logits
 
 COUNT = 3
 
 CONSTANT = 1e-5
-"""A column that deviates by no more than this share of its mean: what it does may be rounding."""
+"""A column that deviates by at most this share of its mean counts as constant: rounding."""
 
 
 def logit_features(
     q: Tensor, k: Tensor, *, eps: float, scale: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """`[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
+    """Returns `[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     return of_logits(S, key_padding_mask)
 
 
 def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """From logits `[B, H, N, M]`."""
+    """Computes the features from logits `[B, H, N, M]`."""
     padding = effective_padding(key_padding_mask)
-    # Rows are what standardises: transposed, a row of S holds the logits of one key.
+    # `standardised` works on rows: transposed, a row of S holds the logits of one key.
     Z = standardised(S.transpose(-1, -2), padding).transpose(-1, -2)
     mean, deviation = moments(Z, padding)
     highest = absent_keys(Z, padding).amax(dim=-1)
@@ -42,7 +42,7 @@ def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
-    """`x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; 0 at padded ones."""
+    """Returns `x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; else 0."""
     mean, centred, count = about_the_mean(x, padding)
     by = enlargement(centred.detach().square().sum(dim=-1) / count)
     centred = centred * by[..., None]
@@ -53,13 +53,13 @@ def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def moments(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of `x` `[B, H, M, N]` over the valid ones of the N, `[B, H, M]`."""
+    """Returns mean and deviation of `x` `[B, H, M, N]` over the valid N, `[B, H, M]`."""
     mean, centred, count = about_the_mean(x, padding)
     return mean, root(centred.square().sum(dim=-1) / count)
 
 
 def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean over the valid N, `x` minus it there and 0 elsewhere, and how many N are valid."""
+    """Returns the mean over the valid N, `x` minus it there and 0 elsewhere, and their number."""
     there = x.new_ones(1, x.shape[-1], dtype=torch.bool) if padding is None else ~padding
     valid = there[:, None, None, :].to(x.dtype)
     count = valid.sum(dim=-1)
@@ -68,11 +68,11 @@ def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, T
 
 
 def root(variance: Tensor) -> Tensor:
-    """Its square root, which has no gradient at 0."""
+    """Returns the square root, without a gradient at 0."""
     spread = variance > 0
     return torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
 
 
 def absent_keys(x: Tensor, padding: Tensor | None) -> Tensor:
-    """`x` `[B, H, N, M]` with -inf at padded keys."""
+    """Returns `x` `[B, H, N, M]` with -inf at padded keys."""
     return x if padding is None else x.masked_fill(padding[:, None, None, :], float("-inf"))

@@ -13,7 +13,7 @@ y_(i) and y_(i+1). Any slope between the limits is feasible; the midpoint is thi
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.masking import blank, centre, compute_dtype, effective_padding
 
 
 def sliced_potentials(
@@ -38,7 +38,7 @@ def projections(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
+    """Returns x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
     dtype = compute_dtype(q)
     x, y = (project(blank(z, key_padding_mask, 2).to(dtype), theta.to(dtype)) for z in (q, k))
     # With the factor in y, a negative scale turns the order of the pairing round by itself.
@@ -46,7 +46,7 @@ def projections(
 
 
 def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """The centred potentials `[B, H, L, N]`."""
+    """Returns the centred potentials `[B, H, L, N]`."""
     padding = effective_padding(key_padding_mask)
     order = valid_first_order(x, padding)
     x_sorted = x.gather(-1, order)
@@ -63,19 +63,19 @@ def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Ten
 
 
 def project(x: Tensor, theta: Tensor) -> Tensor:
-    """`[B, H, N, D]` on `[H, L, D]`: `[B, H, L, N]`."""
+    """Projects `[B, H, N, D]` on `[H, L, D]`: `[B, H, L, N]`."""
     return theta @ x.transpose(-1, -2)
 
 
 def valid_first_order(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
+    """Returns indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
     if padding is not None:
         x = x.masked_fill(padding[:, None, None, :], float("inf"))
     return x.argsort(dim=-1)
 
 
 def midpoint_quantiles(y_sorted: Tensor, n: int) -> Tensor:
-    """(Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
+    """Returns (Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
     m = y_sorted.shape[-1]
     i = torch.arange(1, n, device=y_sorted.device)
     left = (i * m + n - 1) // n - 1

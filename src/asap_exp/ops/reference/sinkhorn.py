@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import absent, blank, compute_dtype, effective_padding
+from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
 
 
 class SinkhornDuals(NamedTuple):
@@ -30,7 +30,7 @@ class SinkhornDuals(NamedTuple):
 
 
 def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | None) -> Tensor:
-    """S `[B, H, N, M]` in the compute dtype; finite at padded places, whatever stands there."""
+    """Returns S `[B, H, N, M]` in the compute dtype; finite at padded places."""
     dtype = compute_dtype(q)
     q = blank(q, mask, 2).to(dtype)
     k = blank(k, mask, 2).to(dtype)
@@ -38,7 +38,7 @@ def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | Non
 
 
 def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """g `[B, H, M]` from f `[B, H, N]`."""
+    """Returns g `[B, H, M]` from f `[B, H, N]`."""
     f = absent(row_dual, padding)
     g = -torch.logsumexp(S + f[..., :, None], dim=-2)
     n, m = S.shape[-2:]
@@ -46,7 +46,7 @@ def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """f `[B, H, N]` from g `[B, H, M]`."""
+    """Returns f `[B, H, N]` from g `[B, H, M]`."""
     g = absent(col_dual, padding)
     return -torch.logsumexp(S + g[..., None, :], dim=-1)
 
@@ -58,9 +58,9 @@ def update(
     padding: Tensor | None,
     relaxation: Tensor | float | None = None,
 ) -> Tensor:
-    """f after `num_iters` further updates from `row_dual`.
+    """Returns f after `num_iters` further updates from `row_dual`.
 
-    With a `relaxation` w, one number or one a head `[H]`, each goes to f + w (F(f) - f), F being
+    With a `relaxation` w, one number or one per head `[H]`, each goes to f + w (F(f) - f), F being
     the update (Thibault, Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for
     regularized optimal transport", 2017, there on both duals).
     """
@@ -75,18 +75,18 @@ def update(
 
 
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """The plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
+    """Returns the plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
     g = absent(column_step(S, row_dual, padding), padding)
     return torch.softmax(S + g[..., None, :], dim=-1)
 
 
 def starting_dual(S: Tensor) -> Tensor:
-    """f^0 = 0."""
+    """Returns f^0 = 0."""
     return S.new_zeros(S.shape[:-1])
 
 
 def average_values(A: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """A v in the compute dtype, in v's dtype; 0 at padded queries."""
+    """Returns A v, computed in A's dtype, in v's dtype; 0 at padded queries."""
     return blank(A @ blank(v, mask, 2).to(A.dtype), mask, 2).to(v.dtype)
 
 
@@ -152,6 +152,19 @@ def closure_attention(
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     row_dual = blank(row_dual, key_padding_mask, 2).to(S.dtype)
     return average_values(closure(S, row_dual, padding), v, key_padding_mask)
+
+
+def attention_pass(
+    q: Tensor, k: Tensor, v: Tensor, col: Tensor, row: Tensor | None, slope: float
+) -> Tensor:
+    """Returns softmax_j(S + col) v; `row` is not read."""
+    S = logits(q, k, eps=1.0, scale=slope, mask=None)
+    return average_values(torch.softmax(S + col[..., None, :], dim=-1), v, None)
+
+
+def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
+    """Returns g `[B, H, M]` of f `[B, H, N]`."""
+    return column_step(logits(q, k, eps=1.0, scale=slope, mask=None), row, None)
 
 
 def attention_plan(

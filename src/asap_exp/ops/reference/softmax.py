@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.ops.reference._masking import blank
+from asap_exp.ops.masking import blank
 
 
 def attended(key_padding_mask: Tensor) -> Tensor:
-    """`[B, 1, 1, N]`, True = takes part; a sample with no valid token attends to all its zeros."""
+    """Returns `[B, 1, 1, N]`, True = takes part; a sample without a valid token keeps all."""
     empty = key_padding_mask.all(dim=-1, keepdim=True)
     return torch.logical_or(~key_padding_mask, empty)[:, None, None, :]
 

@@ -1,0 +1,50 @@
+"""A Markdown extension: the formulas that Arithmatex marks become MathML when the site is built.
+
+Browsers draw MathML by themselves, so that no page needs a script or the network for its formulas.
+"""
+
+import re
+from html import unescape
+from typing import Any
+
+from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.postprocessors import Postprocessor
+
+MARKED = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+
+
+def mathml(text: str) -> str:
+    """Replace each formula that Arithmatex's generic mode has marked in the HTML `text`."""
+    return MARKED.sub(lambda found: converted(found[2], found[1] == "div"), text)
+
+
+def converted(formula: str, block: bool) -> str:
+    """Return the MathML of a formula; ValueError names one that cannot be read."""
+    formula = unescape(formula).strip()
+    try:
+        result = convert(formula, display="block" if block else "inline")
+    except Exception as error:  # of many kinds, most without a word
+        raise ValueError(f"the formula {formula} cannot be read: {error!r}") from error
+    if unknown := re.search(r">(\\\w+)<", result):
+        raise ValueError(f"the formula {formula} has {unknown[1]}, which is not known")
+    return result
+
+
+class MathmlPostprocessor(Postprocessor):
+    """Runs last, on a page's HTML."""
+
+    def run(self, text: str) -> str:
+        return mathml(text)
+
+
+class MathmlExtension(Extension):
+    """Registers the postprocessor behind Arithmatex's own."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.postprocessors.register(MathmlPostprocessor(md), "mathml", -1)
+
+
+def makeExtension(**options: Any) -> MathmlExtension:
+    """The name by which Markdown looks for an extension."""
+    return MathmlExtension(**options)

@@ -1,0 +1,114 @@
+"""The fit of all layers together: KL between the teacher's and the compiled model's predictions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap_exp.attention import AsapAttention, swapped
+from asap_exp.calibration.capture import Forward, batch_name, device_of
+from asap_exp.calibration.gradient import (
+    CHECKS,
+    CosineAdam,
+    check_points,
+    reshuffled,
+    restore,
+    trainable,
+    values,
+)
+from asap_exp.calibration.steps import AdamFit, ModelData
+from asap_exp.core.devices import autocast
+from asap_exp.core.errors import UserError
+
+Example = tuple[Any, Tensor]
+"""A batch of the loader, and the teacher's log-probabilities on it `[..., classes]`."""
+
+
+@torch.no_grad()
+def teacher_examples(
+    net: nn.Module,
+    batches: Sequence[Any],
+    precision: str,
+    forward: Forward,
+    name: Callable[[int], str] = batch_name,
+) -> list[Example]:
+    """UserError where a prediction is NaN; `name` is what the batch of an index is called."""
+    examples = [(batch, log_probabilities(net, batch, precision, forward)) for batch in batches]
+    for index, (_, predictions) in enumerate(examples):
+        if predictions.isnan().any():
+            raise UserError(
+                f"the model's predictions on {name(index)} hold NaN or infinity, so no compiled "
+                "model can be compared with them; look at the batch and at the model's last layers"
+            )
+    return examples
+
+
+def log_probabilities(net: nn.Module, batch: Any, precision: str, forward: Forward) -> Tensor:
+    with autocast(precision, device_of(net)):
+        logits = forward(net, batch)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"the model gives a {type(logits).__name__} where end_to_end needs predictions, a "
+            "tensor [..., classes]; take them out, for example with "
+            "forward=lambda model, batch: model(batch)['logits']"
+        )
+    return logits.float().log_softmax(dim=-1)
+
+
+def prediction_kl(net: nn.Module, example: Example, precision: str, forward: Forward) -> Tensor:
+    """KL(teacher's prediction || the model's), summed over the predictions of a batch; nats."""
+    batch, teacher = example
+    predicted = log_probabilities(net, batch, precision, forward)
+    return F.kl_div(predicted, teacher, log_target=True, reduction="sum")
+
+
+def num_predictions(example: Example) -> int:
+    return max(example[1][..., 0].numel(), 1)
+
+
+@torch.no_grad()
+def mean_prediction_kl(
+    net: nn.Module, examples: Sequence[Example], precision: str, forward: Forward
+) -> float:
+    total = sum(prediction_kl(net, example, precision, forward).double() for example in examples)
+    return float(total) / sum(num_predictions(example) for example in examples)
+
+
+def fit_end_to_end(
+    maps: Mapping[str, AsapAttention],
+    scales: Mapping[str, Tensor],
+    data: ModelData,
+    settings: AdamFit,
+) -> dict[str, float]:
+    """Fits slices and weights of all `maps`, in place; the held-out KL `before` and `after`.
+
+    Keeps the best state on the held-out batches, the start included, so it never ends worse there.
+    """
+    net, precision, forward, updates = data.net, data.precision, data.forward, settings.updates
+
+    def held_out_kl() -> float:
+        return mean_prediction_kl(net, data.held_out, precision, forward)
+
+    checks = check_points(updates, CHECKS)
+    with swapped(net, maps):
+        best = {path: values(attend) for path, attend in maps.items()}
+        before = lowest = held_out_kl()
+        with ExitStack() as opened:
+            parameters = [
+                parameter
+                for path, attend in maps.items()
+                for parameter in opened.enter_context(trainable(attend, scales[path], slices=True))
+            ]
+            adam = CosineAdam(parameters, settings.lr, updates)
+            for number, example in enumerate(reshuffled(data.fit, updates, data.seed), start=1):
+                loss = prediction_kl(net, example, precision, forward)
+                adam.update(loss / num_predictions(example))
+                if number in checks and (now := held_out_kl()) < lowest:  # False for NaN
+                    lowest = now
+                    best = {path: values(attend) for path, attend in maps.items()}
+        for path, attend in maps.items():
+            restore(attend, best[path])
+    return {"before": before, "after": lowest}

@@ -1,0 +1,66 @@
+"""One pass over the data: normal equations of all batches, and as many batches as memory holds."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from asap_exp.attention import attention_layers
+from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
+from asap_exp.calibration.data import Batches, CalibrationData
+from asap_exp.calibration.kl import Target, teacher_target
+from asap_exp.calibration.ridge import NormalEquations, random_slices
+from asap_exp.core.console import progress
+
+
+def record(
+    data: CalibrationData, batches: Batches, group: list[str], room: int
+) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
+    """Sums over all batches, and as many of the batches themselves as `room` bytes hold.
+
+    At least one; where not all fit, every second, fourth, ... of them: texts come from short to
+    long, and a fit must see both.
+    """
+    layers = attention_layers(data.net)
+    config = data.config
+    sums = {
+        path: NormalEquations(
+            candidates(data, path), adaptive=config.adaptive, logits=config.logits
+        )
+        for path in group
+    }
+    teachers = {path: sinkhorn(layers[path]) for path in group}
+    name = partial(data.batch_name, batches)
+    inputs = checked_inputs(data.net, batches, group, data.precision, data.forward, name)
+    passes: Iterable[Recorded] = progress(inputs, "Calibrating", len(batches))
+    kept: list[dict[str, list[Target]]] = []
+    stride = 1
+    for number, recorded in enumerate(passes):
+        for path, teacher in teachers.items():
+            for call in recorded[path]:
+                sums[path].add(call, teacher)
+        if room and number % stride == 0:
+            kept.append(
+                {p: [teacher_target(call, t) for call in recorded[p]] for p, t in teachers.items()}
+            )
+        while num_bytes(kept) > room and len(kept) > 1:
+            kept = kept[::2]
+            stride *= 2
+    return sums, {path: [target for batch in kept for target in batch[path]] for path in group}
+
+
+def num_bytes(kept: Sequence[dict[str, list[Target]]]) -> int:
+    """Bytes of the kept batches."""
+    return sum(t.nbytes for batch in kept for targets in batch.values() for t in targets)
+
+
+def candidates(data: CalibrationData, path: str) -> Tensor:
+    """Random slices `[H, candidates, D]`.
+
+    Each layer has its own seed, which is the same whichever layers are compiled.
+    """
+    layers = attention_layers(data.net)
+    layer, config = layers[path], data.config
+    seed = config.seed * 1000 + list(layers).index(path)
+    theta = random_slices(layer.num_heads, config.candidates, layer.head_dim, seed=seed)
+    return theta.to(device_of(data.net))

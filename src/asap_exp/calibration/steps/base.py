@@ -1,0 +1,153 @@
+"""What a calibration step is: a name, a scope, settings, and a fit.
+
+A configuration is checked before torch is imported, so a step's file imports torch, and whatever
+needs it, inside `fit` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from asap_exp.core.config.fields import MOST_UPDATES, Rate, at_least, at_most
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from asap_exp.attention import AsapAttention
+    from asap_exp.calibration.capture import Forward
+    from asap_exp.calibration.config import CalibrationConfig
+    from asap_exp.calibration.kl import Target
+    from asap_exp.calibration.maps import RidgeFit
+    from asap_exp.calibration.prediction_fit import Example
+    from asap_exp.calibration.ridge import NormalEquations
+
+Scope = Literal["start", "layer", "model"]
+SCOPES: tuple[Scope, ...] = ("start", "layer", "model")
+"""In the order in which a calibration takes them."""
+
+
+@dataclass
+class AdamFit:
+    """Settings of a fit by gradient: the number of Adam's updates, and its first learning rate.
+
+    The rate falls to 0 on a cosine.
+    """
+
+    updates: Annotated[int, at_least(1), at_most(MOST_UPDATES)]
+    lr: Rate
+
+
+class Step:
+    """A step of a calibration, known to YAML by its name.
+
+    `settings` is None, or a dataclass whose fields say what they may hold. The class holds the
+    defaults of `asap_exp.compile`; conf/distill/calibration/ridge.yaml holds those of `distill`,
+    under the step's name.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[Scope]
+    settings: Any = None
+
+    def __init__(self, settings: Any = None) -> None:
+        if settings is not None:
+            self.settings = settings
+
+    @classmethod
+    def defaults(cls) -> Any:
+        """A copy of the default settings."""
+        return replace(cls.settings)
+
+
+class StartStep(Step):
+    """Makes the maps that the other steps start from. Every calibration begins with one."""
+
+    scope = "start"
+
+    def fit(
+        self, equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig
+    ) -> RidgeFit:
+        """Returns the map of one layer and its control, from sums over fitted and held-out data."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LayerData:
+    """The recorded batches of one layer, to fit on and to check on."""
+
+    fit: Sequence[Target]
+    held_out: Sequence[Target]
+    seed: int
+
+
+class LayerStep(Step):
+    """Moves the map of one layer; heads share no parameter, so it may hold those of several."""
+
+    scope = "layer"
+
+    def fit(self, attend: AsapAttention, scale: Tensor, data: LayerData) -> None:
+        """Fits `attend` in place; no head may end worse on the held-out data than it began.
+
+        `scale` `[H, P]` is the step size of each weight.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """The teacher, with batches and its predictions on them, to fit on and to check on."""
+
+    net: nn.Module
+    fit: Sequence[Example]
+    held_out: Sequence[Example]
+    precision: str
+    forward: Forward
+    seed: int
+
+
+class ModelStep(Step):
+    """Moves the maps of all layers together. It comes after every step on single layers."""
+
+    scope = "model"
+
+    def fit(
+        self, maps: Mapping[str, AsapAttention], scales: Mapping[str, Tensor], data: ModelData
+    ) -> dict[str, float]:
+        """Fits the maps (by layer path) in place.
+
+        Returns the mean KL of the held-out predictions, in nats, `before` and `after`; the second
+        may not be larger.
+        """
+        raise NotImplementedError
+
+
+STEPS: dict[str, type[Step]] = {}
+"""Every step by name: starts, then steps on single layers, then those on the whole model."""
+
+AnyStep = TypeVar("AnyStep", bound=type[Step])
+
+
+def register(name: str) -> Callable[[AnyStep], AnyStep]:
+    """Makes a step known as an item of `calibration.steps`, its settings as `calibration.NAME`."""
+
+    def add(cls: AnyStep) -> AnyStep:
+        cls.name = name
+        STEPS[name] = cls
+        in_order = sorted(STEPS.items(), key=lambda item: (SCOPES.index(item[1].scope), item[0]))
+        STEPS.clear()
+        STEPS.update(in_order)
+        return cls
+
+    return add
+
+
+def names_of(*kinds: type[Step]) -> list[str]:
+    """The registered steps of these kinds: `StartStep`, `LayerStep`, `ModelStep`."""
+    return [name for name, step in STEPS.items() if issubclass(step, kinds)]
+
+
+def with_settings() -> dict[str, type[Step]]:
+    """The registered steps that have settings."""
+    return {name: step for name, step in STEPS.items() if step.settings is not None}

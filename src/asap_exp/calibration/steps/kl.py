@@ -1,0 +1,24 @@
+"""KL between plans, over the weights of fixed slices: the paper's KL calibration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asap_exp.calibration.steps.base import AdamFit, LayerData, LayerStep, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asap_exp.attention import AsapAttention
+
+
+@register("kl")
+class PlanKL(LayerStep):
+    """Lowers KL(teacher's plan || map's plan) by moving the weights."""
+
+    settings = AdamFit(updates=300, lr=0.03)
+
+    def fit(self, attend: AsapAttention, scale: Tensor, data: LayerData) -> None:
+        from asap_exp.calibration.plan_fit import fit_plans
+
+        fit_plans(attend, scale, data, self.settings, slices=False)

@@ -1,0 +1,35 @@
+"""Data of a finished run, from wherever it is stored today."""
+
+from dataclasses import replace
+
+import torch
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.runs import Run
+from asap_exp.data.build import build_data
+from asap_exp.data.module import TaskDataModule
+
+CALIBRATION_SPLIT = "train"
+
+
+def run_data(
+    run: Run, root: str | None, cache: str | None, batch_size: int, device: torch.device
+) -> TaskDataModule:
+    """Build the data module of `run`; `root` and `cache` override its saved folders."""
+    saved = run.config.data
+    found = replace(saved, root=root or saved.root, cache=cache or saved.cache)
+    return build_data(
+        found, batch_size=batch_size, seed=run.config.seed, device=device, folder=run.path
+    )
+
+
+def check_same_data(data: TaskDataModule, run: Run) -> None:
+    """Raise UserError unless training samples and their order are those `run` was trained on."""
+    now, then = data.identity["train_sha256"], run.manifest.data["train_sha256"]
+    if now != then:
+        raise UserError(
+            f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
+            f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
+            f"({run.manifest.data['source']}, {str(then)[:8]}...); set data.root=FOLDER to the "
+            "folder of the original data"
+        )

@@ -1,0 +1,107 @@
+"""Which implementation a call runs on: the reference, or the kernels in Triton."""
+
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops import reference
+from asap_exp.ops.checks import gradient_needed
+
+try:
+    from asap_exp.ops import kernels as fused
+    from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels ask)
+    from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
+except ImportError:  # torch on this platform comes without Triton
+    fused, EVERY_LAUNCH, INTERPRETED = None, {}, False  # type: ignore[assignment]
+
+BACKENDS = ("auto", "reference", "triton")
+FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST_HEAD = 128
+SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities with at least 160 KiB of shared memory per block."""
+
+
+def resolve(
+    backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
+) -> ModuleType:
+    """Returns the package of operators to run: `ops.reference` or `ops.kernels`.
+
+    `auto` takes the kernels wherever they can run. `no_gradient_of` are the inputs whose gradient
+    the kernels lack: if one of these is needed, `auto` takes the reference. ValueError for an
+    unknown name; RuntimeError with the reason if `triton` cannot run.
+    """
+    check_backend(backend)
+    if backend == "reference" or q.is_meta:  # the shape alone is asked for, and it is the same
+        return reference
+    reason = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
+    if reason is None:
+        return fused
+    if backend == "auto":
+        return reference
+    raise RuntimeError(
+        f"backend='triton' cannot run: {reason}. Use backend='auto' or backend='reference'."
+    )
+
+
+def chosen(backend: str, q: Tensor) -> str:
+    """Returns the name of the implementation that a call with these queries runs on."""
+    return "reference" if resolve(backend, q) is reference else "triton"
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def why_not_fused(
+    q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
+) -> str | None:
+    """Returns why the kernels cannot take these inputs, or None if they can."""
+    found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
+    reason = device_refusal(q.device.type, found, interpreted=interpreted)
+    reason = reason or input_refusal("q", q.dtype, q.shape[3])
+    if v is not None:
+        reason = reason or input_refusal("v", v.dtype, v.shape[3])
+    if reason is None and no_gradient_of and gradient_needed(*no_gradient_of):
+        return NO_GRADIENT
+    return reason
+
+
+NO_GRADIENT = "a gradient is needed that has no fused kernel"
+
+
+def device_refusal(
+    device: str, capability: tuple[int, int] | None, *, interpreted: bool
+) -> str | None:
+    """Returns why the kernels do not run on a device of this type and capability."""
+    if fused is None:
+        return "Triton is not installed"
+    if device == "cuda":
+        if capability in SUPPORTED_CAPABILITIES:
+            return None
+        return "the fused kernels need the shared memory of an A100, H100, H200, B200 or B300"
+    return None if interpreted else f"q is on {device}, not on a CUDA device"
+
+
+def input_refusal(name: str, dtype: torch.dtype, width: int) -> str | None:
+    """Returns why the kernels do not take an input of this dtype and width."""
+    if dtype not in FUSED_DTYPES:
+        return f"{name} is {dtype}, and the fused kernels compute in float32"
+    if not 0 < width <= WIDEST_HEAD:
+        return f"{name} has width {width}, and the fused kernels take 1 to {WIDEST_HEAD}"
+    return None
+
+
+def capability(q: Tensor) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(q.device)
+
+
+def full_precision(q: Tensor) -> AbstractContextManager:
+    """Switch autocast off: the operators choose their own dtypes."""
+    # There is no autocast on meta. torch.amp.is_autocast_available would tell, but Dynamo of
+    # torch 2.11 cannot trace it, so that a compiled model broke its graph at every operator.
+    if q.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(q.device.type, enabled=False)

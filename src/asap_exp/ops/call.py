@@ -1,0 +1,112 @@
+"""What the choice of a route depends on: shapes, dtypes and the GPU, without any tensor."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PROGRAMS_PER_MULTIPROCESSOR = 4
+"""Programs that fit on one multiprocessor (4 warps, 128 registers per thread).
+
+Two or three if a program needs more: refined, wide or float32.
+"""
+
+
+class Device(NamedTuple):
+    """What routes ask of a device."""
+
+    capability: tuple[int, int] | None = None
+    """Compute capability; None in Triton's interpreter, where every kernel runs."""
+    multiprocessors: int = 1
+
+
+INTERPRETER = Device()
+
+
+class Call(NamedTuple):
+    """One call of an operator, as the refusals of its routes read it.
+
+    Hashable, so that a choice is made once for all calls that are alike.
+    """
+
+    n: int
+    """Queries."""
+    m: int
+    """Keys."""
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    """Of q and k."""
+    value_dtype: torch.dtype
+    num_iters: int = 1
+    constant_logits: bool = False
+    """True if scale / eps is 0."""
+    padded: bool = False
+    keeps_duals: bool = False
+    """True if the duals of every update are kept: for a gradient, or as a result."""
+    gradient: bool = False
+    """True if a gradient is needed."""
+    slices: int = 0
+    refine: int = 0
+    relaxed: bool = False
+    logit_features: bool = False
+    one_wave: bool = True
+    """True if the programs of all heads (nearly) run at a time. While a model is traced this is
+    not read: no trace depends on the batch."""
+    capability: tuple[int, int] | None = None
+    """Compute capability; None in Triton's interpreter, where every kernel runs."""
+
+    @property
+    def longest(self) -> int:
+        return max(self.n, self.m)
+
+    @property
+    def widest(self) -> int:
+        return max(self.head_dim, self.value_dim)
+
+    @property
+    def has_float32(self) -> bool:
+        return torch.float32 in (self.dtype, self.value_dtype)
+
+
+def one_wave(programs: int, device: Device) -> bool:
+    """Returns whether (nearly) all programs run at a time, even with more warps each.
+
+    The latency of one program then counts, and the size of its code: what a model's other kernels
+    evicted from the instruction cache is fetched again line by line. So such a grid gets more
+    warps, with fewer values and less code per thread.
+    """
+    return programs <= PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors
+
+
+_pretended: Device | None = None
+
+
+def device_of(x: Tensor) -> Device:
+    """Returns the device of `x`, or the one that `as_if` pretends."""
+    if _pretended is not None:
+        return _pretended
+    return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER
+
+
+@functools.cache
+def cuda_device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    return Device((properties.major, properties.minor), properties.multi_processor_count)
+
+
+@contextmanager
+def as_if(device: Device) -> Iterator[None]:
+    """Chooses routes and warps within the context as on this device, whatever the tensors are on.
+
+    For testing on any machine what another GPU, or a larger grid, would run.
+    """
+    global _pretended
+    before, _pretended = _pretended, device
+    try:
+        yield
+    finally:
+        _pretended = before

@@ -1,0 +1,162 @@
+"""Checks of the operators' arguments, before any computation.
+
+A wrong value or shape raises ValueError, a wrong type or dtype TypeError; each names the argument,
+what it got and what is allowed. Under `torch.compile` the checks run while tracing.
+"""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_query_key(q: Tensor, k: Tensor) -> None:
+    for name, x in (("q", q), ("k", k)):
+        _check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; at least one token and one channel are needed"
+            )
+    if q.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            "q and k must agree in batch and heads: "
+            f"q is {tuple(q.shape)}, k is {tuple(k.shape)} ([batch, heads, tokens, head_dim])"
+        )
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q and k must have the same head_dim: q has {q.shape[3]}, k has {k.shape[3]}"
+        )
+    if k.dtype != q.dtype:
+        raise TypeError(f"k must have q's dtype {q.dtype}, got {k.dtype}")
+    _check_device("k", k, q)
+
+
+def check_value(v: Tensor, k: Tensor) -> None:
+    _check_tensor("v", v, "[batch, heads, tokens, width]", 4)
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            "v must agree with k in batch, heads and tokens: "
+            f"v is {tuple(v.shape)}, k is {tuple(k.shape)}"
+        )
+    _check_device("v", v, k)
+
+
+def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
+    """Returns eps and scale as floats; `scale=None` is head_dim ** -0.5."""
+    for name, x in (("eps", eps), ("scale", scale)):
+        optional = name == "scale" and x is None
+        if not optional and (isinstance(x, bool) or not isinstance(x, Real)):
+            raise TypeError(f"{name} must be a number, got {x!r}")
+    # Comparisons, not math.isfinite: torch.compile makes a changing number symbolic.
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be finite and > 0, got {eps}")
+    if scale is None:
+        return float(eps), head_dim**-0.5
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(eps), float(scale)
+
+
+def check_relaxation(relaxation: float) -> None:
+    if isinstance(relaxation, bool) or not isinstance(relaxation, Real):
+        raise TypeError(f"relaxation must be a number, got {relaxation!r}")
+    if not 0 < relaxation < 2:
+        raise ValueError(
+            f"relaxation must be > 0 and < 2, where updates converge, got {relaxation}"
+        )
+
+
+def check_count(name: str, count: int, minimum: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name} must be an int, got {count!r}")
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+
+
+def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"key_padding_mask must be a bool tensor (True = padded), got {got}")
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            "key_padding_mask masks the same tokens as queries and as keys, so it needs as many "
+            f"queries as keys; got {q.shape[2]} queries and {k.shape[2]} keys"
+        )
+    if mask.shape != (q.shape[0], q.shape[2]):
+        raise ValueError(
+            f"key_padding_mask must have shape [batch, tokens] = {(q.shape[0], q.shape[2])}, "
+            f"got {tuple(mask.shape)}"
+        )
+    _check_device("key_padding_mask", mask, q)
+
+
+def check_row_dual(row_dual: Tensor, q: Tensor) -> None:
+    _check_tensor("row_dual", row_dual, "[batch, heads, tokens]", 3)
+    _check_device("row_dual", row_dual, q)
+    if row_dual.shape != q.shape[:3]:
+        raise ValueError(
+            f"row_dual must have q's batch, heads and tokens {tuple(q.shape[:3])}, "
+            f"got {tuple(row_dual.shape)}"
+        )
+
+
+def check_theta(theta: Tensor, q: Tensor) -> None:
+    _check_tensor("theta", theta, "[heads, slices, head_dim]", 3)
+    _check_device("theta", theta, q)
+    if theta.shape[0] != q.shape[1] or theta.shape[2] != q.shape[3]:
+        raise ValueError(
+            f"theta must be [heads, slices, head_dim] = [{q.shape[1]}, any, {q.shape[3]}], "
+            f"got {tuple(theta.shape)}"
+        )
+
+
+def check_weights(
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    relaxation: Tensor | None,
+    theta: Tensor,
+) -> None:
+    heads, slices, head_dim = theta.shape
+    _check_tensor("weight", weight, "[heads, slices]", 2)
+    for name, x, layout, shape in (
+        ("weight", weight, "[heads, slices]", (heads, slices)),
+        ("query_weight", query_weight, "[heads, head_dim + 1]", (heads, head_dim + 1)),
+        ("adaptive_weight", adaptive_weight, "[heads, 5, slices]", (heads, 5, slices)),
+        ("logit_weight", logit_weight, "[heads, 3]", (heads, 3)),
+        ("relaxation", relaxation, "[heads]", (heads,)),
+    ):
+        if x is None:
+            continue
+        _check_tensor(name, x, layout, len(shape))
+        _check_device(name, x, theta)
+        if x.shape != shape:
+            raise ValueError(f"{name} must be {layout} = {shape}, got {tuple(x.shape)}")
+
+
+def gradient_needed(*inputs: Tensor | None) -> bool:
+    """True if autograd records and any of the inputs requires a gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor {layout}, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"{name} must be one of {allowed}, got {x.dtype}")
+    if x.dim() != dims:
+        raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
+
+
+def _check_device(name: str, x: Tensor, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(
+            f"{name} is on {x.device}, the other tensors on {other.device}; they must share one"
+        )

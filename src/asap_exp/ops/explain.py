@@ -1,0 +1,250 @@
+"""Which kernels a call would run on, and why: every route that it is offered, with the answer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops import backend as backends
+from asap_exp.ops.call import Call, Device, device_of, one_wave
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.routing import ROUTES, Taken, first, first_of, forced_names
+
+Offers = Iterator[tuple[str, Call]]
+
+
+def _sinkhorn(call: Call, num_iters: int) -> Offers:
+    yield "sinkhorn", call._replace(num_iters=num_iters, keeps_duals=call.gradient)
+
+
+def _duals(call: Call) -> Offers:
+    yield "sinkhorn", call._replace(value_dim=0, keeps_duals=True)
+
+
+def _predicted_dual(call: Call) -> Offers:
+    yield "sliced_dual", call
+    if call.refine > 0 and call.relaxed:
+        yield "relaxed_updates", call
+    elif call.refine > 0:
+        yield "sinkhorn", call._replace(num_iters=call.refine, value_dim=0, keeps_duals=True)
+
+
+FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
+    "sinkhorn_attention": lambda call: _sinkhorn(call, call.num_iters),
+    "closure_attention": lambda call: _sinkhorn(call, 1),
+    "sinkhorn_duals": _duals,
+    "relaxed_sinkhorn_attention": lambda call: iter(
+        [("relaxed_sinkhorn", call._replace(relaxed=True))]
+    ),
+    "softmax_attention": lambda call: iter([("softmax", call)]),
+    "sliced_potentials": lambda call: iter([("sliced_potentials", call)]),
+    "asap_attention": lambda call: iter([("asap", call)]),
+    "predicted_dual": _predicted_dual,
+}
+"""The operators of `routing.ROUTES` that each public operator calls by itself."""
+
+ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features")
+READ_BY = {
+    "sinkhorn_attention": ("num_iters",),
+    "sinkhorn_duals": ("num_iters",),
+    "relaxed_sinkhorn_attention": ("num_iters",),
+    "sliced_potentials": ("slices",),
+    "asap_attention": ASAP_OPTIONS,
+    "predicted_dual": ASAP_OPTIONS,
+}
+"""The options of a call that a public operator has."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one route: `taken`, `refused`, `slower`, `later` than it, or `passed over`."""
+
+    route: str
+    verdict: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return self.verdict if self.reason is None else f"{self.verdict}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An operator of `routing.ROUTES`, and the answers of its routes in order."""
+
+    operator: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def taken(self) -> Taken:
+        return next(Taken(self.operator, x.route) for x in self.answers if x.verdict == "taken")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The choices of one call; `str` lists them.
+
+    `refusal` says why the reference runs; it is None, and `choices` are empty, where it was asked
+    for.
+    """
+
+    operator: str
+    call: Call
+    device: str
+    backend: str
+    refusal: str | None
+    choices: tuple[Choice, ...]
+
+    @property
+    def taken(self) -> list[Taken]:
+        """The routes that run, in the order of the calls."""
+        return [choice.taken for choice in self.choices]
+
+    def __str__(self) -> str:
+        width = max((len(x.route) for c in self.choices for x in c.answers), default=9)
+        lines = [f"{self.operator}: {_words(self.operator, self.call)}; {self.device}"]
+        for choice in self.choices:
+            lines.append(f"  {choice.operator}")
+            lines += [f"    {x.route:{width}}  {x}" for x in choice.answers]
+        if self.backend == "triton":
+            reference = "not taken: the kernels take the call"
+        else:
+            reference = f"taken: {self.refusal or 'it was asked for'}"
+        return "\n".join([*lines, f"  {'reference':{width + 2}}  {reference}"])
+
+
+def explain(
+    operator: str | Callable,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    *,
+    n: int | None = None,
+    m: int | None = None,
+    head_dim: int = 64,
+    value_dim: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    batch: int = 1,
+    heads: int = 1,
+    num_iters: int = 20,
+    refine: int = 0,
+    slices: int = 8,
+    relaxed: bool = False,
+    logit_features: bool = False,
+    padded: bool = False,
+    gradient: bool = False,
+    constant_logits: bool = False,
+    backend: str = "auto",
+    capability: tuple[int, int] | None = None,
+    multiprocessors: int = 132,
+) -> Explanation:
+    """Returns every route that a call is offered, and why it is or is not taken.
+
+    The call is that of the tensors q `[B, H, N, D]`, k `[B, H, M, D]` and v `[B, H, M, width]`
+    (k and v default to q), or has the shapes `n`, `m` (default n), `head_dim`, ... and needs no
+    tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
+    would run. `capability` and `multiprocessors` describe the GPU; without a capability it is the
+    tensors' device, or the current one. `slices`, `refine`, `relaxed` (whether there is a
+    relaxation) and `logit_features` are of ASAP, `constant_logits` is scale = 0. ValueError for an
+    unknown operator, or without tensors and without n.
+    """
+    name = operator if isinstance(operator, str) else operator.__name__
+    if name not in FIRST_OFFERS:
+        raise ValueError(f"operator must be one of {', '.join(FIRST_OFFERS)}, got {name!r}")
+    backends.check_backend(backend)
+    value_dtype = dtype
+    if q is not None:
+        k = q if k is None else k
+        v = k if v is None else v
+        batch, heads, n, head_dim = q.shape
+        m, value_dim, dtype, value_dtype = k.shape[2], v.shape[3], q.dtype, v.dtype
+        gradient = gradient or gradient_needed(q, k, v)
+    if n is None:
+        raise ValueError("explain needs tensors (q, k, v) or the number of tokens n")
+    kind, device = _device(q, capability, multiprocessors)
+    call = Call(
+        n,
+        n if m is None else m,
+        head_dim,
+        head_dim if value_dim is None else value_dim,
+        dtype,
+        value_dtype,
+        num_iters,
+        constant_logits,
+        padded,
+        gradient=gradient,
+        slices=slices,
+        refine=refine,
+        relaxed=relaxed,
+        logit_features=logit_features,
+        one_wave=one_wave(batch * heads, device),
+        capability=device.capability,
+    )
+    refusal = None
+    if backend != "reference":
+        refusal = _backend_refusal(name, call, kind, interpreted=backend == "triton")
+    fused = backend != "reference" and refusal is None
+    choices = tuple(_choices(FIRST_OFFERS[name](call))) if fused else ()
+    found = (
+        "CPU"
+        if device.capability is None
+        else "compute capability {}.{}".format(*device.capability)
+    )
+    words = f"{found}, {device.multiprocessors} multiprocessors" if device.capability else found
+    return Explanation(name, call, words, "triton" if fused else "reference", refusal, choices)
+
+
+def _device(
+    q: Tensor | None, capability: tuple[int, int] | None, multiprocessors: int
+) -> tuple[str, Device]:
+    """Returns the type of the device, and what routes ask of it."""
+    if capability is not None:
+        return "cuda", Device(capability, multiprocessors)
+    if q is None and torch.cuda.is_available():
+        q = torch.empty(0, device="cuda")
+    return ("cpu", Device()) if q is None else (q.device.type, device_of(q))
+
+
+def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> str | None:
+    """Returns why no kernel takes the call; None if one does."""
+    interpreted = interpreted and backends.INTERPRETED
+    reason = backends.device_refusal(kind, call.capability, interpreted=interpreted)
+    reason = reason or backends.input_refusal("q", call.dtype, call.head_dim)
+    if name not in ("sinkhorn_duals", "sliced_potentials", "predicted_dual"):
+        reason = reason or backends.input_refusal("v", call.value_dtype, call.value_dim)
+    without = ("sinkhorn_duals", "sliced_potentials", "softmax_attention")
+    if call.gradient and (name in without or (name == "predicted_dual" and call.refine > 0)):
+        return reason or backends.NO_GRADIENT
+    return reason
+
+
+def _choices(offers: Offers) -> Iterator[Choice]:
+    """Yields the choice of each operator that is offered a call, and of those that it calls."""
+    for operator, call in offers:
+        routes, names = ROUTES[operator], forced_names(operator)
+        taken = first(routes, call) if names is None else first_of(operator, names, call)
+        answers, passed = [], False
+        for route in routes:
+            if route is taken:
+                answers.append(Answer(route.name, "taken"))
+                passed = True
+            elif reason := route.refusal(call):
+                answers.append(Answer(route.name, "refused", reason))
+            elif reason := route.slower(call):
+                answers.append(Answer(route.name, "slower", reason))
+            elif passed:
+                answers.append(Answer(route.name, "later", "an earlier route takes the call"))
+            else:
+                answers.append(Answer(route.name, "passed over", "another one is forced"))
+        yield Choice(operator, tuple(answers))
+        yield from _choices(iter(taken.then(call)))
+
+
+def _words(operator: str, call: Call) -> str:
+    """Returns the shapes, and the options that are set."""
+    words = [f"n = {call.n}", f"m = {call.m}", f"head_dim = {call.head_dim}"]
+    words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
+    options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))
+    given = ((name, getattr(call, name)) for name in options)
+    words += [name if x is True else f"{name} = {x}" for name, x in given if x is not False]
+    return ", ".join(words)

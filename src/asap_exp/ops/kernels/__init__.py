@@ -1,0 +1,24 @@
+"""The operators of `ops.reference` fused, under the same names; nothing of size n x m is stored."""
+
+from asap_exp.ops.kernels.asap.op import asap_attention, predicted_dual, sliced_potentials
+from asap_exp.ops.kernels.sinkhorn.attention import (
+    closure_attention,
+    relaxed_sinkhorn_attention,
+    sinkhorn_attention,
+    sinkhorn_duals,
+)
+from asap_exp.ops.kernels.sinkhorn.passes import attention_pass, column_pass
+from asap_exp.ops.kernels.softmax import softmax_attention
+
+__all__ = [
+    "asap_attention",
+    "attention_pass",
+    "closure_attention",
+    "column_pass",
+    "predicted_dual",
+    "relaxed_sinkhorn_attention",
+    "sinkhorn_attention",
+    "sinkhorn_duals",
+    "sliced_potentials",
+    "softmax_attention",
+]

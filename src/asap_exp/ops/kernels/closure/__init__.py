@@ -1,0 +1,1 @@
+"""The closure of a row dual in one launch."""

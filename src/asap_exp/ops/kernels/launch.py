@@ -1,0 +1,154 @@
+"""The inputs of a launch as kernels read them, and the tiles that it works in."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.call import Call, device_of, one_wave
+from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
+
+SMALLEST_SLOPE = 1e-9
+"""At most this much, the logits' factor counts as 0: kernels for bfloat16 divide duals by it."""
+
+
+class Duals(NamedTuple):
+    """The duals of the updates in units of log 2, kept for a gradient or as a result.
+
+    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+
+class Launch(NamedTuple):
+    """q `[B, H, N, D]`, k and v `[B, H, M, ..]` as kernels read them; logits are slope <q, k>."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    padding: Tensor | None
+    num_iters: int
+    slope: float
+
+    @staticmethod
+    def of(
+        q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
+    ) -> "Launch":
+        q, k, v = (unit_stride(x) for x in (q, k, v))
+        return Launch(q, k, v, mask_bytes(padding), num_iters, slope)
+
+    def call(
+        self,
+        *,
+        keeps_duals: bool = False,
+        slices: int = 0,
+        refine: int = 0,
+        logit_features: bool = False,
+    ) -> Call:
+        """Returns what the routes of an operator are asked. Positional: every call passes here."""
+        q, _, v, padding, num_iters, slope = self
+        batch, heads, n, head_dim = q.shape
+        _, _, m, value_dim = v.shape
+        device = device_of(q)
+        constant = abs(slope * LOG2_E) <= SMALLEST_SLOPE
+        return Call(
+            n, m, head_dim, value_dim, q.dtype, v.dtype, num_iters, constant, padding is not None,
+            keeps_duals, False, slices, refine, False, logit_features,
+            one_wave(batch * heads, device), device.capability,
+        )  # fmt: skip
+
+    @property
+    def programs(self) -> int:
+        """One per head."""
+        return self.q.shape[0] * self.q.shape[1]
+
+    @property
+    def heads(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def n(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def m(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def to_log2(self) -> float:
+        """From <q, k> to logits in units of log 2."""
+        return self.slope * LOG2_E
+
+    @property
+    def log2_ratio(self) -> float:
+        """log2(n / m); padding needs n = m, so that both sides have as many valid tokens."""
+        return math.log2(self.n / self.m)
+
+    @property
+    def logits(self) -> dict[str, object]:
+        """The constants of every kernel that makes logits."""
+        d = self.q.shape[3]
+        has_padding = self.padding is not None
+        return {
+            "D": d,
+            "BLOCK_D": block(d),
+            "OPERAND": operand(self.q),
+            "PRECISION": "ieee",
+            "HAS_PADDING": has_padding,
+        }
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The constants of every kernel that reads values too."""
+        width = self.v.shape[3]
+        v_operand = operand(self.v)
+        return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
+
+    @property
+    def one_wave(self) -> bool:
+        """True if the grid of one program per head fits on the GPU at once."""
+        return one_wave(self.programs, device_of(self.q))
+
+    def register_warps(self, up_to_64: int, beyond: int) -> int:
+        """Warps of a program with a head's logits in registers; more if fewer would spill."""
+        long = max(self.n, self.m) > 64
+        if torch.float32 in (self.q.dtype, self.v.dtype):
+            least = 16 if long else 8
+        elif max(self.q.shape[3], self.v.shape[3]) > 64:
+            least = 8 if long else 4
+        else:
+            least = 1
+        return max(beyond if long else up_to_64, least)
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Tokens of the anchored and of the streamed side, and warps, of a pass over the logits."""
+        widest = max(self.q.shape[3], self.v.shape[3])
+        if widest > 64 or torch.float32 in (self.q.dtype, self.v.dtype):
+            return 64, 32, 4
+        return 128, 64, 4
+
+    @property
+    def gradient_tile(self) -> tuple[int, int, int]:
+        """The same for a pass that holds several tiles at once."""
+        x_block, y_block, warps = self.tile
+        return x_block, y_block, max(warps, x_block // 16)
+
+
+def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
+    """Allocates `[B, H, N, width of v]`, in memory `[B, N, H, width]`: ready to be projected."""
+    batch, heads, n, _ = q.shape
+    return v.new_empty(batch, n, heads, v.shape[3]).transpose(1, 2)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Returns the batch, head and token strides of each tensor."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def head_strides(*duals: Tensor | None) -> list[int]:
+    """Returns the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
+    return [0 if dual is None else dual.stride(1) for dual in duals]

@@ -1,0 +1,161 @@
+"""Finite-T Sinkhorn attention as one custom operator with a gradient, for teacher and closures.
+
+For the gradient the duals of every update are kept, O((n + m) T) numbers; nothing of size n x m.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
+from asap_exp.ops.kernels.tiles import unit_stride
+from asap_exp.ops.masking import blank
+from asap_exp.ops.routing import choose
+
+
+class Solution(NamedTuple):
+    """out `[B, H, N, width of v]` and the duals of the updates, in units of log 2.
+
+    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T; both empty
+    (`[B, H, 0, ..]`) where they were not asked for.
+    """
+
+    out: Tensor
+    rows: Tensor
+    cols: Tensor
+
+
+def sinkhorn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    *,
+    num_iters: int,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+    keep_duals: bool = False,
+) -> Solution:
+    """Makes `num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
+
+    With values of width 0 no product is made: for the duals alone. Differentiable in q, k, v and
+    `start`; the duals carry no gradient.
+    """
+    save = keep_duals or gradient_needed(q, k, v, start)
+    start = None if start is None else blank(start.float(), key_padding_mask, 2)
+    return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save))
+
+
+@torch.library.custom_op("asap_exp::sinkhorn", mutates_args=())
+def _sinkhorn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    padding: Tensor | None,
+    num_iters: int,
+    slope: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, rows, cols = _results(q, k, v, num_iters, save)
+    if q.numel() == 0:
+        return out, rows, cols
+    start = None if start is None else start.contiguous()
+    with torch.cuda.device_of(q):
+        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        route = choose("sinkhorn", launch.call(keeps_duals=save))
+        route.launch(launch, start, out, Duals(rows, cols) if save else None)
+    return out, rows, cols
+
+
+@_sinkhorn.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    padding: Tensor | None,
+    num_iters: int,
+    slope: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(q, k, v, num_iters, save)
+
+
+def _results(
+    q: Tensor, k: Tensor, v: Tensor, num_iters: int, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocates the outputs."""
+    batch, heads, n, _ = q.shape
+    m = v.shape[2]
+    kept = num_iters if save else -1
+    rows = q.new_empty(batch, heads, kept + 1, n, dtype=torch.float32)
+    cols = q.new_empty(batch, heads, max(kept, 0), m, dtype=torch.float32)
+    return unwritten_output(q, v), rows, cols
+
+
+@torch.library.custom_op("asap_exp::sinkhorn_backward", mutates_args=())
+def _sinkhorn_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    rows: Tensor,
+    cols: Tensor,
+    num_iters: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = _gradients(q, k, v)
+    if grad_out.numel() == 0:
+        return grads
+    with torch.cuda.device_of(q):
+        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        route = choose("sinkhorn_backward", launch.call(keeps_duals=True))
+        route.launch(launch, unit_stride(grad_out), Duals(rows, cols), grads)
+    return grads
+
+
+@_sinkhorn_backward.register_fake
+def _(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    padding: Tensor | None,
+    rows: Tensor,
+    cols: Tensor,
+    num_iters: int,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(q, k, v)
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocates the gradients of q, k, v and f^0."""
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    return grad_q, grad_k, grad_v, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, start, padding, ctx.num_iters, ctx.slope, _ = inputs
+    ctx.has_start = start is not None
+    _, rows, cols = output
+    ctx.mark_non_differentiable(rows, cols)
+    ctx.save_for_backward(q, k, v, padding, rows, cols)
+
+
+def _backward(ctx, grad_out, *_):
+    q, k, v, padding, rows, cols = ctx.saved_tensors
+    grad_q, grad_k, grad_v, grad_start = _sinkhorn_backward(
+        grad_out, q, k, v, padding, rows, cols, ctx.num_iters, ctx.slope
+    )
+    return (
+        grad_q, grad_k, grad_v, grad_start if ctx.has_start else None, None, None, None, None,
+    )  # fmt: skip
+
+
+_sinkhorn.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,250 @@
+"""Quality against latency of the whole model, one curve per family of methods."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adjustText import adjust_text
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from asap_exp.core.escaping import on_figure
+from asap_exp.core.records.columns import Column
+from asap_exp.report.averages import AveragedRow, averaged_rows, main_rows
+from asap_exp.report.captions import group_title
+from asap_exp.report.drawing import subplots
+from asap_exp.report.groups import Group
+from asap_exp.report.pareto import goodness, has_maps, points, quality
+
+DEPTH = 0.1
+"""How far below the teacher's accuracy a figure goes, or what share above its perplexity."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods drawn as one curve. Markers and lines tell them apart without colour too."""
+
+    name: str
+    colour: str
+    marker: str
+    line: str
+    joins_all: bool = False
+    """Whether the curve joins every point, not only those that no faster one is better than."""
+
+
+# Okabe and Ito's palette, distinct for colour-blind readers.
+FAMILIES = {
+    "teacher": Family("Sinkhorn teacher", "#000000", "*", ""),
+    "asap": Family("ASAP", "#D55E00", "o", "-"),
+    "truncated": Family("Sinkhorn cut to T' updates", "#0072B2", "s", "--", joins_all=True),
+    "relaxed": Family("T' over-relaxed updates", "#56B4E9", "D", ":", joins_all=True),
+    "control": Family("control: no slices", "#777777", "X", "-."),
+    "uniform": Family("control: uniform", "#777777", "P", ""),
+    "softmax": Family("softmax, trained alike", "#009E73", "^", ""),
+    "espformer": Family("ESPFormer, trained alike", "#CC79A7", "v", ""),
+}
+CUT = ("truncated", "relaxed")
+"""The families whose points are labelled with their number of updates."""
+
+
+def family_of(row: AveragedRow) -> str | None:
+    """The family of a row; None for what only the tables show."""
+    if row.key in ("control_zero", "softmax_swapped") or row.key.startswith("asap_layer"):
+        return None
+    if row.key == "control_uniform":
+        return "uniform"
+    return row.group if row.group in FAMILIES else None
+
+
+def accuracy_latency(group: Group) -> Figure:
+    """The figure of a group: all its maps, where they were measured."""
+    figure, axes = subplots(8, 4.2)
+    draw_group(axes, group)
+    for row in averaged_rows(group):
+        if row.group == "baseline" and row[quality(group).key] is not None:
+            level = quality(group).scale * row.mean(quality(group).key)
+            label = on_figure(row.label)
+            axes.axhline(level, color="#777777", linestyle=(0, (1, 3)), label=label)
+    axes.set_xlabel(
+        on_figure(f"model, ms per batch of {group.first.latency.batch_size}, {group.first.device}")
+    )
+    axes.set_ylabel(f"test {quality(group).title}")
+    milliseconds(axes)
+    axes.legend(fontsize=9, frameon=False)
+    seeds = f", mean of {len(group.records)} seeds" if len(group.records) > 1 else ""
+    axes.set_title(on_figure(f"{group_title(group)}{seeds}", 80), fontsize=10)
+    label_updates(figure, axes, group)
+    return figure
+
+
+def rows_of(group: Group) -> list[AveragedRow]:
+    """The rows that the figures show, from the fastest to the slowest."""
+    trained = [row for row in main_rows(group) if row.key.endswith("_trained")]
+    every = [*points(group), *trained] if has_maps(group) else main_rows(group)
+    known = [
+        row
+        for row in every
+        if family_of(row) and row["model_ms"] is not None and row[quality(group).key] is not None
+    ]
+    return sorted(known, key=lambda row: row.mean("model_ms"))
+
+
+def visible(group: Group) -> list[AveragedRow]:
+    """The rows that are not far worse than the teacher."""
+    column = quality(group)
+    (teacher,) = (row for row in averaged_rows(group) if row.group == "teacher")
+    if teacher[column.key] is None:  # of an infinite perplexity: nothing is far above it
+        return rows_of(group)
+    level = goodness(teacher, column)
+    least = level * (1 + DEPTH) if column.lower_is_better else level - DEPTH
+    return [row for row in rows_of(group) if goodness(row, column) >= least]
+
+
+def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
+    """Every family with a visible point; milliseconds are multiplied by `scale`.
+
+    Curves go on to what is far worse than the teacher, below the axes.
+    """
+    column, shown = quality(group), visible(group)
+    for kind, family in FAMILIES.items():
+        if any(family_of(row) == kind for row in shown):
+            mine = [row for row in rows_of(group) if family_of(row) == kind]
+            draw_family(axes, mine, family, column, scale)
+    axes.grid(alpha=0.25)
+    if shown:
+        x, y = coordinates(shown, column, scale)
+        margin = 0.08 * (max(y) - min(y)) or 1
+        axes.set_ylim(min(y) - margin, max(y) + margin)
+        room = max((max(x) / min(x)) ** 0.06, 1.01)
+        axes.set_xlim(min(x) / room, max(x) * room)
+
+
+def draw_family(
+    axes: Axes, rows: Sequence[AveragedRow], family: Family, column: Column, scale: float
+) -> None:
+    joined = list(rows) if family.joins_all else front(rows, column)
+    spread = [column.scale * (average.std or 0) for row in joined if (average := row[column.key])]
+    order = 4 if family is FAMILIES["asap"] else 3
+    axes.errorbar(
+        *coordinates(joined, column, scale),
+        yerr=spread if any(spread) else None,
+        label=family.name,
+        color=family.colour,
+        marker=family.marker,
+        linestyle=family.line,
+        markersize=11 if family.marker == "*" else 6,
+        linewidth=1.6,
+        elinewidth=1,
+        capsize=2,
+        zorder=order,
+    )
+    others = [row for row in rows if row not in joined]
+    axes.plot(
+        *coordinates(others, column, scale),
+        color=family.colour,
+        marker=family.marker,
+        linestyle="",
+        markersize=4,
+        alpha=0.35,
+        markeredgewidth=0,
+        zorder=2,
+    )
+
+
+def coordinates(
+    rows: Sequence[AveragedRow], column: Column, scale: float
+) -> tuple[list[float], list[float]]:
+    return (
+        [scale * row.mean("model_ms") for row in rows],
+        [column.scale * row.mean(column.key) for row in rows],
+    )
+
+
+def front(rows: Iterable[AveragedRow], column: Column) -> list[AveragedRow]:
+    """The rows, in order of latency, that are better than every faster one."""
+    found: list[AveragedRow] = []
+    for row in rows:
+        if not found or goodness(row, column) > goodness(found[-1], column):
+            found.append(row)
+    return found
+
+
+def milliseconds(axes: Axes) -> None:
+    """A logarithmic axis with round numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    # Within one power of ten the ticks of a logarithmic axis are too few.
+    equal, logarithmic = MaxNLocator(nbins=8, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 2, 5))
+    axes.xaxis.set_major_locator(equal if high < 10 * low else logarithmic)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def label_updates(figure: Figure, axes: Axes, group: Group) -> None:
+    """Writes the number of updates beside each truncation."""
+    column, rows = quality(group), visible(group)
+    figure.draw_without_rendering()  # the layout settles before labels are placed in it
+    texts = []
+    for row in rows:
+        if family_of(row) in CUT:
+            (x,), (y,) = coordinates([row], column, 1)
+            # To start with, plain truncations below their curve and relaxed ones above it.
+            shift = (5, -15) if row.group == "truncated" else (-8, 5)
+            x, y = axes.transData.inverted().transform(axes.transData.transform((x, y)) + shift)
+            number = row.key.removeprefix(f"{row.group}_")
+            texts.append(axes.text(x, y, number, color=FAMILIES[row.group].colour, fontsize=9))
+    if texts:
+        adjust_text(
+            texts,
+            *coordinates(rows, column, 1),
+            ax=axes,
+            expand=(1.4, 1.4),
+            iter_lim=500,  # without a limit it runs for a second, however far it comes
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
+        )
+
+
+def summary(groups: Sequence[Group]) -> Figure | None:
+    """The report's first figure: one data set at several lengths, time relative to the teacher's.
+
+    Of the data sets whose maps were all measured, the one with the most lengths; None if there is
+    none.
+    """
+    chosen = lengths(groups)
+    if not chosen:
+        return None
+    figure, grid = subplots(8, 3.3, ncols=len(chosen), squeeze=False)
+    for axes, group in zip(grid.flat, chosen, strict=True):
+        rows = {row.key: row for row in main_rows(group)}
+        draw_group(axes, group, scale=100 / rows["teacher"].mean("model_ms"))
+        n, times = group.first.training.tokens, rows["asap"].mean("model_speedup")
+        length = f"{n} tokens" if n else on_figure(group_title(group), 30)
+        axes.set_title(f"{length}: ASAP {times:.1f}x as fast", fontsize=9.5)
+        axes.set_xlim(0, 110)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.tick_params(labelsize=9)
+    record = chosen[0].first
+    grid.flat[0].set_ylabel(on_figure(f"{record.data}, test {quality(chosen[0]).title}"))
+    words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
+    figure.supxlabel(words, fontsize=10)
+    entries: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": 3}
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", **style)
+    return figure
+
+
+def lengths(groups: Sequence[Group]) -> list[Group]:
+    """The groups of one data set and norm whose maps were all measured, by length."""
+    families: dict[tuple[str, bool], list[Group]] = {}
+    for group in groups:
+        record = group.first
+        (asap,) = (row for row in main_rows(group) if row.key == "asap")
+        usual = record.all_layers and record.corruption is None
+        if has_maps(group) and usual and asap["model_speedup"] is not None:
+            families.setdefault((record.data, record.qk_norm), []).append(group)
+    best = max(families.values(), key=len, default=[])
+    return sorted(best, key=lambda group: group.first.training.tokens or 0)

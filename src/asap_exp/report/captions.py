@@ -1,0 +1,85 @@
+"""What tables and figures say about their records: titles, conditions, origins."""
+
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.words import layer_words, map_settings
+from asap_exp.report.groups import Group
+from asap_exp.report.markdown_table import commit
+from asap_exp.report.notes import mark
+
+
+def group_title(group: Group) -> str:
+    """The task of a group, in a few words, marked if its rows cannot be made again."""
+    data = f", data {group.data}" if group.data else ""
+    return f"{record_title(group.first)}{data}{mark(group)}"
+
+
+def record_title(record: EvaluationRecord) -> str:
+    training, change = record.training, record.corruption
+    n, half_steps = training.tokens, training.attention.half_steps
+    compiled = len(record.artifact.layers)
+    parts = [
+        f"{record.data} (subset)" if record.is_subset else record.data,
+        "masked tokens" if record.is_masked else "",
+        f"n ≤ {training.data.max_length}" if n is None else f"n = {n}",
+        "" if half_steps is None else f"Sinkformer of {half_steps} half-steps",
+        "with qk_norm" if record.qk_norm else "without qk_norm",
+        "" if change is None else f"{change.name} of severity {change.severity}",
+        "" if record.all_layers else f"{compiled} of {record.num_layers} layers",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def caption(record: EvaluationRecord) -> str:
+    """The conditions of the numbers. A subset is called a subset."""
+    rows, of, samples = record.test.rows, record.test.of, record.samples
+    test = f"all {of}" if record.test.whole else f"a SUBSET of {rows} of {of}"
+    latency = record.latency
+    kernels = "fused kernels" if latency.backend == "triton" else "plain PyTorch"
+    graph = "CUDA graphs" if latency.cuda_graph else "eager"
+    return (
+        f"Measured on {test} test {samples}, in {record.precision} on {record.device}. "
+        f"Latency per batch of {latency.batch_size}: median of {latency.rounds} interleaved "
+        f"rounds, {kernels}, {graph}. ASAP: {map_words(record)}."
+    )
+
+
+def map_words(record: EvaluationRecord) -> str:
+    """The settings of the record's own map; the layers one by one where a budget chose."""
+    if record.artifact.budget is not None:
+        return layer_words(record.artifact)
+    return map_settings(record.artifact).label.removeprefix("ASAP, ")
+
+
+def origins(group: Group) -> list[list[str]]:
+    """How the group's models were trained and measured: rows of two cells."""
+    record = group.first
+    train, evaluated = record.manifests.train, record.manifests.evaluate
+    initial = train.initial
+    pooled = record.trained_on.split == "pooled"
+    rows = {
+        "seeds": ", ".join(map(str, group.seeds)),
+        "trained on": training_rows(record),
+        "split": "training and test rows pooled and dealt again" if pooled else "",
+        "initial weights": "" if initial is None else f"of task {initial.task}",
+        "epochs": f"{train.epochs}; weights of the {record.training.recipe.keep} epoch are kept",
+        "parameters": f"{train.parameters:,}",
+        "training hardware": str(train.hardware.gpu or train.hardware.cpu),
+        "training time, s": ", ".join(f"{r.train_seconds:.0f}" for r in group.records),
+        "plans compared on": f"the first {record.fidelity_samples} test {record.samples}",
+        "torch": f"{train.versions['torch']} (training), {evaluated.versions['torch']}",
+        "code": f"{commits(group, 'train')} (training), {commits(group, 'evaluate')}",
+        "figures": group.slug,
+    }
+    return [[key, value] for key, value in rows.items() if value]
+
+
+def training_rows(record: EvaluationRecord) -> str:
+    """Which rows, how many, and whether those are all. A subset is called a subset."""
+    data, limit = record.trained_on, record.training.trainer.limit_train_batches
+    subset = f", a SUBSET of the split's {data.train_split_rows_in_all}" if data.is_subset else ""
+    limited = f", {limit} batches per epoch only" if limit else ""
+    return f"{data.train_on} ({data.train_rows} rows{subset}{limited})"
+
+
+def commits(group: Group, stage: str) -> str:
+    return ", ".join(sorted({commit(getattr(r.manifests, stage)) for r in group.records}))

@@ -1,0 +1,166 @@
+"""Tables between markers in README and docs, made from the published records.
+
+A table stands between `<!-- NAME ARGUMENTS: begin -->` and `<!-- NAME: end -->`. NAME is one of
+
+    headline GROUP ...      a row per group: teacher, ASAP, the best cheaper rival, the speed-up
+    methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, where
+                            every map was measured, of the table of all maps (map_HASH)
+    corruption GROUP ...    the same teacher and map on other test images, a row per group
+    results                 the quality of every group of records, a row each
+    speed                   the operators alone, a row per length and kind of input
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asap_exp.core.errors import UserError, check_choice
+from asap_exp.core.files import read_text, write_text
+from asap_exp.core.records.benchmark import BenchmarkRecord
+from asap_exp.core.records.row import COLUMN
+from asap_exp.core.records.words import settings_of_label
+from asap_exp.report.averages import AveragedRow, main_rows
+from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
+from asap_exp.report.benchmark_records import load_records as load_benchmarks
+from asap_exp.report.captions import group_title
+from asap_exp.report.groups import Group, grouped
+from asap_exp.report.markdown import columns, method_lines, setting_cells, short, summary_lines
+from asap_exp.report.markdown_table import table_lines
+from asap_exp.report.pareto import goodness, has_maps, points, quality
+from asap_exp.report.records import load_records
+
+TABLE = re.compile(r"<!-- (\w+)((?: [\w-]+)*): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `records/` holds: groups of evaluations by their name, and benchmarks."""
+
+    groups: dict[str, Group]
+    benchmarks: list[BenchmarkRecord]
+
+    def group(self, slug: str) -> Group:
+        check_choice("group of a table", slug, tuple(self.groups))
+        return self.groups[slug]
+
+
+def published(records: Path) -> Published:
+    """UserError for a damaged record."""
+    groups = grouped(load_records(records, strict=True))
+    return Published(
+        {group.slug: group for group in groups},
+        load_benchmarks(records / "benchmark", strict=True),
+    )
+
+
+def update(file: Path, found: Published) -> None:
+    """Makes every table of a file again."""
+    write_text(file, with_tables(read_text(file), found))
+
+
+def with_tables(document: str, found: Published) -> str:
+    """The text of `document` with every table made again; UserError for an unknown marker."""
+
+    def table(match: re.Match[str]) -> str:
+        name, arguments = match[1], match[2].split()
+        check_choice("table", name, tuple(TABLES))
+        head = f"<!-- {' '.join([name, *arguments])}: begin -->"
+        return "\n".join([head, *TABLES[name](found, arguments), f"<!-- {name}: end -->"])
+
+    return TABLE.sub(table, document)
+
+
+def rows_of(group: Group) -> dict[str, AveragedRow]:
+    """Every row of the group's tables, by key."""
+    timed = points(group) if has_maps(group) else []
+    return {row.key: row for row in [*timed, *main_rows(group)]}
+
+
+def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    """Some methods; if a map is among them, with its settings in columns."""
+    group = found.group(arguments[0])
+    rows = rows_of(group)
+    for key in arguments[1:]:
+        check_choice(f"row of {group.slug}", key, tuple(rows))
+    chosen = [rows[key] for key in arguments[1:]]
+    if not any(settings_of_label(row.label) for row in chosen):
+        return method_lines(group, chosen)
+    shown = columns(group, all_columns=False)
+    lines = [
+        [*setting_cells(row)[:-1], *(short(column, row[column.key]) for column in shown)]
+        for row in chosen
+    ]
+    titles = ["method", "slices", "features", "refine", "calibration"]
+    return table_lines([*titles, *(column.title for column in shown)], lines, text=len(titles))
+
+
+def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    titles = [
+        "test accuracy %",
+        "Sinkhorn teacher",
+        "ASAP",
+        "best other, as fast",
+        "model speed-up",
+    ]
+    return table_lines(titles, [headline(found.group(slug)) for slug in arguments])
+
+
+def headline(group: Group) -> list[str]:
+    """Is ASAP better than every truncation and control of the same weights that is as fast?"""
+    rows = rows_of(group)
+    asap, column = rows["asap"], quality(group)
+    rivals = [
+        row
+        for row in rows.values()
+        if (row.group in ("truncated", "relaxed", "control") or row.key == "softmax_swapped")
+        and row["model_ms"] is not None
+        and row.mean("model_ms") <= asap.mean("model_ms")
+    ]
+    best = max(rivals, key=lambda row: goodness(row, column), default=None)
+    masked = ", perplexity" if group.first.is_masked else ""
+    return [
+        f"{group_title(group)}{masked}",
+        column.write(rows["teacher"][column.key]),
+        column.write(asap[column.key]),
+        "" if best is None else f"{column.write(best[column.key])} ({rival_words(best)})",
+        COLUMN["model_speedup"].write(asap["model_speedup"]),
+    ]
+
+
+def rival_words(row: AveragedRow) -> str:
+    settings = settings_of_label(row.label)
+    if settings is None:
+        return row.label.removeprefix("control: ")
+    refined = "" if settings.refine == "0" else f", refine {settings.refine}"
+    return f"no slices{refined}"
+
+
+CORRUPTION = {
+    "teacher": "teacher",
+    "ASAP": "asap",
+    "T' = 5": "truncated_5",
+    "T' = 10": "truncated_10",
+}
+
+
+def corruption_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    lines = []
+    for slug in arguments:
+        group = found.group(slug)
+        change, column = group.first.corruption, quality(group)
+        if change is None:
+            raise UserError(f"{slug} is no evaluation on corrupted images")
+        rows = rows_of(group)
+        cells = [column.write(rows[key][column.key]) for key in CORRUPTION.values()]
+        lines.append([f"{change.name}, severity {change.severity}", *cells])
+    return table_lines(["test accuracy %", *CORRUPTION], lines)
+
+
+TABLES: dict[str, Callable[[Published, Sequence[str]], list[str]]] = {
+    "headline": headline_table,
+    "methods": methods_table,
+    "corruption": corruption_table,
+    "results": lambda found, _: summary_lines(list(found.groups.values())),
+    "speed": lambda found, _: speed_lines(found.benchmarks),
+}

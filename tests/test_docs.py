@@ -1,0 +1,93 @@
+"""The pages of docs/: what they tell a user to type works, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.documents import (
+    PAGES,
+    README,
+    ROOT,
+    anchor,
+    blocks,
+    check_command,
+    check_link,
+    commands,
+    headings,
+    links,
+)
+from tests.test_scripts import script
+
+MOST_LINES = 300
+COMMANDS = sorted({command for page in PAGES for command in commands(page)} - {*commands(README)})
+SNIPPETS = {
+    f"{page.stem}-{number}": code
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"), start=1)
+    if code not in blocks(README, "python")
+}
+ANSWERS = {
+    "What is the closure?": "method.md#the-closure",
+    "Which kernel runs for n = 200?": "kernels.md#which-kernel-runs-for-200-tokens-in-bfloat16",
+    "How do I add a task?": "extending.md#how-do-i-add-a-task",
+    "What did ASAP cost on IMDb?": "results.md#what-did-asap-cost-on-imdb",
+    "How is T counted?": "method.md#how-t-is-counted",
+    "What is a control?": "method.md#what-is-a-control",
+    "How do I resume?": "tracking.md#how-do-i-resume",
+    "Where are the logs?": "tracking.md#where-are-the-logs",
+    "How do I compile my own timm model?": "../README.md#compile-your-own-model",
+    "What is not reproduced?": "reproduce.md#what-is-not-reproduced",
+    "How do I run a sweep?": "tracking.md#how-do-i-run-a-sweep",
+}
+"""One click to a page, which every page of the site and the README link to, one to its heading."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_a_page_is_one(command: str) -> None:
+    check_command(command)
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_snippet_of_a_page_runs_as_it_stands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPETS[name], {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        check_link(page, link)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_is_in_the_navigation_and_no_longer_than_can_be_read(page: Path) -> None:
+    assert f"docs/{page.name}" in (ROOT / "mkdocs.yml").read_text()
+    assert len(page.read_text().splitlines()) <= MOST_LINES
+    anchors = [anchor(heading) for heading in headings(page)]
+    assert len(set(anchors)) == len(anchors), "two headings would have the same link"
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_question_of_a_newcomer_has_a_heading(question: str) -> None:
+    check_link(ROOT / "docs" / "index.md", ANSWERS[question])
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert not script("build_docs").undocumented()
+
+
+def test_formulas_become_mathml() -> None:
+    mathml = script("docs_math").mathml
+    inline = mathml(r'a <span class="arithmatex">\(x_1 &lt; y\)</span> b')
+    assert re.fullmatch(r'a <math [^>]*display="inline">.*<mi>x</mi>.*&#x0003C;.*</math> b', inline)
+    block = mathml('<div class="arithmatex">\\[\nx\n\\]</div>')
+    assert re.fullmatch(r'<math [^>]*display="block">.*<mi>x</mi>.*</math>', block)
+
+
+@pytest.mark.parametrize("formula", [r"\foo x", r"\left( x"])
+def test_formula_that_cannot_be_read_is_named(formula: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(formula)):
+        script("docs_math").mathml(rf'<span class="arithmatex">\({formula}\)</span>')
