@@ -286,7 +286,7 @@ def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
 
 
 def test_reliability_f7_own_mistake_is_not_taken_for_the_disks(tmp_path):
-    """This holds even while a system error is being handled."""
+    """A bug is not mistaken for a disk error, even while a system error is being handled."""
 
     def write(temporary: Path) -> None:
         raise TypeError("a mistake")
