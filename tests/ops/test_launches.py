@@ -16,7 +16,7 @@ def decorator_name(node: ast.expr) -> str:
 
 
 def launches(path: Path) -> Iterator[ast.Call]:
-    """Calls of the form kernel[grid](...)."""
+    """Call of the form kernel[grid](...)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
             kernel = ast.unparse(node.func.value)

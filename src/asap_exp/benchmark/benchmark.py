@@ -38,7 +38,7 @@ from asap_exp.timing.roofline import ceilings
 
 
 def benchmark(config: BenchmarkConfig) -> Path:
-    """Times the operators; returns the path of the record kept below `results/records/`."""
+    """Time the operators; returns the path of the record kept below `results/records/`."""
     device = choose_device(config.accelerator)
     if config.cuda_graph and device.type == "cpu":
         raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")

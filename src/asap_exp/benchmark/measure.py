@@ -134,7 +134,7 @@ def trial(
 
 
 def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Capture) -> Prepare:
-    """Writes the first call's time and routes and the second's memory into the cell.
+    """Write the first call's time and routes and the second's memory into the cell.
 
     Returns what to time.
     """

@@ -74,7 +74,7 @@ BUILDERS: dict[str, Builder] = {}
 
 
 def method(template: str) -> Callable[[Builder], Builder]:
-    """Registers a builder, called with a Setting and the whole numbers that the name holds."""
+    """Register a builder, called with a Setting and the whole numbers that the name holds."""
 
     def add(builder: Builder) -> Builder:
         BUILDERS[template] = builder

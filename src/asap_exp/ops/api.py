@@ -30,7 +30,7 @@ def sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
+    """Return attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
 
     Rows sum to 1 exactly, columns to n/m approximately. Gradients are those of the unrolled
     updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
@@ -54,7 +54,7 @@ def relaxed_sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
+    """Return the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
 
     Each of the `num_iters` - 1 updates goes to f + relaxation (F(f) - f), F a plain update.
     Over-relaxed (relaxation > 1), it comes closer to the plan of many updates where plain ones
@@ -83,7 +83,7 @@ def sinkhorn_duals(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> SinkhornDuals:
-    """Returns the duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
+    """Return the duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
 
     In logit units. exp(S + row + col) is the plan, and so is the closure of `ready` = f^{T-1}.
     """
@@ -106,7 +106,7 @@ def closure_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
+    """Return softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
 
     f is `row_dual` `[B, H, N]`; the result `[B, H, N, width of v]`. This is the two-sided entropic
     c-transform of f; a constant added to f changes nothing.
@@ -128,7 +128,7 @@ def softmax_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns softmax_j(S) v, `[B, H, N, width of v]`: the usual attention, without a column step.
+    """Return softmax_j(S) v, `[B, H, N, width of v]`: the usual attention, without a column step.
 
     Runs PyTorch's fused operator; padded 16-bit inputs without a gradient run the attention pass of
     the other operators, since PyTorch's flash kernels take no mask.
@@ -151,7 +151,7 @@ def sliced_potentials(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
+    """Return exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
 
     `theta` `[H, L, D]` is used as given (fits keep it at unit norm). The cost on slice l is
     -(scale/eps) <q_i, theta_l> <k_j, theta_l>; each potential is centred over the valid tokens.
@@ -181,7 +181,7 @@ def asap_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
+    """Return the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
 
     f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2], adaptive_weight .
     `adaptive_features` and logit_weight . `logit_features` if given; then `refine` further Sinkhorn
@@ -228,7 +228,7 @@ def predicted_dual(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
+    """Return the row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
@@ -243,7 +243,7 @@ def predicted_dual(
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
+    """Return [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
     check.check_query_key(q, q)
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
@@ -261,7 +261,7 @@ def adaptive_features(
     backend: str = "auto",
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Returns features of the queries that adapt to the sample, for a fit, `[B, H, 5, L, N]`.
+    """Return features of the queries that adapt to the sample, for a fit, `[B, H, 5, L, N]`.
 
     Centred over the valid tokens: the potential divided by the spread of both projections on its
     slice, and the products with the mean key and the mean query at either end of it. Pass `phi`,
@@ -283,7 +283,7 @@ def logit_features(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns features of the queries from their rows of logits, for a fit, `[B, H, 3, N]`.
+    """Return features of the queries from their rows of logits, for a fit, `[B, H, 3, N]`.
 
     Centred over the valid tokens: mean, deviation and maximum over the keys of logits that are
     standardised per key. Source: `asap_exp.ops.reference.logit_rows`.
@@ -304,7 +304,7 @@ def attention_plan(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics only."""
+    """Return the plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics only."""
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_row_dual(row_dual, q)
     resolve(backend, q)  # refuses what every operator refuses; there is only one implementation
@@ -319,7 +319,7 @@ def _common(
     scale: float | None,
     key_padding_mask: Tensor | None,
 ) -> dict:
-    """Returns the options that every operator shares, checked."""
+    """Return the options that every operator shares, checked."""
     check.check_query_key(q, k)
     eps, scale = check.check_temperature(eps, scale, q.shape[3])
     check.check_mask(key_padding_mask, q, k)

@@ -26,7 +26,7 @@ SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 def resolve(
     backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
 ) -> ModuleType:
-    """Returns the package of operators to run: `ops.reference` or `ops.kernels`.
+    """Return the package of operators to run: `ops.reference` or `ops.kernels`.
 
     `auto` takes the kernels wherever they can run. `no_gradient_of` are the inputs whose gradient
     the kernels lack: if one of these is needed, `auto` takes the reference. ValueError for an
@@ -46,7 +46,7 @@ def resolve(
 
 
 def chosen(backend: str, q: Tensor) -> str:
-    """Returns the name of the implementation that a call with these queries runs on."""
+    """Return the name of the implementation that a call with these queries runs on."""
     return "reference" if resolve(backend, q) is reference else "triton"
 
 
@@ -58,7 +58,7 @@ def check_backend(backend: str) -> None:
 def why_not_fused(
     q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
 ) -> str | None:
-    """Returns why the kernels cannot take these inputs, or None if they can."""
+    """Return why the kernels cannot take these inputs, or None if they can."""
     found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
     reason = device_refusal(q.device.type, found, interpreted=interpreted)
     reason = reason or input_refusal("q", q.dtype, q.shape[3])
@@ -75,7 +75,7 @@ NO_GRADIENT = "a gradient is needed that has no fused kernel"
 def device_refusal(
     device: str, capability: tuple[int, int] | None, *, interpreted: bool
 ) -> str | None:
-    """Returns why the kernels do not run on a device of this type and capability."""
+    """Return why the kernels do not run on a device of this type and capability."""
     if fused is None:
         return "Triton is not installed"
     if device == "cuda":
@@ -86,7 +86,7 @@ def device_refusal(
 
 
 def input_refusal(name: str, dtype: torch.dtype, width: int) -> str | None:
-    """Returns why the kernels do not take an input of this dtype and width."""
+    """Return why the kernels do not take an input of this dtype and width."""
     if dtype not in FUSED_DTYPES:
         return f"{name} is {dtype}, and the fused kernels compute in float32"
     if not 0 < width <= WIDEST_HEAD:

@@ -73,7 +73,7 @@ class Call(NamedTuple):
 
 
 def one_wave(programs: int, device: Device) -> bool:
-    """Returns whether (nearly) all programs run at a time, even with more warps each.
+    """Return whether (nearly) all programs run at a time, even with more warps each.
 
     The latency of one program then counts, and the size of its code: what a model's other kernels
     evicted from the instruction cache is fetched again line by line. So such a grid gets more
@@ -86,7 +86,7 @@ _pretended: Device | None = None
 
 
 def device_of(x: Tensor) -> Device:
-    """Returns the device of `x`, or the one that `as_if` pretends."""
+    """Return the device of `x`, or the one that `as_if` pretends."""
     if _pretended is not None:
         return _pretended
     return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER

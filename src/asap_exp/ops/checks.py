@@ -45,7 +45,7 @@ def check_value(v: Tensor, k: Tensor) -> None:
 
 
 def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
-    """Returns eps and scale as floats; `scale=None` is head_dim ** -0.5."""
+    """Return eps and scale as floats; `scale=None` is head_dim ** -0.5."""
     for name, x in (("eps", eps), ("scale", scale)):
         optional = name == "scale" and x is None
         if not optional and (isinstance(x, bool) or not isinstance(x, Real)):

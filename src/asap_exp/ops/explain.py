@@ -138,7 +138,7 @@ def explain(
     capability: tuple[int, int] | None = None,
     multiprocessors: int = 132,
 ) -> Explanation:
-    """Returns every route that a call is offered, and why it is or is not taken.
+    """Return every route that a call is offered, and why it is or is not taken.
 
     The call is that of the tensors q `[B, H, N, D]`, k `[B, H, M, D]` and v `[B, H, M, width]`
     (k and v default to q), or has the shapes `n`, `m` (default n), `head_dim`, ... and needs no
@@ -197,7 +197,7 @@ def explain(
 def _device(
     q: Tensor | None, capability: tuple[int, int] | None, multiprocessors: int
 ) -> tuple[str, Device]:
-    """Returns the type of the device, and what routes ask of it."""
+    """Return the type of the device, and what routes ask of it."""
     if capability is not None:
         return "cuda", Device(capability, multiprocessors)
     if q is None and torch.cuda.is_available():
@@ -206,7 +206,7 @@ def _device(
 
 
 def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> str | None:
-    """Returns why no kernel takes the call; None if one does."""
+    """Return why no kernel takes the call; None if one does."""
     interpreted = interpreted and backends.INTERPRETED
     reason = backends.device_refusal(kind, call.capability, interpreted=interpreted)
     reason = reason or backends.input_refusal("q", call.dtype, call.head_dim)
@@ -219,7 +219,7 @@ def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> 
 
 
 def _choices(offers: Offers) -> Iterator[Choice]:
-    """Yields the choice of each operator that is offered a call, and of those that it calls."""
+    """Yield the choice of each operator that is offered a call, and of those that it calls."""
     for operator, call in offers:
         routes, names = ROUTES[operator], forced_names(operator)
         taken = first(routes, call) if names is None else first_of(operator, names, call)
@@ -241,7 +241,7 @@ def _choices(offers: Offers) -> Iterator[Choice]:
 
 
 def _words(operator: str, call: Call) -> str:
-    """Returns the shapes, and the options that are set."""
+    """Return the shapes, and the options that are set."""
     words = [f"n = {call.n}", f"m = {call.m}", f"head_dim = {call.head_dim}"]
     words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
     options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def effective_padding(key_padding_mask: Tensor | None) -> Tensor | None:
-    """Returns the mask to compute with: a sample without a valid token counts as not padded.
+    """Return the mask to compute with: a sample without a valid token counts as not padded.
 
     Its logits are all zero (`blank` replaced every input), so everything stays finite; the caller's
     own mask blanks its results.
@@ -22,7 +22,7 @@ def effective_padding(key_padding_mask: Tensor | None) -> Tensor | None:
 
 
 def blank(x: Tensor, key_padding_mask: Tensor | None, token_dim: int) -> Tensor:
-    """Returns `x` `[B, ...]` with zeros at padded tokens along `token_dim`."""
+    """Return `x` `[B, ...]` with zeros at padded tokens along `token_dim`."""
     if key_padding_mask is None:
         return x
     shape = [1] * x.dim()
@@ -31,14 +31,14 @@ def blank(x: Tensor, key_padding_mask: Tensor | None, token_dim: int) -> Tensor:
 
 
 def absent(vector: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `vector` `[B, H, N]` with -inf at padded tokens: no mass in a log-sum-exp."""
+    """Return `vector` `[B, H, N]` with -inf at padded tokens: no mass in a log-sum-exp."""
     if padding is None:
         return vector
     return vector.masked_fill(padding[:, None, :], float("-inf"))
 
 
 def centre(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, ..., N]` minus its mean over the valid tokens; padded places become 0.
+    """Return `x` `[B, ..., N]` minus its mean over the valid tokens; padded places become 0.
 
     `x` must be 0 at padded places.
     """
@@ -51,5 +51,5 @@ def centre(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Returns float64 for float64 inputs, otherwise float32: for logits, duals and sums."""
+    """Return float64 for float64 inputs, otherwise float32: for logits, duals and sums."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

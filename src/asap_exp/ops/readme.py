@@ -79,12 +79,12 @@ it has the routes of `attention_pass`.
 
 
 def answered(operator: str, found: Explanation) -> Choice:
-    """Returns the last choice of this operator: for relaxed updates the closure's."""
+    """Return the last choice of this operator: for relaxed updates the closure's."""
     return next(choice for choice in reversed(found.choices) if choice.operator == operator)
 
 
 def table(operator: str) -> str:
-    """Returns a table with a row per route and a column per example."""
+    """Return a table with a row per route and a column per example."""
     device: dict[str, Any] = {"capability": CAPABILITY, "multiprocessors": MULTIPROCESSORS}
     choices = [
         answered(operator, explain(name, **options, **device))
@@ -98,14 +98,14 @@ def table(operator: str) -> str:
 
 
 def words(verdict: str, reason: str | None) -> str:
-    """Returns what a cell of the table says."""
+    """Return what a cell of the table says."""
     if verdict == "taken":
         return "**taken**"
     return "" if verdict == "later" or reason is None else reason
 
 
 def with_tables(text: str) -> str:
-    """Returns the README with current tables."""
+    """Return the README with current tables."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     tables = "\n\n".join(table(operator) for operator in EXAMPLES)
@@ -113,7 +113,7 @@ def with_tables(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the README with `--write`; without, returns 1 if it is not current."""
+    """Write the README with `--write`; without, returns 1 if it is not current."""
     current = README.read_text(encoding="utf-8")
     made = with_tables(current)
     if arguments == ["--write"]:

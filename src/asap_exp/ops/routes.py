@@ -29,23 +29,23 @@ __all__ = ["ROUTES", "force", "recorded"]
 
 
 def sinkhorn_call(call: Call, num_iters: int) -> tuple[str, Call]:
-    """Returns the call of the Sinkhorn operator with which the others end."""
+    """Return the call of the Sinkhorn operator with which the others end."""
     return "sinkhorn", call._replace(num_iters=num_iters, keeps_duals=call.gradient)
 
 
 def backward_of(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the backward pass, if a gradient is needed."""
+    """Yield the backward pass, if a gradient is needed."""
     if call.gradient:
         yield "sinkhorn_backward", call
 
 
 def of_relaxed_updates(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields one plain update, of which only the dual is kept; the others are the same."""
+    """Yield one plain update, of which only the dual is kept; the others are the same."""
     yield "sinkhorn", call._replace(num_iters=1, keeps_duals=True, value_dim=0, gradient=False)
 
 
 def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the updates of a dual, and its closure."""
+    """Yield the updates of a dual, and its closure."""
     if call.relaxed:
         if call.refine > 0:
             yield "relaxed_updates", call
@@ -55,12 +55,12 @@ def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def of_relaxed_sinkhorn(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the updates from 0, and the closure."""
+    """Yield the updates from 0, and the closure."""
     return updates_then_closure(call._replace(refine=call.num_iters - 1))
 
 
 def of_separate_asap(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the dual, its updates and the closure."""
+    """Yield the dual, its updates and the closure."""
     yield "sliced_dual", call
     yield from updates_then_closure(call)
 

@@ -20,7 +20,7 @@ def never(call: Call) -> str | None:
 
 
 def nothing(call: Call) -> list[tuple[str, Call]]:
-    """Calls no further operator."""
+    """Call no further operator."""
     return []
 
 
@@ -53,7 +53,7 @@ _records: tuple[list[Taken], ...] = ()
 
 
 def choose(operator: str, call: Call) -> Route:
-    """Returns the first route of the operator that takes the call."""
+    """Return the first route of the operator that takes the call."""
     if torch.compiler.is_compiling() or _forced or _records:
         return _choose(operator, call)
     try:
@@ -68,7 +68,7 @@ def _remembered(operator: str, call: Call) -> Route:
 
 
 def first(routes: tuple[Route, ...], call: Call) -> Route:
-    """Returns the first route that neither refuses the call nor is slower than a later one."""
+    """Return the first route that neither refuses the call nor is slower than a later one."""
     for route in routes:
         if route.refusal(call) is None and route.slower(call) is None:
             return route
@@ -85,7 +85,7 @@ def _choose(operator: str, call: Call) -> Route:
 
 
 def forced_names(operator: str) -> frozenset[str] | None:
-    """Returns the names to which the innermost `force` limits the operator, or None."""
+    """Return the names to which the innermost `force` limits the operator, or None."""
     own = {route.name for route in ROUTES[operator]}
     for names in reversed(_forced):
         if names & own:
@@ -94,7 +94,7 @@ def forced_names(operator: str) -> frozenset[str] | None:
 
 
 def first_of(operator: str, names: frozenset[str], call: Call) -> Route:
-    """Returns the first route of these names that can take the call, however slow."""
+    """Return the first route of these names that can take the call, however slow."""
     refusals = []
     for route in ROUTES[operator]:
         if route.name in names:
@@ -109,7 +109,7 @@ def first_of(operator: str, names: frozenset[str], call: Call) -> Route:
 
 @contextmanager
 def force(*names: str) -> Iterator[None]:
-    """Limits operators within the context to the routes of these names.
+    """Limit operators within the context to the routes of these names.
 
     Every operator with at least one route so named takes the first of them that can, even where
     another is faster; the others are not affected. The calls fail with the refusals if none can.
@@ -129,7 +129,7 @@ def force(*names: str) -> Iterator[None]:
 
 @contextmanager
 def recorded() -> Iterator[list[Taken]]:
-    """Collects the routes that are taken within the context, in order, one entry per call.
+    """Collect the routes that are taken within the context, in order, one entry per call.
 
     Of a compiled model, the list has what its operators choose as they run, not what was chosen as
     it was traced.

@@ -48,7 +48,7 @@ class Launch(NamedTuple):
         refine: int = 0,
         logit_features: bool = False,
     ) -> Call:
-        """Returns what the routes of an operator are asked. Positional: every call passes here."""
+        """Return what the routes of an operator are asked. Positional: every call passes here."""
         q, _, v, padding, num_iters, slope = self
         batch, heads, n, head_dim = q.shape
         _, _, m, value_dim = v.shape
@@ -145,10 +145,10 @@ def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
 
 
 def strides(*tensors: Tensor) -> list[int]:
-    """Returns the batch, head and token strides of each tensor."""
+    """Return the batch, head and token strides of each tensor."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 def head_strides(*duals: Tensor | None) -> list[int]:
-    """Returns the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
+    """Return the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
     return [0 if dual is None else dual.stride(1) for dual in duals]

@@ -15,7 +15,7 @@ from asap_exp.ops.routing import choose
 
 
 def pytorch_slower(call: Call) -> str | None:
-    """Returns why PyTorch's own kernels are slower; None if they are the fastest."""
+    """Return why PyTorch's own kernels are slower; None if they are the fastest."""
     if call.padded and not call.has_float32:
         return "PyTorch's flash kernels take no padding mask"
     return None

@@ -48,7 +48,7 @@ def valid_tokens(padding, sample, index, count, HAS_PADDING: tl.constexpr):
 
 @triton.jit
 def load_tile(base, index, valid, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Loads rows `index` of a `[tokens, WIDTH]` matrix, `[len(index), BLOCK]`; 0 if not valid."""
+    """Load rows `index` of a `[tokens, WIDTH]` matrix, `[len(index), BLOCK]`; 0 if not valid."""
     d = tl.arange(0, BLOCK)
     return tl.load(
         base + index[:, None].to(tl.int64) * stride + d[None, :],
@@ -59,7 +59,7 @@ def load_tile(base, index, valid, stride, WIDTH: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def store_tile(base, index, valid, stride, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Stores a tile as rows `index` of a `[tokens, WIDTH]` matrix, where valid."""
+    """Store a tile as rows `index` of a `[tokens, WIDTH]` matrix, where valid."""
     d = tl.arange(0, BLOCK)
     tl.store(
         base + index[:, None].to(tl.int64) * stride + d[None, :],
@@ -86,14 +86,14 @@ def concat_rows(a, b):
 
 @triton.jit
 def split_rows(both):
-    """Returns the upper and the lower half of the rows."""
+    """Return the upper and the lower half of the rows."""
     halves = tl.reshape(both, [2, both.shape[0] // 2, both.shape[1]])
     return tl.split(tl.permute(halves, (1, 2, 0)))
 
 
 @triton.jit
 def log2_plan(S, to_log2, g, f):
-    """Computes log2 A = S to_log2 + g + f, with the same rounding whichever side is anchored.
+    """Compute log2 A = S to_log2 + g + f, with the same rounding whichever side is anchored.
 
     The gradient is exact to rounding only if all passes see the same logits: at logits of several
     hundred, a different last bit costs it two digits.
@@ -103,31 +103,31 @@ def log2_plan(S, to_log2, g, f):
 
 @triton.jit
 def log2_scaling(scaling, valid):
-    """Returns log2 of a scaling, 0 where not valid."""
+    """Return log2 of a scaling, 0 where not valid."""
     return tl.where(valid, tl.log2(scaling), 0.0)
 
 
 @triton.jit
 def fma_bias(S, to_log2, dual):
-    """Computes S to_log2 + dual with one rounding."""
+    """Compute S to_log2 + dual with one rounding."""
     return tl.fma(S, tl.full(S.shape, 1.0, tl.float32) * to_log2, tl.broadcast_to(dual, S.shape))
 
 
 def operand(x: Tensor) -> tl.dtype:
-    """Returns the dtype in which the matrix units read x."""
+    """Return the dtype in which the matrix units read x."""
     return _TRITON_DTYPES[x.dtype]
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """Returns `x` with its last dimension contiguous, as the kernels read it."""
+    """Return `x` with its last dimension contiguous, as the kernels read it."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def mask_bytes(padding: Tensor | None) -> Tensor | None:
-    """Returns a mask as the kernels read it, one byte per token."""
+    """Return a mask as the kernels read it, one byte per token."""
     return None if padding is None else padding.contiguous().view(torch.uint8)
 
 
 def block(size: int, minimum: int = 16) -> int:
-    """Returns the smallest power of two >= `size`; the matrix units need at least 16."""
+    """Return the smallest power of two >= `size`; the matrix units need at least 16."""
     return max(minimum, triton.next_power_of_2(size))

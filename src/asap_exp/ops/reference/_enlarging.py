@@ -12,7 +12,7 @@ FACTORS = {torch.float32: 2.0**50, torch.float64: 2.0**358}
 
 
 def enlargement(variance: Tensor) -> Tensor:
-    """Returns a factor for values of this variance: 1 unless it is tiny, or 0 by underflow.
+    """Return a factor for values of this variance: 1 unless it is tiny, or 0 by underflow.
 
     No gradient flows through it.
     """

@@ -19,7 +19,7 @@ from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, upd
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None) -> Tensor:
-    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
+    """Return [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
     padding = effective_padding(key_padding_mask)
     q = blank(q, key_padding_mask, 2).to(compute_dtype(q))
     features = torch.cat([q, q.square().sum(dim=-1, keepdim=True)], dim=-1).transpose(-1, -2)
@@ -39,7 +39,7 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns f_hat `[B, H, N]`, centred; 0 at padded places."""
+    """Return f_hat `[B, H, N]`, centred; 0 at padded places."""
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )

@@ -38,7 +38,7 @@ def espformer_attention(
     tau: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
+    """Return A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
     x, y = points(q, key_padding_mask), points(k, key_padding_mask)
     padding = effective_padding(key_padding_mask)
     values = blank(v, key_padding_mask, 2).to(x.dtype)
@@ -59,7 +59,7 @@ def espformer_attention(
 def espformer_plan(
     q: Tensor, k: Tensor, *, temperature: float, tau: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """Returns A `[B, H, N, M]`, 0 at padded places: the weights of `espformer_attention`."""
+    """Return A `[B, H, N, M]`, 0 at padded places: the weights of `espformer_attention`."""
     keys = torch.eye(k.shape[2], dtype=compute_dtype(k), device=k.device)
     return espformer_attention(
         q,
@@ -76,7 +76,7 @@ def points(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """Returns c `[B, H, L]` of slices with projections x `[B, H, L, N]` and y `[B, H, L, M]`."""
+    """Return c `[B, H, L]` of slices with projections x `[B, H, L, N]` and y `[B, H, L, M]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     return ((P @ distances[:, :, None]) * MR).sum(dim=(-1, -2))
 
@@ -84,21 +84,21 @@ def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | 
 def average(
     x: Tensor, y: Tensor, values: Tensor, weights: Tensor, tau: float, padding: Tensor | None
 ) -> Tensor:
-    """Returns sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
+    """Return sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     ranked = (MR @ values[:, :, None]) * weights[..., None, None]
     return (P.transpose(-1, -2) @ ranked).sum(dim=2)
 
 
 def soft_sorts(x: Tensor, y: Tensor, tau: float, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
+    """Return P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
     P, R = soft_sort(x, tau, padding), soft_sort(y, tau, padding)
     n, m = x.shape[-1], y.shape[-1]
     return P, R if n == m else coupling(n, m).to(R) @ R
 
 
 def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """Returns the soft permutations of s `[.., N]`: one row per rank, descending; padded rows 0."""
+    """Return the soft permutations of s `[.., N]`: one row per rank, descending; padded rows 0."""
     if padding is None:
         ranked = s.sort(dim=-1, descending=True).values
         return torch.softmax(-(ranked[..., :, None] - s[..., None, :]).square() / tau, dim=-1)
@@ -112,14 +112,14 @@ def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
 
 
 def coupling(n: int, m: int) -> Tensor:
-    """Returns n times the monotone plan of n and m equal atoms, `[n, m]`; its rows sum to 1."""
+    """Return n times the monotone plan of n and m equal atoms, `[n, m]`; its rows sum to 1."""
     r, s = torch.arange(n)[:, None], torch.arange(m)
     upper, lower = torch.minimum((r + 1) * m, (s + 1) * n), torch.maximum(r * m, s * n)
     return (upper - lower).clamp(min=0) / m
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls `function`, and recomputes it for the gradient instead of keeping its tensors.
+    """Call `function`, and recomputes it for the gradient instead of keeping its tensors.
 
     Nothing here is random, and a CUDA graph could not read a generator's state.
     """

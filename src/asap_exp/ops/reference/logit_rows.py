@@ -25,13 +25,13 @@ CONSTANT = 1e-5
 def logit_features(
     q: Tensor, k: Tensor, *, eps: float, scale: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """Returns `[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
+    """Return `[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     return of_logits(S, key_padding_mask)
 
 
 def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Computes the features from logits `[B, H, N, M]`."""
+    """Compute the features from logits `[B, H, N, M]`."""
     padding = effective_padding(key_padding_mask)
     # `standardised` works on rows: transposed, a row of S holds the logits of one key.
     Z = standardised(S.transpose(-1, -2), padding).transpose(-1, -2)
@@ -42,7 +42,7 @@ def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; else 0."""
+    """Return `x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; else 0."""
     mean, centred, count = about_the_mean(x, padding)
     by = enlargement(centred.detach().square().sum(dim=-1) / count)
     centred = centred * by[..., None]
@@ -53,13 +53,13 @@ def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def moments(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation of `x` `[B, H, M, N]` over the valid N, `[B, H, M]`."""
+    """Return mean and deviation of `x` `[B, H, M, N]` over the valid N, `[B, H, M]`."""
     mean, centred, count = about_the_mean(x, padding)
     return mean, root(centred.square().sum(dim=-1) / count)
 
 
 def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the mean over the valid N, `x` minus it there and 0 elsewhere, and their number."""
+    """Return the mean over the valid N, `x` minus it there and 0 elsewhere, and their number."""
     there = x.new_ones(1, x.shape[-1], dtype=torch.bool) if padding is None else ~padding
     valid = there[:, None, None, :].to(x.dtype)
     count = valid.sum(dim=-1)
@@ -68,11 +68,11 @@ def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, T
 
 
 def root(variance: Tensor) -> Tensor:
-    """Returns the square root, without a gradient at 0."""
+    """Return the square root, without a gradient at 0."""
     spread = variance > 0
     return torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
 
 
 def absent_keys(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, H, N, M]` with -inf at padded keys."""
+    """Return `x` `[B, H, N, M]` with -inf at padded keys."""
     return x if padding is None else x.masked_fill(padding[:, None, None, :], float("-inf"))

@@ -38,7 +38,7 @@ def projections(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
+    """Return x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
     dtype = compute_dtype(q)
     x, y = (project(blank(z, key_padding_mask, 2).to(dtype), theta.to(dtype)) for z in (q, k))
     # With the factor in y, a negative scale turns the order of the pairing round by itself.
@@ -46,7 +46,7 @@ def projections(
 
 
 def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Returns the centred potentials `[B, H, L, N]`."""
+    """Return the centred potentials `[B, H, L, N]`."""
     padding = effective_padding(key_padding_mask)
     order = valid_first_order(x, padding)
     x_sorted = x.gather(-1, order)
@@ -68,14 +68,14 @@ def project(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def valid_first_order(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
+    """Return indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
     if padding is not None:
         x = x.masked_fill(padding[:, None, None, :], float("inf"))
     return x.argsort(dim=-1)
 
 
 def midpoint_quantiles(y_sorted: Tensor, n: int) -> Tensor:
-    """Returns (Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
+    """Return (Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
     m = y_sorted.shape[-1]
     i = torch.arange(1, n, device=y_sorted.device)
     left = (i * m + n - 1) // n - 1

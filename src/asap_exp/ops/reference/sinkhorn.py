@@ -30,7 +30,7 @@ class SinkhornDuals(NamedTuple):
 
 
 def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | None) -> Tensor:
-    """Returns S `[B, H, N, M]` in the compute dtype; finite at padded places."""
+    """Return S `[B, H, N, M]` in the compute dtype; finite at padded places."""
     dtype = compute_dtype(q)
     q = blank(q, mask, 2).to(dtype)
     k = blank(k, mask, 2).to(dtype)
@@ -38,7 +38,7 @@ def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | Non
 
 
 def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns g `[B, H, M]` from f `[B, H, N]`."""
+    """Return g `[B, H, M]` from f `[B, H, N]`."""
     f = absent(row_dual, padding)
     g = -torch.logsumexp(S + f[..., :, None], dim=-2)
     n, m = S.shape[-2:]
@@ -46,7 +46,7 @@ def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns f `[B, H, N]` from g `[B, H, M]`."""
+    """Return f `[B, H, N]` from g `[B, H, M]`."""
     g = absent(col_dual, padding)
     return -torch.logsumexp(S + g[..., None, :], dim=-1)
 
@@ -58,7 +58,7 @@ def update(
     padding: Tensor | None,
     relaxation: Tensor | float | None = None,
 ) -> Tensor:
-    """Returns f after `num_iters` further updates from `row_dual`.
+    """Return f after `num_iters` further updates from `row_dual`.
 
     With a `relaxation` w, one number or one per head `[H]`, each goes to f + w (F(f) - f), F being
     the update (Thibault, Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for
@@ -75,18 +75,18 @@ def update(
 
 
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns the plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
+    """Return the plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
     g = absent(column_step(S, row_dual, padding), padding)
     return torch.softmax(S + g[..., None, :], dim=-1)
 
 
 def starting_dual(S: Tensor) -> Tensor:
-    """Returns f^0 = 0."""
+    """Return f^0 = 0."""
     return S.new_zeros(S.shape[:-1])
 
 
 def average_values(A: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns A v, computed in A's dtype, in v's dtype; 0 at padded queries."""
+    """Return A v, computed in A's dtype, in v's dtype; 0 at padded queries."""
     return blank(A @ blank(v, mask, 2).to(A.dtype), mask, 2).to(v.dtype)
 
 
@@ -157,13 +157,13 @@ def closure_attention(
 def attention_pass(
     q: Tensor, k: Tensor, v: Tensor, col: Tensor, row: Tensor | None, slope: float
 ) -> Tensor:
-    """Returns softmax_j(S + col) v; `row` is not read."""
+    """Return softmax_j(S + col) v; `row` is not read."""
     S = logits(q, k, eps=1.0, scale=slope, mask=None)
     return average_values(torch.softmax(S + col[..., None, :], dim=-1), v, None)
 
 
 def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
-    """Returns g `[B, H, M]` of f `[B, H, N]`."""
+    """Return g `[B, H, M]` of f `[B, H, N]`."""
     return column_step(logits(q, k, eps=1.0, scale=slope, mask=None), row, None)
 
 

@@ -8,7 +8,7 @@ from asap_exp.ops.masking import blank
 
 
 def attended(key_padding_mask: Tensor) -> Tensor:
-    """Returns `[B, 1, 1, N]`, True = takes part; a sample without a valid token keeps all."""
+    """Return `[B, 1, 1, N]`, True = takes part; a sample without a valid token keeps all."""
     empty = key_padding_mask.all(dim=-1, keepdim=True)
     return torch.logical_or(~key_padding_mask, empty)[:, None, None, :]
 

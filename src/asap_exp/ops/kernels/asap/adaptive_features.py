@@ -17,14 +17,14 @@ COUNT = tl.constexpr(adaptive.COUNT)
 
 @triton.jit
 def centred_rows(z, exists, inverse_count):
-    """Returns rows z minus their mean over the places that exist, 0 elsewhere."""
+    """Return rows z minus their mean over the places that exist, 0 elsewhere."""
     z = tl.where(exists, z, 0.0)
     return tl.where(exists, z - (tl.sum(z, 1) * inverse_count)[:, None], 0.0)
 
 
 @triton.jit
 def standardised(centred, inverse_count):
-    """Returns centred rows over their standard deviation, and 1 / deviation."""
+    """Return centred rows over their standard deviation, and 1 / deviation."""
     variance = tl.sum(centred * centred, 1) * inverse_count
     spread = variance > 0
     inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
@@ -33,7 +33,7 @@ def standardised(centred, inverse_count):
 
 @triton.jit
 def ends(z, exists):
-    """Returns exp(z) and exp(-z) where they exist, not normalised.
+    """Return exp(z) and exp(-z) where they exist, not normalised.
 
     No |z| exceeds the square root of the number of tokens, so no exponential overflows.
     """
@@ -42,7 +42,7 @@ def ends(z, exists):
 
 @triton.jit
 def end_weights(z, weight, exists, s, slices):
-    """Returns sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w' is behind w."""
+    """Return sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w' is behind w."""
     upper, lower = ends(z, exists)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     w_lower = tl.load(weight + slices + s, mask=s < slices, other=0.0).to(tl.float32)
@@ -53,7 +53,7 @@ def end_weights(z, weight, exists, s, slices):
 
 @triton.jit
 def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.constexpr):
-    """Returns the weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]`.
+    """Return the weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]`.
 
     x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is `[H,
     5, slices]`.
@@ -92,7 +92,7 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
 
 @triton.jit
 def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j, `[16, BLOCK_D]`.
+    """Return sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j, `[16, BLOCK_D]`.
 
     A product on the matrix units: a row of its own holds what rounding a weight loses.
     """
@@ -113,7 +113,7 @@ def pool(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Adds the partial sums of the potentials and <q, u> to f_hat of a head, centred.
+    """Add the partial sums of the potentials and <q, u> to f_hat of a head, centred.
 
     `partial_sums` `[.., groups, 3, n]` holds those of the potentials and of the weights of the keys
     and of the queries.

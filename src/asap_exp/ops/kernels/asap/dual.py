@@ -50,7 +50,7 @@ FUSED_STAGES = 1
 
 
 def self_attention_alone(call: Call) -> str | None:
-    """Returns why these kernels do not take the call; None if they do."""
+    """Return why these kernels do not take the call; None if they do."""
     if call.n != call.m:
         return f"takes as many queries as keys, got {call.n} and {call.m}"
     if call.gradient:
@@ -59,7 +59,7 @@ def self_attention_alone(call: Call) -> str | None:
 
 
 def one_program_refusal(call: Call) -> str | None:
-    """Returns why one program does not project and sort all slices of a head; None if it does."""
+    """Return why one program does not project and sort all slices of a head; None if it does."""
     if call.n > FUSED_TOKENS:
         return f"takes up to {FUSED_TOKENS} tokens, got {call.n}"
     if call.dtype == torch.float32:
@@ -74,7 +74,7 @@ def one_program_refusal(call: Call) -> str | None:
 
 
 def sort_refusal(call: Call) -> str | None:
-    """Returns why no program sorts a slice; None if one does."""
+    """Return why no program sorts a slice; None if one does."""
     if call.n > SORTED_TOKENS:
         return f"takes up to {SORTED_TOKENS} tokens, got {call.n}"
     return None
@@ -89,7 +89,7 @@ def sliced_potentials(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns the exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
+    """Return the exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
 
     q, k `[B, H, N, D]`, theta `[H, L, D]`, key_padding_mask `[B, N]`, True = padded. No gradient.
     Source of the formula: `asap_exp.ops.reference.potentials`.
@@ -109,7 +109,7 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2] + adaptive_weight .
+    """Return f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2] + adaptive_weight .
     features.
 
     Centred, `[B, H, N]` float32. weight `[H, L]`, query_weight `[H, D + 1]`, adaptive_weight `[H,
@@ -167,7 +167,7 @@ def _(
 
 
 def _call(q: Tensor, theta: Tensor) -> Call:
-    """Returns what the routes of the sort are asked."""
+    """Return what the routes of the sort are asked."""
     _, _, n, head_dim = q.shape
     return Call(n, n, head_dim, 0, q.dtype, q.dtype, slices=theta.shape[1])
 
@@ -182,7 +182,7 @@ def dual_by_heads(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; one program per head."""
+    """Return f_hat; one program per head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
@@ -212,7 +212,7 @@ def dual_by_groups(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; one program per group of slices of a head."""
+    """Return f_hat; one program per group of slices of a head."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     _weighted_potentials(projections, padding, q, k, weight.contiguous(), adaptive_weight, f_hat)
     return f_hat
@@ -228,7 +228,7 @@ def dual_by_torch(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; `torch.sort` sorts."""
+    """Return f_hat; `torch.sort` sorts."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     phi = potentials_by_torch(projections, padding, q.dtype)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
@@ -254,7 +254,7 @@ def _project(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns <q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`, and the query features."""
+    """Return <q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`, and the query features."""
     projections, linear = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = linear.shape
@@ -280,7 +280,7 @@ def _operands(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[tuple[Tensor | None, ...], tuple[float, ...], dict[str, object]]:
-    """Returns what `project_tokens` reads: tensors, strides and other numbers, constants."""
+    """Return what `project_tokens` reads: tensors, strides and other numbers, constants."""
     _, heads, n, width = q.shape
     slices = theta.shape[1]
     q, k = unit_stride(q), unit_stride(k)
@@ -298,7 +298,7 @@ def _operands(
 
 
 def potentials_by_groups(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns centred phi `[B, H, L, N]`; one program per group of slices."""
+    """Return centred phi `[B, H, L, N]`; one program per group of slices."""
     phi = torch.empty_like(projections[:, :, 0])
     _sort(projections, padding, dtype, phi, None, None, None)
     return phi
@@ -313,7 +313,7 @@ def _weighted_potentials(
     adaptive_weight: Tensor | None,
     f_hat: Tensor,
 ) -> None:
-    """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
+    """Add the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
     batch, heads, _, slices, n = projections.shape
     groups = triton.cdiv(slices, slices_in_program(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
@@ -337,7 +337,7 @@ def _weighted_potentials(
 def _pool(
     q: Tensor, k: Tensor, partial_sums: Tensor, padding: Tensor | None, f_hat: Tensor
 ) -> None:
-    """Adds the pooled partial sums to `f_hat`, and centres it."""
+    """Add the pooled partial sums to `f_hat`, and centres it."""
     batch, heads, groups, _, n = partial_sums.shape
     if f_hat.numel() == 0:
         return
@@ -360,7 +360,7 @@ def _sort(
     adaptive_weight: Tensor | None,
     partial_sums: Tensor | None,
 ) -> None:
-    """Writes `phi`; with a weight also each program's part of the weighted sum.
+    """Write `phi`; with a weight also each program's part of the weighted sum.
 
     If one program has all slices of a head, it adds the sum to `partial_sums`, then f_hat, centred.
     `phi` may be where the projections of the queries are. With adaptive weights `partial_sums`
@@ -382,7 +382,7 @@ def _sort(
 
 
 def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns centred phi `[B, H, L, N]`; `torch.sort` sorts."""
+    """Return centred phi `[B, H, L, N]`; `torch.sort` sorts."""
     x, y = projections.unbind(2)
     padding = effective_padding(padding)
     if padding is not None:

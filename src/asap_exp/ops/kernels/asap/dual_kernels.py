@@ -17,7 +17,7 @@ from asap_exp.ops.kernels.tiles import valid_tokens
 
 @triton.jit
 def centred(f, valid):
-    """Returns f minus its mean over the valid tokens, 0 elsewhere."""
+    """Return f minus its mean over the valid tokens, 0 elsewhere."""
     f = tl.where(valid, f, 0.0)
     count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
     return tl.where(valid, f - tl.sum(f) / count, 0.0)
@@ -31,7 +31,7 @@ def sort_sides(
     SORT_64: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns words of the queries and images of the keys, `[PER_PROGRAM, SIZE]`, rows sorted."""
+    """Return words of the queries and images of the keys, `[PER_PROGRAM, SIZE]`, rows sorted."""
     RUN: tl.constexpr = SIZE // PER_THREAD
     place = tl.arange(0, PER_PROGRAM * SIZE)
     i = place // (PER_PROGRAM * RUN) * RUN + place % RUN
@@ -59,7 +59,7 @@ def weigh(
     HAS_PADDING: tl.constexpr, SINGLE_PROGRAM: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Stores the weighted sum of phi; with ADAPTIVE also the weights of keys and queries behind it.
+    """Store the weighted sum of phi; with ADAPTIVE also the weights of keys and queries behind it.
 
     With SINGLE_PROGRAM, adds the sum to what is there and centres that.
     """
@@ -102,7 +102,7 @@ def sort_slices(
     ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Sorts some slices of a head; with a weight, also stores their part of the weighted sum."""
+    """Sort some slices of a head; with a weight, also stores their part of the weighted sum."""
     b, h = head // heads, head % heads
     first = group * PER_PROGRAM
     position = tl.arange(0, PER_PROGRAM * SIZE)
@@ -205,7 +205,7 @@ def dual_kernel(
 def sum_kernel(
     partial_sums, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
 ):
-    """Adds the programs' partial sums to f_hat, centred over the valid tokens of a head."""
+    """Add the programs' partial sums to f_hat, centred over the valid tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)

@@ -28,7 +28,7 @@ def logit_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
+    """Return logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
     return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps)
 
 
@@ -59,7 +59,7 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
+    """Return the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
 
     In float64: if a key is nearly orthogonal to the differences of the queries, most of the
     quadratic form cancels.
@@ -79,7 +79,7 @@ def column_scales(
 
 @triton.jit
 def weighted(mean, deviation, highest, weight):
-    """Returns the three features times their weights `[3]` at `weight`."""
+    """Return the three features times their weights `[3]` at `weight`."""
     w = tl.load(weight).to(tl.float32) * mean
     w += tl.load(weight + 1).to(tl.float32) * deviation
     return w + tl.load(weight + 2).to(tl.float32) * highest
@@ -87,7 +87,7 @@ def weighted(mean, deviation, highest, weight):
 
 @triton.jit
 def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: tl.constexpr):
-    """Returns logit_weight . features `[len(valid)]` from the products S of q and k, not centred.
+    """Return logit_weight . features `[len(valid)]` from the products S of q and k, not centred.
 
     NO_TAIL: all tokens are valid. `sign` is that of the factor from S to the logits.
     """
@@ -119,7 +119,7 @@ def logit_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores weight . features of BLOCK_N queries of a head, not centred, into `dual` `[.., n]`."""
+    """Store weight . features of BLOCK_N queries of a head, not centred, into `dual` `[.., n]`."""
     blocks = tl.cdiv(n, BLOCK_N)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     sample, h = head // heads, head % heads

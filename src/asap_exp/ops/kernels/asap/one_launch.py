@@ -70,7 +70,7 @@ LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call; None if it does."""
     if call.n > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.n}"
     if call.slices > SLICES:
@@ -79,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Returns why separate launches are faster; None if they are not."""
+    """Return why separate launches are faster; None if they are not."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
         return "with many heads, a program has one warp and no room for refining updates"
     return None
@@ -97,7 +97,7 @@ def one_operator(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+    """Return the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
     query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation
@@ -160,7 +160,7 @@ def _warps(p: Launch, *, one: bool) -> int:
 # Of what `sort_rows` returns, the lowest bits are in the registers.
 @triton.jit
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Sorts integers `[ROWS, SIZE]`, as `sort_product` leaves them, by rows."""
+    """Sort integers `[ROWS, SIZE]`, as `sort_product` leaves them, by rows."""
     tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
     return sort_rows(tl.permute(tile, (0, 2, 1)))
 
@@ -174,7 +174,7 @@ def by_token(
     SORT_64: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """Returns `values` `[ROWS, SIZE]` with each at the place of its token.
+    """Return `values` `[ROWS, SIZE]` with each at the place of its token.
 
     Sorts the tokens with the values in the low bits: all bits of a value, or, in words of 32, the
     upper ones, as many as `sort_words` leaves to a projection.
@@ -199,7 +199,7 @@ def sliced_sum(
     ROWS: tl.constexpr, SIZE: tl.constexpr, SORT_64: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """Returns sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
+    """Return sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
 
     `centred` holds x above y, each minus its mean; `exists` is `[1, SIZE]`.
     """
@@ -308,7 +308,7 @@ def asap_kernel(
 def launch(
     p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
 ) -> Tensor:
-    """Runs the whole operator in one launch; `padding` is the mask whose bytes `p` has."""
+    """Run the whole operator in one launch; `padding` is the mask whose bytes `p` has."""
     theta, weight, query_weight, adaptive_weight, logit_weight = weights
     out = unwritten_output(p.q, p.v)
     if out.numel() == 0:

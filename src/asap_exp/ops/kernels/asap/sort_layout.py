@@ -16,7 +16,7 @@ THREAD_BYTES = 64
 def sort_constants(
     slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
-    """Returns the constants of `sort_slices` for this many slices per program, and its warps."""
+    """Return the constants of `sort_slices` for this many slices per program, and its warps."""
     size, words_per_thread = block(n), words_in_thread(n, dtype)
     return {
         "PER_PROGRAM": slices_per_program,
@@ -29,7 +29,7 @@ def sort_constants(
 
 
 def words_in_thread(n: int, dtype: torch.dtype) -> int:
-    """Returns how many words of a row one thread holds."""
+    """Return how many words of a row one thread holds."""
     size, words_per_thread = block(n), THREAD_BYTES // word_bytes(dtype)
     return min(
         words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
@@ -37,13 +37,13 @@ def words_in_thread(n: int, dtype: torch.dtype) -> int:
 
 
 def slices_in_program(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns how many slices of a head one program sorts."""
+    """Return how many slices of a head one program sorts."""
     fit = PROGRAM_BYTES // (word_bytes(dtype) * block(n))
     return slices_that_fill_a_warp(min(slices, max(1, fit)), n, dtype)
 
 
 def slices_that_fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns a power of two >= `slices` for which each lane holds as many words as it may.
+    """Return a power of two >= `slices` for which each lane holds as many words as it may.
 
     With fewer, Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
     """

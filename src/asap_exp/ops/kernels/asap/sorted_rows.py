@@ -25,20 +25,20 @@ def flip_order(bits):
 
 @triton.jit
 def sort_images(values, valid):
-    """Returns int32 in the order of float32 `values`; invalid ones last."""
+    """Return int32 in the order of float32 `values`; invalid ones last."""
     return tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
 
 
 @triton.jit
 def sort_words(values, index, valid, SIZE: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns distinct integers in the order of `values`, the index in the low bits."""
+    """Return distinct integers in the order of `values`, the index in the low bits."""
     image = sort_images(values, valid)
     return ((image.to(tl.int64) << 32) | index) if SORT_64 else ((image & -SIZE) | index)
 
 
 @triton.jit
 def sorted_images(words, SIZE: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns the images in words, with the index's bits at half their range."""
+    """Return the images in words, with the index's bits at half their range."""
     return (words >> 32).to(tl.int32) if SORT_64 else ((words & -SIZE) | (SIZE // 2))
 
 
@@ -59,7 +59,7 @@ def exchange_floats(values, axis: tl.constexpr):
 
 @triton.jit
 def predecessor(values, run, PER_THREAD: tl.constexpr):
-    """Returns each value's predecessor in its row; the first value's is arbitrary."""
+    """Return each value's predecessor in its row; the first value's is arbitrary."""
     if PER_THREAD > 1:
         even, odd = tl.split(values)
         found = tl.join(predecessor(odd, run, PER_THREAD // 2), even)
@@ -74,7 +74,7 @@ def predecessor(values, run, PER_THREAD: tl.constexpr):
 
 @triton.jit
 def exclusive_sums(values, run, PER_THREAD: tl.constexpr):
-    """Returns the sum of all values before each one in its row."""
+    """Return the sum of all values before each one in its row."""
     if PER_THREAD > 1:
         even, odd = tl.split(values)
         sums = exclusive_sums(even + odd, run, PER_THREAD // 2)
@@ -96,13 +96,13 @@ def binary_axes(rows):
 
 @triton.jit
 def run_numbers(SIZE: tl.constexpr, PER_THREAD: tl.constexpr):
-    """Returns the numbers of the runs of PER_THREAD neighbours, along their axes."""
+    """Return the numbers of the runs of PER_THREAD neighbours, along their axes."""
     return tl.reshape(tl.arange(0, SIZE // PER_THREAD), [1] + [2] * log2(SIZE // PER_THREAD))
 
 
 @triton.jit
 def predecessors(rows, PER_THREAD: tl.constexpr):
-    """Returns each value's predecessor in its row `[ROWS, SIZE]`; the first's is arbitrary."""
+    """Return each value's predecessor in its row `[ROWS, SIZE]`; the first's is arbitrary."""
     found = predecessor(binary_axes(rows), run_numbers(rows.shape[1], PER_THREAD), PER_THREAD)
     return tl.reshape(found, rows.shape)
 
@@ -119,7 +119,7 @@ def potentials_of(x, x_before, y, y_before, count, PER_THREAD: tl.constexpr):
 
 @triton.jit
 def sorted_potentials(x_words, y_images, count, PER_THREAD: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns potentials of sorted queries `[ROWS, SIZE]`, 0 first, arbitrary from `count` on."""
+    """Return potentials of sorted queries `[ROWS, SIZE]`, 0 first, arbitrary from `count` on."""
     x = image_values(sorted_images(x_words, x_words.shape[1], SORT_64))
     y = image_values(y_images)
     return potentials_of(

@@ -13,26 +13,26 @@ import triton.language as tl
 
 @triton.constexpr_function
 def log2(size: int) -> int:
-    """Returns the exponent of a power of two."""
+    """Return the exponent of a power of two."""
     return size.bit_length() - 1
 
 
 @triton.constexpr_function
 def axis_of(bit: int, bits: int, inner: int) -> int:
-    """Returns the axis of position bit `bit` in a tile `[rows] + [2] * bits`, low bits first."""
+    """Return the axis of position bit `bit` in a tile `[rows] + [2] * bits`, low bits first."""
     return inner - bit if bit < inner else bits + inner - bit
 
 
 @triton.jit
 def position_bit(bit: tl.constexpr, bits: tl.constexpr, inner: tl.constexpr):
-    """Returns that bit of every position, shaped for broadcasting against the tile."""
+    """Return that bit of every position, shaped for broadcasting against the tile."""
     axis: tl.constexpr = axis_of(bit, bits, inner)
     return tl.reshape(tl.arange(0, 2), [1] * axis + [2] + [1] * (bits - axis))
 
 
 @triton.jit
 def exchange(tile, axis: tl.constexpr):
-    """Returns the other one of each pair along an axis of 2; for integers."""
+    """Return the other one of each pair along an axis of 2; for integers."""
     # Sums wrap, so this is exact.
     return tl.sum(tile, axis, keep_dims=True) - tile
 
@@ -51,7 +51,7 @@ def compare_exchange(
 
 @triton.jit
 def sort_rows(tile):
-    """Sorts integers `[rows, 2^inner, 2^outer]` upwards by rows, `[rows, 2^(inner + outer)]`.
+    """Sort integers `[rows, 2^inner, 2^outer]` upwards by rows, `[rows, 2^(inner + outer)]`.
 
     Position a * 2^inner + b of row r is at `[r, b, a]` while it is sorted.
     """
@@ -83,14 +83,14 @@ def sort_rows(tile):
 
 @triton.jit
 def to_thread_layout(vector, ROWS: tl.constexpr, PER_THREAD: tl.constexpr):
-    """Returns a vector as `sort_rows` wants it: each thread's PER_THREAD values along axis 1."""
+    """Return a vector as `sort_rows` wants it: each thread's PER_THREAD values along axis 1."""
     tile = tl.reshape(vector, [PER_THREAD, ROWS, vector.shape[0] // (ROWS * PER_THREAD)])
     return tl.permute(tile, (1, 0, 2))
 
 
 @triton.jit
 def from_thread_layout(rows, PER_THREAD: tl.constexpr):
-    """Returns the result of `sort_rows` as a vector that the same threads store."""
+    """Return the result of `sort_rows` as a vector that the same threads store."""
     tile = tl.reshape(rows, [rows.shape[0], rows.shape[1] // PER_THREAD, PER_THREAD])
     return tl.reshape(tl.permute(tile, (2, 0, 1)), [rows.shape[0] * rows.shape[1]])
 
@@ -101,7 +101,7 @@ def from_thread_layout(rows, PER_THREAD: tl.constexpr):
 
 @triton.jit
 def sort_product(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Sorts integers `[ROWS, SIZE]`, as a product leaves them, by rows."""
+    """Sort integers `[ROWS, SIZE]`, as a product leaves them, by rows."""
     tile = tl.reshape(words, [ROWS, SIZE // (8 * WARPS), WARPS, 4, 2])
     tile = tl.permute(tile, (0, 1, 4, 2, 3))
     return sort_rows(tl.reshape(tile, [ROWS, SIZE // (4 * WARPS), WARPS * 4]))

@@ -52,7 +52,7 @@ MAX_REGISTERS = 168
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call; None if it does."""
     if call.num_iters > 1:
         return f"makes one update, got num_iters={call.num_iters}"
     if call.value_dim > CHANNELS:
@@ -61,7 +61,7 @@ def refusal(call: Call) -> str | None:
 
 
 def key_refusal(call: Call) -> str | None:
-    """Returns why the keys of a head do not fit, or the GPU was not tuned for."""
+    """Return why the keys of a head do not fit, or the GPU was not tuned for."""
     if call.longest > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.longest}"
     if call.head_dim > CHANNELS:
@@ -73,7 +73,7 @@ def key_refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if none is."""
+    """Return why another route is faster; None if none is."""
     most = logits_in_registers.TOKENS
     if call.longest <= most:
         return f"up to {most} tokens are faster with their logits in registers"
@@ -87,7 +87,7 @@ def store_dual(
     BLOCK: tl.constexpr, HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores f in units of log 2, -inf where not valid, into `rows` `[BLOCK]`."""
+    """Store f in units of log 2, -inf where not valid, into `rows` `[BLOCK]`."""
     i = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
     f = tl.where(valid, 0.0, float("-inf"))
@@ -104,7 +104,7 @@ def column_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns max_i(S_ij + f_i) for each tile of keys, 0 where there is none."""
+    """Return max_i(S_ij + f_i) for each tile of keys, 0 where there is none."""
     maxima = ()
     for t in tl.static_range(len(keys)):
         maxima = maxima + (tl.full([keys[t].shape[0]], float("-inf"), tl.float32),)
@@ -135,7 +135,7 @@ def first_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns maximum_j = max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of one block."""
+    """Return maximum_j = max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of one block."""
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
     # [BLOCK_N, BLOCK_D]
@@ -156,7 +156,7 @@ def first_sums(
 
 @triton.jit
 def finite_maximum(maximum):
-    """Returns the maximum, 0 where it is over nothing."""
+    """Return the maximum, 0 where it is over nothing."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
@@ -168,7 +168,7 @@ def column_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns `totals` per tile of keys plus sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
+    """Return `totals` per tile of keys plus sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
     for first in range(begin, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
@@ -195,7 +195,7 @@ def store_columns(
     TILE: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores g_j, -inf where not valid, into `cols`; returns whether sums were lost."""
+    """Store g_j, -inf where not valid, into `cols`; returns whether sums were lost."""
     worst = tl.zeros([TILE], tl.int32)
     for t in tl.static_range(len(sums)):
         j = t * TILE + tl.arange(0, TILE)
@@ -214,7 +214,7 @@ def column_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores g_j = log2_ratio - LSE_i(S + f), -inf where not valid, into `cols`."""
+    """Store g_j = log2_ratio - LSE_i(S + f), -inf where not valid, into `cols`."""
     TILE: tl.constexpr = keys[0].shape[0]
     maxima, totals = first_sums(
         keys, q, rows, padding, sample, q_n, n, to_log2,
@@ -280,7 +280,7 @@ def store_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores -max_j(S_ij + g_j), -inf where not valid, into `rows`."""
+    """Store -max_j(S_ij + g_j), -inf where not valid, into `rows`."""
     TILE: tl.constexpr = keys[0].shape[0]
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
@@ -306,7 +306,7 @@ def attention(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores softmax_j(S + g) v; returns whether sums, shifted by `rows`, were lost."""
+    """Store softmax_j(S + g) v; returns whether sums, shifted by `rows`, were lost."""
     TILE: tl.constexpr = keys[0].shape[0]
     worst = tl.zeros([BLOCK_N], tl.int32)
     for first in range(0, n, BLOCK_N):
@@ -392,7 +392,7 @@ def closure_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, None for zeros. No duals are kept."""
     rows, cols, tiles = _room(p)
     closure_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),

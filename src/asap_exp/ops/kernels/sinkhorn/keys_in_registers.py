@@ -32,7 +32,7 @@ BLOCK_QUERIES = 32
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
         return "makes the updates after the first, got num_iters=1"
     if call.m > KEYS:
@@ -103,7 +103,7 @@ def updates_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     save = duals is not None
     rows, cols = tiled.first_duals(p, start, duals)
     updates_kernel[(p.programs,)](

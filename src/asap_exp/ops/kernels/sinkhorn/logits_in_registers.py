@@ -50,7 +50,7 @@ in units of log 2: exp2(16) is safe in float32.
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call, forward or backward; None if it does."""
+    """Return why this kernel does not take the call, forward or backward; None if it does."""
     wide = call.widest > 64 and call.has_float32
     most = WIDE_FLOAT32_TOKENS if wide else TOKENS
     if call.longest > most:
@@ -60,7 +60,7 @@ def refusal(call: Call) -> str | None:
 
 
 def relaxed_refusal(call: Call) -> str | None:
-    """Returns why this kernel does not make relaxed updates and the closure; None if it does."""
+    """Return why this kernel does not make relaxed updates and the closure; None if it does."""
     if call.gradient:
         return "has no gradient of relaxed updates"
     return refusal(call)
@@ -68,7 +68,7 @@ def relaxed_refusal(call: Call) -> str | None:
 
 @triton.jit
 def store_dual(place, scaling, base, exists, valid):
-    """Stores the dual base + log2(scaling) and returns the scaling of the stored, rounded dual.
+    """Store the dual base + log2(scaling) and returns the scaling of the stored, rounded dual.
 
     The backward pass reads the rounded duals, so the updates continue from those.
     """
@@ -79,7 +79,7 @@ def store_dual(place, scaling, base, exists, valid):
 
 @triton.jit
 def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
-    """Returns f + relaxation (F(f) - f), F a plain update; f is -inf where not valid."""
+    """Return f + relaxation (F(f) - f), F a plain update; f is -inf where not valid."""
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     X = fma_bias(S, to_log2, g[None, :])
     highest = tl.max(X, axis=1)
@@ -90,7 +90,7 @@ def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
 
 @triton.jit
 def column_dual(S, f, valid_j, to_log2, log2_ratio):
-    """Returns g = log2_ratio - LSE_i(S + f), -inf where not valid."""
+    """Return g = log2_ratio - LSE_i(S + f), -inf where not valid."""
     E = fma_bias(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
@@ -107,7 +107,7 @@ def plan(
     SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`.
+    """Return the plan after `num_iters` updates from f, `[len(i), len(j)]`.
 
     f is -inf where not valid. With RELAXED, all updates but the last are relaxed. S holds the
     products of q and k; `q` and `k` point to the head's first row, and with SAVE `rows` and `cols`
@@ -300,12 +300,12 @@ def backward_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     _launch(p, start, out, duals, None)
 
 
 def launch_relaxed(p: Launch, out: Tensor, relaxation: float) -> None:
-    """Writes `out` after `num_iters` - 1 relaxed updates from 0 and the closure."""
+    """Write `out` after `num_iters` - 1 relaxed updates from 0 and the closure."""
     _launch(p, None, out, None, relaxation)
 
 
@@ -333,7 +333,7 @@ def _launch(
 def launch_backward(
     p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
 ) -> None:
-    """Writes the gradients of q, k, v and f^0."""
+    """Write the gradients of q, k, v and f^0."""
     backward_kernel[(p.programs,)](
         p.q, p.k, p.v, grad_out, p.padding, *duals, *grads,
         *strides(p.q, p.k, p.v, grad_out, *grads[:3]),

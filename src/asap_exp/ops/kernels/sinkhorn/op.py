@@ -39,7 +39,7 @@ def sinkhorn(
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
 ) -> Solution:
-    """Makes `num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
+    """Make `num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
 
     With values of width 0 no product is made: for the duals alone. Differentiable in q, k, v and
     `start`; the duals carry no gradient.

@@ -57,14 +57,14 @@ FARTHEST_SCALING = tl.constexpr(24.0)
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call; None if it does."""
     if call.num_iters == 1:
         return "makes the updates after the first, got num_iters=1"
     return tiled_bf16.refusal(call) or closure.key_refusal(call)
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if this one is."""
+    """Return why another route is faster; None if this one is."""
     if call.longest > logits_in_registers.TOKENS:
         least, at = SOME_UPDATES, f"more than {logits_in_registers.TOKENS}"
     else:
@@ -78,7 +78,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def weighted_sums(E, weight, PRECISION: tl.constexpr):
-    """Returns sum_y E_xy weight_y, `[x]`; one column holds what rounding a weight loses."""
+    """Return sum_y E_xy weight_y, `[x]`; one column holds what rounding a weight loses."""
     part = tl.arange(0, 16)[None, :]
     high = weight.to(tl.bfloat16)
     low = (weight - high.to(tl.float32)).to(tl.bfloat16)
@@ -88,7 +88,7 @@ def weighted_sums(E, weight, PRECISION: tl.constexpr):
 
 @triton.jit
 def row_shift(X):
-    """Returns minus the largest entry of each row, 0 where there is none."""
+    """Return minus the largest entry of each row, 0 where there is none."""
     highest = tl.max(X, 1)
     return tl.where(highest == float("-inf"), 0.0, -highest)
 
@@ -102,7 +102,7 @@ def store_plan(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores E of the head into `plan`; if it `is_first`, f = -max_j(S + g) into `rows`."""
+    """Store E of the head into `plan`; if it `is_first`, f = -max_j(S + g) into `rows`."""
     j = tl.arange(0, BLOCK_M)
     i = tl.arange(0, BLOCK_ROWS)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
@@ -135,7 +135,7 @@ def last_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns g^T from g^1 and stores f^(T-1) into `rows`; `plan` is room for E."""
+    """Return g^T from g^1 and stores f^(T-1) into `rows`; `plan` is room for E."""
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
     valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
@@ -204,7 +204,7 @@ def updates_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, None for zeros. No duals are kept."""
     queries, keys = Side(p.q), Side(p.k)
     cols = closure.column_step(p, start)
     smallest, warps, programs_at_a_time = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)

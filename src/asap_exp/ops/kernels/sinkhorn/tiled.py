@@ -26,7 +26,7 @@ from asap_exp.ops.kernels.tiles import (
 
 @triton.jit
 def head_and_tokens(count, BLOCK: tl.constexpr):
-    """Returns this program's head and its BLOCK tokens; programs of one head are neighbours."""
+    """Return this program's head and its BLOCK tokens; programs of one head are neighbours."""
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
     first = (program % blocks) * BLOCK
@@ -35,7 +35,7 @@ def head_and_tokens(count, BLOCK: tl.constexpr):
 
 @triton.jit
 def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
-    """Returns A of a tile whose rows are x."""
+    """Return A of a tile whose rows are x."""
     if X_IS_QUERY:
         return tl.exp2(log2_plan(S, to_log2, dual_y[None, :], dual_x[:, None]))
     return tl.exp2(log2_plan(S, to_log2, dual_x[:, None], dual_y[None, :]))
@@ -43,20 +43,20 @@ def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
 
 @triton.jit
 def running_shift(shift, logits):
-    """Returns minus the running maximum, which starts at +inf, after a further tile of logits."""
+    """Return minus the running maximum, which starts at +inf, after a further tile of logits."""
     highest = tl.max(logits, axis=1)
     return tl.minimum(shift, tl.where(highest == float("-inf"), float("inf"), -highest))
 
 
 @triton.jit
 def rescale(shift, lower):
-    """Returns the factor of sums of exp(logits + shift) when `shift` becomes `lower`."""
+    """Return the factor of sums of exp(logits + shift) when `shift` becomes `lower`."""
     return tl.where(shift == float("inf"), 0.0, tl.exp2(finite_shift(lower) - finite_shift(shift)))
 
 
 @triton.jit
 def finite_shift(shift):
-    """Returns the shift, 0 where no maximum is known yet."""
+    """Return the shift, 0 where no maximum is known yet."""
     return tl.where(shift == float("inf"), 0.0, shift)
 
 
@@ -167,7 +167,7 @@ def attention_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
     save = duals is not None
     rows, cols = first_duals(p, start, duals)
     f: Tensor | None = None
@@ -181,7 +181,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) ->
 
 
 def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
-    """Returns duals with f^0 and g^1; with room for two updates if none are kept."""
+    """Return duals with f^0 and g^1; with room for two updates if none are kept."""
     if duals is None:
         rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
         cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)
@@ -197,7 +197,7 @@ def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
 def last_step(
     p: Launch, col: Tensor, row: Tensor | None, out: Tensor, rows: Tensor, save: bool
 ) -> None:
-    """Writes `out` from g^T, or only f^T if there are no values; `row` is an earlier f."""
+    """Write `out` from g^T, or only f^T if there are no values; `row` is an earlier f."""
     last = rows[:, :, p.num_iters % rows.shape[2]]
     if p.v.shape[3]:
         attention(p, col, row, out, last, save)
@@ -208,13 +208,13 @@ def last_step(
 def column_step(
     p: Launch, row: Tensor | None, previous: Tensor | None, result: Tensor
 ) -> None:
-    """Writes g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, replaces maxima."""
+    """Write g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, replaces maxima."""
     sides = p.k, p.q, row, previous, result
     _half_step(p, *sides, p.log2_ratio, x_is_query=False)
 
 
 def row_step(p: Launch, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
-    """Writes f = -LSE_j(S + col); `previous`, an earlier f, replaces running maxima."""
+    """Write f = -LSE_j(S + col); `previous`, an earlier f, replaces running maxima."""
     sides = p.q, p.k, col, previous, result
     _half_step(p, *sides, 0.0, x_is_query=True)
 
@@ -257,7 +257,7 @@ def attention(
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
-    """Writes softmax_j(S + col) v; `col` `[B, H, M]` in natural units, None for zeros."""
+    """Write softmax_j(S + col) v; `col` `[B, H, M]` in natural units, None for zeros."""
     zeros = p.q.new_zeros(*p.k.shape[:3], dtype=torch.float32)
     col = zeros if col is None else col * LOG2_E
     attention(p, col, None, out, col, save=False)

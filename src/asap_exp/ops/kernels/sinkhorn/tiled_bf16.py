@@ -49,7 +49,7 @@ SMALLEST_SUM, LARGEST_SUM = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why the kernels for bfloat16 do not take the call; None if they do."""
+    """Return why the kernels for bfloat16 do not take the call; None if they do."""
     if call.keeps_duals:
         return "keeps no duals"
     for dtype in (call.dtype, call.value_dtype):
@@ -61,7 +61,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if none is."""
+    """Return why another route is faster; None if none is."""
     if call.num_iters == 1:
         most = logits_in_registers.TOKENS
         if call.longest <= most:
@@ -73,7 +73,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def store_parts(parts, dual, index, valid, padded, to_log2):
-    """Stores `dual` (units of log 2) as the matrix units read it, `[PARTS, padded]`."""
+    """Store `dual` (units of log 2) as the matrix units read it, `[PARTS, padded]`."""
     absent = tl.where(to_log2 < 0, -ABSENT_DUAL, ABSENT_DUAL)
     x = tl.where(valid, dual / to_log2, absent)
     for part in tl.static_range(3):
@@ -108,7 +108,7 @@ def load_streamed(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Loads the rows `j`, which all exist with NO_TAIL; 0 where padded."""
+    """Load the rows `j`, which all exist with NO_TAIL; 0 where padded."""
     if NO_TAIL and not HAS_PADDING:
         valid = tl.full(j.shape, True, tl.int1)
     else:
@@ -125,7 +125,7 @@ def logits(
     HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Returns <x, y> + dual_y / to_log2 for the tile of y that starts at `first`."""
+    """Return <x, y> + dual_y / to_log2 for the tile of y that starts at `first`."""
     j = first + tl.arange(0, BLOCK_Y)
     # [BLOCK_Y, BLOCK_D]
     y_tile = load_streamed(y, padding, b, j, num_y, y_n, D, BLOCK_D, HAS_PADDING, NO_TAIL)
@@ -142,13 +142,13 @@ def logits(
 
 @triton.jit
 def partial_sums(E, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
-    """Returns the row sums of a tile in four parts, each within a thread, `[BLOCK_X, 4]`."""
+    """Return the row sums of a tile in four parts, each within a thread, `[BLOCK_X, 4]`."""
     return tl.sum(tl.sum(tl.reshape(E, [BLOCK_X, BLOCK_Y // 8, 4, 2]), 3), 1)
 
 
 @triton.jit
 def row_sums(E, OPERAND: tl.constexpr):
-    """Returns the sums of E, rounded as where it meets the values, in each of 16 columns.
+    """Return the sums of E, rounded as where it meets the values, in each of 16 columns.
 
     So a row with one entry that counts yields that value unchanged.
     """
@@ -213,14 +213,14 @@ def half_step_kernel(
 
 @triton.jit
 def first_shift(X):
-    """Returns minus the largest entry of each row of the first tile, 0 where that has no token."""
+    """Return minus the largest entry of each row of the first tile, 0 where that has no token."""
     highest = tl.max(X, 1)
     return tl.where(highest < -1e20, 0.0, -highest)
 
 
 @triton.jit
 def lost(total, valid):
-    """Returns 1 for each sum whose shift was so wrong that it lost digits, otherwise 0."""
+    """Return 1 for each sum whose shift was so wrong that it lost digits, otherwise 0."""
     good = (total > SMALLEST_SUM) & (total < LARGEST_SUM)
     return (valid & (good == 0)).to(tl.int32)
 
@@ -312,7 +312,7 @@ class Side:
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, None for zeros. No duals are kept."""
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, start)
     half_step(p, keys, queries, p.log2_ratio)
@@ -323,7 +323,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = N
 
 
 def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
-    """Sets the side's dual to `dual` (natural units; None for zeros)."""
+    """Set the side's dual to `dual` (natural units; None for zeros)."""
     parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
         dual, p.padding, side.dual, side.parts,
         p.heads, side.count, side.padded, p.to_log2,
@@ -333,7 +333,7 @@ def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
 
 
 def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
-    """Sets x's dual to log2_ratio - LSE_y(S + y's dual), shifted by an earlier dual of x."""
+    """Set x's dual to log2_ratio - LSE_y(S + y's dual), shifted by an earlier dual of x."""
     x_block, y_block, warps = p.tile
     previous = x.dual if x.steps else None
     x.steps += 1
@@ -360,7 +360,7 @@ def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
-    """Writes softmax_j(S + col) v, duals in natural units, None for zeros.
+    """Write softmax_j(S + col) v, duals in natural units, None for zeros.
 
     `row` `[B, H, N]` is about minus the logs of the sums, by which they are shifted.
     """

@@ -258,7 +258,7 @@ def logit_kernel(
 def launch(
     p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
 ) -> None:
-    """Writes the gradients of q, k, v and f^0."""
+    """Write the gradients of q, k, v and f^0."""
     grad_q, grad_k, grad_v, grad_start = grads
     rows, cols = duals
     # With a g^0 = g^1 - log(n / m), A^0 has the form of every other A^t.
@@ -274,7 +274,7 @@ def launch(
 def through_values(
     p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradient of v; returns delta `[B, H, N]`, with dX = A (dA - delta), and dg^T."""
+    """Write the gradient of v; returns delta `[B, H, N]`, with dX = A (dA - delta), and dg^T."""
     delta, grad_col = torch.empty_like(row), torch.empty_like(col)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
@@ -295,7 +295,7 @@ def through_values(
 def through_updates(
     p: Launch, rows: Tensor, cols: Tensor, grad_col: Tensor, grad_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns df^t `[B, H, T, N]` (0 for t = 0) and w^t `[B, H, T, M]`; writes f^0's gradient."""
+    """Return df^t `[B, H, T, N]` (0 for t = 0) and w^t `[B, H, T, M]`; writes f^0's gradient."""
     row_weights, col_weights = torch.empty_like(rows[:, :, 1:]), torch.empty_like(cols[:, :, 1:])
     change = cols[:, :, -1] - cols[:, :, -2] - p.log2_ratio
     torch.mul(grad_col, change.exp2_(), out=col_weights[:, :, -1])
@@ -346,7 +346,7 @@ class Side(NamedTuple):
 def through_logits(
     p: Launch, x: Side, y: Side, delta: Tensor, grad_x: Tensor, *, x_is_query: bool
 ) -> None:
-    """Writes the gradient of x's tokens."""
+    """Write the gradient of x's tokens."""
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
     by_rank = p.num_iters <= RANK_UPDATES
@@ -365,5 +365,5 @@ def through_logits(
 
 
 def largest_change(duals: Tensor) -> Tensor:
-    """Returns the largest difference of a dual from the last one, `[B, H]`, in units of log 2."""
+    """Return the largest difference of a dual from the last one, `[B, H]`, in units of log 2."""
     return (duals - duals[:, :, -1:]).abs().amax(dim=(2, 3))
