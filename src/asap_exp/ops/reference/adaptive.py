@@ -1,4 +1,4 @@
-"""Features of a query that adapt to the sample: to its scale, and to where its tokens lie.
+"""Features of a query that adapt to the sample: to its scale and to the position of its tokens.
 
 With the projections x_i = <q_i, theta> and y_j = (scale / eps) <k_j, theta> on a slice, their
 standard deviations over the valid tokens, and x^, y^ standardised by them, the five features are
@@ -7,7 +7,7 @@ standard deviations over the valid tokens, and x^, y^ standardised by them, the 
                              <q_i, sum_j p_j q_j> with p = softmax(x^) and with p = softmax(-x^).
 
 The first does not grow with the sample's scale as phi does. The others are linear in q_i, along the
-mean of the tokens at either end of the slice. (This project's.)
+mean of the tokens at either end of the slice. (They are this project's.)
 """
 
 import torch
@@ -31,7 +31,7 @@ def adaptive_features(
     key_padding_mask: Tensor | None,
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Return `[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places.
+    """Compute the features `[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded positions.
 
     Pass `phi` to reuse the sliced potentials.
     """
@@ -46,9 +46,9 @@ def adaptive_features(
 def enlarged(
     x: Tensor, y: Tensor, key_padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return projections, scaled up if tiny, and the factor of their potentials.
+    """Return projections, scaled up if tiny, and the resulting factor of their potentials.
 
-    The features do not change.
+    The scaling does not change the features.
     """
     padding = effective_padding(key_padding_mask)
     by_x, by_y = (enlargement(centred(z.detach(), padding)[1]) for z in (x, y))
