@@ -65,7 +65,7 @@ def check_relaxation(relaxation: float) -> None:
         raise TypeError(f"relaxation must be a number, got {relaxation!r}")
     if not 0 < relaxation < 2:
         raise ValueError(
-            f"relaxation must be > 0 and < 2, or updates diverge; got {relaxation}"
+            f"relaxation must be > 0 and < 2, so that updates converge; got {relaxation}"
         )
 
 

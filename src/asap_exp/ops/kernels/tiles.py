@@ -1,12 +1,12 @@
-"""Loads, products and roundings that all kernels share, and the options of every launch.
+"""Loads, products and rounding that all kernels share, and the options of every launch.
 
 Inside the kernels, logits and duals are in units of log 2, so that every exponential is one exp2. A
-padded or absent token has the dual -inf; its logit is finite, because its q or k loads as 0.
+padded or absent token has a dual of -inf; its logit is finite, because its q or k loads as 0.
 
 Letters in all kernels: B batch, H heads, n or N queries, m or M keys, D channels of q and k,
 V_WIDTH channels of v. BLOCK_N, BLOCK_M, BLOCK_D and BLOCK_V are the sides of tiles. f and g are the
-duals of queries and keys, a and b the scalings exp2(f^t - f) and exp2(g^t - g). Pointers have
-strides with the suffixes _b (sample), _h (head) and _n (token). A comment such as `# [BLOCK_N,
+duals of queries and keys, a and b the scalings exp2(f^t - f) and exp2(g^t - g). The strides of a
+pointer have the suffixes _b (sample), _h (head) and _n (token). A comment such as `# [BLOCK_N,
 BLOCK_M]` gives the shape of the tile below it.
 """
 
@@ -18,11 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""True if kernels run in Triton's interpreter, on the CPU: for tests."""
+"""True if kernels run in Triton's interpreter, on the CPU, for tests."""
 
 EVERY_LAUNCH = {"enable_fp_fusion": True}
-"""Options of every launch. A multiply-add is rounded once, whatever Triton's own default: so were
-the results on record. Where roundings must agree with other kernels, the code says `tl.fma` anyway.
+"""Options of every launch. A multiply-add is rounded once, whatever Triton's default: the recorded
+results rely on it. Where rounding must agree with other kernels, the code uses `tl.fma` anyway.
 """
 
 BY_INTERPRETER = tl.constexpr(INTERPRETED)
@@ -39,7 +39,7 @@ _TRITON_DTYPES = {
 
 @triton.jit
 def valid_tokens(padding, sample, index, count, HAS_PADDING: tl.constexpr):
-    """True for each `index` below `count` that is not padded in this sample."""
+    """Return, for each `index`, whether it is below `count` and not padded in this sample."""
     valid = index < count
     if HAS_PADDING:
         valid = valid & (tl.load(padding + sample * count + index, mask=valid, other=1) == 0)
@@ -70,16 +70,16 @@ def store_tile(base, index, valid, stride, tile, WIDTH: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Multiplies a and b in float32, after rounding both to OPERAND."""
+    """Multiply a and b in float32, after rounding both to OPERAND."""
     a, b = a.to(OPERAND), b.to(OPERAND)
-    if BY_INTERPRETER:  # whose product of bfloat16 tiles is wrong
+    if BY_INTERPRETER:  # its product of bfloat16 tiles is wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
 def concat_rows(a, b):
-    """Puts the rows of a above those of b, so that one pass, with its waits, serves both."""
+    """Stack the rows of a above the rows of b, so that one pass, with its waits, serves both."""
     both = tl.permute(tl.join(a, b), (2, 0, 1))
     return tl.reshape(both, [2 * a.shape[0], a.shape[1]])
 
@@ -95,8 +95,8 @@ def split_rows(both):
 def log2_plan(S, to_log2, g, f):
     """Compute log2 A = S to_log2 + g + f, with the same rounding whichever side is anchored.
 
-    The gradient is exact to rounding only if all passes see the same logits: at logits of several
-    hundred, a different last bit costs it two digits.
+    The gradient is exact up to rounding only if all passes see the same logits: for logits of
+    several hundred, a different last bit costs two digits of the gradient.
     """
     return fma_bias(S, to_log2, g) + f
 
@@ -114,17 +114,17 @@ def fma_bias(S, to_log2, dual):
 
 
 def operand(x: Tensor) -> tl.dtype:
-    """Return the dtype in which the matrix units read x."""
+    """Return the dtype in which the matrix units read `x`."""
     return _TRITON_DTYPES[x.dtype]
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """Return `x` with its last dimension contiguous, as the kernels read it."""
+    """Return `x` with a contiguous last dimension, as the kernels require."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def mask_bytes(padding: Tensor | None) -> Tensor | None:
-    """Return a mask as the kernels read it, one byte per token."""
+    """Return a mask as the kernels read it: one byte per token."""
     return None if padding is None else padding.contiguous().view(torch.uint8)
 
 

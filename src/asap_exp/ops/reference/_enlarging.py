@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 FACTORS = {torch.float32: 2.0**50, torch.float64: 2.0**358}
-"""Scale factors, about the inverse cube root of the smallest number: they bring any std near 1."""
+"""Factors: about the inverse cube root of the smallest number, so any nonzero std gets near 1."""
 
 
 def enlargement(variance: Tensor) -> Tensor:

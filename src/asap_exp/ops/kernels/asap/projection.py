@@ -1,4 +1,4 @@
-"""Projections of the queries and keys of a head on all slices, and the queries' linear features."""
+"""Projections of a head's queries and keys on all slices, and the queries' linear features."""
 
 import torch
 import triton
@@ -10,9 +10,9 @@ from asap_exp.ops.kernels.tiles import INTERPRETED, block, load_tile, product, v
 def constants(slices: int, dtype: torch.dtype) -> dict[str, object]:
     """Return the constants of `project`.
 
-    theta is float32 whatever q is, so it has more than one term. With bfloat16 inputs, which are
-    exact in one term, the terms are one below the other in one product. Otherwise the product
-    splits both factors itself; a second term of 0 then fills the 16 rows that it needs.
+    theta is float32 whatever the dtype of q, so it has more than one term. bfloat16 inputs are
+    exact in one term, so the terms of theta are stacked in one product. For other inputs, the
+    product splits both factors itself; a second term of 0 then fills the 16 rows that it needs.
     """
     padded = block(slices, 8)
     exact = INTERPRETED or dtype == torch.float32
@@ -76,7 +76,7 @@ def project_tokens(
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     # fmt: on
-    """Projects a block of tokens of a head on all slices; padded tokens give 0."""
+    """Project a block of tokens of a head on all slices; padded tokens give 0."""
     b, h = head // heads, head % heads
     i = first + tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -110,7 +110,7 @@ def project_kernel(
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
-    """One program per block of tokens of a head."""
+    """Run `project_tokens`; one program per block of tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     theta += head % heads * slices * D
     project_tokens(

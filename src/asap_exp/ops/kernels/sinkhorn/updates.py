@@ -1,4 +1,4 @@
-"""Updates of a row dual, plain or relaxed, and its closure, as calls of the Sinkhorn operator."""
+"""Updates of a row dual, plain or relaxed, and its closure, by calls of the Sinkhorn operator."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def refined_attention(
 ) -> Tensor:
     """Return the closure of `f_hat` `[B, H, N]` after `refine` updates, `[B, H, N, width of v]`.
 
-    `options` are eps, scale and key_padding_mask. If a gradient is needed, the reference makes
+    `options` are eps, scale and key_padding_mask. If a gradient is needed, the reference runs the
     relaxed updates, with the logits in memory.
     """
     if relaxation is not None:
@@ -42,7 +42,7 @@ def refined_dual(
     relaxation: Tensor | float | None,
     **options: Any,
 ) -> Tensor:
-    """Return f after `refine` updates, `[B, H, N]`; plain ones have no gradient."""
+    """Return f after `refine` updates, `[B, H, N]`; plain updates have no gradient."""
     if refine == 0:
         return f
     if relaxation is None:
@@ -56,7 +56,7 @@ def refined_dual(
 
 
 def no_gradient(call: Call) -> str | None:
-    """Return why the operator does not make these relaxed updates; None if it does."""
+    """Return why the operator does not run these relaxed updates, or None if it does."""
     return "has no gradient of the duals" if call.gradient else None
 
 
