@@ -1,4 +1,4 @@
-"""Which route each call takes: a pinned table, forced routes, and what `explain` says of them."""
+"""The routes that calls take: a pinned table, forced routes, and the answers of `explain`."""
 
 import pytest
 import torch
