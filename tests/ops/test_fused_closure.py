@@ -70,7 +70,7 @@ def test_rows_and_columns_of_all_sizes(launches):
 
 
 def masks(tokens: int) -> torch.Tensor:
-    """Return masks: none, the last, all but one, the first (all of the block that sets shifts), all."""
+    """Return masks: none, the last 40, all but one, the first 70 (a whole block of queries), all."""
     place = torch.arange(tokens)
     return torch.stack([place < 0, place > 99, place != 130, place < 70, place >= 0]).to(DEVICE)
 
