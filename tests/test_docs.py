@@ -38,6 +38,7 @@ ANSWERS = {
     "Where are the logs?": "tracking.md#where-are-the-logs",
     "How do I compile my own timm model?": "../README.md#compile-your-own-model",
     "What is not reproduced?": "reproduce.md#what-is-not-reproduced",
+    "How do I cite it?": "../README.md#how-to-cite",
     "How do I run a sweep?": "tracking.md#how-do-i-run-a-sweep",
 }
 """One click to a page, which every page of the site and the README link to, one to its heading."""
