@@ -20,9 +20,8 @@ if command -v uv >/dev/null 2>&1; then
         oldest=$VENV/oldest.txt constraints=$VENV/constraints.txt
         uv pip compile --quiet pyproject.toml --resolution lowest-direct \
             --python "$VENV/bin/python" --no-header --no-annotate --output-file "$oldest" >/dev/null
-        # The development tools stay at their pinned versions.
-        awk -F'==' 'NR == FNR { own[$1]; print; next } !($1 in own)' \
-            "$oldest" constraints.txt >"$constraints"
+        # What checks and runs the tests stays at its pinned version.
+        grep -E '^(codespell|mypy|pytest|ruff)==' constraints.txt | cat "$oldest" - >"$constraints"
     fi
     uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,sweep]'
 else

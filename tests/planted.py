@@ -34,30 +34,32 @@ class Fault:
 
 
 FAULTS = {
-    # The teacher and the closure, logits on chip.
-    "on chip: sign of the row dual": Fault(
-        "    E = biased(S, to_log2, f[:, None])\n",
-        "    E = biased(S, to_log2, -f[:, None])\n",
+    # The teacher and the closure.
+    "logits in registers: sign of the row dual": Fault(
+        "    E = fma_bias(S, to_log2, f[:, None])\n",
+        "    E = fma_bias(S, to_log2, -f[:, None])\n",
         FUSED,
     ),
-    "on chip: sign of a relaxed update": Fault(
+    "logits in registers: sign of a relaxed update": Fault(
         "f + relaxation * (updated - f), float",
         "f - relaxation * (updated - f), float",
         LOGITS,
     ),
-    "on chip: swapped marginal": Fault(
+    "logits in registers: swapped marginal": Fault(
         "tl.where(valid_j, log2_ratio - highest - tl.log2(",
         "tl.where(valid_j, -log2_ratio - highest - tl.log2(",
         FUSED,
     ),
-    "on chip, gradient: sign of df": Fault(
+    "logits in registers: sign of what is absorbed": Fault(
+        "                g += dg\n", "                g -= dg\n", FUSED
+    ),
+    "logits in registers, gradient: sign of df": Fault(
         "df = -tl.sum(A * w[None, :], axis=1)", "df = tl.sum(A * w[None, :], axis=1)", FUSED
     ),
-    "on chip, gradient: swapped marginal": Fault(
+    "logits in registers, gradient: swapped marginal": Fault(
         "dg * tl.exp2(g_next - g - log2_ratio)", "dg * tl.exp2(g_next - g + log2_ratio)", FUSED
     ),
-    # In passes over tiles.
-    "passes: sign of the log-sum-exp": Fault(
+    "tiled: sign of the log-sum-exp": Fault(
         "dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)\n"
         "    tl.store(result + head * result_stride + i, dual, mask=i < num_x)\n\n\n# fmt: off\n"
         "@triton.jit\ndef attention_kernel",
@@ -66,45 +68,45 @@ FAULTS = {
         "@triton.jit\ndef attention_kernel",
         FUSED,
     ),
-    "passes: swapped marginal": Fault(
+    "tiled: swapped marginal": Fault(
         "_half_step(p, *sides, p.log2_ratio, x_is_query=False)",
         "_half_step(p, *sides, -p.log2_ratio, x_is_query=False)",
         FUSED,
     ),
-    "passes, resident keys: sign of the column sum": Fault(
+    "keys in registers: sign of the column sum": Fault(
         "g - tl.log2(column_sum) + log2_ratio", "g + tl.log2(column_sum) + log2_ratio", FUSED
     ),
-    "passes, gradient: sign of an adjoint": Fault(
+    "tiled, gradient: sign of an adjoint": Fault(
         "result_stride + i, -total, mask=i < num_x",
         "result_stride + i, total, mask=i < num_x",
         FUSED,
     ),
-    "passes, gradient: sign of delta": Fault("dA -= tl.load(delta", "dA += tl.load(delta", FUSED),
+    "tiled, gradient: sign of delta": Fault("dA -= tl.load(delta", "dA += tl.load(delta", FUSED),
     # bfloat16 without a gradient.
-    "inference: sign of the log-sum-exp": Fault(
+    "tiled, bfloat16: sign of the log-sum-exp": Fault(
         "dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)\n"
         "    tl.store(result + head * result_stride + i, dual, mask=i < num_x)\n    store_parts",
         "dual = tl.where(valid_i, shift + tl.log2(total) + log2_ratio, 0.0)\n"
         "    tl.store(result + head * result_stride + i, dual, mask=i < num_x)\n    store_parts",
         INFERENCE,
     ),
-    "inference, whole plan: sign of the scalings": Fault(
-        "g += moved(b, valid_j)\n    return g", "g -= moved(b, valid_j)\n    return g", INFERENCE
+    "plan in shared memory: sign of the scalings": Fault(
+        "g += log2_scaling(b, valid_j)", "g -= log2_scaling(b, valid_j)", INFERENCE
     ),
-    "inference, whole plan: updates that are forgotten": Fault(
+    "plan in shared memory: updates that are forgotten": Fault(
         "            t += steps\n", "            t += steps + 1\n", INFERENCE
     ),
-    "closure in one launch: sign of the log of the sums": Fault(
+    "keys and values in registers: sign of the log of the sums": Fault(
         "g = log2_ratio - maxima[t] - tl.log2(sums[t])",
         "g = log2_ratio - maxima[t] + tl.log2(sums[t])",
         CLOSURE,
     ),
-    "closure in one launch: last block of queries left out": Fault(
+    "keys and values in registers: last block of queries left out": Fault(
         "for first in range(begin, n, BLOCK_N):",
         "for first in range(begin, n - 1, BLOCK_N):",
         CLOSURE,
     ),
-    "closure in one launch: sums that were lost are not made again": Fault(
+    "keys and values in registers: sums that were lost are not made again": Fault(
         "worst |= lost(sums[t], valid)", "worst |= 0 * lost(sums[t], valid)", CLOSURE
     ),
     # The sliced map.
@@ -131,8 +133,8 @@ FAULTS = {
         POTENTIALS,
     ),
     "one launch: sign of the query features": Fault(
-        "SLICES, BLOCK_N, WIDE, WARPS) + linear",
-        "SLICES, BLOCK_N, WIDE, WARPS) - linear",
+        "SLICES, BLOCK_N, SORT_64, WARPS) + linear",
+        "SLICES, BLOCK_N, SORT_64, WARPS) - linear",
         ONE_LAUNCH,
     ),
     "one launch: potentials left at the sorted places": Fault(
