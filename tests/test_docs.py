@@ -51,10 +51,16 @@ def test_command_of_a_page_is_one(command: str) -> None:
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_snippet_of_a_page_runs_as_it_stands(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """And prints what the page says next, if it says so."""
     monkeypatch.chdir(tmp_path)
     exec(SNIPPETS[name], {})
+    page = (ROOT / "docs" / f"{name.split('-')[0]}.md").read_text()
+    after = page.split(f"```python\n{SNIPPETS[name]}```\n\n")[1]
+    printed = capsys.readouterr().out
+    if printed or after.startswith("```text\n"):
+        assert after.startswith(f"```text\n{printed}```")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
