@@ -1,11 +1,11 @@
 #!/bin/sh
-# A stateful loader's saved place is dropped where the optimizer asks for the number of steps.
+# The saved position of a stateful loader is lost if the optimizer asks for the number of steps.
 #
-# Lightning 2.6.6 keeps the state of a train loader that has state_dict and load_state_dict in a
-# checkpoint of the middle of an epoch, and gives it back when training resumes: unless
-# configure_optimizers reads trainer.estimated_stepping_batches, as schedules do. That sets the
-# loaders up before the loops are restored; the state is then never loaded, without a word, and the
-# resumed epoch begins with its first batch again.
+# Lightning 2.6.6 saves the state of a train loader with state_dict and load_state_dict in a
+# mid-epoch checkpoint and restores it when training resumes, except when
+# configure_optimizers reads trainer.estimated_stepping_batches, as schedules do. Reading it sets
+# up the loaders before the loops are restored; the state is then silently never loaded, and the
+# resumed epoch starts again with its first batch.
 #
 # Seen with lightning 2.6.6 and torch 2.15.0:
 #   asks for the steps: False, batches after the resume: [2, 3]
@@ -26,7 +26,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Loader:
-    """Four batches, and a place that it can go on from."""
+    """Loader of four batches with a position to resume from."""
 
     def __init__(self):
         self.given, self.start = 0, 0

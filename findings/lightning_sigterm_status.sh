@@ -1,10 +1,10 @@
 #!/bin/sh
-# A training that SIGTERM stopped ends with exit status 0.
+# A training stopped by SIGTERM ends with exit status 0.
 #
-# Lightning 2.6.6 answers SIGTERM, with which schedulers preempt jobs, by a SIGTERMException after
-# the current batch. That is a SystemExit without a code: the process ends before the end of its
-# script, prints nothing, and its status is 0. `train && evaluate` goes on, and a queue that requeues
-# failed jobs does not. By default a process that SIGTERM ends has status 143 in a shell.
+# On SIGTERM, with which schedulers preempt jobs, Lightning 2.6.6 raises a SIGTERMException after
+# the current batch. This is a SystemExit without a code: the process ends before the end of its
+# script, prints nothing, and has status 0. So `train && evaluate` continues, and a queue that
+# requeues failed jobs does not. A process ended by SIGTERM normally has status 143 in a shell.
 #
 # Seen with lightning 2.6.6 and torch 2.15.0:
 #   status 0, printed: nothing

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported; figures go to files
 
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, ReportConfig, TrainConfig
@@ -24,16 +24,18 @@ LOGGER = "logger=csv"
 
 
 def heading(text: str) -> None:
+    """Print the heading of a stage."""
     print(f"\n== {text}", flush=True)
 
 
 def main() -> None:
+    """Run the four stages, and print how long they took."""
     started = time.monotonic()
     heading("1 of 4: train a Vision Transformer with Sinkhorn attention, T = 20, on digits")
     run = train(compose("train", ["experiment=demo"], TrainConfig))
-    heading("2 of 4: compile every attention layer, from unlabelled images")
+    heading("2 of 4: compile every attention layer from unlabelled images")
     artifact = distill(compose("distill", [quoted("teacher", run.path), LOGGER], DistillConfig))
-    heading("3 of 4: evaluate on the test split, beside truncated Sinkhorn and the controls")
+    heading("3 of 4: evaluate on the test split, with truncated Sinkhorn and the controls")
     evaluate(compose("evaluate", [quoted("artifact", artifact), LOGGER], EvaluateConfig))
     heading("4 of 4: report")
     report(compose("report", [quoted("run", run.path), quoted("out", OUT)], ReportConfig))

@@ -1,17 +1,17 @@
-"""Fetches data sets from the Hugging Face hub into the local layout that `data.root` reads.
+"""Download data sets from the Hugging Face hub into the local layout that `data.root` reads.
 
 Usage: python scripts/download_data.py FOLDER [NAME ...]        (no NAME: every data set)
 
-FOLDER/NAME/train-00000-of-0000K.parquet and FOLDER/NAME/test.parquet, as the hub has them; the
-folders of text data sets have the hub's names, such as ag_news.
-Then: export ASAP_EXP_DATA=FOLDER. A data set that is already there is left alone.
+Writes FOLDER/NAME/train-00000-of-0000K.parquet and FOLDER/NAME/test.parquet with the columns of
+the hub; the folders of text data sets have the hub's names, such as ag_news. Data sets that are
+already there are left alone. Afterwards: export ASAP_EXP_DATA=FOLDER
 """
 
 import argparse
 import os
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_atomically
@@ -25,12 +25,13 @@ HUB = "https://huggingface.co"
 
 
 def main() -> None:
+    """Download the data sets named on the command line."""
     available = [dataset.name for dataset in DATASETS.values() if dataset.hub]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="where the data sets go")
-    parser.add_argument("names", nargs="*", help=f"which: {', '.join(available)} (default: all)")
+    parser.add_argument("folder", help="folder for the data sets")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(available)} (default: all)")
     arguments = parser.parse_args()
     with sentences():
         folder = Path(expanded("FOLDER", arguments.folder))
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 def download(dataset: Dataset, root: Path) -> None:
+    """Download the splits of a data set that are not yet below `root`."""
     if dataset.hub is None:
         raise UserError(f"{dataset.name} is embedded and needs no download")
     for split in dataset.rows:
@@ -54,6 +56,7 @@ def download(dataset: Dataset, root: Path) -> None:
 
 
 def fetch(hub: tuple[str, ...], split: str, folder: Path) -> None:
+    """Write one split as Parquet shards."""
     import datasets
 
     rows = datasets.load_dataset(*hub, split=split)

@@ -1,8 +1,8 @@
 """Count the packages of asap_exp and the imports between them. `python scripts/import_graph.py`
 
-A room is a module or package directly below `src/asap_exp` (its `__init__` is one too); the scripts
-are one more. An edge is a room that imports another, however often. Exits with 1 if rooms import
-each other in a circle.
+A node is a module or package directly below `src/asap_exp` (including its `__init__`); the scripts
+count as one more node. An edge means that one node imports another, however often. Exits with 1 if
+there is an import cycle.
 """
 
 import ast
@@ -15,14 +15,14 @@ PACKAGE = ROOT / "src" / "asap_exp"
 
 
 def room_of(file: Path) -> str:
-    """The room that a source file belongs to."""
+    """Return the node that a source file belongs to."""
     if PACKAGE not in file.parents:
         return "scripts"
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported_rooms(file: Path) -> Iterator[str]:
-    """The rooms that a source file imports anywhere, in functions too."""
+    """Yield the nodes that a source file imports anywhere, also inside functions."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -39,7 +39,7 @@ def imported_rooms(file: Path) -> Iterator[str]:
 
 
 def edges() -> dict[str, set[str]]:
-    """The other rooms that each room imports."""
+    """Return the other nodes that each node imports."""
     files = [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     found: dict[str, set[str]] = {room_of(file): set() for file in files}
     for file in files:
@@ -48,7 +48,7 @@ def edges() -> dict[str, set[str]]:
 
 
 def circle(imports: Mapping[str, set[str]]) -> set[str]:
-    """The rooms left when those that import none of the others are removed until none can be."""
+    """Return the nodes that are on an import cycle or import one."""
     left = dict(imports)
     while free := [room for room, imported in left.items() if not imported & left.keys()]:
         for room in free:
@@ -60,9 +60,9 @@ def main() -> int:
     imports = edges()
     for room, imported in sorted(imports.items()):
         print(f"{room:12} -> {', '.join(sorted(imported)) or '-'}")
-    print(f"{len(imports)} rooms, {sum(map(len, imports.values()))} edges between them")
+    print(f"{len(imports)} packages and modules, {sum(map(len, imports.values()))} import edges")
     if stuck := circle(imports):
-        print(f"error: imports run in a circle among {', '.join(sorted(stuck))}", file=sys.stderr)
+        print(f"error: import cycle among {', '.join(sorted(stuck))}", file=sys.stderr)
         return 1
     return 0
 

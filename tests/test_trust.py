@@ -114,12 +114,12 @@ def test_stage_of_a_run_that_is_being_trained_is_refused(
 ) -> None:
     monkeypatch.setattr("asap_exp.core.locks.BRIEFLY", 0.0)
     extra = ("calibration.slices=2",) if stage is run_distill else ()
-    with held(pipeline.teacher.path), pytest.raises(UserError, match="belongs to process"):
+    with held(pipeline.teacher.path), pytest.raises(UserError, match="is in use by process"):
         stage(pipeline.results, *extra)
 
 
 def test_teacher_in_use_is_not_moved_aside(pipeline: Pipeline) -> None:
-    with held(pipeline.artifact), pytest.raises(UserError, match="belongs to process"):
+    with held(pipeline.artifact), pytest.raises(UserError, match="is in use by process"):
         run_train(pipeline.results, "resume=never")
     assert Run(pipeline.teacher.path).finished
 
@@ -269,7 +269,7 @@ def test_configuration_edited_in_its_directory_is_refused_until_resume_never(
     pipeline: Pipeline,
 ) -> None:
     edit(pipeline.teacher.path / "config.yaml", "num_iters: 4", "num_iters: 5")
-    with pytest.raises(UserError, match=r"saved 5, asked for 4\nPut an unchanged.*resume=never"):
+    with pytest.raises(UserError, match=r"saved 5, asked for 4\nRestore .*resume=never"):
         run_train(pipeline.results)
     assert run_train(pipeline.results, "resume=never").config.attention["num_iters"] == 4
 

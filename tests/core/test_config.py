@@ -1,4 +1,4 @@
-"""Configurations: every file under conf/ composes, and what is wrong is refused by name."""
+"""Configurations: every file under conf/ composes, and errors name the wrong key."""
 
 import inspect
 import re
@@ -38,7 +38,7 @@ EXPERIMENTS = sorted(conf_dir().glob("*/experiment/*.yaml"))
 
 
 def commands_in(file: Path) -> list[tuple[str, list[str]]]:
-    """Stage and overrides of every command that a comment of the file shows."""
+    """Yield stage and overrides of every command in a comment of the file."""
     found = re.findall(r"python -m asap_exp\.(\w+) (.+)", file.read_text(encoding="utf-8"))
     return [(stage, overrides.split()) for stage, overrides in found]
 
@@ -392,7 +392,7 @@ BAD_VALUES = {
     [(stage, *case) for stage, cases in BAD_VALUES.items() for case in cases.items()],
 )
 def test_value_out_of_range_is_refused_with_the_range(stage, override, allowed):
-    # Put into a composed configuration: composing each anew takes most of the time.
+    # Put into a composed configuration, because composing each one again is slow.
     given = OmegaConf.merge(complete(stage), OmegaConf.from_dotlist([override]))
     with pytest.raises(UserError) as error:
         parse(given, SCHEMAS[stage])
@@ -464,7 +464,7 @@ def test_unknown_model_is_refused_with_those_there_are():
         parse(given, TrainConfig)
 
 
-# Values on the closed ends of their ranges, given all at once.
+# Values at the closed ends of their ranges, all given at once.
 LOWEST = {
     "train": (
         "data.augment.randaugment={num_ops:0,magnitude:0,groups:1} data.augment.crop_padding=0 "
@@ -558,7 +558,7 @@ def test_one_budget_at_a_time():
     ],
 )
 def test_nothing_is_measured_twice_under_one_name(stage, override):
-    assert refused(stage, override) == f"{override} is not allowed; it must name none twice"
+    assert refused(stage, override) == f"{override} is not allowed; remove the duplicates"
 
 
 @pytest.mark.parametrize("name", ["sequential", "end_to_end"])
@@ -601,9 +601,9 @@ def test_benchmark_has_one_amount_of_work_in_every_row():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("cpu.methods=[flash,flash]", "none twice"),
+        ("cpu.methods=[flash,flash]", "remove the duplicates"),
         ("cpu.n=[]", "at least one"),
-        ("gpu.n=[64,64]", "none twice"),
+        ("gpu.n=[64,64]", "remove the duplicates"),
     ],
 )
 def test_benchmark_names_a_row_or_a_method_once(override, words):
@@ -730,7 +730,7 @@ def test_further_features_go_with_query_features(key):
 
 
 def test_what_a_calibration_does_not_read_is_no_part_of_it():
-    """So that maps of before there were such settings are not another calibration's."""
+    """Maps from before these settings existed keep their calibration's identity."""
     ridge = composed("distill").calibration
     assert not {"adaptive", "logits", "relaxed", "kl"} & set(ridge.identity())
     options = ("calibration=kl", "calibration.relaxed=true")
@@ -781,7 +781,7 @@ def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
 
 
 def test_bugs_f16_every_path_of_a_schema_is_marked():
-    """A new key that holds a path is found here by its name."""
+    """Every key that holds a path is found by its name, including new ones."""
     for stage, schema in SCHEMAS.items():
         keys = [key for key, _ in leaves(asdict(composed(stage)))]
         marked = {k for k in keys if (found := field_of(schema, k)) and holds_path(found[1])}
@@ -825,7 +825,7 @@ def test_flags_of_hydra_are_no_overrides(argument):
     check_overrides("train", ["task=digits", argument, "/a b/c"], TrainConfig)
 
 
-# Of each, words of the sentence.
+# Words of each error message.
 ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",

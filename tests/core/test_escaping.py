@@ -1,4 +1,4 @@
-"""Words of a record in Markdown, CSV and figures: shown, never obeyed."""
+"""Record texts in Markdown, CSV and figures are shown literally, never interpreted."""
 
 import matplotlib.pyplot as plt
 import pytest

@@ -1,4 +1,4 @@
-"""How commands end: a status that says what happened, and a sentence instead of a traceback."""
+"""End of a command: a status that tells what happened, and a sentence, not a traceback."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.test_commands import stage
 
 
 def main(monkeypatch: pytest.MonkeyPatch, work: Callable[[object], object], *words: str) -> int:
-    """The exit status of a stage that does `work`."""
+    """Return the exit status of a stage that runs `work`."""
     monkeypatch.setattr(sys, "argv", ["train", *words])
     monkeypatch.setattr(sweep.Ledger, "folder", None)
     with pytest.raises(SystemExit) as end:
@@ -142,8 +142,8 @@ def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "3 of 3 jobs failed, or were stopped" in err
-    assert "not begun: the sweep was stopped" in err
+    assert "3 of 3 jobs failed or were stopped" in err
+    assert "not started: sweep was stopped" in err
     assert "Traceback" not in err
     manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]
     assert [manifest["status"] for manifest in manifests] == ["interrupted"] * 2

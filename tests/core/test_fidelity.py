@@ -1,4 +1,4 @@
-"""fidelity.json is of the map beside it, or refused."""
+"""fidelity.json must belong to the map in the same folder, or it is refused."""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.stages import run_distill, run_evaluate
 
 
 def test_reliability_f11_the_rows_of_another_map_are_refused(pipeline: Pipeline) -> None:
-    """Of the same layers and heads, so that they look alike."""
+    """The two maps have the same layers and heads, so only the hash tells them apart."""
     other = run_distill(pipeline.results, "calibration.seed=1")
     shutil.copy(pipeline.artifact / "fidelity.json", other / "fidelity.json")
     with pytest.raises(UserError, match=r"fidelity\.json was changed, or is not of the map"):
@@ -49,7 +49,7 @@ def test_reliability_f11_damaged_rows_are_a_sentence(
 
 
 def test_rows_of_a_map_that_says_nothing_of_them_are_read(pipeline: Pipeline) -> None:
-    """As older maps do not; their layers and heads are compared all the same."""
+    """Older maps have no hash, but their layers and heads are still compared."""
     identity = read_json(pipeline.artifact / "asap.json")
     del identity["fidelity_sha256"]
     write_sealed(pipeline.artifact / "asap.json", identity)

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and tensors on disk are checked when they are read."""
+"""Files are complete or absent, and tensors on disk are checked when they are read."""
 
 import errno
 import fcntl
@@ -31,12 +31,12 @@ from asap_exp.engine.checkpoints import load_checkpoint
 
 
 class Interrupted(BaseException):
-    """Like KeyboardInterrupt: not an Exception."""
+    """Error that is not an Exception, like KeyboardInterrupt."""
 
 
 @pytest.fixture
 def below_a_file(tmp_path: Path) -> Path:
-    """A path that nobody can write, whatever their rights: its folder is a regular file."""
+    """Return a path that nobody can write, since its folder is a regular file."""
     (tmp_path / "file").write_text("in the way")
     return tmp_path / "file" / "result.json"
 
@@ -119,7 +119,7 @@ def test_old_content_is_replaced(tmp_path):
 
 
 def test_file_has_the_rights_of_any_new_file(tmp_path):
-    # A temporary file is made for its owner alone.
+    # Temporary files are created readable only by their owner.
     write_text(tmp_path / "result.txt", "shared")
     mode = stat.S_IMODE((tmp_path / "result.txt").stat().st_mode)
     assert mode == 0o666 & ~current_umask()
@@ -246,7 +246,7 @@ SAVERS = {
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 1,000 bytes: the kernel refuses, as at a quota or a full disk."""
+    """Limit files to 1,000 bytes, so that the kernel refuses as at a quota or a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     yield
@@ -270,7 +270,7 @@ def test_reliability_f7_every_error_of_the_disk_is_the_sentence_of_its_file(tmp_
 
 
 def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
-    """Though its traceback holds the file open, as torch's writer does."""
+    """The space is freed although the traceback keeps the file open, as torch's writer does."""
     held = []
 
     def write(temporary: Path) -> None:
@@ -286,7 +286,7 @@ def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
 
 
 def test_reliability_f7_own_mistake_is_not_taken_for_the_disks(tmp_path):
-    """Not even where a system's error is being handled."""
+    """This holds even while a system error is being handled."""
 
     def write(temporary: Path) -> None:
         raise TypeError("a mistake")
@@ -330,7 +330,7 @@ def test_reliability_f17_file_system_without_renaming_is_said_to_be_one(
     tmp_path, monkeypatch, code
 ):
     monkeypatch.setattr(Path, "replace", refusing(code))
-    with pytest.raises(UserError, match=r"x could not be written.*knows no renaming.*paths\.res"):
+    with pytest.raises(UserError, match=r"x could not be.*does not support renaming.*paths\.res"):
         write_text(tmp_path / "x", "text")
     assert not list(tmp_path.iterdir())
 
@@ -367,7 +367,7 @@ def test_reliability_f15_partial_file_is_swept_once_its_writer_is_dead(tmp_path)
 
 @pytest.mark.parametrize(("hours", "stays"), [(1, True), (25, False)])
 def test_reliability_f15_where_no_lock_can_tell_age_does(tmp_path, hours, stays):
-    """A file of another host, or of a version that locked none."""
+    """The file comes from another host, or from a version without locks."""
     left = tmp_path / ".last.ckpt.abcd1234.partial"
     left.write_bytes(b"half")
     os.utime(left, times=(time.time() - hours * 3600,) * 2)

@@ -1,4 +1,4 @@
-"""Signals become Interrupted at once, or once the work that was going on is saved."""
+"""Signals raise Interrupted at once, or once the current work is saved."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def test_signal_raises_what_a_shell_would_say(number: signal.Signals) -> None:
 
 
 def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a shell's background job, which Ctrl-C in the foreground must not stop."""
+    """A shell's background job ignores Ctrl-C in the foreground, and must keep ignoring it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interruptible():

@@ -1,4 +1,4 @@
-"""Where things lie: home directories, and a user who has none."""
+"""Locations: home directories, and a user without one."""
 
 import pwd
 from pathlib import Path

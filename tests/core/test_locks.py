@@ -1,4 +1,4 @@
-"""A directory belongs to one process, until that process ends in whatever way."""
+"""A directory is held by one process until that process ends, in any way."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from asap_exp.core.locks import HOLDER, held, part_held, require_free
 
 
 def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]:
-    """A process that holds `folder` until it is killed."""
+    """Start a process that holds `folder` until it is killed."""
     code = f"""
         import sys
         from pathlib import Path
@@ -40,7 +40,7 @@ def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]
 def test_bugs_f14_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     process = holder_process(tmp_path / "run")
     try:
-        message = rf"run belongs to process {process.pid} on .*since"
+        message = rf"run is in use by process {process.pid} on .*since"
         with pytest.raises(UserError, match=message), held(tmp_path / "run"):
             pass
         process.kill()
@@ -61,7 +61,7 @@ def test_stale_lock_file_is_taken_over_where_there_is_no_flock(
     monkeypatch.setattr(locks, "FileLock", NoFlock)
     process = holder_process(tmp_path / "run", soft=True)
     try:
-        message = f"belongs to process {process.pid}"
+        message = f"is in use by process {process.pid}"
         with pytest.raises(UserError, match=message), held(tmp_path / "run"):
             pass
         process.kill()
@@ -73,7 +73,7 @@ def test_stale_lock_file_is_taken_over_where_there_is_no_flock(
 
 
 def test_same_process_cannot_hold_it_twice(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="belongs to process"), held(tmp_path):
+    with held(tmp_path), pytest.raises(UserError, match="is in use by process"), held(tmp_path):
         pass
 
 
@@ -93,9 +93,9 @@ def test_parts_are_held_side_by_side_but_not_within_a_held_whole(
     monkeypatch.setattr(locks, "BRIEFLY", 0.0)
     one, other = tmp_path / "one", tmp_path / "other"
     with part_held(tmp_path, one), part_held(tmp_path, other):
-        with pytest.raises(UserError, match="one belongs to"), part_held(tmp_path, one):
+        with pytest.raises(UserError, match="one is in use by"), part_held(tmp_path, one):
             pass
-        with pytest.raises(UserError, match="one belongs to"):
+        with pytest.raises(UserError, match="one is in use by"):
             require_free([one])
-    with held(tmp_path), pytest.raises(UserError, match="belongs to"), part_held(tmp_path, one):
+    with held(tmp_path), pytest.raises(UserError, match="is in use by"), part_held(tmp_path, one):
         pass

@@ -1,4 +1,4 @@
-"""Mishaps of the machine are sentences; mistakes in the code stay tracebacks."""
+"""Failures of the machine become sentences; bugs in the code stay tracebacks."""
 
 import errno
 import os
@@ -41,9 +41,9 @@ def test_reliability_f14_too_large_is_a_sentence_with_what_to_make_smaller(call)
     error = failure(call)
     sentence = explained(error, "train")
     assert isinstance(sentence, UserError), repr(error)
-    assert "Make smaller: recipe.batch_size" in str(sentence)
+    assert "Reduce recipe.batch_size" in str(sentence)
     if call is TOO_MUCH["torch"]:
-        assert "4,000,000.0 GB were asked for at once" in str(sentence)
+        assert "4,000,000.0 GB were requested at once" in str(sentence)
     assert "calibration.batch_size" in str(explained(error, "distill"))
 
 
@@ -61,7 +61,7 @@ def test_reliability_f14_gpu_without_memory_is_a_sentence():
         (errno.EROFS, "written"),
         (errno.ENOSPC, "space"),
         (errno.EDQUOT, "quota"),
-        (errno.ENOTCONN, "look at the disk or the network"),
+        (errno.ENOTCONN, "check the disk or the network"),
     ],
 )
 def test_reliability_f10_error_of_the_system_names_the_path(code, advice):

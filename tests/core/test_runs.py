@@ -1,4 +1,4 @@
-"""Run directories: where a configuration's run lies, and which run is taken as the teacher."""
+"""Run directories: their paths, and the choice of the teacher."""
 
 import json
 import re
@@ -121,7 +121,7 @@ def test_same_configuration_claims_its_directory_again(tmp_path):
 def test_directory_of_another_configuration_is_refused_with_what_differs(
     tmp_path, saved, difference
 ):
-    # A directory cannot come to hold another configuration by itself: someone copied it.
+    # A directory with another configuration can only be a copy.
     other = claim(train_config(f"paths.results={tmp_path / 'other'}", saved))
     asked = train_config(f"paths.results={tmp_path}")
     text = (other.path / "config.yaml").read_text()
@@ -227,13 +227,13 @@ def test_newest_artifact_is_the_last_that_finished(tmp_path):
         ("c", "failed", "2026-01-03"),
     ):
         fake_map(run, name, status=status, ended=ended)
-    # Killed at once: neither an end nor an outcome.
+    # Killed immediately, so there is neither an end nor an outcome.
     fake_map(run, "d", status="running", ended=None, wall_seconds=None)
     assert newest_artifact(run) == ("2026-01-02", run.path / "distill" / "a")
 
 
 def test_of_two_that_finish_at_once_the_later_is_the_newest(tmp_path):
-    """One second holds several small maps; and a manifest of whole seconds is the older one."""
+    """Several small maps finish within a second; a manifest with whole seconds is older."""
     run = fake_run(tmp_path)
     for name in ("b", "a"):
         facts = {"stage": "distill", "seed": 0, "config": {}, "teacher": run.name}
@@ -334,7 +334,7 @@ def test_commit_without_a_checkout_is_what_the_environment_says(monkeypatch, top
 
 
 def use_git(monkeypatch, answers):
-    """Makes `answers` git's, by the beginning of its arguments; None: git is not there."""
+    """Make git answer with `answers`, by the start of its arguments; None removes git."""
 
     def run(command, **options):
         arguments = " ".join(command[3:])

@@ -1,4 +1,4 @@
-"""wandb: chosen or not, online or offline, and a sentence where it is not installed."""
+"""wandb: chosen or not, online or offline, and an error if it is not installed."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def logger(*, wandb: bool) -> LoggerConfig:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """A user without any key, whose home is empty."""
+    """Imitate a user without a key, whose home directory is empty."""
     for name in ("MODE", "API_KEY", "BASE_URL", "DIR", "CONFIG_DIR", "IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
@@ -133,7 +133,7 @@ def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch):
 
 
 def settle(file, **settings):
-    """Writes wandb's settings as its commands do (`wandb offline`, `wandb disabled`, ...)."""
+    """Write wandb's settings as its commands do (`wandb offline`, `wandb disabled`, ...)."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
     file.write_text(f"[default]\n{lines}\n")
@@ -235,7 +235,7 @@ def test_bugs_f20_what_wandb_refuses_is_a_sentence(tmp_path, monkeypatch, key, v
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError, TimeoutError, KeyError])
 def test_bugs_f17_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, error):
-    """RuntimeError: a user without a home directory."""
+    """RuntimeError occurs for a user without a home directory."""
     import wandb
 
     def refuse(**_: object) -> None:
@@ -248,14 +248,14 @@ def test_bugs_f17_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, er
 
 
 def test_reliability_f5_no_network_is_a_sentence(tmp_path):
-    """Online, by a key, and a server that does not answer."""
+    """The mode is online because of a key, but the server does not answer."""
     server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = alone(NO_NETWORK, tmp_path, WANDB_INIT_TIMEOUT="1", **server)
     assert "wandb did not start (" in done.stdout, done.stderr
 
 
 def alone(program: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """In a process of its own, which shares no service of wandb with this one."""
+    """Runs in a separate process, which shares no wandb service with this one."""
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return subprocess.run(
         [sys.executable, "-c", program, str(folder)],

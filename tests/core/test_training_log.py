@@ -1,4 +1,4 @@
-"""Training curves out of logs that were cut, damaged, lost or are another run's."""
+"""Training curves from logs that are truncated, damaged, lost or another run's."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def logged(run: Path, text: str = LOG + "".join(ROWS), version: int = 0) -> Path
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A finished one, with its log and its curves."""
+    """Write a finished run with its log and its curves."""
     finished = fake_run(tmp_path, curves_sha256=digest({"curves": CURVES}))
     write_json(finished.curves, CURVES)
     logged(finished.path)
@@ -51,7 +51,7 @@ def test_row_without_an_epoch_is_none_and_a_later_attempt_wins(tmp_path, capsys)
 
 @pytest.mark.parametrize("cut", range(1, len(ROWS[3]) + 1))
 def test_reliability_f16_cut_last_line_is_left_out(tmp_path, capsys, cut):
-    """Also within a number, whose beginning is another number."""
+    """The cut may fall within a number, whose beginning is another number."""
     logged(tmp_path, (LOG + "".join(ROWS))[:-cut])
     assert training_curves(tmp_path) == CURVES[:3]
     assert capsys.readouterr().err == ""
@@ -114,7 +114,7 @@ def test_curves_of_a_run_from_before_they_were_kept_are_those_of_its_logs(tmp_pa
 
 
 def test_reliability_f16_new_column_never_leaves_less_than_there_was(tmp_path, monkeypatch):
-    """The file is whole at every moment: it is renamed into its place."""
+    """The file is complete at every moment, because it is replaced by renaming."""
     log = CsvLog(tmp_path, name="logs")
     file = tmp_path / "logs" / "version_0" / "metrics.csv"
     log.log_metrics({"epoch": 0, "train/loss": 2.0}, step=0)

@@ -1,4 +1,4 @@
-"""Typed JSON: what is refused, and in which words."""
+"""Typed JSON: refused values and their error messages."""
 
 from pathlib import Path
 from typing import Any

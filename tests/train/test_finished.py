@@ -24,7 +24,7 @@ from tests.stages import run_distill, run_train, train_config
 def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> None:
     place = run_directory(resolved(train_config(tmp_path)))
     for resume in ("auto", "never"):
-        with held(place), pytest.raises(UserError, match=r"belongs to process \d+ on"):
+        with held(place), pytest.raises(UserError, match=r"is in use by process \d+ on"):
             run_train(tmp_path, f"resume={resume}")
     assert not place.exists()
 

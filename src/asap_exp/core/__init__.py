@@ -1,1 +1,1 @@
-"""Infrastructure that every stage shares: configuration, runs, records, files, errors."""
+"""Infrastructure shared by all stages: configuration, runs, records, files, errors."""

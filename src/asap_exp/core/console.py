@@ -1,4 +1,4 @@
-"""What stages show: progress on a terminal, nothing where output goes to a file."""
+"""Console output: warnings, tables, and progress bars on a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,20 +10,22 @@ from rich.progress import track
 Item = TypeVar("Item")
 
 PLAIN_WIDTH = 120
+"""Columns of output that goes to a file."""
 
 
 def warn(text: str) -> None:
-    """Says on stderr what was done otherwise than asked."""
+    """Print a warning on stderr, about anything done differently from what was asked."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def console() -> Console:
-    """As wide as the terminal; a fixed width where output goes to a file."""
+    """Return a console as wide as the terminal, or of fixed width if output goes to a file."""
     found = Console()
     return found if found.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Yield the items, with a progress bar if the output is a terminal."""
     if Console().is_terminal:
         items = track(items, description, total=total, transient=True)
     yield from items

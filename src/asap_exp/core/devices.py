@@ -1,4 +1,4 @@
-"""Which device and which precision a stage runs on."""
+"""Choice of device and precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +10,10 @@ AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """`auto` takes a CUDA GPU where there is one."""
+    """Return the device of `accelerator`; `auto` takes a CUDA GPU if there is one.
+
+    Raises UserError if a GPU is asked for and PyTorch sees none.
+    """
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise UserError(
@@ -21,17 +24,18 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a record calls the device."""
+    """Return the name of the device for records."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def use_cpu_threads(threads: int | None) -> None:
-    """Sets PyTorch's CPU threads for this process; None leaves them as they are."""
+    """Set PyTorch's CPU threads for this process; None leaves them unchanged."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
+    """Return Lightning's precision; `auto` is bf16-mixed on a GPU and 32-true on a CPU."""
     if precision == "16-mixed" and device.type == "cpu":
         raise UserError(
             "trainer.precision=16-mixed needs a GPU; on a CPU choose bf16-mixed or 32-true"
@@ -42,6 +46,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which a model trained with `precision` is run."""
+    """Return the context in which to run a model trained with `precision`."""
     dtype = AUTOCAST_DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,17 +1,18 @@
-"""The one exception for a user's mistake: stages print it as a sentence, without a traceback."""
+"""Exception for user errors; stages print it as one sentence, without a traceback."""
 
 import difflib
 import math
 import re
 
 LONGEST_NAME = 100
+"""Characters of a name that becomes part of a path."""
 
 
 class UserError(ValueError):
-    """Says what is wrong, the value, what is allowed and what to do.
+    """User error; the message says what is wrong, the value, what is allowed and what to do.
 
-    The sentence is for people. Of a wrong setting, `key`, `value`, `allowed` and `hint` (what was
-    probably meant, or what to write instead) hold its parts; None where it has no such part.
+    For a wrong setting, `key`, `value`, `allowed` and `hint` (what was probably meant, or what to
+    write instead) hold the parts of the message; a part that it does not have is None.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class UserError(ValueError):
 
 
 def check_choice(key: str, value: object, allowed: tuple) -> None:
-    """Raises UserError unless `value` is one of `allowed`; it names the closest of them."""
+    """Raise UserError unless `value` is one of `allowed`; it names the closest of them."""
     if value in allowed:
         return
     close = difflib.get_close_matches(str(value), [str(each) for each in allowed], n=1)
@@ -43,15 +44,15 @@ def check_choice(key: str, value: object, allowed: tuple) -> None:
 
 
 def check_distinct(key: str, values: list) -> None:
-    """Raises UserError where `values` names something twice."""
+    """Raise UserError if `values` contains duplicates."""
     if len(set(values)) < len(values):
         raise UserError(
-            f"{key}={values} is not allowed; it must name none twice", key=key, value=values
+            f"{key}={values} is not allowed; remove the duplicates", key=key, value=values
         )
 
 
 def check_not_empty(key: str, values: list) -> None:
-    """Raises UserError where `values` names nothing."""
+    """Raise UserError if `values` is empty."""
     if not values:
         raise UserError(
             f"{key}={values} is not allowed; it must name at least one", key=key, value=values
@@ -59,13 +60,13 @@ def check_not_empty(key: str, values: list) -> None:
 
 
 def check_name(key: str, value: object) -> None:
-    """Raises UserError unless `value` is a plain name, which can be part of a path."""
+    """Raise UserError unless `value` is a plain name, which can be part of a path."""
     plain = isinstance(value, str) and re.fullmatch(r"[\w-][\w.-]*", value)
     if not plain or len(str(value)) > LONGEST_NAME:
         shown = repr(value) if isinstance(value, str) else value
         raise UserError(
-            f"{key}={shown} is not allowed; it must be a plain name: letters, digits, '.', '_' and "
-            f"'-', not a dot first, at most {LONGEST_NAME}",
+            f"{key}={shown} is not allowed; it must be a plain name of letters, digits, '.', '_' "
+            f"and '-', not starting with a dot, at most {LONGEST_NAME} long",
             key=key,
             value=value,
         )
@@ -81,9 +82,9 @@ def check_range(
     maximum: float | None = None,
     bound_by: str = "",
 ) -> None:
-    """Raises UserError unless `value` is finite and lies in the interval.
+    """Raise UserError unless `value` is finite and lies in the interval.
 
-    `bound_by` names the key that the last of the bounds is the value of.
+    `bound_by` names the key whose value is the last of the given bounds.
     """
     bounds = [
         (minimum, lambda bound: value >= bound, "at least"),

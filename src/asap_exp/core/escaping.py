@@ -1,6 +1,6 @@
-"""Words of a record as plain text in Markdown, in CSV, on a figure: nothing in them is a command.
+"""Escaping of record texts for Markdown, CSV and figures, so that none is read as markup.
 
-The page escapes its own; a terminal is told not to read markup.
+The HTML page escapes its own texts; terminals are told not to interpret markup.
 """
 
 import re
@@ -8,41 +8,41 @@ import textwrap
 from html import escape
 
 FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
-"""What a spreadsheet takes for the beginning of a formula, in half and in full width."""
+"""First characters that make a spreadsheet read a cell as a formula, in half and full width."""
 
 LONGEST_LINE = 400
 """Characters of one text on a figure; the layout has no room for more."""
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters."""
+    """Replace line breaks and control characters by spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def markdown(text: str) -> str:
-    """Text within a paragraph, a heading or a cell: no tag, no cell's end, no code, no link."""
+    """Escape text within a paragraph, heading or cell: no tag, cell end, code or link."""
     text = escape(one_line(text), quote=False)
     text = re.sub(r"[\\|`*~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
     return re.sub(r"\](?=[(\[:])", r"\\]", text)
 
 
 def markdown_paragraph(text: str) -> str:
-    """The same at the beginning of a line, where more means something: a heading, a list."""
+    """Escape text at the start of a line, where headings and lists must be prevented as well."""
     text = markdown(text.strip())
     return re.sub(r"^(\d*)([#>+=.)-])", r"\1\\\2", text)
 
 
 def spreadsheet(value: object) -> object:
-    """A cell of a CSV file: text is never a formula, wherever the file is opened."""
+    """Quote a cell of a CSV file if any spreadsheet would read its text as a formula."""
     if isinstance(value, str) and (value.lstrip()[:1] in tuple(FORMULA) or value[:1] in "\t\r\n"):
         return f"'{value}" if value else value
     return value
 
 
 def on_figure(text: str, width: int | None = None) -> str:
-    """Text that matplotlib shows as it is, in lines of at most `width` characters if one is given.
+    """Escape text for matplotlib, wrapped to `width` characters if given.
 
-    A `$` begins no formula, and a label that begins with `_` is not left out of a legend.
+    A `$` starts no formula, and a label that starts with `_` still appears in the legend.
     """
     text = one_line(text)
     text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."

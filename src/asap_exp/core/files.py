@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed into it."""
+"""Atomic files: written next to their final path, then renamed to it."""
 
 import contextlib
 import errno
@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 from asap_exp.core.errors import UserError
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
-"""What a file system answers that does not know the call."""
+"""Error codes of file systems that do not support a call."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
 ELSEWHERE = "choose another folder with paths.results=FOLDER, out=FOLDER or data.cache=FOLDER"
 WRITERS_OWN = ("inline_container.cc", "PytorchStreamWriter", "iostream error", "I/O error")
-"""Words of torch and safetensors about a write that failed; they hide the system's error."""
+"""Phrases of torch and safetensors for a failed write; they hide the system's error."""
 KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -33,15 +33,17 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""Hash of this machine's name, part of the names of partial files."""
 STALE_SECONDS = 24 * 3600
-"""Age of a partial file after which its writer is dead, where no lock can tell."""
+"""Age after which the writer of a partial file counts as dead, if no lock can tell."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary path in the same folder, syncs it, and renames it to `path`.
+    """Call `write` on a temporary path in the same folder, sync it, and rename it to `path`.
 
-    Whatever stops it, a full disk or a killed process, an earlier file at `path` stays whole.
-    UserError where the folder cannot be written. Removes what killed writers left in the folder.
+    Whatever interrupts it, a full disk or a killed process, an earlier file at `path` stays intact.
+    Removes partial files that killed writers left in the folder. Raises UserError if the folder is
+    not writable.
     """
     outer = sys.exception()
     try:
@@ -49,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         sweep(path.parent)
         with partial_file(path) as temporary:
             write_through(temporary, write)
-            # The rights are cosmetic: not every file system has them.
+            # Permissions are optional here: not every file system has them.
             with contextlib.suppress(OSError):
                 temporary.chmod(0o666 & ~current_umask())
             rename(temporary, path)
@@ -62,13 +64,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_through(temporary: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` and syncs; the system's error where `write` hides it behind its own words."""
+    """Call `write` and sync; raise the system's error if `write` hides it in its own words."""
     try:
         write(temporary)
     except Exception as error:
         if not in_own_words(error):
             raise
-        # A further block meets what the writer met.
+        # Writing one more block provokes the same system error.
         with temporary.open("ab") as file:
             file.write(bytes(2**20))
         sync(temporary)
@@ -78,9 +80,9 @@ def write_through(temporary: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """A new file beside `path`, locked while it is written, and gone afterwards.
+    """Create a file next to `path` that is locked while it is written and removed afterwards.
 
-    The lock ends with its process, so that `sweep` knows a dead writer's file.
+    The lock ends with its process, so that `sweep` can recognise files of dead writers.
     """
     while True:
         handle, name = tempfile.mkstemp(
@@ -90,12 +92,12 @@ def partial_file(path: Path) -> Iterator[Path]:
         lock(handle, fcntl.LOCK_EX)
         if temporary.exists():
             break
-        os.close(handle)  # swept between being made and being locked
+        os.close(handle)  # swept between creation and locking
     try:
         yield temporary
     except BaseException:
-        # A failed writer may hold the file open for as long as its traceback is alive: an unlinked
-        # file would keep its space, which the manifest needs.
+        # A failed writer may keep the file open as long as its traceback lives; unlinking alone
+        # would then not free the space that the manifest needs.
         with contextlib.suppress(OSError):
             os.ftruncate(handle, 0)
         raise
@@ -106,9 +108,9 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the partial files in `folder` whose writers are dead."""
+    """Remove the partial files in `folder` whose writers are dead."""
     for file in folder.glob(".*.partial"):
-        if not file.is_file():  # opening a pipe would wait for ever
+        if not file.is_file():  # opening a pipe would block
             continue
         with contextlib.suppress(OSError), file.open("rb") as opened:
             if abandoned(file, opened.fileno()):
@@ -116,7 +118,7 @@ def sweep(folder: Path) -> None:
 
 
 def abandoned(file: Path, handle: int) -> bool:
-    """Whether nobody writes `file`: its lock is free, or it is old where that says nothing."""
+    """Return True if nobody writes `file`: its lock is free, or it is old and locks cannot tell."""
     free = lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if free is None or not file.name.endswith(f".{HOST}.partial"):
         return free is not False and time.time() - os.fstat(handle).st_mtime > STALE_SECONDS
@@ -124,7 +126,7 @@ def abandoned(file: Path, handle: int) -> bool:
 
 
 def lock(handle: int, how: int) -> bool | None:
-    """Whether the file is locked now; None where its file system has no locks."""
+    """Return whether the file is locked now, or None if its file system has no locks."""
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:
@@ -135,6 +137,7 @@ def lock(handle: int, how: int) -> bool | None:
 
 
 def sync(path: Path) -> None:
+    """Flush `path` to disk, if its file system supports that."""
     with path.open("rb") as file:
         try:
             os.fsync(file.fileno())
@@ -144,22 +147,23 @@ def sync(path: Path) -> None:
 
 
 def rename(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; raise UserError if the file system cannot."""
     try:
         temporary.replace(path)
     except OSError as error:
         if error.errno not in UNSUPPORTED | {errno.EPERM, errno.EXDEV}:
             raise
         raise UserError(
-            f"{path} could not be written: no file can be renamed into its place "
-            f"({error.strerror}), without which it might be left half written. Its file system "
-            f"knows no renaming, or the file there is protected; {ELSEWHERE}"
+            f"{path} could not be written: a temporary file could not be renamed to it "
+            f"({error.strerror}). Either its file system does not support renaming, or the file "
+            f"there is protected; {ELSEWHERE}"
         ) from error
 
 
 def write_failure(error: BaseException, outer: BaseException | None) -> BaseException | None:
-    """The system's error behind `error`, or the writer's own words for one; None for others.
+    """Return the system's error behind `error`, the writer's own wording of one, or None.
 
-    What was being handled before, `outer`, is no part of it.
+    `outer`, an error that was being handled before, is not considered.
     """
     seen: BaseException | None = error
     while seen is not None and seen is not outer:
@@ -170,11 +174,12 @@ def write_failure(error: BaseException, outer: BaseException | None) -> BaseExce
 
 
 def in_own_words(error: BaseException) -> bool:
+    """Return True if torch or safetensors reports a failed write in its own words."""
     return any(words in str(error) for words in WRITERS_OWN)
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:
-    """The sentence for a file that could not be written, with the advice that fits."""
+    """Return the UserError for a file that could not be written, with fitting advice."""
     code = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     advice = "Free or unlock the disk, or "
@@ -183,24 +188,28 @@ def unwritable(path: Path, error: BaseException) -> UserError:
     elif code in LOCKED:
         advice = "Unlock the folder, or "
     elif code in (errno.EISDIR, errno.ENOTEMPTY):
-        advice = "A folder lies in its place: move that away, or "
+        advice = "A folder is in its place; move it away, or "
     return UserError(
-        f"{path} could not be written ({reason}); what was there before is unharmed. "
+        f"{path} could not be written ({reason}); an earlier file there is unharmed. "
         f"{advice}{ELSEWHERE}"
     )
 
 
 def current_umask() -> int:
+    """Return the umask of this process."""
     umask = os.umask(0)
     os.umask(umask)
     return umask
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` atomically."""
+
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
 
@@ -208,15 +217,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON; a number that is not finite is refused, since JSON has none."""
+    """Write `value` as JSON; raise ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """UserError, with the file's name, where the system does not let `path` be read.
+    """Turn system errors on reading `path` into UserError with the file's name.
 
-    A pipe or a device too, which might never end, or never begin.
+    Pipes and devices are refused as well, since they might never end or never begin.
     """
     try:
         check_regular(path)
@@ -226,7 +235,7 @@ def reading(path: Path) -> Iterator[None]:
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder, not a file") from error
     except PermissionError as error:
-        raise UserError(f"{path} may not be read by this user; change its rights") from error
+        raise UserError(f"{path} may not be read by this user; change its permissions") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: it is not UTF-8 text ({error.reason})") from error
     except OSError as error:
@@ -234,6 +243,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
+    """Raise UserError unless `path` is a regular file or a folder."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = next((name for is_one, name in KINDS if is_one(mode)), "something else")
@@ -241,34 +251,42 @@ def check_regular(path: Path) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """UserError where `path` is missing, a folder, or not to be read."""
+    """Raise UserError if `path` is missing, a folder, or not readable."""
     with reading(path), path.open("rb") as file:
         file.read(1)
 
 
 def read_text(path: Path) -> str:
-    """Without a byte order mark; UserError where the file is missing, unreadable or not UTF-8."""
+    """Return the text without a byte order mark.
+
+    Raises UserError if the file is missing, unreadable or not UTF-8.
+    """
     with reading(path):
         return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """UserError where the file is missing, cannot be read or is not JSON of finite numbers."""
+    """Return the JSON value of a file.
+
+    Raises UserError if the file is missing, unreadable, or not JSON with finite numbers.
+    """
     text = read_text(path)
     try:
         return json.loads(
             text, parse_constant=refused_number, parse_float=number, parse_int=whole_number
         )
     except (ValueError, RecursionError) as error:
-        reason = "too deep" if isinstance(error, RecursionError) else error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{path} is damaged: it is not JSON ({reason})") from error
 
 
 def refused_number(text: str) -> NoReturn:
-    raise ValueError(f"{text[:40]} is no number of JSON")
+    """Raise ValueError for something that JSON does not allow as a number."""
+    raise ValueError(f"{text[:40]} is not a JSON number")
 
 
 def number(text: str) -> float:
+    """Parse a finite float."""
     value = float(text)
     if not math.isfinite(value):
         refused_number(text)
@@ -276,6 +294,7 @@ def number(text: str) -> float:
 
 
 def whole_number(text: str) -> int:
+    """Parse an integer of at most 64 bits."""
     if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**64:
         refused_number(text)
     return value

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: what they raise, and how a stage puts them off until its work is saved."""
+"""SIGINT and SIGTERM: what they raise, and how a stage postpones them until its work is saved."""
 
 import signal
 import sys
@@ -14,7 +14,10 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to stop. No Exception: whoever goes on after errors stops too."""
+    """Raised when a signal asks this process to stop.
+
+    Not an Exception, so that code that continues after errors stops too.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -25,23 +28,23 @@ class Interrupted(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """As shells give it."""
+        """Exit status in the convention of shells: 128 + signal."""
         return 128 + self.signal
 
 
 class Request:
-    """Whether a signal has come that was put off."""
+    """Record of a postponed signal."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def obey(self) -> None:
-        """Raises Interrupted if one has."""
+        """Raise Interrupted if a signal has arrived."""
         if self.signal is not None:
             raise Interrupted(self.signal)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler: a second signal is not put off."""
+        """Handle a signal: postpone the first, raise Interrupted at the second."""
         if self.signal is not None:
             _interrupt(number, frame)
         self.signal = number
@@ -49,15 +52,16 @@ class Request:
         print(f"\n{name}: stopping once this step is saved", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
-        """Puts its handler in the place of one that came after it."""
+        """Replace a handler that was installed later."""
         hear(self.note)
 
 
 @contextmanager
 def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[Request]:
-    """Both signals raise Interrupted; the Request knows of one even if a library swallowed it.
+    """Make both signals raise Interrupted; the Request records them even if a library swallows it.
 
-    Where `pass_on` has handed the first signal to others, who end by it, this process waits.
+    If `pass_on` hands the first signal to other processes, which end because of it, this process
+    waits for them.
     """
     request = Request()
 
@@ -72,7 +76,7 @@ def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[
 
 @contextmanager
 def postponed() -> Iterator[Request]:
-    """The first signal is noted in the Request; a second one raises Interrupted at once."""
+    """Note the first signal in the Request; a second one raises Interrupted at once."""
     request = Request()
     with handled(request.note):
         yield request
@@ -84,7 +88,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """`handler` gets both signals meanwhile."""
+    """Install `handler` for both signals while the context is open."""
     before = hear(handler)
     try:
         yield
@@ -94,10 +98,10 @@ def handled(handler: Handler) -> Iterator[None]:
 
 
 def hear(handler: Handler) -> dict[signal.Signals, Any]:
-    """`handler` gets both signals; what got them before.
+    """Install `handler` for both signals and return the previous handlers.
 
-    One that this process was told to ignore stays ignored. Python handles signals in its main
-    thread alone; elsewhere this changes nothing.
+    A signal that this process was told to ignore stays ignored. Python handles signals only in its
+    main thread; in other threads this changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: home directories, the cache, the data sets."""
+"""Locations on this machine: home directories, the cache, the data sets."""
 
 import os
 from pathlib import Path
@@ -7,19 +7,19 @@ from asap_exp.core.errors import UserError
 
 
 def expanded(key: str, path: str) -> str:
-    """`path` with a home directory in place of ~; UserError where that is not known."""
+    """Return `path` with ~ replaced by the home directory; raise UserError if that is unknown."""
     found = os.path.expanduser(path)
     if found.startswith("~"):
         user = path.split("/")[0]
         raise UserError(
-            f"{key}={path}: the home directory {user} is not known; give the whole path, or "
+            f"{key}={path}: the home directory {user} is unknown; give the full path, or "
             f"./{path} for a folder of that name here"
         )
     return found
 
 
 def data_root(root: str | None) -> str | None:
-    """The folder of data sets: `root`, else $ASAP_EXP_DATA."""
+    """Return the folder of data sets: `root`, else $ASAP_EXP_DATA."""
     if root:
         return expanded("data.root", root)
     chosen = os.environ.get("ASAP_EXP_DATA")
@@ -27,7 +27,7 @@ def data_root(root: str | None) -> str | None:
 
 
 def cache_dir(cache: str | None) -> Path:
-    """Where downloads go: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
+    """Return the folder for downloads: `cache`, else $ASAP_EXP_CACHE, else ~/.cache/asap_exp."""
     if cache:
         return Path(expanded("data.cache", cache))
     if chosen := os.environ.get("ASAP_EXP_CACHE"):
@@ -36,6 +36,6 @@ def cache_dir(cache: str | None) -> Path:
         return Path.home() / ".cache" / "asap_exp"
     except RuntimeError as error:
         raise UserError(
-            "there is no place for the cache of data sets: this user has no home directory; give "
-            "one with data.cache=FOLDER or ASAP_EXP_CACHE=FOLDER"
+            "there is no folder for the cache of data sets: this user has no home directory; set "
+            "data.cache=FOLDER or ASAP_EXP_CACHE=FOLDER"
         ) from error

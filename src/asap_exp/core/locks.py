@@ -1,4 +1,4 @@
-"""A directory belongs to one process at a time, by a lock that ends with its process."""
+"""Locks on directories: one process at a time, until that process ends."""
 
 import errno
 import os
@@ -20,14 +20,16 @@ from asap_exp.core.typed import STRICT, read, to_json
 LOCK, HOLDER = ".lock", ".lock.json"
 
 BRIEFLY = 10.0
-"""Seconds for which a lock is waited for that others hold for an instant."""
+"""Seconds to wait for a lock that other processes hold only for an instant."""
 
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without flock answer."""
+"""Error codes of file systems without flock."""
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Holder:
+    """Process that holds a directory."""
+
     host: str
     pid: int
     since: str
@@ -39,10 +41,10 @@ class Holder:
 
 @contextmanager
 def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Holds `folder`, made if need be; UserError says which process holds it already.
+    """Hold `folder`, created if missing; raise UserError that names the process already holding it.
 
-    A process that ends, in whatever way, holds nothing any more. A folder in which nothing was
-    written is removed again. `wait` is in seconds.
+    The lock ends with its process. A folder in which nothing was written is removed again. `wait`
+    is in seconds.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,10 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 
 def acquired(file: Path, wait: float) -> BaseFileLock:
-    """flock; on a file system without it a file with host and process, taken over if that died."""
+    """Acquire a flock, or a file with host and process on file systems without flock.
+
+    Such a file is taken over if its process has died. Raises UserError if another process holds it.
+    """
     locks = (FileLock(file), SoftFileLock(file))
     for lock in locks:
         try:
@@ -70,8 +75,8 @@ def acquired(file: Path, wait: float) -> BaseFileLock:
             return lock
         except Timeout as error:
             raise UserError(
-                f"{file.parent} belongs to {holder_of(file.parent)}. Wait until that has ended, or "
-                "stop it, and try again"
+                f"{file.parent} is in use by {holder_of(file.parent)}. Wait until that has ended, "
+                "or stop it, and try again"
             ) from error
         except OSError as error:
             if lock is locks[-1] or error.errno not in UNSUPPORTED:
@@ -80,17 +85,19 @@ def acquired(file: Path, wait: float) -> BaseFileLock:
 
 
 def holder_of(folder: Path) -> str:
+    """Describe the process that holds `folder`."""
     try:
         return str(read(Holder, folder / HOLDER))
     except UserError:
-        return "another process, which has not said yet which"
+        return "another process, which has not yet identified itself"
 
 
 @contextmanager
 def part_held(whole: Path, part: Path) -> Iterator[None]:
-    """Holds `part`, a folder within `whole`, which no other process holds at that moment.
+    """Hold `part`, a folder within `whole`, provided that no other process holds `whole`.
 
-    Whoever holds `whole` can thus know by `require_free` that nobody has, or takes, a part of it.
+    So a holder of `whole` can check with `require_free` that nobody holds, or can take, a part of
+    it.
     """
     with ExitStack() as stack:
         with held(whole, wait=BRIEFLY):
@@ -99,7 +106,7 @@ def part_held(whole: Path, part: Path) -> Iterator[None]:
 
 
 def require_free(parts: Iterable[Path]) -> None:
-    """UserError where another process holds one of the folders."""
+    """Raise UserError if another process holds one of the folders."""
     for part in parts:
         with held(part):
             pass

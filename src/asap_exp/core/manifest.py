@@ -1,4 +1,4 @@
-"""What made a result: configuration, code, versions, hardware, seed, data, time."""
+"""Manifest of a result: configuration, code, versions, hardware, seed, data, time."""
 
 import importlib.metadata
 import os
@@ -36,19 +36,25 @@ PACKAGES = (
     "safetensors",
     "triton",
 )
+"""Packages whose versions are recorded."""
 
 
 FORMAT = 2
+"""Version of the manifest's format."""
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Code:
+    """Version of the code: git commit, and whether tracked files differ from it."""
+
     commit: str | None
     dirty: bool | None
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Hardware:
+    """Hardware and operating system of an attempt."""
+
     gpu: str | None
     cpu: str
     cpu_threads: int
@@ -57,7 +63,7 @@ class Hardware:
 
 @dataclass(config=STRICT, kw_only=True)
 class Attempt:
-    """One attempt at a run: when, with what, and how it ended (None where that is not known)."""
+    """One attempt at a run: when, with what, and how it ended (None if unknown)."""
 
     status: Literal["running", "finished", "failed", "interrupted"]
     started: str
@@ -70,7 +76,7 @@ class Attempt:
 
 @dataclass(config=STRICT, kw_only=True)
 class Manifest(Attempt):
-    """Of any stage. `error` says why it failed or was interrupted."""
+    """Manifest of any stage; `error` says why it failed or was interrupted."""
 
     stage: str
     command: str
@@ -78,7 +84,7 @@ class Manifest(Attempt):
     config: dict[str, Any]
     error: str | None = None
     format: Literal[2] | None = None
-    """None in those from before manifests carried a hash of themselves."""
+    """None for manifests older than the hash."""
     sha256: str | None = None
 
     @property
@@ -88,7 +94,7 @@ class Manifest(Attempt):
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
         if self.format is not None and self.sha256 is None:
-            raise ValueError("its sha256, which says that nothing was changed, is missing")
+            raise ValueError("its sha256, which shows that nothing has changed, is missing")
         missing = [name for name in self.outcome() if getattr(self, name) is None]
         if self.finished and missing:
             raise ValueError(f"status is finished, but {', '.join(missing)} is missing")
@@ -96,13 +102,13 @@ class Manifest(Attempt):
 
     @classmethod
     def outcome(cls) -> tuple[str, ...]:
-        """What a finished stage must say."""
+        """Return the fields that a finished stage must have."""
         return ("ended", "wall_seconds")
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Initial:
-    """The run whose weights a training started from."""
+    """Run whose weights a training started from."""
 
     run: str
     teacher_sha256: str
@@ -113,6 +119,8 @@ class Initial:
 
 @dataclass(config=STRICT, kw_only=True)
 class TrainManifest(Manifest):
+    """Manifest of a training run."""
+
     recipe_hash: str
     data: dict[str, Any]
     initial: Initial | None = None
@@ -135,7 +143,7 @@ class TrainManifest(Manifest):
 
 @dataclass(config=STRICT, kw_only=True)
 class LaterManifest(Manifest):
-    """Of a stage that works on a teacher: distill and evaluate."""
+    """Manifest of a stage that works on a teacher: distill and evaluate."""
 
     teacher: str
     data: dict[str, Any] | None = None
@@ -143,7 +151,7 @@ class LaterManifest(Manifest):
 
 @contextmanager
 def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Writes a manifest when work starts, and again, with its outcome, when it ends or fails."""
+    """Write a manifest when work starts, and again, with its outcome, when it ends or fails."""
     record: dict[str, Any] = {
         "format": FORMAT,
         "status": "running",
@@ -154,7 +162,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         "hardware": hardware(),
         **facts,
     }
-    with postponed() as stop:  # or the signal would leave it as it is
+    with postponed() as stop:  # a signal now would leave the manifest at "running"
         write_sealed(path, record)
     try:
         stop.obey()
@@ -165,7 +173,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         record["error"] = str(error) if stopped else f"{type(error).__name__}: {error}"[:2000]
         if not stopped and not path.is_file() and isinstance(error, UserError | OSError):
             raise gone(path) from error
-        with suppress(UserError):  # the first error is the one to tell
+        with suppress(UserError):  # report the first error
             write_over(path, record)
         raise
     record |= outcome(record, "finished")
@@ -175,38 +183,40 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
 
 
 def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:
-    """How the work that `record` says began has ended, now."""
+    """Return status, end and duration of the work that `record` says began."""
     ended = datetime.now(UTC)
     seconds = (ended - datetime.fromisoformat(record["started"])).total_seconds()
     return {"status": status, "ended": stamp(ended), "wall_seconds": round(max(seconds, 0.0), 2)}
 
 
 def write_over(path: Path, record: dict[str, Any]) -> None:
-    """UserError where what was written when the work started went away meanwhile."""
+    """Write the manifest again; raise UserError if the first version has disappeared."""
     if not path.is_file():
         raise gone(path)
     write_sealed(path, record)
 
 
 def gone(path: Path) -> UserError:
-    """Of the manifest of a stage that is running."""
+    """Return the UserError for the lost manifest of a running stage."""
     lost = path if path.parent.is_dir() else path.parent
     return UserError(
-        f"{lost} is no longer there: it was deleted or moved while the stage ran, and what the "
-        "stage made may be lost with it; start the same command again"
+        f"{lost} is no longer there: it was deleted or moved while the stage ran, and its results "
+        "may be lost as well; start the same command again"
     )
 
 
 def now() -> str:
+    """Return the current time in UTC, in ISO format."""
     return stamp(datetime.now(UTC))
 
 
 def stamp(moment: datetime) -> str:
+    """Format a time with milliseconds."""
     return moment.isoformat(timespec="milliseconds")
 
 
 def command() -> str:
-    """What was typed: a module or a script, without the folder it lies in, and its arguments."""
+    """Return the command as typed: a module or a script, without its folder, and its arguments."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = None if spec is None else spec.name.removesuffix(".__main__")
     program = Path(sys.argv[0]).name if module is None else f"-m {module}"
@@ -214,9 +224,9 @@ def command() -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """The git commit and whether tracked code differs from it.
+    """Return the git commit and whether tracked code differs from it.
 
-    Where there is no git checkout, ASAP_EXP_COMMIT is believed; else both are null.
+    Without a git checkout, ASAP_EXP_COMMIT is used for the commit; otherwise both are None.
     """
     folder = Path(__file__).resolve().parent
 
@@ -240,6 +250,7 @@ def code_version() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
+    """Return the versions of Python, the recorded packages and CUDA; None for what is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -250,6 +261,7 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
+    """Return the GPU, CPU, threads and system."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "gpu": gpu,
@@ -260,6 +272,7 @@ def hardware() -> dict[str, Any]:
 
 
 def processor_name() -> str:
+    """Return the CPU's model name, or "unknown"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(

@@ -1,4 +1,4 @@
-"""What goes wrong around a program, as a sentence: too little memory, a folder that is gone."""
+"""Failures of the machine, such as too little memory or a missing folder, as one sentence."""
 
 import errno
 import os
@@ -19,6 +19,7 @@ NO_MEMORY = (
     "unable to allocate",
     "alloc_failed",
 )
+"""Phrases of PyTorch, NumPy and Python about exhausted memory."""
 TOO_LARGE = (
     "storage size calculation overflowed",
     "integer multiplication overflow",
@@ -33,7 +34,7 @@ TOO_LARGE = (
     "cannot fit 'int' into an index-sized integer",
     "negative dimension",
 )
-"""Words of PyTorch, NumPy and Python about a number that its type does not hold."""
+"""Phrases of PyTorch, NumPy and Python about a number that overflows its type."""
 
 SMALLER = {
     "train": "recipe.batch_size, data.batch_tokens, data.image_size, data.max_length, "
@@ -44,42 +45,42 @@ SMALLER = {
     "benchmark": "tokens, n, heads or head_dim below gpu and cpu",
     "report": "the number of runs, with run=RUN or task=TASK",
 }
-"""By stage, what can be made smaller."""
+"""Settings that can be made smaller, per stage."""
 
 ADVICE = {
-    errno.ENOENT: "it was deleted or moved while the stage ran, or was never there; give the "
+    errno.ENOENT: "it was deleted or moved while the stage ran, or never existed; give the "
     "folder that holds it now, and start the command again",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and start again",
     errno.ENFILE: "too many files are open on this machine; close some programs and start again",
     errno.ENOSPC: "free some space and start the command again",
     errno.EDQUOT: "free some space or raise the quota, and start the command again",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f) and start again",
-    errno.EACCES: "change its rights, or give another folder",
-    errno.EPERM: "change its rights, or give another folder",
-    errno.EROFS: "give a folder that can be written",
-    errno.EIO: "the disk or its connection fails; look at it, or give a folder on another one",
-    errno.ESTALE: "the network's file system has lost it; start the command again",
-    errno.ENOTDIR: "a file lies where a folder should; move it, or give another folder",
-    errno.EISDIR: "a folder lies where a file should; move it, or give another one",
+    errno.EACCES: "change its permissions, or give another folder",
+    errno.EPERM: "change its permissions, or give another folder",
+    errno.EROFS: "give a writable folder",
+    errno.EIO: "the disk or its connection fails; check it, or give a folder on another disk",
+    errno.ESTALE: "the network file system has lost it; start the command again",
+    errno.ENOTDIR: "there is a file in place of a folder; move it, or give another folder",
+    errno.EISDIR: "there is a folder in place of a file; move it, or give another path",
     errno.ENAMETOOLONG: "its name is too long; give a shorter one",
-    errno.ELOOP: "its symbolic links lead in a circle; give the folder itself",
-    errno.EPIPE: "what read the output has ended; write it to a file instead",
+    errno.ELOOP: "its symbolic links form a loop; give the folder itself",
+    errno.EPIPE: "the reader of the output has exited; write to a file instead",
 }
+"""Advice per error code of the system."""
 
 
 def explained(error: BaseException, stage: str = "") -> UserError | None:
-    """`error` as a sentence, where it comes from the machine and not from a mistake in the code."""
+    """Return `error` as a UserError if the machine caused it, or None for a bug in the code."""
     for cause in chain(error):
         if isinstance(cause, UserError):
             return cause
         if ran_out_of_memory(cause):
             return UserError(
-                f"the memory was not enough ({words(cause)}). Make smaller: {smaller(stage)}"
+                f"there was not enough memory ({words(cause)}). Reduce {smaller(stage)}"
             )
         if overflowed(cause):
             return UserError(
-                f"a value is too large for this machine ({words(cause)}). "
-                f"Make smaller: {smaller(stage)}"
+                f"a value is too large for this machine ({words(cause)}). Reduce {smaller(stage)}"
             )
         if isinstance(cause, OSError) and cause.errno is not None:
             return unavailable(cause)
@@ -88,9 +89,9 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Of a script: ends it with the sentence that explains what went wrong, where there is one.
+    """End a script with the sentence that explains what went wrong, if there is one.
 
-    A signal ends it as it ends a stage: with 128 + signal.
+    A signal ends it as it ends a stage, with status 128 + signal.
     """
     try:
         with interruptible():
@@ -105,7 +106,7 @@ def sentences() -> Iterator[None]:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """`error` and what it was raised from."""
+    """Yield `error` and the errors it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -113,6 +114,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
+    """Return True if memory ran out."""
     torch = sys.modules.get("torch")  # where it is not loaded, the error cannot be one of its own
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -122,33 +124,35 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def overflowed(error: BaseException) -> bool:
-    """Whether a size or a number went beyond what its type holds."""
+    """Return True if a size or number overflowed its type."""
     if isinstance(error, OverflowError):
         return True
     return isinstance(error, (RuntimeError, ValueError, TypeError)) and said(error, TOO_LARGE)
 
 
 def said(error: BaseException, parts: tuple[str, ...]) -> bool:
+    """Return True if the message of `error` contains one of `parts`."""
     text = str(error).lower()
     return any(part in text for part in parts)
 
 
 def unavailable(error: OSError) -> UserError:
-    """The sentence for a system's error: which file, what happened, what to do."""
+    """Return the UserError for a system error: which file, what happened, what to do."""
     path = error.filename if error.filename is not None else "a file"
     path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else f"file {path}"
     reason = error.strerror or str(error)
-    advice = ADVICE.get(error.errno or 0, "look at the disk or the network, and start again")
+    advice = ADVICE.get(error.errno or 0, "check the disk or the network, and start again")
     return UserError(f"{path}: {reason}; {advice}")
 
 
 def smaller(stage: str) -> str:
+    """Return the settings of a stage that reduce its memory."""
     return SMALLER.get(stage, "the batches, the model or the data")
 
 
 def words(error: BaseException) -> str:
-    """How much was asked for, else the first line of what `error` says, or its kind."""
+    """Return how much memory was requested, else the error's first line, else its type."""
     if asked := re.search(r"tried to allocate (\d+) bytes", str(error)):
-        return f"{int(asked[1]) / 1e9:,.1f} GB were asked for at once"
+        return f"{int(asked[1]) / 1e9:,.1f} GB were requested at once"
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

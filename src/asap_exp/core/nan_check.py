@@ -1,4 +1,4 @@
-"""The first parameter or layer output of a network that is not finite."""
+"""Search for the first parameter or layer output of a network that is not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 
 def on_inputs(net: nn.Module, inputs: Any) -> Any:
+    """Run `net` on `inputs`."""
     return net(inputs)
 
 
@@ -15,7 +16,7 @@ def on_inputs(net: nn.Module, inputs: Any) -> Any:
 def first_non_finite(
     net: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] = on_inputs
 ) -> str:
-    """Which parameter or layer output, in the order of the forward pass, first is not finite."""
+    """Name the first parameter or layer output, in forward order, that is not finite."""
     if isinstance(inputs, Tensor) and not torch.isfinite(inputs).all():
         return "the input batch is not finite"
     for name, parameter in net.named_parameters():
@@ -36,7 +37,7 @@ def first_non_finite(
         if name and not list(module.children())
     ]
     try:
-        with torch.compiler.set_stance("force_eager"):  # hooks are no part of a compiled graph
+        with torch.compiler.set_stance("force_eager"):  # compiled graphs skip hooks
             forward(net, inputs)
     finally:
         for handle in handles:

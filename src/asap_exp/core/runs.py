@@ -1,4 +1,4 @@
-"""Run directories: one for each task, model, attention, configuration and seed.
+"""Run directories: one per task, model, attention, configuration and seed.
 
 RESULTS/runs/TASK/MODEL-ATTENTION/HASH-sSEED/
     config.yaml manifest.json teacher.safetensors checkpoints/ logs/
@@ -29,7 +29,7 @@ from asap_exp.core.typed import read
 DEFAULT_TASK = "digits"
 
 ASIDE = re.compile(r"~\d+$")
-"""How the name of a directory ends that resume=never moved aside."""
+"""Suffix of a directory that resume=never has moved aside."""
 
 LOCATION_KEYS = (
     "data.root",
@@ -40,7 +40,7 @@ LOCATION_KEYS = (
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
 )
-"""Keys that change where things lie or what is shown, not what is computed."""
+"""Keys that change where files are or what is shown, but not what is computed."""
 
 HARDWARE_KEYS = (
     "trainer.accelerator",
@@ -49,7 +49,7 @@ HARDWARE_KEYS = (
     "trainer.log_every_n_steps",
     "callbacks.checkpoint_seconds",
 )
-"""Keys that change how fast it is computed."""
+"""Keys that change how fast a run is computed."""
 
 
 def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -67,11 +67,12 @@ def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def short_hash(value: Any) -> str:
+    """Return the first 8 hex digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The part of a configuration that decides what is computed; the seed is beside it."""
+    """Return the part of a configuration that decides what is computed, without the seed."""
     return without(plain(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
 
 
@@ -82,9 +83,9 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
-    """Equal for runs that differ in their attention alone: same data, model, recipe and budget.
+    """Return a hash that matched runs share: same data, model, recipe and budget, any attention.
 
-    Where weights come from an `initial` run, that holds for it too.
+    If the weights come from an `initial` run, the same holds for that run.
     """
     recipe = without(identity(config), ("attention", "init_from"))
     if initial is not None:
@@ -94,23 +95,24 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 
 def public_config(config: Any) -> dict[str, Any]:
-    """A configuration as a record shows it: no folder of one machine."""
+    """Return a configuration as records show it, without paths of one machine."""
     return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
 
 
 def run_name(config: TrainConfig) -> str:
-    """TASK/MODEL-ATTENTION/HASH-sSEED: the run's directory below the runs, and its name."""
+    """Return TASK/MODEL-ATTENTION/HASH-sSEED, the run's name and its directory below the runs."""
     kind = f"{config.model.name}-{config.attention['name']}"
     return f"{config.task.name}/{kind}/{short_hash(identity(config))}-s{config.seed}"
 
 
 def run_directory(config: TrainConfig) -> Path:
+    """Return the run directory of `config`."""
     return config.paths.runs / run_name(config)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run's directory and what is saved in it."""
+    """Directory of one training run, and the files in it."""
 
     path: Path
 
@@ -133,17 +135,17 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """Its own, by its configuration: the same wherever its directory lies and is called."""
+        """Name given by its configuration, wherever its directory is and whatever it is called."""
         return run_name(self.config)
 
     @property
     def group(self) -> str:
-        """One word for everything that belongs to this run: the tracking group."""
+        """Tracking group, shared by everything that belongs to this run."""
         return self.name.replace("/", "-")
 
     @property
     def tracking_id(self) -> str:
-        """The same for all attempts at this run; another one for each run moved aside."""
+        """Tracking id of all attempts at this run; it changes when a run is moved aside."""
         aside = len(list(self.path.parent.glob(f"{self.path.name}~*")))
         return f"{self.group}-{aside}" if aside else self.group
 
@@ -157,7 +159,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The one checkpoint, written over as the training goes on."""
+        """The only checkpoint, overwritten as the training goes on."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
@@ -166,9 +168,9 @@ class Run:
 
     @property
     def unfinished(self) -> str:
-        """What there is too little of in a run that has not finished, in a few words."""
+        """Short description of what is missing in an unfinished run."""
         if not self.started:
-            return "manifest.json is missing; the command that began it makes it again"
+            return "manifest.json is missing; run the command that started it again"
         manifest = self.manifest
         if manifest.finished:
             return f"{self.weights.name} is missing. {repair(self)}"
@@ -176,7 +178,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """UserError where what the directory says of itself does not agree."""
+        """True if finished; raises UserError if the configuration and the manifest disagree."""
         if not (self.started and self.weights.is_file()):
             return False
         manifest = self.manifest
@@ -185,27 +187,27 @@ class Run:
 
 
 def own_command(run: Run) -> str:
-    """The command that trains `run` where it lies now."""
+    """Return the command that trains `run` in its present location."""
     words = shlex.split(run.manifest.command)
     kept = [w for w in words if not w.startswith(("paths.results=", "resume="))]
     return f"{shlex.join(kept)} {where(str(Path(*run.path.absolute().parts[:-4])))}".strip()
 
 
 def repair(run: Run) -> str:
-    """A sentence: how what is damaged in `run` is made again."""
+    """Return a sentence on how to restore a damaged `run`."""
     if run.path.absolute().parts[-4:] != ("runs", *run.name.split("/")):
-        return f"Take it from a copy, or train {run.name} again"
-    return f"Its command makes it again: {own_command(run)} (with resume=never if need be)"
+        return f"Restore it from a copy, or train {run.name} again"
+    return f"Restore it with its command: {own_command(run)} (with resume=never if necessary)"
 
 
 def stage_command(stage: str, paths: PathsConfig, *words: str) -> str:
-    """`python -m asap_exp.STAGE`, with the folder of results where it is not the usual one."""
+    """Return `python -m asap_exp.STAGE`, with the results folder if it is not the default."""
     given = [word for word in (where(paths.results), *words) if word]
     return " ".join(["python", "-m", f"asap_exp.{stage}", *given])
 
 
 def where(results: str) -> str:
-    """`paths.results=` as it is typed; empty for the usual folder."""
+    """Return `paths.results=...` as typed in a shell; empty for the default folder."""
     if Path(results).absolute() == Path("results").absolute():
         return ""
     plain = re.fullmatch(r"[\w./-]+", results)
@@ -213,14 +215,14 @@ def where(results: str) -> str:
 
 
 def check_agrees(run: Run, manifest: TrainManifest) -> None:
-    """UserError where the configuration is not the one that the run was made by."""
+    """Raise UserError if the configuration is not the one that made the run."""
     config = run.config
     leaf = PurePath(run.name).name
     named = re.fullmatch(r"([0-9a-f]{8}-s\d+)(~\d+)?", run.path.name)
     if named and named[1] != leaf:
         raise UserError(
-            f"{run.path / 'config.yaml'} was changed after the run: it is that of {leaf}. Take an "
-            "unchanged copy, or train what you want with the keys of a command"
+            f"{run.path / 'config.yaml'} was changed after the run: it belongs to {leaf}. Use an "
+            "unchanged copy, or set the keys you want on the command line of a new run"
         )
     not_compared = (*LOCATION_KEYS, *HARDWARE_KEYS, "seed")
     then, now = without(manifest.config, not_compared), identity(config)
@@ -230,15 +232,15 @@ def check_agrees(run: Run, manifest: TrainManifest) -> None:
     differences = describe_differences(now, then, among=flatten(then).keys() & flatten(now).keys())
     if differences:
         raise UserError(
-            f"{run.path / 'config.yaml'} was changed after the run: its manifest.json says "
-            f"otherwise:\n{differences}\nTake an unchanged copy of both"
+            f"{run.path / 'config.yaml'} was changed after the run: its manifest.json "
+            f"differs:\n{differences}\nUse an unchanged copy of both"
         )
 
 
 def claim(config: TrainConfig) -> Run:
-    """The run directory of `config`, made if need be, with the configuration saved in it.
+    """Return the run directory of `config`, created with the saved configuration if missing.
 
-    A damaged one is written again, since the directory's name says which it is.
+    A damaged configuration is written again, since the directory's name identifies it.
     """
     run = Run(run_directory(config))
     try:
@@ -252,7 +254,7 @@ def claim(config: TrainConfig) -> Run:
 
 
 def refuse_other(config: TrainConfig) -> None:
-    """UserError where the run directory of `config` holds another configuration."""
+    """Raise UserError if the run directory of `config` holds another configuration."""
     run = Run(run_directory(config))
     try:
         saved = run.config
@@ -262,19 +264,20 @@ def refuse_other(config: TrainConfig) -> None:
     if there != asked:
         raise UserError(
             f"{run.path} holds a run of another configuration and is not overwritten:\n"
-            f"{describe_differences(there, asked)}\nPut an unchanged config.yaml back, or start "
+            f"{describe_differences(there, asked)}\nRestore the original config.yaml, or start "
             "again with resume=never, which moves the run aside"
         )
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
+    """Write the configuration to config.yaml."""
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 def describe_differences(
     saved: dict[str, Any], asked: dict[str, Any], among: Collection[str] | None = None
 ) -> str:
-    """One line for each key (of those `among`, if given) in which two configurations differ."""
+    """Return one line per key (of those `among`, if given) in which two configurations differ."""
     left, right = flatten(saved), flatten(asked)
     return "\n".join(
         f"  {key}: saved {left.get(key)}, asked for {right.get(key)}"
@@ -284,6 +287,7 @@ def describe_differences(
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested dict to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -294,15 +298,15 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def all_runs(paths: PathsConfig, task: str | None = None) -> list[Run]:
-    """Every run directory (of `task`, if named), in order of path; those moved aside left out.
+    """Return every run directory (of `task`, if given) by path, without runs moved aside.
 
-    One that is damaged is left out too, and named.
+    Damaged runs are left out with a warning.
     """
     return current(sound_runs(paths, task))
 
 
 def current(runs: Iterable[Run]) -> list[Run]:
-    """Those that were not moved aside, or whose successor has not started."""
+    """Return the runs that were not moved aside, or whose successor has not started."""
     return [
         run
         for run in runs
@@ -312,7 +316,7 @@ def current(runs: Iterable[Run]) -> list[Run]:
 
 
 def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
-    """Every run directory; one that is damaged is left out, and named."""
+    """Yield every undamaged run directory (of `task`, if given); warn about damaged ones."""
     files = {
         file
         for name in ("config.yaml", "manifest.json")
@@ -331,40 +335,41 @@ def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
 
 
 def listed(words: str, items: list[str]) -> str:
-    """Further lines of a sentence; none without items."""
+    """Return further lines of a message, or nothing without items."""
     return "\n".join(["", f"{words}:", *(f"  {item}" for item in items)]) if items else ""
 
 
 def ended(manifest: Manifest) -> str:
-    assert manifest.ended is not None, "of a finished stage alone"
+    """Return the time at which a finished stage ended."""
+    assert manifest.ended is not None, "only finished stages have an end"
     return manifest.ended
 
 
 def check_task(run: Run, task: str | None) -> None:
-    """UserError where there is no run, or one of another task than `task`, if one is named."""
+    """Raise UserError if `task` is given and the run is of another task."""
     trained = run.config.task.name
     if task is not None and trained != task:
         raise UserError(
             f"{run.path} was trained on task {trained}, but task={task} was asked for; "
-            f"give task={trained}, or another run"
+            f"set task={trained}, or choose another run"
         )
 
 
 def check_same_tokenizer(data: dict[str, Any], run: Run) -> None:
-    """Refuses data whose token ids mean other tokens than those that `run` was trained on."""
+    """Raise UserError if the tokenizer of the data is not the one `run` was trained with."""
     here, there = data.get("tokenizer_sha256"), run.manifest.data.get("tokenizer_sha256")
     if here != there:
         raise UserError(
-            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) is not the one of this "
-            f"data ({str(here)[:8]}...): token ids mean other tokens. Both need the same "
+            f"the tokenizer of {run.path} (SHA-256 {str(there)[:8]}...) differs from that of this "
+            f"data ({str(here)[:8]}...), so token ids mean other tokens. Both need the same "
             "data.name, data.vocab_size and data.lowercase"
         )
 
 
 def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
-    """When each finished compiled map of `run` was, and its folder, from the oldest to the newest.
+    """Return the end time and folder of each finished compiled map of `run`, oldest first.
 
-    One whose manifest is damaged is left out, and named.
+    Maps with a damaged manifest are left out with a warning.
     """
     finished = []
     for file in sorted(run.path.glob("distill/*/manifest.json")):
@@ -380,27 +385,27 @@ def finished_artifacts(run: Run) -> list[tuple[str, Path]]:
 
 
 def check_teacher_of(manifest: LaterManifest, file: Path, run: Run) -> None:
-    """UserError where the manifest of a later stage is another run's."""
+    """Raise UserError if the manifest of a later stage belongs to another run."""
     if manifest.teacher != run.name:
         raise UserError(
-            f"{file} is of the run {manifest.teacher} and not of {run.name}; remove {file.parent}, "
-            "and run the stage again"
+            f"{file} belongs to the run {manifest.teacher} and not to {run.name}; remove "
+            f"{file.parent} and run the stage again"
         )
 
 
 def unfinished_artifacts(run: Run) -> list[Path]:
-    """The folders of compiled maps of `run` that have no manifest, or one that says no more."""
+    """Return the folders of compiled maps of `run` that are not finished."""
     finished = {folder for _, folder in finished_artifacts(run)}
     return [folder for folder in sorted(run.path.glob("distill/*")) if folder not in finished]
 
 
 def stage_finished(folder: Path) -> bool:
-    """Whether a later stage wrote `folder` to the end; UserError where it is damaged."""
+    """Return True if a later stage completed `folder`; raise UserError if it is damaged."""
     file = folder / "manifest.json"
     return file.is_file() and read(LaterManifest, file).finished
 
 
 def newest_artifact(run: Run) -> tuple[str, Path] | None:
-    """When the newest finished compiled map of `run` was, and its folder."""
+    """Return the end time and folder of the newest finished compiled map of `run`, or None."""
     finished = finished_artifacts(run)
     return finished[-1] if finished else None

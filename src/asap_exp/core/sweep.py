@@ -1,4 +1,4 @@
-"""What became of each job of a sweep, whichever launcher and process ran it."""
+"""Outcome of each job of a sweep, for every launcher and process."""
 
 import contextlib
 import os
@@ -21,18 +21,18 @@ from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.mishaps import explained
 
 LEDGER = "ASAP_EXP_SWEEP"
-"""The environment variable that tells a job, in whatever process, where to say what it became."""
+"""Environment variable with the folder in which the jobs of a sweep record their outcome."""
 
 STOPPED = "stopped"
-"""The file in that folder that tells the jobs which have not begun not to."""
+"""Name of the file in that folder that tells jobs not to begin."""
 
 MISTAKE, CRASH = 2, 1
-"""Exit statuses of a UserError, and of anything else that was not foreseen."""
+"""Exit statuses of a UserError, and of any unexpected error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`status` is the exit status that it would have had alone."""
+    """Outcome of one job; `status` is the exit status it would have had outside a sweep."""
 
     number: int
     overrides: list[str]
@@ -42,10 +42,10 @@ class Job:
 
 
 class Ledger(Callback):
-    """Hydra's callback: names the folder that the jobs of this sweep write into."""
+    """Hydra callback that sets the folder into which the jobs of this sweep write."""
 
     folder: ClassVar[Path | None] = None
-    """In the process that started the sweep."""
+    """Folder of the sweep; set only in the process that started it."""
 
     has_workers: ClassVar[bool] = False
 
@@ -57,15 +57,16 @@ class Ledger(Callback):
 
 
 def by_joblib(hydra: Any) -> bool:
-    """Whether the jobs run in processes of this machine that end with the sweep."""
+    """Return True if the jobs run in local processes that end with the sweep."""
     return "joblib" in str(hydra.launcher.get("_target_", ""))
 
 
 def attempt(stage: str, work: Callable[[], object]) -> int:
-    """Does `work`, the job of this process; its exit status, 2 where a sentence ended it.
+    """Run `work`, the job of this process, and return its exit status.
 
-    A UserError, or what can be explained as one, is printed, so that the other jobs of a sweep go
-    on; whatever else is raised is passed on. In a sweep, what became of it is written down first.
+    The status is 2 after a UserError, or an error that can be explained as one; its sentence is
+    printed and the other jobs of a sweep go on. Other errors propagate. In a sweep the outcome is
+    recorded first.
     """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
@@ -75,9 +76,9 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
     ledger = Path(os.environ[LEDGER]) if in_sweep and LEDGER in os.environ else None
     try:
         if ledger is not None and (ledger / STOPPED).is_file():
-            status, error = int((ledger / STOPPED).read_text()), "not begun: the sweep was stopped"
+            status, error = int((ledger / STOPPED).read_text()), "not started: sweep was stopped"
         elif ledger is not None and Ledger.folder is None:
-            with interruptible():  # a process of the launcher's, which knows no signals
+            with interruptible():  # the launcher's process handles no signals
                 work()
         else:
             work()
@@ -85,8 +86,8 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
         status, error = stop.exit_status, str(stop)
         if ledger is None or Ledger.folder is not None or not by_joblib(hydra):
             raise
-        # A worker: joblib would kill the others, which are saving too. A queue's jobs stop and are
-        # requeued each by itself.
+        # In a worker, raising would make joblib kill the others, which are also saving. Jobs of a
+        # queue stop and are requeued individually.
         write_text(ledger / STOPPED, str(status))
     except Exception as raised:
         sentence = explained(raised, stage)
@@ -103,6 +104,7 @@ def attempt(stage: str, work: Callable[[], object]) -> int:
 
 
 def write_down(hydra: HydraConf, folder: Path, status: int, error: str, trace: str) -> None:
+    """Write the outcome of a job, and its traceback if there is one."""
     logs = [*launcher_logs()]
     if trace:
         log = folder / f"{hydra.job.num}.log"
@@ -119,7 +121,7 @@ def write_down(hydra: HydraConf, folder: Path, status: int, error: str, trace: s
 
 
 def launcher_logs() -> list[str]:
-    """Of submitit, which shows nothing of what its jobs print."""
+    """Return submitit's log files, since it shows nothing of what its jobs print."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return []
     from submitit import JobEnvironment
@@ -129,7 +131,7 @@ def launcher_logs() -> list[str]:
 
 
 def pass_on(number: int) -> bool:
-    """Sends a signal to the workers of this sweep, which save their work; False without any."""
+    """Send a signal to the workers of this sweep, which save their work; False without workers."""
     found = workers(os.getpid()) if Ledger.has_workers else []
     for worker in found:
         with contextlib.suppress(ProcessLookupError):
@@ -138,7 +140,7 @@ def pass_on(number: int) -> bool:
 
 
 def workers(process: int) -> list[int]:
-    """The processes that `process` has started, as Linux lists them."""
+    """Return the child processes of `process`, as Linux lists them."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
     with contextlib.suppress(OSError):
         return [int(child) for each in lists for child in each.read_text().split()]
@@ -146,7 +148,7 @@ def workers(process: int) -> list[int]:
 
 
 def jobs() -> list[Job]:
-    """Those of the sweep of this process that have ended, by number; none outside a sweep."""
+    """Return the ended jobs of this process's sweep, by number; none outside a sweep."""
     if Ledger.folder is None:
         return []
     files = Ledger.folder.glob("*.json")
@@ -154,11 +156,11 @@ def jobs() -> list[Job]:
 
 
 def report_failures(ended: list[Job]) -> None:
-    """The last words of a sweep: which of its jobs failed, why, and where their logs are."""
+    """Print which jobs of a sweep failed, why, and where their logs are."""
     failed = [job for job in ended if job.status]
     if not failed:
         return
-    lines = [f"\n{len(failed)} of {len(ended)} jobs failed, or were stopped:"]
+    lines = [f"\n{len(failed)} of {len(ended)} jobs failed or were stopped:"]
     for job in failed:
         lines.append(f"  job {job.number} ({' '.join(job.overrides)}): {job.error}")
         lines += [f"    log: {log}" for log in job.logs]
@@ -166,6 +168,6 @@ def report_failures(ended: list[Job]) -> None:
 
 
 def exit_status(ended: list[Job]) -> int:
-    """That of the sweep: of its failed jobs, the one that is least of a mere mistake."""
+    """Return the status of the sweep: that of a failed job, if possible not a UserError's."""
     statuses = {job.status for job in ended if job.status}
     return next(iter(sorted(statuses, key=lambda status: (status == MISTAKE, status))), 0)

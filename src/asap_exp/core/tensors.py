@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors, which hold no code, written atomically and named by their hash."""
+"""Tensors on disk as safetensors, which hold no code; written atomically, identified by hash."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ from asap_exp.core.files import check_readable, write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """UserError where a tensor holds NaN or infinity: no such file is ever a result."""
+    """Write tensors; raise UserError if one holds NaN or infinity."""
     require_finite(tensors, str(path))
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_bytes(path, save(contiguous))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """UserError where the file is missing, cannot be read, truncated or not safetensors."""
+    """Load tensors; raise UserError if the file is missing, unreadable or damaged."""
     check_readable(path)
     try:
-        # Not mapped: a file that is cut while a stage reads it would end the process.
+        # Not memory-mapped: truncating a mapped file would kill the process that reads it.
         return load(path.read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged and cannot be loaded ({error}); make it again, or take a copy"
+            f"{path} is damaged and cannot be loaded ({error}); make it again, or use a copy"
         ) from error
 
 
 def require_finite(tensors: Mapping[str, Tensor], what: str, advice: str = "") -> None:
-    """UserError names the first tensor of `what` that holds NaN or infinity."""
+    """Raise UserError that names the first tensor of `what` with NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
             bad = int((~finite).sum())
@@ -44,7 +44,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str, advice: str = "") -
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and values: the same whatever file they came from."""
+    """Return the SHA-256 over names, shapes, dtypes and values; the file does not matter."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

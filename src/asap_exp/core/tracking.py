@@ -1,4 +1,4 @@
-"""wandb where it was chosen, and never in the way: offline unless the user set a key."""
+"""wandb tracking: optional, and offline unless the user has set a key."""
 
 import configparser
 import importlib.util
@@ -14,24 +14,26 @@ from asap_exp.core.config import LoggerConfig
 from asap_exp.core.errors import UserError, check_choice
 
 INIT_TIMEOUT_SECONDS = 20
+"""Seconds that a stage waits for wandb's server."""
 FLUSH_SECONDS = 1
-"""How often what was logged reaches wandb's own file: all that a killed process can lose."""
+"""Interval at which wandb writes its file: the most that a killed process can lose."""
 OWN_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""wandb's own server, by its names of before and of now."""
+"""Old and new name of wandb's own server."""
 MODES = {
     "online": "online",
     "offline": "offline",
     "disabled": "disabled",
     "shared": "shared",
-    "run": "online",  # the words of old
+    "run": "online",  # wandb's earlier names
     "dryrun": "offline",
 }
 
 
 def wandb_mode() -> str:
-    """What WANDB_MODE says, else wandb's own settings; else online where a key is set, or offline.
+    """Return the mode of WANDB_MODE, else of wandb's settings files; else online if a key is set.
 
-    Its own settings are what `wandb offline` and `wandb disabled` write.
+    Without a key the mode is offline. The settings are what `wandb offline` and `wandb disabled`
+    write.
     """
     if chosen := os.environ.get("WANDB_MODE"):
         return known_mode("WANDB_MODE", chosen)
@@ -43,12 +45,13 @@ def wandb_mode() -> str:
 
 
 def known_mode(key: str, chosen: str) -> str:
+    """Return wandb's name of the mode, or raise UserError with the allowed ones."""
     check_choice(key, chosen, tuple(MODES))
     return MODES[chosen]
 
 
 def settings_files() -> list[Path]:
-    """wandb's settings: those of this folder, which win, and those of the user."""
+    """Return wandb's settings files: this folder's, which takes precedence, and the user's."""
     here = Path(os.path.expanduser(os.environ.get("WANDB_DIR") or "."))
     folder = ".wandb" if (here / ".wandb").exists() else "wandb"
     user = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
@@ -56,7 +59,7 @@ def settings_files() -> list[Path]:
 
 
 def own_settings(file: Path) -> Mapping[str, str]:
-    """Empty where the file is missing or unreadable, which wandb itself warns of."""
+    """Return the settings in `file`; empty if missing or unreadable, as wandb itself warns."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(file)
@@ -66,7 +69,7 @@ def own_settings(file: Path) -> Mapping[str, str]:
 
 
 def has_netrc_key() -> bool:
-    """Whether `wandb login` has left a key for the server."""
+    """Return True if `wandb login` has stored a key for the server."""
     urls = [os.environ.get("WANDB_BASE_URL")]
     urls += [own_settings(file).get("base_url") for file in settings_files()]
     chosen = next((urlsplit(url).netloc for url in urls if url), None)
@@ -79,6 +82,7 @@ def has_netrc_key() -> bool:
 
 
 def require_wandb() -> None:
+    """Raise UserError if wandb is not installed."""
     if importlib.util.find_spec("wandb") is None:
         raise UserError(
             "wandb was chosen as a logger but is not installed; install it, or choose logger=csv"
@@ -96,11 +100,11 @@ def wandb_run(
     tags: list[str],
     run_id: str | None = None,
 ) -> Iterator[Any]:
-    """A wandb run for one stage; None where wandb was not chosen.
+    """Open a wandb run for one stage; yield None if wandb was not chosen or is disabled.
 
-    Open it before the stage's manifest, so that a tracker which does not start spoils no record.
-    None too where the user has disabled wandb. The stages of one training run share a `group`. With
-    `run_id`, a later attempt continues the run of that name.
+    Open it before the stage's manifest, so that a tracker that fails to start leaves no record
+    behind. The stages of one training run share a `group`. With `run_id`, a later attempt continues
+    the run of that name.
     """
     if not logger.wandb or (mode := wandb_mode()) == "disabled":
         yield None
@@ -125,11 +129,11 @@ def wandb_run(
             id=run_id,
             resume="allow" if run_id is not None and mode == "online" else None,
         )
-    except Exception as error:  # of its own kinds, of its settings' checks, of the system
+    except Exception as error:  # from wandb, from validation of its settings, or from the system
         advice = (
             "give it a home directory with HOME=FOLDER"
             if "home directory" in str(error)
-            else "set WANDB_MODE=offline where it cannot be reached, mend the setting that it "
+            else "set WANDB_MODE=offline if it cannot be reached, correct the setting that it "
             "names (logger.project, logger.entity, logger.tags or a WANDB_ variable)"
         )
         raise UserError(
@@ -140,7 +144,7 @@ def wandb_run(
 
 
 def reason(error: Exception) -> str:
-    """What wandb says, in one line; of a setting that it refuses, which one and why."""
+    """Return wandb's message in one line; for a refused setting, which one and why."""
     if hasattr(error, "errors"):
         checks = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
         return "; ".join(f"{setting}: {message}" for setting, message in checks)

@@ -1,4 +1,4 @@
-"""The training curves of a run, out of its CSV logs."""
+"""Training curves of a run, from its CSV logs."""
 
 import csv
 import math
@@ -13,14 +13,14 @@ from asap_exp.core.sealed import digest
 
 Curves = list[dict[str, float]]
 Row = tuple[int | None, dict[str, float]]
-"""An epoch, where it says one, and what was logged in it by name."""
+"""Epoch, if the row has one, and the logged values by name."""
 
 
 def training_curves(run: Path) -> Curves:
-    """One row an epoch, with whatever was logged in it (the last value where there are several).
+    """Return one row per epoch with everything that was logged in it; the last value wins.
 
-    A resumed run has a log for every attempt; a later attempt's epochs replace an earlier one's.
-    Rows that cannot be read are left out, with a warning; a last line that was cut, without.
+    A resumed run has a log per attempt; epochs of a later attempt replace earlier ones. Unreadable
+    rows are left out with a warning; a truncated last line is left out silently.
     """
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     for log in logs(run):
@@ -31,7 +31,7 @@ def training_curves(run: Path) -> Curves:
             continue
         if damaged:
             warn(
-                f"{damaged} rows of {log} are no finite numbers of an epoch and are left "
+                f"{damaged} rows of {log} do not hold finite numbers of an epoch and are left "
                 "out of the training curves"
             )
         for epoch, values in rows:
@@ -41,9 +41,9 @@ def training_curves(run: Path) -> Curves:
 
 
 def own_curves(run: Run) -> Curves:
-    """The curves that the training left; empty, with a warning, where they are not as it did.
+    """Return the curves that the training wrote; empty, with a warning, if they have changed.
 
-    Of a run from before they were kept, those in its logs.
+    For a run from before curves were written to a file, return those in its logs.
     """
     try:
         curves = kept_curves(run)
@@ -54,21 +54,21 @@ def own_curves(run: Run) -> Curves:
 
 
 def kept_curves(run: Run) -> Curves | None:
-    """Those of curves.json; None in a run from before there was that file.
+    """Return the curves in curves.json; None for a run from before that file existed.
 
-    UserError where they are not as the training left them.
+    Raises UserError if they differ from what the training wrote.
     """
     manifest = run.manifest
     if manifest.curves_sha256 is None:
         return None
     curves = read_json(run.curves)
     if digest({"curves": curves}) != manifest.curves_sha256:
-        raise UserError(f"{run.curves} is not as the training left it. {repair(run)}")
+        raise UserError(f"{run.curves} was changed after the training. {repair(run)}")
     return curves
 
 
 def logs(run: Path) -> list[Path]:
-    """Of every attempt, from the first to the last."""
+    """Return the log of every attempt, from the first to the last."""
     found = (run / "logs").glob("version_*/metrics.csv")
     return sorted(
         (file for file in found if file.parent.name[8:].isdecimal()),
@@ -77,10 +77,10 @@ def logs(run: Path) -> list[Path]:
 
 
 def readable_rows(log: Path) -> tuple[list[Row], int]:
-    """The rows of a log, and how many could not be read."""
+    """Return the rows of a log, and how many could not be read."""
     with reading(log):
         text = log.read_bytes().decode("utf-8", errors="replace")
-    *lines, _ = text.split("\n")  # what follows the last end of a line was cut
+    *lines, _ = text.split("\n")  # text after the last newline was cut off
     names, *rows = [cells(line) for line in lines] or [[]]
     if not {"epoch", "step"} <= set(names):
         return [], max(len(rows), 1)
@@ -93,6 +93,7 @@ def readable_rows(log: Path) -> tuple[list[Row], int]:
 
 
 def cells(line: str) -> list[str]:
+    """Return the cells of a CSV line; empty if it is malformed."""
     try:
         return next(csv.reader([line.rstrip("\r")]), [])
     except csv.Error:
@@ -100,7 +101,7 @@ def cells(line: str) -> list[str]:
 
 
 def row_of(cells: dict[str, str]) -> Row | None:
-    """None where something in it is no finite number."""
+    """Return the row of these cells, or None if one is not a finite number."""
     try:
         numbers = {name: float(cell) for name, cell in cells.items() if cell}
     except ValueError:

@@ -1,4 +1,4 @@
-"""JSON as typed objects: checked whole when it is read, so that half a record is never used."""
+"""JSON as typed objects, validated completely on reading, so that partial records are not used."""
 
 import json
 import math
@@ -17,27 +17,27 @@ from asap_exp.core.sealed import check_seal
 T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-"""Of pydantic's dataclasses: no conversions, no unknown keys, no NaN or infinity."""
+"""Options of pydantic's dataclasses: no conversions, no unknown keys, no NaN or infinity."""
 
 VIEW: ConfigDict = {**STRICT, "extra": "ignore"}
-"""The same of a part of something larger: what it does not name is left alone."""
+"""Options of a view on part of a larger object: unknown keys are ignored."""
 
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
 
 class Newer(UserError):
-    """A file of a version that is yet to come: whole, but for another program."""
+    """Raised for a file of a newer version: valid, but for another program."""
 
 
 def path_name(value: str) -> str:
-    """`value`, which may be a part of a path; UserError for what leads elsewhere."""
+    """Return `value`, a name that can be part of a path, or raise UserError."""
     check_name("a name", value)
     return value
 
 
 def run_name(value: str) -> str:
-    """`value`, TASK/MODEL-ATTENTION/HASH-sSEED; UserError where a part is no name."""
+    """Return `value`, TASK/MODEL-ATTENTION/HASH-sSEED, or raise UserError."""
     for part in value.split("/"):
         check_name("a part of a run's name", part)
     return value
@@ -50,24 +50,24 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 LARGEST = 1e60
-"""Above what single precision and sums of it can hold; squares of it can still be averaged."""
+"""Upper bound that exceeds single precision and sums of it; its squares can still be averaged."""
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Measure = Annotated[float, Field(ge=0, le=LARGEST)]
-"""An error, a distance, a time."""
+"""Error, distance or time."""
 Divergence = Annotated[float, Field(ge=-1e-5, le=LARGEST)]
-"""A KL: rounding may take one of equal distributions a little below 0."""
+"""KL divergence; for equal distributions rounding may put it slightly below 0."""
 
 
 def read(kind: type[T], file: Path) -> T:
-    """What `file` holds, as a `kind`.
+    """Return the contents of `file` as a `kind`.
 
-    UserError where it is missing, no JSON, of another shape, or not what its seal says.
+    Raises UserError if it is missing, not JSON, of another shape, or does not match its seal.
     """
     return from_json(kind, read_json(file), file)
 
 
 def from_json(kind: type[T], value: Any, file: Path, again: str = "") -> T:
-    """`value`, read from `file`, as a `kind`; UserError names the file, the key and the fault.
+    """Return `value`, read from `file`, as a `kind`; UserError names file, key and fault.
 
     `again` is the command that makes such a file.
     """
@@ -80,7 +80,7 @@ def from_json(kind: type[T], value: Any, file: Path, again: str = "") -> T:
 
 
 def check_format(value: Any, known: int, file: Path, what: str) -> None:
-    """UserError where `value`, read from `file`, is no object, or newer than `known`."""
+    """Raise UserError if `value`, read from `file`, is not an object or is newer than `known`."""
     if not isinstance(value, dict):
         raise UserError(f"{file} holds no {what}: it is {shortened(json.dumps(value))}")
     version = value.get("format")
@@ -92,7 +92,7 @@ def check_format(value: Any, known: int, file: Path, what: str) -> None:
 
 
 def made(kind: type[T], value: Any, file: Path) -> T:
-    """`value`, about to be written to `file`, as a `kind`; UserError where none could read it."""
+    """Return `value`, about to be written to `file`, as a `kind`; UserError if it is invalid."""
     try:
         return checked(kind, value)
     except ValueError as error:
@@ -103,19 +103,19 @@ def made(kind: type[T], value: Any, file: Path) -> T:
 
 
 def checked(kind: type[T], value: Any, key: str = "") -> T:
-    """`value`, plain values as JSON has them, as a `kind`.
+    """Return `value`, plain values as in JSON, as a `kind`.
 
-    ValueError names the key (below `key`) and what is wrong, in one line.
+    Raises ValueError with the key (below `key`) and the fault, in one line.
     """
     try:
-        # As text: pydantic is strict with numbers and words there, and takes an object for a class.
+        # As JSON text, pydantic is strict about numbers and strings, and reads objects as classes.
         return adapter(kind).validate_json(json.dumps(value))  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError(described(error, key)) from error
 
 
 def described(error: ValidationError, key: str = "") -> str:
-    """The first of its mistakes: where, what is wrong, and what is there."""
+    """Describe the first error: where, what is wrong, and the value found."""
     first = error.errors(include_url=False)[0]
     words = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     where = ".".join([key] * bool(key) + [str(part) for part in first["loc"]])
@@ -125,20 +125,21 @@ def described(error: ValidationError, key: str = "") -> str:
 
 
 def shortened(text: str) -> str:
-    """The beginning of `text`, in one line."""
+    """Return the beginning of `text`, in one line."""
     return one_line(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 @cache
 def adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Return the cached pydantic adapter of `kind`."""
     return TypeAdapter(kind)
 
 
 def to_json(value: Any, *, exclude_none: bool = False) -> Any:
-    """Typed objects, also within lists and dicts, as plain values that JSON can hold."""
+    """Convert typed objects, also within lists and dicts, to plain JSON values."""
     return to_jsonable_python(value, exclude_none=exclude_none)
 
 
 def finite(x: float) -> float | None:
-    """JSON has no NaN: a number that is not defined is null."""
+    """Return None for an undefined number, since JSON has no NaN."""
     return x if math.isfinite(x) else None

@@ -184,27 +184,22 @@ def milliseconds(axes: Axes) -> None:
 def label_updates(figure: Figure, axes: Axes, group: Group) -> None:
     """Writes the number of updates beside each truncation."""
     column, rows = quality(group), visible(group)
-    cut = [row for row in rows if family_of(row) in CUT]
-    texts = [
-        axes.text(
-            *(row.mean("model_ms"), column.scale * row.mean(column.key)),
-            row.key.removeprefix(f"{row.group}_"),
-            color=FAMILIES[row.group].colour,
-            fontsize=9,
-        )
-        for row in cut
-    ]
+    figure.draw_without_rendering()  # the layout settles before labels are placed in it
+    texts = []
+    for row in rows:
+        if family_of(row) in CUT:
+            (x,), (y,) = coordinates([row], column, 1)
+            # To start with, plain truncations below their curve and relaxed ones above it.
+            shift = (5, -15) if row.group == "truncated" else (-8, 5)
+            x, y = axes.transData.inverted().transform(axes.transData.transform((x, y)) + shift)
+            number = row.key.removeprefix(f"{row.group}_")
+            texts.append(axes.text(x, y, number, color=FAMILIES[row.group].colour, fontsize=9))
     if texts:
-        figure.draw_without_rendering()  # the layout settles before labels are placed in it
-        x, y = coordinates(rows, column, 1)
         adjust_text(
             texts,
-            x,
-            y,
+            *coordinates(rows, column, 1),
             ax=axes,
-            expand=(1.5, 1.6),
-            force_text=(0.4, 0.6),
-            force_static=(0.4, 0.6),
+            expand=(1.4, 1.4),
             iter_lim=500,  # without a limit it runs for a second, however far it comes
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
         )
