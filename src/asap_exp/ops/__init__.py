@@ -15,7 +15,7 @@ from asap_exp.ops.api import (
     sliced_potentials,
     softmax_attention,
 )
-from asap_exp.ops.explain import Explanation, explain
+from asap_exp.ops.explanation import Explanation, explain
 
 __all__ = [
     "Explanation",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from asap_exp.ops.explain import Choice, Explanation, explain
+from asap_exp.ops.explanation import Choice, Explanation, explain
 from asap_exp.ops.routing import ROUTES
 
 README = Path(__file__).with_name("README.md")
