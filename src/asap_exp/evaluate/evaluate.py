@@ -208,8 +208,8 @@ def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
     ):
         if wanted > int(str(data.identity["test_rows"])):
             raise UserError(
-                f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.sample_name} "
-                "used; choose fewer, or a larger max_test_rows"
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test "
+                f"{data.sample_name} used; choose fewer, or a larger max_test_rows"
             )
 
 
