@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from asap_exp.core.composing import compose
+from asap_exp.core.conf_files import conf_dir, options, tasks
 from asap_exp.core.config import (
     BenchmarkConfig,
     EvaluateConfig,
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, type] = {
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
+ROWS = options(conf_dir() / "reproduce")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -53,10 +55,14 @@ def check_command(command: str) -> None:
             r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE
         )
         assert words[1] in targets
+        if words[1] == "reproduce":
+            kind, _, name = words[2].partition("=")
+            assert name in {"row": ROWS, "task": tasks()}[kind]
         if words[1] in SCHEMAS:
             compose(words[1], words[2:], SCHEMAS[words[1]])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+        assert words[1] != "scripts/reproduce.py" or words[2] in ROWS
     else:
         assert words[0] == "export"
 

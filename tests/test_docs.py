@@ -38,6 +38,7 @@ ANSWERS = {
     "Where are the logs?": "tracking.md#where-are-the-logs",
     "How do I compile my own timm model?": "../README.md#compile-your-own-model",
     "What is not reproduced?": "reproduce.md#what-is-not-reproduced",
+    "How do I cite it?": "../README.md#how-to-cite",
     "How do I run a sweep?": "tracking.md#how-do-i-run-a-sweep",
 }
 """One click to a page, which every page of the site and the README link to, one to its heading."""
@@ -50,10 +51,16 @@ def test_command_of_a_page_is_one(command: str) -> None:
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_snippet_of_a_page_runs_as_it_stands(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """And prints what the page says next, if it says so."""
     monkeypatch.chdir(tmp_path)
     exec(SNIPPETS[name], {})
+    page = (ROOT / "docs" / f"{name.split('-')[0]}.md").read_text()
+    after = page.split(f"```python\n{SNIPPETS[name]}```\n\n")[1]
+    printed = capsys.readouterr().out
+    if printed or after.startswith("```text\n"):
+        assert after.startswith(f"```text\n{printed}```")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -57,7 +57,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     """
 
     sample_name: str
-    """What a sample is called, in the plural."""
+    """Name of the samples, in the plural."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Doubly-stochastic attention as pure functions on tensors. Imports torch alone."""
+"""Doubly-stochastic attention as pure functions on tensors; torch is the only dependency."""
 
 from asap_exp.ops.api import (
     SinkhornDuals,
@@ -15,7 +15,7 @@ from asap_exp.ops.api import (
     sliced_potentials,
     softmax_attention,
 )
-from asap_exp.ops.explain import Explanation, explain
+from asap_exp.ops.explanation import Explanation, explain
 
 __all__ = [
     "Explanation",
