@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import asap_exp.benchmark.benchmark  # noqa: F401  (registers the methods)
 from asap_exp.benchmark.inputs import Inputs
 from asap_exp.benchmark.map_inputs import given_duals, map_weights
 from asap_exp.benchmark.measure import measure

@@ -45,7 +45,7 @@ def plain_rows(data: LayerInputs, theta: Tensor, T: int) -> tuple[np.ndarray, np
 def test_fit_is_least_squares(padded: bool) -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1, padded=padded)
-    equations = NormalEquations(theta, adaptive=True, logits=True)
+    equations = NormalEquations(theta, ("adaptive", "logits"))
     equations.add(data, SinkhornAttention(num_iters=5))
     rows, targets = plain_rows(data, theta, T=5)
     for features in (equations.potentials, equations.query_features, slice(0, 12), slice(None)):
@@ -62,7 +62,7 @@ def test_fit_is_least_squares(padded: bool) -> None:
 def test_ridge_is_that_of_the_normalised_gram_matrix() -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1)
-    equations = NormalEquations(theta, adaptive=True, logits=True)
+    equations = NormalEquations(theta, ("adaptive", "logits"))
     equations.add(data, SinkhornAttention(num_iters=5))
     ridge = 0.3
     solution = equations.solve(slice(None), ridge)
@@ -119,7 +119,7 @@ def test_slices_are_unit_and_follow_the_seed() -> None:
 def test_batches_too_large_for_one_piece_add_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     theta = random_slices(HEADS, SLICES, DIM, seed=0)
     data = inputs(6, 1, padded=True)
-    whole, pieces = (NormalEquations(theta, adaptive=True, logits=True) for _ in "ab")
+    whole, pieces = (NormalEquations(theta, ("adaptive", "logits")) for _ in "ab")
     whole.add(data, SinkhornAttention(num_iters=5))
     monkeypatch.setattr(ridge, "MOST_FEATURES", 2 * whole.gram.shape[1] * HEADS * TOKENS)
     pieces.add(data, SinkhornAttention(num_iters=5))

@@ -30,6 +30,7 @@ from asap_exp.core.composing import conf_dir
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.fidelity import FidelityRow
 from asap_exp.core.records.identity import CalibrationRecipe
+from asap_exp.core.records.words import feature_words
 from asap_exp.core.typed import from_json, to_json
 from tests.small_model import Classifier, batches
 from tests.test_compiling import kl, tokens
@@ -112,6 +113,14 @@ def test_records_hold_the_settings_of_any_step_that_was_taken() -> None:
     assert to_json(read, exclude_none=True) == given
 
 
+def test_records_hold_any_feature_that_is_used() -> None:
+    given = recipe(query_features=True, adaptive=True, edge_features=True)
+    read = from_json(CalibrationRecipe, given, Path("file"))
+    assert read.features == ["query_features", "adaptive", "edge_features"]
+    assert feature_words(read) == "query, adaptive and edge"
+    assert to_json(read, exclude_none=True) == given
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -119,6 +128,11 @@ def test_records_hold_the_settings_of_any_step_that_was_taken() -> None:
         {"kl": {"updates": 3, "lr": 0.1}},
         {"steps": ["ridge", "kl"], "kl": {"updates": 0, "lr": 0.1}},
         {"steps": ["ridge", "kl"], "kl": 3},
+        {"further_features": ["new"]},
+        {"further_features": True},
+        {"settings": True},
+        {"new": False},
+        {"new": 1},
         {"steps": ["ridge", "settings"], "settings": {"kl": {"updates": 3, "lr": 0.1}}},
         {"settings": {"kl": {"updates": 3, "lr": 0.1}}},
         {"steps": "kl", "kl": {"updates": 3, "lr": 0.1}},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.ops import reference
+from asap_exp.ops import SlicedMap, reference
 from tests.ops.cases import pairs_of
 from tests.ops.inputs import OPERATORS, make_inputs, relative_rms
 
@@ -18,7 +18,12 @@ from asap_exp.ops.backend import INTERPRETED
 from asap_exp.ops.kernels.asap import dual
 
 sliced_dual: Callable[..., Tensor] = dual.sliced_dual
-reference_dual: Callable[..., Tensor] = reference.asap.sliced_dual
+
+
+def reference_dual(q: Tensor, k: Tensor, *tensors: Tensor | None, **options: Any) -> Tensor:
+    """Compute the dual of the map with these `tensors`."""
+    return reference.asap.sliced_dual(q, k, SlicedMap(*tensors), **options)
+
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(

@@ -3,81 +3,61 @@
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops import asap_attention, attention_plan, predicted_dual
+from asap_exp.ops import SlicedMap, attention_plan, map_attention, map_dual
 from asap_exp.ops.backend import check_backend
 from asap_exp.ops.checks import check_count, check_temperature
 
 
 @register("asap")
 class AsapAttention(Attention):
-    """Compiled attention of one layer, with frozen weights from `distill`.
-
-    `theta` `[H, L, D]` are the slices and `weight` `[H, L]` their weights. Optional features have
-    `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]` and `logit_weight` `[H, 3]`;
-    `relaxation` `[H]` relaxes the `refine` Sinkhorn updates.
-    """
+    """Attention with a fitted `SlicedMap`, whose tensors are its frozen parameters."""
 
     needs_calibration = True
+    theta: Tensor
+    weight: Tensor
+    relaxation: Tensor | None
 
     def __init__(
         self,
         theta: Tensor,
         weight: Tensor,
-        query_weight: Tensor | None = None,
-        adaptive_weight: Tensor | None = None,
-        logit_weight: Tensor | None = None,
-        relaxation: Tensor | None = None,
-        *,
+        *more: Tensor | None,
         refine: int = 0,
         eps: float = 1.0,
         backend: str = "auto",
+        **named: Tensor | None,
     ) -> None:
+        """`more` and `named` are the other fields of `SlicedMap`, in their order or by name."""
         super().__init__()
         check_count("refine", refine, 0)
         check_temperature(eps, None, 1)
         check_backend(backend)
-        self.theta = nn.Parameter(theta, requires_grad=False)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        optional = (query_weight, adaptive_weight, logit_weight, relaxation)
-        self.query_weight, self.adaptive_weight, self.logit_weight, self.relaxation = (
-            None if given is None else nn.Parameter(given, requires_grad=False)
-            for given in optional
-        )
+        for name, x in SlicedMap(theta, weight, *more, **named)._asdict().items():
+            setattr(self, name, None if x is None else nn.Parameter(x, requires_grad=False))
         self.refine, self.eps, self.backend = refine, eps, backend
+
+    @property
+    def map(self) -> SlicedMap:
+        return SlicedMap(*(getattr(self, name) for name in SlicedMap._fields))
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        return asap_attention(
+        return map_attention(
             q,
             k,
             v,
-            self.theta,
-            self.weight,
-            self.query_weight,
-            adaptive_weight=self.adaptive_weight,
-            logit_weight=self.logit_weight,
+            self.map,
             refine=self.refine,
-            relaxation=self.relaxation,
             eps=self.eps,
             key_padding_mask=key_padding_mask,
             backend=self.backend,
         )
 
     def dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Return the row dual `[B, H, N]` whose closure is this attention, including `refine`."""
-        return predicted_dual(
-            q,
-            k,
-            self.theta,
-            self.weight,
-            self.query_weight,
-            adaptive_weight=self.adaptive_weight,
-            logit_weight=self.logit_weight,
-            refine=self.refine,
-            relaxation=self.relaxation,
-            eps=self.eps,
-            key_padding_mask=key_padding_mask,
+        """Compute the row dual `[B, H, N]` whose closure is returned, `refine` included."""
+        return map_dual(
+            q, k, self.map, refine=self.refine, eps=self.eps, key_padding_mask=key_padding_mask
         )
 
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.inputs import Place
-from asap_exp.benchmark.map_inputs import Weights, given_duals, map_weights
+from asap_exp.benchmark.map_inputs import given_duals, map_weights
 from asap_exp.benchmark.registry import (
     Attend,
     Method,
@@ -18,7 +18,7 @@ from asap_exp.benchmark.registry import (
     method,
     of_any_heads,
 )
-from asap_exp.ops import asap_attention, closure_attention, sinkhorn_attention
+from asap_exp.ops import SlicedMap, closure_attention, map_attention, sinkhorn_attention
 from asap_exp.ops.reference import sinkhorn as definition
 
 WORDS = {"reference": "eager", "triton": "fused"}
@@ -108,9 +108,8 @@ def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool =
     """Build the whole operator with query features; its accuracy is not measured here."""
     weights = map_weights(setting, slices, adaptive=adaptive)
 
-    def operator(backend: str, weights: Weights) -> Attend:
-        options = weights._asdict() | {"refine": refine, "backend": backend}
-        return functools.partial(asap_attention, **options)
+    def operator(backend: str, map: SlicedMap) -> Attend:
+        return functools.partial(map_attention, map=map, refine=refine, backend=backend)
 
     word = WORDS[setting.backend]
     features = "query and adaptive features" if adaptive else "query features"
@@ -119,6 +118,6 @@ def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool =
         f"ASAP, {slices} slices + {features}{refined}, {word}",
         setting.backend,
         {word: Operator(operator(setting.backend, weights))},
-        lambda place: operator("reference", weights.of_heads(place.heads)),
+        lambda place: operator("reference", weights.heads(place.heads)),
         Recipe(passes=2 + 2 * refine, slices=slices, query_features=True, adaptive=adaptive),
     )

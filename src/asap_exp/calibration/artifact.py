@@ -1,7 +1,7 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,6 @@ from asap_exp.attention import (
     attention_options,
     build_attention,
 )
-from asap_exp.calibration.gradient import OPTIONAL
 from asap_exp.calibration.identity import MapIdentity
 from asap_exp.core.errors import UserError
 from asap_exp.core.escaping import one_line
@@ -28,23 +27,21 @@ from asap_exp.core.records.identity import Identity
 from asap_exp.core.sealed import SEAL, check_seal, write_sealed
 from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.core.typed import Newer, check_format, from_json, made
+from asap_exp.ops import SlicedMap
 
 FORMAT = 2
 DISTILL = "python -m asap_exp.distill"
 TENSORS, IDENTITY = "asap.safetensors", "asap.json"
-QUERY_ONLY = "query_only_weight"
+QUERY_ONLY, QUERY_ONLY_RELAXATION = "query_only_weight", "query_only_relaxation"
 
 
 @dataclass
 class Artifact:
     """`tensors` holds, for each layer PATH that became ASAP,
 
-    PATH.theta `[H, L, D]`, PATH.weight `[H, L]`, PATH.query_weight `[H, D + 1]` where the map has
-    query features, PATH.adaptive_weight `[H, 5, L]` where it has adaptive ones, PATH.logit_weight
-    `[H, 3]` where it has those of logits, PATH.relaxation `[H]` where its updates are relaxed, and
-    PATH.query_only_weight `[H, D + 1]`, maybe PATH.query_only_relaxation `[H]`: the control with no
-    slices. The identity's `attentions` says for every compiled layer what it became: `{name,
-    **options}`.
+    PATH.FIELD for each field of `SlicedMap` that the map has, PATH.query_only_weight `[H, D + 1]`
+    and maybe PATH.query_only_relaxation `[H]`: the control with no slices. The identity's
+    `attentions` says for every compiled layer what it became: `{name, **options}`.
     """
 
     identity: dict[str, Any]
@@ -61,16 +58,8 @@ class Artifact:
 
     def attention(self, path: str) -> Attention:
         """The compiled attention of the layer at `path`."""
-        optional = (self.tensors.get(f"{path}.{name}") for name in OPTIONAL)
-        return self._built(
-            path,
-            lambda options: AsapAttention(
-                self.tensors[f"{path}.theta"].clone(),
-                self.tensors[f"{path}.weight"].clone(),
-                *(None if tensor is None else tensor.clone() for tensor in optional),
-                **options,
-            ),
-        )
+        map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in SlicedMap._fields})
+        return self._built(path, map)
 
     def zero_weights(self, path: str) -> Attention:
         """The control with all weights zero: truncated Sinkhorn at the same refine.
@@ -86,25 +75,22 @@ class Artifact:
 
     def query_features_only(self, path: str) -> Attention:
         """The control with query features and no slices."""
-        relaxation = self.tensors.get(f"{path}.query_only_relaxation")
-        return self._built(
-            path,
-            lambda options: AsapAttention(
-                self.tensors[f"{path}.theta"][:, :0].clone(),
-                self.tensors[f"{path}.weight"][:, :0].clone(),
-                self.tensors[f"{path}.{QUERY_ONLY}"].clone(),
-                relaxation=None if relaxation is None else relaxation.clone(),
-                **options,
-            ),
-        )
+        control = {
+            "query_weight": self.tensors.get(f"{path}.{QUERY_ONLY}"),
+            "relaxation": self.tensors.get(f"{path}.{QUERY_ONLY_RELAXATION}"),
+        }
+        for name in ("theta", "weight"):
+            whole = self.tensors.get(f"{path}.{name}")
+            control[name] = None if whole is None else whole[:, :0]
+        return self._built(path, SlicedMap.of(control))
 
-    def _built(self, path: str, asap: Callable[[dict[str, Any]], AsapAttention]) -> Attention:
-        """By `asap` where the layer became ASAP; what is no ASAP layer is its own control."""
+    def _built(self, path: str, map: SlicedMap) -> Attention:
+        """ASAP with `map` where the layer became ASAP; any other layer is its own control."""
         options = dict(self.identity["attentions"][path])
         if options["name"] != AsapAttention.name:
             return build_attention(options)
         del options["name"]
-        return asap(options)
+        return AsapAttention(*map.map(Tensor.clone), **options)
 
 
 def make_artifact(
@@ -120,7 +106,7 @@ def make_artifact(
             control = dict(controls[path].named_parameters())
             tensors[f"{path}.{QUERY_ONLY}"] = control["query_weight"]
             if "relaxation" in control:
-                tensors[f"{path}.query_only_relaxation"] = control["relaxation"]
+                tensors[f"{path}.{QUERY_ONLY_RELAXATION}"] = control["relaxation"]
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return Artifact(
         {

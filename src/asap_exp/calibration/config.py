@@ -1,6 +1,8 @@
 """The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
 
-from dataclasses import asdict, dataclass, field, make_dataclass
+import pkgutil
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from asap_exp.calibration.steps import (
@@ -24,6 +26,13 @@ from asap_exp.core.config.fields import (
 from asap_exp.core.errors import UserError, check_choice, check_range
 
 AnyStep = TypeVar("AnyStep", bound=Step)
+
+FEATURES = [
+    module.name
+    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "ops" / "features")])
+    if module.name != "base"
+]
+"""The kinds of features of a map: the files of `asap_exp.ops.features`, which needs PyTorch."""
 
 
 @dataclass
@@ -51,8 +60,8 @@ class CalibrationKeys:
         check_choice("calibration.name", self.name, (*STEPS, "sequential"))
         check_steps(self.steps)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
-        for key in ("adaptive", "logits"):
-            if getattr(self, key) and not self.query_features:
+        for key in self.features:
+            if not self.query_features:
                 raise UserError(
                     f"calibration.{key}=true needs calibration.query_features=true, got false; set "
                     f"that, or calibration.{key}=false"
@@ -65,6 +74,11 @@ class CalibrationKeys:
             STEPS[name](getattr(self, name) if name in settings else None) for name in self.steps
         ]
         return [step for step in steps if isinstance(step, kind)]
+
+    @property
+    def features(self) -> list[str]:
+        """The kinds of features that the map uses, by their keys."""
+        return [key for key in FEATURES if getattr(self, key)]
 
     @property
     def relaxes(self) -> bool:
@@ -83,10 +97,15 @@ class CalibrationKeys:
         runs stay valid.
         """
         unread = [step for step in with_settings() if step not in self.steps]
-        unread += [key for key in ("adaptive", "logits") if not getattr(self, key)]
+        unread += [key for key in FEATURES if key != QUERY and not getattr(self, key)]
         unread += [] if self.relaxes else ["relaxed"]
         return {key: value for key, value in asdict(self).items() if key not in unread}
 
+
+QUERY = "query_features"
+FURTHER_FEATURES = [
+    key for key in FEATURES if key not in {field.name for field in fields(CalibrationKeys)}
+]
 
 if TYPE_CHECKING:
 
@@ -100,7 +119,8 @@ else:
         [
             (name, type(step.settings), field(default_factory=step.defaults))
             for name, step in with_settings().items()
-        ],
+        ]
+        + [(key, bool, False) for key in FURTHER_FEATURES],
         bases=(CalibrationKeys,),
         namespace={
             "__doc__": "The keys of `calibration`: how the maps of a teacher are fitted.",

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from asap_exp.attention import AsapAttention
+from asap_exp.calibration.ridge import feature_blocks
 
 Item = TypeVar("Item")
 
 CHECKS = 20
 """How often a fit looks at the held-out data."""
-
-OPTIONAL = ("query_weight", "adaptive_weight", "logit_weight", "relaxation")
-"""Tensors that not every map has, in the order of `AsapAttention`."""
 
 RELAXATION_SCALE = 0.2
 """Of a relaxation, which is of order one and moves by some tenths."""
@@ -57,26 +55,22 @@ def trainable(
 ) -> Iterator[list[nn.Parameter]]:
     """While open, the map is a function of the parameters given: weights and, if `slices`, theta.
 
-    `scale` is that of the weights, `[H, L + D + 1]`, 5 L more of adaptive ones, and 3 more of those
-    of logits. On leaving, the map keeps its values.
+    `scale` `[H, P]` is that of the weights, in the order of `feature_blocks`. On leaving, the map
+    keeps its values.
     """
-    num_slices = attend.theta.shape[1]
-    linear = num_slices + attend.theta.shape[2] + 1
-    adaptive = linear
+    map = attend.map
+    _, num_slices, head_dim = map.theta.shape
     shapes: dict[str, nn.Module] = {}
     if num_slices:
         shapes["weight"] = Scaled(scale[:, :num_slices])
     if num_slices and slices:
         shapes["theta"] = UnitRows()
-    if attend.query_weight is not None:
-        shapes["query_weight"] = Scaled(scale[:, num_slices:linear])
-    if attend.adaptive_weight is not None:
-        adaptive += attend.adaptive_weight[0].numel()
-        shapes["adaptive_weight"] = Scaled(scale[:, linear:adaptive].unflatten(1, (-1, num_slices)))
-    if attend.logit_weight is not None:
-        shapes["logit_weight"] = Scaled(scale[:, adaptive:])
-    if attend.relaxation is not None:
-        shapes["relaxation"] = Scaled(torch.full_like(attend.relaxation, RELAXATION_SCALE))
+    used = [feature.name for feature, _ in map.features()]
+    blocks = feature_blocks(used, num_slices, head_dim)
+    for feature, weight in map.features():
+        shapes[feature.weight] = Scaled(scale[:, blocks[feature.name]].reshape(weight.shape))
+    if map.relaxation is not None:
+        shapes["relaxation"] = Scaled(torch.full_like(map.relaxation, RELAXATION_SCALE))
     for name, shape in shapes.items():
         parametrize.register_parametrization(attend, name, shape)
     parameters = [attend.get_parameter(f"parametrizations.{name}.original") for name in shapes]
@@ -92,8 +86,7 @@ def trainable(
 
 def values(attend: AsapAttention) -> dict[str, Tensor]:
     """A copy of the map's tensors by name."""
-    found = {name: getattr(attend, name) for name in ("theta", "weight", *OPTIONAL)}
-    return {name: t.detach().clone() for name, t in found.items() if t is not None}
+    return {name: x.detach().clone() for name, x in attend.map.present().items()}
 
 
 @torch.no_grad()

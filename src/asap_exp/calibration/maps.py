@@ -9,7 +9,7 @@ from asap_exp.attention import AsapAttention
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.ridge import NormalEquations, Solution
 from asap_exp.calibration.selection import select_slices
-from asap_exp.ops.reference.adaptive import COUNT
+from asap_exp.ops import SlicedMap
 
 
 @dataclass
@@ -29,18 +29,15 @@ class RidgeFit:
         return self.checks.r_squared(self.solution.weight, self.features)
 
     def map(self, config: CalibrationConfig, eps: float) -> AsapAttention:
-        solution, equations = self.solution.weight.float(), self.equations
-        adaptive = solution[:, equations.adaptive_features]
-        return AsapAttention(
-            equations.theta.clone(),
-            solution[:, equations.potentials].clone(),
-            solution[:, equations.query_features].clone() if config.query_features else None,
-            adaptive.unflatten(1, (COUNT, -1)).clone() if config.adaptive else None,
-            solution[:, equations.logit_features].clone() if config.logits else None,
-            self.relaxation(config),
-            refine=config.refine,
-            eps=eps,
+        equations = self.equations
+        map = SlicedMap.of(
+            {
+                "theta": equations.theta.clone(),
+                **equations.weights(self.solution.weight.float()),
+                "relaxation": self.relaxation(config),
+            }
         )
+        return AsapAttention(*map, refine=config.refine, eps=eps)
 
     def control(self, config: CalibrationConfig, eps: float) -> AsapAttention:
         """The map with query features and no slices."""

@@ -23,12 +23,7 @@ def record(
     """
     layers = attention_layers(data.net)
     config = data.config
-    sums = {
-        path: NormalEquations(
-            candidates(data, path), adaptive=config.adaptive, logits=config.logits
-        )
-        for path in group
-    }
+    sums = {path: NormalEquations(candidates(data, path), config.features) for path in group}
     teachers = {path: sinkhorn(layers[path]) for path in group}
     name = partial(data.batch_name, batches)
     inputs = checked_inputs(data.net, batches, group, data.precision, data.forward, name)

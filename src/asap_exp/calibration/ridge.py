@@ -6,6 +6,7 @@ closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regressi
 """
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
-from asap_exp.ops import adaptive_features, logit_features, query_features, sliced_potentials
-from asap_exp.ops.reference import adaptive as adaptive_reference
-from asap_exp.ops.reference import logit_rows
+from asap_exp.ops import map_features, sliced_potentials
+from asap_exp.ops.features import FEATURES
 
+POTENTIALS = "potentials"
 MOST_FEATURES = 2**26
 """Numbers at a time, half a GiB of them: texts of a batch may have ten times as many."""
 
@@ -31,34 +32,56 @@ class Solution:
     r_squared: Tensor
 
 
+QUERY = "query_features"
+"""The features that stand in every fit, since the control has no others."""
+
+
+def feature_blocks(names: Collection[str], slices: int, head_dim: int) -> dict[str, slice]:
+    """By name, the place of each kind of features among all those of a head.
+
+    The potentials come first, then the query features, which have a place always, then the other
+    ones among `names`.
+    """
+    chosen = [feature for feature in FEATURES.values() if feature.name in (QUERY, *names)]
+    counts = [slices, *(feature.total(slices, head_dim) for feature in chosen)]
+    ends = [0, *itertools.accumulate(counts)]
+    places = (slice(*ends_of) for ends_of in itertools.pairwise(ends))
+    return dict(zip((POTENTIALS, *(feature.name for feature in chosen)), places, strict=True))
+
+
 class NormalEquations:
     """G = sum Phi Phi^T `[H, P, P]`, r = sum Phi f `[H, P]`, F = sum f^2 `[H]`, in float64.
 
-    Sums over samples and valid tokens; P = slices + head_dim + 1, and 5 slices more if `adaptive`,
-    3 more with the logit features if `logits`.
-    Sums of disjoint batches, or of ranks, add up exactly.
+    Sums over samples and valid tokens; `blocks` says where each kind of features stands among the
+    P. Sums of disjoint batches, or of ranks, add up exactly.
     """
 
-    def __init__(self, theta: Tensor, *, adaptive: bool = False, logits: bool = False) -> None:
-        """`theta` `[H, L, D]`: the slices, at unit norm."""
+    def __init__(self, theta: Tensor, features: Collection[str] = ()) -> None:
+        """`theta` `[H, L, D]`: the slices, at unit norm; `features` beside the query's own."""
         heads, slices, head_dim = theta.shape
-        self.theta, self.adaptive, self.logits = theta, adaptive, logits
-        counts = (
-            slices,
-            head_dim + 1,
-            adaptive_reference.COUNT * slices if adaptive else 0,
-            logit_rows.COUNT if logits else 0,
-        )
-        ends = [0, *itertools.accumulate(counts)]
-        blocks = (slice(*ends_of) for ends_of in itertools.pairwise(ends))
-        self.potentials, self.query_features, self.adaptive_features, self.logit_features = blocks
-        features = ends[-1]
+        self.theta = theta
+        self.blocks = feature_blocks(features, slices, head_dim)
+        *_, last = self.blocks.values()
         zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
-        self.gram = zeros(heads, features, features)
-        self.moment = zeros(heads, features)
+        self.gram = zeros(heads, last.stop, last.stop)
+        self.moment = zeros(heads, last.stop)
         self.energy = zeros(heads)
 
+    @property
+    def features(self) -> list[str]:
+        """The kinds of features in their order, without the potentials."""
+        return list(self.blocks)[1:]
+
+    @property
+    def potentials(self) -> slice:
+        return self.blocks[POTENTIALS]
+
+    @property
+    def query_features(self) -> slice:
+        return self.blocks[QUERY]
+
     def add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
+        """Adds what one call of the teacher's layer received."""
         heads, features, _ = self.gram.shape
         a_sample = heads * features * inputs.q.shape[2]
         samples = max(MOST_FEATURES // a_sample, 1)
@@ -69,12 +92,7 @@ class NormalEquations:
         q, k, _, mask = inputs
         options: dict[str, Any] = {"eps": teacher.eps, "key_padding_mask": mask}
         phi = sliced_potentials(q, k, self.theta, **options)
-        parts = [phi, query_features(q, key_padding_mask=mask)]
-        if self.adaptive:
-            psi = adaptive_features(q, k, self.theta, phi=phi, **options)
-            parts.append(psi.flatten(2, 3))
-        if self.logits:
-            parts.append(logit_features(q, k, **options))
+        parts = [phi, *map_features(q, k, self.theta, self.features, phi=phi, **options)]
         features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
         self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)
@@ -85,19 +103,32 @@ class NormalEquations:
         """The equations of the slices `chosen` `[H, L]` (indices) and of what needs no slice."""
         heads, slices, head_dim = self.theta.shape
         theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
-        result = NormalEquations(theta, adaptive=self.adaptive, logits=self.logits)
+        result = NormalEquations(theta, self.features)
         index = torch.arange(self.gram.shape[1], device=chosen.device)
-        parts = [chosen, index[self.query_features].expand(heads, -1)]
-        if self.adaptive:
-            first = index[self.adaptive_features][::slices]
-            parts.append((first[:, None] + chosen[:, None, :]).flatten(1))
-        parts.append(index[self.logit_features].expand(heads, -1))
+        parts = [chosen]
+        for name in self.features:
+            block = index[self.blocks[name]]
+            if FEATURES[name].per_slice:
+                parts.append((block[::slices][:, None] + chosen[:, None, :]).flatten(1))
+            else:
+                parts.append(block.expand(heads, -1))
         kept = torch.cat(parts, dim=1)
         rows = self.gram.gather(1, kept[:, :, None].expand(-1, -1, self.gram.shape[2]))
         result.gram = rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))
         result.moment = self.moment.gather(1, kept)
         result.energy = self.energy
         return result
+
+    def weights(self, solution: Tensor) -> dict[str, Tensor]:
+        """A solution for the first of the blocks as weights of a map, by field of `SlicedMap`."""
+        heads, slices, head_dim = self.theta.shape
+        found = {"weight": solution[:, self.potentials]}
+        for name in self.features:
+            block, feature = self.blocks[name], FEATURES[name]
+            if block.stop <= solution.shape[1]:
+                shape = feature.shape(heads, slices, head_dim)
+                found[feature.weight] = solution[:, block].reshape(shape)
+        return {name: weight.clone() for name, weight in found.items()}
 
     def solve(self, features: slice, ridge: float) -> Solution:
         """(D^-1 G D^-1 + ridge I) u = D^-1 r, weight = D^-1 u, with D = diag(G)^(1/2).

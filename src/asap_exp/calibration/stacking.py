@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention
-from asap_exp.calibration.gradient import OPTIONAL, restore, values
+from asap_exp.calibration.gradient import restore, values
 from asap_exp.calibration.kl import Target
+from asap_exp.ops import SlicedMap
 
 MOST_LOGITS = 2**26
 """Upper bound on the logits of a stacked batch: a larger one is no faster and fills the memory."""
@@ -80,13 +81,7 @@ def stack_maps(attends: Sequence[AsapAttention]) -> AsapAttention:
     """One map with the heads of all of them."""
     parts = [values(attend) for attend in attends]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return AsapAttention(
-        whole["theta"],
-        whole["weight"],
-        *(whole.get(name) for name in OPTIONAL),
-        refine=attends[0].refine,
-        eps=attends[0].eps,
-    )
+    return AsapAttention(*SlicedMap.of(whole), refine=attends[0].refine, eps=attends[0].eps)
 
 
 def unstack_into(whole: AsapAttention, attends: Sequence[AsapAttention]) -> None:

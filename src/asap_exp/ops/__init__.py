@@ -7,6 +7,9 @@ from asap_exp.ops.api import (
     attention_plan,
     closure_attention,
     logit_features,
+    map_attention,
+    map_dual,
+    map_features,
     predicted_dual,
     query_features,
     relaxed_sinkhorn_attention,
@@ -16,16 +19,21 @@ from asap_exp.ops.api import (
     softmax_attention,
 )
 from asap_exp.ops.explanation import Explanation, explain
+from asap_exp.ops.sliced_map import SlicedMap
 
 __all__ = [
     "Explanation",
     "SinkhornDuals",
+    "SlicedMap",
     "adaptive_features",
     "asap_attention",
     "attention_plan",
     "closure_attention",
     "explain",
     "logit_features",
+    "map_attention",
+    "map_dual",
+    "map_features",
     "predicted_dual",
     "query_features",
     "relaxed_sinkhorn_attention",

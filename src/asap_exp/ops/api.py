@@ -12,12 +12,15 @@ The fused kernels have first derivatives only: for second derivatives and `torch
 backend="reference".
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from asap_exp.ops import checks as check
 from asap_exp.ops import reference
 from asap_exp.ops.backend import full_precision, resolve
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
+from asap_exp.ops.sliced_map import SlicedMap
 
 
 def sinkhorn_attention(
@@ -193,25 +196,39 @@ def asap_attention(
     2605.12879 for the potentials; the rest is this project's, with relaxed updates as in
     `relaxed_sinkhorn_attention`.
     """
+    return map_attention(
+        q,
+        k,
+        v,
+        SlicedMap(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
+        refine=refine,
+        eps=eps,
+        scale=scale,
+        key_padding_mask=key_padding_mask,
+        backend=backend,
+    )
+
+
+def map_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    map: SlicedMap,
+    *,
+    refine: int = 0,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute `asap_attention` with a map given as one object, `[B, H, N, width of v]`."""
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
-    check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
+    check.check_theta(map.theta, q)
+    map.validate()
     with full_precision(q):
-        return resolve(backend, q, v).asap_attention(
-            q,
-            k,
-            v,
-            theta,
-            weight,
-            query_weight,
-            adaptive_weight=adaptive_weight,
-            logit_weight=logit_weight,
-            refine=refine,
-            relaxation=relaxation,
-            **options,
-        )
+        return resolve(backend, q, v).map_attention(q, k, v, map, refine=refine, **options)
 
 
 def predicted_dual(
@@ -231,17 +248,61 @@ def predicted_dual(
     backend: str = "auto",
 ) -> Tensor:
     """Compute the row dual `[B, H, N]` whose closure `asap_attention` returns; for diagnostics."""
+    return map_dual(
+        q,
+        k,
+        SlicedMap(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
+        refine=refine,
+        eps=eps,
+        scale=scale,
+        key_padding_mask=key_padding_mask,
+        backend=backend,
+    )
+
+
+def map_dual(
+    q: Tensor,
+    k: Tensor,
+    map: SlicedMap,
+    *,
+    refine: int = 0,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the row dual `[B, H, N]` whose closure `map_attention` returns; for diagnostics."""
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
-    check.check_theta(theta, q)
-    check.check_weights(weight, query_weight, adaptive_weight, logit_weight, relaxation, theta)
+    check.check_theta(map.theta, q)
+    map.validate()
     with full_precision(q):
-        inputs = (q, k, theta, weight, query_weight)
-        further = {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
-        unfused = (*inputs, *further.values(), relaxation) if refine else ()
-        return resolve(backend, q, no_gradient_of=unfused).predicted_dual(
-            *inputs, **further, refine=refine, relaxation=relaxation, **options
+        unfused = (q, k, *map) if refine else ()
+        return resolve(backend, q, no_gradient_of=unfused).map_dual(
+            q, k, map, refine=refine, **options
         )
+
+
+def map_features(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    names: Sequence[str],
+    *,
+    phi: Tensor,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Compute the named kinds of features (`asap_exp.ops.features`), for fitting.
+
+    Each is `[B, H, its number of features, N]`, centred over the valid tokens. `phi` are the
+    `sliced_potentials` on `theta`.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_theta(theta, q)
+    with full_precision(q):
+        return reference.map_features(q, k, theta, phi, tuple(names), **options)
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_query_key(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
-        _check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
+        check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; it needs at least one token and one channel"
@@ -31,17 +31,17 @@ def check_query_key(q: Tensor, k: Tensor) -> None:
         )
     if k.dtype != q.dtype:
         raise TypeError(f"k must have q's dtype {q.dtype}, got {k.dtype}")
-    _check_device("k", k, q)
+    check_device("k", k, q)
 
 
 def check_value(v: Tensor, k: Tensor) -> None:
-    _check_tensor("v", v, "[batch, heads, tokens, width]", 4)
+    check_tensor("v", v, "[batch, heads, tokens, width]", 4)
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(
             "v must agree with k in batch, heads and tokens: "
             f"v is {tuple(v.shape)}, k is {tuple(k.shape)}"
         )
-    _check_device("v", v, k)
+    check_device("v", v, k)
 
 
 def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
@@ -92,12 +92,12 @@ def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
             f"key_padding_mask must have shape [batch, tokens] = {(q.shape[0], q.shape[2])}, "
             f"got {tuple(mask.shape)}"
         )
-    _check_device("key_padding_mask", mask, q)
+    check_device("key_padding_mask", mask, q)
 
 
 def check_row_dual(row_dual: Tensor, q: Tensor) -> None:
-    _check_tensor("row_dual", row_dual, "[batch, heads, tokens]", 3)
-    _check_device("row_dual", row_dual, q)
+    check_tensor("row_dual", row_dual, "[batch, heads, tokens]", 3)
+    check_device("row_dual", row_dual, q)
     if row_dual.shape != q.shape[:3]:
         raise ValueError(
             f"row_dual must have q's batch, heads and tokens {tuple(q.shape[:3])}, "
@@ -106,8 +106,8 @@ def check_row_dual(row_dual: Tensor, q: Tensor) -> None:
 
 
 def check_theta(theta: Tensor, q: Tensor) -> None:
-    _check_tensor("theta", theta, "[heads, slices, head_dim]", 3)
-    _check_device("theta", theta, q)
+    check_tensor("theta", theta, "[heads, slices, head_dim]", 3)
+    check_device("theta", theta, q)
     if theta.shape[0] != q.shape[1] or theta.shape[2] != q.shape[3]:
         raise ValueError(
             f"theta must be [heads, slices, head_dim] = [{q.shape[1]}, any, {q.shape[3]}], "
@@ -115,37 +115,12 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
         )
 
 
-def check_weights(
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
-    relaxation: Tensor | None,
-    theta: Tensor,
-) -> None:
-    heads, slices, head_dim = theta.shape
-    _check_tensor("weight", weight, "[heads, slices]", 2)
-    for name, x, layout, shape in (
-        ("weight", weight, "[heads, slices]", (heads, slices)),
-        ("query_weight", query_weight, "[heads, head_dim + 1]", (heads, head_dim + 1)),
-        ("adaptive_weight", adaptive_weight, "[heads, 5, slices]", (heads, 5, slices)),
-        ("logit_weight", logit_weight, "[heads, 3]", (heads, 3)),
-        ("relaxation", relaxation, "[heads]", (heads,)),
-    ):
-        if x is None:
-            continue
-        _check_tensor(name, x, layout, len(shape))
-        _check_device(name, x, theta)
-        if x.shape != shape:
-            raise ValueError(f"{name} must be {layout} = {shape}, got {tuple(x.shape)}")
-
-
 def gradient_needed(*inputs: Tensor | None) -> bool:
     """Return whether autograd is recording and any of the inputs requires a gradient."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
+def check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor {layout}, got {type(x).__name__}")
     if x.dtype not in DTYPES:
@@ -155,7 +130,7 @@ def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
         raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
 
 
-def _check_device(name: str, x: Tensor, other: Tensor) -> None:
+def check_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(
             f"{name} is on {x.device}, the other tensors on {other.device}; put all on one device"

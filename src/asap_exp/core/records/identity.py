@@ -25,6 +25,9 @@ class Descent:
     lr: Positive
 
 
+GATHERED = frozenset({"settings", "further_features"})
+
+
 @dataclass(config=STRICT, kw_only=True)
 class CalibrationRecipe:
     """The configuration of a calibration, without what it does not use; that is None here."""
@@ -47,23 +50,35 @@ class CalibrationRecipe:
     memory_mib: Size | None = None
     settings: dict[str, Descent] = Field(default_factory=dict)
     """Of the steps that have settings, by name; in the file each stands under its step's name."""
+    further_features: list[str] = Field(default_factory=list)
+    """Kinds of features beside those above; in the file each is a key that is true."""
 
     @model_validator(mode="before")
     @classmethod
-    def _settings_by_step(cls, given: Any) -> Any:
+    def _gathered(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("steps", []), list):
             return given
-        own = {field.name for field in fields(cls)} - {"settings"}
-        of_steps = {key for key in given if key in (given.get("steps") or []) and key not in own}
-        rest = {key: value for key, value in given.items() if key not in of_steps}
-        if "settings" in rest:
-            raise ValueError("settings: unexpected key")
-        return rest | {"settings": {key: given[key] for key in given if key in of_steps}}
+        known = {field.name for field in fields(cls)} - set(GATHERED)
+        other = {key: value for key, value in given.items() if key not in known}
+        if wrong := GATHERED & other.keys():
+            raise ValueError(f"{min(wrong)}: unexpected key")
+        steps = given.get("steps") or []
+        settings = {key: value for key, value in other.items() if key in steps}
+        features = [key for key, value in other.items() if value is True and key not in settings]
+        rest = {key: x for key, x in given.items() if key not in settings and key not in features}
+        return rest | {"settings": settings, "further_features": features}
 
     @model_serializer(mode="wrap")
     def _under_their_names(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = written(self)
-        return found | found.pop("settings")
+        features = dict.fromkeys(found.pop("further_features"), True)
+        return found | found.pop("settings") | features
+
+    @property
+    def features(self) -> list[str]:
+        """The kinds of features that the map uses beside its slices, by their keys."""
+        known = ("query_features", "adaptive", "logits")
+        return [*(key for key in known if getattr(self, key)), *self.further_features]
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -87,8 +87,8 @@ def calibration_words(made: CalibrationRecipe) -> str:
 
 def feature_words(made: CalibrationRecipe) -> str:
     """The features that a map uses beside its slices: "query, adaptive and logit"."""
-    used = {"query": made.query_features, "adaptive": made.adaptive, "logit": made.logits}
-    *first, last = [kind for kind, on in used.items() if on] or [""]
+    used = [key.removesuffix("_features").removesuffix("s") for key in made.features]
+    *first, last = [word.replace("_", " ") for word in used] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 

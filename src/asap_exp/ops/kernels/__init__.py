@@ -1,6 +1,6 @@
 """Fused operators with the names of `ops.reference`; nothing of size n x m is stored."""
 
-from asap_exp.ops.kernels.asap.op import asap_attention, predicted_dual, sliced_potentials
+from asap_exp.ops.kernels.asap.op import map_attention, map_dual, sliced_potentials
 from asap_exp.ops.kernels.sinkhorn.attention import (
     closure_attention,
     relaxed_sinkhorn_attention,
@@ -11,11 +11,11 @@ from asap_exp.ops.kernels.sinkhorn.passes import attention_pass, column_pass
 from asap_exp.ops.kernels.softmax import softmax_attention
 
 __all__ = [
-    "asap_attention",
     "attention_pass",
     "closure_attention",
     "column_pass",
-    "predicted_dual",
+    "map_attention",
+    "map_dual",
     "relaxed_sinkhorn_attention",
     "sinkhorn_attention",
     "sinkhorn_duals",

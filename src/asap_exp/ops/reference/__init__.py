@@ -1,7 +1,8 @@
 """The definition of every operator in plain PyTorch, differentiated by autograd."""
 
+from asap_exp.ops.features.query_features import query_features
 from asap_exp.ops.reference.adaptive import adaptive_features
-from asap_exp.ops.reference.asap import asap_attention, predicted_dual, query_features
+from asap_exp.ops.reference.asap import map_attention, map_dual, map_features
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
@@ -20,7 +21,6 @@ from asap_exp.ops.reference.softmax import softmax_attention
 
 __all__ = [
     "adaptive_features",
-    "asap_attention",
     "attention_pass",
     "attention_plan",
     "closure_attention",
@@ -28,7 +28,9 @@ __all__ = [
     "column_step",
     "logit_features",
     "logits",
-    "predicted_dual",
+    "map_attention",
+    "map_dual",
+    "map_features",
     "query_features",
     "relaxed_sinkhorn_attention",
     "row_step",

@@ -12,67 +12,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.ops.masking import blank, centre, compute_dtype, effective_padding
+from asap_exp.ops.features import FEATURES, Tokens
+from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference import adaptive, potentials
-from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, update
+from asap_exp.ops.sliced_map import SlicedMap
 
 
-def query_features(q: Tensor, *, key_padding_mask: Tensor | None) -> Tensor:
-    """Return [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
-    padding = effective_padding(key_padding_mask)
-    q = blank(q, key_padding_mask, 2).to(compute_dtype(q))
-    features = torch.cat([q, q.square().sum(dim=-1, keepdim=True)], dim=-1).transpose(-1, -2)
-    return blank(centre(features, padding), key_padding_mask, 3)
+def map_features(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    phi: Tensor,
+    names: tuple[str, ...],
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> list[Tensor]:
+    """Compute the named kinds of features, each `[B, H, its total, N]`, from potentials `phi`."""
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    chosen = [FEATURES[name] for name in names]
+    tokens = Tokens(q, k, **options)
+    if any(feature.per_slice for feature in chosen):
+        x, y = potentials.projections(q, k, theta, **options)
+        x, y, factor = adaptive.enlarged(x, y, key_padding_mask)
+        tokens = Tokens(q, k, **options, phi=phi * factor, x=x, y=y)
+    return [feature.flat(tokens) for feature in chosen]
 
 
 def sliced_dual(
     q: Tensor,
     k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
+    map: SlicedMap,
     *,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """Compute f_hat `[B, H, N]`, centred; 0 at padded positions."""
-    x, y = potentials.projections(
-        q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
-    )
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    used = list(map.features())
+    x, y = potentials.projections(q, k, map.theta, **options)
     factor = None
-    if adaptive_weight is not None:
+    if any(feature.per_slice for feature, _ in used):
         x, y, factor = adaptive.enlarged(x, y, key_padding_mask)
     phi = potentials.of_projections(x, y, key_padding_mask)
     own_size = phi if factor is None else phi / factor
-    f_hat = torch.einsum("hl,bhln->bhn", weight.to(phi.dtype), own_size)
-    if query_weight is not None:
-        features = query_features(q, key_padding_mask=key_padding_mask)
-        f_hat = f_hat + torch.einsum("hp,bhpn->bhn", query_weight.to(phi.dtype), features)
-    if adaptive_weight is not None:
-        psi = adaptive.of_projections(phi, x, y, q, k, key_padding_mask)
-        f_hat = f_hat + torch.einsum("hpl,bhpln->bhn", adaptive_weight.to(phi.dtype), psi)
-    if logit_weight is not None:
-        chi = logit_features(q, k, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
-        f_hat = f_hat + torch.einsum("hp,bhpn->bhn", logit_weight.to(phi.dtype), chi)
+    f_hat = torch.einsum("hl,bhln->bhn", map.weight.to(phi.dtype), own_size)
+    tokens = Tokens(q, k, **options, phi=phi, x=x, y=y)
+    for feature, weight in used:
+        f_hat = f_hat + feature.weighted(weight, tokens)
     return f_hat
 
 
-def asap_attention(
+def map_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
+    map: SlicedMap,
     *,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
     refine: int,
-    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -81,23 +81,17 @@ def asap_attention(
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, mask=key_padding_mask, **options)
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
-    f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
-    f_hat = update(S, f_hat, refine, padding, relaxation)
+    f_hat = sliced_dual(q, k, map, key_padding_mask=key_padding_mask, **options)
+    f_hat = update(S, f_hat, refine, padding, map.relaxation)
     return average_values(closure(S, f_hat, padding), v, key_padding_mask)
 
 
-def predicted_dual(
+def map_dual(
     q: Tensor,
     k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
+    map: SlicedMap,
     *,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
     refine: int,
-    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -105,9 +99,8 @@ def predicted_dual(
     options: dict[str, Any] = {"eps": eps, "scale": scale}
     q, k = (blank(x, key_padding_mask, 2).to(compute_dtype(x)) for x in (q, k))
     padding = effective_padding(key_padding_mask)
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
-    f_hat = sliced_dual(q, k, *weights, key_padding_mask=key_padding_mask, **options)
+    f_hat = sliced_dual(q, k, map, key_padding_mask=key_padding_mask, **options)
     if refine > 0:
         S = logits(q, k, mask=key_padding_mask, **options)
-        f_hat = update(S, f_hat, refine, padding, relaxation)
+        f_hat = update(S, f_hat, refine, padding, map.relaxation)
     return blank(f_hat, key_padding_mask, 2)

@@ -55,15 +55,13 @@ from asap_exp.ops.kernels.tiles import (
 )
 from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.routing import choose
+from asap_exp.ops.sliced_map import SlicedMap
 
 TOKENS = 64
 """Maximum number of tokens: at 128, registers spill and separate launches are faster."""
 
 SLICES = 16
 """Maximum number of slices."""
-
-Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""The weights theta, weight, query_weight, adaptive_weight and logit_weight."""
 
 UNIT = tl.constexpr(LOG2_E)
 LOGIT_FEATURES = tl.constexpr(COUNT)
@@ -89,22 +87,20 @@ def one_operator(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    weights: Weights,
+    map: SlicedMap,
     *,
     refine: int,
-    relaxation: Tensor | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
-    q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
-    query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation
-    `[H]`, key_padding_mask `[B, N]`, True = padded. No gradient. Source of the formula:
-    `asap_exp.ops.reference.asap`.
+    q, k `[B, H, N, D]`, v `[B, H, N, width]`, key_padding_mask `[B, N]`, True = padded. No
+    gradient. Source of the formula: `asap_exp.ops.reference.asap`.
     """
-    relaxation = relaxation if refine else None
+    weights = (map.theta, map.weight, map.query_weight, map.adaptive_weight, map.logit_weight)
+    relaxation = map.relaxation if refine else None
     return _asap(q, k, v, *weights, relaxation, key_padding_mask, refine, scale / eps)
 
 
@@ -123,11 +119,18 @@ def _asap(
     refine: int,
     slope: float,
 ) -> Tensor:
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
+    map = SlicedMap(
+        theta,
+        weight,
+        query_weight=query_weight,
+        adaptive_weight=adaptive_weight,
+        logit_weight=logit_weight,
+        relaxation=relaxation,
+    )
     p = Launch.of(q, k, v, padding, refine + 1, slope)
     features = logit_weight is not None
     call = p.call(slices=theta.shape[1], refine=refine, logit_features=features)
-    return choose("short_asap", call).launch(p, weights, relaxation, padding)
+    return choose("short_asap", call).launch(p, map, padding)
 
 
 @_asap.register_fake
@@ -309,31 +312,25 @@ def asap_kernel(
     store_tile(out + sample * out_b + h * out_h, i, i < n, out_n, values, V_WIDTH, BLOCK_V)
 
 
-def launch(
-    p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
-) -> Tensor:
+def launch(p: Launch, map: SlicedMap, padding: Tensor | None) -> Tensor:
     """Run the whole operator in one launch; `padding` is the mask whose bytes are in `p`."""
-    theta, weight, query_weight, adaptive_weight, logit_weight = weights
     out = unwritten_output(p.q, p.v)
     if out.numel() == 0:
         return out
-    slices = theta.shape[1]
-    warps = _warps(p, one=not p.one_wave and logit_weight is None)
-    theta, weight = theta.contiguous(), weight.contiguous()
-    query_weight, adaptive_weight, logit_weight, relaxation = (
-        None if x is None else x.contiguous()
-        for x in (query_weight, adaptive_weight, logit_weight, relaxation)
-    )
+    slices = map.theta.shape[1]
+    warps = _warps(p, one=not p.one_wave and map.logit_weight is None)
+    map = map.map(torch.Tensor.contiguous)
     with torch.cuda.device_of(p.q):
         asap_kernel[(p.programs,)](
-            p.q, p.k, p.v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation,
-            p.padding, out,
+            p.q, p.k, p.v, map.theta, map.weight, map.query_weight, map.adaptive_weight,
+            map.logit_weight, map.relaxation, p.padding, out,
             *strides(p.q, p.k, p.v, out),
             p.heads, p.n, slices, p.num_iters, p.to_log2, p.log2_ratio,
             **p.values, **projection.constants(slices, p.q.dtype), BLOCK_N=block(p.n),
-            SORT_64=p.q.dtype == torch.float32, HAS_QUERY_WEIGHT=query_weight is not None,
-            ADAPTIVE=adaptive_weight is not None, HAS_LOGIT_WEIGHT=logit_weight is not None,
-            RELAXED=relaxation is not None, NO_TAIL=p.padding is None and p.n == block(p.n),
+            SORT_64=p.q.dtype == torch.float32, HAS_QUERY_WEIGHT=map.query_weight is not None,
+            ADAPTIVE=map.adaptive_weight is not None,
+            HAS_LOGIT_WEIGHT=map.logit_weight is not None, RELAXED=map.relaxation is not None,
+            NO_TAIL=p.padding is None and p.n == block(p.n),
             WARPS=warps, num_warps=warps, **EVERY_LAUNCH,
         )  # fmt: skip
     return out

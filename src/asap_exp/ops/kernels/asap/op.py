@@ -13,11 +13,14 @@ from asap_exp.ops.call import Call
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.asap import dual
 from asap_exp.ops.kernels.asap.logit_features import logit_dual
-from asap_exp.ops.kernels.asap.one_launch import Weights
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
 from asap_exp.ops.masking import blank
 from asap_exp.ops.routing import choose
+from asap_exp.ops.sliced_map import SlicedMap
+
+FUSED_WEIGHTS = ("query_weight", "adaptive_weight", "logit_weight")
+"""Weights of the features that kernels compute."""
 
 
 def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
@@ -26,111 +29,62 @@ def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Te
     return choose("sliced_potentials", call).launch(q, k, theta, **options)
 
 
-def asap_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    *,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
-    refine: int,
-    relaxation: Tensor | None,
-    **options: Any,
+def map_attention(
+    q: Tensor, k: Tensor, v: Tensor, map: SlicedMap, *, refine: int, **options: Any
 ) -> Tensor:
     """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`."""
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     _, _, n, head_dim = q.shape
     _, _, m, value_dim = v.shape
-    gradient = gradient_needed(q, k, v, *weights, relaxation)
-    relaxed, logit_features = relaxation is not None, logit_weight is not None
     call = Call(
         n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
-        gradient, theta.shape[1], refine, relaxed, logit_features,
+        gradient_needed(q, k, v, *map), map.theta.shape[1], refine, map.relaxation is not None,
+        map.logit_weight is not None, other_features=has_other_features(map),
     )  # fmt: skip
-    route = choose("asap", call)
-    return route.launch(q, k, v, weights, refine=refine, relaxation=relaxation, **options)
+    return choose("asap", call).launch(q, k, v, map, refine=refine, **options)
 
 
 def separate_operators(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    weights: Weights,
-    *,
-    refine: int,
-    relaxation: Tensor | None,
-    **options: Any,
+    q: Tensor, k: Tensor, v: Tensor, map: SlicedMap, *, refine: int, **options: Any
 ) -> Tensor:
     """Compute the dual, the updates and the closure one after the other."""
-    f_hat = sliced_dual(q, k, *weights, **options)
-    return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
+    f_hat = sliced_dual(q, k, map, **options)
+    return refined_attention(q, k, v, f_hat, refine=refine, relaxation=map.relaxation, **options)
 
 
-def separate_launches(
-    p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
-) -> Tensor:
+def separate_launches(p: Launch, map: SlicedMap, padding: Tensor | None) -> Tensor:
     """Run `separate_operators` inside one operator: no trace depends on the number of heads."""
     options = {"eps": 1.0, "scale": p.slope, "key_padding_mask": padding}
-    refine = p.num_iters - 1
-    return separate_operators(
-        p.q, p.k, p.v, weights, refine=refine, relaxation=relaxation, **options
-    )
+    return separate_operators(p.q, p.k, p.v, map, refine=p.num_iters - 1, **options)
 
 
-def predicted_dual(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    *,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
-    refine: int,
-    relaxation: Tensor | None,
-    **options: Any,
-) -> Tensor:
+def map_dual(q: Tensor, k: Tensor, map: SlicedMap, *, refine: int, **options: Any) -> Tensor:
     """Compute f_hat after `refine` updates, `[B, H, N]`; no gradient if `refine` > 0."""
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
-    f_hat = sliced_dual(q, k, *weights, **options)
-    f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
+    f_hat = sliced_dual(q, k, map, **options)
+    f_hat = refined_dual(q, k, f_hat, refine, map.relaxation, **options)
     return blank(f_hat, options["key_padding_mask"], 2)
 
 
-def sliced_dual(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
-    **options: Any,
-) -> Tensor:
+def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
     """Compute f_hat `[B, H, N]`."""
-    weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
-    call = _call(q, k, theta, q.dtype, gradient=gradient_needed(q, k, *weights))
-    return choose("sliced_dual", call).launch(q, k, *weights, **options)
+    gradient = gradient_needed(q, k, *map._replace(relaxation=None))
+    call = _call(q, k, map.theta, q.dtype, gradient=gradient)
+    call = call._replace(other_features=has_other_features(map))
+    return choose("sliced_dual", call).launch(q, k, map, **options)
 
 
-def dual_by_kernels(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    logit_weight: Tensor | None,
-    **options: Any,
-) -> Tensor:
+def dual_by_kernels(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
     """Compute f_hat `[B, H, N]`, without a gradient."""
-    f_hat = dual.sliced_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
-    if logit_weight is not None:
-        f_hat = f_hat + logit_dual(q, k, logit_weight, **options)
+    f_hat = dual.sliced_dual(
+        q, k, map.theta, map.weight, map.query_weight, map.adaptive_weight, **options
+    )
+    if map.logit_weight is not None:
+        f_hat = f_hat + logit_dual(q, k, map.logit_weight, **options)
     return f_hat
+
+
+def has_other_features(map: SlicedMap) -> bool:
+    """Return whether the map uses features that only the reference computes."""
+    return any(feature.weight not in FUSED_WEIGHTS for feature, _ in map.features())
 
 
 def _call(

@@ -1,0 +1,109 @@
+"""The map as one object, and the registry of its features."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asap_exp.calibration import config
+from asap_exp.ops import (
+    SlicedMap,
+    adaptive_features,
+    asap_attention,
+    features,
+    logit_features,
+    map_attention,
+    map_dual,
+    map_features,
+    predicted_dual,
+    query_features,
+    sliced_potentials,
+)
+from asap_exp.ops.call import Call
+from asap_exp.ops.features import FEATURES
+
+HEADS, SLICES, DIM, TOKENS = 2, 3, 4, 7
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole_map() -> SlicedMap:
+    tensors = {"theta": normal(HEADS, SLICES, DIM), "weight": normal(HEADS, SLICES, seed=1)}
+    for seed, feature in enumerate(FEATURES.values(), start=2):
+        tensors[feature.weight] = normal(*feature.shape(HEADS, SLICES, DIM), seed=seed)
+    return SlicedMap.of(tensors | {"relaxation": torch.full((HEADS,), 1.3)})
+
+
+def queries_and_keys() -> tuple[torch.Tensor, torch.Tensor]:
+    return normal(2, HEADS, TOKENS, DIM, seed=8), normal(2, HEADS, TOKENS, DIM, seed=9)
+
+
+def test_features_are_found_by_their_files_in_the_order_of_the_fields() -> None:
+    files = {file.stem for file in Path(features.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "base"} == FEATURES.keys() == set(config.FEATURES)
+    weights = [feature.weight for feature in FEATURES.values()]
+    assert weights == ["query_weight", "adaptive_weight", "logit_weight"]
+    assert SlicedMap._fields == ("theta", "weight", *weights, "relaxation")
+
+
+def test_operators_take_the_map_as_one_object_or_its_tensors() -> None:
+    (q, k), map = queries_and_keys(), whole_map()
+    v, options = normal(2, HEADS, TOKENS, 5, seed=10), {"refine": 1, "eps": 0.8}
+    tensors: Any = map._asdict() | options
+    assert torch.equal(map_attention(q, k, v, map, **options), asap_attention(q, k, v, **tensors))
+    assert torch.equal(map_dual(q, k, map, **options), predicted_dual(q, k, **tensors))
+
+
+def test_features_for_a_fit_are_those_of_the_public_operators() -> None:
+    (q, k), theta = queries_and_keys(), whole_map().theta
+    phi = sliced_potentials(q, k, theta)
+    found = map_features(q, k, theta, list(FEATURES), phi=phi)
+    expected = [
+        query_features(q),
+        adaptive_features(q, k, theta, phi=phi).flatten(2, 3),
+        logit_features(q, k),
+    ]
+    for name, x, y in zip(FEATURES, found, expected, strict=True):
+        assert torch.equal(x, y)
+        assert x.shape[2] == FEATURES[name].total(SLICES, DIM)
+
+
+def test_parts_of_a_map() -> None:
+    map = whole_map()
+    assert [feature.name for feature, _ in map.features()] == list(FEATURES)
+    less = map._replace(adaptive_weight=None)
+    assert [feature.name for feature, _ in less.features()] == ["query_features", "logits"]
+    assert "adaptive_weight" not in less.present()
+    one = less.heads(slice(1, 2))
+    assert one.theta.shape == (1, SLICES, DIM)
+    assert one.adaptive_weight is None
+    assert torch.equal(one.theta[0], map.theta[1])
+    assert SlicedMap.of(map._asdict() | {"other": map.weight}) == map
+
+
+@pytest.mark.parametrize(
+    ("field", "shape", "words"),
+    [
+        ("weight", (HEADS, SLICES + 1), r"weight must be \[heads, slices\] = \(2, 3\)"),
+        ("query_weight", (HEADS, DIM), r"query_weight must be \[heads, head_dim \+ 1\] = \(2, 5\)"),
+        ("adaptive_weight", (HEADS, 4, SLICES), r"\[heads, 5, slices\] = \(2, 5, 3\)"),
+        ("logit_weight", (HEADS, 4), r"logit_weight must be \[heads, 3\] = \(2, 3\), got \(2, 4\)"),
+        ("relaxation", (HEADS, 1), r"relaxation must be \[heads\], got shape \(2, 1\)"),
+    ],
+)
+def test_tensors_of_another_shape_are_refused(field: str, shape: tuple, words: str) -> None:
+    whole_map().validate()
+    wrong = whole_map()._replace(**{field: torch.zeros(shape)})
+    with pytest.raises(ValueError, match=words):
+        wrong.validate()
+
+
+def test_kernels_refuse_features_that_they_do_not_compute() -> None:
+    dual = pytest.importorskip("asap_exp.ops.kernels.asap.dual")
+    call = Call(8, 8, 4, 4, torch.float32, torch.float32, slices=2)
+    assert dual.self_attention_alone(call) is None
+    refusal = dual.self_attention_alone(call._replace(other_features=True))
+    assert refusal == "computes no features but those of queries, samples and logits"
