@@ -1,9 +1,9 @@
-"""Builds the documentation site strictly, from README.md, docs/, results/ and the docstrings.
+"""Build the documentation site strictly, from README.md, docs/, results/ and the docstrings.
 
 Usage: python scripts/build_docs.py          (or: make docs)
 
-A broken link, a formula that cannot be read and a public name without a docstring or a place on
-the API pages are mistakes. The site lies in site/ and opens without a server or a network.
+Broken links, unreadable formulas, and public names without a docstring or an entry on the API
+pages are errors. The site is written to site/ and opens without a server or a network.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COPIED = (
     "src/**/README.md",
     "src/**/NOTICE",
 )
-"""What the pages are and may link to. Places stay, so that a link holds on a code host too."""
+"""Pages and the files they link to, at the same paths so that links also work on a code host."""
 
 API_PAGES = {
     "asap_exp": "docs/api/asap_exp.md",
@@ -39,6 +39,7 @@ API_PAGES = {
 
 
 def main() -> None:
+    """Check the docstrings, build the site and check its API pages; exit with all errors."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
@@ -53,17 +54,18 @@ def main() -> None:
 
 
 def public_names() -> dict[str, griffe.Module]:
-    """The packages whose `__all__` is public, by name, read without importing them."""
+    """Return the packages whose `__all__` is public, by name, read without importing them."""
     root = griffe.load("asap_exp", search_paths=[ROOT / "src"])
     return {name: root.modules_collection[name] for name in API_PAGES}
 
 
 def exported(module: griffe.Module) -> list[str]:
+    """Return the names in `__all__` of a module."""
     return [str(name) for name in module.exports or []]
 
 
 def undocumented() -> list[str]:
-    """A sentence for each public name that has no docstring."""
+    """Return one error for each public name without a docstring."""
     return [
         f"{package}.{name} is public and has no docstring"
         for package, module in public_names().items()
@@ -73,7 +75,7 @@ def undocumented() -> list[str]:
 
 
 def stage() -> None:
-    """Copies the pages, and what they show and link to, into a folder of their own."""
+    """Copy the pages, and the files they show or link to, to a separate folder."""
     shutil.rmtree(STAGE, ignore_errors=True)
     for pattern in COPIED:
         for file in ROOT.glob(pattern):
@@ -83,7 +85,7 @@ def stage() -> None:
 
 
 def build() -> None:
-    """Runs Zensical; exits with its messages where anything is wrong."""
+    """Run Zensical; exit with its messages if anything is wrong."""
     shutil.rmtree(SITE, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
@@ -92,7 +94,7 @@ def build() -> None:
 
 
 def missing_from_site() -> list[str]:
-    """A sentence for each public name that its API page does not show."""
+    """Return one error for each public name that its API page does not show."""
     mistakes = []
     for package, module in public_names().items():
         page = (SITE / API_PAGES[package]).with_suffix(".html")

@@ -1,6 +1,6 @@
-"""A Markdown extension: the formulas that Arithmatex marks become MathML when the site is built.
+"""Markdown extension that converts formulas marked by Arithmatex to MathML.
 
-Browsers draw MathML by themselves, so that no page needs a script or the network for its formulas.
+Browsers render MathML themselves, so that no page needs a script or the network for its formulas.
 """
 
 import re
@@ -20,31 +20,31 @@ def mathml(text: str) -> str:
 
 
 def converted(formula: str, block: bool) -> str:
-    """Return the MathML of a formula; ValueError names one that cannot be read."""
+    """Return the MathML of a formula; raise ValueError if it cannot be read."""
     formula = unescape(formula).strip()
     try:
         result = convert(formula, display="block" if block else "inline")
-    except Exception as error:  # of many kinds, most without a word
+    except Exception as error:  # of many types, most without a message
         raise ValueError(f"the formula {formula} cannot be read: {error!r}") from error
     if unknown := re.search(r">(\\\w+)<", result):
-        raise ValueError(f"the formula {formula} has {unknown[1]}, which is not known")
+        raise ValueError(f"the formula {formula} contains {unknown[1]}, which is unknown")
     return result
 
 
 class MathmlPostprocessor(Postprocessor):
-    """Runs last, on a page's HTML."""
+    """Postprocessor that runs last, on a page's HTML."""
 
     def run(self, text: str) -> str:
         return mathml(text)
 
 
 class MathmlExtension(Extension):
-    """Registers the postprocessor behind Arithmatex's own."""
+    """Extension that registers the postprocessor after Arithmatex's own."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.postprocessors.register(MathmlPostprocessor(md), "mathml", -1)
 
 
 def makeExtension(**options: Any) -> MathmlExtension:
-    """The name by which Markdown looks for an extension."""
+    """Return the extension; Markdown looks it up by this name."""
     return MathmlExtension(**options)

@@ -1,7 +1,10 @@
-"""Imports every module of the installed package: each must load with the core dependencies."""
+"""Import every module of the installed package, which must work with the core dependencies."""
 
 import importlib
+import os
 import pkgutil
+
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 import asap_exp
 
@@ -11,7 +14,7 @@ def main() -> None:
     for name in names:
         if not name.endswith("__main__"):
             importlib.import_module(name)
-    print(f"{len(names)} modules of asap_exp found, and each imported but __main__")
+    print(f"Found {len(names)} modules of asap_exp and imported all except __main__")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Makes published rows of the results again; finished runs are left as they are.
+"""Reproduce published rows of the results; finished runs are left as they are.
 
 Usage: python scripts/reproduce.py cifar_plain           (or: make reproduce row=cifar_plain)
        python scripts/reproduce.py --task digits         (or: make reproduce task=digits)
        python scripts/reproduce.py --task imdb --dry-run
 
-A row is a file conf/reproduce/ROW.yaml: what it trains (the Sinkhorn teacher, and baselines by the
-same recipe and seed), the maps it fits and what it evaluates. Its commands and how long its
-published records took are printed first. Further arguments are overrides of the training, those of
---pretrain of the pre-training. To train two models side by side start it twice: with --train
-softmax, and with --train sinkhorn, which compiles and evaluates too and takes longer. Then:
-python -m asap_exp.report
+A row is a file conf/reproduce/ROW.yaml, which lists what it trains (the Sinkhorn teacher, and
+baselines with the same recipe and seed), the maps it fits and what it evaluates. Its commands and
+the time that its published records took are printed first. Further arguments override the training
+configuration; --pretrain overrides that of the pre-training. To train two models in parallel start
+the script twice: with --train softmax, and with --train sinkhorn, which also compiles and evaluates
+and takes longer. Then: python -m asap_exp.report
 """
 
 import argparse
@@ -17,7 +17,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
 from rows import TEACHER, Row, estimate, load_row, published, row_names, rows_of
 
@@ -36,6 +36,7 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
 
 def main() -> None:
+    """Print the commands and the estimated time of the chosen rows, then run them."""
     arguments = parsed()
     with sentences():
         rows = chosen(arguments)
@@ -53,16 +54,17 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("row", nargs="?", help=f"one of {', '.join(row_names())}")
     parser.add_argument("--task", help="every row of this task")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
-    parser.add_argument("--seeds", type=int, nargs="+", help="those of the row by default")
-    parser.add_argument("--results", default="results", help="where runs go (paths.results)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the seeds of the row")
+    parser.add_argument("--results", default="results", help="folder for runs (paths.results)")
     parser.add_argument(
-        "--train", nargs="+", help="of these attentions only; by default the baselines and sinkhorn"
+        "--train", nargs="+", help="attentions to train; default: the baselines and sinkhorn"
     )
     parser.add_argument("--pretrain", nargs="+", default=[], help="such as recipe.epochs=20")
     parser.add_argument("overrides", nargs="*", help="for the training, such as recipe.epochs=40")
@@ -74,7 +76,7 @@ def parsed() -> argparse.Namespace:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Row]:
-    """The rows that were asked for, in order of name."""
+    """Return the chosen rows in order of name."""
     if (arguments.row is None) == (arguments.task is None):
         raise UserError(
             f"name a row, one of {', '.join(row_names())}; or --task TASK for all rows of a task"
@@ -83,7 +85,7 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
 
 
 def changed(row: Row, arguments: argparse.Namespace) -> Row:
-    """The row with the seeds and the overrides of the command line."""
+    """Return the row with the seeds and overrides of the command line."""
     return replace(
         row,
         seeds=arguments.seeds or row.seeds,
@@ -93,12 +95,12 @@ def changed(row: Row, arguments: argparse.Namespace) -> Row:
 
 
 def attentions(row: Row, arguments: argparse.Namespace) -> list[str]:
-    """Which are trained: the baselines first, since an evaluation shows those that are there."""
+    """Return the attentions to train, baselines first because an evaluation shows existing ones."""
     return arguments.train or [*row.baselines, TEACHER]
 
 
 def words(row: Row, records: list[dict]) -> str:
-    """How long the row takes, and what others published."""
+    """Describe how long the row takes, and results published by others."""
     known = estimate(row, records)
     parts = ["no published record says how long it takes"]
     if known is not None:
@@ -109,7 +111,7 @@ def words(row: Row, records: list[dict]) -> str:
 
 
 def reproduce(row: Row, seed: int, arguments: argparse.Namespace) -> None:
-    """Trains, compiles and evaluates a row with one seed of the training."""
+    """Train, compile and evaluate a row with one seed of the training."""
     shared = [quoted("paths.results", arguments.results), "logger=csv"]
     for attention in attentions(row, arguments):
         given = [] if attention == TEACHER else [f"attention={attention}"]
@@ -119,7 +121,7 @@ def reproduce(row: Row, seed: int, arguments: argparse.Namespace) -> None:
 
 
 def trained(row: Row, common: list[str]) -> Run:
-    """The run of the row, from the weights of another where it says so."""
+    """Return the run of the row, pre-trained first if the row says so."""
     start = []
     if row.pretrain:
         first = train(compose("train", [*common, *row.pretrain], TrainConfig))
@@ -128,11 +130,11 @@ def trained(row: Row, common: list[str]) -> Run:
 
 
 def finish(row: Row, teacher: Run, shared: list[str]) -> None:
-    """Fits every map of the row, and evaluates the last one."""
+    """Fit every map of the row, and evaluate the last one."""
     for calibration in row.calibrations:
         overrides = [quoted("teacher", teacher.path), *calibration, *shared]
         artifact = distill(compose("distill", overrides, DistillConfig))
-    # A layer of these sizes takes less time than its launch.
+    # At these sizes a layer takes less time than its launch.
     graph = ["latency.cuda_graph=true"] if choose_device("auto").type == "cuda" else []
     for evaluation in row.evaluations:
         overrides = [quoted("artifact", artifact), *graph, *evaluation, *shared]

@@ -1,7 +1,7 @@
-"""The published rows of the results: `conf/reproduce/ROW.yaml`, what each runs and what it made.
+"""Published rows of the results: `conf/reproduce/ROW.yaml`, their commands and their records.
 
-A row is lists of overrides for the stages. Where one has several values (`calibration.seed=1,2,0`)
-the stage runs once for each, in that order.
+A row consists of lists of overrides for the stages. If an override has several values
+(`calibration.seed=1,2,0`) the stage runs once per value, in that order.
 """
 
 import itertools
@@ -24,16 +24,16 @@ from asap_exp.core.runs import run_name
 from asap_exp.distill.config import DistillConfig
 
 TEACHER = "sinkhorn"
-"""The row's own attention, whose options its recipe says."""
+"""Attention of the row itself, whose options come from its recipe."""
 
 
 @dataclass
 class Row:
-    """What is run for a row; the last map of `distill` is that of the table.
+    """Commands of one row; the last map of `distill` is shown in the table.
 
-    `pretrain` trains the run whose weights `train` starts from, `baselines` are attentions trained
-    by the same recipe and shown beside it. `distill_all` is given to every calibration. `paper` is
-    what others published, in words.
+    `pretrain` trains the run whose weights `train` starts from, and `baselines` are attentions
+    trained with the same recipe and shown next to it. `distill_all` is given to every calibration.
+    `paper` describes the results that others published.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Row:
 
     @property
     def calibrations(self) -> list[list[str]]:
-        """The overrides of each run of `distill`, in order."""
+        """Overrides of each run of `distill`, in order."""
         return [each for given in self.distill for each in swept([*self.distill_all, *given])]
 
     @property
     def evaluations(self) -> list[list[str]]:
-        """The overrides of each run of `evaluate`, in order."""
+        """Overrides of each run of `evaluate`, in order."""
         return [each for given in self.evaluate for each in swept(given)]
 
     def commands(self, attentions: list[str]) -> Iterator[str]:
-        """What the row runs for these attentions, the baselines and TEACHER, as command lines.
+        """Yield the command lines for these attentions, the baselines and TEACHER.
 
-        RUN and MAP stand for what the one before made.
+        RUN and MAP stand for the result of the previous command.
         """
         for seed, attention in itertools.product(self.seeds, attentions):
             own = attention == TEACHER
@@ -75,7 +75,7 @@ class Row:
 
 
 def swept(overrides: list[str]) -> list[list[str]]:
-    """Every combination of the values of `overrides`, the first key's changing slowest."""
+    """Return every combination of the values of `overrides`; the first key changes slowest."""
     each = []
     for text in overrides:
         override = parsed_override(text)
@@ -87,17 +87,19 @@ def swept(overrides: list[str]) -> list[list[str]]:
 
 
 def command(stage: str, overrides: list[str]) -> str:
+    """Return a command line with the overrides quoted for a shell."""
     words = (f'"{word}"' if set("[,'") & set(word) else word for word in overrides)
     return " ".join(["python", "-m", f"asap_exp.{stage}", *words])
 
 
 def row_names() -> list[str]:
+    """Return the names of all rows."""
     return options(conf_dir() / "reproduce")
 
 
 @cache
 def load_row(name: str) -> Row:
-    """The row of this name; UserError where there is none, or its file is no row."""
+    """Return the row of this name; raise UserError if it does not exist or is not a valid row."""
     check_choice("row", name, tuple(row_names()))
     file = conf_dir() / "reproduce" / f"{name}.yaml"
     try:
@@ -110,25 +112,26 @@ def load_row(name: str) -> Row:
 
 
 def rows_of(task: str) -> list[Row]:
-    """The rows of a task; UserError where it has none."""
+    """Return the rows of a task; raise UserError if it has none."""
     rows = [load_row(name) for name in row_names()]
     check_choice("task", task, tuple(sorted({row.task for row in rows})))
     return [row for row in rows if row.task == task]
 
 
-# Which row made a record
+# Finding the row of a record
 
 
 def row_of(record: dict[str, Any]) -> str | None:
-    """The name of the row that makes a record of `evaluate`; None where no row does.
+    """Return the name of the row that makes a record of `evaluate`, or None.
 
-    It does where it trains the same run, fits the same map and evaluates on the same images.
+    A row makes it if it trains the same run, fits the same map and evaluates on the same images.
     """
     names = (name for name in row_names() if makes(load_row(name), record))
     return next(names, None)
 
 
 def makes(row: Row, record: dict[str, Any]) -> bool:
+    """Return True if the row makes this record."""
     if record["task"] != row.task or record["seed"] not in row.seeds:
         return False
     return (
@@ -139,7 +142,7 @@ def makes(row: Row, record: dict[str, Any]) -> bool:
 
 
 def trains(row: Row, run: str, manifest: dict[str, Any]) -> bool:
-    """Whether the row trains the run of this name and manifest, and the one it started from."""
+    """Return True if the row trains the run of this name and manifest, and its initial run."""
     config = manifest["config"]
     seed, precision = manifest["seed"], config["trainer"]["precision"]
     initial = config.get("init_from")
@@ -151,7 +154,7 @@ def trains(row: Row, run: str, manifest: dict[str, Any]) -> bool:
 
 
 def resolved_name(overrides: list[str], precision: str, initial: str | None) -> str:
-    """The name of the run of these overrides, where `precision: auto` became `precision`."""
+    """Return the name of the run of these overrides with `precision` in place of `auto`."""
     config = composed_training(tuple(overrides))
     trainer = replace(config.trainer, precision=precision)
     return run_name(replace(config, trainer=trainer, init_from=initial))
@@ -163,7 +166,7 @@ def composed_training(overrides: tuple[str, ...]) -> TrainConfig:
 
 
 def fits(row: Row, artifact: dict[str, Any]) -> bool:
-    """Whether the row fits this map; records of older versions do not say every setting."""
+    """Return True if the row fits this map; records of older versions lack some settings."""
     made = artifact["calibration"]
     if artifact.get("budget"):
         return False
@@ -183,7 +186,7 @@ def composed_calibration(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def evaluates(row: Row, record: dict[str, Any]) -> bool:
-    """Whether the row evaluates on the same images: all of the test split, or corrupted alike."""
+    """Return True if the row evaluates on the same images: all, or with the same corruption."""
     corruption = record.get("corruption")
     rows = record["test"]["rows"]
     for overrides in row.evaluations:
@@ -201,16 +204,16 @@ def composed_evaluation(overrides: tuple[str, ...]) -> EvaluateConfig:
 
 
 def published(results: Path) -> list[dict[str, Any]]:
-    """The records of `evaluate` in the folder of results."""
+    """Return the records of `evaluate` in the folder of results."""
     return [read_json(file) for file in sorted((results / "records").glob("*.json"))]
 
 
 @dataclass
 class Estimate:
-    """Hours that a row took by its published records; `seeds` of them are known.
+    """Hours that a row took according to its published records, of which `seeds` are known.
 
-    What no record says is not in it: the pre-training, and maps that are not those of the table
-    count as long as that one.
+    The pre-training is not included, and maps without a record are assumed to take as long as the
+    one in the table.
     """
 
     hours: float
@@ -219,7 +222,7 @@ class Estimate:
 
 
 def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
-    """How long the row takes, by the manifests of the records that it makes; None without any."""
+    """Estimate the time of a row from the manifests of its records; None without records."""
     made = [record for record in records if makes(row, record)]
     runs = {record["run"]: record for record in made}
     if not runs:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the virtual environment $VENV with the pinned versions. Called by `make setup`.
-# VERSIONS=oldest takes the oldest versions of the package's own dependencies instead (needs uv).
+# Create the virtual environment $VENV with the pinned versions. Called by `make setup`.
+# VERSIONS=oldest installs the oldest allowed versions of its direct dependencies (needs uv).
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
@@ -20,7 +20,7 @@ if command -v uv >/dev/null 2>&1; then
         oldest=$VENV/oldest.txt constraints=$VENV/constraints.txt
         uv pip compile --quiet pyproject.toml --resolution lowest-direct \
             --python "$VENV/bin/python" --no-header --no-annotate --output-file "$oldest" >/dev/null
-        # What checks and runs the tests stays at its pinned version.
+        # The tools that check and run the tests keep their pinned versions.
         grep -E '^(codespell|mypy|pytest|ruff)==' constraints.txt | cat "$oldest" - >"$constraints"
     fi
     uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,sweep]'

@@ -1,15 +1,15 @@
-"""Writes the tables of README.md and docs/ from results/records; a test compares them.
+"""Write the tables of README.md and docs/ from results/records; a test compares them.
 
 Usage: python scripts/update_readme.py
 
-`src/asap_exp/report/documents.py` says which tables there are.
+`src/asap_exp/report/documents.py` lists the tables.
 """
 
 import argparse
 import os
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
+os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
 from asap_exp.core.mishaps import sentences
 from asap_exp.report.documents import published, update

@@ -198,6 +198,9 @@ HEAVY = ("torch", "triton", "lightning", "wandb", "pandas", "pydantic")
         (("task=digits", "seed=-1"), 2),
         (("task=digits", "attention.num_iters=0"), 2),
         (("task=cifra",), 2),
+        (("task=digits", "data.name=digit"), 2),
+        (("task=digits", "model.heads=5"), 2),
+        (("task=digits", "attention=asap"), 2),
     ],
 )
 def test_nothing_heavy_is_imported_before_the_configuration_is_right(

@@ -1,4 +1,4 @@
-"""The stage: one record, and from it alone the tables and the figure."""
+"""The stage writes one record, from which alone the tables and the figure are made."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> No
     manifest = record["manifest"]
     assert (manifest["status"], manifest["seed"]) == ("finished", 0)
     assert manifest["versions"]["torch"]
-    assert "gpu" not in manifest["config"], "what is read on other devices is no part of it"
+    assert "gpu" not in manifest["config"], "settings of other devices are not part of it"
     assert record["device"] == "CPU"
     assert (record["mode"], record["dtype"], record["cuda_graph"]) == ("forward", "float32", False)
     assert [(row["n"], row["batch"]) for row in record["rows"]] == [(4, 4), (8, 2)]
@@ -183,7 +183,7 @@ def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
 
 
 def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
-    """Four tokens each, sixteen of resized images; no square has eight patches."""
+    """The teacher has 4 tokens, resized images give 16; 8 patches form no square."""
     path = run_benchmark(pipeline.results, "inputs=recorded", "mode=train", "cpu.n=[4,8,16]")
     record = json.loads(path.read_text())
     assert [row["n"] for row in record["rows"]] == [4, 16]

@@ -1,4 +1,4 @@
-"""Counts against hand-computed cases."""
+"""Counts of arithmetic against hand-computed cases."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from asap_exp.timing.roofline import ceilings
 SHAPE = Shape(batch=2, heads=3, n=10, head_dim=4)  # 60 tokens, 600 pairs
 FLASH = Recipe(passes=1)
 CEILINGS = {
-    "product_tflops": 1e-6,  # a million a second
+    "product_tflops": 1e-6,  # a million per second
     "copy_gb_per_second": 1e-3,
     "exponentials_per_second": None,
 }

@@ -1,4 +1,4 @@
-"""Weights and duals that methods are timed with: of the recorded inputs where there are some."""
+"""Weights and duals that methods are timed with: fitted to the recorded inputs if any."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SHAPE = Shape(batch=6, heads=2, n=16, head_dim=8)
 
 @pytest.fixture
 def recorded() -> Setting:
-    """Logits of some tens, and keys that lie elsewhere than queries: a dual to predict."""
+    """Make logits of some tens, with keys away from queries, so that there is a dual to predict."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(SHAPE.size, generator=generator) for _ in range(3))
     inputs = Inputs(4 * q, 4 * k + 2, v)
@@ -60,7 +60,7 @@ def test_given_duals_of_random_inputs_are_those_of_any_sample() -> None:
 
 
 def test_methods_of_recorded_duals_are_right_in_every_sample(recorded: Setting) -> None:
-    """The reference takes the duals of the sample that it checks."""
+    """The reference uses the duals of the sample that it checks."""
     names = ("closure", "closure_flex", "attention_pass", "asap_4", "asap_4_adaptive")
     methods = {name: build(name, recorded) for name in names}
     assert recorded.recorded is not None

@@ -1,4 +1,4 @@
-"""What stands in a cell: a time, or a word and why."""
+"""The contents of a cell: a time, or a status with a reason."""
 
 import time
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def inputs(*, train: bool = False, dtype: torch.dtype = torch.float32) -> Inputs
 
 
 def softmax(*attends: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Method:
-    """A method with these operators, each of which should be row softmax."""
+    """Make a method with these operators, each of which should be row softmax."""
     named = {f"operator {number}": Operator(attend) for number, attend in enumerate(attends)}
     return Method("softmax", "pytorch", named, of_any_heads(softmax_attention))
 
@@ -103,7 +103,7 @@ def test_pass_without_a_gradient_is_unavailable_in_training() -> None:
 
 @pytest.mark.parametrize("train", [False, True])
 def test_gate_of_one_head_is_that_of_all(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method's reference on a head is its reference there; the last head is wrong and found."""
+    """The reference of one head agrees with that of all; a wrong last head is found."""
     monkeypatch.setattr("asap_exp.benchmark.accuracy_check.GATED_ENTRIES", 1)
     methods = {name: build(name, SETTING) for name in NAMES}
     for found in measure(methods, inputs(train=train), rounds=3, cuda_graph=False).values():
@@ -177,14 +177,14 @@ def test_exception_is_an_error_cell_with_its_first_line(error: Exception) -> Non
 
 
 def fits(samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Row softmax of so many samples; memory does not suffice for more."""
+    """Return row softmax that runs out of memory for more than this many samples."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if len(q) > samples:
             try:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
             finally:
-                if samples == 2:  # as a capture of a CUDA graph ends
+                if samples == 2:  # as a failed capture of a CUDA graph ends
                     raise RuntimeError("operation failed due to a previous error during capture")
         return softmax_attention(q, k, v)
 
@@ -253,7 +253,7 @@ def test_method_that_breaks_while_it_is_timed_is_an_error() -> None:
 def test_backend_that_cannot_run_is_unavailable_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Where Triton's interpreter is on, the kernels run on a CPU too.
+    # With Triton's interpreter, the kernels run on a CPU too.
     monkeypatch.setattr("asap_exp.ops.backend.INTERPRETED", False, raising=False)
     fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
     for name in ("sinkhorn_3", "closure", "asap_2"):

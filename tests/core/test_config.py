@@ -634,13 +634,12 @@ def test_option_that_sinkhorn_does_not_have_is_refused_with_its_own():
 def test_the_files_of_the_attentions_name_them_and_their_options():
     """So that a command line is checked without the classes, which PyTorch comes with."""
     usual = {
-        name: {}
-        if cls.needs_calibration
-        else {
+        name: {
             option: inspect.signature(cls.__init__).parameters[option].default
             for option in attention_options(name)
         }
         for name, cls in ATTENTIONS.items()
+        if not cls.needs_calibration
     }
     assert attentions() == usual
 
@@ -685,9 +684,10 @@ def test_option_of_another_type_is_refused(option, value, wanted):
 
 
 def test_asap_cannot_be_trained_and_the_refusal_says_what_to_run():
-    config = composed("train", "attention=asap")
+    assert "asap_exp.distill" in refused("train", "attention=asap")
+    assert refusal("train", "attention.name=asap").key == "attention.name"
     with pytest.raises(UserError, match=r"(?s)attention=asap.*asap_exp\.distill"):
-        build_attention(config.attention)
+        build_attention({"name": "asap"})
 
 
 OLD = [
@@ -830,7 +830,7 @@ ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",
         "recipe=null": "recipe is missing; it must be a group of the keys",
-        "attention=null": "attention=null is not allowed; choose one of asap",
+        "attention=null": "attention=null is not allowed; choose one of espformer",
         "model=null": "model=null is not allowed; choose one of encoder, vit",
         "hydra=null": "hydra=null is not allowed",
         "attention=[1]": "attention=[1] is not allowed",

@@ -286,7 +286,7 @@ def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
 
 
 def test_reliability_f7_own_mistake_is_not_taken_for_the_disks(tmp_path):
-    """This holds even while a system error is being handled."""
+    """A bug is not mistaken for a disk error, even while a system error is being handled."""
 
     def write(temporary: Path) -> None:
         raise TypeError("a mistake")
@@ -378,11 +378,11 @@ def test_reliability_f15_where_no_lock_can_tell_age_does(tmp_path, hours, stays)
 NO_JSON = {
     "missing key": ("{", "is damaged"),
     "deep": ("[" * 100_000, "is damaged: it is not JSON"),
-    "NaN": ('{"a": NaN}', "NaN is no number"),
-    "infinity": ("-Infinity", "-Infinity is no number"),
-    "overflow": ('{"a": [1e999]}', "1e999 is no number"),
-    "more digits than Python reads": ("9" * 5000, "is no number"),
-    "beyond 64 bits": (str(2**64), f"{2**64} is no number"),
+    "NaN": ('{"a": NaN}', "NaN is not a JSON number"),
+    "infinity": ("-Infinity", "-Infinity is not a JSON number"),
+    "overflow": ('{"a": [1e999]}', "1e999 is not a JSON number"),
+    "more digits than Python reads": ("9" * 5000, "is not a JSON number"),
+    "beyond 64 bits": (str(2**64), f"{2**64} is not a JSON number"),
     "empty": ("", "is damaged"),
 }
 

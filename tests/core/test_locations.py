@@ -45,7 +45,7 @@ def test_bugs_f17_without_a_home_the_cache_is_asked_for(home, monkeypatch):
     without_a_home(monkeypatch)
     with pytest.raises(UserError, match=r"no home directory.*data\.cache=.*ASAP_EXP_CACHE="):
         cache_dir(None)
-    with pytest.raises(UserError, match=r"data\.root=~/x: the home directory ~ is not known"):
+    with pytest.raises(UserError, match=r"data\.root=~/x: the home directory ~ is unknown"):
         expanded("data.root", "~/x")
     assert cache_dir("here") == Path("here")
     assert load_images(IMAGE_DATASETS["digits"], "test", None, None).rows == 540, "needs no cache"

@@ -58,7 +58,7 @@ def test_reliability_f14_gpu_without_memory_is_a_sentence():
         (errno.ENOENT, "deleted or moved"),
         (errno.EIO, "disk"),
         (errno.EMFILE, "ulimit -n"),
-        (errno.EROFS, "written"),
+        (errno.EROFS, "writable"),
         (errno.ENOSPC, "space"),
         (errno.EDQUOT, "quota"),
         (errno.ENOTCONN, "check the disk or the network"),

@@ -259,7 +259,7 @@ def test_repair_names_the_command_that_works_where_the_run_lies(tmp_path, monkey
     assert ("paths.results" in said) == (folder != "results")
     assert folder == "results" or f"\"paths.results='{tmp_path / folder}'\"" in said
     moved = run.path.rename(tmp_path / "archive")
-    assert "Take it from a copy" in repair(Run(moved))
+    assert "Restore it from a copy" in repair(Run(moved))
 
 
 def test_record_of_a_configuration_names_no_folder(tmp_path):

@@ -98,7 +98,7 @@ def test_broken_w9_same_training_repairs_what_a_stage_refuses(
         run_text(results, root, "task=agnews")
         output = capsys.readouterr()
         assert "Already finished" in output.out
-        assert ("was written again" in output.err) is warned
+        assert ("was restored" in output.err) is warned
         assert file.read_bytes() == before
     assert Run(file.parent).manifest.teacher_sha256 == whole.manifest.teacher_sha256
 
@@ -132,5 +132,5 @@ def test_broken_w9_damage_is_told_where_the_data_is_gone(
     output = capsys.readouterr()
     assert "could not be checked" in output.out
     assert "tokenizer.json in" in output.err
-    assert "written again where the data is found" in output.err
+    assert "restored once the data is found" in output.err
     assert not file.exists()

@@ -1,4 +1,4 @@
-"""Cases of the fused operators: every combination on a GPU, every pair in the interpreter."""
+"""Cases for the fused operators: all combinations on a GPU, all pairs in the interpreter."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
@@ -13,8 +13,8 @@ FIXTURES = ("heads", "kernels", "route")
 def pairs_of(**axes: Sequence[Any] | Mapping[str, Any]) -> pytest.MarkDecorator:
     """Parametrise by combinations in which any two values of any two axes meet.
 
-    A GPU, where a case takes milliseconds, gets all of them. Values may be given by the words that
-    name them; those of a fixture are handed to it.
+    A GPU, where a case takes milliseconds, runs all combinations. Values may be given as a mapping
+    from the names in test ids; the values of a fixture are passed to it.
     """
     values = [tuple(a.values()) if isinstance(a, Mapping) else tuple(a) for a in axes.values()]
     words = [tuple(map(str, axis)) for axis in axes.values()]
@@ -32,7 +32,7 @@ def pairs_of(**axes: Sequence[Any] | Mapping[str, Any]) -> pytest.MarkDecorator:
 
 
 def covering(sizes: Sequence[range]) -> list[tuple[int, ...]]:
-    """Few combinations that hold every pair, each the one with most pairs not yet held."""
+    """Choose a few combinations that cover every pair, each with the most uncovered pairs."""
     every = list(product(*sizes))
     missing = set().union(*(pairs(case) for case in every))
     chosen = []

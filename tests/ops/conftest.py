@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
-    """The tensors are tiny and tests run in several processes: more threads get in the way."""
+    """Use one thread: the tensors are tiny, and tests run in several processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -15,7 +15,7 @@ def one_thread():
 
 @pytest.fixture
 def unwritten_is_nan():
-    """A place of an output that no kernel writes is NaN."""
+    """Fill outputs with NaN, so that an entry that no kernel writes is noticed."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -23,7 +23,7 @@ def unwritten_is_nan():
 
 @pytest.fixture(params=["few heads", "many heads"])
 def heads(request) -> Iterator[str]:
-    """As which the heads of a test count: the fused kernels give few of them more warps each."""
+    """Make the heads of a test count as few or many: few heads get more warps each."""
     if request.param == "few heads":
         yield request.param
         return

@@ -14,7 +14,7 @@ assert_close64 = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that an operator may read; N queries, M keys, L slices."""
+    """All inputs that an operator may read; N queries, M keys, L slices."""
 
     q: Tensor  # [B, H, N, D]
     k: Tensor  # [B, H, M, D]
@@ -31,7 +31,7 @@ class Inputs:
         return Inputs(*(change(getattr(self, field.name)) for field in fields(self)))
 
     def map_tokens(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
-        """The same for what has tokens: q, k, v and row_dual."""
+        """Apply `change` to the inputs with tokens: q, k, v and row_dual."""
         return replace(self, **{name: change(getattr(self, name)) for name in PER_TOKEN})
 
 
@@ -50,7 +50,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Inputs:
-    """Logits of order 1; self-attention shapes unless `keys` is given."""
+    """Make inputs with logits of order 1; self-attention shapes unless `keys` is given."""
     generator = torch.Generator().manual_seed(seed)
     keys = queries if keys is None else keys
 
@@ -74,7 +74,7 @@ def make_inputs(
 
 @dataclass(frozen=True)
 class Operator:
-    """`reads` are the inputs in the order of the signature; `token_dims` of every result."""
+    """An operator: `reads` are its inputs in order, `token_dims` the token axes of each result."""
 
     function: Callable
     reads: tuple[str, ...]
@@ -89,7 +89,7 @@ class Operator:
     def run(
         self, inputs: Inputs, cotangents: tuple[Tensor, ...] | None = None, **options
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The results, and the gradients of <results, cotangents> for every input read."""
+        """Return the results, and the gradients of <results, cotangents> for every input read."""
         leaves = inputs.map(lambda x: x.detach().clone().requires_grad_())
         results = self(leaves, **options)
         cotangents = make_cotangents(results) if cotangents is None else cotangents
@@ -111,13 +111,13 @@ def _operator(function: Callable, reads: str, *token_dims: tuple[int, ...], **fi
 
 
 def adaptive_asap_attention(q, k, v, theta, weight, query_weight, adaptive_weight, **options):
-    """`asap_attention` with adaptive features too."""
+    """Call `asap_attention` with adaptive features."""
     fit = (theta, weight, query_weight)
     return ops.asap_attention(q, k, v, *fit, adaptive_weight=adaptive_weight, **options)
 
 
 def adaptive_dual(q, k, theta, weight, query_weight, adaptive_weight, **options):
-    """`predicted_dual` with adaptive features too."""
+    """Call `predicted_dual` with adaptive features."""
     fit = (theta, weight, query_weight)
     return ops.predicted_dual(q, k, *fit, adaptive_weight=adaptive_weight, **options)
 
@@ -125,7 +125,7 @@ def adaptive_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
 def relaxed_asap_attention(
     q, k, v, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
 ):
-    """`asap_attention` with every feature, and relaxed updates."""
+    """Call `asap_attention` with every feature and relaxed updates."""
     options |= {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
     fit = (theta, weight, query_weight)
     return ops.asap_attention(q, k, v, *fit, relaxation=relaxation, **options)
@@ -134,7 +134,7 @@ def relaxed_asap_attention(
 def relaxed_dual(
     q, k, theta, weight, query_weight, adaptive_weight, logit_weight, relaxation, **options
 ):
-    """`predicted_dual` with every feature, and relaxed updates."""
+    """Call `predicted_dual` with every feature and relaxed updates."""
     options |= {"adaptive_weight": adaptive_weight, "logit_weight": logit_weight}
     fit = (theta, weight, query_weight)
     return ops.predicted_dual(q, k, *fit, relaxation=relaxation, **options)
@@ -181,13 +181,13 @@ def centred(x: Tensor) -> Tensor:
 
 
 def identity_values(inputs: Inputs) -> Inputs:
-    """With v = I an attention returns its own plan."""
+    """Return inputs with v = I, for which attention returns its own plan."""
     batch, heads, keys, _ = inputs.k.shape
     eye = torch.eye(keys, dtype=inputs.v.dtype).expand(batch, heads, keys, keys)
     return replace(inputs, v=eye)
 
 
 def relative_rms(x: Tensor, reference: Tensor) -> float:
-    """In float64: RMS of the difference over RMS of the reference."""
+    """Return the RMS of the difference over the RMS of the reference, in float64."""
     difference = x.double() - reference.double()
     return (difference.square().mean().sqrt() / reference.double().square().mean().sqrt()).item()

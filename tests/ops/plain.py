@@ -1,6 +1,6 @@
-"""The same mathematics written a second time, in other words, for small well-scaled problems.
+"""A second, independent derivation of the same mathematics, for small well-scaled problems.
 
-Sinkhorn on scaling vectors instead of log-domain duals; potentials by the definition of a
+Sinkhorn works on scaling vectors instead of log-domain duals; potentials follow the definition of a
 quantile in exact fractions, one token at a time.
 """
 
@@ -15,7 +15,7 @@ def logits(q: Tensor, k: Tensor, eps: float, scale: float) -> Tensor:
 
 
 def sinkhorn_plan(S: Tensor, num_iters: int, row_dual: Tensor | None = None) -> Tensor:
-    """A from `num_iters` rounds of scaling columns, then rows, started at exp(row_dual)."""
+    """Return A after `num_iters` rounds of scaling columns, then rows, from exp(row_dual)."""
     n, m = S.shape[-2:]
     K = S.exp()
     a = S.new_ones(S.shape[:-1]) if row_dual is None else row_dual.exp()
@@ -26,7 +26,7 @@ def sinkhorn_plan(S: Tensor, num_iters: int, row_dual: Tensor | None = None) -> 
 
 
 def potentials(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: float) -> Tensor:
-    """phi [B, H, L, N], one slice after the other."""
+    """Return phi [B, H, L, N], computed slice by slice."""
     x = torch.einsum("bhnd,hld->bhln", q, theta)
     y = torch.einsum("bhmd,hld->bhlm", k, theta)
     phi = torch.zeros_like(x)
@@ -54,7 +54,7 @@ def _potential(x: list[float], y: list[float], factor: float) -> list[float]:
 
 
 def adaptive_features(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: float) -> Tensor:
-    """[B, H, 5, L, N], one slice after the other, minus the mean over the tokens."""
+    """Return the features [B, H, 5, L, N] minus their mean over the tokens, slice by slice."""
     phi = potentials(q, k, theta, eps, scale)
     features = q.new_zeros(len(q), len(theta), 5, theta.shape[1], q.shape[2])
     for b, h, s in torch.cartesian_prod(*(torch.arange(size) for size in phi.shape[:3])):
@@ -70,7 +70,7 @@ def adaptive_features(q: Tensor, k: Tensor, theta: Tensor, eps: float, scale: fl
 
 
 def logit_features(q: Tensor, k: Tensor, eps: float, scale: float) -> Tensor:
-    """[B, H, 3, N], from scores of every query under every key, minus the mean over the queries."""
+    """Return the features [B, H, 3, N] minus their mean over the queries, from z-scores per key."""
     S = logits(q, k, eps, scale)
     scores = (S - S.mean(dim=2, keepdim=True)) / S.std(dim=2, keepdim=True, correction=0)
     of_rows = (scores.mean(dim=3), scores.std(dim=3, correction=0), scores.amax(dim=3))
@@ -79,7 +79,7 @@ def logit_features(q: Tensor, k: Tensor, eps: float, scale: float) -> Tensor:
 
 
 def query_features(q: Tensor) -> Tensor:
-    """[q_i ; |q_i|^2] minus its mean over the tokens, [B, H, D + 1, N]."""
+    """Return [q_i ; |q_i|^2] minus its mean over the tokens, [B, H, D + 1, N]."""
     squared_norm = torch.einsum("bhnd,bhnd->bhn", q, q)
     features = torch.stack([*q.unbind(dim=-1), squared_norm], dim=2)
     return features - features.mean(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How often a route was taken."""
+"""Counting how often a route was taken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from asap_exp.ops.routing import Taken
 
 @dataclass(frozen=True)
 class Count:
-    """The calls in a record that took one route."""
+    """Calls in a record that took one route."""
 
     record: Sequence[Taken]
     route: str

@@ -1,4 +1,4 @@
-"""Adaptive features: their definition, and what they do not depend on."""
+"""Adaptive features: their definition and their invariances."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Wrong arguments are refused before any computation, with the argument and what it got."""
+"""Wrong arguments are refused before any computation; errors name the argument and its value."""
 
 import re
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class NoComputation(TorchDispatchMode):
 
 @contextmanager
 def refused(error, *parts):
-    """`error` without any computation, all `parts` in its message, in this order."""
+    """Expect `error` before any computation, with all `parts` in its message, in this order."""
     pattern = ".*".join(re.escape(part) for part in parts)
     with NoComputation(), pytest.raises(error, match=f"(?s){pattern}"):
         yield
@@ -36,7 +36,7 @@ def wrong(inputs, name, change):
     return replace(inputs, **{name: change(getattr(inputs, name))})
 
 
-# (argument, what is done to it, error, what the message says); B, H, N, M = 2, 3, 7, 5; D = 4.
+# (argument, change, error, parts of the message); B, H, N, M = 2, 3, 7, 5; D = 4.
 TENSORS = {
     "q list": ("q", lambda x: [1.0], TypeError, ("q must be a tensor", "list")),
     "k None": ("k", lambda x: None, TypeError, ("k must be a tensor", "NoneType")),

@@ -109,12 +109,12 @@ def test_equal_keys_have_a_dual_that_one_slice_or_one_feature_predicts_exactly()
     k = key.expand_as(q)
     ready = centred(sinkhorn_duals(q, k, num_iters=3, **OPTIONS).ready)
     assert ready.abs().max() > 0.5
-    # S_ij = s <q_i, key> / eps for every j: the dual is minus that, linear in the query.
+    # S_ij = s <q_i, key> / eps for every j: the dual is minus this, linear in the query.
     factor = OPTIONS["scale"] / OPTIONS["eps"]
     query_weight = torch.cat([-factor * key, torch.zeros(1, dtype=torch.float64)]).expand(2, 5)
     no_slices = (inputs.theta[:, :0], inputs.weight[:, :0])
     assert_close64(predicted_dual(q, k, *no_slices, query_weight, **OPTIONS), ready)
-    # The slice along the key projects all that matters.
+    # The slice along the key captures all that matters.
     theta = (key / key.norm()).expand(2, 1, 4)
     ones = torch.ones(2, 1, dtype=torch.float64)
     assert_close64(predicted_dual(q, k, theta, ones, **OPTIONS), ready)

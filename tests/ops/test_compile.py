@@ -1,4 +1,4 @@
-"""torch.compile without a graph break gives what eager gives."""
+"""torch.compile without a graph break gives the same results as eager mode."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ masked_or_not = pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """One test's recompilations do not count against the next one's limit."""
+    """Reset the compiler, so that one test's recompilations do not count for the next."""
     torch.compiler.reset()
 
 

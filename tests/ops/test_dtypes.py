@@ -1,4 +1,4 @@
-"""Which dtype comes out, and that nothing is lost between the inputs' rounding and the output's."""
+"""Output dtypes, and no loss of precision between rounding the inputs and the output."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ masked_or_not = pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "
 
 
 def rounded_inputs(dtype, parameters=None):
-    """Activations in `dtype`; the fitted map in `parameters`, or in `dtype` as well."""
+    """Make activations in `dtype`, and a fitted map in `parameters` or also in `dtype`."""
     inputs = make_inputs(queries=33, head_dim=8)
     parameters = dtype if parameters is None else parameters
     return inputs.map(lambda x: x.to(parameters)).map_tokens(lambda x: x.to(dtype))
@@ -94,12 +94,12 @@ def test_gradients_are_right_to_the_rounding_of_the_inputs(operator, dtype):
     _, exact = operator.run(inputs.map(torch.Tensor.double), tuple(x.double() for x in cotangents))
     for name, gradient in gradients.items():
         own_rounding = relative_rms(exact[name].to(gradient.dtype), exact[name])
-        # Twice: each use of an input in another term may round its own part of the gradient.
+        # Twice: each term that uses an input may round its own part of the gradient.
         assert relative_rms(gradient, exact[name]) < 2e-5 + 2 * own_rounding
 
 
 def test_half_precision_overflow_is_not_met_on_the_way():
-    # |q|^2 and <q, k> exceed float16's 65504; the plan is as harmless as ever.
+    # |q|^2 and <q, k> exceed float16's 65504; the plan is harmless all the same.
     inputs = rounded_inputs(FLOAT16)
     q, k = inputs.q * 200, inputs.k * 200
     out = sinkhorn_attention(q, k, inputs.v, scale=1e-4)
@@ -113,7 +113,7 @@ def test_half_precision_overflow_is_not_met_on_the_way():
 def test_autocast_changes_no_bit(operator, mask):
     inputs = rounded_inputs(FLOAT32)
     expected = operator.run(inputs, key_padding_mask=mask)
-    # The forward pass alone: a backward pass under autocast is nothing that an operator can help.
+    # Only the forward pass: an operator has no influence on a backward pass under autocast.
     leaves = inputs.map(lambda x: x.clone().requires_grad_())
     with torch.autocast("cpu", dtype=BFLOAT16):
         assert (leaves.q @ leaves.k.mT).dtype == BFLOAT16

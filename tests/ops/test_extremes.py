@@ -1,4 +1,4 @@
-"""Logits of several hundreds, as trained layers have them, and logits that are all the same."""
+"""Logits of several hundred, as in trained layers, and logits that are all equal."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ every_attention = pytest.mark.parametrize("operator", ATTENTIONS.values(), ids=A
 
 
 def extreme_inputs(dtype=torch.float64, largest=500.0):
-    """Inputs whose default-scaled logits reach +-`largest`, and the row duals with them."""
+    """Make inputs whose default-scaled logits, and with them row duals, reach +-`largest`."""
     inputs = make_inputs(queries=24, head_dim=8)
     S = plain.logits(inputs.q, inputs.k, eps=1.0, scale=8**-0.5)
     S_max = S.abs().amax(dim=(-1, -2))[..., None]
     row_dual = inputs.row_dual / inputs.row_dual.abs().amax(dim=-1, keepdim=True) * largest
     q = inputs.q * (largest / S_max)[..., None]
-    # Weights of order one: potentials at this scale are duals of several hundreds already.
+    # Weights of order one: potentials of this scale already give duals of several hundred.
     return replace(inputs, q=q, row_dual=row_dual).map(lambda x: x.to(dtype))
 
 
@@ -62,7 +62,7 @@ def test_large_logits_in_float32_are_finite_and_right(operator):
     for gradient in gradients.values():
         assert gradient.isfinite().all()
     for result, reference in zip(results, expected, strict=True):
-        # A logit of 500 in float32 is right to 3e-5, and so is the logarithm of a plan's entry.
+        # A logit of 500 in float32 is exact to 3e-5, and so is the logarithm of a plan's entry.
         assert relative_rms(result, reference) < 2e-4
 
 

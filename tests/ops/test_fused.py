@@ -1,6 +1,6 @@
 """The fused operators against the reference in float64: on a GPU, else in Triton's interpreter.
 
-Outputs are NaN before a kernel writes them, so a place that it leaves out fails the comparison.
+Outputs are NaN before a kernel writes them, so an entry that it omits fails the comparison.
 """
 
 from dataclasses import replace
@@ -45,7 +45,7 @@ few_and_many_heads = pytest.mark.parametrize(
 
 @pytest.fixture(params=ROUTES)
 def route(request):
-    """The chosen route, at these lengths mostly with the logits in registers, or passes."""
+    """Run the chosen route, at these lengths mostly with the logits in registers, or passes."""
     with routes.force(*ROUTES[request.param]):
         yield
 
@@ -56,7 +56,7 @@ def inputs_for(dtype: torch.dtype = torch.float32, **shape) -> Inputs:
 
 @pytest.fixture
 def errors(record_property):
-    """Relative errors of a result and of its gradients, against float64; a report keeps them."""
+    """Return relative errors of a result and its gradients against float64, and report them."""
 
     def measured(operator, inputs: Inputs, backend: str = "triton", **options) -> dict[str, float]:
         exact = inputs.map(torch.Tensor.double)
@@ -176,7 +176,7 @@ def test_what_stands_in_padded_places_changes_nothing(operator, route):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_updates_with_keys_in_registers(padded, route, errors):
-    """16-bit inputs in passes: with a gradient as without, padded or not."""
+    """16-bit inputs run in passes, with or without a gradient, padded or not."""
     inputs, mask = padded_inputs(torch.float16)
     options = {"num_iters": 4, **({"key_padding_mask": mask} if padded else {})}
     assert_small(errors(TEACHER, inputs, **options), 1e-3)
@@ -248,7 +248,7 @@ def test_a_gradient_that_no_kernel_has_is_refused_or_left_to_the_reference(opera
     operator = OPERATORS[operator]
     inputs = inputs_for(batch=1, queries=5)
     cotangents = tuple(x.to(DEVICE) for x in make_cotangents(operator(inputs)))
-    with pytest.raises(RuntimeError, match="gradient is needed that has no fused kernel"):
+    with pytest.raises(RuntimeError, match="for which there is no fused kernel"):
         operator.run(inputs, cotangents, backend="triton")
     operator.run(inputs, cotangents, backend="auto")
 

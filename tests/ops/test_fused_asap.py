@@ -1,6 +1,6 @@
 """ASAP in one launch against the reference in float64: on a GPU, else in Triton's interpreter.
 
-Outputs are NaN before a kernel writes them, so a place that it leaves out fails the comparison.
+Outputs are NaN before a kernel writes them, so an entry that it omits fails the comparison.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from asap_exp.ops import routes
 from asap_exp.ops.backend import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-COMPILER = "aot_eager" if INTERPRETED else "inductor"  # which needs a C++ compiler on a CPU
+COMPILER = "aot_eager" if INTERPRETED else "inductor"  # inductor needs a C++ compiler on a CPU
 pytestmark = [
     pytest.mark.usefixtures("unwritten_is_nan"),
     pytest.mark.skipif(
@@ -47,7 +47,7 @@ def taken():
 
 @pytest.fixture
 def launches(taken):
-    """The calls of the operator that takes one launch, or several where many heads are refined."""
+    """Count the calls of the operator with one launch, or several if many heads are refined."""
     return Count(taken, "one operator")
 
 

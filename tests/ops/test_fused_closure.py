@@ -1,6 +1,6 @@
 """The closure in one launch, for bfloat16 heads whose keys and values fit on chip.
 
-Outputs are NaN before the kernel writes them, so a place that it leaves out fails the comparison.
+Outputs are NaN before the kernel writes them, so an entry that it omits fails the comparison.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def launches():
-    """The closures that took one launch."""
+    """Count the closures that took one launch."""
     with routes.recorded() as taken:
         yield Count(taken, "keys and values in registers")
 
@@ -60,17 +60,18 @@ def test_any_width_and_scale(widths, scale, launches):
     assert len(launches) == (scale != 0.0)
 
 
-def test_rows_and_columns_of_all_sizes(launches):
-    """The dual is far from one that a plan has, so that both kinds of sums are made again."""
-    inputs = inputs_for(4.0, queries=150)
-    dual = torch.linspace(-400, 400, 150, device=DEVICE).expand_as(inputs.row_dual)
+@pytest.mark.parametrize("queries", [129, 150])
+def test_rows_and_columns_of_all_sizes(queries, launches):
+    """The dual is far from any plan's dual, so that both kinds of sums are recomputed."""
+    inputs = inputs_for(4.0, queries=queries)
+    dual = torch.linspace(-400, 400, queries, device=DEVICE).expand_as(inputs.row_dual)
     assert_as_good_as_the_reference(CLOSURE, replace(inputs, row_dual=dual))
     assert_as_good_as_the_reference(CLOSURE, replace(inputs, row_dual=dual.flip(-1)))
     assert len(launches) == 2
 
 
 def masks(tokens: int) -> torch.Tensor:
-    """None padded, the last, all but one, the first (more than tell how large logits are), all."""
+    """Return masks: none, the last 40, all but one, the first 70 (a whole block of queries), all."""
     place = torch.arange(tokens)
     return torch.stack([place < 0, place > 99, place != 130, place < 70, place >= 0]).to(DEVICE)
 

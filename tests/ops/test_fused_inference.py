@@ -1,4 +1,4 @@
-"""The fused operators on bfloat16 inputs without a gradient, which have kernels of their own."""
+"""The fused operators on bfloat16 inputs without a gradient, which have their own kernels."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 CUT_OFF = 0.0 if GPU else 2.0**-7
-"""Triton's interpreter cuts off what does not fit into a bfloat16, and does not round."""
+"""Additional error in Triton's interpreter, which truncates to bfloat16 instead of rounding."""
 USUAL, HUNDREDS = 1.0, 11.0
 SIZES = {"usual logits": USUAL, "logits of some hundreds": HUNDREDS}
 KERNELS = ("on chip", "passes")
@@ -28,12 +28,12 @@ KERNELS = ("on chip", "passes")
 
 ON_CHIP = ["keys and values in registers", "plan in shared memory"]
 PASSES = ["tiled, bfloat16", "tiled"]
-"""The second where the first cannot: for logits that are all 0, and for a gradient."""
+"""The second route runs where the first cannot: if all logits are 0, or for a gradient."""
 
 
 @pytest.fixture(params=KERNELS)
 def kernels(request):
-    """Both kinds of kernels at every length that both can take."""
+    """Run both kinds of kernels at every length that both can take."""
     with routes.force(*(ON_CHIP if request.param == "on chip" else []), *PASSES):
         yield
 
@@ -45,7 +45,7 @@ def inputs_for(size: float = USUAL, **shape) -> Inputs:
 
 
 def assert_as_good_as_the_reference(operator, inputs: Inputs, **options) -> None:
-    """At most twice the error that the reference makes on the same bfloat16 inputs."""
+    """Allow at most twice the reference's error on the same bfloat16 inputs."""
     exact = operator(inputs.map(torch.Tensor.double), **options)[0]
     low = operator(inputs, backend="reference", **options)[0]
     found = operator(inputs, backend="triton", **options)[0]
@@ -78,7 +78,7 @@ def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
 def test_scalings_that_go_on_moving(kernels):
     """All queries but one attend to one key, so every update moves the duals by log(63).
 
-    The logits are +-500. Over 40 updates the scalings would pass what float32 holds.
+    The logits are +-500. Over 40 updates, the scalings would overflow float32.
     """
     inputs = inputs_for(queries=64)
     q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
@@ -114,7 +114,7 @@ def test_any_width(width, kernels):
 
 @pytest.mark.parametrize("height", [40.0, 150.0], ids=["far", "beyond float32"])
 def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
-    """The sums are shifted by what the first tile holds: here by far too little, or too much."""
+    """The first tile determines the shift of the sums: here it is far too small or too large."""
     for sign in (1, -1):
         inputs = inputs_for(queries=200, head_dim=16)
         dual = torch.zeros_like(inputs.row_dual)
@@ -152,7 +152,7 @@ def test_padding(operator, size, kernels):
 )
 @pytest.mark.parametrize("tokens", [150, *([64, 128, 192, 256, 320, 512] if GPU else [])])
 def test_texts_of_several_lengths_in_a_batch(operator, tokens, kernels):
-    """As many heads as a text model has: more of them than run at a time."""
+    """A text model has this many heads, more than run at once."""
     lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2] * (16 if GPU else 1))
     inputs = inputs_for(batch=len(lengths), heads=6 if GPU else 1, queries=tokens)
     mask = torch.arange(tokens) >= lengths[:, None]

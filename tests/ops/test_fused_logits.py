@@ -1,4 +1,4 @@
-"""Logit features and relaxed updates in launches of their own, against the reference in float64."""
+"""Logit features and relaxed updates in separate launches, against the reference in float64."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def inputs_of(tokens: int, dtype: torch.dtype = torch.float32, **shape) -> Input
 
 
 def masked(tokens: int) -> torch.Tensor:
-    """One sample with some padding, one with nothing but padding behind its first token."""
+    """Return the mask of a sample with some padding and one with a single valid token."""
     first_padded = torch.tensor([[tokens - tokens // 3], [1]])
     return (torch.arange(tokens) >= first_padded).to(DEVICE)
 

@@ -26,21 +26,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 OPTIONS: dict[str, Any] = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
-# bfloat16 as well: in the interpreter its projections are products of float32.
+# The interpreter projects bfloat16 inputs by products of float32.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def inputs_of(tokens: int, dtype: torch.dtype, *, batch: int = 1, heads: int = 1, **options):
-    """q, k of `dtype`; theta, weight and query_weight of float32."""
+    """Make q and k in `dtype`; theta, weight and query_weight in float32."""
     shape = {"batch": batch, "heads": heads, "queries": tokens}
     inputs = make_inputs(dtype=torch.float32, **shape, **options)
     return inputs.map(lambda x: x.to(DEVICE)).map_tokens(lambda x: x.to(dtype))
 
 
 def check(inputs, **changed) -> tuple[Tensor, Tensor]:
-    """Potentials and dual, both checked against the reference."""
+    """Return the potentials and the dual, both checked against the reference."""
     exact = inputs.map(lambda x: x.double())
     options = OPTIONS | changed
     phi = dual.sliced_potentials(inputs.q, inputs.k, inputs.theta, **options)

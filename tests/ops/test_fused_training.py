@@ -46,7 +46,7 @@ class Layer(nn.Module):
     def gradients(
         self, mask: Tensor | None, *, checkpointed: bool, autocast: bool = False
     ) -> list[Tensor]:
-        """Of a loss for the weights and for the input x."""
+        """Return the gradients of a loss for the weights and for the input x."""
         with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
             out = self.run(mask, checkpointed=checkpointed)
         return list(torch.autograd.grad(out.float().square().mean(), list(self.parameters())))
@@ -62,7 +62,7 @@ class Layer(nn.Module):
     ("autocast", "mask"), [(False, None), (True, MASK)], ids=["float32", "autocast, padded"]
 )
 def test_checkpointed_gradients_are_those_without_to_the_bit(autocast, mask, names):
-    """The updates run once more, and two runs give the same bits."""
+    """Checkpointing runs the updates twice, and both runs give the same bits."""
     with routes.force(*names):
         found, expected = (
             Layer("triton").gradients(mask, checkpointed=checkpointed, autocast=autocast)
@@ -90,7 +90,7 @@ def test_checkpointing_keeps_no_duals():
 
 @on_each_route
 def test_gradients_under_autocast_are_the_references(names):
-    """Both see the same bfloat16 q, k, v, and round a gradient to bfloat16 in other places."""
+    """Both see the same bfloat16 q, k, v, but round gradients to bfloat16 at different points."""
     with routes.force(*names):
         fused, reference = (
             Layer(backend).gradients(MASK, checkpointed=True, autocast=True)

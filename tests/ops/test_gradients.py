@@ -1,4 +1,4 @@
-"""Gradients: against finite differences, and against those of plain unrolled scaling."""
+"""Gradients, compared with finite differences and with gradients of plain unrolled scaling."""
 
 from dataclasses import replace
 
@@ -143,7 +143,7 @@ def test_bugs_f24_gradients_are_finite_however_small_queries_and_keys_are(name, 
     ("name", "smallest"), [("adaptive_features", 1e-21), ("logit_features", 1e-10)]
 )
 def test_bugs_f24_gradients_of_features_are_those_of_float64(name, smallest, mask):
-    """Down to where a variance in float32 is 0, and the feature with it."""
+    """Scales go down to where a variance, and with it the feature, is 0 in float32."""
     for scale in (s for s in DEAD if s > 0.5 * smallest):
         (single,), gradients = tiny_gradients(OPERATORS[name], scale, mask, torch.float32)
         (double,), expected = tiny_gradients(OPERATORS[name], scale, mask, torch.float64)

@@ -1,6 +1,6 @@
-"""What holds for any inputs: shapes, values, masks, orders and constants drawn by hypothesis.
+"""Properties of all inputs: hypothesis draws shapes, values, masks, orders and constants.
 
-Values are seeded normal numbers, so that no two projections tie: ties are sorted by position.
+Values are seeded normal numbers, so that no two projections tie; ties would sort by position.
 """
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ def inputs_of(draw: st.DrawFn, *, keys_may_differ: bool = False) -> Inputs:
 
 @st.composite
 def masks_of(draw: st.DrawFn, inputs: Inputs) -> Tensor:
-    """True = padded; every sample has a valid token."""
+    """Draw a mask, True = padded, with a valid token in every sample."""
     batch, _, tokens, _ = inputs.q.shape
     rows = st.lists(st.booleans(), min_size=tokens, max_size=tokens)
     some_valid = rows.filter(lambda row: not all(row))

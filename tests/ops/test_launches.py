@@ -1,4 +1,4 @@
-"""How the fused kernels are launched: read from the sources, since it shows in no result."""
+"""Launches of the fused kernels, read from the sources, since no result shows them."""
 
 import ast
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def decorator_name(node: ast.expr) -> str:
 
 
 def launches(path: Path) -> Iterator[ast.Call]:
-    """Calls of the form kernel[grid](...)."""
+    """Yield the calls of the form kernel[grid](...)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
             kernel = ast.unparse(node.func.value)
@@ -25,7 +25,7 @@ def launches(path: Path) -> Iterator[ast.Call]:
 
 
 def compiled_functions() -> set[str]:
-    """Every function under `triton.jit`."""
+    """Return the names of all functions under `triton.jit`."""
     return {
         node.name
         for path in PACKAGE.rglob("*.py")
@@ -53,7 +53,7 @@ def test_launches_are_found() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_issue_17_every_launch_says_whether_multiply_adds_are_fused(path: Path) -> None:
-    """In one place for all of them, whatever Triton's default is."""
+    """One constant decides it for all launches, whatever Triton's default is."""
     for call in launches(path):
         spread = [ast.unparse(k.value) for k in call.keywords if k.arg is None]
         assert "EVERY_LAUNCH" in spread, f"{path.name}:{call.lineno}"

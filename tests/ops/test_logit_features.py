@@ -1,4 +1,4 @@
-"""Logit features: their definition, what they do not depend on, and relaxed updates beside them."""
+"""Logit features: their definition, their invariances, and their use with relaxed updates."""
 
 from typing import Any
 

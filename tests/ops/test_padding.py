@@ -1,4 +1,4 @@
-"""Padding has no mass: padded batches equal unpadded samples, whatever stands in padded places."""
+"""Padding has no mass: padded batches equal unpadded samples, whatever the padding contains."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.ops.inputs import (
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
-# Nothing padded; the end; places in between; all but one.
+# Nothing padded; the end; positions in between; all but one.
 MASK = torch.tensor(
     [
         [False, False, False, False, False, False, False],
@@ -26,7 +26,7 @@ MASK = torch.tensor(
         [True, True, True, True, False, True, True],
     ]
 )
-# The same with a sample in the middle that has no valid token at all.
+# The same, with a sample in the middle that has no valid token.
 MASK_WITH_EMPTY = torch.cat([MASK[:2], torch.ones(1, 7, dtype=torch.bool), MASK[2:]])
 
 GARBAGE = {"nan": torch.nan, "inf": torch.inf, "minus inf": -torch.inf, "huge": 1e200}
@@ -44,7 +44,7 @@ def valid_part(x: Tensor, mask: Tensor, sample: int, token_dims: tuple[int, ...]
 
 
 def padded_part(x: Tensor, mask: Tensor, token_dims: tuple[int, ...]) -> Tensor:
-    """Every entry with a padded token on one of its axes, flat."""
+    """Return all entries with a padded token on one of their axes, flattened."""
     padded = torch.zeros(x.shape, dtype=torch.bool)
     for dim in token_dims:
         shape = [1] * x.dim()
@@ -90,7 +90,7 @@ def test_padded_places_are_zero_in_results_and_gradients(operator):
     results, gradients = operator.run(padded_inputs(MASK), key_padding_mask=MASK)
     for result, dims in zip(results, operator.token_dims, strict=True):
         assert not padded_part(result, MASK, dims).any()
-        # ... and only those: the sample without padding has no zero row.
+        # ... and only there: the sample without padding has no zero row.
         assert result[0].any(dim=-1).all()
     for name in set(operator.reads) & set(PER_TOKEN):
         assert not padded_part(gradients[name], MASK, (2,)).any()
@@ -103,7 +103,7 @@ def test_what_stands_in_padded_places_changes_nothing(operator, garbage):
     cotangents = make_cotangents(operator(inputs))
     spoilt = inputs.map_tokens(lambda x: fill_padded(x, MASK_WITH_EMPTY, (2,), garbage))
     assert not torch.equal(spoilt.q, inputs.q)
-    # A loss over padded outputs may hand back anything as well.
+    # The gradient of a loss at padded outputs may be anything.
     spoilt_cotangents = tuple(
         fill_padded(cotangent, MASK_WITH_EMPTY, dims, garbage)
         for cotangent, dims in zip(cotangents, operator.token_dims, strict=True)
@@ -148,7 +148,7 @@ def test_batch_without_any_valid_token_is_zero(operator):
 @pytest.mark.filterwarnings("ignore:Anomaly Detection:UserWarning")
 @every_operator
 def test_no_nan_is_met_on_the_way_back(operator):
-    # The gradients are clean in the end; a NaN in between would still stop anomaly detection.
+    # The final gradients are clean; anomaly detection would still report a NaN in between.
     inputs = padded_inputs(MASK_WITH_EMPTY)
     spoilt = inputs.map_tokens(lambda x: fill_padded(x, MASK_WITH_EMPTY, (2,), torch.nan))
     with torch.autograd.detect_anomaly(check_nan=True):

@@ -1,4 +1,4 @@
-"""Sliced potentials are exact Kantorovich potentials: against POT's solvers in one dimension."""
+"""Sliced potentials are exact Kantorovich potentials, by POT's solvers in one dimension."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ FACTOR = OPTIONS["scale"] / OPTIONS["eps"]
 
 
 def slices_of(inputs) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(x, y, phi) of every slice of every head of every sample."""
+    """Return (x, y, phi) for every slice of every head of every sample."""
     phi = sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS).flatten(0, 2)
     x = torch.einsum("bhnd,hld->bhln", inputs.q, inputs.theta).flatten(0, 2)
     y = torch.einsum("bhmd,hld->bhlm", inputs.k, inputs.theta).flatten(0, 2)
@@ -30,13 +30,13 @@ def cost(x: Tensor, y: Tensor) -> Tensor:
 
 
 def primal_cost(x: Tensor, y: Tensor) -> float:
-    """min over plans of the mean cost, by POT: -x y = (x - y)^2 / 2 - x^2 / 2 - y^2 / 2."""
+    """Return POT's minimal mean cost, using -x y = (x - y)^2 / 2 - x^2 / 2 - y^2 / 2."""
     squared = ot.wasserstein_1d(x.numpy(), y.numpy(), p=2)
     return FACTOR * (squared - x.square().mean().item() - y.square().mean().item()) / 2
 
 
 def key_potential(x: Tensor, y: Tensor, phi: Tensor) -> Tensor:
-    """The largest psi with phi + psi <= cost."""
+    """Return the largest psi with phi + psi <= cost."""
     return (cost(x, y) - phi[:, None]).amin(dim=0)
 
 
@@ -52,8 +52,8 @@ def test_pairs_are_tight_and_nothing_exceeds_the_cost(tokens):
     for x, y, phi in slices_of(make_inputs(queries=tokens)):
         x_order, y_order = x.argsort(), y.argsort()
         C = cost(x[x_order], y[y_order])
-        # Tight on the sorted pairs by construction of psi; feasible for all others only if phi is
-        # a potential.
+        # psi is tight on the sorted pairs by construction; it is feasible for all other pairs only
+        # if phi is a potential.
         psi = C.diagonal() - phi[x_order]
         excess = phi[x_order][:, None] + psi[None, :] - C
         assert excess.max() < 1e-12
@@ -83,14 +83,14 @@ def test_potential_is_centred():
 
 @pytest.mark.parametrize(("queries", "keys"), [(4, 4), (3, 5), (4, 6)])
 def test_cold_entropic_dual_in_one_dimension_tends_to_the_potential(queries, keys):
-    # Fixes sign, unit and centring: on one slice a dual of converged, cold Sinkhorn *is* phi.
+    # This fixes sign, unit and centring: on one slice, the dual of converged, cold Sinkhorn is phi.
     q = torch.linspace(-1, 1, queries, dtype=torch.float64) ** 3 + 0.4
     k = torch.linspace(-1, 1, keys, dtype=torch.float64) * 1.3 - 0.2
     q, k = q.flip(0).view(1, 1, -1, 1), k.view(1, 1, -1, 1)
     theta = torch.ones(1, 1, 1, dtype=torch.float64)
     f = centred(sinkhorn_duals(q, k, num_iters=1000, eps=0.1, scale=1.0).row)
     phi = sliced_potentials(q, k, theta, eps=0.1, scale=1.0)[:, :, 0]
-    # In logit units phi grows like 1 / eps; entropy moves the dual by the log of a small count.
+    # In logit units, phi grows as 1 / eps; entropy moves the dual by the log of a small count.
     assert phi.abs().max() > 4
     assert (f - phi).abs().max() < 0.5
 
@@ -107,7 +107,7 @@ def test_equal_queries_have_equal_potentials():
 
 def test_ties_keep_the_potential_exact():
     inputs = make_inputs(queries=8, keys=6)
-    # Whole numbers on the axes' directions collide often, among the queries and among the keys.
+    # Integers projected on the axes tie often, among the queries and among the keys.
     inputs.q.round_()
     inputs.k.round_()
     inputs.theta[:] = torch.eye(4, dtype=torch.float64)[:3]
@@ -126,7 +126,7 @@ def test_all_tokens_equal(equal):
     phi = sliced_potentials(inputs.q, inputs.k, inputs.theta, **OPTIONS)
     x = torch.einsum("bhnd,hld->bhln", inputs.q, inputs.theta)
     y = torch.einsum("bhnd,hld->bhln", inputs.k, inputs.theta)
-    # Equal queries: nothing to tell apart. Equal keys: the potential is linear in x.
+    # Equal queries have a constant potential. For equal keys, the potential is linear in x.
     expected = torch.zeros_like(phi) if equal == "q" else -FACTOR * y[..., :1] * centred(x)
     assert_close64(phi, expected)
 

@@ -1,4 +1,4 @@
-"""The table of routes in the README of ops is current."""
+"""The table of routes in the README of ops is up to date."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_table_of_routes_is_current(capsys):
 
 
 def test_table_has_every_operator_but_one():
-    """A column pass has the routes of an attention pass."""
+    """The table omits column passes, which have the routes of attention passes."""
     assert ROUTES.keys() - readme.EXAMPLES.keys() == {"column_pass"}
     names = [[route.name for route in ROUTES[x]] for x in ("column_pass", "attention_pass")]
     assert names[0] == names[1]

@@ -1,4 +1,4 @@
-"""Relaxed updates on the reference, and fused: on a GPU, else in Triton's interpreter."""
+"""Relaxed updates, by the reference and fused: on a GPU, else in Triton's interpreter."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ few_and_many_heads = pytest.mark.parametrize(
 
 
 def test_definition():
-    """On scaling vectors: a goes to a (a' / a)^w."""
+    """On scaling vectors, a relaxed update takes a to a (a' / a)^w."""
     x = make_inputs()
     K = logits(x.q, x.k, eps=1.0, scale=0.5, mask=None).exp()
     a = torch.ones_like(x.row_dual)
@@ -109,7 +109,7 @@ def test_fused(num_iters, dtype):
 @few_and_many_heads
 @pytest.mark.parametrize("size", [2.0, 4.0, 11.0])
 def test_fused_on_large_logits(size):
-    """Up to several hundreds, where the first updates move duals by more than float32 can scale."""
+    """Logits reach several hundred: first updates move duals by more than float32 can scale."""
     inputs = inputs_for(batch=1, heads=2, queries=40, head_dim=16)
     inputs = replace(inputs, q=size * inputs.q, k=size * inputs.k)
     for num_iters in (2, 3, 5, 9, 20):

@@ -1,4 +1,4 @@
-"""Which route each call takes: a pinned table, forced routes, and what `explain` says of them."""
+"""The routes that calls take: a pinned table, forced routes, and the answers of `explain`."""
 
 import pytest
 import torch
@@ -174,7 +174,7 @@ def test_explanation_names_every_route_with_its_reason():
         "sinkhorn_attention: n = 200, m = 200, head_dim = 64, value_dim = 64, bfloat16, "
         "num_iters = 20; compute capability 9.0, 132 multiprocessors",
         "  sinkhorn",
-        "    keys and values in registers  refused: makes one update, got num_iters=20",
+        "    keys and values in registers  refused: runs a single update, got num_iters=20",
         "    plan in shared memory         taken",
         "    tiled, bfloat16               slower: is the fastest only beyond 512 keys",
         "    logits in registers           refused: takes up to 128 tokens, got 200",
@@ -187,12 +187,12 @@ def test_explanation_names_every_route_with_its_reason():
 @pytest.mark.parametrize(
     ("operator", "options", "reason"),
     [
-        ("sinkhorn_attention", {"backend": "reference"}, "it was asked for"),
+        ("sinkhorn_attention", {"backend": "reference"}, "it was requested"),
         ("sinkhorn_attention", {"capability": (8, 6)}, "the shared memory of an A100"),
         ("sinkhorn_attention", {"dtype": torch.float64}, "q is torch.float64"),
         ("sinkhorn_attention", {"value_dim": 160}, "v has width 160"),
-        ("sinkhorn_duals", {"gradient": True}, "a gradient is needed that has no fused kernel"),
-        ("softmax_attention", {"gradient": True}, "a gradient is needed that has no fused kernel"),
+        ("sinkhorn_duals", {"gradient": True}, "for which there is no fused kernel"),
+        ("softmax_attention", {"gradient": True}, "for which there is no fused kernel"),
     ],
 )
 def test_explanation_of_the_reference(operator, options, reason):

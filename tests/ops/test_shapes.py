@@ -1,4 +1,4 @@
-"""Shapes, strides and symmetries, alike for every operator."""
+"""Shapes, strides and symmetries, for every operator."""
 
 from dataclasses import replace
 from operator import itemgetter
@@ -102,14 +102,14 @@ def test_values_may_have_another_width(operator, width):
 
 
 def strided(x):
-    """The same values, every second one in memory, NaN between them."""
+    """Return the same values at every second position in memory, with NaN between them."""
     spread = torch.full((*x.shape, 2), torch.nan).to(x.dtype)
     spread[..., 0] = x
     return spread[..., 0]
 
 
 def tokens_before_heads(x):
-    """As attention modules make them, by a view and a transpose."""
+    """Return `x` laid out as attention modules produce it, by a view and a transpose."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -144,7 +144,7 @@ def test_attention_follows_the_queries_and_ignores_the_order_of_the_keys(operato
     keys_order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
     shuffled = replace(inputs, k=inputs.k[:, :, keys_order], v=inputs.v[:, :, keys_order])
     assert_close64(operator(shuffled)[0], out)
-    # Keys without their values are another problem.
+    # Permuting keys without their values is a different problem.
     mismatched = replace(inputs, k=inputs.k[:, :, keys_order])
     assert (operator(mismatched)[0] - out).abs().max() > 0.05
 
@@ -162,7 +162,7 @@ def test_inputs_are_left_alone(operator):
 @pytest.mark.parametrize("masked", [False, True])
 @every_operator
 def test_bugs_f13_meta_tensors_give_shape_and_dtype(operator, masked, backend):
-    """Of a half-precision call too; nothing is computed, so no backend is missing."""
+    """This holds in half precision too: nothing is computed, so no backend is missing."""
     for dtype in (torch.float32, torch.float16):
         inputs = make_inputs(dtype=dtype)
         options = {}
@@ -182,7 +182,7 @@ def test_bugs_f13_meta_tensors_give_shape_and_dtype(operator, masked, backend):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @every_attention
 def test_bugs_f13_fake_tensors_give_the_shape(operator, device):
-    """Of a GPU that this machine may not have, too."""
+    """This holds for a GPU that this machine may not have, too."""
     with FakeTensorMode():
         fake = make_inputs().map(lambda x: torch.empty(x.shape, device=device))
         (result,) = operator(fake)

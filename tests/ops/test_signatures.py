@@ -1,4 +1,4 @@
-"""The names, arguments and defaults that other people's code relies on."""
+"""The names, arguments and defaults that other code relies on."""
 
 import inspect
 

@@ -15,10 +15,10 @@ SHAPES = [(6, 6), (5, 9), (9, 4)]
 
 
 def pot_sinkhorn(S: Tensor, num_iters: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """POT's plan, query dual and key dual for the cost -eps S, of one head.
+    """Return POT's plan, query dual and key dual of one head for the cost -eps S.
 
-    POT spreads one unit of mass over the queries and our rows sum to 1 each: its plan is A / n and
-    its key dual is g - log n. Its query dual is f itself.
+    POT spreads one unit of mass over the queries, while each of our rows sums to 1: its plan is
+    A / n, and its key dual is g - log n. Its query dual is f.
     """
     n, m = S.shape
     plan, log = ot.sinkhorn(

@@ -141,7 +141,7 @@ def test_reliability_f6_damaged_teacher_is_made_again_from_its_checkpoint(
     again = run_train(tmp_path)
     assert again.weights.read_bytes() == before
     said = capsys.readouterr()
-    assert "The run is made again" in said.err
+    assert "The run is repeated" in said.err
     assert "Continuing from" in said.out
     assert again.manifest.kept_epoch == 2
     run_distill(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from asap_exp.core.errors import UserError
+from asap_exp.core.renamed import FITTED
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
 """The registered attentions, by the name that YAML and the command line use."""
@@ -86,12 +87,7 @@ def build_attention(config: Mapping[str, Any]) -> Attention:
     options = {key: value for key, value in config.items() if key != "name"}
     cls = attention_class(config["name"])
     if cls.needs_calibration:
-        raise UserError(
-            f"attention={cls.name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"
-            "  python -m asap_exp.train task=TASK attention=sinkhorn\n"
-            "  python -m asap_exp.distill task=TASK +layer=frozen\n"
-            "  python -m asap_exp.evaluate task=TASK"
-        )
+        raise UserError(FITTED.format(name=cls.name))
     allowed = attention_options(cls.name)
     for key, value in options.items():
         if key not in allowed:

@@ -5,7 +5,7 @@ from asap_exp.core.config import BenchmarkConfig
 
 
 def run(config: BenchmarkConfig) -> None:
-    """The work itself, imported only once the configuration has been found right."""
+    """Benchmark the operators; the imports wait until the configuration has been validated."""
     from asap_exp.benchmark.benchmark import benchmark
 
     benchmark(config)

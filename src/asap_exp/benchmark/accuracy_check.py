@@ -1,4 +1,4 @@
-"""Every method is compared with its reference in float64 before it is timed."""
+"""The comparison of every method with its float64 reference, before it is timed."""
 
 import torch
 from torch import Tensor
@@ -10,24 +10,24 @@ from asap_exp.core.records.benchmark import RESULTS
 from asap_exp.timing.accuracy_check import passes, relative_rms
 
 GRADIENT_FACTOR = 2
-"""How much larger than the output's the relative error of a gradient may be."""
+"""Factor by which a gradient's relative error may exceed the bound for the output."""
 GATED_ENTRIES = 2**25
-"""Of the plans that are compared at once: all heads of a sample, or else one of them."""
+"""Maximum number of plan entries compared at once: with more, one head instead of all."""
 
 
 def gate_errors(found: Results, reference: Reference, inputs: Inputs) -> dict[str, float]:
-    """Relative RMS error of each result against float64, the worst of the gated places."""
+    """Return the relative RMS error of each result against float64, the worst over all places."""
     errors: dict[str, list[float]] = {}
     for place in gated_places(inputs.q):
         exact = results(reference(place), inputs.exact(place))
         for name, x, y in zip(RESULTS, found, exact, strict=False):
             errors.setdefault(name, []).append(relative_error(place.of(x).double(), y))
-    # Unlike Python's, this maximum is NaN where either is.
+    # Unlike Python's max, this maximum is NaN if either value is.
     return {name: float(torch.tensor(both).max()) for name, both in errors.items()}
 
 
 def gated_places(q: Tensor) -> list[Place]:
-    """The first and the last sample, and there the first and the last head if all are too much."""
+    """Return the first and last sample, with only the first and last head if all are too many."""
     batch, heads, n, _ = q.shape
     whole = heads * n**2 <= GATED_ENTRIES
     first, last = [slice(None)] * 2 if whole else [slice(0, 1), slice(heads - 1, heads)]
@@ -36,7 +36,7 @@ def gated_places(q: Tensor) -> list[Place]:
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Relative RMS, or the norm of what should be zero everywhere."""
+    """Return the relative RMS error, or the norm of `found` if it should be zero everywhere."""
     return relative_rms(found, exact) if exact.any() else found.norm().item()
 
 

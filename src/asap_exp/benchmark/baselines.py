@@ -1,4 +1,4 @@
-"""What others would use: PyTorch's own softmax attention."""
+"""The baseline that others would use: PyTorch's own softmax attention."""
 
 import functools
 
@@ -14,7 +14,7 @@ FUSED = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTIO
 
 @method("flash")
 def flash(setting: Setting) -> Method:
-    """The faster of PyTorch's two fused kernels on a GPU; on a CPU what PyTorch chooses."""
+    """Build softmax attention: PyTorch's faster fused kernel on a GPU, its choice on a CPU."""
     attend = F.scaled_dot_product_attention
     if setting.device.type == "cuda":
         label = "flash softmax"
@@ -28,6 +28,6 @@ def flash(setting: Setting) -> Method:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The definition."""
+    """Compute row softmax attention by its definition."""
     S = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return S.softmax(dim=-1) @ v

@@ -1,4 +1,4 @@
-"""One benchmark: every method at every length, in one process, written as one record."""
+"""The stage: every method at every length, in one process, written as one record."""
 
 import os
 import re
@@ -38,7 +38,7 @@ from asap_exp.timing.roofline import ceilings
 
 
 def benchmark(config: BenchmarkConfig) -> Path:
-    """Times the operators; returns the path of the record kept below `results/records/`."""
+    """Time the operators, and return the path of the record kept below `results/records/`."""
     device = choose_device(config.accelerator)
     if config.cuda_graph and device.type == "cpu":
         raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
@@ -78,7 +78,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
             "left_out": left_out,
             "manifest": sealed(record | outcome(record, "finished")),
         }
-        # The record first: nothing is called finished that is not there.
+        # The record comes first: without it, nothing is reported as finished.
         found = write_record(folder / "metrics.json", metrics)
     print_benchmark(found)
     results = Path(config.paths.results)
@@ -87,7 +87,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
 
 
 def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
-    """The shapes that there are inputs for, and why there are none for the others."""
+    """Return the shapes that have inputs, and why the others have none."""
     shapes, left_out = [], []
     for n in suite.n:
         shape = Shape(suite.tokens // (suite.heads * n), suite.heads, n, suite.head_dim)
@@ -99,13 +99,13 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
             print(refusal)
     if not shapes:
         raise UserError(
-            f"no row is left of n={suite.n}; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"
+            f"n={suite.n} leaves no row to time; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"
         )
     return shapes, left_out
 
 
 def benchmark_config(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
-    """The configuration as a record shows it, without what is read on other devices."""
+    """Return the configuration for the record, without the part for other devices."""
     other = {"gpu": "cpu", "cpu": "gpu"}[suite_name(device)]
     return without(public_config(config), (other,))
 
@@ -113,7 +113,7 @@ def benchmark_config(config: BenchmarkConfig, device: torch.device) -> dict[str,
 def benchmark_name(
     config: BenchmarkConfig, device: torch.device, public: dict[str, Any], source: Source
 ) -> str:
-    """Equal for benchmarks of the same settings and inputs on the same kind of device."""
+    """Return a name that is equal for the same settings and inputs on the same kind of device."""
     what = {
         "config": without(public, ("accelerator", "data", "task")),
         "inputs": without(source.identity, ("data.source",)),
@@ -131,8 +131,8 @@ def row(
     device: torch.device,
     reached: dict[str, Any],
 ) -> dict[str, Any]:
-    """The record of one length: a cell for every method."""
-    torch.compiler.reset()  # a second shape would be compiled with symbolic sizes, and slower
+    """Measure one length, and return its record: a cell for every method."""
+    torch.compiler.reset()  # otherwise a second shape is compiled with symbolic sizes, and slower
     dtype: torch.dtype = getattr(torch, suite.dtype)
     train = config.mode == "train"
     inputs = source.inputs(shape, device=device, dtype=dtype, seed=config.seed, train=train)
@@ -163,7 +163,7 @@ def row(
 
 
 def built(name: str, setting: Setting) -> Method:
-    """The method, or one whose every call fails as its building did: to fit a map may fail too."""
+    """Build the method; if that fails, as fitting a map may, every call of it raises the error."""
     try:
         return build(name, setting)
     except Exception as error:
@@ -176,7 +176,7 @@ def built(name: str, setting: Setting) -> Method:
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:
-    """Never the operators' own `auto`: a column must be one implementation, or say why not."""
+    """Return the backend, never `auto`: a column is one implementation, or says why it is not."""
     if backend != "auto":
         return backend
     return "triton" if device.type == "cuda" else "reference"
@@ -184,10 +184,10 @@ def chosen_backend(backend: str, device: torch.device) -> str:
 
 @contextmanager
 def matrix_products(device: torch.device, dtype: str) -> Iterator[bool]:
-    """On a GPU, lets plain PyTorch multiply what was 16-bit as TF32; yields whether it does.
+    """Let plain PyTorch multiply 16-bit inputs as TF32 on a GPU; yields whether it does.
 
-    bfloat16 and float16 numbers are exact in TF32, so that the logits run on tensor cores and lose
-    nothing; a float32 plan is rounded to TF32 where it meets v, and so are gradients. float32
+    bfloat16 and float16 numbers are exact in TF32, so the logits use tensor cores without loss; a
+    float32 plan is rounded to TF32 before it is multiplied with v, and so are gradients. float32
     inputs are multiplied in IEEE float32.
     """
     before = torch.get_float32_matmul_precision()

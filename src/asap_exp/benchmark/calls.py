@@ -1,4 +1,4 @@
-"""What is timed: a forward pass, or a forward and a backward pass, maybe as one CUDA graph."""
+"""The timed call: a forward pass, or a forward and a backward pass."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ Results = tuple[Tensor, ...]
 
 
 def results(attend: Attend, inputs: Inputs) -> Results:
-    """(out,), or (out, dq, dk, dv) where the inputs come with a gradient of the output."""
+    """Return (out,), or (out, dq, dk, dv) if the inputs have a gradient of the output."""
     if inputs.grad_out is None:
         with torch.no_grad():
             return (attend(*inputs.qkv),)

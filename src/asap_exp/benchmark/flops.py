@@ -1,20 +1,21 @@
 """The arithmetic of a method that streams its logits: counted by formula, never measured.
 
-With P = batch heads n^2 entries of all plans, N = batch heads n tokens, width D and
-s = `passes`, the half-steps that each go over all logits (2 T for T Sinkhorn updates, the last of
-them fused with the product with v; 2 for the closure; 1 for row softmax), every pass computing the
-logits anew because nothing of size n x n is stored:
+P = batch heads n^2 is the number of entries of all plans, N = batch heads n the number of tokens, D
+the width and s = `passes` the number of half-steps that each go over all logits: 2 T for T Sinkhorn
+updates, the last of them fused with the product with v; 2 for the closure; 1 for row softmax. Every
+pass recomputes the logits, because nothing of size n x n is stored:
 
     forward    products  2 D P (s + 1)       exponentials  P s
     train      products  2 D P (2 s + 5)     exponentials  P (3 s - 1)
 
-The backward pass is one product for the adjoint of each earlier half-step, then the five of flash
-attention. Slices add 4 N D L for the projections of both sides, query features 4 N D, and twice as
-much again in the backward pass; sorting is not counted. Bytes are the operator's inputs read and
-outputs written once: q, k, v, out forward; backward those, the four gradients.
+The backward pass needs one product for the adjoint of each earlier half-step, then the five
+products of flash attention. Slices add 4 N D L for the projections of both sides, query features
+4 N D, and the backward pass twice as much again; sorting is not counted. Bytes count each input of
+the operator read once and each output written once: q, k, v and out in the forward pass; the same
+and the four gradients in the backward pass.
 
-A kernel that keeps its logits or a head's keys on chip, as up to some hundreds of tokens allow,
-does less and may be faster: it makes the logits once, or once an update.
+A kernel that keeps its logits or a head's keys on chip, which is possible up to some hundreds of
+tokens, does less work and may be faster: it computes the logits once, or once per update.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,15 +28,15 @@ DUAL_BYTES = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """What of a method the formulas need."""
+    """Inputs of the formulas for one method."""
 
     passes: int
     slices: int = 0
     query_features: bool = False
     adaptive: bool = False
-    """Means of keys and of queries, all slices at once, and their products with the queries."""
+    """Adaptive features: means of keys and queries for all slices, multiplied with the queries."""
     row_dual: bool = False
-    """The row dual is an input, read once."""
+    """True if the row dual is an input, read once."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def count(recipe: Recipe, shape: Shape, *, train: bool, itemsize: int) -> Work:
 
 
 def floors(work: Work | None, ceilings: dict[str, Any]) -> dict[str, Any]:
-    """`work` in milliseconds at the ceilings: `floor_ms` is the larger of products and bytes.
+    """Return `work` and its milliseconds at the ceilings of the device.
 
-    `exponentials_ms` stands beside it where the device's rate was measured: other units take them.
+    `floor_ms` is the larger of the times for products and for bytes. `exponentials_ms` is separate,
+    since other units compute exponentials, and None unless the device's rate was measured.
     """
     if work is None:
         return {"work": None, "floor_ms": None, "exponentials_ms": None}

@@ -16,9 +16,9 @@ from asap_exp.core.errors import UserError
 
 @dataclass(frozen=True)
 class Inputs:
-    """`[batch, heads, n, head_dim]` each, on the device and in the dtype that is timed.
+    """Inputs `[batch, heads, n, head_dim]` of a timed call, on its device and in its dtype.
 
-    Without `grad_out` the forward pass alone is timed.
+    Without `grad_out`, only the forward pass is timed.
     """
 
     q: Tensor
@@ -31,11 +31,11 @@ class Inputs:
         return self.q, self.k, self.v
 
     def first(self, batch: int) -> "Inputs":
-        """The first `batch` samples, with gradients of their own."""
+        """Return the first `batch` samples, as leaves with gradients of their own."""
         return self if batch == len(self.q) else self._map(lambda x: x[:batch])
 
     def exact(self, place: "Place") -> "Inputs":
-        """One sample's heads in float64, with gradients of their own."""
+        """Return the heads of one sample in float64, as leaves with gradients of their own."""
         return self._map(lambda x: place.of(x).double())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
@@ -45,7 +45,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Place:
-    """Some heads of one sample."""
+    """Selected heads of one sample."""
 
     sample: int
     heads: slice
@@ -59,14 +59,14 @@ Draw = Callable[[Shape, torch.Generator], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where q, k and v come from; `identity` is what the record says of it."""
+    """A source of q, k and v; `identity` describes it in the record."""
 
     identity: dict[str, Any]
     draw: Draw
     refusal: Callable[[int], str | None] = lambda n: None
-    """Why a row of n tokens has no inputs, or None if it has."""
+    """Function that returns why n tokens have no inputs, or None if they have."""
     n: int | None = None
-    """A number of tokens that it has; None for any."""
+    """Number of tokens of its inputs; None for any."""
 
     def inputs(
         self, shape: Shape, *, device: torch.device, dtype: torch.dtype, seed: int, train: bool
@@ -91,8 +91,8 @@ def recorded_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.d
     found, identity = recorder(config, device)
     if found.head_dim != suite.head_dim:
         raise UserError(
-            f"{suite_name(device)}.head_dim={suite.head_dim} is not that of {found.run.path}; "
-            f"give {suite_name(device)}.head_dim={found.head_dim}"
+            f"{suite_name(device)}.head_dim={suite.head_dim} differs from {found.run.path}; "
+            f"set {suite_name(device)}.head_dim={found.head_dim}"
         )
     resized = [n for n in suite.n if found.resized(n)]
     if resized:
@@ -102,12 +102,12 @@ def recorded_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.d
 
 
 def suite_name(device: torch.device) -> str:
-    """The part of the configuration that is read on this device."""
+    """Return the part of the configuration that applies to this device: `gpu` or `cpu`."""
     return "gpu" if device.type == "cuda" else "cpu"
 
 
 def largest_logit_of(inputs: Inputs) -> float:
-    """max |S_ij|, sample by sample: all plans at once need not fit."""
+    """Return max |S_ij|, computed per sample since all plans at once may not fit in memory."""
     with torch.no_grad():
         pairs = zip(inputs.q.split(1), inputs.k.split(1), strict=True)
         return torch.stack([largest_logit(q, k).max() for q, k in pairs]).max().item()

@@ -1,7 +1,7 @@
-"""The weights of maps and the duals that methods are given: random, or those of recorded inputs.
+"""The map weights and duals that methods receive: random, or fitted to recorded inputs.
 
-Sums over the logits are shifted by a given dual, and made again where it was far off. Recorded
-logits reach some hundreds, and there a random dual is always far off.
+A kernel shifts sums over the logits by the given dual, and recomputes them if the dual was far off.
+Recorded logits reach some hundreds, where a random dual is always far off.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from asap_exp.ops import sinkhorn_duals
 from asap_exp.ops.reference.adaptive import COUNT
 
 CANDIDATES = 64
-"""Random slices among which those of a fitted map are chosen."""
+"""Number of random slices from which a fitted map's slices are selected."""
 RIDGE = 1e-6
 FITTED_TOKENS = 2**14
-"""Of each head, at most (but one sample at least), in a fit."""
+"""Maximum number of tokens per head in a fit; at least one sample is used."""
 
 
 class Weights(NamedTuple):
-    """Of a map: `[H, L, D]`, `[H, L]`, `[H, D + 1]` and, with adaptive features, `[H, 5, L]`."""
+    """Weights of a map: `[H, L, D]`, `[H, L]`, `[H, D + 1]` and, if adaptive, `[H, 5, L]`."""
 
     theta: Tensor
     weight: Tensor
@@ -55,7 +55,7 @@ class Duals(NamedTuple):
 
 
 def map_weights(setting: Setting, slices: int, *, adaptive: bool) -> Weights:
-    """Of a map with query features, fitted to the recorded inputs; else small random ones."""
+    """Return weights with query features: fitted to the recorded inputs, else small and random."""
     if setting.recorded is not None:
         return fitted_weights(setting.recorded, slices, adaptive=adaptive, seed=setting.seed)
     heads, width = setting.shape.heads, setting.shape.head_dim
@@ -71,9 +71,9 @@ def map_weights(setting: Setting, slices: int, *, adaptive: bool) -> Weights:
 
 @torch.no_grad()
 def fitted_weights(inputs: Inputs, slices: int, *, adaptive: bool, seed: int) -> Weights:
-    """By ridge on the first samples, the slices chosen among `CANDIDATES` random ones.
+    """Fit weights by ridge on the first samples; slices are selected from `CANDIDATES` random ones.
 
-    A head here is several of the teacher's in turn where it has another number of them.
+    If the teacher has another number of heads, a head here is several of its heads in turn.
     """
     _, heads, n, width = inputs.q.shape
     samples = max(FITTED_TOKENS // n, 1)
@@ -95,7 +95,7 @@ def fitted_weights(inputs: Inputs, slices: int, *, adaptive: bool, seed: int) ->
 
 @torch.no_grad()
 def given_duals(setting: Setting) -> Duals:
-    """The teacher's of the recorded inputs; else standard normal, the same for each sample."""
+    """Return the teacher's duals of recorded inputs, else normal ones, equal for all samples."""
     if setting.recorded is not None:
         q, k, _ = setting.recorded.qkv
         duals = sinkhorn_duals(q, k, num_iters=TEACHER_UPDATES, backend=setting.backend)

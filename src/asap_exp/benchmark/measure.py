@@ -1,4 +1,4 @@
-"""One row: every method on the same inputs, checked, then timed interleaved in this process."""
+"""The measurement of a row: all methods on the same inputs, checked, then timed interleaved."""
 
 import functools
 import gc
@@ -26,29 +26,29 @@ Cell = dict[str, Any]
 
 BASELINE = "flash"
 SLOW_ROUNDS = 5
-"""In so many of the rounds a slow method is timed."""
+"""Number of rounds in which a slow method is timed."""
 
 PATIENCE_SECONDS = 1.0
-"""A method whose call takes longer is measured on less of the batch."""
+"""Duration of a call beyond which a method is measured on less of the batch."""
 
 Call = Callable[[], Results]
 Capture = Callable[[Call], Call]
-"""From a call to what is timed."""
+"""Function from a call to the call that is timed."""
 Prepare = Callable[[], AbstractContextManager[Call]]
 
 
 class TooSlow(Exception):
-    """A call took more seconds than is worth waiting for."""
+    """Raised when a call takes longer than `PATIENCE_SECONDS`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"{seconds:.3g} s a call")
+        super().__init__(f"{seconds:.3g} s per call")
         self.seconds = seconds
 
 
 def measure(
     methods: dict[str, Method], inputs: Inputs, *, rounds: int, cuda_graph: bool
 ) -> dict[str, Cell]:
-    """A cell for every method: `timed` or `scaled` with `ms`, or another word and a message."""
+    """Return a cell per method: `timed` or `scaled` with `ms`, or another status and a message."""
     captured = capture() if cuda_graph else lambda call: call
     trials = {
         f"{name} {kind}": trial(operator, method, inputs, captured)
@@ -73,9 +73,9 @@ def measure(
 
 
 def compared(cell: Cell, cells: dict[str, Cell]) -> Cell:
-    """Time and memory as multiples of flash attention's; the teachers' times as multiples of its.
+    """Return time and memory relative to flash attention, and the teachers' times relative to it.
 
-    None where either was not measured.
+    A ratio is None if either value was not measured.
     """
 
     def times(cell: Cell | None, other: Cell | None) -> float | None:
@@ -95,16 +95,16 @@ def compared(cell: Cell, cells: dict[str, Cell]) -> Cell:
 
 
 def capture() -> Capture:
-    """Graphs that share one pool of memory: they never run at once, nor read another's result."""
+    """Return a capture into graphs with one memory pool: safe, since no two run at once."""
     return functools.partial(graphed, pool=torch.cuda.graph_pool_handle())
 
 
 def trial(
     operator: Operator, method: Method, inputs: Inputs, captured: Capture
 ) -> tuple[Cell, Prepare | None]:
-    """The cell of one operator, and what to time if it may be timed.
+    """Return the cell of one operator, and the call to time unless it failed.
 
-    On the whole batch, or on half as many samples as long as memory or patience do not suffice.
+    The operator runs on the whole batch; the batch is halved while memory or patience run out.
     """
     batch, why_fewer = len(inputs.q), None
     while True:
@@ -134,9 +134,9 @@ def trial(
 
 
 def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Capture) -> Prepare:
-    """Writes the first call's time and routes and the second's memory into the cell.
+    """Write the first call's time and routes and the second call's memory into the cell.
 
-    Returns what to time.
+    Returns the call to time.
     """
     device = inputs.q.device
 
@@ -148,7 +148,7 @@ def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Captur
             cell["first_call_seconds"] = first_call(call, device)
         cell["routes"] = [*dict.fromkeys(f"{operator}: {route}" for operator, route in taken)]
         begin = time.perf_counter()
-        # Memory that compiled code takes on a CPU passes by what counts it there.
+        # On a CPU, the count of memory misses what compiled code allocates.
         if device.type == "cuda" or not operator.compiled:
             cell["peak_memory_mib"] = peak_memory(call, device)
         duration = time.perf_counter() - begin
@@ -158,9 +158,9 @@ def first_calls(cell: Cell, operator: Operator, inputs: Inputs, captured: Captur
 
 
 def gated(cell: Cell, prepare: Prepare, method: Method, inputs: Inputs) -> bool:
-    """Whether what is timed is right; if not the cell says why.
+    """Return whether the timed call is accurate; if not, the cell says why.
 
-    float64 needs the same memory on any batch: where it does not suffice, that is an error.
+    The float64 reference needs the same memory for any batch, so running out of it is an error.
     """
     try:
         with prepare() as call:
@@ -176,7 +176,7 @@ def gated(cell: Cell, prepare: Prepare, method: Method, inputs: Inputs) -> bool:
 
 
 def scaled(cell: Cell, batch: int) -> Cell:
-    """A timed cell with the time and memory of `batch` samples; marked where they were fewer."""
+    """Return a timed cell scaled to `batch` samples, and marked so if fewer were measured."""
     part = Fraction(cell["batch_measured"], batch)
     if part == 1:
         return cell
@@ -185,7 +185,7 @@ def scaled(cell: Cell, batch: int) -> Cell:
     return cell | {
         "status": "scaled",
         "scaled_from": str(part),
-        "message": f"measured on {cell['batch_measured']} of {batch} samples and multiplied to the "
+        "message": f"measured on {cell['batch_measured']} of {batch} samples and scaled up to the "
         f"same work, since more {cell['message']}",
         "ms": {part: factor * ms for part, ms in cell["ms"].items()},
         "peak_memory_mib": None if memory is None else factor * memory,
@@ -193,7 +193,7 @@ def scaled(cell: Cell, batch: int) -> Cell:
 
 
 def first_call(call: Call, device: torch.device) -> float:
-    """Seconds, compilation and lazy initialisation included."""
+    """Return the seconds of a first call, with compilation and lazy initialisation."""
     begin = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -211,7 +211,7 @@ def within(operator: Operator, call: Call) -> Prepare:
 
 
 def failure(error: Exception) -> Cell:
-    """The cell of what could not be timed: `unavailable` with its reason, or `error`."""
+    """Return the cell of a method that was not timed: `unavailable` with a reason, or `error`."""
     refused = isinstance(error, RuntimeError) and str(error).startswith("backend='triton' cannot")
     known = isinstance(error, Unavailable) or refused
     line = next(iter(str(error).splitlines()), "")
@@ -223,9 +223,9 @@ def failure(error: Exception) -> Cell:
 
 
 def too_much(error: BaseException | None) -> tuple[str | None, int]:
-    """What is wrong with so large a batch, if that is why it failed, and how often to halve it.
+    """Return why the batch is too large (None if that is not the cause), and how often to halve it.
 
-    A capture of a CUDA graph fails in words of its own; the exception that it came from tells.
+    The capture of a CUDA graph raises an exception of its own; the original exception is its cause.
     """
     if isinstance(error, TooSlow):
         return "take too long", math.ceil(math.log2(error.seconds / PATIENCE_SECONDS))
@@ -235,14 +235,14 @@ def too_much(error: BaseException | None) -> tuple[str | None, int]:
 
 
 def free_memory(device: torch.device) -> None:
-    """After a method that ran out of it, say: the next one starts with all there is."""
+    """Free unused memory, so that a method does not suffer if the previous one ran out of it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def fastest(cells: dict[str, Cell]) -> Cell:
-    """The cell of the fastest operator, or of the first where none was timed, named."""
+    """Return the cell and name of the fastest operator, or of the first if none was timed."""
     timed = {kind: cell for kind, cell in cells.items() if cell["ms"] is not None}
     chosen = min(timed, key=lambda kind: timed[kind]["ms"]["median"], default=next(iter(cells)))
     others = {

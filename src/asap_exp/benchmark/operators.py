@@ -53,9 +53,9 @@ def teacher(num_iters: int, backend: str, word: str, *, compiled: bool = False) 
 
 
 def checkpointed_teacher(q: Tensor, k: Tensor, v: Tensor, *, num_iters: int) -> Tensor:
-    """The reference's teacher; for the gradient it keeps the duals of its updates, not 4 T plans.
+    """Compute the teacher by the reference; for the gradient, keep T duals instead of 4 T plans.
 
-    At n = 16,384 a plan of one head takes 2 GiB in float64.
+    At n = 16,384, the plan of one head takes 2 GiB in float64.
     """
     S = definition.logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
     f = definition.starting_dual(S)
@@ -66,7 +66,7 @@ def checkpointed_teacher(q: Tensor, k: Tensor, v: Tensor, *, num_iters: int) -> 
 
 @method("closure")
 def closure(setting: Setting) -> Method:
-    """Alone: its row dual is given."""
+    """Build the closure alone, from a given row dual."""
     dual = given_duals(setting).row
     word = WORDS[setting.backend]
     return Method(
@@ -83,7 +83,7 @@ def closure(setting: Setting) -> Method:
 
 
 def closure_of(dual: Tensor) -> Reference:
-    """The closure of this one, `[B, H, N]`."""
+    """Return the reference: the closure of `dual` `[B, H, N]`."""
 
     def exact(place: Place) -> Attend:
         return lambda q, k, v: closure_attention(
@@ -105,7 +105,7 @@ def asap_adaptive(setting: Setting, slices: int) -> Method:
 
 @method("asap_{slices}_refine_{refine}")
 def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool = False) -> Method:
-    """The whole operator with query features. No accuracy is read off it here."""
+    """Build the whole operator with query features; its accuracy is not measured here."""
     weights = map_weights(setting, slices, adaptive=adaptive)
 
     def operator(backend: str, weights: Weights) -> Attend:

@@ -1,7 +1,7 @@
-"""The passes of the closure one by one, to compare FlexAttention with our attention pass.
+"""The passes of the closure as separate methods, to compare FlexAttention with our attention pass.
 
-The closure is a column pass, which gives a dual g for each key, and an attention pass
-softmax_j(S + g) v: flash attention with a bias for each key, which FlexAttention computes too.
+The closure is a column pass, which gives a dual g per key, and an attention pass
+softmax_j(S + g) v: flash attention with a bias per key, which FlexAttention also computes.
 """
 
 import functools
@@ -21,12 +21,12 @@ from asap_exp.ops.passes import attention_pass as one_attention_pass
 from asap_exp.ops.passes import column_pass
 
 BiasedAttention = Callable[[Tensor, Tensor, Tensor, Duals], Tensor]
-"""softmax_j(S + g) v of q, k, v and g `[B, H, M]`; the row dual tells the size of the sums."""
+"""Function that computes softmax_j(S + g) v, g `[B, H, M]`; the row dual gives the size of sums."""
 
 
 @method("closure_flex")
 def closure_flex(setting: Setting) -> Method:
-    """As `closure`, of the same row dual: our column pass, then FlexAttention."""
+    """Build the closure of the same row dual by our column pass, then FlexAttention."""
     dual, attention = given_duals(setting).row, flex(setting.device.type)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def closure_flex(setting: Setting) -> Method:
 
 @method("attention_pass")
 def attention_pass(setting: Setting) -> Method:
-    """Its duals are given; by our tiled kernel at every length."""
+    """Build the attention pass from given duals, by our tiled kernels at every length."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, duals: Duals) -> Tensor:
         return one_attention_pass(q, k, v, duals.col, duals.row, backend=setting.backend)
@@ -79,7 +79,7 @@ def of_given_duals(setting: Setting, backend: str, word: str, attention: BiasedA
 
 @functools.cache
 def flex(device_type: str) -> BiasedAttention:
-    """Compiled on a GPU, once for all methods of a row; on a CPU eager, and forward alone."""
+    """Return FlexAttention: compiled once per row on a GPU; eager and without gradient on a CPU."""
     attend = flex_with_bias
     if device_type == "cuda":
         attend = torch.compile(attend, dynamic=False)

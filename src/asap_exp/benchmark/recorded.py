@@ -1,4 +1,4 @@
-"""What the last attention layer of a trained teacher receives, at its own length and at others."""
+"""Inputs of the last attention layer of a trained teacher, at its own length and others."""
 
 import math
 from collections.abc import Iterator
@@ -21,24 +21,24 @@ from asap_exp.models.init_from import initialise
 from asap_exp.models.teachers import find_teacher
 
 RECORDED_SAMPLES = 256
-"""Repeated where a row needs more samples."""
+"""Number of samples recorded; they are repeated if a row needs more."""
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """The training samples of a teacher, and what its last attention layer makes of them.
+    """Training samples of a teacher, and the inputs of its last attention layer for them.
 
-    A text is cut to fewer tokens. Images are resized, and the positions of the teacher's patches
-    interpolated, where another square number of patches is asked for.
+    Texts are cut to fewer tokens. For another square number of patches, images are resized and the
+    teacher's position embeddings interpolated.
     """
 
     run: Run
     samples: Batches
     device: torch.device
     path: str
-    """Of the layer."""
+    """Path of the layer."""
     own: tuple[Tensor, Tensor, Tensor]
-    """q, k and v `[heads of all samples, n, head_dim]` at the teacher's own length."""
+    """Tensors q, k and v `[heads of all samples, n, head_dim]` at the teacher's own length."""
 
     @property
     def n(self) -> int:
@@ -49,9 +49,9 @@ class Recorder:
         return self.own[0].shape[2]
 
     def refusal(self, n: int) -> str | None:
-        """Why there are no inputs of n tokens, or None if there are."""
+        """Return why there are no inputs of n tokens, or None if there are."""
         if self.is_of_images:
-            has, others = math.isqrt(n) ** 2 == n, ", or any square number, of resized images"
+            has, others = math.isqrt(n) ** 2 == n, ", or any square number if images are resized"
         else:
             has, others = n < self.n, " or fewer"
         if has or n == self.n:
@@ -59,7 +59,7 @@ class Recorder:
         return f"n = {n} is left out: the teacher's inputs have {self.n} tokens{others}"
 
     def resized(self, n: int) -> bool:
-        """Whether images are resized for that length."""
+        """Return whether images are resized for n tokens."""
         return n != self.n and self.refusal(n) is None and self.is_of_images
 
     @property
@@ -67,7 +67,7 @@ class Recorder:
         return isinstance(self.run.config, ImageTrainConfig)
 
     def draw(self, shape: Shape) -> list[Tensor]:
-        """q, k and v of that shape; samples and heads are repeated where they do not suffice."""
+        """Return q, k and v of that shape; samples and heads are repeated if there are too few."""
         parts = self.own
         if self.resized(shape.n):
             parts = self._of_resized_images(shape)
@@ -85,7 +85,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Resized:
-    """The first `rows` images of the only batch of a loader, in another size."""
+    """The first `rows` images of a loader's only batch, resized to `size`."""
 
     samples: Batches
     size: int
@@ -102,10 +102,10 @@ class Resized:
 
 
 def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, dict[str, Any]]:
-    """Of the teacher that `config` names, and what a record says of it.
+    """Return the recorder of the teacher that `config` names, and its description for the record.
 
-    q is divided by the teacher's eps, so that logits are the teacher's at eps = 1. Of texts, the
-    longest of them are taken, cut to the shortest of these: nothing is padded.
+    q is divided by the teacher's eps, so that the logits are the teacher's at eps = 1. The longest
+    texts are used, cut to the shortest of them, so that nothing is padded.
     """
     run = find_teacher(config.paths, config.task.name, config.teacher)
     net = load_net(run, device)
@@ -132,7 +132,7 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
 def recorded(
     net: nn.Module, batches: Batches, precision: str, path: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of the layer at `path` for the last batch, `[heads of all samples, n, head_dim]`."""
+    """Return q, k, v `[heads of all samples, n, head_dim]` of the layer for the last batch."""
     eps = sinkhorn(attention_layers(net)[path]).eps
     *_, last = layer_inputs(net, batches, precision)
     inputs = last[path][-1]
@@ -144,7 +144,7 @@ def recorded(
 
 
 def tiled(x: Tensor, shape: Shape) -> Tensor:
-    """`[heads of all samples, n, head_dim]` repeated or cut to the shape."""
+    """Repeat or cut `x` `[heads of all samples, n, head_dim]` to the shape."""
     wanted = shape.batch * shape.heads
     copies = -(-wanted // len(x))
     return x.repeat(copies, 1, 1)[:wanted].reshape(shape.size)

@@ -1,4 +1,4 @@
-"""Which methods there are: a name to a builder of what is timed and of what it is checked against.
+"""The registered methods: a name maps to a builder of the timed call and of its reference.
 
 A name may hold whole numbers: `@method("asap_{slices}")` builds `asap_8` with slices=8.
 """
@@ -21,21 +21,21 @@ from asap_exp.core.errors import UserError
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 Reference = Callable[[Place], Attend]
-"""What is right on some heads of one sample."""
+"""Function that returns the exact attention for the selected heads of one sample."""
 
 
 def of_any_heads(attend: Attend) -> Reference:
-    """The reference of a method whose heads have no weights or duals of their own."""
+    """Return the reference of a method whose heads have no weights or duals of their own."""
     return lambda place: attend
 
 
 class Unavailable(RuntimeError):
-    """A method that cannot run here, with the reason."""
+    """Raised when a method cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One way to run a method: `attend` on q, k, v of up to the setting's batch, in `context`."""
+    """A way to run a method: `attend` on q, k, v of up to the setting's batch, in `context`."""
 
     attend: Attend
     context: Callable[[], AbstractContextManager] = nullcontext
@@ -44,10 +44,10 @@ class Operator:
 
 @dataclass(frozen=True)
 class Method:
-    """A column: the fastest of its operators in a run, each checked against `reference`.
+    """A column of the table: the fastest of its operators, each checked against `reference`.
 
-    `reference` gives what takes q, k, v of some samples and heads in float64. Without a `recipe`
-    nothing is counted.
+    `reference` returns the function of q, k, v of some heads of a sample in float64. Without a
+    `recipe`, no arithmetic is counted.
     """
 
     label: str
@@ -59,14 +59,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the methods of a row are built for."""
+    """The setting of a row, for which methods are built."""
 
     shape: Shape
     device: torch.device
     backend: str
     seed: int
     recorded: Inputs | None = None
-    """What maps are fitted to and duals are taken of; without it they are random."""
+    """Inputs to fit maps and compute duals from; without them, maps and duals are random."""
 
 
 Builder = Callable[..., Method]
@@ -74,7 +74,7 @@ BUILDERS: dict[str, Builder] = {}
 
 
 def method(template: str) -> Callable[[Builder], Builder]:
-    """Registers a builder, called with a Setting and the whole numbers that the name holds."""
+    """Register a builder, called with a Setting and the whole numbers that the name holds."""
 
     def add(builder: Builder) -> Builder:
         BUILDERS[template] = builder
@@ -89,7 +89,7 @@ def build(name: str, setting: Setting) -> Method:
 
 
 def find(name: str) -> tuple[Builder, dict[str, int]]:
-    """The builder of `name` and the numbers in it; UserError lists what there is."""
+    """Return the builder of `name` and the numbers in it; UserError lists the known methods."""
     for template, builder in BUILDERS.items():
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9][0-9]*)", re.escape(template))
         match = re.fullmatch(pattern, name)
@@ -106,7 +106,7 @@ def registered_attentions() -> list[str]:
 
 
 def attention_method(name: str, setting: Setting) -> Method:
-    """A registered attention with its default options, against itself in float64."""
+    """Build a registered attention with default options; its reference is itself in float64."""
     attend = build_attention({"name": name}).to(setting.device).requires_grad_(False)
     exact = copy.deepcopy(attend).double()
     return Method(f"attention {name}", "auto", {name: Operator(attend)}, of_any_heads(exact))

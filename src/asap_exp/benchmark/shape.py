@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """q, k and v are `[batch, heads, n, head_dim]`: self-attention without padding."""
+    """Shape `[batch, heads, n, head_dim]` of q, k and v: self-attention without padding."""
 
     batch: int
     heads: int
@@ -18,10 +18,10 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Over all samples and heads."""
+        """Number of tokens over all samples and heads."""
         return self.batch * self.heads * self.n
 
     @property
     def pairs(self) -> int:
-        """Entries of all plans."""
+        """Number of entries of all plans."""
         return self.tokens * self.n

@@ -1,5 +1,6 @@
 """From `conf/` and a command line to a checked configuration; PyTorch is not needed."""
 
+import dataclasses
 import os
 import re
 import typing
@@ -20,13 +21,15 @@ from asap_exp.core.overrides import check_overrides, quoted
 from asap_exp.core.schema import (
     check_attention,
     check_fields,
-    check_known_keys,
     check_values,
     expand_homes,
     field_of,
+    fields_of,
     holds_path,
     leaves,
+    split,
     type_name,
+    unknown_key,
 )
 
 __all__ = ["compose", "conf_dir", "load_saved", "parse", "quoted"]
@@ -155,3 +158,14 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
         name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
     return cast(type[Schema], TRAIN_SCHEMAS[name])
+
+
+def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:
+    """Raises UserError where a composed configuration has a key that its schema does not have."""
+    fields = fields_of(schema)
+    for key in config:
+        node = config._get_node(key)
+        if key not in fields:
+            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields))
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
+            check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]

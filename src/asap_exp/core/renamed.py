@@ -22,6 +22,14 @@ RENAMED = {
 }
 """By stage: what was written, with * for any option, and what to write now."""
 
+FITTED = (
+    "attention={name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"
+    "  python -m asap_exp.train task=TASK attention=sinkhorn\n"
+    "  python -m asap_exp.distill task=TASK +layer=frozen\n"
+    "  python -m asap_exp.evaluate task=TASK"
+)
+"""What to run for an attention that is compiled and not trained."""
+
 
 def check_renamed(stage: str, key: str, option: str) -> None:
     """Raises UserError where `key=option` is an argument of earlier versions or another stage's."""
@@ -29,6 +37,8 @@ def check_renamed(stage: str, key: str, option: str) -> None:
     if folder and option in options(folder):
         return
     given = f"{key}={option}"
+    if given == "attention=asap":
+        raise UserError(FITTED.format(name=option), key=key, value=option)
     for old, new in (RENAMED.get(stage, {}) | RENAMED["*"]).items():
         if fnmatchcase(given, old):
             hint = new.format(option=option)

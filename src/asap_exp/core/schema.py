@@ -6,8 +6,6 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from omegaconf import DictConfig
-
 from asap_exp.core.conf_files import attentions
 from asap_exp.core.config.fields import LARGEST_SETTING, Path, Rule
 from asap_exp.core.config.model import MOST_ITERATIONS, AttentionOptions
@@ -61,17 +59,6 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # Names
-
-
-def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:
-    """Raises UserError where a composed configuration has a key that its schema does not have."""
-    fields = fields_of(schema)
-    for key in config:
-        node = config._get_node(key)
-        if key not in fields:
-            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields))
-        if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
-            check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]
 
 
 def check_key(path: str, value: Any, schema: Any) -> None:

@@ -1,7 +1,20 @@
-"""Data sets as LightningDataModules; importing the package touches no network."""
+"""Data sets as LightningDataModules; importing the package touches no network, nor PyTorch."""
 
-from asap_exp.data.build import build_data
-from asap_exp.data.images import ImageDataModule
-from asap_exp.data.module import TaskDataModule
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asap_exp.data.build import build_data
+    from asap_exp.data.images import ImageDataModule
+    from asap_exp.data.module import TaskDataModule
 
 __all__ = ["ImageDataModule", "TaskDataModule", "build_data"]
+
+MODULES = {"ImageDataModule": "images", "TaskDataModule": "module", "build_data": "build"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs PyTorch, loaded when it is first asked for: the catalogue does not."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from asap_exp.core.errors import UserError
+from asap_exp.core.errors import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +220,5 @@ def text_dataset(name: str) -> TextDataset:
 
 def known(name: str, datasets: dict[str, Kind]) -> Kind:
     """Return `datasets[name]`, or raise UserError with the known names."""
-    if name not in datasets:
-        raise UserError(f"data.name={name} is unknown; choose one of {', '.join(sorted(datasets))}")
+    check_choice("data.name", name, tuple(sorted(datasets)))
     return datasets[name]

@@ -53,7 +53,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     """
 
     noun: str
-    """What a sample is called, in the plural."""
+    """Name of the samples, in the plural."""
 
     def __init__(
         self,

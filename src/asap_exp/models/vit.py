@@ -29,15 +29,13 @@ def build_vit(
     """Build a ViT on square images `[B, channels, image_size, image_size]`, mean-pooled.
 
     There is no class token. `attention` is `{name, **options}`. Raises UserError if the patch size
-    does not divide the image size or the number of heads the width.
+    does not divide the image size.
     """
     if image_size % model.patch_size:
         raise UserError(
             f"model.patch_size={model.patch_size} does not divide data.image_size={image_size}; "
             f"choose one of {', '.join(map(str, divisors(image_size)))}"
         )
-    if model.dim % model.heads:
-        raise UserError(f"model.dim={model.dim} must be a multiple of model.heads={model.heads}")
     vit = VisionTransformer(
         img_size=image_size,
         patch_size=model.patch_size,

@@ -1,4 +1,4 @@
-"""Doubly-stochastic attention as pure functions on tensors. Imports torch alone."""
+"""Doubly-stochastic attention as pure functions on tensors; torch is the only dependency."""
 
 from asap_exp.ops.api import (
     SinkhornDuals,

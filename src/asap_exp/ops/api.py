@@ -3,12 +3,13 @@
 Tensors are `[batch, heads, tokens, head_dim]`; q has N tokens, k and v have M. `key_padding_mask`
 `[B, N]`, True = padded, masks the same tokens as queries and as keys and so needs N = M. `eps` > 0
 is the entropic temperature, `scale` defaults to head_dim ** -0.5, `backend` is "reference",
-"triton" (fused kernels: float16, bfloat16 and float32 on a GPU) or "auto", which takes the fused
-kernels wherever they can run and have the gradients that are needed. `routes` says which kernel
-runs, `explain` prints why. Inputs are float16, bfloat16, float32 or float64; duals, potentials and
-plans are float32, or float64 for float64 inputs. Padded places of every result are exactly 0, and a
-sample with no valid token gives zeros. ValueError and TypeError name the argument at fault. The
-fused kernels have first derivatives only: for second ones and `torch.func` use backend="reference".
+"triton" (fused kernels: float16, bfloat16 and float32 on a GPU) or "auto", which uses the fused
+kernels wherever they can run and support the required gradients. `routes` decides which kernel
+runs; `explain` prints why. Inputs are float16, bfloat16, float32 or float64; duals, potentials and
+plans are float32, or float64 for float64 inputs. Every result is exactly 0 at padded positions, and
+a sample without a valid token yields zeros. ValueError and TypeError name the offending argument.
+The fused kernels have first derivatives only: for second derivatives and `torch.func`, use
+backend="reference".
 """
 
 from torch import Tensor
@@ -30,9 +31,9 @@ def sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
+    """Compute attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
 
-    Rows sum to 1 exactly, columns to n/m approximately. Gradients are those of the unrolled
+    Rows sum to 1 exactly, columns to n/m approximately. Gradients are taken through the unrolled
     updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
     """
     check.check_count("num_iters", num_iters, 1)
@@ -54,12 +55,12 @@ def relaxed_sinkhorn_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
+    """Compute the closure of f after relaxed updates from 0, `[B, H, N, width of v]`.
 
-    Each of the `num_iters` - 1 updates goes to f + relaxation (F(f) - f), F a plain update.
-    Over-relaxed (relaxation > 1), it comes closer to the plan of many updates where plain ones
-    converge slowly, and less close where they converge fast. At relaxation = 1 this is
-    `sinkhorn_attention`. If a gradient is needed, the logits are kept in memory. After Thibault,
+    Each of the `num_iters` - 1 updates replaces f by f + relaxation (F(f) - f), where F is a plain
+    update. Over-relaxation (relaxation > 1) comes closer to the plan of many updates where plain
+    updates converge slowly, and less close where they converge fast. With relaxation = 1 this is
+    `sinkhorn_attention`. If a gradient is needed, the logits are kept in memory. Source: Thibault,
     Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
     transport", 2017, who relax both duals.
     """
@@ -83,9 +84,10 @@ def sinkhorn_duals(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> SinkhornDuals:
-    """Returns the duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
+    """Compute the duals f^{T-1}, f^T `[B, H, N]` and g^T `[B, H, M]` of `num_iters` = T updates.
 
-    In logit units. exp(S + row + col) is the plan, and so is the closure of `ready` = f^{T-1}.
+    Duals are in logit units. The plan is exp(S + row + col), which is also the plan of the closure
+    of `ready` = f^{T-1}.
     """
     check.check_count("num_iters", num_iters, 1)
     options = _common(q, k, eps, scale, key_padding_mask)
@@ -106,10 +108,10 @@ def closure_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
+    """Compute softmax_j(S + g) v with g_j = -LSE_i(S_ij + f_i) + log(n/m).
 
-    f is `row_dual` `[B, H, N]`; the result `[B, H, N, width of v]`. This is the two-sided entropic
-    c-transform of f; a constant added to f changes nothing.
+    f is `row_dual` `[B, H, N]`; the result is `[B, H, N, width of v]`. This is the two-sided
+    entropic c-transform of f; adding a constant to f changes nothing.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
@@ -128,10 +130,10 @@ def softmax_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns softmax_j(S) v, `[B, H, N, width of v]`: the usual attention, without a column step.
+    """Compute softmax_j(S) v, `[B, H, N, width of v]`: ordinary attention, without a column step.
 
-    Runs PyTorch's fused operator; padded 16-bit inputs without a gradient run the attention pass of
-    the other operators, since PyTorch's flash kernels take no mask.
+    This runs PyTorch's fused operator, except for padded 16-bit inputs without a gradient: these
+    run the attention pass of the other operators, since PyTorch's flash kernels take no mask.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
@@ -151,9 +153,9 @@ def sliced_potentials(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
+    """Compute exact 1-D Kantorovich potentials of the queries on each slice, `[B, H, L, N]`.
 
-    `theta` `[H, L, D]` is used as given (fits keep it at unit norm). The cost on slice l is
+    `theta` `[H, L, D]` is used as given (fitting keeps it at unit norm). The cost on slice l is
     -(scale/eps) <q_i, theta_l> <k_j, theta_l>; each potential is centred over the valid tokens.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
@@ -181,14 +183,14 @@ def asap_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the closure of a row dual predicted from sliced potentials, `[B, H, N, width of v]`.
+    """Compute the closure of a dual predicted from sliced potentials, `[B, H, N, width of v]`.
 
     f_hat = sum_l weight_l phi_l, plus query_weight . centred [q ; |q|^2], adaptive_weight .
     `adaptive_features` and logit_weight . `logit_features` if given; then `refine` further Sinkhorn
-    updates before the closure, each f + relaxation (F(f) - f), or a plain F(f) without a
+    updates before the closure, each to f + relaxation (F(f) - f), or to F(f) without a
     relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
     `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`. Source: arXiv
-    2605.12879 for the potentials; everything else is this project's, relaxed updates as in
+    2605.12879 for the potentials; the rest is this project's, with relaxed updates as in
     `relaxed_sinkhorn_attention`.
     """
     check.check_count("refine", refine, 0)
@@ -228,7 +230,7 @@ def predicted_dual(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the row dual `[B, H, N]` whose closure `asap_attention` takes; for diagnostics."""
+    """Compute the row dual `[B, H, N]` whose closure `asap_attention` returns; for diagnostics."""
     check.check_count("refine", refine, 0)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
@@ -243,7 +245,7 @@ def predicted_dual(
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`, for a fit."""
+    """Compute [q_i ; |q_i|^2], centred over the valid tokens, `[B, H, D + 1, N]`, for fitting."""
     check.check_query_key(q, q)
     check.check_mask(key_padding_mask, q, q)
     with full_precision(q):
@@ -261,11 +263,12 @@ def adaptive_features(
     backend: str = "auto",
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Returns features of the queries that adapt to the sample, for a fit, `[B, H, 5, L, N]`.
+    """Compute features of the queries that adapt to the sample, for fitting, `[B, H, 5, L, N]`.
 
-    Centred over the valid tokens: the potential divided by the spread of both projections on its
-    slice, and the products with the mean key and the mean query at either end of it. Pass `phi`,
-    the `sliced_potentials`, to reuse them. Source: `asap_exp.ops.reference.adaptive`.
+    The features, centred over the valid tokens, are the potential divided by the spread of both
+    projections on its slice, and the products of the query with the mean key and the mean query at
+    either end of the slice. Pass the `sliced_potentials` as `phi` to reuse them. Source:
+    `asap_exp.ops.reference.adaptive`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
@@ -283,10 +286,10 @@ def logit_features(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns features of the queries from their rows of logits, for a fit, `[B, H, 3, N]`.
+    """Compute features of the queries from their rows of logits, for fitting, `[B, H, 3, N]`.
 
-    Centred over the valid tokens: mean, deviation and maximum over the keys of logits that are
-    standardised per key. Source: `asap_exp.ops.reference.logit_rows`.
+    The features, centred over the valid tokens, are the mean, standard deviation and maximum over
+    the keys of the logits standardised per key. Source: `asap_exp.ops.reference.logit_rows`.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     resolve(backend, q)  # as in attention_plan: there is only one implementation
@@ -304,7 +307,7 @@ def attention_plan(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Returns the plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics only."""
+    """Compute the plan of the closure of `row_dual`, `[B, H, N, M]`; for diagnostics only."""
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_row_dual(row_dual, q)
     resolve(backend, q)  # refuses what every operator refuses; there is only one implementation
@@ -319,7 +322,7 @@ def _common(
     scale: float | None,
     key_padding_mask: Tensor | None,
 ) -> dict:
-    """Returns the options that every operator shares, checked."""
+    """Check the options that every operator shares, and return them."""
     check.check_query_key(q, k)
     eps, scale = check.check_temperature(eps, scale, q.shape[3])
     check.check_mask(key_padding_mask, q, k)

@@ -1,4 +1,4 @@
-"""Which implementation a call runs on: the reference, or the kernels in Triton."""
+"""The choice of the implementation that a call runs on: the reference or the Triton kernels."""
 
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -11,7 +11,7 @@ from asap_exp.ops.checks import gradient_needed
 
 try:
     from asap_exp.ops import kernels as fused
-    from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels ask)
+    from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels consult)
     from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
 except ImportError:  # torch on this platform comes without Triton
     fused, EVERY_LAUNCH, INTERPRETED = None, {}, False  # type: ignore[assignment]
@@ -26,14 +26,14 @@ SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 def resolve(
     backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
 ) -> ModuleType:
-    """Returns the package of operators to run: `ops.reference` or `ops.kernels`.
+    """Return the package of operators to run: `ops.reference` or `ops.kernels`.
 
-    `auto` takes the kernels wherever they can run. `no_gradient_of` are the inputs whose gradient
-    the kernels lack: if one of these is needed, `auto` takes the reference. ValueError for an
-    unknown name; RuntimeError with the reason if `triton` cannot run.
+    `auto` uses the kernels wherever they can run. `no_gradient_of` lists the inputs for which the
+    kernels have no gradient: if one is needed, `auto` uses the reference. Raises ValueError for an
+    unknown name, and RuntimeError with the reason if `triton` cannot run.
     """
     check_backend(backend)
-    if backend == "reference" or q.is_meta:  # the shape alone is asked for, and it is the same
+    if backend == "reference" or q.is_meta:  # only the shape is needed, and it is the same
         return reference
     reason = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
     if reason is None:
@@ -46,7 +46,7 @@ def resolve(
 
 
 def chosen(backend: str, q: Tensor) -> str:
-    """Returns the name of the implementation that a call with these queries runs on."""
+    """Return the name of the implementation that runs a call with these queries."""
     return "reference" if resolve(backend, q) is reference else "triton"
 
 
@@ -58,7 +58,7 @@ def check_backend(backend: str) -> None:
 def why_not_fused(
     q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
 ) -> str | None:
-    """Returns why the kernels cannot take these inputs, or None if they can."""
+    """Return why the kernels cannot take these inputs, or None if they can."""
     found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
     reason = device_refusal(q.device.type, found, interpreted=interpreted)
     reason = reason or input_refusal("q", q.dtype, q.shape[3])
@@ -69,13 +69,13 @@ def why_not_fused(
     return reason
 
 
-NO_GRADIENT = "a gradient is needed that has no fused kernel"
+NO_GRADIENT = "a gradient is needed, for which there is no fused kernel"
 
 
 def device_refusal(
     device: str, capability: tuple[int, int] | None, *, interpreted: bool
 ) -> str | None:
-    """Returns why the kernels do not run on a device of this type and capability."""
+    """Return why the kernels do not run on a device of this type and capability."""
     if fused is None:
         return "Triton is not installed"
     if device == "cuda":
@@ -86,7 +86,7 @@ def device_refusal(
 
 
 def input_refusal(name: str, dtype: torch.dtype, width: int) -> str | None:
-    """Returns why the kernels do not take an input of this dtype and width."""
+    """Return why the kernels do not take an input of this dtype and width."""
     if dtype not in FUSED_DTYPES:
         return f"{name} is {dtype}, and the fused kernels compute in float32"
     if not 0 < width <= WIDEST_HEAD:
@@ -100,8 +100,8 @@ def capability(q: Tensor) -> tuple[int, int]:
 
 def full_precision(q: Tensor) -> AbstractContextManager:
     """Switch autocast off: the operators choose their own dtypes."""
-    # There is no autocast on meta. torch.amp.is_autocast_available would tell, but Dynamo of
-    # torch 2.11 cannot trace it, so that a compiled model broke its graph at every operator.
+    # There is no autocast on meta. torch.amp.is_autocast_available would say so, but Dynamo in
+    # torch 2.11 cannot trace it: a compiled model broke its graph at every operator.
     if q.device.type == "meta":
         return nullcontext()
     return torch.autocast(q.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""What the choice of a route depends on: shapes, dtypes and the GPU, without any tensor."""
+"""The properties of a call that decide its route: shapes, dtypes and the GPU, without tensors."""
 
 import functools
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from torch import Tensor
 PROGRAMS_PER_MULTIPROCESSOR = 4
 """Programs that fit on one multiprocessor (4 warps, 128 registers per thread).
 
-Two or three if a program needs more: refined, wide or float32.
+Two or three if a program needs more registers: refined, wide or float32.
 """
 
 
 class Device(NamedTuple):
-    """What routes ask of a device."""
+    """Properties of a device that routes depend on."""
 
     capability: tuple[int, int] | None = None
     """Compute capability; None in Triton's interpreter, where every kernel runs."""
@@ -27,9 +27,9 @@ INTERPRETER = Device()
 
 
 class Call(NamedTuple):
-    """One call of an operator, as the refusals of its routes read it.
+    """A call of an operator, as the refusals of its routes read it.
 
-    Hashable, so that a choice is made once for all calls that are alike.
+    It is hashable, so that the choice of a route is cached for identical calls.
     """
 
     n: int
@@ -39,14 +39,14 @@ class Call(NamedTuple):
     head_dim: int
     value_dim: int
     dtype: torch.dtype
-    """Of q and k."""
+    """Dtype of q and k."""
     value_dtype: torch.dtype
     num_iters: int = 1
     constant_logits: bool = False
     """True if scale / eps is 0."""
     padded: bool = False
     keeps_duals: bool = False
-    """True if the duals of every update are kept: for a gradient, or as a result."""
+    """True if the duals of all updates are kept, for a gradient or as a result."""
     gradient: bool = False
     """True if a gradient is needed."""
     slices: int = 0
@@ -54,8 +54,8 @@ class Call(NamedTuple):
     relaxed: bool = False
     logit_features: bool = False
     one_wave: bool = True
-    """True if the programs of all heads (nearly) run at a time. While a model is traced this is
-    not read: no trace depends on the batch."""
+    """True if the programs of (nearly) all heads fit on the GPU at once. Not read while a model is
+    traced, so that no trace depends on the batch size."""
     capability: tuple[int, int] | None = None
     """Compute capability; None in Triton's interpreter, where every kernel runs."""
 
@@ -73,10 +73,10 @@ class Call(NamedTuple):
 
 
 def one_wave(programs: int, device: Device) -> bool:
-    """Returns whether (nearly) all programs run at a time, even with more warps each.
+    """Return whether (nearly) all programs fit on the GPU at once, even with more warps each.
 
-    The latency of one program then counts, and the size of its code: what a model's other kernels
-    evicted from the instruction cache is fetched again line by line. So such a grid gets more
+    Latency per program then dominates, and with it the code size: instructions that a model's other
+    kernels evicted from the cache are fetched again line by line. Such a grid therefore gets more
     warps, with fewer values and less code per thread.
     """
     return programs <= PROGRAMS_PER_MULTIPROCESSOR * device.multiprocessors
@@ -86,7 +86,7 @@ _pretended: Device | None = None
 
 
 def device_of(x: Tensor) -> Device:
-    """Returns the device of `x`, or the one that `as_if` pretends."""
+    """Return the device of `x`, or the one that `as_if` simulates."""
     if _pretended is not None:
         return _pretended
     return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER
@@ -100,9 +100,9 @@ def cuda_device(index: int) -> Device:
 
 @contextmanager
 def as_if(device: Device) -> Iterator[None]:
-    """Chooses routes and warps within the context as on this device, whatever the tensors are on.
+    """Choose routes and warps within the context as on this device, wherever the tensors are.
 
-    For testing on any machine what another GPU, or a larger grid, would run.
+    Tests use it to check on any machine what another GPU, or a larger grid, would run.
     """
     global _pretended
     before, _pretended = _pretended, device

@@ -1,7 +1,7 @@
 """Checks of the operators' arguments, before any computation.
 
-A wrong value or shape raises ValueError, a wrong type or dtype TypeError; each names the argument,
-what it got and what is allowed. Under `torch.compile` the checks run while tracing.
+A wrong value or shape raises ValueError, a wrong type or dtype TypeError; each message names the
+argument, what it got and what is allowed. Under `torch.compile` the checks run while tracing.
 """
 
 import math
@@ -18,7 +18,7 @@ def check_query_key(q: Tensor, k: Tensor) -> None:
         _check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; at least one token and one channel are needed"
+                f"{name} has shape {tuple(x.shape)}; it needs at least one token and one channel"
             )
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(
@@ -45,12 +45,12 @@ def check_value(v: Tensor, k: Tensor) -> None:
 
 
 def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
-    """Returns eps and scale as floats; `scale=None` is head_dim ** -0.5."""
+    """Return eps and scale as floats; `scale=None` means head_dim ** -0.5."""
     for name, x in (("eps", eps), ("scale", scale)):
         optional = name == "scale" and x is None
         if not optional and (isinstance(x, bool) or not isinstance(x, Real)):
             raise TypeError(f"{name} must be a number, got {x!r}")
-    # Comparisons, not math.isfinite: torch.compile makes a changing number symbolic.
+    # Comparisons, not math.isfinite: torch.compile makes a number that changes symbolic.
     if not 0 < eps < math.inf:
         raise ValueError(f"eps must be finite and > 0, got {eps}")
     if scale is None:
@@ -65,7 +65,7 @@ def check_relaxation(relaxation: float) -> None:
         raise TypeError(f"relaxation must be a number, got {relaxation!r}")
     if not 0 < relaxation < 2:
         raise ValueError(
-            f"relaxation must be > 0 and < 2, where updates converge, got {relaxation}"
+            f"relaxation must be > 0 and < 2, so that updates converge; got {relaxation}"
         )
 
 
@@ -84,8 +84,8 @@ def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
         raise TypeError(f"key_padding_mask must be a bool tensor (True = padded), got {got}")
     if q.shape[2] != k.shape[2]:
         raise ValueError(
-            "key_padding_mask masks the same tokens as queries and as keys, so it needs as many "
-            f"queries as keys; got {q.shape[2]} queries and {k.shape[2]} keys"
+            "key_padding_mask masks the same tokens as queries and as keys, so it requires equal "
+            f"numbers of both; got {q.shape[2]} queries and {k.shape[2]} keys"
         )
     if mask.shape != (q.shape[0], q.shape[2]):
         raise ValueError(
@@ -141,7 +141,7 @@ def check_weights(
 
 
 def gradient_needed(*inputs: Tensor | None) -> bool:
-    """True if autograd records and any of the inputs requires a gradient."""
+    """Return whether autograd is recording and any of the inputs requires a gradient."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
@@ -158,5 +158,5 @@ def _check_tensor(name: str, x: Tensor, layout: str, dims: int) -> None:
 def _check_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(
-            f"{name} is on {x.device}, the other tensors on {other.device}; they must share one"
+            f"{name} is on {x.device}, the other tensors on {other.device}; put all on one device"
         )

@@ -1,4 +1,4 @@
-"""Which kernels a call would run on, and why: every route that it is offered, with the answer."""
+"""Explanations of which kernels a call runs, and why: the verdict of every route offered to it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
     "asap_attention": lambda call: iter([("asap", call)]),
     "predicted_dual": _predicted_dual,
 }
-"""The operators of `routing.ROUTES` that each public operator calls by itself."""
+"""Operators of `routing.ROUTES` that each public operator calls directly."""
 
 ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features")
 READ_BY = {
@@ -53,12 +53,12 @@ READ_BY = {
     "asap_attention": ASAP_OPTIONS,
     "predicted_dual": ASAP_OPTIONS,
 }
-"""The options of a call that a public operator has."""
+"""Options of a call that each public operator reads."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one route: `taken`, `refused`, `slower`, `later` than it, or `passed over`."""
+    """The verdict on one route: `taken`, `refused`, `slower`, `later` than it, or `passed over`."""
 
     route: str
     verdict: str
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Choice:
-    """An operator of `routing.ROUTES`, and the answers of its routes in order."""
+    """An operator of `routing.ROUTES` and the answers of its routes, in order."""
 
     operator: str
     answers: tuple[Answer, ...]
@@ -84,8 +84,8 @@ class Choice:
 class Explanation:
     """The choices of one call; `str` lists them.
 
-    `refusal` says why the reference runs; it is None, and `choices` are empty, where it was asked
-    for.
+    `refusal` says why the reference runs. If the caller requested the reference, `refusal` is None
+    and `choices` is empty.
     """
 
     operator: str
@@ -97,7 +97,7 @@ class Explanation:
 
     @property
     def taken(self) -> list[Taken]:
-        """The routes that run, in the order of the calls."""
+        """Routes that run, in the order of the calls."""
         return [choice.taken for choice in self.choices]
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Explanation:
         if self.backend == "triton":
             reference = "not taken: the kernels take the call"
         else:
-            reference = f"taken: {self.refusal or 'it was asked for'}"
+            reference = f"taken: {self.refusal or 'it was requested'}"
         return "\n".join([*lines, f"  {'reference':{width + 2}}  {reference}"])
 
 
@@ -138,15 +138,15 @@ def explain(
     capability: tuple[int, int] | None = None,
     multiprocessors: int = 132,
 ) -> Explanation:
-    """Returns every route that a call is offered, and why it is or is not taken.
+    """Return every route that a call is offered, and why it is or is not taken.
 
-    The call is that of the tensors q `[B, H, N, D]`, k `[B, H, M, D]` and v `[B, H, M, width]`
-    (k and v default to q), or has the shapes `n`, `m` (default n), `head_dim`, ... and needs no
+    Describe the call by its tensors q `[B, H, N, D]`, k `[B, H, M, D]` and v `[B, H, M, width]`
+    (k and v default to q), or by the shapes `n`, `m` (default n), `head_dim`, ..., which needs no
     tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
-    would run. `capability` and `multiprocessors` describe the GPU; without a capability it is the
-    tensors' device, or the current one. `slices`, `refine`, `relaxed` (whether there is a
-    relaxation) and `logit_features` are of ASAP, `constant_logits` is scale = 0. ValueError for an
-    unknown operator, or without tensors and without n.
+    would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
+    tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
+    relaxation) and `logit_features` are options of ASAP; `constant_logits` means scale = 0. Raises
+    ValueError for an unknown operator, or if neither tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:
@@ -197,7 +197,7 @@ def explain(
 def _device(
     q: Tensor | None, capability: tuple[int, int] | None, multiprocessors: int
 ) -> tuple[str, Device]:
-    """Returns the type of the device, and what routes ask of it."""
+    """Return the type of the device and the properties that routes depend on."""
     if capability is not None:
         return "cuda", Device(capability, multiprocessors)
     if q is None and torch.cuda.is_available():
@@ -206,7 +206,7 @@ def _device(
 
 
 def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> str | None:
-    """Returns why no kernel takes the call; None if one does."""
+    """Return why no kernel takes the call, or None if one does."""
     interpreted = interpreted and backends.INTERPRETED
     reason = backends.device_refusal(kind, call.capability, interpreted=interpreted)
     reason = reason or backends.input_refusal("q", call.dtype, call.head_dim)
@@ -219,7 +219,7 @@ def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> 
 
 
 def _choices(offers: Offers) -> Iterator[Choice]:
-    """Yields the choice of each operator that is offered a call, and of those that it calls."""
+    """Yield the choice of each operator that is offered a call, and of the operators it calls."""
     for operator, call in offers:
         routes, names = ROUTES[operator], forced_names(operator)
         taken = first(routes, call) if names is None else first_of(operator, names, call)
@@ -241,7 +241,7 @@ def _choices(offers: Offers) -> Iterator[Choice]:
 
 
 def _words(operator: str, call: Call) -> str:
-    """Returns the shapes, and the options that are set."""
+    """Return the shapes and the options that are set, in words."""
     words = [f"n = {call.n}", f"m = {call.m}", f"head_dim = {call.head_dim}"]
     words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
     options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))

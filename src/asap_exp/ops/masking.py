@@ -1,8 +1,8 @@
 """Padding as marginals: a padded token has no mass, as a query or as a key.
 
-Two rules keep whatever stands in padded places, NaN and inf included, out of every valid output
-and gradient: padded inputs are replaced (selected, not multiplied) before any arithmetic, and a
-log-sum-exp leaves a padded term out by a bias of -inf on top of a finite logit.
+Two rules keep the contents of padded positions, NaN and inf included, out of every valid output and
+gradient: padded inputs are replaced (by selection, not multiplication) before any arithmetic, and a
+log-sum-exp excludes a padded term by adding -inf to a finite logit.
 """
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def effective_padding(key_padding_mask: Tensor | None) -> Tensor | None:
-    """Returns the mask to compute with: a sample without a valid token counts as not padded.
+    """Return the mask to compute with: a sample without a valid token counts as unpadded.
 
-    Its logits are all zero (`blank` replaced every input), so everything stays finite; the caller's
-    own mask blanks its results.
+    The logits of such a sample are all zero (`blank` replaced every input), so everything stays
+    finite; the caller's original mask blanks the results.
     """
     if key_padding_mask is None:
         return None
@@ -22,7 +22,7 @@ def effective_padding(key_padding_mask: Tensor | None) -> Tensor | None:
 
 
 def blank(x: Tensor, key_padding_mask: Tensor | None, token_dim: int) -> Tensor:
-    """Returns `x` `[B, ...]` with zeros at padded tokens along `token_dim`."""
+    """Return `x` `[B, ...]` with zeros at padded tokens along `token_dim`."""
     if key_padding_mask is None:
         return x
     shape = [1] * x.dim()
@@ -31,16 +31,16 @@ def blank(x: Tensor, key_padding_mask: Tensor | None, token_dim: int) -> Tensor:
 
 
 def absent(vector: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `vector` `[B, H, N]` with -inf at padded tokens: no mass in a log-sum-exp."""
+    """Return `vector` `[B, H, N]` with -inf at padded tokens, which then have no mass."""
     if padding is None:
         return vector
     return vector.masked_fill(padding[:, None, :], float("-inf"))
 
 
 def centre(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, ..., N]` minus its mean over the valid tokens; padded places become 0.
+    """Return `x` `[B, ..., N]` minus its mean over the valid tokens; padded positions become 0.
 
-    `x` must be 0 at padded places.
+    `x` must be 0 at padded positions.
     """
     if padding is None:
         return x - x.mean(dim=-1, keepdim=True)
@@ -51,5 +51,5 @@ def centre(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Returns float64 for float64 inputs, otherwise float32: for logits, duals and sums."""
+    """Return the dtype of logits, duals and sums: float64 for float64 inputs, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

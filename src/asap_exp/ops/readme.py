@@ -1,4 +1,4 @@
-"""Writes the table of routes into README.md: `python -m asap_exp.ops.readme --write`."""
+"""The table of routes in README.md: `python -m asap_exp.ops.readme --write` updates it."""
 
 import sys
 from pathlib import Path
@@ -71,20 +71,20 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "n = 5000": ("sliced_potentials", {"n": 5000}),
     },
 }
-"""For each operator of `ROUTES` calls of public operators, by what a column is called.
+"""Example calls of public operators for each operator of `ROUTES`, by column title.
 
-They are in bfloat16 with 64 channels and T = 20 where they do not say. `column_pass` is not there:
-it has the routes of `attention_pass`.
+Unless stated otherwise, calls are in bfloat16 with 64 channels and T = 20. `column_pass` is left
+out: it has the routes of `attention_pass`.
 """
 
 
 def answered(operator: str, found: Explanation) -> Choice:
-    """Returns the last choice of this operator: for relaxed updates the closure's."""
+    """Return the last choice of this operator; for relaxed updates, this is the closure's."""
     return next(choice for choice in reversed(found.choices) if choice.operator == operator)
 
 
 def table(operator: str) -> str:
-    """Returns a table with a row per route and a column per example."""
+    """Return a table with a row per route and a column per example."""
     device: dict[str, Any] = {"capability": CAPABILITY, "multiprocessors": MULTIPROCESSORS}
     choices = [
         answered(operator, explain(name, **options, **device))
@@ -98,14 +98,14 @@ def table(operator: str) -> str:
 
 
 def words(verdict: str, reason: str | None) -> str:
-    """Returns what a cell of the table says."""
+    """Return the text of a cell of the table."""
     if verdict == "taken":
         return "**taken**"
     return "" if verdict == "later" or reason is None else reason
 
 
 def with_tables(text: str) -> str:
-    """Returns the README with current tables."""
+    """Return the README with up-to-date tables."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     tables = "\n\n".join(table(operator) for operator in EXAMPLES)
@@ -113,14 +113,14 @@ def with_tables(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the README with `--write`; without, returns 1 if it is not current."""
+    """Write the README with `--write`; without it, return 1 if the README is out of date."""
     current = README.read_text(encoding="utf-8")
     made = with_tables(current)
     if arguments == ["--write"]:
         README.write_text(made, encoding="utf-8")
         return 0
     if made != current:
-        print(f"{README} is not current; run: python -m asap_exp.ops.readme --write")
+        print(f"{README} is out of date; run: python -m asap_exp.ops.readme --write")
     return int(made != current)
 
 

@@ -1,8 +1,8 @@
 """The routes of each operator, in the order in which a call is offered to them.
 
-The first one takes the call that neither refuses it nor is slower than a later one; no other place
-chooses a kernel. `explain` prints the choice, `force` limits it, `recorded` tells which were taken.
-Operators with a single kernel are not listed.
+The first route that neither refuses the call nor is slower than a later one takes it; kernels are
+chosen nowhere else. `explain` prints the choice, `force` restricts it, and `recorded` lists the
+routes taken. Operators with a single kernel are not listed.
 """
 
 from collections.abc import Iterator
@@ -29,23 +29,23 @@ __all__ = ["ROUTES", "force", "recorded"]
 
 
 def sinkhorn_call(call: Call, num_iters: int) -> tuple[str, Call]:
-    """Returns the call of the Sinkhorn operator with which the others end."""
+    """Return the call of the Sinkhorn operator with which the other operators end."""
     return "sinkhorn", call._replace(num_iters=num_iters, keeps_duals=call.gradient)
 
 
 def backward_of(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the backward pass, if a gradient is needed."""
+    """Yield the backward pass if a gradient is needed."""
     if call.gradient:
         yield "sinkhorn_backward", call
 
 
 def of_relaxed_updates(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields one plain update, of which only the dual is kept; the others are the same."""
+    """Yield one plain update that keeps only the dual; the other updates are the same."""
     yield "sinkhorn", call._replace(num_iters=1, keeps_duals=True, value_dim=0, gradient=False)
 
 
 def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the updates of a dual, and its closure."""
+    """Yield the updates of a dual and its closure."""
     if call.relaxed:
         if call.refine > 0:
             yield "relaxed_updates", call
@@ -55,12 +55,12 @@ def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def of_relaxed_sinkhorn(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the updates from 0, and the closure."""
+    """Yield the updates from 0 and the closure."""
     return updates_then_closure(call._replace(refine=call.num_iters - 1))
 
 
 def of_separate_asap(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yields the dual, its updates and the closure."""
+    """Yield the dual, its updates and the closure."""
     yield "sliced_dual", call
     yield from updates_then_closure(call)
 

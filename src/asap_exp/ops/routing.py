@@ -1,4 +1,4 @@
-"""How one of an operator's routes is chosen, forced or recorded; `routes` has the lists."""
+"""Choosing, forcing and recording the routes of an operator; `routes` has the lists."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -11,31 +11,31 @@ import torch
 from asap_exp.ops.call import Call
 
 Reason = Callable[[Call], str | None]
-"""Why a route does not take a call; None if it does."""
+"""Function that returns why a route does not take a call, or None if it does."""
 
 
 def never(call: Call) -> str | None:
-    """Refuses nothing."""
+    """Refuse nothing."""
     return None
 
 
 def nothing(call: Call) -> list[tuple[str, Call]]:
-    """Calls no further operator."""
+    """Call no further operator."""
     return []
 
 
 @dataclass(frozen=True)
 class Route:
-    """One way to compute an operator."""
+    """A way to compute an operator."""
 
     name: str
     launch: Callable[..., Any]
     refusal: Reason = never
-    """Returns why it cannot take the call."""
+    """Returns why the route cannot take the call, or None if it can."""
     slower: Reason = never
-    """Returns why a later route of the list is faster, as measured on an H200."""
+    """Returns why a later route is faster, as measured on an H200, or None if none is."""
     then: Callable[[Call], Iterable[tuple[str, Call]]] = nothing
-    """The operators that the launch calls in turn, for `explain`."""
+    """Operators that the launch calls in turn, for `explain`."""
 
 
 class Taken(NamedTuple):
@@ -46,19 +46,19 @@ class Taken(NamedTuple):
 
 
 ROUTES: dict[str, tuple[Route, ...]] = {}
-"""The routes of each operator in the order in which they are asked."""
+"""Routes of each operator, in the order in which they are tried."""
 
 _forced: tuple[frozenset[str], ...] = ()
 _records: tuple[list[Taken], ...] = ()
 
 
 def choose(operator: str, call: Call) -> Route:
-    """Returns the first route of the operator that takes the call."""
+    """Return the first route of the operator that takes the call."""
     if torch.compiler.is_compiling() or _forced or _records:
         return _choose(operator, call)
     try:
         return _remembered(operator, call)
-    except TypeError:  # symbolic sizes have no hash
+    except TypeError:  # symbolic sizes are not hashable
         return _choose(operator, call)
 
 
@@ -68,11 +68,11 @@ def _remembered(operator: str, call: Call) -> Route:
 
 
 def first(routes: tuple[Route, ...], call: Call) -> Route:
-    """Returns the first route that neither refuses the call nor is slower than a later one."""
+    """Return the first route that neither refuses the call nor is slower than a later one."""
     for route in routes:
         if route.refusal(call) is None and route.slower(call) is None:
             return route
-    raise RuntimeError(f"no route takes {call}; the last one of a list must take everything")
+    raise RuntimeError(f"no route takes {call}; the last route of an operator must take every call")
 
 
 def _choose(operator: str, call: Call) -> Route:
@@ -85,7 +85,7 @@ def _choose(operator: str, call: Call) -> Route:
 
 
 def forced_names(operator: str) -> frozenset[str] | None:
-    """Returns the names to which the innermost `force` limits the operator, or None."""
+    """Return the names to which the innermost `force` restricts the operator, or None."""
     own = {route.name for route in ROUTES[operator]}
     for names in reversed(_forced):
         if names & own:
@@ -94,7 +94,7 @@ def forced_names(operator: str) -> frozenset[str] | None:
 
 
 def first_of(operator: str, names: frozenset[str], call: Call) -> Route:
-    """Returns the first route of these names that can take the call, however slow."""
+    """Return the first route with one of these names that can take the call, however slow."""
     refusals = []
     for route in ROUTES[operator]:
         if route.name in names:
@@ -109,11 +109,11 @@ def first_of(operator: str, names: frozenset[str], call: Call) -> Route:
 
 @contextmanager
 def force(*names: str) -> Iterator[None]:
-    """Limits operators within the context to the routes of these names.
+    """Restrict operators within the context to the routes with these names.
 
-    Every operator with at least one route so named takes the first of them that can, even where
-    another is faster; the others are not affected. The calls fail with the refusals if none can.
-    ValueError for a name that no operator has.
+    An operator that has at least one such route takes the first of them that can compute the call,
+    even if another is faster; if none can, the call fails with their refusals. Other operators are
+    not affected. Raises ValueError for a name that no operator has.
     """
     global _forced
     known = sorted({route.name for routes in ROUTES.values() for route in routes})
@@ -129,10 +129,10 @@ def force(*names: str) -> Iterator[None]:
 
 @contextmanager
 def recorded() -> Iterator[list[Taken]]:
-    """Collects the routes that are taken within the context, in order, one entry per call.
+    """Collect the routes that are taken within the context, in order, one entry per call.
 
-    Of a compiled model, the list has what its operators choose as they run, not what was chosen as
-    it was traced.
+    For a compiled model, the list holds what its operators choose as they run, not what was chosen
+    during tracing.
     """
     global _records
     record: list[Taken] = []

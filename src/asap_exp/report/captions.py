@@ -1,4 +1,4 @@
-"""What tables and figures say about their records: titles, conditions, origins."""
+"""Titles, conditions and origins of records, for tables and figures."""
 
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.words import layer_words, map_settings
@@ -51,7 +51,7 @@ def map_words(record: EvaluationRecord) -> str:
 
 
 def origins(group: Group) -> list[list[str]]:
-    """How the group's models were trained and measured: rows of two cells."""
+    """The origins of the group's numbers, training and measurement, as rows of two cells."""
     record = group.first
     train, evaluated = record.manifests.train, record.manifests.evaluate
     initial = train.initial
@@ -74,7 +74,7 @@ def origins(group: Group) -> list[list[str]]:
 
 
 def training_rows(record: EvaluationRecord) -> str:
-    """Which rows, how many, and whether those are all. A subset is called a subset."""
+    """The training rows: which, how many, and of how many. A subset is called a subset."""
     data, limit = record.trained_on, record.training.trainer.limit_train_batches
     subset = f", a SUBSET of the split's {data.train_split_rows_in_all}" if data.is_subset else ""
     limited = f", {limit} batches per epoch only" if limit else ""

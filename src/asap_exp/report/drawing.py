@@ -1,4 +1,4 @@
-"""Figures that are files: drawn by Agg, whatever backend of its own matplotlib is told to use."""
+"""Figures for files: drawn by Agg, whatever backend matplotlib is set to."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Known to no window, so that none shows it and nobody needs to close it."""
+    """A figure without a window, so that nothing has to be closed."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

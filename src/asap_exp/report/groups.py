@@ -1,4 +1,4 @@
-"""Evaluation records grouped: which are of the same method and differ in their seeds alone."""
+"""Groups of evaluation records of one method that differ only in their seeds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from asap_exp.core.typed import to_json
 
 @dataclass(frozen=True)
 class Group:
-    """Records that differ in their seeds alone."""
+    """Records that differ only in their seeds."""
 
     slug: str
     records: list[EvaluationRecord]
     data: str = ""
-    """Which data, where another group has the same configuration and other data."""
+    """A hash of the data, if another group has the same configuration and other data."""
 
     @property
     def first(self) -> EvaluationRecord:
@@ -29,7 +29,7 @@ class Group:
 
 
 def grouped(records: Iterable[EvaluationRecord]) -> list[Group]:
-    """Groups in a stable order: what is predicted, qk_norm on before off, configuration."""
+    """Groups in a stable order: by task, with qk_norm before without, by configuration."""
     by_key: dict[str, dict[str, list[EvaluationRecord]]] = {}
     for record in newest(records):
         same = by_key.setdefault(short_hash(configuration(record)), {})
@@ -49,7 +49,7 @@ def group(records: list[EvaluationRecord], key: str, data: str) -> Group:
 
 
 def data_hash(record: EvaluationRecord) -> str:
-    """Equal for records of the same training and test samples, whatever their data is called."""
+    """A hash of the training and test samples, whatever the data is called."""
     return short_hash([record.trained_on.train_sha256, record.tested_on.test_sha256])
 
 
@@ -59,14 +59,14 @@ def order(group: Group) -> tuple[str, bool, int, str]:
 
 
 def kind(record: EvaluationRecord) -> str:
-    """The data set, and what is predicted on it if that is no class."""
+    """The data set, with `-mlm` for masked language models."""
     return f"{record.data}-mlm" if record.is_masked else record.data
 
 
 def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Of several evaluations of one run under one configuration and data, the newest alone.
+    """Keeps the newest of several evaluations of one run under one configuration and data.
 
-    They are no further seeds, and averaging them would only narrow the deviation.
+    They are not further seeds, and averaging them would only narrow the deviation.
     """
     chosen: dict[tuple[str, str, str], EvaluationRecord] = {}
     for record in sorted(records, key=lambda r: str(r.manifests.evaluate.ended)):
@@ -75,10 +75,10 @@ def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
 
 
 def configuration(record: EvaluationRecord) -> dict[str, Any]:
-    """What two records must share to be averaged: everything but the seed of the training.
+    """Everything that records must share to be averaged: all but the seed of the training.
 
-    Their data too, which `data_hash` compares. As the records' JSON has it: what was not there is
-    not here, since its hash names the figures.
+    `data_hash` compares their data. Fields that a record's JSON lacks are left out here, since the
+    hash of this names the figures.
     """
     train, artifact, budget = record.manifests.train, record.artifact, record.artifact.budget
     left_out = ("seed", "logger", "callbacks", "resume", "init_from")

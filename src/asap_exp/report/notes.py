@@ -1,4 +1,4 @@
-"""What must be said beside a table: published figures, tasks that need no attention, old rows."""
+"""Remarks beside a table: published figures, tasks that need no attention, old rows."""
 
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.groups import Group

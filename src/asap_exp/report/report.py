@@ -66,5 +66,5 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()

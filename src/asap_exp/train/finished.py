@@ -37,8 +37,8 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
         data.setup()
     except DataNotFound as error:
         print(
-            f"Already finished: {run.path} ({advice}). Its data could not be compared with the "
-            f"data of today: {error}"
+            f"Already finished: {run.path} ({advice}). Whether its data is unchanged could not be "
+            f"checked: {error}"
         )
         if changed := data.changed_files(run.path, run.manifest.data):
             warn(

@@ -34,6 +34,10 @@ class ModelConfig:
     drop_path: Probability
     dropout: Probability
 
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise UserError(f"model.dim={self.dim} must be a multiple of model.heads={self.heads}")
+
 
 @dataclass
 class ViTConfig(ModelConfig):
@@ -50,6 +54,7 @@ class EncoderConfig(ModelConfig):
     causal: bool
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.causal:
             raise UserError(
                 "model.causal=true is refused. Causal models have no doubly-stochastic plan with "

@@ -126,6 +126,19 @@ class ImageTrainConfig(TrainConfig):
     data: ImageDataConfig
     model: ViTConfig
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, patch = self.data.image_size, self.model.patch_size
+        if size % patch:
+            divisors = [str(n) for n in range(1, size + 1) if size % n == 0]
+            raise UserError(
+                f"model.patch_size={patch} does not divide data.image_size={size}; "
+                f"choose one of {', '.join(divisors)}",
+                key="model.patch_size",
+                value=patch,
+                allowed=divisors,
+            )
+
 
 @dataclass
 class TextTrainConfig(TrainConfig):

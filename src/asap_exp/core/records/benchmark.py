@@ -29,7 +29,7 @@ class Counted:
 
 @dataclass(config=STRICT, kw_only=True)
 class GateErrors:
-    """Of each result against float64; gradients where there are some."""
+    """The error of each result against float64; of gradients if there are any."""
 
     out: Error | None
     dq: Error | None = None
@@ -93,7 +93,7 @@ class Length:
 
 @dataclass(config=STRICT, kw_only=True)
 class Ceilings:
-    """What the device reached in the same run; older records counted their exponentials."""
+    """Rates that the device reached in the same run; older records have counted exponentials."""
 
     product_side: Size
     product_tflops: Rate

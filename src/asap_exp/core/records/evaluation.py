@@ -29,7 +29,7 @@ OTHER_MAP = "map_"
 
 @dataclass(config=STRICT, kw_only=True)
 class Test:
-    """How many samples of the test split were used, of how many."""
+    """The number of test samples used, and that of the whole split."""
 
     rows: Size
     of: Size
@@ -53,7 +53,7 @@ class Corruption:
 
 @dataclass(config=STRICT, kw_only=True)
 class Timing:
-    """How latencies were measured."""
+    """The settings under which latencies were measured."""
 
     batch_size: Size
     rounds: Size
@@ -64,7 +64,7 @@ class Timing:
 
 @dataclass(config=STRICT, kw_only=True)
 class MapPoint:
-    """What a row is a measurement of: maps that differ in their seed alone are one."""
+    """The point that a row measures; maps that differ only in their seed are one point."""
 
     key: str
     label: str
@@ -90,7 +90,7 @@ class Plans:
 
 @dataclass(config=STRICT, kw_only=True)
 class ExamplePlan:
-    """Of one test sample in one head; of long sequences by blocks of `block` tokens."""
+    """The plan of one test sample in one head; of long sequences, means over blocks of tokens."""
 
     layer: str
     head: Count
@@ -113,7 +113,7 @@ Curve = list[dict[str, float]]
 
 @dataclass(config=STRICT, kw_only=True)
 class EvaluationRecord:
-    """What has a default is not in records of older versions."""
+    """One evaluation. Fields with a default are not in records of older versions."""
 
     format: Literal[1, 2]
     run: RunName

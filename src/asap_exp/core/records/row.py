@@ -23,7 +23,7 @@ def in_csv(title: str) -> Column:
 
 @dataclass(config=STRICT, kw_only=True)
 class Row:
-    """What was measured of one method; None where it was not, or is no finite number.
+    """One method and its measured numbers; None if not measured or not finite.
 
     A further column is one field here, with None as its default since older records lack it.
     """
@@ -32,7 +32,7 @@ class Row:
     label: str
     group: RowGroup
     layers: list[str]
-    """Those whose attention was replaced."""
+    """The layers whose attention was replaced."""
     accuracy: Annotated[
         Share,
         Column(

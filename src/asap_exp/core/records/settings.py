@@ -80,14 +80,14 @@ class TrainSettings:
 
 @dataclass(config=VIEW, kw_only=True)
 class TrainingData:
-    """Which rows a training used, and how many there are."""
+    """The rows that a training used, and how many there are."""
 
     train_on: str
     train_rows: Size
     train_split_rows: Size
     train_split_rows_in_all: Size
     split: str | None = None
-    """Of texts alone: `pooled` where training and test rows were dealt again."""
+    """Only for texts: `pooled` if training and test rows were pooled and dealt again."""
     train_sha256: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""How a compiled map was made: the columns of the tables, and the labels of rows."""
+"""Settings of compiled maps, for the columns of tables and the labels of rows."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PARTS = re.compile(
 
 @dataclass(frozen=True)
 class MapSettings:
-    """How a map was made, in words that fit into columns.
+    """The settings of a map, in words that fit into columns.
 
     `slices` says among how many candidates they were chosen, if they were: "8 of 128". It is empty
     for the control, which has query features alone.
@@ -75,7 +75,7 @@ def map_label(about: Identity, *, control: bool) -> str:
 
 
 def layer_words(about: Identity) -> str:
-    """What each layer became within a budget."""
+    """The attention that a budget chose for each layer."""
     assert about.budget is not None
     return "by layer " + "; ".join(layer.became for layer in about.budget.layers.values())
 
@@ -93,5 +93,5 @@ def feature_words(made: CalibrationRecipe) -> str:
 
 
 def refine_words(refine: int, relaxed: bool | None) -> str:
-    """How many updates refine the dual, and whether they are over-relaxed."""
+    """The number of updates that refine the dual, and whether they are over-relaxed."""
     return f"refine {refine}{' relaxed' if relaxed else ''}"

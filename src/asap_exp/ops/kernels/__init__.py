@@ -1,4 +1,4 @@
-"""The operators of `ops.reference` fused, under the same names; nothing of size n x m is stored."""
+"""Fused operators with the names of `ops.reference`; nothing of size n x m is stored."""
 
 from asap_exp.ops.kernels.asap.op import asap_attention, predicted_dual, sliced_potentials
 from asap_exp.ops.kernels.sinkhorn.attention import (

@@ -1,4 +1,4 @@
-"""The inputs of a launch as kernels read them, and the tiles that it works in."""
+"""The inputs of a launch, as the kernels read them, and its tile sizes."""
 
 import math
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
 
 SMALLEST_SLOPE = 1e-9
-"""At most this much, the logits' factor counts as 0: kernels for bfloat16 divide duals by it."""
+"""Logit factor at or below which it counts as 0: the bfloat16 kernels divide duals by it."""
 
 
 class Duals(NamedTuple):
-    """The duals of the updates in units of log 2, kept for a gradient or as a result.
+    """Duals of all updates, in units of log 2, kept for a gradient or as a result.
 
     `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T.
     """
@@ -24,7 +24,7 @@ class Duals(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """q `[B, H, N, D]`, k and v `[B, H, M, ..]` as kernels read them; logits are slope <q, k>."""
+    """Inputs q `[B, H, N, D]`, k and v `[B, H, M, ..]` of kernels; logits are slope <q, k>."""
 
     q: Tensor
     k: Tensor
@@ -48,7 +48,7 @@ class Launch(NamedTuple):
         refine: int = 0,
         logit_features: bool = False,
     ) -> Call:
-        """Returns what the routes of an operator are asked. Positional: every call passes here."""
+        """Return the `Call` that routes decide by. Built by position: every call pays for it."""
         q, _, v, padding, num_iters, slope = self
         batch, heads, n, head_dim = q.shape
         _, _, m, value_dim = v.shape
@@ -62,7 +62,7 @@ class Launch(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """One per head."""
+        """Number of programs: one per head."""
         return self.q.shape[0] * self.q.shape[1]
 
     @property
@@ -79,17 +79,17 @@ class Launch(NamedTuple):
 
     @property
     def to_log2(self) -> float:
-        """From <q, k> to logits in units of log 2."""
+        """Factor from <q, k> to logits in units of log 2."""
         return self.slope * LOG2_E
 
     @property
     def log2_ratio(self) -> float:
-        """log2(n / m); padding needs n = m, so that both sides have as many valid tokens."""
+        """log2(n / m); padding requires n = m, so both sides have equally many valid tokens."""
         return math.log2(self.n / self.m)
 
     @property
     def logits(self) -> dict[str, object]:
-        """The constants of every kernel that makes logits."""
+        """Constants of every kernel that computes logits."""
         d = self.q.shape[3]
         has_padding = self.padding is not None
         return {
@@ -102,7 +102,7 @@ class Launch(NamedTuple):
 
     @property
     def values(self) -> dict[str, object]:
-        """The constants of every kernel that reads values too."""
+        """Constants of every kernel that also reads values."""
         width = self.v.shape[3]
         v_operand = operand(self.v)
         return self.logits | {"V_WIDTH": width, "BLOCK_V": block(width), "V_OPERAND": v_operand}
@@ -113,7 +113,7 @@ class Launch(NamedTuple):
         return one_wave(self.programs, device_of(self.q))
 
     def register_warps(self, up_to_64: int, beyond: int) -> int:
-        """Warps of a program with a head's logits in registers; more if fewer would spill."""
+        """Return the warps per program for a head's logits in registers: enough not to spill."""
         long = max(self.n, self.m) > 64
         if torch.float32 in (self.q.dtype, self.v.dtype):
             least = 16 if long else 8
@@ -125,7 +125,7 @@ class Launch(NamedTuple):
 
     @property
     def tile(self) -> tuple[int, int, int]:
-        """Tokens of the anchored and of the streamed side, and warps, of a pass over the logits."""
+        """Tile of a pass over the logits: anchored tokens, streamed tokens and warps."""
         widest = max(self.q.shape[3], self.v.shape[3])
         if widest > 64 or torch.float32 in (self.q.dtype, self.v.dtype):
             return 64, 32, 4
@@ -133,22 +133,22 @@ class Launch(NamedTuple):
 
     @property
     def gradient_tile(self) -> tuple[int, int, int]:
-        """The same for a pass that holds several tiles at once."""
+        """Tile of a pass that holds several tiles at once: anchored, streamed tokens, warps."""
         x_block, y_block, warps = self.tile
         return x_block, y_block, max(warps, x_block // 16)
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
-    """Allocates `[B, H, N, width of v]`, in memory `[B, N, H, width]`: ready to be projected."""
+    """Allocate `[B, H, N, width of v]`, stored as `[B, N, H, width]` for the output projection."""
     batch, heads, n, _ = q.shape
     return v.new_empty(batch, n, heads, v.shape[3]).transpose(1, 2)
 
 
 def strides(*tensors: Tensor) -> list[int]:
-    """Returns the batch, head and token strides of each tensor."""
+    """Return the batch, head and token strides of each tensor."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 def head_strides(*duals: Tensor | None) -> list[int]:
-    """Returns the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
+    """Return the strides from one head to the next in `[B, H, ..]`; 0 for an absent dual."""
     return [0 if dual is None else dual.stride(1) for dual in duals]

@@ -1,6 +1,6 @@
-"""Row softmax of padded tokens: the closing attention pass, with zeros for the keys' dual.
+"""Row softmax of padded tokens: the final attention pass, with zeros for the keys' dual.
 
-PyTorch's flash kernels take no padding mask, and what it has instead is several times as slow.
+PyTorch's flash kernels take no padding mask, and its other kernels are several times slower.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from asap_exp.ops.routing import choose
 
 
 def pytorch_slower(call: Call) -> str | None:
-    """Returns why PyTorch's own kernels are slower; None if they are the fastest."""
+    """Return why PyTorch's own kernels are slower, or None if they are the fastest."""
     if call.padded and not call.has_float32:
         return "PyTorch's flash kernels take no padding mask"
     return None
@@ -24,7 +24,7 @@ def pytorch_slower(call: Call) -> str | None:
 def softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None, **options: Any
 ) -> Tensor:
-    """No gradient."""
+    """Compute row softmax attention by the fastest route; no gradient."""
     call = Call(
         q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype,
         padded=key_padding_mask is not None,

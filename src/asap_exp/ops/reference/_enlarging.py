@@ -1,4 +1,4 @@
-"""Scaling up of tiny values before they are standardised: a power of two changes no digit.
+"""Scaling up of tiny values before they are standardised, by a power of two, which is exact.
 
 The derivative of 1 / std x has an intermediate of about 1 / std^2, which overflows long before std
 underflows.
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 FACTORS = {torch.float32: 2.0**50, torch.float64: 2.0**358}
-"""About the inverse cube root of the smallest number: it brings any std but 0 near to 1."""
+"""Factors: about the inverse cube root of the smallest number, so any nonzero std gets near 1."""
 
 
 def enlargement(variance: Tensor) -> Tensor:
-    """Returns a factor for values of this variance: 1 unless it is tiny, or 0 by underflow.
+    """Return a factor for values of this variance: 1 unless it is tiny, or underflowed to 0.
 
-    No gradient flows through it.
+    No gradient flows through the factor.
     """
     factor = FACTORS[variance.dtype]
     tiny = (variance > 0) & (variance < 1 / factor)

@@ -1,4 +1,4 @@
-"""Features of a query that adapt to the sample: to its scale, and to where its tokens lie.
+"""Features of a query that adapt to the sample: to its scale and to the position of its tokens.
 
 With the projections x_i = <q_i, theta> and y_j = (scale / eps) <k_j, theta> on a slice, their
 standard deviations over the valid tokens, and x^, y^ standardised by them, the five features are
@@ -7,7 +7,7 @@ standard deviations over the valid tokens, and x^, y^ standardised by them, the 
                              <q_i, sum_j p_j q_j> with p = softmax(x^) and with p = softmax(-x^).
 
 The first does not grow with the sample's scale as phi does. The others are linear in q_i, along the
-mean of the tokens at either end of the slice. (This project's.)
+mean of the tokens at either end of the slice. (They are this project's.)
 """
 
 import torch
@@ -31,7 +31,7 @@ def adaptive_features(
     key_padding_mask: Tensor | None,
     phi: Tensor | None = None,
 ) -> Tensor:
-    """Returns `[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded places.
+    """Compute the features `[B, H, 5, L, N]`, centred over the valid tokens; 0 at padded positions.
 
     Pass `phi` to reuse the sliced potentials.
     """
@@ -46,9 +46,9 @@ def adaptive_features(
 def enlarged(
     x: Tensor, y: Tensor, key_padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns projections, scaled up if tiny, and the factor of their potentials.
+    """Return projections, scaled up if tiny, and the resulting factor of their potentials.
 
-    The features do not change.
+    The scaling does not change the features.
     """
     padding = effective_padding(key_padding_mask)
     by_x, by_y = (enlargement(centred(z.detach(), padding)[1]) for z in (x, y))
@@ -58,7 +58,7 @@ def enlarged(
 def of_projections(
     phi: Tensor, x: Tensor, y: Tensor, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """Computes the features from centred potentials and projections `[B, H, L, N]`, q and k."""
+    """Compute the features from centred potentials and projections `[B, H, L, N]`, q and k."""
     padding = effective_padding(key_padding_mask)
     q, k = (blank(z, key_padding_mask, 2).to(x.dtype) for z in (q, k))
     (x, x_scale), (y, y_scale) = (standardised(projection, padding) for projection in (x, y))
@@ -75,7 +75,7 @@ def of_projections(
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns (x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where std is 0."""
+    """Return (x - mean) / std over the valid tokens, and 1 / std `[.., 1]`; 0 where std is 0."""
     x, variance = centred(x, padding)
     spread = variance > 0
     inverse = torch.where(spread, variance.where(spread, 1.0).rsqrt(), 0.0)
@@ -83,14 +83,14 @@ def standardised(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def centred(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns x - mean over the valid tokens, and the variance `[.., 1]`."""
+    """Return x - mean over the valid tokens, and the variance `[.., 1]`."""
     x = centre(x if padding is None else x.masked_fill(padding[:, None, None, :], 0.0), padding)
     count = x.shape[-1] if padding is None else (~padding).sum(dim=-1)[:, None, None, None]
     return x, x.square().sum(dim=-1, keepdim=True) / count
 
 
 def pooled(score: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns sum_j softmax_j(score) tokens_j, `[B, H, L, D]`."""
+    """Return sum_j softmax_j(score) tokens_j, `[B, H, L, D]`."""
     if padding is not None:
         score = score.masked_fill(padding[:, None, None, :], float("-inf"))
     return score.softmax(dim=-1) @ tokens

@@ -3,8 +3,8 @@
     f_hat_i = sum_l w_l phi_l(i) + u . ([q_i ; |q_i|^2] - its mean over the valid tokens)
               + sum_l sum_p c_pl psi_pl(i) + sum_p d_p chi_p(i)
 
-(ASAP, arXiv 2605.12879, for the first term; the query features, the features psi of `adaptive` and
-chi of `logit_rows`, and `refine` are this project's.)
+The first term is from ASAP (arXiv 2605.12879); the query features, the features psi of `adaptive`
+and chi of `logit_rows`, and `refine` are this project's.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, upd
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None) -> Tensor:
-    """Returns [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
+    """Return [q_i ; |q_i|^2] centred over the valid tokens, `[B, H, D + 1, N]`; 0 if padded."""
     padding = effective_padding(key_padding_mask)
     q = blank(q, key_padding_mask, 2).to(compute_dtype(q))
     features = torch.cat([q, q.square().sum(dim=-1, keepdim=True)], dim=-1).transpose(-1, -2)
@@ -39,7 +39,7 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns f_hat `[B, H, N]`, centred; 0 at padded places."""
+    """Compute f_hat `[B, H, N]`, centred; 0 at padded positions."""
     x, y = potentials.projections(
         q, k, theta, eps=eps, scale=scale, key_padding_mask=key_padding_mask
     )

@@ -1,19 +1,19 @@
-"""ESPFormer's attention: a soft sort along every axis of a head, weighted by its cost.
+"""ESPFormer's attention: soft sorts along every axis of a head, weighted by their costs.
 
 With x_i = q_i / sqrt(D), y_j = k_j / sqrt(D) and axis l as the slice l, l = 1 .. D,
 
     P_l[r, i] = softmax_i(-(s_(r) - s_i)^2 / tau),   s = x[:, l],  s_(1) >= s_(2) >= ...,
 
-R_l likewise from y[:, l], and the plan of a slice G_l = P_l^T M R_l: rank r of the queries meets
-rank r of the keys, M being the identity. Slices of low cost weigh more:
+R_l likewise from y[:, l]. The plan of a slice is G_l = P_l^T M R_l, where M is the identity: it
+matches rank r of the queries with rank r of the keys. Slices of low cost get more weight:
 
     c_l = sum_ij |x_i - y_j| G_l[i, j],   w = softmax_l(-temperature c_l),   A = sum_l w_l G_l.
 
-(ESPFormer, expected sliced transport plans, arXiv 2502.07962.) As tau -> 0, rows and columns of A
-sum to 1 and n/m; a soft sort reaches that only approximately. For n != m the original interpolates
-the ranks; here M is the monotone coupling of n and m equal atoms, which keeps those sums (this
-project's). Slices are computed a few at a time, and recomputed for the gradient: memory is O(n m)
-per head.
+(Source: ESPFormer, expected sliced transport plans, arXiv 2502.07962.) As tau -> 0, the rows of A
+sum to 1 and its columns to n/m; a soft sort achieves this only approximately. For n != m the
+original interpolates the ranks; here M is the monotone coupling of n and m equal atoms, which
+preserves these sums (this project's choice). Slices are computed a few at a time and recomputed for
+the gradient, so memory is O(n m) per head.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 
 AT_ONCE = 2**16
-"""Entries of a head's plans that are computed at a time; a single slice may have more."""
+"""Maximum number of plan entries per head computed at a time; a single slice may have more."""
 
 
 def espformer_attention(
@@ -38,7 +38,7 @@ def espformer_attention(
     tau: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns A v `[B, H, N, width of v]` in v's dtype; 0 at padded places."""
+    """Compute A v `[B, H, N, width of v]` in v's dtype; 0 at padded positions."""
     x, y = points(q, key_padding_mask), points(k, key_padding_mask)
     padding = effective_padding(key_padding_mask)
     values = blank(v, key_padding_mask, 2).to(x.dtype)
@@ -46,7 +46,7 @@ def espformer_attention(
     slices = [*zip(*(t.transpose(-1, -2).split(some, dim=-2) for t in (x, y)), strict=True)]
 
     distances = torch.cdist(x, y)
-    # Every G_l has the mass n, so a constant changes no weight: c without its large common part.
+    # Every G_l has mass n, so a constant changes no weight: remove the large common part of c.
     distances = distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
     costs = [recomputed(cost, *pair, distances, tau, padding) for pair in slices]
     w = torch.softmax(-temperature * torch.cat(costs, dim=-1), dim=-1)
@@ -59,7 +59,7 @@ def espformer_attention(
 def espformer_plan(
     q: Tensor, k: Tensor, *, temperature: float, tau: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """Returns A `[B, H, N, M]`, 0 at padded places: the weights of `espformer_attention`."""
+    """Compute A `[B, H, N, M]`, the weights of `espformer_attention`; 0 at padded positions."""
     keys = torch.eye(k.shape[2], dtype=compute_dtype(k), device=k.device)
     return espformer_attention(
         q,
@@ -76,7 +76,7 @@ def points(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """Returns c `[B, H, L]` of slices with projections x `[B, H, L, N]` and y `[B, H, L, M]`."""
+    """Return costs c `[B, H, L]` of slices from projections `[B, H, L, N]` and `[B, H, L, M]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     return ((P @ distances[:, :, None]) * MR).sum(dim=(-1, -2))
 
@@ -84,21 +84,21 @@ def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | 
 def average(
     x: Tensor, y: Tensor, values: Tensor, weights: Tensor, tau: float, padding: Tensor | None
 ) -> Tensor:
-    """Returns sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
+    """Return sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
     P, MR = soft_sorts(x, y, tau, padding)
     ranked = (MR @ values[:, :, None]) * weights[..., None, None]
     return (P.transpose(-1, -2) @ ranked).sum(dim=2)
 
 
 def soft_sorts(x: Tensor, y: Tensor, tau: float, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
+    """Return P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
     P, R = soft_sort(x, tau, padding), soft_sort(y, tau, padding)
     n, m = x.shape[-1], y.shape[-1]
     return P, R if n == m else coupling(n, m).to(R) @ R
 
 
 def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """Returns the soft permutations of s `[.., N]`: one row per rank, descending; padded rows 0."""
+    """Return soft permutations of s `[.., N]`: one row per rank, descending; padded rows are 0."""
     if padding is None:
         ranked = s.sort(dim=-1, descending=True).values
         return torch.softmax(-(ranked[..., :, None] - s[..., None, :]).square() / tau, dim=-1)
@@ -112,15 +112,16 @@ def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
 
 
 def coupling(n: int, m: int) -> Tensor:
-    """Returns n times the monotone plan of n and m equal atoms, `[n, m]`; its rows sum to 1."""
+    """Return n times the monotone plan of n and m equal atoms, `[n, m]`; its rows sum to 1."""
     r, s = torch.arange(n)[:, None], torch.arange(m)
     upper, lower = torch.minimum((r + 1) * m, (s + 1) * n), torch.maximum(r * m, s * n)
     return (upper - lower).clamp(min=0) / m
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls `function`, and recomputes it for the gradient instead of keeping its tensors.
+    """Call `function`, and recompute it for the gradient instead of keeping its tensors.
 
-    Nothing here is random, and a CUDA graph could not read a generator's state.
+    The state of the random generator is not saved: nothing here is random, and a CUDA graph could
+    not read it.
     """
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -1,12 +1,13 @@
 """Features of a query from its row of logits, after standardising each key's column.
 
-With every column of S standardised over the valid queries, Z_ij = (S_ij - mean_i S_ij) / std_i S_ij
-(0 where a column is constant, up to rounding), the three features are over the valid keys
+Standardise every column of S over the valid queries, Z_ij = (S_ij - mean_i S_ij) / std_i S_ij (0
+where a column is constant up to rounding). The three features, over the valid keys, are
 
     mean_j Z_ij,   std_j Z_ij,   max_j Z_ij.
 
 A Sinkhorn update from 0 removes from every logit what its column has in common, then looks at the
-rows: so do these features, without exponentials, and for any size of the logits. (This project's.)
+rows. These features do the same without exponentials, for logits of any size. (They are this
+project's.)
 """
 
 import torch
@@ -19,21 +20,21 @@ from asap_exp.ops.reference.sinkhorn import logits
 COUNT = 3
 
 CONSTANT = 1e-5
-"""A column that deviates by at most this share of its mean counts as constant: rounding."""
+"""Relative deviation up to which a column counts as constant: it may be mere rounding."""
 
 
 def logit_features(
     q: Tensor, k: Tensor, *, eps: float, scale: float, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """Returns `[B, H, 3, N]`, centred over the valid tokens; 0 at padded places."""
+    """Compute the features `[B, H, 3, N]`, centred over the valid tokens; 0 at padded positions."""
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     return of_logits(S, key_padding_mask)
 
 
 def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Computes the features from logits `[B, H, N, M]`."""
+    """Compute the features from logits `[B, H, N, M]`."""
     padding = effective_padding(key_padding_mask)
-    # `standardised` works on rows: transposed, a row of S holds the logits of one key.
+    # `standardised` works on rows; in the transpose of S, a row holds the logits of one key.
     Z = standardised(S.transpose(-1, -2), padding).transpose(-1, -2)
     mean, deviation = moments(Z, padding)
     highest = absent_keys(Z, padding).amax(dim=-1)
@@ -42,7 +43,7 @@ def of_logits(S: Tensor, key_padding_mask: Tensor | None) -> Tensor:
 
 
 def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, H, M, N]` minus its mean over the valid N, over its deviation; else 0."""
+    """Return (x - mean) / std of `x` `[B, H, M, N]` over the valid N; 0 if padded or constant."""
     mean, centred, count = about_the_mean(x, padding)
     by = enlargement(centred.detach().square().sum(dim=-1) / count)
     centred = centred * by[..., None]
@@ -53,13 +54,13 @@ def standardised(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def moments(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation of `x` `[B, H, M, N]` over the valid N, `[B, H, M]`."""
+    """Return the mean and std of `x` `[B, H, M, N]` over the valid N, `[B, H, M]`."""
     mean, centred, count = about_the_mean(x, padding)
     return mean, root(centred.square().sum(dim=-1) / count)
 
 
 def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the mean over the valid N, `x` minus it there and 0 elsewhere, and their number."""
+    """Return the mean over the valid N, `x` minus it (0 elsewhere), and the number of valid N."""
     there = x.new_ones(1, x.shape[-1], dtype=torch.bool) if padding is None else ~padding
     valid = there[:, None, None, :].to(x.dtype)
     count = valid.sum(dim=-1)
@@ -68,11 +69,11 @@ def about_the_mean(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, T
 
 
 def root(variance: Tensor) -> Tensor:
-    """Returns the square root, without a gradient at 0."""
+    """Return the square root, with a zero gradient at 0."""
     spread = variance > 0
     return torch.where(spread, variance.where(spread, 1.0).sqrt(), 0.0)
 
 
 def absent_keys(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns `x` `[B, H, N, M]` with -inf at padded keys."""
+    """Return `x` `[B, H, N, M]` with -inf at padded keys."""
     return x if padding is None else x.masked_fill(padding[:, None, None, :], float("-inf"))

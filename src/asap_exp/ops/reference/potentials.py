@@ -5,9 +5,9 @@ the monotone pairing of the sorted values is optimal, and
 
     phi_(1) = 0,   phi_(i+1) = phi_(i) - (scale / eps) (Y(i/n -) + Y(i/n +)) / 2 (x_(i+1) - x_(i))
 
-is a potential, Y being the quantile function of the m sorted y. With n = m the two limits are
+is a potential, where Y is the quantile function of the m sorted y. For n = m the two limits are
 y_(i) and y_(i+1). Any slope between the limits is feasible; the midpoint is this project's choice
-(it is the limit that the entropic dual tends to as eps goes to 0).
+(the entropic dual tends to it as eps goes to 0).
 """
 
 import torch
@@ -38,15 +38,15 @@ def projections(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded places."""
+    """Return x and (scale / eps) y, `[B, H, L, N]` and `[B, H, L, M]`; 0 at padded positions."""
     dtype = compute_dtype(q)
     x, y = (project(blank(z, key_padding_mask, 2).to(dtype), theta.to(dtype)) for z in (q, k))
-    # With the factor in y, a negative scale turns the order of the pairing round by itself.
+    # With the factor in y, a negative scale reverses the order of the pairing by itself.
     return x, y * (scale / eps)
 
 
 def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Returns the centred potentials `[B, H, L, N]`."""
+    """Return the centred potentials `[B, H, L, N]`."""
     padding = effective_padding(key_padding_mask)
     order = valid_first_order(x, padding)
     x_sorted = x.gather(-1, order)
@@ -63,19 +63,19 @@ def of_projections(x: Tensor, y: Tensor, key_padding_mask: Tensor | None) -> Ten
 
 
 def project(x: Tensor, theta: Tensor) -> Tensor:
-    """Projects `[B, H, N, D]` on `[H, L, D]`: `[B, H, L, N]`."""
+    """Project `x` `[B, H, N, D]` on `theta` `[H, L, D]`; the result is `[B, H, L, N]`."""
     return theta @ x.transpose(-1, -2)
 
 
 def valid_first_order(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns indices that sort `x` `[B, H, L, N]` upwards, padded tokens last."""
+    """Return indices that sort `x` `[B, H, L, N]` in ascending order, padded tokens last."""
     if padding is not None:
         x = x.masked_fill(padding[:, None, None, :], float("inf"))
     return x.argsort(dim=-1)
 
 
 def midpoint_quantiles(y_sorted: Tensor, n: int) -> Tensor:
-    """Returns (Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
+    """Return (Y(i/n -) + Y(i/n +)) / 2 for i = 1 .. n-1, `[..., n - 1]`, from m sorted values."""
     m = y_sorted.shape[-1]
     i = torch.arange(1, n, device=y_sorted.device)
     left = (i * m + n - 1) // n - 1

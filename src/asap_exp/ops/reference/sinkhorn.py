@@ -1,12 +1,13 @@
 """Finite-T Sinkhorn in the log domain, and the closure of a row dual.
 
-With logits S_ij = scale <q_i, k_j> / eps, n queries and m keys (valid ones):
+For logits S_ij = scale <q_i, k_j> / eps, with n valid queries and m valid keys:
 
     column step   g_j = -LSE_i(S_ij + f_i) + log(n / m)
     row step      f_i = -LSE_j(S_ij + g_j)
 
-T updates are T times both, from f = 0; the plan is A = exp(S + f + g) (ASAP, arXiv 2605.12879,
-entropic optimal transport with uniform marginals; the rows close last).
+T updates apply both steps T times, from f = 0; the row step comes last. The plan is
+A = exp(S + f + g). Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform
+marginals.
 """
 
 import math
@@ -30,7 +31,7 @@ class SinkhornDuals(NamedTuple):
 
 
 def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | None) -> Tensor:
-    """Returns S `[B, H, N, M]` in the compute dtype; finite at padded places."""
+    """Return S `[B, H, N, M]` in the compute dtype; finite at padded positions."""
     dtype = compute_dtype(q)
     q = blank(q, mask, 2).to(dtype)
     k = blank(k, mask, 2).to(dtype)
@@ -38,7 +39,7 @@ def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | Non
 
 
 def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns g `[B, H, M]` from f `[B, H, N]`."""
+    """Return g `[B, H, M]` from f `[B, H, N]`."""
     f = absent(row_dual, padding)
     g = -torch.logsumexp(S + f[..., :, None], dim=-2)
     n, m = S.shape[-2:]
@@ -46,7 +47,7 @@ def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns f `[B, H, N]` from g `[B, H, M]`."""
+    """Return f `[B, H, N]` from g `[B, H, M]`."""
     g = absent(col_dual, padding)
     return -torch.logsumexp(S + g[..., None, :], dim=-1)
 
@@ -58,11 +59,11 @@ def update(
     padding: Tensor | None,
     relaxation: Tensor | float | None = None,
 ) -> Tensor:
-    """Returns f after `num_iters` further updates from `row_dual`.
+    """Return f after `num_iters` further updates from `row_dual`.
 
-    With a `relaxation` w, one number or one per head `[H]`, each goes to f + w (F(f) - f), F being
-    the update (Thibault, Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp algorithm for
-    regularized optimal transport", 2017, there on both duals).
+    With a `relaxation` w, one number or one per head `[H]`, each update goes to f + w (F(f) - f),
+    where F is a plain update (Thibault, Chizat, Dossal and Papadakis, "Overrelaxed Sinkhorn-Knopp
+    algorithm for regularized optimal transport", 2017, who relax both duals).
     """
     if isinstance(relaxation, Tensor):
         relaxation = relaxation.to(S.dtype)[:, None]
@@ -75,18 +76,18 @@ def update(
 
 
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns the plan softmax_j(S + g) with g the column step of `row_dual`, `[B, H, N, M]`."""
+    """Return the plan softmax_j(S + g) `[B, H, N, M]`, where g is the column step of `row_dual`."""
     g = absent(column_step(S, row_dual, padding), padding)
     return torch.softmax(S + g[..., None, :], dim=-1)
 
 
 def starting_dual(S: Tensor) -> Tensor:
-    """Returns f^0 = 0."""
+    """Return f^0 = 0."""
     return S.new_zeros(S.shape[:-1])
 
 
 def average_values(A: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns A v, computed in A's dtype, in v's dtype; 0 at padded queries."""
+    """Return A v in v's dtype, computed in A's dtype; 0 at padded queries."""
     return blank(A @ blank(v, mask, 2).to(A.dtype), mask, 2).to(v.dtype)
 
 
@@ -157,13 +158,13 @@ def closure_attention(
 def attention_pass(
     q: Tensor, k: Tensor, v: Tensor, col: Tensor, row: Tensor | None, slope: float
 ) -> Tensor:
-    """Returns softmax_j(S + col) v; `row` is not read."""
+    """Return softmax_j(S + col) v; `row` is unused."""
     S = logits(q, k, eps=1.0, scale=slope, mask=None)
     return average_values(torch.softmax(S + col[..., None, :], dim=-1), v, None)
 
 
 def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
-    """Returns g `[B, H, M]` of f `[B, H, N]`."""
+    """Return g `[B, H, M]` from f `[B, H, N]`."""
     return column_step(logits(q, k, eps=1.0, scale=slope, mask=None), row, None)
 
 

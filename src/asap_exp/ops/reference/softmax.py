@@ -1,4 +1,4 @@
-"""Row softmax attention on PyTorch's fused operator, with padding as everywhere in `ops`."""
+"""Row softmax attention by PyTorch's fused operator, with padding as everywhere in `ops`."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from asap_exp.ops.masking import blank
 
 
 def attended(key_padding_mask: Tensor) -> Tensor:
-    """Returns `[B, 1, 1, N]`, True = takes part; a sample without a valid token keeps all."""
+    """Return the mask `[B, 1, 1, N]`, True = attended to; all True without a valid token."""
     empty = key_padding_mask.all(dim=-1, keepdim=True)
     return torch.logical_or(~key_padding_mask, empty)[:, None, None, :]
 

@@ -1,1 +1,1 @@
-"""ASAP: the row dual predicted from sliced potentials, and the whole of it in one launch."""
+"""ASAP: the row dual predicted from sliced potentials, and the whole operator in one launch."""

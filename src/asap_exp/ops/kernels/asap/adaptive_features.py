@@ -1,9 +1,9 @@
 """Kernels of the adaptive features: products of a query with tokens pooled at the ends of a slice.
 
-The pooled tokens of all slices are weighed before they meet a query, so that a head has one vector
-u = sum_j a_j k_j + b_j q_j, and the features together are <q_i, u>. `inverse_count` is 1 over the
-number of tokens that exist. Source of the formula: `asap_exp.ops.reference.adaptive`. Letters: see
-`kernels.tiles`.
+The pooled tokens of all slices are weighted before they meet a query: there is one vector
+u = sum_j a_j k_j + b_j q_j per head, and the features add up to <q_i, u>. `inverse_count` is 1 over
+the number of tokens that exist. Source of the formula: `asap_exp.ops.reference.adaptive`. Letters:
+see `kernels.tiles`.
 """
 
 import triton
@@ -17,14 +17,14 @@ COUNT = tl.constexpr(adaptive.COUNT)
 
 @triton.jit
 def centred_rows(z, exists, inverse_count):
-    """Returns rows z minus their mean over the places that exist, 0 elsewhere."""
+    """Return rows z minus their mean over the positions that exist, 0 elsewhere."""
     z = tl.where(exists, z, 0.0)
     return tl.where(exists, z - (tl.sum(z, 1) * inverse_count)[:, None], 0.0)
 
 
 @triton.jit
 def standardised(centred, inverse_count):
-    """Returns centred rows over their standard deviation, and 1 / deviation."""
+    """Return centred rows divided by their standard deviation, and 1 / deviation."""
     variance = tl.sum(centred * centred, 1) * inverse_count
     spread = variance > 0
     inverse = tl.where(spread, tl.rsqrt(tl.where(spread, variance, 1.0)), 0.0)
@@ -33,7 +33,7 @@ def standardised(centred, inverse_count):
 
 @triton.jit
 def ends(z, exists):
-    """Returns exp(z) and exp(-z) where they exist, not normalised.
+    """Return exp(z) and exp(-z) where tokens exist, not normalised.
 
     No |z| exceeds the square root of the number of tokens, so no exponential overflows.
     """
@@ -42,7 +42,7 @@ def ends(z, exists):
 
 @triton.jit
 def end_weights(z, weight, exists, s, slices):
-    """Returns sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w' is behind w."""
+    """Return sum_l w_l softmax_j(z_lj) + w'_l softmax_j(-z_lj), `[SIZE]`; w' follows w."""
     upper, lower = ends(z, exists)
     w = tl.load(weight + s, mask=s < slices, other=0.0).to(tl.float32)
     w_lower = tl.load(weight + slices + s, mask=s < slices, other=0.0).to(tl.float32)
@@ -53,9 +53,9 @@ def end_weights(z, weight, exists, s, slices):
 
 @triton.jit
 def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.constexpr):
-    """Returns the weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]`.
+    """Return the weights of the potentials `[ROWS]`, of the keys and of the queries `[SIZE]`.
 
-    x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on, `weight` is `[H,
+    x and y are head h's projections `[ROWS, SIZE]` on the slices from `first` on; `weight` is `[H,
     5, slices]`.
     """
     weight += h * COUNT * slices
@@ -72,7 +72,7 @@ def adaptive_weights(x, y, weight, h, valid, count, first, slices, ROWS: tl.cons
 
 @triton.jit
 def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS: tl.constexpr):
-    """The same for all slices at once, from the centred x above the centred y `[2 ROWS, SIZE]`."""
+    """Return `adaptive_weights` of all slices at once; xy is centred x above y `[2 ROWS, SIZE]`."""
     weight += h * COUNT * slices
     z, inverse = standardised(xy, inverse_count)
     upper, lower = ends(z, exists)
@@ -92,9 +92,9 @@ def adaptive_weights_of_both(xy, weight, h, exists, inverse_count, slices, ROWS:
 
 @triton.jit
 def pooled(tile, weights, ones, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j, `[16, BLOCK_D]`.
+    """Return sum_j weights_j tile_j in two parts, and `ones` times sum_j tile_j, `[16, BLOCK_D]`.
 
-    A product on the matrix units: a row of its own holds what rounding a weight loses.
+    The matrix units compute the product; a separate row holds the rounding error of the weights.
     """
     row = tl.arange(0, 16)[:, None]
     high = weights.to(OPERAND)
@@ -113,10 +113,10 @@ def pool(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Adds the partial sums of the potentials and <q, u> to f_hat of a head, centred.
+    """Add the partial sums of the potentials and <q, u> to f_hat of a head, and centre it.
 
-    `partial_sums` `[.., groups, 3, n]` holds those of the potentials and of the weights of the keys
-    and of the queries.
+    `partial_sums` `[.., groups, 3, n]` holds the partial sums of the potentials, of the keys'
+    weights and of the queries' weights.
     """
     b, h = head // heads, head % heads
     q += b * q_b + h * q_h
@@ -148,7 +148,7 @@ def pool(
     u, sum_q = tl.sum(tl.where(row < 2, sums, 0.0), 0), tl.sum(tl.where(row == 2, sums, 0.0), 0)
     count = tl.maximum(tl.sum(counts), 1).to(tl.float32)
     mean = (tl.sum(sums_f) + tl.sum(u * sum_q)) / count
-    tl.debug_barrier()  # what other threads stored
+    tl.debug_barrier()  # other threads stored what is read here
     for first in range(0, n, TOKENS):
         i = first + tl.arange(0, TOKENS)
         valid = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -166,7 +166,7 @@ def pool_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
-    """One program per head."""
+    """Run `pool`; one program per head."""
     pool(
         tl.program_id(0).to(tl.int64), q, k, partial_sums, padding, f_hat,
         q_b, q_h, q_n, k_b, k_h, k_n, heads, n, groups,

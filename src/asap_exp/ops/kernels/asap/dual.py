@@ -1,11 +1,11 @@
 """Sliced potentials and the row dual made from them: project, sort, sum up, undo the sort.
 
 Forward only, self-attention only. The mathematics is that of `reference.potentials` and
-`reference.asap`. Up to `FUSED_TOKENS` tokens one program makes the dual of a head. Beyond, one
-launch projects all tokens on all slices; a second one sorts the projections, sums up the
-potentials, undoes the sort and weighs them; if one program cannot hold all slices of a head, a
-third one adds the partial sums. Beyond `SORTED_TOKENS` tokens `torch.sort` does the second part. A
-few floats per token and slice are stored, nothing of size n x m.
+`reference.asap`. Up to `FUSED_TOKENS` tokens, one program computes the dual of a head. For longer
+sequences, one launch projects all tokens on all slices; a second launch sorts the projections, sums
+up the potentials, undoes the sort and weights them; if one program cannot hold all slices of a
+head, a third launch adds the partial sums. Beyond `SORTED_TOKENS` tokens, `torch.sort` replaces the
+second launch. A few floats per token and slice are stored, and nothing of size n x m.
 """
 
 import torch
@@ -28,29 +28,29 @@ from asap_exp.ops.reference import adaptive
 from asap_exp.ops.routing import choose
 
 SORTED_TOKENS = 4096
-"""Most tokens of a slice that one program sorts."""
+"""Maximum number of tokens of a slice that one program sorts."""
 
 PROJECTED_TOKENS = 64
 """Tokens that one program projects."""
 
 POOLED_TOKENS = 64
-"""Tokens at a time that meet the ones pooled at the ends of the slices."""
+"""Tokens per block that meet the tokens pooled at the ends of the slices."""
 
 FUSED_TOKENS = 256
-"""Most tokens of 16-bit inputs of which one program projects and sorts a head."""
+"""Maximum number of 16-bit tokens of a head that one program projects and sorts."""
 
 FUSED_BYTES = 8 * 1024
-"""Most bytes that all its slices may have together."""
+"""Maximum number of bytes of all slices that this program sorts."""
 
 FUSED_BLOCK = 64
-"""Tokens that it projects at a time."""
+"""Tokens that this program projects at a time."""
 
 FUSED_STAGES = 1
-"""Blocks of them in flight."""
+"""Blocks of tokens in flight in this program."""
 
 
 def self_attention_alone(call: Call) -> str | None:
-    """Returns why these kernels do not take the call; None if they do."""
+    """Return why these kernels do not take the call, or None if they do."""
     if call.n != call.m:
         return f"takes as many queries as keys, got {call.n} and {call.m}"
     if call.gradient:
@@ -59,7 +59,7 @@ def self_attention_alone(call: Call) -> str | None:
 
 
 def one_program_refusal(call: Call) -> str | None:
-    """Returns why one program does not project and sort all slices of a head; None if it does."""
+    """Return why one program cannot project and sort all slices of a head, or None if it can."""
     if call.n > FUSED_TOKENS:
         return f"takes up to {FUSED_TOKENS} tokens, got {call.n}"
     if call.dtype == torch.float32:
@@ -74,7 +74,7 @@ def one_program_refusal(call: Call) -> str | None:
 
 
 def sort_refusal(call: Call) -> str | None:
-    """Returns why no program sorts a slice; None if one does."""
+    """Return why no program can sort a slice, or None if one can."""
     if call.n > SORTED_TOKENS:
         return f"takes up to {SORTED_TOKENS} tokens, got {call.n}"
     return None
@@ -89,7 +89,7 @@ def sliced_potentials(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns the exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
+    """Compute exact 1-D Kantorovich potentials of the queries, centred, `[B, H, L, N]` float32.
 
     q, k `[B, H, N, D]`, theta `[H, L, D]`, key_padding_mask `[B, N]`, True = padded. No gradient.
     Source of the formula: `asap_exp.ops.reference.potentials`.
@@ -109,12 +109,11 @@ def sliced_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2] + adaptive_weight .
-    features.
+    """Compute the predicted dual f_hat, centred, `[B, H, N]` float32; no gradient.
 
-    Centred, `[B, H, N]` float32. weight `[H, L]`, query_weight `[H, D + 1]`, adaptive_weight `[H,
-    5, L]`, the others as in `sliced_potentials`. No gradient. Source of the formula:
-    `asap_exp.ops.reference.asap`.
+    f_hat = sum_l weight_l phi_l + query_weight . [q ; |q|^2] + adaptive_weight . features, with
+    weight `[H, L]`, query_weight `[H, D + 1]` and adaptive_weight `[H, 5, L]`; the other arguments
+    are as in `sliced_potentials`. Source of the formula: `asap_exp.ops.reference.asap`.
     """
     weights = (theta, weight, query_weight, adaptive_weight)
     return _sliced_dual(q, k, *weights, key_padding_mask, scale / eps)
@@ -167,7 +166,7 @@ def _(
 
 
 def _call(q: Tensor, theta: Tensor) -> Call:
-    """Returns what the routes of the sort are asked."""
+    """Return the `Call` that the routes of the sort decide by."""
     _, _, n, head_dim = q.shape
     return Call(n, n, head_dim, 0, q.dtype, q.dtype, slices=theta.shape[1])
 
@@ -182,7 +181,7 @@ def dual_by_heads(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; one program per head."""
+    """Compute f_hat; one program per head."""
     projections, f_hat = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = f_hat.shape
@@ -212,7 +211,7 @@ def dual_by_groups(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; one program per group of slices of a head."""
+    """Compute f_hat; one program per group of slices of a head."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     _weighted_potentials(projections, padding, q, k, weight.contiguous(), adaptive_weight, f_hat)
     return f_hat
@@ -228,7 +227,7 @@ def dual_by_torch(
     padding: Tensor | None,
     slope: float,
 ) -> Tensor:
-    """Returns f_hat; `torch.sort` sorts."""
+    """Compute f_hat, sorting with `torch.sort`."""
     projections, f_hat = _project(q, k, theta, query_weight, padding, slope)
     phi = potentials_by_torch(projections, padding, q.dtype)
     f_hat += torch.einsum("hl,bhln->bhn", weight.float(), phi)
@@ -240,7 +239,7 @@ def dual_by_torch(
 
 
 def _adaptive_room(projections: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Allocates potentials apart from the projections, which are read again, and partial sums."""
+    """Allocate partial sums and potentials; projections are read again, so not overwritten."""
     batch, heads, _, slices, n = projections.shape
     phi = projections.new_empty(batch, heads, slices, n)
     return phi, projections.new_empty(batch, heads, groups, 3, n)
@@ -254,7 +253,7 @@ def _project(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns <q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`, and the query features."""
+    """Compute <q, theta_l> and slope <k, theta_l> `[B, H, 2, L, N]`, and the query features."""
     projections, linear = _unwritten(q, theta)
     tensors, numbers, constants = _operands(q, k, theta, query_weight, padding, slope)
     batch, heads, n = linear.shape
@@ -280,7 +279,7 @@ def _operands(
     padding: Tensor | None,
     slope: float,
 ) -> tuple[tuple[Tensor | None, ...], tuple[float, ...], dict[str, object]]:
-    """Returns what `project_tokens` reads: tensors, strides and other numbers, constants."""
+    """Return what `project_tokens` reads: tensors, strides and other numbers, constants."""
     _, heads, n, width = q.shape
     slices = theta.shape[1]
     q, k = unit_stride(q), unit_stride(k)
@@ -298,7 +297,7 @@ def _operands(
 
 
 def potentials_by_groups(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns centred phi `[B, H, L, N]`; one program per group of slices."""
+    """Compute centred phi `[B, H, L, N]`; one program per group of slices."""
     phi = torch.empty_like(projections[:, :, 0])
     _sort(projections, padding, dtype, phi, None, None, None)
     return phi
@@ -313,7 +312,7 @@ def _weighted_potentials(
     adaptive_weight: Tensor | None,
     f_hat: Tensor,
 ) -> None:
-    """Adds the weighted sums of potentials and adaptive features to `f_hat` and centres it."""
+    """Add the weighted sums of potentials and adaptive features to `f_hat`, and centre it."""
     batch, heads, _, slices, n = projections.shape
     groups = triton.cdiv(slices, slices_in_program(slices, n, q.dtype))
     if adaptive_weight is not None and slices:
@@ -337,7 +336,7 @@ def _weighted_potentials(
 def _pool(
     q: Tensor, k: Tensor, partial_sums: Tensor, padding: Tensor | None, f_hat: Tensor
 ) -> None:
-    """Adds the pooled partial sums to `f_hat`, and centres it."""
+    """Add the pooled partial sums to `f_hat`, and centre it."""
     batch, heads, groups, _, n = partial_sums.shape
     if f_hat.numel() == 0:
         return
@@ -360,11 +359,11 @@ def _sort(
     adaptive_weight: Tensor | None,
     partial_sums: Tensor | None,
 ) -> None:
-    """Writes `phi`; with a weight also each program's part of the weighted sum.
+    """Write `phi`, and with a weight also each program's part of the weighted sum.
 
-    If one program has all slices of a head, it adds the sum to `partial_sums`, then f_hat, centred.
-    `phi` may be where the projections of the queries are. With adaptive weights `partial_sums`
-    `[.., 3, n]` receives the weights of the keys and queries too, and `phi` may not.
+    If one program has all slices of a head, `partial_sums` is f_hat: the program adds the sum to it
+    and centres it. `phi` may overwrite the projections of the queries, except with adaptive
+    weights: then `partial_sums` `[.., 3, n]` also receives the weights of the keys and queries.
     """
     batch, heads, _, slices, n = projections.shape
     if phi.numel() == 0:
@@ -382,7 +381,7 @@ def _sort(
 
 
 def potentials_by_torch(projections: Tensor, padding: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns centred phi `[B, H, L, N]`; `torch.sort` sorts."""
+    """Compute centred phi `[B, H, L, N]`, sorting with `torch.sort`."""
     x, y = projections.unbind(2)
     padding = effective_padding(padding)
     if padding is not None:

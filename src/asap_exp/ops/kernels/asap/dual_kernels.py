@@ -1,8 +1,8 @@
-"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weigh.
+"""Kernels of the sliced dual: sort the projections of a head, sum up, undo the sort, weight.
 
-Letters: see `kernels.tiles`. PER_PROGRAM slices per program, SIZE words per slice, PER_THREAD of
-these in one thread; SORT_64 sorts words of 64 bits; NO_TAIL has n = SIZE and no padding;
-SINGLE_PROGRAM has all slices of a head in one program.
+Letters: see `kernels.tiles`. A program has PER_PROGRAM slices of SIZE words, PER_THREAD of these in
+one thread. SORT_64: words have 64 bits. NO_TAIL: n = SIZE and there is no padding. SINGLE_PROGRAM:
+one program has all slices of a head.
 """
 
 import triton
@@ -17,7 +17,7 @@ from asap_exp.ops.kernels.tiles import valid_tokens
 
 @triton.jit
 def centred(f, valid):
-    """Returns f minus its mean over the valid tokens, 0 elsewhere."""
+    """Return f minus its mean over the valid tokens, 0 elsewhere."""
     f = tl.where(valid, f, 0.0)
     count = tl.maximum(tl.sum(valid.to(tl.int32)), 1).to(tl.float32)
     return tl.where(valid, f - tl.sum(f) / count, 0.0)
@@ -31,7 +31,7 @@ def sort_sides(
     SORT_64: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns words of the queries and images of the keys, `[PER_PROGRAM, SIZE]`, rows sorted."""
+    """Return words of the queries and images of the keys, `[PER_PROGRAM, SIZE]`, rows sorted."""
     RUN: tl.constexpr = SIZE // PER_THREAD
     place = tl.arange(0, PER_PROGRAM * SIZE)
     i = place // (PER_PROGRAM * RUN) * RUN + place % RUN
@@ -43,7 +43,7 @@ def sort_sides(
     x = tl.load(projections + row * n + i, mask=inside, other=0.0)
     x = to_thread_layout(x, PER_PROGRAM, PER_THREAD)
     if not SORT_64:
-        # Only differences of x count: those to some token lose less to the index than x itself.
+        # Only differences of x matter; relative to a token, x loses less precision to the index.
         s = first + tl.arange(0, PER_PROGRAM)
         x -= tl.load(projections + s * n, mask=s < slices, other=0.0)[:, None, None]
     i = to_thread_layout(i, PER_PROGRAM, PER_THREAD)
@@ -59,9 +59,9 @@ def weigh(
     HAS_PADDING: tl.constexpr, SINGLE_PROGRAM: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Stores the weighted sum of phi; with ADAPTIVE also the weights of keys and queries behind it.
+    """Store the weighted sum of phi, with ADAPTIVE followed by the weights of keys and queries.
 
-    With SINGLE_PROGRAM, adds the sum to what is there and centres that.
+    With SINGLE_PROGRAM, the sum is added to the stored values, and the result is centred.
     """
     i = tl.arange(0, SIZE)
     s = first + tl.arange(0, PER_PROGRAM)
@@ -102,7 +102,7 @@ def sort_slices(
     ADAPTIVE: tl.constexpr,
 ):
     # fmt: on
-    """Sorts some slices of a head; with a weight, also stores their part of the weighted sum."""
+    """Sort some slices of a head; with a weight, also store their part of the weighted sum."""
     b, h = head // heads, head % heads
     first = group * PER_PROGRAM
     position = tl.arange(0, PER_PROGRAM * SIZE)
@@ -112,9 +112,9 @@ def sort_slices(
         projections, padding, b, first, row, n, slices,
         PER_PROGRAM, SIZE, PER_THREAD, NO_TAIL, SORT_64, HAS_PADDING,
     )  # fmt: skip
-    tl.debug_barrier()  # phi may be where x was
+    tl.debug_barrier()  # phi may overwrite x
 
-    end = SIZE if NO_TAIL else n  # a constant makes masks vanish
+    end = SIZE if NO_TAIL else n  # a constant removes the masks
     count = end
     place = tl.arange(0, SIZE)
     if HAS_PADDING:
@@ -142,7 +142,7 @@ def sort_slices(
         )  # fmt: skip
 
 
-# `sort_slices` wants `n` not specialised: a thread then loads single words.
+# `sort_slices` needs `n` unspecialised, so that a thread loads single words.
 # fmt: off
 @triton.jit(do_not_specialize=["n"])
 def potential_kernel(
@@ -153,7 +153,7 @@ def potential_kernel(
     HAS_PADDING: tl.constexpr, HAS_WEIGHT: tl.constexpr, SINGLE_PROGRAM: tl.constexpr,
     ADAPTIVE: tl.constexpr,
 ):
-    """One program per group of slices of a head."""
+    """Run `sort_slices`; one program per group of slices of a head."""
     sort_slices(
         tl.program_id(1), tl.program_id(0).to(tl.int64),
         projections, padding, weight, adaptive_weight, phi, partial_sums,
@@ -175,7 +175,7 @@ def dual_kernel(
     SORT_64: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr, ADAPTIVE: tl.constexpr,
 ):
-    """One program per head, from the projections to f_hat."""
+    """Compute f_hat, the projections included; one program per head."""
     head = tl.program_id(0).to(tl.int64)
     theta += head % heads * slices * D
     directions = load_directions(theta, slices, D, BLOCK_D, SLICES, TERMS, THETA_OPERAND)
@@ -185,14 +185,14 @@ def dual_kernel(
             q_b, q_h, q_n, k_b, k_h, k_n, heads, n, slices, slope,
             D, BLOCK_D, TOKENS, SLICES, TERMS, THETA_PRECISION, HAS_PADDING, HAS_QUERY_WEIGHT,
         )
-    tl.debug_barrier()  # what other threads projected
+    tl.debug_barrier()  # other threads made these projections
     sort_slices(
         0, head, projections, padding, weight, adaptive_weight, phi, partial_sums,
         phi_h, heads, n, slices, PER_PROGRAM, SIZE, PER_THREAD, NO_TAIL, SORT_64, HAS_PADDING,
         True, not ADAPTIVE, ADAPTIVE,
     )
     if ADAPTIVE:
-        tl.debug_barrier()  # what other threads made of the potentials
+        tl.debug_barrier()  # other threads stored these sums
         pool(
             head, q, k, partial_sums, padding, f_hat,
             q_b, q_h, q_n, k_b, k_h, k_n, heads, n, 1,
@@ -205,7 +205,7 @@ def dual_kernel(
 def sum_kernel(
     partial_sums, padding, f_hat, heads, n, groups, BLOCK_N: tl.constexpr, HAS_PADDING: tl.constexpr
 ):
-    """Adds the programs' partial sums to f_hat, centred over the valid tokens of a head."""
+    """Add the programs' partial sums to f_hat, and centre it over the valid tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, head // heads, i, n, HAS_PADDING)

@@ -1,8 +1,8 @@
-"""Weighted logit features: statistics of a query's row of logits, keys standardised. No gradient.
+"""Weighted logit features: statistics of a query's logits, standardised per key; no gradient.
 
-The mathematics is that of `reference.logit_rows`. A column's mean and deviation come from the
-queries' mean and covariance, so the logits are computed in one pass, and nothing of size n x m is
-stored. Letters: see `kernels.tiles`.
+The mathematics is that of `reference.logit_rows`. The mean and deviation of a column follow from
+the mean and covariance of the queries, so one pass over the logits suffices, and nothing of size
+n x m is stored. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -28,7 +28,7 @@ def logit_dual(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
+    """Compute logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
     return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps)
 
 
@@ -59,10 +59,10 @@ def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope:
 def column_scales(
     q: Tensor, k: Tensor, padding: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
+    """Return the mean of <q_i, k_j> over queries, and sign(slope) over its deviation, `[B, H, M]`.
 
-    In float64: if a key is nearly orthogonal to the differences of the queries, most of the
-    quadratic form cancels.
+    Computed in float64: if a key is nearly orthogonal to the differences of the queries, most of
+    the quadratic form cancels.
     """
     q, k = (blank(x, padding, 2).double() for x in (q, k))
     valid = q.new_ones(1, q.shape[2], dtype=torch.bool) if padding is None else ~padding
@@ -79,7 +79,7 @@ def column_scales(
 
 @triton.jit
 def weighted(mean, deviation, highest, weight):
-    """Returns the three features times their weights `[3]` at `weight`."""
+    """Return the sum of the three features times their weights `[3]` at `weight`."""
     w = tl.load(weight).to(tl.float32) * mean
     w += tl.load(weight + 1).to(tl.float32) * deviation
     return w + tl.load(weight + 2).to(tl.float32) * highest
@@ -87,9 +87,9 @@ def weighted(mean, deviation, highest, weight):
 
 @triton.jit
 def logit_features_in_registers(S, weight, sign, valid, inverse_count, NO_TAIL: tl.constexpr):
-    """Returns logit_weight . features `[len(valid)]` from the products S of q and k, not centred.
+    """Compute logit_weight . features `[len(valid)]` from the products S of q and k, not centred.
 
-    NO_TAIL: all tokens are valid. `sign` is that of the factor from S to the logits.
+    NO_TAIL: all tokens are valid. `sign` is the sign of the factor from S to the logits.
     """
     mean = tl.sum(S, 0) * inverse_count  # the products of absent queries are 0
     Z = S - mean[None, :]
@@ -119,7 +119,7 @@ def logit_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores weight . features of BLOCK_N queries of a head, not centred, into `dual` `[.., n]`."""
+    """Store weight . features of BLOCK_N queries of a head, not centred, in `dual` `[.., n]`."""
     blocks = tl.cdiv(n, BLOCK_N)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     sample, h = head // heads, head % heads
@@ -141,7 +141,7 @@ def logit_kernel(
         # [BLOCK_N, BLOCK_M]
         Z = (S - mean[None, :]) * inverse[None, :]
         highest = tl.maximum(highest, tl.max(tl.where(valid_j[None, :], Z, float("-inf")), 1))
-        # Tiles of squares about their own means join without cancelling (Chan et al., 1979).
+        # Sums of squares about each tile's mean combine without cancellation (Chan et al., 1979).
         more = tl.sum(valid_j.to(tl.float32))
         tile_average = tl.sum(Z, 1) / tl.maximum(more, 1.0)
         centred = tl.where(valid_j[None, :], Z - tile_average[:, None], 0.0)

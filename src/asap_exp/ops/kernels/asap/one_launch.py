@@ -1,14 +1,14 @@
 """ASAP of a short sequence in one launch, from projection to output. No gradient.
 
-One program per head. The mathematics is that of `dual` and of `sinkhorn.logits_in_registers`. Only
-the output of a head is stored: its projections are sorted, and the potentials brought back to their
-tokens by a second sort, in the registers where the matrix units leave the projections. f_hat is not
-centred, since a constant added to a dual does not change its closure. Limits: `TOKENS`, `SLICES`.
-Many refined heads without logit features take the dual and the updates in separate launches
-instead.
+There is one program per head. The mathematics is that of `dual` and of
+`sinkhorn.logits_in_registers`. Only the output of a head is stored: the projections are sorted in
+the registers where the matrix units leave them, and a second sort returns the potentials to their
+tokens. f_hat is not centred, since a constant added to a dual does not change its closure. Limits:
+`TOKENS`, `SLICES`. Many refined heads without logit features use separate launches for the dual and
+the updates instead.
 
-Letters: see `kernels.tiles`; SLICES is the number of slices padded to a tile, SORT_64 sorts words
-of 64 bits, NO_TAIL has only valid tokens, which fill their tile.
+Letters: see `kernels.tiles`; SLICES is the number of slices padded to a tile. SORT_64: sorted words
+have 64 bits. NO_TAIL: all tokens are valid and fill their tile.
 """
 
 import torch
@@ -57,20 +57,20 @@ from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.routing import choose
 
 TOKENS = 64
-"""Most tokens: at 128 the registers spill, and separate launches are faster."""
+"""Maximum number of tokens: at 128, registers spill and separate launches are faster."""
 
 SLICES = 16
-"""Most slices."""
+"""Maximum number of slices."""
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""theta, weight, query_weight, adaptive_weight and logit_weight."""
+"""The weights theta, weight, query_weight, adaptive_weight and logit_weight."""
 
 UNIT = tl.constexpr(LOG2_E)
 LOGIT_FEATURES = tl.constexpr(COUNT)
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call, or None if it does."""
     if call.n > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.n}"
     if call.slices > SLICES:
@@ -79,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Returns why separate launches are faster; None if they are not."""
+    """Return why separate launches are faster, or None if they are not."""
     if call.refine > 0 and not call.one_wave and not call.logit_features:
         return "with many heads, a program has one warp and no room for refining updates"
     return None
@@ -97,7 +97,7 @@ def one_operator(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
+    """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
     q, k `[B, H, N, D]`, v `[B, H, N, width]`, `weights` theta `[H, L, D]`, weight `[H, L]`,
     query_weight `[H, D + 1]`, adaptive_weight `[H, 5, L]` and logit_weight `[H, 3]`, relaxation
@@ -149,7 +149,11 @@ def _(
 
 
 def _warps(p: Launch, *, one: bool) -> int:
-    """For many heads as few warps as hardly spill, since they exchange less; for few heads more."""
+    """Return the warps per program.
+
+    For many heads, these are the fewest that hardly spill, since fewer warps exchange less; few
+    heads get more.
+    """
     if torch.float32 in (p.q.dtype, p.v.dtype):
         return block(p.n) // 8
     if one and max(p.q.shape[3], p.v.shape[3]) <= 64:
@@ -157,10 +161,10 @@ def _warps(p: Launch, *, one: bool) -> int:
     return block(p.n) // 16
 
 
-# Of what `sort_rows` returns, the lowest bits are in the registers.
+# In the result of `sort_rows`, the lowest position bits are in a thread's registers.
 @triton.jit
 def sort_again(words, ROWS: tl.constexpr, SIZE: tl.constexpr, WARPS: tl.constexpr):
-    """Sorts integers `[ROWS, SIZE]`, as `sort_product` leaves them, by rows."""
+    """Sort the rows of integers `[ROWS, SIZE]` in the layout of a result of `sort_product`."""
     tile = tl.reshape(words, [ROWS, WARPS * 4, SIZE // (4 * WARPS)])
     return sort_rows(tl.permute(tile, (0, 2, 1)))
 
@@ -174,10 +178,10 @@ def by_token(
     SORT_64: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """Returns `values` `[ROWS, SIZE]` with each at the place of its token.
+    """Return `values` `[ROWS, SIZE]`, each moved to the position of its token.
 
-    Sorts the tokens with the values in the low bits: all bits of a value, or, in words of 32, the
-    upper ones, as many as `sort_words` leaves to a projection.
+    Tokens are sorted with the values in the low bits: all bits of a value or, in words of 32 bits,
+    as many upper bits as `sort_words` leaves to a projection.
     """
     bits = values.to(tl.int32, bitcast=True)
     TAKEN: tl.constexpr = log2(SIZE)
@@ -199,7 +203,7 @@ def sliced_sum(
     ROWS: tl.constexpr, SIZE: tl.constexpr, SORT_64: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """Returns sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
+    """Compute sum_l w_l phi_l up to a constant, `[SIZE]`, from projections `[ROWS, SIZE]`.
 
     `centred` holds x above y, each minus its mean; `exists` is `[1, SIZE]`.
     """
@@ -212,7 +216,7 @@ def sliced_sum(
         # [ROWS, SIZE]
         phi = sorted_potentials(x_words, y_images, count, PER_THREAD, SORT_64)
     else:
-        # Only differences of x count: those to the mean lose less to the index than x itself.
+        # Only differences of x matter; relative to the mean, x loses less precision to the index.
         x, _ = split_rows(centred)
         # [2 ROWS, SIZE]
         words = concat_rows(sort_words(x, index, exists, SIZE, SORT_64), sort_images(y, exists))
@@ -241,7 +245,7 @@ def asap_kernel(
     NO_TAIL: tl.constexpr, WARPS: tl.constexpr,
 ):
     # fmt: on
-    """One program per head; duals in units of log 2."""
+    """Compute the output of a head; one program per head, duals in units of log 2."""
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     i = tl.arange(0, BLOCK_N)
@@ -293,7 +297,7 @@ def asap_kernel(
         w = tl.load(relaxation + h).to(tl.float32)
         for _ in range(1, num_iters):
             f = relaxed_update(S, f, w, valid, valid, to_log2, log2_ratio)
-        num_iters = 1  # the closure: of the updates on scalings no code is made
+        num_iters = 1  # the closure: no code is generated for updates on scalings
     # [BLOCK_N, BLOCK_N]
     A = plan(
         S, f, q, k, q_n, k_n, i, i, valid, valid, None, None,
@@ -308,7 +312,7 @@ def asap_kernel(
 def launch(
     p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
 ) -> Tensor:
-    """Runs the whole operator in one launch; `padding` is the mask whose bytes `p` has."""
+    """Run the whole operator in one launch; `padding` is the mask whose bytes are in `p`."""
     theta, weight, query_weight, adaptive_weight, logit_weight = weights
     out = unwritten_output(p.q, p.v)
     if out.numel() == 0:

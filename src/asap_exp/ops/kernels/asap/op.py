@@ -1,4 +1,4 @@
-"""ASAP on the fused operators: the dual from sliced potentials, then updates and the closure.
+"""ASAP by fused operators: the dual from sliced potentials, then updates and the closure.
 
 `options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
 """
@@ -21,7 +21,7 @@ from asap_exp.ops.routing import choose
 
 
 def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
-    """Returns the potentials, without a gradient."""
+    """Compute the potentials, without a gradient."""
     call = _call(q, k, theta, q.dtype)
     return choose("sliced_potentials", call).launch(q, k, theta, **options)
 
@@ -40,7 +40,7 @@ def asap_attention(
     relaxation: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Returns the closure of f_hat after `refine` updates, `[B, H, N, width of v]`."""
+    """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`."""
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     _, _, n, head_dim = q.shape
     _, _, m, value_dim = v.shape
@@ -64,7 +64,7 @@ def separate_operators(
     relaxation: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Makes the dual, the updates and the closure one after the other."""
+    """Compute the dual, the updates and the closure one after the other."""
     f_hat = sliced_dual(q, k, *weights, **options)
     return refined_attention(q, k, v, f_hat, refine=refine, relaxation=relaxation, **options)
 
@@ -72,7 +72,7 @@ def separate_operators(
 def separate_launches(
     p: Launch, weights: Weights, relaxation: Tensor | None, padding: Tensor | None
 ) -> Tensor:
-    """Same, but chosen inside the operator, so that no trace depends on the number of heads."""
+    """Run `separate_operators` inside one operator: no trace depends on the number of heads."""
     options = {"eps": 1.0, "scale": p.slope, "key_padding_mask": padding}
     refine = p.num_iters - 1
     return separate_operators(
@@ -93,7 +93,7 @@ def predicted_dual(
     relaxation: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Returns f_hat after `refine` updates, `[B, H, N]`; no gradient where `refine` > 0."""
+    """Compute f_hat after `refine` updates, `[B, H, N]`; no gradient if `refine` > 0."""
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     f_hat = sliced_dual(q, k, *weights, **options)
     f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
@@ -110,7 +110,7 @@ def sliced_dual(
     logit_weight: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Returns f_hat `[B, H, N]`."""
+    """Compute f_hat `[B, H, N]`."""
     weights = (theta, weight, query_weight, adaptive_weight, logit_weight)
     call = _call(q, k, theta, q.dtype, gradient=gradient_needed(q, k, *weights))
     return choose("sliced_dual", call).launch(q, k, *weights, **options)
@@ -126,7 +126,7 @@ def dual_by_kernels(
     logit_weight: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Returns f_hat `[B, H, N]`, without a gradient."""
+    """Compute f_hat `[B, H, N]`, without a gradient."""
     f_hat = dual.sliced_dual(q, k, theta, weight, query_weight, adaptive_weight, **options)
     if logit_weight is not None:
         f_hat = f_hat + logit_dual(q, k, logit_weight, **options)

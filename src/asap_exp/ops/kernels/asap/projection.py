@@ -1,4 +1,4 @@
-"""Projections of the queries and keys of a head on all slices, and the queries' linear features."""
+"""Projections of a head's queries and keys on all slices, and the queries' linear features."""
 
 import torch
 import triton
@@ -8,11 +8,11 @@ from asap_exp.ops.kernels.tiles import INTERPRETED, block, load_tile, product, v
 
 
 def constants(slices: int, dtype: torch.dtype) -> dict[str, object]:
-    """Returns the constants of `project`.
+    """Return the constants of `project`.
 
-    theta is float32 whatever q is, so it has more than one term. With bfloat16 inputs, which are
-    exact in one term, the terms are one below the other in one product. Otherwise the product
-    splits both factors itself; a second term of 0 then fills the 16 rows that it needs.
+    theta is float32 whatever the dtype of q, so it has more than one term. bfloat16 inputs are
+    exact in one term, so the terms of theta are stacked in one product. For other inputs, the
+    product splits both factors itself; a second term of 0 then fills the 16 rows that it needs.
     """
     padded = block(slices, 8)
     exact = INTERPRETED or dtype == torch.float32
@@ -32,7 +32,7 @@ def load_directions(
     OPERAND: tl.constexpr,
 ):
     # fmt: on
-    """Loads theta rounded to OPERAND and, below it, the remainders, `[TERMS * SLICES, BLOCK_D]`."""
+    """Load theta rounded to OPERAND and, below it, the remainders, `[TERMS * SLICES, BLOCK_D]`."""
     row = tl.arange(0, TERMS * SLICES)
     s = row % SLICES
     exact = load_tile(theta, s, s < slices, D, D, BLOCK_D).to(tl.float32)
@@ -45,14 +45,14 @@ def load_directions(
 def project(
     directions, tile, SLICES: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Returns <theta_l, tile_i>, `[SLICES, tokens]`."""
+    """Return <theta_l, tile_i>, `[SLICES, tokens]`."""
     terms = product(directions, tl.trans(tile), directions.dtype, PRECISION)
     return tl.sum(tl.reshape(terms, [TERMS, SLICES, tile.shape[0]]), 0)
 
 
 @triton.jit
 def load_query_weight(query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Loads the weights of q `[BLOCK_D]` and of |q|^2."""
+    """Load the weights of q `[BLOCK_D]` and of |q|^2."""
     d = tl.arange(0, BLOCK_D)
     u = tl.load(query_weight + d, mask=d < D, other=0.0).to(tl.float32)
     return u, tl.load(query_weight + D).to(tl.float32)
@@ -60,7 +60,7 @@ def load_query_weight(query_weight, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def query_features(q_tile, u, u_square):
-    """Returns <q, u> + u_square |q|^2, `[tokens]`."""
+    """Return <q, u> + u_square |q|^2, `[tokens]`."""
     q_tile = q_tile.to(tl.float32)
     return tl.sum(q_tile * (u[None, :] + u_square * q_tile), axis=1)
 
@@ -76,7 +76,7 @@ def project_tokens(
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
     # fmt: on
-    """Projects a block of tokens of a head on all slices; padded tokens give 0."""
+    """Project a block of tokens of a head on all slices; padded tokens give 0."""
     b, h = head // heads, head % heads
     i = first + tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -110,7 +110,7 @@ def project_kernel(
     THETA_OPERAND: tl.constexpr, THETA_PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HAS_QUERY_WEIGHT: tl.constexpr,
 ):
-    """One program per block of tokens of a head."""
+    """Run `project_tokens`; one program per block of tokens of a head."""
     head = tl.program_id(0).to(tl.int64)
     theta += head % heads * slices * D
     project_tokens(

@@ -1,4 +1,4 @@
-"""How the words of a sort are laid out: words per thread, slices per program, warps."""
+"""Layout of the words of a sort: words per thread, slices per program, warps."""
 
 import torch
 import triton
@@ -10,13 +10,13 @@ PROGRAM_BYTES = 4 * 1024
 """Bytes that one program sorts at a time; a single slice may be larger."""
 
 THREAD_BYTES = 64
-"""Bytes of it per thread; twice as much if a row would not fit into a warp."""
+"""Bytes that one thread sorts; twice as many if a row would not fit in a warp."""
 
 
 def sort_constants(
     slices_per_program: int, n: int, dtype: torch.dtype, padding: Tensor | None
 ) -> dict[str, object]:
-    """Returns the constants of `sort_slices` for this many slices per program, and its warps."""
+    """Return the constants of `sort_slices` for this many slices per program, and its warps."""
     size, words_per_thread = block(n), words_in_thread(n, dtype)
     return {
         "PER_PROGRAM": slices_per_program,
@@ -29,7 +29,7 @@ def sort_constants(
 
 
 def words_in_thread(n: int, dtype: torch.dtype) -> int:
-    """Returns how many words of a row one thread holds."""
+    """Return the number of words of a row that one thread holds."""
     size, words_per_thread = block(n), THREAD_BYTES // word_bytes(dtype)
     return min(
         words_per_thread if size <= 32 * words_per_thread else 2 * words_per_thread, size // 8
@@ -37,15 +37,16 @@ def words_in_thread(n: int, dtype: torch.dtype) -> int:
 
 
 def slices_in_program(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns how many slices of a head one program sorts."""
+    """Return the number of slices of a head that one program sorts."""
     fit = PROGRAM_BYTES // (word_bytes(dtype) * block(n))
     return slices_that_fill_a_warp(min(slices, max(1, fit)), n, dtype)
 
 
 def slices_that_fill_a_warp(slices: int, n: int, dtype: torch.dtype) -> int:
-    """Returns a power of two >= `slices` for which each lane holds as many words as it may.
+    """Return a power of two >= `slices` for which each lane holds the maximum number of words.
 
-    With fewer, Triton 3.6 sorts some of them wrongly on a GPU (two rows of 32 words in a warp).
+    With fewer words per lane, Triton 3.6 sorts some wrongly on a GPU (two rows of 32 words in a
+    warp).
     """
     return max(triton.next_power_of_2(slices), 32 * words_in_thread(n, dtype) // block(n))
 

@@ -1,12 +1,12 @@
 """Potentials of sorted rows: integers that sort like floats, and sums along rows in registers.
 
-The integer of a query's projection x, mapped so that the order stays, has the token's index in its
-low bits. 64 bits hold a whole float32. For 16-bit inputs there are 32 bits, of which the index
-takes ceil(log2 n) off the end of x: a relative error of at most 4e-6 at n = 64, 6e-5 at 1024,
-2.4e-4 at 4096. Of a key's projection y only the value counts, with all its 32 bits.
+A query's projection x is mapped to an integer in the same order, with the token's index in the low
+bits. A word of 64 bits holds a whole float32. For 16-bit inputs, words have 32 bits, and the index
+takes the last ceil(log2 n) bits of x: a relative error of at most 4e-6 at n = 64, 6e-5 at 1024 and
+2.4e-4 at 4096. For a key's projection y, only the value matters, so it keeps all 32 bits.
 
-ROWS rows of SIZE words; PER_THREAD neighbours of a row are in one thread; SORT_64: words of 64
-bits.
+There are ROWS rows of SIZE words; PER_THREAD neighbours in a row are in one thread. SORT_64: words
+have 64 bits.
 """
 
 import triton
@@ -19,37 +19,37 @@ LARGEST = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def flip_order(bits):
-    """Maps the bits of a float32 to an integer that sorts like it, and back; its own inverse."""
+    """Map the bits of a float32 to an integer that sorts like it, or back: it is an involution."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def sort_images(values, valid):
-    """Returns int32 in the order of float32 `values`; invalid ones last."""
+    """Return int32 words in the order of float32 `values`; invalid words sort last."""
     return tl.where(valid, flip_order(values.to(tl.int32, bitcast=True)), LARGEST)
 
 
 @triton.jit
 def sort_words(values, index, valid, SIZE: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns distinct integers in the order of `values`, the index in the low bits."""
+    """Return distinct integers in the order of `values`, with the index in the low bits."""
     image = sort_images(values, valid)
     return ((image.to(tl.int64) << 32) | index) if SORT_64 else ((image & -SIZE) | index)
 
 
 @triton.jit
 def sorted_images(words, SIZE: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns the images in words, with the index's bits at half their range."""
+    """Return the images in `words`, with the bits of the index set to half their range."""
     return (words >> 32).to(tl.int32) if SORT_64 else ((words & -SIZE) | (SIZE // 2))
 
 
 @triton.jit
 def image_values(images):
-    """Inverts `sort_images`."""
+    """Invert `sort_images`."""
     return flip_order(images).to(tl.float32, bitcast=True)
 
 
-# In `predecessor` and `exclusive_sums` rows are `[rows, 2, 2, ...]`. A thread has PER_THREAD
-# neighbours, along the last axes: these are split off one by one until it has one value per row.
+# In `predecessor` and `exclusive_sums`, rows are `[rows, 2, 2, ...]`. A thread has PER_THREAD
+# neighbours along the last axes, which are split off one by one until it has one value per row.
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def exchange_floats(values, axis: tl.constexpr):
 
 @triton.jit
 def predecessor(values, run, PER_THREAD: tl.constexpr):
-    """Returns each value's predecessor in its row; the first value's is arbitrary."""
+    """Return each value's predecessor in its row; the first value's predecessor is arbitrary."""
     if PER_THREAD > 1:
         even, odd = tl.split(values)
         found = tl.join(predecessor(odd, run, PER_THREAD // 2), even)
@@ -67,14 +67,14 @@ def predecessor(values, run, PER_THREAD: tl.constexpr):
         found = values
         for bit in tl.static_range(len(values.shape) - 1):
             values = exchange_floats(values, len(values.shape) - 1 - bit)
-            # `values` are now those at run ^ (2^(bit + 1) - 1).
+            # `values` now come from run ^ (2^(bit + 1) - 1).
             found = tl.where((run & -run) == 2**bit, values, found)
     return found
 
 
 @triton.jit
 def exclusive_sums(values, run, PER_THREAD: tl.constexpr):
-    """Returns the sum of all values before each one in its row."""
+    """Return, for each value, the sum of all values before it in its row."""
     if PER_THREAD > 1:
         even, odd = tl.split(values)
         sums = exclusive_sums(even + odd, run, PER_THREAD // 2)
@@ -90,26 +90,26 @@ def exclusive_sums(values, run, PER_THREAD: tl.constexpr):
 
 @triton.jit
 def binary_axes(rows):
-    """Reshapes `[ROWS, SIZE]` to `[ROWS, 2, 2, ...]`."""
+    """Reshape `[ROWS, SIZE]` to `[ROWS, 2, 2, ...]`."""
     return tl.reshape(rows, [rows.shape[0]] + [2] * log2(rows.shape[1]))
 
 
 @triton.jit
 def run_numbers(SIZE: tl.constexpr, PER_THREAD: tl.constexpr):
-    """Returns the numbers of the runs of PER_THREAD neighbours, along their axes."""
+    """Return the numbers of the runs of PER_THREAD neighbours, along their axes."""
     return tl.reshape(tl.arange(0, SIZE // PER_THREAD), [1] + [2] * log2(SIZE // PER_THREAD))
 
 
 @triton.jit
 def predecessors(rows, PER_THREAD: tl.constexpr):
-    """Returns each value's predecessor in its row `[ROWS, SIZE]`; the first's is arbitrary."""
+    """Return each value's predecessor in its row `[ROWS, SIZE]`; arbitrary for the first value."""
     found = predecessor(binary_axes(rows), run_numbers(rows.shape[1], PER_THREAD), PER_THREAD)
     return tl.reshape(found, rows.shape)
 
 
 @triton.jit
 def potentials_of(x, x_before, y, y_before, count, PER_THREAD: tl.constexpr):
-    """The same as `sorted_potentials`, from sorted rows `[ROWS, SIZE]` and their predecessors."""
+    """Return `sorted_potentials` from sorted rows `[ROWS, SIZE]` and their predecessors."""
     place = tl.arange(0, x.shape[1])[None, :]
     steps = (y_before + y) * (x_before - x) * 0.5
     steps = tl.where((place > 0) & (place < count), steps, 0.0)
@@ -119,7 +119,7 @@ def potentials_of(x, x_before, y, y_before, count, PER_THREAD: tl.constexpr):
 
 @triton.jit
 def sorted_potentials(x_words, y_images, count, PER_THREAD: tl.constexpr, SORT_64: tl.constexpr):
-    """Returns potentials of sorted queries `[ROWS, SIZE]`, 0 first, arbitrary from `count` on."""
+    """Return potentials of sorted queries `[ROWS, SIZE]`: 0 first, arbitrary from `count` on."""
     x = image_values(sorted_images(x_words, x_words.shape[1], SORT_64))
     y = image_values(y_images)
     return potentials_of(

@@ -1,19 +1,19 @@
 """The closure of a head in one program, with keys and values in registers.
 
-For bfloat16 without a gradient, on Hopper. The queries pass by twice, block by block: first for the
-column sums, which give the keys' dual, then for the attention with it. The logits are recomputed:
-stored, those of one head would fill a multiprocessor, where now several programs hide each other's
-latency.
+These kernels take bfloat16 without a gradient, on Hopper. The queries are streamed twice, block by
+block: first for the column sums, which give the keys' dual, then for the attention with this dual.
+The logits are recomputed: storing them for one head would fill a multiprocessor, where now several
+programs hide each other's latency.
 
-Keys and values are in tuples of tiles, which take turns in the registers. In the first pass keys
-are rows, so that each thread adds up its own entries. As in `tiled_bf16` no running maximum is
-kept: column sums are shifted by the largest logit of the first queries, row sums by f. If that was
-far off, the head recomputes its sums with the true maxima. `column_step_kernel` is the first half
-alone, for `plan_in_shared_memory`. Limits: `TOKENS` and `CHANNELS`. Letters: see `kernels.tiles`;
-ROWS is n padded to whole blocks, TILES tiles of TILE keys.
+Keys and values are in tuples of tiles, which take turns in the registers. In the first pass, keys
+are rows, so that each thread adds up its own entries. As in `tiled_bf16`, no running maximum is
+kept: column sums are shifted by the largest logit of the first queries, row sums by f. If a shift
+was far off, the head recomputes its sums with the true maxima. `column_step_kernel` is the first
+half alone, for `plan_in_shared_memory`. Limits: `TOKENS` and `CHANNELS`. Letters: see
+`kernels.tiles`; ROWS is n padded to whole blocks, and there are TILES tiles of TILE keys.
 """
 
-# Triton cannot unpack into a tuple: tuples of tiles grow by concatenation, from empty ones.
+# Triton cannot unpack into a tuple: tuples of tiles start empty and grow by concatenation.
 # ruff: noqa: RUF005
 # mypy: disable-error-code="assignment"
 
@@ -42,38 +42,38 @@ TOKENS, CHANNELS = 256, 64
 """Longest side and widest head that the kernels take."""
 
 BLOCK_QUERIES = 64
-"""Queries that meet all keys of a head at a time."""
+"""Queries that meet all keys of a head at once."""
 
 KEY_TILE = 64
-"""Keys that are in the registers at a time."""
+"""Keys that are in the registers at once."""
 
 MAX_REGISTERS = 168
 """`maxnreg` of the closure kernel: three programs per multiprocessor."""
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call, or None if it does."""
     if call.num_iters > 1:
-        return f"makes one update, got num_iters={call.num_iters}"
+        return f"runs a single update, got num_iters={call.num_iters}"
     if call.value_dim > CHANNELS:
         return f"takes values of up to {CHANNELS} channels, got {call.value_dim}"
     return tiled_bf16.refusal(call) or key_refusal(call)
 
 
 def key_refusal(call: Call) -> str | None:
-    """Returns why the keys of a head do not fit, or the GPU was not tuned for."""
+    """Return why a head's keys do not fit or the GPU is not supported, or None if all is well."""
     if call.longest > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.longest}"
     if call.head_dim > CHANNELS:
         return f"takes heads of up to {CHANNELS} channels, got {call.head_dim}"
     if call.capability is not None and call.capability[0] != 9:
         found = "{}.{}".format(*call.capability)
-        return f"counts on the wgmma of Hopper (compute capability 9.0), got {found}"
+        return f"needs the wgmma instructions of Hopper (compute capability 9.0), got {found}"
     return None
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if none is."""
+    """Return why another route is faster, or None if none is."""
     most = logits_in_registers.TOKENS
     if call.longest <= most:
         return f"up to {most} tokens are faster with their logits in registers"
@@ -87,7 +87,7 @@ def store_dual(
     BLOCK: tl.constexpr, HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores f in units of log 2, -inf where not valid, into `rows` `[BLOCK]`."""
+    """Store f in units of log 2, -inf where not valid, into `rows` `[BLOCK]`."""
     i = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
     f = tl.where(valid, 0.0, float("-inf"))
@@ -104,7 +104,7 @@ def column_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns max_i(S_ij + f_i) for each tile of keys, 0 where there is none."""
+    """Return max_i(S_ij + f_i) for each tile of keys, 0 where no query is valid."""
     maxima = ()
     for t in tl.static_range(len(keys)):
         maxima = maxima + (tl.full([keys[t].shape[0]], float("-inf"), tl.float32),)
@@ -135,7 +135,7 @@ def first_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns maximum_j = max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of one block."""
+    """Return maximum_j = max_i(S_ij + f_i) and sum_i exp(S_ij + f_i - maximum_j) of one block."""
     i = tl.arange(0, BLOCK_N)
     valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
     # [BLOCK_N, BLOCK_D]
@@ -156,7 +156,7 @@ def first_sums(
 
 @triton.jit
 def finite_maximum(maximum):
-    """Returns the maximum, 0 where it is over nothing."""
+    """Return the maximum, or 0 where it is over nothing."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
@@ -168,7 +168,7 @@ def column_sums(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns `totals` per tile of keys plus sum_i exp(S_ij + f_i - maximum_j) from `begin` on."""
+    """Return `totals` plus sum_i exp(S_ij + f_i - maximum_j) from `begin` on, per tile of keys."""
     for first in range(begin, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid = valid_tokens(padding, sample, i, n, HAS_PADDING)
@@ -195,7 +195,7 @@ def store_columns(
     TILE: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores g_j, -inf where not valid, into `cols`; returns whether sums were lost."""
+    """Store g_j, -inf where not valid, into `cols`; return whether sums lost digits."""
     worst = tl.zeros([TILE], tl.int32)
     for t in tl.static_range(len(sums)):
         j = t * TILE + tl.arange(0, TILE)
@@ -214,7 +214,7 @@ def column_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores g_j = log2_ratio - LSE_i(S + f), -inf where not valid, into `cols`."""
+    """Store g_j = log2_ratio - LSE_i(S + f), -inf where not valid, into `cols`."""
     TILE: tl.constexpr = keys[0].shape[0]
     maxima, totals = first_sums(
         keys, q, rows, padding, sample, q_n, n, to_log2,
@@ -251,7 +251,7 @@ def column_step_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """The first half of `closure_kernel`: stores g, -inf where not valid, into `cols`."""
+    """Store g, -inf where not valid, into `cols`: the first half of `closure_kernel`."""
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
     q += sample * q_b + h * q_h
@@ -280,7 +280,7 @@ def store_maxima(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores -max_j(S_ij + g_j), -inf where not valid, into `rows`."""
+    """Store -max_j(S_ij + g_j), -inf where not valid, into `rows`."""
     TILE: tl.constexpr = keys[0].shape[0]
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
@@ -306,7 +306,7 @@ def attention(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores softmax_j(S + g) v; returns whether sums, shifted by `rows`, were lost."""
+    """Store softmax_j(S + g) v; return whether sums, shifted by `rows`, lost digits."""
     TILE: tl.constexpr = keys[0].shape[0]
     worst = tl.zeros([BLOCK_N], tl.int32)
     for first in range(0, n, BLOCK_N):
@@ -347,10 +347,10 @@ def closure_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """out = softmax_j(S + g) v, g = log2_ratio - LSE_i(S + start), for at most TILES TILE keys.
+    """Compute softmax_j(S + g) v, g = log2_ratio - LSE_i(S + start), for up to TILES TILE keys.
 
-    `start` is in natural units. `rows` `[.., ROWS]` and `cols` `[.., TILES TILE]` are room for the
-    duals of a head.
+    `start` is in natural units. `rows` `[.., ROWS]` and `cols` `[.., TILES TILE]` are buffers for
+    the duals of a head.
     """
     head = tl.program_id(0).to(tl.int64)
     sample, h = head // heads, head % heads
@@ -369,7 +369,7 @@ def closure_kernel(
         keys = keys + (load_tile(k, j, valid, k_n, D, BLOCK_D),)
         values = values + (load_tile(v, j, valid, v_n, V_WIDTH, BLOCK_V),)
     store_dual(rows, start, padding, sample, n, ROWS, HAS_START, HAS_PADDING)
-    tl.debug_barrier()  # what is read from here on other threads wrote
+    tl.debug_barrier()  # other threads wrote what is read from here on
     column_dual(
         cols, keys, q, rows, padding, sample, q_n, n, m, to_log2, log2_ratio,
         D, BLOCK_D, BLOCK_N, OPERAND, PRECISION, HAS_PADDING,
@@ -392,7 +392,7 @@ def closure_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, or None for zeros. No duals are kept."""
     rows, cols, tiles = _room(p)
     closure_kernel[(p.programs,)](
         p.q, p.k, p.v, start, p.padding, out, rows, cols, *strides(p.q, p.k, p.v, out),
@@ -403,7 +403,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = N
 
 
 def column_step(p: Launch, start: Tensor | None) -> Tensor:
-    """g^1 in units of log 2, -inf where not valid, one row per head of at least `m` places."""
+    """Return g^1 in units of log 2, -inf where not valid: a row of at least m entries per head."""
     rows, cols, tiles = _room(p)
     column_step_kernel[(p.programs,)](
         p.q, p.k, start, p.padding, rows, cols, *strides(p.q, p.k),
@@ -414,7 +414,7 @@ def column_step(p: Launch, start: Tensor | None) -> Tensor:
 
 
 def _room(p: Launch) -> tuple[Tensor, Tensor, dict[str, object]]:
-    """Allocates the duals of queries and of keys; returns the constants of both kernels too."""
+    """Allocate the duals of queries and keys; return them and the constants of both kernels."""
     n, tiles = block(p.n, BLOCK_QUERIES), triton.cdiv(p.m, KEY_TILE)
     rows = p.q.new_empty(p.programs, n, dtype=torch.float32)
     cols = p.q.new_empty(p.programs, tiles * KEY_TILE, dtype=torch.float32)

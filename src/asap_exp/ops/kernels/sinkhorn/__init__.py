@@ -1,1 +1,1 @@
-"""Sinkhorn attention, its duals and its closure: one file per place where the n x m matrix is."""
+"""Sinkhorn attention, its duals and its closure: one file per location of the n x m matrix."""

@@ -1,4 +1,4 @@
-"""The operators on q, k and v: the teacher, its duals, the closure, and relaxed updates.
+"""The operators on q, k and v: the teacher, its duals, the closure and relaxed updates.
 
 `options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
 """
@@ -23,18 +23,18 @@ from asap_exp.ops.routing import choose
 def sinkhorn_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_iters: int, **options: Any
 ) -> Tensor:
-    """Makes T updates from 0 and the product with v in one operator."""
+    """Run T updates from 0 and multiply the plan with v, in one operator."""
     return sinkhorn(q, k, v, None, num_iters=num_iters, **options).out
 
 
 def closure_attention(q: Tensor, k: Tensor, v: Tensor, row_dual: Tensor, **options: Any) -> Tensor:
-    """Makes one update from `row_dual` and the product with v in one operator."""
+    """Run one update from `row_dual` and multiply the plan with v, in one operator."""
     return sinkhorn(q, k, v, row_dual, num_iters=1, **options).out
 
 
 def sinkhorn_duals(q: Tensor, k: Tensor, *, num_iters: int, **options: Any) -> SinkhornDuals:
-    """Returns the duals of T updates; no gradient."""
-    no_values = k[..., :0]  # the duals alone are wanted
+    """Return the duals of T updates; no gradient."""
+    no_values = k[..., :0]  # only the duals are needed
     solution = sinkhorn(q, k, no_values, None, num_iters=num_iters, keep_duals=True, **options)
     duals = (solution.rows[:, :, -2], solution.rows[:, :, -1], solution.cols[:, :, -1])
     mask = options["key_padding_mask"]
@@ -44,7 +44,7 @@ def sinkhorn_duals(q: Tensor, k: Tensor, *, num_iters: int, **options: Any) -> S
 def relaxed_sinkhorn_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_iters: int, relaxation: float, **options: Any
 ) -> Tensor:
-    """Makes relaxed updates from 0 and the closure."""
+    """Run relaxed updates from 0, then the closure."""
     call = Call(
         q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype, num_iters,
         gradient=gradient_needed(q, k, v), relaxed=True,
@@ -64,14 +64,14 @@ def relaxed_in_registers(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Makes relaxed updates and the closure in one launch."""
+    """Run relaxed updates and the closure in one launch."""
     return _relaxed_sinkhorn(q, k, v, key_padding_mask, num_iters, relaxation, scale / eps)
 
 
 def updates_then_closure(
     q: Tensor, k: Tensor, v: Tensor, num_iters: int, relaxation: float, **options: Any
 ) -> Tensor:
-    """Makes relaxed updates and the closure in operators of their own."""
+    """Run relaxed updates and the closure in separate operators."""
     start = q.new_zeros(q.shape[:3], dtype=torch.float32)
     return refined_attention(q, k, v, start, refine=num_iters - 1, relaxation=relaxation, **options)
 

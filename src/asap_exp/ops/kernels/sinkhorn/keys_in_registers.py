@@ -1,9 +1,10 @@
-"""All updates of a head in one program with its keys in registers: beyond `logits_in_registers`.
+"""All updates of a head in one program, for heads too long for `logits_in_registers`.
 
-A block of queries meets every key at once, so a row sum is complete before the column sums need it,
-and an update costs one exponential per entry, as with the logits in registers; only the logits are
-recomputed in every update. Nothing of size n x m is stored. Limits: 16-bit q and k, `KEYS` keys.
-The first column step and the closing attention are passes of `tiled`. Letters: see `kernels.tiles`.
+The keys are in registers. A block of queries meets all keys at once, so a row sum is complete
+before the column sums need it, and an update costs one exponential per entry, as with the logits in
+registers; but every update recomputes the logits. Nothing of size n x m is stored. Limits: 16-bit q
+and k, `KEYS` keys. The first column step and the final attention are passes of `tiled`. Letters:
+see `kernels.tiles`.
 """
 
 import torch
@@ -25,16 +26,16 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 KEYS = 512
-"""Most keys: beyond, two passes over tiles per update are as fast."""
+"""Maximum number of keys; with more, two passes over tiles per update are as fast."""
 
 BLOCK_QUERIES = 32
-"""Queries that meet all keys at a time."""
+"""Queries that meet all keys at once."""
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call, or None if it does."""
     if call.num_iters == 1:
-        return "makes the updates after the first, got num_iters=1"
+        return "runs the updates after the first, got num_iters=1"
     if call.m > KEYS:
         return f"takes up to {KEYS} keys, got {call.m}"
     if call.dtype == torch.float32:
@@ -53,9 +54,9 @@ def updates_kernel(
     HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
 ):
     # fmt: on
-    """Reads f^0 and g^1 from `rows` and `cols`, writes f^1 .. f^(T-1) and g^2 .. g^T.
+    """Read f^0 and g^1 from `rows` and `cols`, and write f^1 .. f^(T-1) and g^2 .. g^T.
 
-    Without SAVE, f^t overwrites f^0, and only g^T is written, over g^1.
+    Without SAVE, f^t overwrites f^0, and only g^T is written, in place of g^1.
     """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
@@ -92,7 +93,7 @@ def updates_kernel(
             row_sum = tl.sum(E, axis=0)
             f_next = f - tl.log2(row_sum)
             tl.store(rows + i, tl.where(valid_i, f_next, 0.0), mask=i < n)
-            a = tl.where(valid_i, tl.exp2(f_next - f), 0.0)  # of the dual as it is stored
+            a = tl.where(valid_i, tl.exp2(f_next - f), 0.0)  # from the dual as stored
             column_sum += tl.sum(E * a[None, :], axis=1)
         g = tl.where(valid_j, g - tl.log2(column_sum) + log2_ratio, float("-inf"))
         if SAVE:
@@ -103,7 +104,7 @@ def updates_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, or None for zeros."""
     save = duals is not None
     rows, cols = tiled.first_duals(p, start, duals)
     updates_kernel[(p.programs,)](

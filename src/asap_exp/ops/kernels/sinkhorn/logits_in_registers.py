@@ -1,15 +1,15 @@
 """Finite-T Sinkhorn attention with a head's whole logit tile in registers, forward and backward.
 
-One program per head. Limits: `TOKENS` on either side. Forward, E = exp(S + f + g) is computed once,
-after the first update, and the other updates work on scalings alone, which start at 1:
+There is one program per head. Limits: `TOKENS` on either side. Forward, E = exp(S + f + g) is
+computed once, after the first update; the other updates work only on scalings, which start at 1:
 
     b_j = (n / m) / sum_i E_ij a_i,   a_i = 1 / sum_j E_ij b_j;   f^t = f + log a, g^t = g + log b.
 
-A scaling that has moved far is folded into f and g and E is recomputed, so that no size of logits
-makes the sums overflow or vanish: after one full update every sum of A^t = E a b lies between 1/n
-and n (or 1/m and m), because the previous step normalised the other side.
+A scaling that has moved far is folded into f and g, and E is recomputed, so that the sums neither
+overflow nor vanish, however large the logits: after one full update, every sum of A^t = E a b lies
+between 1/n and n (or 1/m and m), because the previous step normalised the other side.
 
-Relaxed by w, an update takes a to a (a' / a)^w, where a' is its plain value.
+An update relaxed by w takes a to a (a' / a)^w, where a' is the result of a plain update.
 
 Backward, with X = S + g^T, dX = A^T (dO v' - <dO, out>), and the adjoints
 
@@ -41,7 +41,7 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 TOKENS, WIDE_FLOAT32_TOKENS = 128, 64
-"""Longest side whose logits fit into registers; the second for float32 with over 64 channels."""
+"""Longest side whose logits fit in registers; the second is for float32 with over 64 channels."""
 
 SCALING_SPREAD = tl.constexpr(16.0)
 """Switch from log-domain updates to scalings once the moves of one update spread by at most this,
@@ -50,7 +50,7 @@ in units of log 2: exp2(16) is safe in float32.
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call, forward or backward; None if it does."""
+    """Return why this kernel does not take the call, forward or backward, or None if it does."""
     wide = call.widest > 64 and call.has_float32
     most = WIDE_FLOAT32_TOKENS if wide else TOKENS
     if call.longest > most:
@@ -60,7 +60,7 @@ def refusal(call: Call) -> str | None:
 
 
 def relaxed_refusal(call: Call) -> str | None:
-    """Returns why this kernel does not make relaxed updates and the closure; None if it does."""
+    """Return why this kernel does not run relaxed updates and the closure, or None if it does."""
     if call.gradient:
         return "has no gradient of relaxed updates"
     return refusal(call)
@@ -68,7 +68,7 @@ def relaxed_refusal(call: Call) -> str | None:
 
 @triton.jit
 def store_dual(place, scaling, base, exists, valid):
-    """Stores the dual base + log2(scaling) and returns the scaling of the stored, rounded dual.
+    """Store the dual base + log2(scaling), and return the scaling of the stored, rounded dual.
 
     The backward pass reads the rounded duals, so the updates continue from those.
     """
@@ -79,7 +79,7 @@ def store_dual(place, scaling, base, exists, valid):
 
 @triton.jit
 def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
-    """Returns f + relaxation (F(f) - f), F a plain update; f is -inf where not valid."""
+    """Return f + relaxation (F(f) - f), where F is a plain update; f is -inf where not valid."""
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     X = fma_bias(S, to_log2, g[None, :])
     highest = tl.max(X, axis=1)
@@ -90,7 +90,7 @@ def relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio):
 
 @triton.jit
 def column_dual(S, f, valid_j, to_log2, log2_ratio):
-    """Returns g = log2_ratio - LSE_i(S + f), -inf where not valid."""
+    """Return g = log2_ratio - LSE_i(S + f), -inf where not valid."""
     E = fma_bias(S, to_log2, f[:, None])
     highest = tl.max(E, axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
@@ -107,19 +107,19 @@ def plan(
     SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """Returns the plan after `num_iters` updates from f, `[len(i), len(j)]`.
+    """Return the plan after `num_iters` updates from f, `[len(i), len(j)]`.
 
     f is -inf where not valid. With RELAXED, all updates but the last are relaxed. S holds the
-    products of q and k; `q` and `k` point to the head's first row, and with SAVE `rows` and `cols`
-    to f^0_i and g^1_j.
+    products of q and k. `q` and `k` point to the head's first row; with SAVE, `rows` and `cols`
+    point to f^0_i and g^1_j.
     """
     ratio = tl.exp2(log2_ratio)
     if RELAXED:
-        # Scalings that start far from 1 lose sums: until updates move less, in logarithms.
+        # Scalings far from 1 lose sums: update in logarithms until the moves are small.
         far = num_iters > 1
         while far:
             updated = relaxed_update(S, f, relaxation, valid_i, valid_j, to_log2, log2_ratio)
-            # Of a plain update, by which what is relaxed further is measured below.
+            # The moves of a plain update, against which relaxed updates are measured below.
             moves = tl.where(valid_i, (updated - f) / relaxation, 0.0)
             # [BLOCK_N]
             f = updated
@@ -140,16 +140,16 @@ def plan(
         if num_iters > 1:
             move = tl.where(valid_i, f + log2_scaling(a, valid_i) - start, 0.0)
             further = (relaxation - 1.0) * move
-            a *= tl.exp2(further - tl.max(further))  # a constant more changes no plan
+            a *= tl.exp2(further - tl.max(further))  # adding a constant changes no plan
     if SAVE:
         b = store_dual(cols, b, g, j < m, valid_j)
     for t in range(1, num_iters):
-        if t % 4 == 1:  # in 4 updates a scaling changes by at most (n m)^4
+        if t % 4 == 1:  # 4 updates change a scaling by at most (n m)^4
             df, dg = log2_scaling(a, valid_i), log2_scaling(b, valid_j)
             if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
                 f += df
                 g += dg
-                # Recompute the logits: kept over the loop, they would cost half its registers.
+                # Recompute the logits: keeping them over the loop would cost half its registers.
                 # [BLOCK_N, BLOCK_D]
                 q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
                 # [BLOCK_M, BLOCK_D]
@@ -188,7 +188,7 @@ def forward_kernel(
     HAS_START: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr, RELAXED: tl.constexpr,
 ):
     # fmt: on
-    """One program per head.
+    """Compute the output of a head; one program per head.
 
     With SAVE, `rows` [.., T + 1, n] receives f^0 .. f^T and `cols` [.., T, m] receives g^1 .. g^T.
     """
@@ -242,7 +242,10 @@ def backward_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """One program per head; `slope` is scale / eps, `rows` and `cols` are the forward pass's."""
+    """Compute the gradients of a head; one program per head.
+
+    `slope` is scale / eps; `rows` and `cols` are the duals of the forward pass.
+    """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -300,12 +303,12 @@ def backward_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, or None for zeros."""
     _launch(p, start, out, duals, None)
 
 
 def launch_relaxed(p: Launch, out: Tensor, relaxation: float) -> None:
-    """Writes `out` after `num_iters` - 1 relaxed updates from 0 and the closure."""
+    """Write `out` after `num_iters` - 1 relaxed updates from 0 and the closure."""
     _launch(p, None, out, None, relaxation)
 
 
@@ -316,7 +319,7 @@ def _launch(
     duals: Duals | None,
     relaxation: float | None,
 ) -> None:
-    if relaxation is not None and p.num_iters > 1:  # more code, and more of it in logarithms
+    if relaxation is not None and p.num_iters > 1:  # more code, and more work in logarithms
         warps = p.register_warps(4, 8)
     else:
         warps, relaxation = p.register_warps(2 if p.one_wave else 1, 8), None
@@ -333,7 +336,7 @@ def _launch(
 def launch_backward(
     p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
 ) -> None:
-    """Writes the gradients of q, k, v and f^0."""
+    """Write the gradients of q, k, v and f^0."""
     backward_kernel[(p.programs,)](
         p.q, p.k, p.v, grad_out, p.padding, *duals, *grads,
         *strides(p.q, p.k, p.v, grad_out, *grads[:3]),

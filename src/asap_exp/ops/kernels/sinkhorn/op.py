@@ -1,6 +1,6 @@
-"""Finite-T Sinkhorn attention as one custom operator with a gradient, for teacher and closures.
+"""Finite-T Sinkhorn attention as one custom operator with a gradient, for teachers and closures.
 
-For the gradient the duals of every update are kept, O((n + m) T) numbers; nothing of size n x m.
+For the gradient, the duals of all updates are kept: O((n + m) T) numbers, nothing of size n x m.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from asap_exp.ops.routing import choose
 
 
 class Solution(NamedTuple):
-    """out `[B, H, N, width of v]` and the duals of the updates, in units of log 2.
+    """Result of `sinkhorn`: out `[B, H, N, width of v]` and the duals, in units of log 2.
 
-    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T; both empty
-    (`[B, H, 0, ..]`) where they were not asked for.
+    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T; both are empty
+    (`[B, H, 0, ..]`) unless requested.
     """
 
     out: Tensor
@@ -39,9 +39,9 @@ def sinkhorn(
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
 ) -> Solution:
-    """Makes `num_iters` updates from f^0 = `start` (zeros if None), and the plan's product with v.
+    """Run `num_iters` updates from f^0 = `start` (zeros if None) and multiply the plan with v.
 
-    With values of width 0 no product is made: for the duals alone. Differentiable in q, k, v and
+    Pass values of width 0 to compute the duals alone. The result is differentiable in q, k, v and
     `start`; the duals carry no gradient.
     """
     save = keep_duals or gradient_needed(q, k, v, start)
@@ -88,7 +88,7 @@ def _(
 def _results(
     q: Tensor, k: Tensor, v: Tensor, num_iters: int, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocates the outputs."""
+    """Allocate the outputs."""
     batch, heads, n, _ = q.shape
     m = v.shape[2]
     kept = num_iters if save else -1
@@ -135,7 +135,7 @@ def _(
 
 
 def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocates the gradients of q, k, v and f^0."""
+    """Allocate the gradients of q, k, v and f^0."""
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     return grad_q, grad_k, grad_v, q.new_empty(q.shape[:3], dtype=torch.float32)
 

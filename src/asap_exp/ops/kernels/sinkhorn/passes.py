@@ -1,4 +1,4 @@
-"""The two passes of a closure as operators of their own, without a gradient: to be measured."""
+"""The two passes of a closure as separate operators, for benchmarks; no gradient."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from asap_exp.ops.routing import choose
 def attention_pass(
     q: Tensor, k: Tensor, v: Tensor, col: Tensor | None, row: Tensor | None, slope: float
 ) -> Tensor:
-    """Returns softmax_j(S + col) v; `row` `[B, H, N]` is about minus the logs of the sums."""
+    """Return softmax_j(S + col) v; `row` `[B, H, N]` approximates minus the logs of the sums."""
     out = unwritten_output(q, v)
     with torch.cuda.device_of(q):
         launch_attention_pass(Launch.of(q, k, v, None, 1, slope), col, row, out)
@@ -20,15 +20,15 @@ def attention_pass(
 def launch_attention_pass(
     launch: Launch, col: Tensor | None, row: Tensor | None, out: Tensor
 ) -> None:
-    """Writes softmax_j(S + col) v; duals in natural units, None for zeros.
+    """Write softmax_j(S + col) v into `out`; duals are in natural units, None for zeros.
 
-    `row` is what shifts the sums where no running maximum is kept, and not read elsewhere.
+    `row` shifts the sums in kernels that keep no running maximum; other kernels ignore it.
     """
     choose("attention_pass", launch.call()).launch(launch, col, row, out)
 
 
 def column_pass(q: Tensor, k: Tensor, row: Tensor, slope: float) -> Tensor:
-    """Returns g `[B, H, M]` of f `[B, H, N]`, in natural units."""
+    """Return g `[B, H, M]` from f `[B, H, N]`, both in natural units."""
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, k, None, 1, slope)
         return choose("column_pass", launch.call()).launch(launch, row)

@@ -1,19 +1,18 @@
 """All updates of a head in one program, its plan in shared memory: bfloat16, no gradient, Hopper.
 
-E = exp(S + f + g) serves many updates, as in `logits_in_registers`: they work on scalings alone,
-which start at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. Both sums are products
-on the matrix units, of E in bfloat16 and a scaling in two bfloat16 parts. E is in shared memory
-once: the units read it from there by rows and by columns. It gets there through global memory,
-block by block; to keep that small, as many programs are launched as run at a time, each with many
-heads.
+E = exp(S + f + g) serves many updates, as in `logits_in_registers`. They work only on scalings,
+which start at 1: a_i = 1 / sum_j E_ij b_j, b_j = (n / m) / sum_i E_ij a_i. The matrix units compute
+both sums as products of E in bfloat16 with a scaling in two bfloat16 parts, reading one copy of E
+in shared memory by rows and by columns. E gets there through global memory, block by block; to keep
+that buffer small, only as many programs are launched as run at once, each with many heads.
 
-By its rounding every entry of E is off by at most 2^-9 of itself, and so are the sums. The output
-is the closure of the last dual of the keys, from recomputed logits; that pass is one of
-`tiled_bf16`, the first column step one of `closure.keys_and_values_in_registers`.
+Rounding gives every entry of E, and so the sums, a relative error of at most 2^-9. The output is
+the closure of the last dual of the keys, from recomputed logits, by a pass of `tiled_bf16`; the
+first column step is a pass of `closure.keys_and_values_in_registers`.
 
-After four updates E serves for all remaining ones, unless these could move a scaling far: then the
+After four updates, E serves for all remaining ones, unless these could move a scaling far: then the
 scalings are folded into f and g, and E is recomputed. The map from one update to the next is
-nonexpansive in log a and log b, so no update moves any of them further than the previous one did.
+nonexpansive in log a and log b, so no update moves either further than the previous one did.
 
 Limits: `closure.TOKENS` tokens on either side and 64 channels. Letters: see `kernels.tiles`.
 """
@@ -39,32 +38,32 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 MANY_UPDATES, MANY_UPDATES_TOKENS = 10, 64
-"""From this many updates of more tokens than this on, faster than the logits in registers."""
+"""Updates and (exclusive) tokens from which this is faster than the logits in registers."""
 
 SOME_UPDATES = 4
-"""From this many updates on, faster than recomputing the logits in each, for lengths whose logits
-do not fit into registers.
+"""Updates from which this is faster than recomputing the logits in each, for lengths whose logits
+do not fit in registers.
 """
 
 BLOCK_QUERIES = 64
-"""Queries whose part of the plan is computed at a time."""
+"""Queries per block of the plan."""
 
 SAFE_UPDATES = tl.constexpr(4)
 """Updates that are safe from any start: they change a scaling by at most (n m)^4."""
 
 FARTHEST_SCALING = tl.constexpr(24.0)
-"""How far, in units of log 2, further updates may move a scaling with the same E."""
+"""Distance, in units of log 2, by which further updates may move a scaling with the same E."""
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why this kernel does not take the call; None if it does."""
+    """Return why this kernel does not take the call, or None if it does."""
     if call.num_iters == 1:
-        return "makes the updates after the first, got num_iters=1"
+        return "runs the updates after the first, got num_iters=1"
     return tiled_bf16.refusal(call) or closure.key_refusal(call)
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if this one is."""
+    """Return why another route is faster, or None if this one is the fastest."""
     if call.longest > logits_in_registers.TOKENS:
         least, at = SOME_UPDATES, f"more than {logits_in_registers.TOKENS}"
     else:
@@ -78,7 +77,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def weighted_sums(E, weight, PRECISION: tl.constexpr):
-    """Returns sum_y E_xy weight_y, `[x]`; one column holds what rounding a weight loses."""
+    """Return sum_y E_xy weight_y, `[x]`; one column holds the rounding error of the weights."""
     part = tl.arange(0, 16)[None, :]
     high = weight.to(tl.bfloat16)
     low = (weight - high.to(tl.float32)).to(tl.bfloat16)
@@ -88,7 +87,7 @@ def weighted_sums(E, weight, PRECISION: tl.constexpr):
 
 @triton.jit
 def row_shift(X):
-    """Returns minus the largest entry of each row, 0 where there is none."""
+    """Return minus the largest entry of each row, 0 where there is none."""
     highest = tl.max(X, 1)
     return tl.where(highest == float("-inf"), 0.0, -highest)
 
@@ -102,7 +101,7 @@ def store_plan(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Stores E of the head into `plan`; if it `is_first`, f = -max_j(S + g) into `rows`."""
+    """Store E of the head into `plan`; if `is_first`, store f = -max_j(S + g) into `rows`."""
     j = tl.arange(0, BLOCK_M)
     i = tl.arange(0, BLOCK_ROWS)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
@@ -113,7 +112,7 @@ def store_plan(
         S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
         following = i + BLOCK_ROWS
         valid_following = valid_tokens(padding, sample, following, n, HAS_PADDING)
-        q_tile = load_tile(q, following, valid_following, q_n, D, BLOCK_D)  # arrives meanwhile
+        q_tile = load_tile(q, following, valid_following, q_n, D, BLOCK_D)  # prefetch
         if is_first:
             f = row_shift(fma_bias(S, to_log2, g[None, :]))
             tl.store(rows + i, f, mask=i < n)
@@ -135,7 +134,7 @@ def last_dual(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Returns g^T from g^1 and stores f^(T-1) into `rows`; `plan` is room for E."""
+    """Return g^T computed from g^1, and store f^(T-1) into `rows`; `plan` is a buffer for E."""
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     valid_i = valid_tokens(padding, sample, i, n, HAS_PADDING)
     valid_j = valid_tokens(padding, sample, j, m, HAS_PADDING)
@@ -180,10 +179,10 @@ def updates_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """From g^1 in `cols` to the parts of g^T in `col_parts`, and f^(T-1) in `rows`.
+    """Compute the parts of g^T into `col_parts` and f^(T-1) into `rows`, from g^1 in `cols`.
 
-    Each program takes every num_programs-th of `all_heads`, with its part of `plans` `[programs,
-    BLOCK_N, BLOCK_M]` as room.
+    Each program takes every num_programs-th of `all_heads`; its part of `plans` `[programs,
+    BLOCK_N, BLOCK_M]` is its buffer.
     """
     plans += tl.program_id(0).to(tl.int64) * BLOCK_N * BLOCK_M
     j = tl.arange(0, BLOCK_M)
@@ -204,12 +203,12 @@ def updates_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, or None for zeros. No duals are kept."""
     queries, keys = Side(p.q), Side(p.k)
     cols = closure.column_step(p, start)
     smallest, warps, programs_at_a_time = (64, 4, 2) if max(p.n, p.m) <= 128 else (128, 8, 1)
     n_block, m_block = (max(block(count), smallest) for count in (p.n, p.m))
-    # At most this many programs, each with a plan in shared memory, run at a time.
+    # At most this many programs, each with a plan in shared memory, run at once.
     programs = min(p.programs, max(1, programs_at_a_time * device_of(p.q).multiprocessors))
     updates_kernel[(programs,)](
         p.q, p.k, p.padding, queries.dual, cols, keys.parts,

@@ -2,8 +2,8 @@
 
 Each kernel anchors a block of one side's tokens (x) and streams the other's (y): with queries as x
 it is a row pass, with keys as x a column pass. `dual_x` and `dual_y` are in units of log 2. Sums
-are kept below a running maximum, as in flash attention, or shifted by an earlier dual. This route
-takes every call. Letters: see `kernels.tiles`.
+are shifted by a running maximum, as in flash attention, or by an earlier dual. This route takes
+every call. Letters: see `kernels.tiles`.
 """
 
 import torch
@@ -26,7 +26,7 @@ from asap_exp.ops.kernels.tiles import (
 
 @triton.jit
 def head_and_tokens(count, BLOCK: tl.constexpr):
-    """Returns this program's head and its BLOCK tokens; programs of one head are neighbours."""
+    """Return this program's head and its BLOCK tokens; the programs of a head are consecutive."""
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
     first = (program % blocks) * BLOCK
@@ -35,7 +35,7 @@ def head_and_tokens(count, BLOCK: tl.constexpr):
 
 @triton.jit
 def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
-    """Returns A of a tile whose rows are x."""
+    """Return the plan A of a tile whose rows are x."""
     if X_IS_QUERY:
         return tl.exp2(log2_plan(S, to_log2, dual_y[None, :], dual_x[:, None]))
     return tl.exp2(log2_plan(S, to_log2, dual_x[:, None], dual_y[None, :]))
@@ -43,20 +43,20 @@ def plan_tile(S, to_log2, dual_x, dual_y, X_IS_QUERY: tl.constexpr):
 
 @triton.jit
 def running_shift(shift, logits):
-    """Returns minus the running maximum, which starts at +inf, after a further tile of logits."""
+    """Return minus the running maximum (+inf at the start) after a further tile of logits."""
     highest = tl.max(logits, axis=1)
     return tl.minimum(shift, tl.where(highest == float("-inf"), float("inf"), -highest))
 
 
 @triton.jit
 def rescale(shift, lower):
-    """Returns the factor of sums of exp(logits + shift) when `shift` becomes `lower`."""
+    """Return the factor that updates sums of exp(logits + shift) when `shift` becomes `lower`."""
     return tl.where(shift == float("inf"), 0.0, tl.exp2(finite_shift(lower) - finite_shift(shift)))
 
 
 @triton.jit
 def finite_shift(shift):
-    """Returns the shift, 0 where no maximum is known yet."""
+    """Return the shift, or 0 where no maximum is known yet."""
     return tl.where(shift == float("inf"), 0.0, shift)
 
 
@@ -73,9 +73,10 @@ def half_step_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """result_x = log2_ratio - LSE_y(S_xy + dual_y); with `previous` there is no running maximum.
+    """Compute result_x = log2_ratio - LSE_y(S_xy + dual_y).
 
-    `previous` must be a dual for which sum_y exp(S + dual_y + previous_x) is of moderate size.
+    With `previous`, there is no running maximum: it must be a dual for which
+    sum_y exp(S + dual_y + previous_x) is of moderate size.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -122,7 +123,7 @@ def attention_kernel(
     HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, SAVE: tl.constexpr,
 ):
     # fmt: on
-    """out = softmax_j(S + col) v, flash attention with a bias per key; `row` receives its dual."""
+    """Compute softmax_j(S + col) v: flash attention with a bias per key; `row` gets its dual."""
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -135,7 +136,7 @@ def attention_kernel(
     else:
         shift = tl.full([BLOCK_N], float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
-    rounded = tl.zeros([BLOCK_N], tl.float32)  # the sums of E as it meets the values
+    rounded = tl.zeros([BLOCK_N], tl.float32)  # the sums of E, rounded as for the product with v
     # [BLOCK_N, BLOCK_V]
     values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for first in range(0, m, BLOCK_M):
@@ -167,7 +168,7 @@ def attention_kernel(
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> None:
-    """Writes `out`, and all duals if they are kept; `start` is f^0, None for zeros."""
+    """Write `out`, and all duals if they are kept; `start` is f^0, or None for zeros."""
     save = duals is not None
     rows, cols = first_duals(p, start, duals)
     f: Tensor | None = None
@@ -181,7 +182,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) ->
 
 
 def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
-    """Returns duals with f^0 and g^1; with room for two updates if none are kept."""
+    """Return duals with f^0 and g^1 set; if no duals are kept, with space for two updates."""
     if duals is None:
         rows = p.q.new_empty(*p.q.shape[:2], 2, p.n, dtype=torch.float32)
         cols = p.q.new_empty(*p.q.shape[:2], 2, p.m, dtype=torch.float32)
@@ -197,7 +198,7 @@ def first_duals(p: Launch, start: Tensor | None, duals: Duals | None) -> Duals:
 def last_step(
     p: Launch, col: Tensor, row: Tensor | None, out: Tensor, rows: Tensor, save: bool
 ) -> None:
-    """Writes `out` from g^T, or only f^T if there are no values; `row` is an earlier f."""
+    """Write `out` from g^T, or only f^T if there are no values; `row` is an earlier f."""
     last = rows[:, :, p.num_iters % rows.shape[2]]
     if p.v.shape[3]:
         attention(p, col, row, out, last, save)
@@ -208,13 +209,13 @@ def last_step(
 def column_step(
     p: Launch, row: Tensor | None, previous: Tensor | None, result: Tensor
 ) -> None:
-    """Writes g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, replaces maxima."""
+    """Write g = -LSE_i(S + row) + log(n / m); `previous`, an earlier g, replaces maxima."""
     sides = p.k, p.q, row, previous, result
     _half_step(p, *sides, p.log2_ratio, x_is_query=False)
 
 
 def row_step(p: Launch, col: Tensor, previous: Tensor | None, result: Tensor) -> None:
-    """Writes f = -LSE_j(S + col); `previous`, an earlier f, replaces running maxima."""
+    """Write f = -LSE_j(S + col); `previous`, an earlier f, replaces running maxima."""
     sides = p.q, p.k, col, previous, result
     _half_step(p, *sides, 0.0, x_is_query=True)
 
@@ -245,7 +246,7 @@ def _half_step(
 def attention(
     p: Launch, col: Tensor, row: Tensor | None, out: Tensor, last: Tensor, save: bool
 ) -> None:
-    """out = softmax_j(S + col) v, and with `save` its dual in `last`; `row` is an earlier dual."""
+    """Write softmax_j(S + col) v, and with `save` its dual into `last`; `row` is an earlier f."""
     n_block, m_block, warps = p.tile
     attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
         p.q, p.k, p.v, col, row, p.padding, out, last,
@@ -257,14 +258,14 @@ def attention(
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
-    """Writes softmax_j(S + col) v; `col` `[B, H, M]` in natural units, None for zeros."""
+    """Write softmax_j(S + col) v; `col` `[B, H, M]` is in natural units, None for zeros."""
     zeros = p.q.new_zeros(*p.k.shape[:3], dtype=torch.float32)
     col = zeros if col is None else col * LOG2_E
     attention(p, col, None, out, col, save=False)
 
 
 def column_pass(p: Launch, row: Tensor) -> Tensor:
-    """g `[B, H, M]` of f `[B, H, N]`, both in natural units."""
+    """Return g `[B, H, M]` from f `[B, H, N]`, both in natural units."""
     g = p.k.new_empty(p.k.shape[:3], dtype=torch.float32)
     column_step(p, row * LOG2_E, None, g)
     return g / LOG2_E

@@ -1,13 +1,14 @@
 """Half steps and attention in passes over tiles for bfloat16 inputs without a gradient.
 
-`tiled` needs two additions per entry, this one: the dual of the streamed side is one more product
-on the matrix units, [1 1 1] times the dual's three bfloat16 parts, and the shift of the sums comes
-with the factor of the logits in one multiply-add. No running maximum is kept: the shift is an
-earlier dual, or the maximum of the first tile; if that was far off, the block starts again with a
+`tiled` needs two additions per entry; these kernels need one. The dual of the streamed side is one
+more product on the matrix units, [1 1 1] times the dual's three bfloat16 parts, and one
+multiply-add scales the logits and shifts the sums. No running maximum is kept: the shift is an
+earlier dual, or the maximum of the first tile; if it was far off, the block starts again with a
 running maximum.
 
-Logits are rounded differently than in `tiled`, by about 2^-22 of the largest: the gradient, for
-which every pass must see the same logits, uses that one. Any length. Letters: see `kernels.tiles`.
+Logits are rounded differently from `tiled`, by about 2^-22 of the largest. The gradient therefore
+uses `tiled`, since all its passes must see the same logits. Any length. Letters: see
+`kernels.tiles`.
 """
 
 import torch
@@ -36,20 +37,20 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 PARTS = 3
-"""Number of bfloat16 that hold one float32."""
+"""Number of bfloat16 values that represent one float32."""
 
 ABSENT_DUAL = tl.constexpr(-1e30)
 """Dual of an absent token, in units of the products of q and k."""
 
 PADDED_TO = 128
-"""Parts of a dual are stored for a multiple of this many tokens: whole tiles."""
+"""Multiple of tokens for which the parts of a dual are stored, so that tiles are whole."""
 
 SMALLEST_SUM, LARGEST_SUM = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
-"""Bounds within which a sum is right, whatever its shift."""
+"""Bounds within which a sum is accurate, whatever its shift."""
 
 
 def refusal(call: Call) -> str | None:
-    """Returns why the kernels for bfloat16 do not take the call; None if they do."""
+    """Return why the bfloat16 kernels do not take the call, or None if they do."""
     if call.keeps_duals:
         return "keeps no duals"
     for dtype in (call.dtype, call.value_dtype):
@@ -61,7 +62,7 @@ def refusal(call: Call) -> str | None:
 
 
 def slower(call: Call) -> str | None:
-    """Returns why another route is faster; None if none is."""
+    """Return why another route is faster, or None if none is."""
     if call.num_iters == 1:
         most = logits_in_registers.TOKENS
         if call.longest <= most:
@@ -73,7 +74,7 @@ def slower(call: Call) -> str | None:
 
 @triton.jit
 def store_parts(parts, dual, index, valid, padded, to_log2):
-    """Stores `dual` (units of log 2) as the matrix units read it, `[PARTS, padded]`."""
+    """Store `dual` (in units of log 2) as the matrix units read it, `[PARTS, padded]`."""
     absent = tl.where(to_log2 < 0, -ABSENT_DUAL, ABSENT_DUAL)
     x = tl.where(valid, dual / to_log2, absent)
     for part in tl.static_range(3):
@@ -89,7 +90,7 @@ def parts_kernel(
     BLOCK: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Converts a dual from natural units (0 if there is none) to units of log 2 and to parts."""
+    """Convert a dual from natural units (0 if there is none) to units of log 2 and to parts."""
     blocks = padded // BLOCK
     head = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -108,7 +109,7 @@ def load_streamed(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Loads the rows `j`, which all exist with NO_TAIL; 0 where padded."""
+    """Load the rows `j`; 0 where padded. With NO_TAIL, all rows exist."""
     if NO_TAIL and not HAS_PADDING:
         valid = tl.full(j.shape, True, tl.int1)
     else:
@@ -125,7 +126,7 @@ def logits(
     HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Returns <x, y> + dual_y / to_log2 for the tile of y that starts at `first`."""
+    """Return <x, y> + dual_y / to_log2 for the tile of y that starts at `first`."""
     j = first + tl.arange(0, BLOCK_Y)
     # [BLOCK_Y, BLOCK_D]
     y_tile = load_streamed(y, padding, b, j, num_y, y_n, D, BLOCK_D, HAS_PADDING, NO_TAIL)
@@ -142,15 +143,15 @@ def logits(
 
 @triton.jit
 def partial_sums(E, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
-    """Returns the row sums of a tile in four parts, each within a thread, `[BLOCK_X, 4]`."""
+    """Return the row sums of a tile in four parts, each within a thread, `[BLOCK_X, 4]`."""
     return tl.sum(tl.sum(tl.reshape(E, [BLOCK_X, BLOCK_Y // 8, 4, 2]), 3), 1)
 
 
 @triton.jit
 def row_sums(E, OPERAND: tl.constexpr):
-    """Returns the sums of E, rounded as where it meets the values, in each of 16 columns.
+    """Return the row sums of E, rounded as for the product with v, in each of 16 columns.
 
-    So a row with one entry that counts yields that value unchanged.
+    A row with a single significant entry therefore yields its value unchanged.
     """
     return product(E, tl.full([E.shape[1], 16], 1.0, OPERAND), OPERAND, "ieee")
 
@@ -166,7 +167,7 @@ def half_step_kernel(
     HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """result_x = log2_ratio - LSE_y(S_xy + dual_y), and its parts; `previous`: an earlier one."""
+    """Compute log2_ratio - LSE_y(S_xy + dual_y) and its parts; `previous` is an earlier result."""
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
@@ -213,21 +214,21 @@ def half_step_kernel(
 
 @triton.jit
 def first_shift(X):
-    """Returns minus the largest entry of each row of the first tile, 0 where that has no token."""
+    """Return minus the largest entry of each row of the first tile; 0 if it has no token."""
     highest = tl.max(X, 1)
     return tl.where(highest < -1e20, 0.0, -highest)
 
 
 @triton.jit
 def lost(total, valid):
-    """Returns 1 for each sum whose shift was so wrong that it lost digits, otherwise 0."""
+    """Return 1 for each sum whose shift was so far off that it lost digits, otherwise 0."""
     good = (total > SMALLEST_SUM) & (total < LARGEST_SUM)
     return (valid & (good == 0)).to(tl.int32)
 
 
 @triton.jit
 def any_lost(total, valid):
-    """True if any sum lost digits."""
+    """Return whether any sum lost digits."""
     return tl.max(lost(total, valid)) > 0
 
 
@@ -243,7 +244,7 @@ def attention_kernel(
     HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """out = softmax_j(S + col) v, where `parts` are those of col; `previous` is a dual of q."""
+    """Compute softmax_j(S + col) v from the `parts` of col; `previous` is a dual of q."""
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -295,7 +296,7 @@ def attention_kernel(
 
 
 class Side:
-    """Queries or keys with their dual, in units of log 2 and in the matrix units' parts."""
+    """Queries or keys with their dual, in units of log 2 and in parts for the matrix units."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -304,7 +305,7 @@ class Side:
         self.duals = tokens.new_empty(2, batch, heads, self.count, dtype=torch.float32)
         self.parts = tokens.new_empty(batch, heads, PARTS, self.padded, dtype=torch.bfloat16)
         self.steps = 0
-        """How often `half_step` has set the dual."""
+        """Number of times that `half_step` has set the dual."""
 
     @property
     def dual(self) -> Tensor:
@@ -312,7 +313,7 @@ class Side:
 
 
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
-    """Writes `out`; `start` is f^0, None for zeros. No duals are kept."""
+    """Write `out`; `start` is f^0, or None for zeros. No duals are kept."""
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, start)
     half_step(p, keys, queries, p.log2_ratio)
@@ -323,7 +324,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = N
 
 
 def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
-    """Sets the side's dual to `dual` (natural units; None for zeros)."""
+    """Set the side's dual to `dual`, in natural units; None for zeros."""
     parts_kernel[(p.programs * triton.cdiv(side.padded, PADDED_TO),)](
         dual, p.padding, side.dual, side.parts,
         p.heads, side.count, side.padded, p.to_log2,
@@ -333,7 +334,7 @@ def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
 
 
 def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
-    """Sets x's dual to log2_ratio - LSE_y(S + y's dual), shifted by an earlier dual of x."""
+    """Set x's dual to log2_ratio - LSE_y(S + y's dual), with sums shifted by x's earlier dual."""
     x_block, y_block, warps = p.tile
     previous = x.dual if x.steps else None
     x.steps += 1
@@ -348,7 +349,7 @@ def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
 
 
 def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
-    """out = softmax_j(S + g) v; the queries' dual is about minus the log of the sums."""
+    """Write softmax_j(S + g) v; the queries' dual approximates minus the log of the sums."""
     n_block, m_block, warps = p.tile
     attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
         p.q, p.k, p.v, keys.parts, queries.dual, p.padding, out,
@@ -360,9 +361,9 @@ def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
-    """Writes softmax_j(S + col) v, duals in natural units, None for zeros.
+    """Write softmax_j(S + col) v; duals are in natural units, None for zeros.
 
-    `row` `[B, H, N]` is about minus the logs of the sums, by which they are shifted.
+    `row` `[B, H, N]` approximates minus the logs of the sums and shifts them.
     """
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, row)
@@ -371,7 +372,7 @@ def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tenso
 
 
 def column_pass(p: Launch, row: Tensor) -> Tensor:
-    """g `[B, H, M]` of f `[B, H, N]`, both in natural units."""
+    """Return g `[B, H, M]` from f `[B, H, N]`, both in natural units."""
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, row)
     half_step(p, keys, queries, p.log2_ratio)

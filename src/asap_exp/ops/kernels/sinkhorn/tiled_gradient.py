@@ -1,7 +1,7 @@
 """The gradient of finite-T Sinkhorn attention in passes over tiles; any length, no logits stored.
 
-The notation of the adjoints is that of `logits_in_registers`. As in `tiled`, each kernel anchors a
-block of one side's tokens (x) and streams the other's (y). Letters: see `kernels.tiles`.
+The adjoints are as in `logits_in_registers`. As in `tiled`, each kernel anchors a block of one
+side's tokens (x) and streams the other's (y). Letters: see `kernels.tiles`.
 """
 
 from typing import NamedTuple
@@ -23,10 +23,10 @@ from asap_exp.ops.kernels.tiles import (
 )
 
 RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
-"""Precision of the products that sum the updates' part: finer than the inputs' own."""
+"""Precision of the products that sum the updates' contributions, finer than the inputs'."""
 
 RANK_UPDATES = 32
-"""Most updates whose products fit on chip; beyond, each update takes its own exponentials."""
+"""Maximum number of updates whose products fit on chip; with more, each has its exponentials."""
 
 
 # fmt: off
@@ -42,11 +42,11 @@ def delta_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """delta_i = sum_j A_ij <grad_out_i, v_j>.
+    """Compute delta_i = sum_j A_ij <grad_out_i, v_j>.
 
-    Flash attention takes <grad_out, out> for it. But `out` was computed from rounded A, and the
-    updates' adjoints would amplify the error in a row's sum of dX tenfold at logits of several
-    hundred.
+    Flash attention uses <grad_out, out> instead. But `out` was computed from a rounded A, and for
+    logits of several hundred the updates' adjoints would amplify the error in the row sums of dX
+    tenfold.
     """
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
@@ -88,7 +88,7 @@ def value_kernel(
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """The gradients of v and of g^T, one program per block of keys."""
+    """Compute the gradients of v and of g^T; one program per block of keys."""
     head, j = head_and_tokens(m, BLOCK_M)
     b, h = head // heads, head % heads
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
@@ -136,7 +136,7 @@ def adjoint_kernel(
     X_IS_QUERY: tl.constexpr, RESCALE: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """result_x = -sum_y exp(S + dual_x + dual_y) weight_y.
+    """Compute result_x = -sum_y exp(S + dual_x + dual_y) weight_y.
 
     RESCALE turns dg^(t+1) into w^t = dg^(t+1) exp(g^(t+1) - g^t) m / n, where `dual_x` is g^(t+1)
     and `earlier_x` g^t.
@@ -179,15 +179,15 @@ def logit_kernel(
     X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
+    """Compute grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
 
     The duals hold t = 0 .. T (`[.., T + 1, tokens]`), the weights w^t and df^t hold t = 0 .. T - 1.
     The sum over t has rank 2 T, with p^t_i = exp(f^t_i - f^T_i) and r^t_j = exp(g^t_j - g^T_j):
 
         sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
-    It is used if `drift`, the largest such exponent of the head, allows it; otherwise one
-    exponential per t.
+    This form is used if `drift`, the head's largest such exponent, is small enough; otherwise each
+    t takes its own exponential.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -258,10 +258,10 @@ def logit_kernel(
 def launch(
     p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
 ) -> None:
-    """Writes the gradients of q, k, v and f^0."""
+    """Write the gradients of q, k, v and f^0."""
     grad_q, grad_k, grad_v, grad_start = grads
     rows, cols = duals
-    # With a g^0 = g^1 - log(n / m), A^0 has the form of every other A^t.
+    # With g^0 = g^1 - log(n / m), A^0 has the form of every other A^t.
     cols = torch.cat([cols[:, :, :1] - p.log2_ratio, cols], dim=2)
     delta, grad_col = through_values(p, grad_out, rows[:, :, -1], cols[:, :, -1], grad_v)
     row_weights, col_weights = through_updates(p, rows, cols, grad_col, grad_start)
@@ -274,7 +274,7 @@ def launch(
 def through_values(
     p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Writes the gradient of v; returns delta `[B, H, N]`, with dX = A (dA - delta), and dg^T."""
+    """Write v's gradient, and return delta `[B, H, N]`, where dX = A (dA - delta), and dg^T."""
     delta, grad_col = torch.empty_like(row), torch.empty_like(col)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
@@ -295,7 +295,7 @@ def through_values(
 def through_updates(
     p: Launch, rows: Tensor, cols: Tensor, grad_col: Tensor, grad_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns df^t `[B, H, T, N]` (0 for t = 0) and w^t `[B, H, T, M]`; writes f^0's gradient."""
+    """Write f^0's gradient, and return df^t `[B, H, T, N]` (0 at t = 0) and w^t `[B, H, T, M]`."""
     row_weights, col_weights = torch.empty_like(rows[:, :, 1:]), torch.empty_like(cols[:, :, 1:])
     change = cols[:, :, -1] - cols[:, :, -2] - p.log2_ratio
     torch.mul(grad_col, change.exp2_(), out=col_weights[:, :, -1])
@@ -322,7 +322,7 @@ def adjoint(
     x_is_query: bool,
     earlier_x: Tensor | None = None,
 ) -> None:
-    """result = -sum_y A_xy weight_y; with `earlier_x`, times exp(dual_x - earlier_x) m / n."""
+    """Write -sum_y A_xy weight_y; with `earlier_x`, times exp(dual_x - earlier_x) m / n."""
     x_block, y_block, warps = p.tile
     num_x, num_y = x.shape[2], y.shape[2]
     adjoint_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
@@ -335,7 +335,7 @@ def adjoint(
 
 
 class Side(NamedTuple):
-    """Queries or keys with their values in dA = grad_out v', their duals and adjoint weights."""
+    """Queries or keys with their factor of dA = grad_out v', their duals and adjoint weights."""
 
     tokens: Tensor
     values: Tensor
@@ -346,7 +346,7 @@ class Side(NamedTuple):
 def through_logits(
     p: Launch, x: Side, y: Side, delta: Tensor, grad_x: Tensor, *, x_is_query: bool
 ) -> None:
-    """Writes the gradient of x's tokens."""
+    """Write the gradient of x's tokens."""
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
     by_rank = p.num_iters <= RANK_UPDATES
@@ -365,5 +365,5 @@ def through_logits(
 
 
 def largest_change(duals: Tensor) -> Tensor:
-    """Returns the largest difference of a dual from the last one, `[B, H]`, in units of log 2."""
+    """Return the largest difference of any dual from the last, `[B, H]`, in units of log 2."""
     return (duals - duals[:, :, -1:]).abs().amax(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""Updates of a row dual, plain or relaxed, and its closure, as calls of the Sinkhorn operator."""
+"""Updates of a row dual, plain or relaxed, and its closure, by calls of the Sinkhorn operator."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ def refined_attention(
     relaxation: Tensor | float | None,
     **options: Any,
 ) -> Tensor:
-    """Returns the closure of `f_hat` `[B, H, N]` after `refine` updates, `[B, H, N, width of v]`.
+    """Return the closure of `f_hat` `[B, H, N]` after `refine` updates, `[B, H, N, width of v]`.
 
-    `options` are eps, scale and key_padding_mask. If a gradient is needed, the reference makes
+    `options` are eps, scale and key_padding_mask. If a gradient is needed, the reference runs the
     relaxed updates, with the logits in memory.
     """
     if relaxation is not None:
@@ -42,7 +42,7 @@ def refined_dual(
     relaxation: Tensor | float | None,
     **options: Any,
 ) -> Tensor:
-    """Returns f after `refine` updates, `[B, H, N]`; plain ones have no gradient."""
+    """Return f after `refine` updates, `[B, H, N]`; plain updates have no gradient."""
     if refine == 0:
         return f
     if relaxation is None:
@@ -56,14 +56,14 @@ def refined_dual(
 
 
 def no_gradient(call: Call) -> str | None:
-    """Returns why the operator does not make these relaxed updates; None if it does."""
+    """Return why the operator does not run these relaxed updates, or None if it does."""
     return "has no gradient of the duals" if call.gradient else None
 
 
 def one_call_per_update(
     q: Tensor, k: Tensor, f: Tensor, refine: int, relaxation: Tensor | float, **options: Any
 ) -> Tensor:
-    """Returns f after `refine` relaxed updates, `[B, H, N]`; no gradient."""
+    """Return f after `refine` relaxed updates, `[B, H, N]`; no gradient."""
     weight = relaxation.float()[:, None] if isinstance(relaxation, Tensor) else relaxation
     for _ in range(refine):
         f = f + weight * (updated(q, k, f, 1, **options) - f)
@@ -81,13 +81,13 @@ def reference_updates(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """Returns f after `refine` relaxed updates, `[B, H, N]`, with the logits in memory."""
+    """Return f after `refine` relaxed updates, `[B, H, N]`, with the logits in memory."""
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     return update(S, f, refine, effective_padding(key_padding_mask), relaxation)
 
 
 def updated(q: Tensor, k: Tensor, f: Tensor, num_iters: int, **options: Any) -> Tensor:
-    """Returns f after `num_iters` plain updates, `[B, H, N]`; no gradient."""
+    """Return f after `num_iters` plain updates, `[B, H, N]`; no gradient."""
     no_values = k[..., :0]
     rows = sinkhorn(q, k, no_values, f, num_iters=num_iters, keep_duals=True, **options).rows
     return rows[:, :, -1] / LOG2_E
