@@ -201,7 +201,7 @@ expected = softmax_attention(q, k, v, backend="reference")
 with routes.force("keys per program"), routes.recorded() as taken:
     out = softmax_attention(q, k, v, backend="triton")
     print([each.route for each in taken], float((out - expected).abs().max()) < 1e-5)
-print("takes up to 128 keys, got 200" in str(explain("softmax_attention", n=200, capability=(9, 0))))
+print("takes up to 128 keys, got 200" in str(explain("softmax_attention", **call | {"n": 200})))
 """,
     )
     assert printed.splitlines() == ["['PyTorch']", "['keys per program'] True", "True"]

@@ -6,7 +6,7 @@ A table stands between `<!-- NAME ARGUMENTS: begin -->` and `<!-- NAME: end -->`
     methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, where
                             every map was measured, of the table of all maps (map_HASH)
     corruption GROUP ...    the same teacher and map on other test images, a row per group
-    results                 the quality of every group of records, a row each
+    results [KEY ...]       the quality of every group of records, a row each; of these methods
     speed                   the operators alone, a row per length and kind of input
 """
 
@@ -25,7 +25,15 @@ from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.markdown import columns, method_lines, setting_cells, short, summary_lines
+from asap_exp.report.markdown import (
+    SETTINGS,
+    SUMMARY,
+    columns,
+    method_lines,
+    setting_cells,
+    short,
+    summary_lines,
+)
 from asap_exp.report.markdown_table import table_lines
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 from asap_exp.report.records import load_records
@@ -87,12 +95,20 @@ def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
     if not any(settings_of_label(row.label) for row in chosen):
         return method_lines(group, chosen)
     shown = columns(group, all_columns=False)
+    titles = ["method", *SETTINGS[:-1]]
+    cells = [setting_cells(row)[:-1] for row in chosen]
+    # What all maps of the table share is said in its text.
+    told = [place for place, title in enumerate(titles) if place == 0 or differs(cells, place)]
     lines = [
-        [*setting_cells(row)[:-1], *(short(column, row[column.key]) for column in shown)]
-        for row in chosen
+        [*(cell[place] for place in told), *(short(column, row[column.key]) for column in shown)]
+        for cell, row in zip(cells, chosen, strict=True)
     ]
-    titles = ["method", "slices", "features", "refine", "calibration"]
-    return table_lines([*titles, *(column.title for column in shown)], lines, text=len(titles))
+    headings = [*(titles[place] for place in told), *(column.title for column in shown)]
+    return table_lines(headings, lines, text=len(told))
+
+
+def differs(cells: Sequence[Sequence[str]], place: int) -> bool:
+    return len({cell[place] for cell in cells} - {""}) > 1
 
 
 def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
@@ -157,10 +173,16 @@ def corruption_table(found: Published, arguments: Sequence[str]) -> list[str]:
     return table_lines(["test accuracy %", *CORRUPTION], lines)
 
 
+def results_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    for key in arguments:
+        check_choice("method", key, tuple(SUMMARY.values()))
+    return summary_lines(list(found.groups.values()), arguments)
+
+
 TABLES: dict[str, Callable[[Published, Sequence[str]], list[str]]] = {
     "headline": headline_table,
     "methods": methods_table,
     "corruption": corruption_table,
-    "results": lambda found, _: summary_lines(list(found.groups.values())),
+    "results": results_table,
     "speed": lambda found, _: speed_lines(found.benchmarks),
 }

@@ -176,35 +176,49 @@ SUMMARY = {
 """Title, and the key of the row; the last column is left out where no group has it."""
 
 
-def summary_lines(groups: list[Group]) -> list[str]:
+def summary_lines(groups: list[Group], keys: Sequence[str] = ()) -> list[str]:
     """One line per group with every layer compiled: the quality of each kind of method.
 
     Classifiers by their test accuracy, and below them, if there are any, masked language models by
-    their perplexity. Groups on corrupted images are left out.
+    their perplexity. Groups on corrupted images are left out. With `keys`, the columns of these
+    rows alone, for the groups that have at least two of them; without the map's settings.
     """
     whole = [g for g in groups if g.first.all_layers and g.first.corruption is None]
+    if keys:
+        whole = [g for g in whole if len({row.key for row in main_rows(g)} & {*keys}) > 1]
+    settings = [] if keys else ["slices", "features"]
     tables = by_objective(
         whole,
-        lambda column: ["slices", "features", *summary_titles(whole, column), "seeds"],
-        lambda group, column: summary_cells(group, column, summary_titles(whole, column)),
-        text=3,
+        lambda column: [*settings, *summary_titles(whole, column, keys), "seeds"],
+        lambda group, column: [
+            *([] if keys else map_cells(group)),
+            *summary_cells(group, column, summary_titles(whole, column, keys)),
+            str(len(group.records)),
+        ],
+        text=1 + len(settings),
     )
     return [line for number, table in enumerate(tables) for line in ([""] * bool(number)) + table]
 
 
-def summary_titles(groups: list[Group], column: Column) -> list[str]:
+def summary_titles(groups: list[Group], column: Column, keys: Sequence[str]) -> list[str]:
     mine = [group for group in groups if quality(group) is column]
     measured = {row.key for group in mine for row in main_rows(group)}
-    *_, (last, key) = SUMMARY.items()
-    return [title for title in SUMMARY if title != last or key in measured]
+    *_, (last, last_key) = SUMMARY.items()
+    chosen = [title for title, key in SUMMARY.items() if not keys or key in keys]
+    return [title for title in chosen if title != last or last_key in measured]
+
+
+def map_cells(group: Group) -> list[str]:
+    """The slices and features of the group's map."""
+    if group.first.artifact.budget is not None:
+        return ["by budget", ""]
+    settings = map_settings(group.first.artifact)
+    return [settings.slices, settings.features]
 
 
 def summary_cells(group: Group, column: Column, titles: Sequence[str]) -> list[str]:
     rows = {row.key: row[column.key] for row in main_rows(group)}
-    settings = map_settings(group.first.artifact)
     cells = {title: column.write(rows.get(SUMMARY[title])) for title in titles}
-    if attention_is_needless(group):
+    if "uniform" in cells and attention_is_needless(group):
         cells["uniform"] += " (attention is not needed)"
-    by_budget = group.first.artifact.budget is not None
-    made = ["by budget", ""] if by_budget else [settings.slices, settings.features]
-    return [*made, *cells.values(), str(len(group.records))]
+    return list(cells.values())
