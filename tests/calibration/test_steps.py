@@ -45,7 +45,7 @@ def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes()
 
 
 def test_every_step_with_settings_has_them_in_the_yaml() -> None:
-    file = conf_dir() / "calibration" / "ridge.yaml"
+    file = conf_dir() / "distill" / "calibration" / "ridge.yaml"
     written: Any = OmegaConf.to_container(OmegaConf.load(file))
     for name, step in with_settings().items():
         settings = step.defaults()

@@ -264,15 +264,15 @@ def test_digits_without_any_folder():
 def test_reliability_f14_fraction_that_leaves_too_few_training_rows_is_refused(fraction, rows):
     words = "leaves fewer training images than the 10 classes; choose a smaller fraction"
     with pytest.raises(UserError, match=f"data.val_fraction={fraction} of {rows} rows {words}"):
-        carved(np.arange(rows) % 10, fraction, seed=0, noun="images")
-    train, _ = carved(np.arange(1000) % 10, 0.99, seed=0, noun="images")
+        carved(np.arange(rows) % 10, fraction, seed=0, sample_name="images")
+    train, _ = carved(np.arange(1000) % 10, 0.99, seed=0, sample_name="images")
     assert len(train) == 10, "as many as there are classes"
 
 
 def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
     data = module("data.val_fraction=0.9")
     data.batch_size = 29
-    assert data.train_dataloader().rows == 29
+    assert data.train_dataloader().num_samples == 29
     assert len(next(iter(data.train_dataloader()))[1]) == 29
     data.batch_size = 30
     with pytest.raises(
@@ -286,29 +286,31 @@ def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
 
 def test_bugs_f15_class_with_one_row_stays_in_training():
     labels = np.array([0] * 20 + [1] * 19 + [2])
-    train, val = carved(labels, 0.1, seed=0, noun="images")
+    train, val = carved(labels, 0.1, seed=0, sample_name="images")
     assert sorted([*train, *val]) == list(range(40))
     assert 39 in train
     assert sorted(labels[val]) == [0, 0, 1, 1]
     with pytest.raises(UserError, match="none of the 3 classes has more than one of the 3 rows"):
-        carved(np.arange(3), 0.5, seed=0, noun="images")
+        carved(np.arange(3), 0.5, seed=0, sample_name="images")
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_wide_w6_no_fraction_is_advised_where_none_helps(fraction):
     with pytest.raises(UserError, match=r"has more than one of the 4 rows\. Add rows") as error:
-        carved(np.arange(4), fraction, seed=0, noun="images")
+        carved(np.arange(4), fraction, seed=0, sample_name="images")
     assert "larger" not in str(error.value)
     # A class of one row is not held back and therefore not counted.
     labels = np.array([0] * 4 + [1] * 4 + [2])
     with pytest.raises(UserError, match=r"than the 2 classes of more .* a larger fraction"):
-        carved(labels, 0.1, seed=0, noun="images")
+        carved(labels, 0.1, seed=0, sample_name="images")
 
 
 def test_ordinary_split_is_that_of_scikit_learn():
     labels = LABELS.numpy()
     parts = train_test_split(np.arange(ROWS), test_size=0.1, stratify=labels, random_state=3)
-    for part, expected in zip(carved(labels, 0.1, seed=3, noun="images"), parts, strict=True):
+    for part, expected in zip(
+        carved(labels, 0.1, seed=3, sample_name="images"), parts, strict=True
+    ):
         assert part.tolist() == sorted(expected)
 
 

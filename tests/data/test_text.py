@@ -62,7 +62,7 @@ def test_every_task_gives_batches_for_its_classes(root, name):
             assert (batch.ids[:, 0] == CLS).all()
             assert batch.ids.max() < 400
             assert 0 <= labels.min() <= labels.max() < data.num_classes
-    rows = [data.train_dataloader().rows, data.val_dataloader().rows]
+    rows = [data.train_dataloader().num_samples, data.val_dataloader().num_samples]
     assert rows == [data.identity["train_rows"], data.identity["val_rows"]]
     assert sum(rows) == 200
 
@@ -146,7 +146,7 @@ def test_empty_text_is_a_sample_like_any_other(tmp_path):
         write_texts(tmp_path / "ag_news" / f"{split}.parquet", dataset, texts, labels)
     data = module(tmp_path)
     loader = data.test_dataloader()
-    assert loader.rows == 60
+    assert loader.num_samples == 60
     assert loader.texts.lengths[5] == 1
     lengths = [n for b, _ in loader for n in valid_lengths(b)]
     assert sorted(lengths) == sorted(loader.texts.lengths.tolist())
@@ -168,7 +168,7 @@ def test_training_is_shuffled_and_augmented_and_the_rest_is_neither(root):
     assert all(masked)
     assert not any((batch.ids == 3).any() for batch, _ in val)
     fit, held_out = data.calibration_dataloaders(samples=20, holdout=10, batch_size=8, seed=0)
-    assert (fit.rows, held_out.rows) == (20, 10)
+    assert (fit.num_samples, held_out.num_samples) == (20, 10)
     assert not any((batch.ids == 3).any() for batch, _ in fit)
 
 
@@ -242,8 +242,8 @@ def test_lines_of_wikitext_are_one_text_in_blocks(tmp_path):
         assert set(loader.texts.lengths[:-1]) == {32}
         raw = load_texts(dataset, split, str(tmp_path), None)
         tokens = data.tokenizer.encode("".join(raw.texts)).ids
-        assert abs(loader.texts.lengths.sum() - loader.rows - len(tokens)) <= len(raw.texts)
-    assert data.noun == "blocks of text"
+        assert abs(loader.texts.lengths.sum() - loader.num_samples - len(tokens)) <= len(raw.texts)
+    assert data.sample_name == "blocks of text"
     assert data.num_classes == 400
     assert data.identity["val_rows"] == 42
     assert data.identity["train_rows"] == data.identity["train_split_rows"] == 202
@@ -281,7 +281,7 @@ def test_masked_language_model_on_texts_leaves_out_those_without_a_token(tmp_pat
     for split in ("train", "test"):
         write_texts(tmp_path / "ag_news" / f"{split}.parquet", dataset, texts, labels)
     data = module(tmp_path, "agnews_mlm", "data.layout=texts")
-    assert data.test_dataloader().rows == 59
+    assert data.test_dataloader().num_samples == 59
     for batch, targets in data.test_dataloader():
         assert len(targets) == len(batch.positions) > 0
 
@@ -326,7 +326,7 @@ def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
     root = text_root(tmp_path, "agnews")
     rewrite(root, "test", ["a", "", "", "", "", "b"], [0] * 6)  # blocks: CLS and two more
     loader = module(root, "agnews_mlm", "data.max_length=3").test_dataloader()
-    assert loader.rows == 2
+    assert loader.num_samples == 2
     for batch, targets in loader:
         assert len(batch.positions) == len(targets) > 0
 

@@ -103,7 +103,7 @@ def test_first_rows_are_those_of_the_stored_order_and_unchanged():
     assert not part.shuffled
     assert sorted(row for rows in rows_of(part) for row in rows) == list(range(7))
     assert token_rows(part.texts) == token_rows(found.texts)[:7]
-    assert loader().first(10**6).rows == len(LENGTHS)
+    assert loader().first(10**6).num_samples == len(LENGTHS)
     one = list(loader(max_tokens=MAX_LENGTH).first(12, batch_size=12))
     assert len(one) == 1
     assert len(one[0][1]) == 12, "the budget does not cut a batch that was asked for"

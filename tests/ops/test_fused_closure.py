@@ -62,7 +62,7 @@ def test_any_width_and_scale(widths, scale, launches):
 
 @pytest.mark.parametrize("queries", [129, 150])
 def test_rows_and_columns_of_all_sizes(queries, launches):
-    """The dual is far from any plan's dual, so that both kinds of sums are recomputed."""
+    """The dual is far from any plan's, so that both kinds of sums are recomputed."""
     inputs = inputs_for(4.0, queries=queries)
     dual = torch.linspace(-400, 400, queries, device=DEVICE).expand_as(inputs.row_dual)
     assert_as_good_as_the_reference(CLOSURE, replace(inputs, row_dual=dual))
@@ -71,7 +71,7 @@ def test_rows_and_columns_of_all_sizes(queries, launches):
 
 
 def masks(tokens: int) -> torch.Tensor:
-    """Return masks: none, the last 40, all but one, the first 70 (a whole block of queries), all."""
+    """Return masks: none, the last 40, all but one, the first 70 (a block of queries), all."""
     place = torch.arange(tokens)
     return torch.stack([place < 0, place > 99, place != 130, place < 70, place >= 0]).to(DEVICE)
 

@@ -29,7 +29,7 @@ from asap_exp.core.console import progress
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
 from asap_exp.core.manifest import manifest, outcome
-from asap_exp.core.runs import public_config, short_hash, without
+from asap_exp.core.runs import drop_keys, public_config, short_hash
 from asap_exp.core.sealed import sealed
 from asap_exp.report.benchmark_records import FORMAT, folder_of, write_record
 from asap_exp.report.benchmark_table import print_benchmark
@@ -107,7 +107,7 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
 def benchmark_config(config: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     """Return the configuration for the record, without the part for other devices."""
     other = {"gpu": "cpu", "cpu": "gpu"}[suite_name(device)]
-    return without(public_config(config), (other,))
+    return drop_keys(public_config(config), (other,))
 
 
 def benchmark_name(
@@ -115,8 +115,8 @@ def benchmark_name(
 ) -> str:
     """Return a name that is equal for the same settings and inputs on the same kind of device."""
     what = {
-        "config": without(public, ("accelerator", "data", "task")),
-        "inputs": without(source.identity, ("data.source",)),
+        "config": drop_keys(public, ("accelerator", "data", "task")),
+        "inputs": drop_keys(source.identity, ("data.source",)),
     }
     graph = ["graph"] if config.cuda_graph else []
     words = [device_name(device), config.mode, config.inputs, *graph, short_hash(what)]

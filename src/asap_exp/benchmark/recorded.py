@@ -64,7 +64,7 @@ class Recorder:
 
     @property
     def is_of_images(self) -> bool:
-        return isinstance(self.run.config, ImageTrainConfig)
+        return not self.run.config.lengths_vary
 
     def draw(self, shape: Shape) -> list[Tensor]:
         """Return q, k and v of that shape; samples and heads are repeated if there are too few."""
@@ -123,7 +123,7 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
         "teacher_sha256": run.manifest.teacher_sha256,
         "layer": path,
         "split": CALIBRATION_SPLIT,
-        "images": samples.rows,
+        "images": samples.num_samples,
         "data": data.identity,
     }
     return Recorder(run, samples, device, path, own), identity

@@ -20,9 +20,8 @@ from asap_exp.core.config.fields import (
     above,
     at_least,
     at_most,
-    one_of,
 )
-from asap_exp.core.errors import UserError, check_range
+from asap_exp.core.errors import UserError, check_choice, check_range
 
 AnyStep = TypeVar("AnyStep", bound=Step)
 
@@ -31,8 +30,8 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 class CalibrationKeys:
     """All keys but the settings of the steps, which `CalibrationConfig` adds under their names."""
 
-    name: Annotated[str, one_of(*STEPS, "sequential")]
-    steps: Annotated[list[str], one_of(*STEPS)]
+    name: str
+    steps: list[str]
     sequential: bool
     slices: Annotated[int, at_least(1), at_most(MOST_SLICES)]
     candidates: Annotated[int, at_most(10 * MOST_SLICES)]
@@ -49,6 +48,7 @@ class CalibrationKeys:
     seed: Seed
 
     def __post_init__(self) -> None:
+        check_choice("calibration.name", self.name, (*STEPS, "sequential"))
         check_steps(self.steps)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
         for key in ("adaptive", "logits"):
@@ -111,6 +111,8 @@ else:
 
 def check_steps(steps: list[str]) -> None:
     """UserError unless `steps` begins with a start, and each later scope follows the former."""
+    for step in steps:
+        check_choice("calibration.steps", step, tuple(STEPS))
     starts = names_of(StartStep)
     begins = steps and steps[0] in starts and not set(steps[1:]) & set(starts)
     if not begins or len(set(steps)) < len(steps):

@@ -52,7 +52,7 @@ HARDWARE_KEYS = (
 """Keys that change how fast a run is computed."""
 
 
-def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+def drop_keys(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """A copy of a nested dict without the dotted `keys`."""
     result = dict(tree)
     for key in keys:
@@ -60,7 +60,7 @@ def without(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         if head not in result:
             continue
         if rest:
-            result[head] = without(result[head], (rest,))
+            result[head] = drop_keys(result[head], (rest,))
         else:
             del result[head]
     return result
@@ -73,13 +73,13 @@ def short_hash(value: Any) -> str:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a configuration that decides what is computed, without the seed."""
-    return without(plain(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
+    return drop_keys(to_dict(config), (*LOCATION_KEYS, *HARDWARE_KEYS, "seed"))
 
 
-def plain(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """As a nested dict; without `init_from` where weights are fresh, which needs no word."""
     tree = asdict(config)
-    return tree if tree.get("init_from") else without(tree, ("init_from",))
+    return tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
@@ -87,7 +87,7 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
     If the weights come from an `initial` run, the same holds for that run.
     """
-    recipe = without(identity(config), ("attention", "init_from"))
+    recipe = drop_keys(identity(config), ("attention", "init_from"))
     if initial is not None:
         same = initial.config.attention["name"] == config.attention["name"]
         recipe["initial"] = {"recipe": initial.manifest.recipe_hash, "same_attention": same}
@@ -96,7 +96,7 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 def public_config(config: Any) -> dict[str, Any]:
     """Return a configuration as records show it, without paths of one machine."""
-    return without(plain(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return drop_keys(to_dict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
 
 
 def run_name(config: TrainConfig) -> str:
@@ -179,11 +179,18 @@ class Run:
     @property
     def finished(self) -> bool:
         """True if finished; raises UserError if the configuration and the manifest disagree."""
+        return self.finished_manifest() is not None
+
+    def finished_manifest(self) -> TrainManifest | None:
+        """Return the manifest of a finished run, read once; None if it is not finished.
+
+        Raises UserError if the configuration and the manifest disagree.
+        """
         if not (self.started and self.weights.is_file()):
-            return False
+            return None
         manifest = self.manifest
         check_agrees(self, manifest)
-        return manifest.finished
+        return manifest if manifest.finished else None
 
 
 def own_command(run: Run) -> str:
@@ -225,7 +232,7 @@ def check_agrees(run: Run, manifest: TrainManifest) -> None:
             "unchanged copy, or set the keys you want on the command line of a new run"
         )
     not_compared = (*LOCATION_KEYS, *HARDWARE_KEYS, "seed")
-    then, now = without(manifest.config, not_compared), identity(config)
+    then, now = drop_keys(manifest.config, not_compared), identity(config)
     then, now = (
         {**tree, "seed": seed} for tree, seed in ((then, manifest.seed), (now, config.seed))
     )
@@ -316,7 +323,17 @@ def current(runs: Iterable[Run]) -> list[Run]:
 
 
 def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
-    """Yield every undamaged run directory (of `task`, if given); warn about damaged ones."""
+    """Yield every run directory (of `task`); skip a damaged one with a warning."""
+    return (run for run, _ in sound_runs_with_manifests(paths, task))
+
+
+def sound_runs_with_manifests(
+    paths: PathsConfig, task: str | None
+) -> Iterator[tuple[Run, TrainManifest | None]]:
+    """Yield every run directory (of `task`), with its manifest if it is finished.
+
+    Skips a damaged one with a warning.
+    """
     files = {
         file
         for name in ("config.yaml", "manifest.json")
@@ -327,9 +344,9 @@ def sound_runs(paths: PathsConfig, task: str | None) -> Iterator[Run]:
         if any(part.startswith(".") for part in folder.relative_to(paths.runs).parts):
             continue
         try:
-            _ = run.finished
+            manifest = run.finished_manifest()
             if task in (None, run.config.task.name):
-                yield run
+                yield run, manifest
         except UserError as error:
             warn(f"{run.path} is left out: {error}")
 

@@ -23,7 +23,7 @@ RESIZED_AT_ONCE = 1000
 class ImageDataModule(TaskDataModule[Images]):
     """Images held as uint8 on the device and augmented there."""
 
-    noun = "images"
+    sample_name = "images"
     config: ImageDataConfig
 
     def __init__(

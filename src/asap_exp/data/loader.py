@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from asap_exp.core.errors import UserError
+from asap_exp.core.tensors import fingerprint
 from asap_exp.data.sources import Images
 
 Batch = tuple[Any, Tensor]
@@ -55,7 +57,7 @@ class BatchLoader(ABC):
 
     @property
     @abstractmethod
-    def rows(self) -> int:
+    def num_samples(self) -> int:
         """Number of samples."""
 
     @abstractmethod
@@ -65,8 +67,8 @@ class BatchLoader(ABC):
     def __iter__(self) -> Iterator[Batch]: ...
 
     @abstractmethod
-    def first(self, rows: int, batch_size: int | None = None) -> Self:
-        """Return an unshuffled loader of the first `rows` samples in their stored order.
+    def first(self, samples: int, batch_size: int | None = None) -> Self:
+        """Return an unshuffled loader of the first `samples` samples in their stored order.
 
         With `batch_size`, every batch except the last has exactly that many samples.
         """
@@ -104,13 +106,13 @@ class DeviceLoader(BatchLoader):
         self.images, self.transform = images, transform
 
     @property
-    def rows(self) -> int:
+    def num_samples(self) -> int:
         return self.images.rows
 
     def __len__(self) -> int:
         if self.shuffled:
-            return max(self.rows // self.batch_size, 1)
-        return -(-self.rows // self.batch_size)
+            return max(self.num_samples // self.batch_size, 1)
+        return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
@@ -118,8 +120,9 @@ class DeviceLoader(BatchLoader):
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             yield self.transform(self.images.pixels[rows], self.images.labels[rows])
 
-    def first(self, rows: int, batch_size: int | None = None) -> "DeviceLoader":
-        images = Images(self.images.pixels[:rows], self.images.labels[:rows], self.images.source)
+    def first(self, samples: int, batch_size: int | None = None) -> "DeviceLoader":
+        pixels, labels = self.images.pixels[:samples], self.images.labels[:samples]
+        images = Images(pixels, labels, self.images.source)
         return DeviceLoader(images, batch_size or self.batch_size, self.transform)
 
     def fingerprint(self) -> str:
@@ -128,8 +131,40 @@ class DeviceLoader(BatchLoader):
     def _order(self) -> Tensor:
         device = self.images.pixels.device
         if not self.shuffled:
-            return torch.arange(self.rows, device=device)
-        return torch.randperm(self.rows, generator=self.generator()).to(device)
+            return torch.arange(self.num_samples, device=device)
+        return torch.randperm(self.num_samples, generator=self.generator()).to(device)
+
+
+class TensorLoader(BatchLoader):
+    """Batches of two tensors, inputs and labels `[samples, ...]`, in their order.
+
+    For measuring a model of your own (`asap_exp.evaluate.measure`).
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, batch_size: int) -> None:
+        super().__init__(batch_size, None, lambda: 0)
+        if len(inputs) != len(labels):
+            raise UserError(f"{len(inputs)} inputs have {len(labels)} labels; give one for each")
+        self.inputs, self.labels = inputs, labels
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.inputs)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i in self._numbers():
+            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            yield self.inputs[part], self.labels[part]
+
+    def first(self, samples: int, batch_size: int | None = None) -> "TensorLoader":
+        size = batch_size or self.batch_size
+        return TensorLoader(self.inputs[:samples], self.labels[:samples], size)
+
+    def fingerprint(self) -> str:
+        return fingerprint({"inputs": self.inputs, "labels": self.labels})
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import lightning as L
 import numpy as np
@@ -16,10 +16,14 @@ from torch import Tensor
 from asap_exp.core.config import DataConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
+from asap_exp.core.objectives import CLASSIFICATION, Objective
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_files import CLASSES, CLASSES_HASH, kept_names, names_hash
+
+if TYPE_CHECKING:
+    from asap_exp.data.raw_texts import RawTexts
 
 
 class Rows(Protocol):
@@ -52,7 +56,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     loads the test split.
     """
 
-    noun: str
+    sample_name: str
     """Name of the samples, in the plural."""
 
     def __init__(
@@ -71,6 +75,15 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         self.class_names: Names = dataset.trained_names
         self._splits: dict[str, Kind] = {}
         self.identity: dict[str, object] = {"name": config.name, "train_on": config.train_on}
+
+    @property
+    def objective(self) -> Objective:
+        """What is predicted of the samples."""
+        return CLASSIFICATION
+
+    def labelled_texts(self) -> "tuple[RawTexts, RawTexts] | None":
+        """Return training and test texts with their classes; None where there are none."""
+        return None
 
     @property
     @abstractmethod
@@ -163,9 +176,9 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         carves = self.config.val_fraction is not None and self.config.train_on == "train"
         if carves and train.rows < self.batch_size <= train.rows + held_back:
             raise UserError(
-                f"data.val_fraction={self.config.val_fraction} leaves {train.rows} {self.noun} to "
-                f"train on, fewer than recipe.batch_size={self.batch_size}; choose a smaller "
-                "fraction or a smaller batch"
+                f"data.val_fraction={self.config.val_fraction} leaves {train.rows} "
+                f"{self.sample_name} to train on, fewer than recipe.batch_size={self.batch_size}; "
+                "choose a smaller fraction or a smaller batch"
             )
         return self.training_loader(train)
 
@@ -196,7 +209,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         if holdout >= train.rows:
             raise UserError(
                 f"calibration.holdout={holdout} leaves nothing to fit on: {self.config.name} has "
-                f"{train.rows} training {self.noun}; choose fewer"
+                f"{train.rows} training {self.sample_name}; choose fewer"
             )
         order = np.random.default_rng(seed).permutation(train.rows)
         parts = order[holdout : holdout + samples], order[:holdout]
@@ -219,12 +232,15 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
                 "its own; set data.val_fraction=null"
             )
         return carved(
-            rows.labels.cpu().numpy(), fraction, seed=self.config.split_seed, noun=self.noun
+            rows.labels.cpu().numpy(),
+            fraction,
+            seed=self.config.split_seed,
+            sample_name=self.sample_name,
         )
 
 
 def carved(
-    labels: np.ndarray, fraction: float, *, seed: int, noun: str
+    labels: np.ndarray, fraction: float, *, seed: int, sample_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return training and validation rows, stratified; the only row of a class goes to training.
 
@@ -235,9 +251,9 @@ def carved(
     classes = int((sizes > 1).sum())
     if not classes:
         raise UserError(
-            f"data.val_fraction={fraction} holds back no {noun}: none of the {len(sizes)} classes "
-            f"has more than one of the {len(labels)} rows. Add rows, so that a class has two or "
-            "more; no other fraction helps"
+            f"data.val_fraction={fraction} holds back no {sample_name}: none of the {len(sizes)} "
+            f"classes has more than one of the {len(labels)} rows. Add rows, so that a class has "
+            "two or more; no other fraction helps"
         )
     more = " of more than one row" if classes < len(sizes) else ""
     counted = f"{classes} classes{more}"
@@ -247,8 +263,8 @@ def carved(
     ):
         if rows < classes:
             raise UserError(
-                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} {noun} "
-                f"than the {counted}; choose a {change} fraction"
+                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} "
+                f"{sample_name} than the {counted}; choose a {change} fraction"
             )
     parts = train_test_split(shared, test_size=fraction, stratify=labels[shared], random_state=seed)
     train_rows, val_rows = (np.sort(part) for part in parts)

@@ -28,8 +28,8 @@ def check_same_data(data: TaskDataModule, run: Run) -> None:
     now, then = data.identity["train_sha256"], run.manifest.data["train_sha256"]
     if now != then:
         raise UserError(
-            f"the training {data.noun} of {data.config.name} found now ({data.identity['source']}, "
-            f"SHA-256 {str(now)[:8]}...) are not those that {run.path} was trained on "
-            f"({run.manifest.data['source']}, {str(then)[:8]}...); set data.root=FOLDER to the "
-            "folder of the original data"
+            f"the training {data.sample_name} of {data.config.name} found now "
+            f"({data.identity['source']}, SHA-256 {str(now)[:8]}...) are not those that {run.path} "
+            f"was trained on ({run.manifest.data['source']}, {str(then)[:8]}...); set "
+            "data.root=FOLDER to the folder of the original data"
         )

@@ -1,7 +1,6 @@
 """LightningDataModule of the text tasks."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from tokenizers import Tokenizer
 
 from asap_exp.core.config import TextDataConfig
 from asap_exp.core.errors import UserError
+from asap_exp.core.objectives import OBJECTIVES, Objective
 from asap_exp.data.catalog import text_dataset
-from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
 from asap_exp.data.module import TaskDataModule
 from asap_exp.data.raw_texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
 from asap_exp.data.run_files import TOKENIZER_HASH, as_trained, recorded, repair
 from asap_exp.data.sources import cache_dir
+from asap_exp.data.targets import TARGETS
 from asap_exp.data.text_loader import TextLoader
 from asap_exp.data.tokenizer import (
     FILE,
@@ -25,7 +25,7 @@ from asap_exp.data.tokenizer import (
     save_tokenizer,
     tokenizer_hash,
 )
-from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated, with_own_tokens
+from asap_exp.data.tokens import SPECIAL_TOKENS, Texts, blocks, truncated
 
 
 class TextDataModule(TaskDataModule[Texts]):
@@ -39,15 +39,11 @@ class TextDataModule(TaskDataModule[Texts]):
 
     def __init__(self, config: TextDataConfig, *, folder: Path | None, **options: Any) -> None:
         dataset = as_trained(text_dataset(config.name), folder)
-        self.dataset = replace(dataset, labels_read=not config.masked)
-        if not (config.masked or self.dataset.num_classes):
-            raise UserError(
-                f"data.objective={config.objective}, but the texts of {config.name} have no "
-                "classes; set data.objective=mlm"
-            )
+        self.targets = TARGETS[config.objective](config, dataset)
+        self.dataset = self.targets.dataset
         super().__init__(config, self.dataset, **options)
         self.folder = folder
-        self.noun = "blocks of text" if config.layout == "blocks" else "texts"
+        self.sample_name = "blocks of text" if config.layout == "blocks" else "texts"
         self._raw: dict[str, RawTexts] = {}
         if config.split == "pooled":
             pool = sum(self.dataset.rows.values())
@@ -57,7 +53,14 @@ class TextDataModule(TaskDataModule[Texts]):
 
     @property
     def num_classes(self) -> int:
-        return self.config.vocab_size if self.config.masked else self.dataset.num_classes
+        return self.targets.num_classes
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.config.objective]
+
+    def labelled_texts(self) -> tuple[RawTexts, RawTexts] | None:
+        return None if self.objective.of_tokens else (self.raw("train"), self.raw("test"))
 
     def raw(self, split: str) -> RawTexts:
         """Return a split as it is stored, or as drawn from the pool of both splits."""
@@ -111,16 +114,11 @@ class TextDataModule(TaskDataModule[Texts]):
         check_texts(self.dataset, split, self.config.root, self.config.cache)
 
     def arranged(self, rows: Texts) -> Texts:
-        if self.config.masked and not len(rows.ids):
-            raise UserError(
-                f"data.objective=mlm has nothing to predict: all {rows.rows} texts of a split of "
-                f"{self.config.name} are empty; choose other data"
-            )
         if self.config.layout == "blocks":
             samples = blocks(rows, self.config.max_length, joined=self.dataset.joined)
         else:
             samples = truncated(rows, self.config.max_length, self.config.truncation)
-        return with_own_tokens(samples) if self.config.masked else samples
+        return self.targets.arranged(rows, samples)
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -135,20 +133,16 @@ class TextDataModule(TaskDataModule[Texts]):
         return changed if then.get(TOKENIZER_HASH) in (None, now) else [*changed, FILE]
 
     def training_loader(self, samples: Texts) -> TextLoader:
-        share, masked = self.config.mask_share, self.config.masked
         return self._loader(
             samples,
             self.batch_size,
-            transform=DynamicMasking(share, self.entries) if masked else WordDropout(share),
+            transform=self.targets.training_transform(self.entries),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
 
     def plain_loader(self, samples: Texts, batch_size: int) -> TextLoader:
-        if self.config.masked:
-            share, seed = self.config.mask_share, self.config.mask_seed
-            samples = with_fixed_masks(samples, share, self.entries, seed=seed)
-        return self._loader(samples, batch_size)
+        return self._loader(self.targets.fixed(samples, self.entries), batch_size)
 
     def _loader(self, samples: Texts, batch_size: int, **options: Any) -> TextLoader:
         return TextLoader(

@@ -50,11 +50,11 @@ class TextLoader(BatchLoader):
         self.max_tokens = max_tokens
 
     @property
-    def rows(self) -> int:
+    def num_samples(self) -> int:
         return self.texts.rows
 
     def __len__(self) -> int:
-        return len(self._planned(np.arange(self.rows)))
+        return len(self._planned(np.arange(self.num_samples)))
 
     def __iter__(self) -> Iterator[Batch]:
         plan = self._epoch()
@@ -65,9 +65,9 @@ class TextLoader(BatchLoader):
         for i in self._numbers():
             yield self._assembled(rows[ends[i] - len(plan[i].rows) : ends[i]], plan[i])
 
-    def first(self, rows: int, batch_size: int | None = None) -> "TextLoader":
+    def first(self, samples: int, batch_size: int | None = None) -> "TextLoader":
         return TextLoader(
-            self.texts.take(np.arange(min(rows, self.rows))),
+            self.texts.take(np.arange(min(samples, self.num_samples))),
             batch_size or self.batch_size,
             max_length=self.max_length,
             length_multiple=self.length_multiple,
@@ -98,9 +98,9 @@ class TextLoader(BatchLoader):
     def _epoch(self) -> list[Planned]:
         """Return the batches of this epoch in the order in which they are given out."""
         if not self.shuffled:
-            return self._planned(np.arange(self.rows))
+            return self._planned(np.arange(self.num_samples))
         generator = self.generator()
-        plan = self._planned(torch.randperm(self.rows, generator=generator).numpy())
+        plan = self._planned(torch.randperm(self.num_samples, generator=generator).numpy())
         return [plan[i] for i in torch.randperm(len(plan), generator=generator).tolist()]
 
     def _planned(self, order: np.ndarray) -> list[Planned]:

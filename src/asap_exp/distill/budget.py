@@ -11,7 +11,7 @@ from asap_exp.attention import AsapAttention, Attention
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import device_of
 from asap_exp.calibration.data import CalibrationData
-from asap_exp.core.config import BudgetConfig, TextDataConfig
+from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import console
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
@@ -47,7 +47,7 @@ def compile_within(
     check_measurable(budget, task_data)
     budget.latency.check_device("budget.latency", device_of(data.net).type)
     batches = task_data.val_dataloader()
-    check_enough(budget, batches.rows, task_data.noun)
+    check_enough(budget, batches.num_samples, task_data.sample_name)
     scorer = ValidationScorer(data, batches, budget)
     options, fits = make_options(data, paths, budget)
     ms = scorer.layer_ms(options)
@@ -61,20 +61,20 @@ def compile_within(
 
 
 def check_measurable(budget: BudgetConfig, data: TaskDataModule) -> None:
-    masked = isinstance(data.config, TextDataConfig) and data.config.masked
-    if masked and budget.accuracy_drop is not None:
+    objective = data.objective
+    if objective.metric != "accuracy" and budget.accuracy_drop is not None:
         raise UserError(
-            f"budget.accuracy_drop={budget.accuracy_drop} is in points of accuracy, but a masked "
-            "language model is judged by its perplexity; give budget.latency_ratio instead, which "
-            "takes the plan whose predictions are closest to the teacher's"
+            f"budget.accuracy_drop={budget.accuracy_drop} is in points of accuracy, but "
+            f"{objective.model} is judged by its {objective.metric}; give budget.latency_ratio "
+            "instead, which takes the plan whose predictions are closest to the teacher's"
         )
 
 
-def check_enough(budget: BudgetConfig, rows: int, noun: str) -> None:
+def check_enough(budget: BudgetConfig, rows: int, sample_name: str) -> None:
     if budget.latency.batch_size > rows:
         raise UserError(
             f"budget.latency.batch_size={budget.latency.batch_size} is more than the {rows} "
-            f"validation {noun}; choose fewer"
+            f"validation {sample_name}; choose fewer"
         )
 
 
@@ -165,7 +165,7 @@ def outcome(scorer: ValidationScorer, ladders: Ladders, plan: Plan) -> dict[str,
         "accuracy_drop": scorer.budget.accuracy_drop,
         "latency_ratio": scorer.budget.latency_ratio,
         "split": "validation",
-        "rows": scorer.batches.rows,
+        "rows": scorer.batches.num_samples,
         "layers": {
             path: {
                 "became": ladders[path][level].label,

@@ -117,7 +117,9 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
                 log_fidelity(tracker, rows)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
-    print(f"Fitted on {fit_samples.rows} training {data.noun} of {run.config.data.name}")
+    print(
+        f"Fitted on {fit_samples.num_samples} training {data.sample_name} of {run.config.data.name}"
+    )
     print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
     return folder
 
@@ -182,7 +184,7 @@ def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact
             "task": run.config.task.name,
             "data": run.config.data.name,
             "split": CALIBRATION_SPLIT,
-            "rows": samples.rows,
+            "rows": samples.num_samples,
             "sha256": samples.fingerprint(),
         },
         "column_error": column_error,

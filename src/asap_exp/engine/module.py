@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
 from torchmetrics.classification import MulticlassAccuracy
 
 from asap_exp.core.config import RecipeConfig, TextRecipeConfig
+from asap_exp.core.objectives import CLASSIFICATION, Objective
 from asap_exp.data.loader import Batch, epoch_seed
 from asap_exp.engine.nan_check import LossCheck
 
@@ -35,11 +36,11 @@ class Classifier(L.LightningModule):
         *,
         num_classes: int,
         seed: int,
-        masked_tokens: bool = False,
+        objective: Objective = CLASSIFICATION,
     ) -> None:
-        """Set up the module; with `masked_tokens`, a perplexity is logged as well."""
+        """Set up the module; an `objective` judged by its perplexity has that logged as well."""
         super().__init__()
-        self.masked_tokens = masked_tokens
+        self.objective = objective
         self.net, self.recipe, self.seed = net, recipe, seed
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.val_loss = nn.CrossEntropyLoss()
@@ -90,9 +91,9 @@ class Classifier(L.LightningModule):
         self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))
 
     def on_validation_epoch_end(self) -> None:
-        if self.masked_tokens:
+        if self.objective.is_perplexity:
             mean_loss = self.trainer.callback_metrics["val/loss"]
-            self.log("val/perplexity", mean_loss.exp())
+            self.log(f"val/{self.objective.metric}", mean_loss.exp())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         recipe = self.recipe

@@ -12,7 +12,7 @@ from asap_exp.calibration.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.calibration.truncation import truncations
-from asap_exp.core.config import EvaluateConfig, TextTrainConfig
+from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import warn
 from asap_exp.core.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.core.errors import UserError
@@ -23,6 +23,7 @@ from asap_exp.core.runs import (
     Run,
     all_runs,
     check_same_tokenizer,
+    drop_keys,
     finished_artifacts,
     listed,
     newest_artifact,
@@ -31,7 +32,6 @@ from asap_exp.core.runs import (
     stage_command,
     stage_finished,
     unfinished_artifacts,
-    without,
 )
 from asap_exp.core.sealed import sealed
 from asap_exp.core.tracking import wandb_run
@@ -103,8 +103,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             "artifact": artifact.identity,
             "maps": maps if config.maps == "all" else {},
             **{f"{name}_run": twin and twin.name for name, twin in twins.items()},
-            "samples": data.noun,
-            "objective": "mlm" if run.config.masked_tokens else "classification",
+            "samples": data.sample_name,
+            "objective": run.config.objective.name,
             "test": {
                 "rows": data.identity["test_rows"],
                 "of": data.identity["test_rows_in_all"],
@@ -166,17 +166,14 @@ def measured_rows(
 ) -> list[dict[str, Any]]:
     """Every variant, and for texts with a class what a linear model reaches."""
     validation = None
-    if run.config.masked_tokens:
+    if run.config.objective.is_perplexity:
         data.setup()
         check_same_data(data, run)
         validation = data.val_dataloader()
     measured = measure(rows, test, run.config.trainer.precision, config, validation)
-    if isinstance(run.config, TextTrainConfig) and not run.config.masked_tokens:
-        from asap_exp.data.text import TextDataModule  # needs tokenizers, which images do not
-
-        assert isinstance(data, TextDataModule)
+    if (texts := data.labelled_texts()) is not None:
         print("Fitting the linear baseline")
-        measured.append(baseline_row(data.raw("train"), data.raw("test"), test.rows))
+        measured.append(baseline_row(*texts, test.num_samples))
     return measured
 
 
@@ -198,7 +195,7 @@ def evaluation_key(
             "artifacts": [artifact.identity for artifact in artifacts],
             "test": data.identity["test_sha256"],
             "device": device_name(device),
-            "config": without(public, ("logger", "accelerator", "task")),
+            "config": drop_keys(public, ("logger", "accelerator", "task")),
         }
     )
 
@@ -211,8 +208,8 @@ def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
     ):
         if wanted > int(str(data.identity["test_rows"])):
             raise UserError(
-                f"{key}={wanted} is more than the {data.identity['test_rows']} test {data.noun} "
-                "used; choose fewer, or a larger max_test_rows"
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test "
+                f"{data.sample_name} used; choose fewer, or a larger max_test_rows"
             )
 
 

@@ -17,7 +17,7 @@ from asap_exp.calibration.truncation import Truncation
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.row import RowGroup
 from asap_exp.core.records.words import map_label, refine_words
-from asap_exp.core.runs import short_hash, without
+from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
 TRAINED_ALIKE: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
@@ -169,7 +169,7 @@ def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
     of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
     unread = of_slices if control else ()
     calibration = to_json(about.calibration, exclude_none=True)
-    name = short_hash([without(calibration, ("seed", *unread)), about.attentions, control])
+    name = short_hash([drop_keys(calibration, ("seed", *unread)), about.attentions, control])
     return MapPoint(key=f"{OTHER_MAP}{name}", label=map_label(about, control=control))
 
 

@@ -1,40 +1,26 @@
 """Networks: new ones from a configuration, trained ones from a run directory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention
-from asap_exp.core.config import ImageTrainConfig, TextTrainConfig, TrainConfig
+from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run, repair
 from asap_exp.core.tensors import fingerprint, load_tensors
-from asap_exp.data.catalog import image_dataset, text_dataset
-from asap_exp.models.text import TextEncoder
-from asap_exp.models.vit import build_vit
+from asap_exp.models.text import encoder_of
+from asap_exp.models.vit import vit_of
+
+MODELS: dict[str, Callable[[Any], nn.Module]] = {"vit": vit_of, "encoder": encoder_of}
+"""By `model.name`, what builds the network of such a configuration."""
 
 
 def build_net(config: TrainConfig) -> nn.Module:
     """Build the network of `config` with new weights from PyTorch's global seed."""
-    if isinstance(config, TextTrainConfig):
-        data = config.data
-        return TextEncoder(
-            config.model,
-            config.attention,
-            vocab_size=data.vocab_size,
-            max_length=data.max_length,
-            num_classes=None if data.masked else text_dataset(data.name).num_classes,
-        )
-    assert isinstance(config, ImageTrainConfig)
-    dataset = image_dataset(config.data.name)
-    return build_vit(
-        config.model,
-        config.attention,
-        image_size=config.data.image_size,
-        channels=dataset.channels,
-        num_classes=dataset.num_classes,
-    )
+    return MODELS[config.model.name](config)
 
 
 MOST_SHAPES = 64

@@ -13,7 +13,7 @@ from asap_exp.core.runs import (
     current,
     ended,
     listed,
-    sound_runs,
+    sound_runs_with_manifests,
     stage_command,
 )
 
@@ -28,18 +28,19 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
         check_teacher(run, task)
         print(f"Teacher: {run.path}")
         return run
-    runs = list(sound_runs(paths, task))
-    candidates = [run for run in current(runs) if has_dual(run.config)]
-    finished = [run for run in candidates if run.finished]
+    runs = list(sound_runs_with_manifests(paths, task))
+    manifests = {run.path: manifest for run, manifest in runs if manifest is not None}
+    candidates = [run for run in current(run for run, _ in runs) if has_dual(run.config)]
+    finished = [run for run in candidates if run.path in manifests]
     if not finished:
-        aside = [run.path for run in runs if ASIDE.search(run.path.name) and run.finished]
+        aside = [path for path in manifests if ASIDE.search(path.name)]
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
             f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
             + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in candidates])
             + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
         )
-    run = max(finished, key=lambda run: ended(run.manifest))
+    run = max(finished, key=lambda run: ended(manifests[run.path]))
     print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
     return run
 

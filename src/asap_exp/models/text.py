@@ -10,7 +10,8 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention, build_attention
-from asap_exp.core.config import EncoderConfig
+from asap_exp.core.config import EncoderConfig, TextTrainConfig
+from asap_exp.data.catalog import text_dataset
 from asap_exp.data.tokens import PAD, TokenBatch
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -67,6 +68,18 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.table[: x.shape[1]]
+
+
+def encoder_of(config: TextTrainConfig) -> "TextEncoder":
+    """Build the encoder of a training configuration."""
+    data = config.data
+    return TextEncoder(
+        config.model,
+        config.attention,
+        vocab_size=data.vocab_size,
+        max_length=data.max_length,
+        num_classes=None if config.objective.of_tokens else text_dataset(data.name).num_classes,
+    )
 
 
 class TextEncoder(nn.Module):

@@ -7,8 +7,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
-from asap_exp.core.config import ViTConfig
+from asap_exp.core.config import ImageTrainConfig, ViTConfig
 from asap_exp.core.errors import UserError
+from asap_exp.data.catalog import image_dataset
 
 
 class ViTAttention(MultiHeadAttention):
@@ -16,6 +17,18 @@ class ViTAttention(MultiHeadAttention):
 
     def __init__(self, *args: Any, norm_layer: Any = None, **options: Any) -> None:
         super().__init__(*args, **options)
+
+
+def vit_of(config: ImageTrainConfig) -> nn.Module:
+    """Build the ViT of a training configuration."""
+    dataset = image_dataset(config.data.name)
+    return build_vit(
+        config.model,
+        config.attention,
+        image_size=config.data.image_size,
+        channels=dataset.channels,
+        num_classes=dataset.num_classes,
+    )
 
 
 def build_vit(

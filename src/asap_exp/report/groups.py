@@ -6,7 +6,7 @@ from typing import Any
 
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.settings import RELAXATION
-from asap_exp.core.runs import short_hash, without
+from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
 
@@ -83,7 +83,7 @@ def configuration(record: EvaluationRecord) -> dict[str, Any]:
     train, artifact, budget = record.manifests.train, record.artifact, record.artifact.budget
     left_out = ("seed", "logger", "callbacks", "resume", "init_from")
     found: dict[str, Any] = {
-        "train": without(train.config, left_out),
+        "train": drop_keys(train.config, left_out),
         "calibration": to_json(artifact.calibration, exclude_none=True),
         "layers": artifact.layers,
         "test": to_json(record.test),
@@ -92,7 +92,7 @@ def configuration(record: EvaluationRecord) -> dict[str, Any]:
         "fidelity_samples": record.fidelity_samples,
     }
     if train.initial is not None:
-        found["initial"] = without(to_json(train.initial), ("run", "teacher_sha256"))
+        found["initial"] = drop_keys(to_json(train.initial), ("run", "teacher_sha256"))
     if budget is not None:
         asked = {"accuracy_drop": budget.accuracy_drop, "latency_ratio": budget.latency_ratio}
         found["budget"] = asked

@@ -1,6 +1,5 @@
 """Results of a finished training: the teacher's weights and their validation score."""
 
-import math
 from typing import TypeVar
 
 import lightning as L
@@ -9,6 +8,7 @@ from lightning.pytorch.callbacks import Timer
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
+from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.runs import Run
 from asap_exp.core.sealed import digest
 from asap_exp.core.tensors import fingerprint, require_finite, save_tensors
@@ -61,15 +61,13 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
     }
     if best is None or best.score is None:
         return outcome
-    if config.masked_tokens:
-        return {**outcome, "best_val_perplexity": math.exp(best.score)}
-    return {**outcome, "best_val_accuracy": best.score}
+    return {**outcome, **config.objective.best(best.score)}
 
 
 def best_weights(config: TrainConfig) -> BestWeights:
-    """Return the callback: validation loss for masked tokens, validation accuracy for classes."""
-    masked = config.masked_tokens
-    return BestWeights("val/loss" if masked else "val/accuracy", smallest=masked)
+    """Return the callback that keeps the weights of the best epoch."""
+    objective = config.objective
+    return BestWeights(objective.validation, smallest=objective.lower_is_better)
 
 
 def find(trainer: L.Trainer, kind: type[C]) -> C | None:
@@ -80,10 +78,7 @@ def find(trainer: L.Trainer, kind: type[C]) -> C | None:
 def summary(record: dict) -> str:
     """Describe the kept weights and their validation score in a few words."""
     epoch = f"epoch {record['kept_epoch'] + 1} of {record['epochs']}"
-    if "best_val_perplexity" in record:
-        perplexity = record["best_val_perplexity"]
-        return f"best validation perplexity {perplexity:.2f}, weights of {epoch}"
-    if "best_val_accuracy" in record:
-        accuracy = 100 * record["best_val_accuracy"]
-        return f"best validation accuracy {accuracy:.2f} %, weights of {epoch}"
+    for objective in OBJECTIVES.values():
+        if best := objective.summary(record):
+            return f"{best}, weights of {epoch}"
     return "(trained on train+val; no validation)"

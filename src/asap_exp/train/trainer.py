@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from asap_exp.attention import build_attention, canonical_options
-from asap_exp.core.config import TextTrainConfig, TrainConfig
+from asap_exp.core.config import TrainConfig
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request, postponed
@@ -98,7 +98,7 @@ def train(config: TrainConfig) -> Run:
             config.recipe,
             num_classes=data.num_classes,
             seed=config.seed,
-            masked_tokens=config.masked_tokens,
+            objective=config.objective,
         )
         if compiles(config, device):
             compile_blocks(module.net, **compile_options(config))
@@ -202,11 +202,11 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
 
 
 def compile_options(config: TrainConfig) -> dict[str, Any]:
-    """Return options of `torch.compile`: one dynamic graph for texts, whose lengths vary.
+    """Return options of `torch.compile`: one dynamic graph where lengths vary.
 
     Compiling a graph per length would take longer than many epochs.
     """
-    return {"dynamic": True} if isinstance(config, TextTrainConfig) else {}
+    return {"dynamic": True} if config.lengths_vary else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:

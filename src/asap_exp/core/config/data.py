@@ -14,6 +14,7 @@ from asap_exp.core.config.fields import (
 )
 from asap_exp.core.config.shared import DataLocation
 from asap_exp.core.errors import UserError, check_range
+from asap_exp.core.objectives import OBJECTIVES
 
 
 @dataclass
@@ -58,7 +59,7 @@ class ImageDataConfig(DataConfig):
 
 @dataclass
 class TextDataConfig(DataConfig):
-    objective: Annotated[str, one_of("classification", "mlm")]
+    objective: Annotated[str, one_of(*OBJECTIVES)]
     split: Annotated[str, one_of("standard", "pooled")]
     layout: Annotated[str, one_of("texts", "blocks")]
     max_length: Annotated[int, at_least(2), at_most(2**16)]
@@ -72,15 +73,10 @@ class TextDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
-        if self.objective == "mlm":
+        if self.objective in OBJECTIVES and OBJECTIVES[self.objective].of_tokens:
             check_range("data.mask_share", self.mask_share, above=0, below=1)
         elif self.layout == "blocks":
             raise UserError(
                 "data.layout=blocks joins texts, so that they have no class of their own; "
                 "it needs data.objective=mlm"
             )
-
-    @property
-    def masked(self) -> bool:
-        """True where masked tokens are predicted, rather than one class per text."""
-        return self.objective == "mlm"

@@ -25,6 +25,7 @@ from asap_exp.core.config.fields import (
 from asap_exp.core.config.model import EncoderConfig, ModelConfig, ViTConfig
 from asap_exp.core.config.shared import LoggerConfig, PathsConfig, TaskConfig
 from asap_exp.core.errors import UserError, check_name, check_range
+from asap_exp.core.objectives import CLASSIFICATION, OBJECTIVES, Objective
 
 
 @dataclass
@@ -102,8 +103,13 @@ class TrainConfig:
     init_from: Annotated[str | None, PATH] = None
 
     @property
-    def masked_tokens(self) -> bool:
-        """True of a masked language model, False of a classifier."""
+    def objective(self) -> Objective:
+        """What the model predicts."""
+        return CLASSIFICATION
+
+    @property
+    def lengths_vary(self) -> bool:
+        """Whether samples differ in their number of tokens."""
         return False
 
     def __post_init__(self) -> None:
@@ -147,8 +153,12 @@ class TextTrainConfig(TrainConfig):
     recipe: TextRecipeConfig
 
     @property
-    def masked_tokens(self) -> bool:
-        return self.data.masked
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.data.objective]
+
+    @property
+    def lengths_vary(self) -> bool:
+        return True
 
 
 TRAIN_SCHEMAS: dict[str, type[TrainConfig]] = {"vit": ImageTrainConfig, "encoder": TextTrainConfig}

@@ -1,0 +1,59 @@
+"""What a model predicts, and the numbers that say how well: answered here once per objective."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A kind of prediction; its loss is always the mean cross-entropy of its targets.
+
+    `name` is the value of `data.objective` and stands in records. `model` names such a model in a
+    sentence. `metric` is the column of records that judges a model. `validation` is the logged
+    quantity that chooses the best epoch; the metric is its exponential if `is_perplexity`, and the
+    quantity itself otherwise. `of_tokens`: the targets are tokens of a text, not one class per
+    sample.
+    """
+
+    name: str
+    model: str
+    metric: str
+    validation: str
+    is_perplexity: bool = False
+    of_tokens: bool = False
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.is_perplexity
+
+    def best(self, validation: float) -> dict[str, float]:
+        """The entry of a manifest for the best epoch, from its validation quantity."""
+        value = math.exp(validation) if self.is_perplexity else validation
+        return {f"best_val_{self.metric}": value}
+
+    def summary(self, manifest: dict) -> str | None:
+        """The best epoch's entry of a manifest in words; None where there is none."""
+        best = manifest.get(f"best_val_{self.metric}")
+        if best is None:
+            return None
+        shown = f"{best:.2f}" if self.is_perplexity else f"{100 * best:.2f} %"
+        return f"best validation {self.metric} {shown}"
+
+
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("classification", "a classifier", "accuracy", "val/accuracy"),
+        Objective(
+            "mlm",
+            "a masked language model",
+            "perplexity",
+            "val/loss",
+            is_perplexity=True,
+            of_tokens=True,
+        ),
+    )
+}
+"""Every objective by name. Each also needs its targets: `asap_exp.data.targets`."""
+
+CLASSIFICATION = OBJECTIVES["classification"]
