@@ -41,8 +41,8 @@ FAMILIES = {
     "relaxed": Family("T' over-relaxed updates", "#56B4E9", "D", ":", joins_all=True),
     "control": Family("control: no slices", "#777777", "X", "-."),
     "uniform": Family("control: uniform", "#777777", "P", ""),
-    "softmax": Family("softmax, trained alike", "#009E73", "^", ""),
-    "espformer": Family("ESPFormer, trained alike", "#CC79A7", "v", ""),
+    "softmax": Family("softmax, same recipe", "#009E73", "^", ""),
+    "espformer": Family("ESPFormer, same recipe", "#CC79A7", "v", ""),
 }
 CUT = ("truncated", "relaxed")
 """The families whose points are labelled with their number of updates."""

@@ -170,7 +170,7 @@ SUMMARY = {
     "T' = 3": "truncated_3",
     "query features only": "control_query",
     "uniform": "control_uniform",
-    "softmax, trained alike": "softmax_trained",
+    "softmax, same recipe": "softmax_trained",
     "tf-idf + linear SVM": "baseline_svm",
 }
 """Title, and the key of the row; the last column is left out where no group has it."""
