@@ -1,7 +1,10 @@
 """Imports every module of the installed package: each must load with the core dependencies."""
 
 import importlib
+import os
 import pkgutil
+
+os.environ["MPLBACKEND"] = "Agg"  # figures are files; before anything imports matplotlib
 
 import asap_exp
 
