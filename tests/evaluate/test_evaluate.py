@@ -12,7 +12,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.sealed import SEAL, write_sealed
 from asap_exp.evaluate import measure
-from asap_exp.evaluate.evaluate import find_twin
+from asap_exp.evaluate.resolve import find_matched_baseline
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train
 
@@ -232,18 +232,18 @@ def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) ->
 
 
 @pytest.mark.parametrize("key", ["train_sha256", "val_rows_sha256"])
-def test_records_w3_a_model_of_other_data_is_no_twin(
+def test_records_w3_a_model_of_other_data_is_no_matched_baseline(
     pipeline: Pipeline, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose("evaluate", [f"paths.results={pipeline.results}"], EvaluateConfig)
-    found = find_twin(pipeline.teacher, "softmax", config)
+    found = find_matched_baseline(pipeline.teacher, "softmax", config)
     assert found is not None
     assert not capsys.readouterr().err
     file = found.path / "manifest.json"
     manifest = {name: value for name, value in read_json(file).items() if name != SEAL}
     manifest["data"][key] = "f" * 64
     write_sealed(file, manifest)
-    assert find_twin(pipeline.teacher, "softmax", config) is None
+    assert find_matched_baseline(pipeline.teacher, "softmax", config) is None
     warned = capsys.readouterr().err
     assert str(found.path) in warned
     assert f"trained on other data ({key})" in warned

@@ -1,18 +1,24 @@
-"""What an evaluation measures of every variant: predictions, plans, latency, memory."""
+"""The measurements of an evaluation, on given networks and loaders: no run directory is needed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from asap_exp.attention import swapped
+from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.capture import layer_inputs
+from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.fidelity import plan_fidelity
-from asap_exp.core.config import EvaluateConfig, LatencyConfig
+from asap_exp.core.config import LatencyConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.typed import finite
 from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate.accuracy import compare_predictions
+from asap_exp.evaluate.example_plan import example_plans
 from asap_exp.evaluate.variants import Variant
 from asap_exp.timing.accuracy_check import gate_error, passes
 from asap_exp.timing.calls import captured, layer_call, model_call
@@ -20,32 +26,90 @@ from asap_exp.timing.latency import Prepare, interleaved_latency
 from asap_exp.timing.memory import peak_memory
 
 
-def measure(
-    rows: list[Variant],
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a compiled map, in the form of its record."""
+
+    rows: list[dict[str, Any]]
+    """One per variant; the keys are the fields of `asap_exp.core.records.row.Row`."""
+    drift: dict[str, float]
+    """By layer path: the column error on the test samples over that at calibration."""
+    plans: dict[str, Any]
+    """Plans of teacher, map and softmax for one sample, in the map's last layer."""
+
+
+def measure_map(
+    net: nn.Module,
+    artifact: Artifact,
+    variants: Sequence[Variant],
     test: BatchLoader,
-    precision: str,
-    config: EvaluateConfig,
+    *,
+    latency: LatencyConfig,
+    precision: str = "32-true",
+    fidelity_samples: int = 256,
+    validation: BatchLoader | None = None,
+) -> Measured:
+    """Measures the variants of a teacher `net` that was compiled to `artifact`.
+
+    Needs no run directory, and writes nothing:
+
+        compiled = asap_exp.compile(net, batches)
+        artifact = compiled.asap_artifact
+        rows = variants(net, artifact, [Truncation(2)])
+        test = TensorLoader(inputs, labels, batch_size=64)
+        latency = LatencyConfig(batch_size=64, rounds=10, cuda_graph=False)
+        found = measure_map(net, artifact, rows, test, latency=latency)
+
+    The first of `variants` is the teacher. `test` gives inputs and targets on the device of `net`,
+    at least `latency.batch_size` samples. The other arguments are those of `measure`.
+    """
+    last = artifact.layers[-1]
+    device = next(net.parameters()).device
+    return Measured(
+        measure(
+            variants,
+            test,
+            latency=latency,
+            precision=precision,
+            fidelity_samples=fidelity_samples,
+            validation=validation,
+        ),
+        drift(net, artifact, test.first(fidelity_samples), precision),
+        example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
+    )
+
+
+def measure(
+    variants: Sequence[Variant],
+    test: BatchLoader,
+    *,
+    latency: LatencyConfig,
+    precision: str = "32-true",
+    fidelity_samples: int = 256,
     validation: BatchLoader | None = None,
 ) -> list[dict[str, Any]]:
-    """A dict for every variant: predictions, plans, latency, memory.
+    """Measures predictions, plans, latency and memory of every variant: one dict per variant.
 
-    With `validation` (of a masked language model), the perplexity on it and on the test split.
+    The first variant is the teacher, which the others are compared with. Predictions are those on
+    all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its first
+    `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
+    `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
     """
-    predictions = compare_predictions(rows, progress(test, "Predicting", len(test)), precision)
-    perplexities: dict[str, dict[str, float]] = {row.key: {} for row in rows}
+    predictions = compare_predictions(variants, progress(test, "Predicting", len(test)), precision)
+    perplexities: dict[str, dict[str, float]] = {row.key: {} for row in variants}
     if validation is not None:
         batches = progress(validation, "Predicting, validation", len(validation))
-        on_validation = compare_predictions(rows, batches, precision)
+        on_validation = compare_predictions(variants, batches, precision)
         perplexities = {
             row.key: {
                 "perplexity": perplexity(predictions[row.key]["loss"]),
                 "val_perplexity": perplexity(on_validation[row.key]["loss"]),
             }
-            for row in rows
+            for row in variants
         }
-    plans = plan_measures(rows, test.first(config.fidelity_samples), precision)
-    batch = config.latency.batch_size
-    speed = speed_measures(rows, test.first(batch, batch), precision, config.latency)
+    plans = plan_measures(variants, test.first(fidelity_samples), precision)
+    timed = test.first(latency.batch_size, latency.batch_size)
+    speed = speed_measures(variants, timed, precision, latency)
     return [
         {
             "key": row.key,
@@ -57,8 +121,19 @@ def measure(
             **defined(plans[row.key]),
             **speed[row.key],
         }
-        for row in rows
+        for row in variants
     ]
+
+
+def drift(
+    net: nn.Module, artifact: Artifact, samples: BatchLoader, precision: str
+) -> dict[str, float]:
+    """Column error of each compiled layer on test samples over that at calibration."""
+    device = next(net.parameters()).device
+    attends = {path: artifact.attention(path).to(device) for path in artifact.layers}
+    with swapped(net, attends):
+        now = column_errors(net, samples, artifact.layers, precision)
+    return drift_ratios(now, artifact.identity["column_error"])
 
 
 def perplexity(loss: float) -> float:
@@ -72,7 +147,7 @@ def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def plan_measures(
-    rows: list[Variant], samples: BatchLoader, precision: str
+    rows: Sequence[Variant], samples: BatchLoader, precision: str
 ) -> dict[str, dict[str, float | None]]:
     """Means over the row's layers and heads, on the activations of the row's own teacher.
 
@@ -96,7 +171,7 @@ def plan_measures(
 
 
 def speed_measures(
-    rows: list[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
+    rows: Sequence[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
 ) -> dict[str, dict[str, Any]]:
     """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
     inputs, targets = next(iter(samples))

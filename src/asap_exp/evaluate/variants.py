@@ -20,8 +20,8 @@ from asap_exp.core.records.words import map_label, refine_words
 from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
-TRAINED_ALIKE: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
-"""Attentions whose models are compared with the teacher where one was trained."""
+MATCHED_BASELINES: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
+"""Attentions of the matched baselines: compared with the teacher where one was trained."""
 
 
 @dataclass
@@ -49,11 +49,11 @@ def variants(
     net: nn.Module,
     artifact: Artifact,
     cuts: list[Truncation],
-    twins: Mapping[RowGroup, nn.Module],
+    baselines: Mapping[RowGroup, nn.Module] | None = None,
 ) -> list[Variant]:
     """Every row, the teacher first; controls and truncations stand in the artifact's layers.
 
-    `twins` are models trained like the teacher, by the name of their attention.
+    `baselines` are matched baselines of the teacher, by the name of their attention.
     """
     paths = artifact.layers
     layers = attention_layers(net)
@@ -119,12 +119,12 @@ def variants(
     return rows + [
         Variant(
             f"{name}_trained",
-            f"{TRAINED_ALIKE[name]}, trained alike",
+            f"{MATCHED_BASELINES[name]}, trained alike",
             name,
-            twin,
-            list(attention_layers(twin)),
+            baseline,
+            list(attention_layers(baseline)),
         )
-        for name, twin in twins.items()
+        for name, baseline in (baselines or {}).items()
     ]
 
 

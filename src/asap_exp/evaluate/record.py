@@ -1,0 +1,85 @@
+"""The record of an evaluation: what was measured, of what, and how; written as JSON."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asap_exp.attention import attention_layers
+from asap_exp.calibration.artifact import load_fidelity
+from asap_exp.core.config import EvaluateConfig
+from asap_exp.core.devices import device_name
+from asap_exp.core.files import read_json
+from asap_exp.core.manifest import outcome
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.sealed import sealed
+from asap_exp.core.training_log import own_curves
+from asap_exp.evaluate.measure import Measured
+from asap_exp.evaluate.resolve import Subject
+from asap_exp.ops.backend import chosen
+from asap_exp.report.records import FORMAT, METRICS, write_record
+
+
+def write(
+    folder: Path,
+    subject: Subject,
+    measured: Measured,
+    config: EvaluateConfig,
+    manifest: dict[str, Any],
+) -> EvaluationRecord:
+    """Writes the record into `folder`; `manifest` is that of the evaluation, still running.
+
+    The record comes before the finished manifest: nothing is called finished that is not there.
+    """
+    content = described(subject, config) | asdict(measured)
+    content["manifests"] = {
+        "train": read_json(subject.run.path / "manifest.json"),
+        "distill": read_json(subject.folder / "manifest.json"),
+        **{
+            name: run and read_json(run.path / "manifest.json")
+            for name, run in subject.baselines.items()
+        },
+        "evaluate": sealed(manifest | outcome(manifest, "finished")),
+    }
+    return write_record(folder / METRICS, content)
+
+
+def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+    """What was measured and how, as the record says it."""
+    run, data = subject.run, subject.data
+    return {
+        "format": FORMAT,
+        "run": run.name,
+        "task": run.config.task.name,
+        "data": run.config.data.name,
+        "seed": run.config.seed,
+        "qk_norm": run.config.model.qk_norm,
+        "artifact": subject.artifact.identity,
+        "maps": subject.points,
+        **{f"{name}_run": run and run.name for name, run in subject.baselines.items()},
+        "samples": data.sample_name,
+        "objective": data.objective.name,
+        "test": {"rows": data.identity["test_rows"], "of": data.identity["test_rows_in_all"]},
+        "corruption": asdict(config.corruption) if config.corruption.name else None,
+        "device": device_name(subject.device),
+        "precision": subject.precision,
+        "fidelity_samples": config.fidelity_samples,
+        "num_layers": len(attention_layers(subject.net)),
+        "latency": {
+            "batch_size": config.latency.batch_size,
+            "rounds": config.latency.rounds,
+            "compiled": False,
+            "cuda_graph": config.latency.cuda_graph,
+            "backend": backend(subject.net, subject.device),
+        },
+        "fidelity": load_fidelity(subject.folder, subject.artifact),
+        "curves": own_curves(run),
+    }
+
+
+def backend(net: nn.Module, device: torch.device) -> str:
+    """Names the implementation of the operators that the model's attention layers run on."""
+    layer = next(iter(attention_layers(net).values()))
+    return chosen("auto", torch.empty(1, 1, 1, layer.head_dim, device=device))

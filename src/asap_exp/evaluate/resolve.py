@@ -1,0 +1,211 @@
+"""What an evaluation measures: a compiled map, its teacher, matched baselines and the test data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asap_exp.calibration.artifact import Artifact, check_belongs, load_artifact
+from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.calibration.truncation import truncations
+from asap_exp.core.config import EvaluateConfig
+from asap_exp.core.console import warn
+from asap_exp.core.devices import choose_device, device_name, use_cpu_threads
+from asap_exp.core.errors import UserError
+from asap_exp.core.records.evaluation import MapPoint
+from asap_exp.core.records.row import RowGroup
+from asap_exp.core.runs import (
+    Run,
+    all_runs,
+    check_same_tokenizer,
+    drop_keys,
+    finished_artifacts,
+    listed,
+    newest_artifact,
+    public_config,
+    short_hash,
+    stage_command,
+    stage_finished,
+    unfinished_artifacts,
+)
+from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import BatchLoader
+from asap_exp.data.run_data import check_same_data, run_data
+from asap_exp.evaluate.corruption import corrupted
+from asap_exp.evaluate.variants import MATCHED_BASELINES, Variant, further_maps, variants
+from asap_exp.models import load_net
+from asap_exp.models.teachers import check_teacher, find_teacher
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything that an evaluation measures, loaded and checked."""
+
+    run: Run
+    folder: Path
+    """The folder of the compiled map."""
+    artifact: Artifact
+    net: nn.Module
+    baselines: dict[RowGroup, Run | None]
+    """The matched baselines by attention; None where none was trained."""
+    others: list[Artifact]
+    """Further maps of the same layers, with `maps=all`."""
+    variants: list[Variant]
+    points: dict[str, MapPoint]
+    data: TaskDataModule
+    test: BatchLoader
+    device: torch.device
+
+    @property
+    def precision(self) -> str:
+        return self.run.config.trainer.precision
+
+    def validation(self) -> BatchLoader | None:
+        """The validation split where the objective is judged on it too, else None.
+
+        Raises UserError where the data is not what the teacher was trained on.
+        """
+        if not self.run.config.objective.is_perplexity:
+            return None
+        self.data.setup()
+        check_same_data(self.data, self.run)
+        return self.data.val_dataloader()
+
+    def out(self, config: EvaluateConfig) -> Path:
+        """The folder of the record.
+
+        It is the same for evaluations of the same maps on the same samples, kind of device and
+        settings. Maps that differ in `refine`, or in what a budget chose, may have the same
+        tensors.
+        """
+        public: dict[str, Any] = public_config(config)
+        key = {
+            "artifacts": [artifact.identity for artifact in (self.artifact, *self.others)],
+            "test": self.data.identity["test_sha256"],
+            "device": device_name(self.device),
+            "config": drop_keys(public, ("logger", "accelerator", "task")),
+        }
+        return self.run.path / "evaluate" / short_hash(key)
+
+
+def resolve(config: EvaluateConfig) -> Subject:
+    """Finds, loads and checks what `config` asks for; prints which map and which baselines."""
+    run, folder = find_compiled(config)
+    device = choose_device(config.accelerator)
+    config.latency.check_device("latency", device.type)
+    use_cpu_threads(run.config.trainer.cpu_threads)
+    net = load_net(run, device)
+    artifact = load_artifact(folder)
+    check_belongs(artifact, teacher_identity(run, net), folder)
+    baselines = {name: find_matched_baseline(run, name, config) for name in MATCHED_BASELINES}
+    nets = {name: load_net(found, device) for name, found in baselines.items() if found is not None}
+    data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
+    test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
+    check_same_tokenizer(data.identity, run)
+    rows = variants(net, artifact, truncations(config), nets)
+    others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
+    further, points = further_maps(net, artifact, others)
+    check_enough(config, data)
+    return Subject(
+        run,
+        folder,
+        artifact,
+        net,
+        baselines,
+        others,
+        rows + further,
+        points if config.maps == "all" else {},
+        data,
+        test,
+        device,
+    )
+
+
+def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
+    """Refuses sizes that the test split cannot fill: a record must hold what it says."""
+    for key, wanted in (
+        ("fidelity_samples", config.fidelity_samples),
+        ("latency.batch_size", config.latency.batch_size),
+    ):
+        if wanted > int(str(data.identity["test_rows"])):
+            raise UserError(
+                f"{key}={wanted} is more than the {data.identity['test_rows']} test "
+                f"{data.sample_name} used; choose fewer, or a larger max_test_rows"
+            )
+
+
+def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
+    """The teacher's run and the artifact's folder, as chosen or the newest; prints which."""
+    if config.artifact is not None:
+        folder = Path(config.artifact)
+        if not stage_finished(folder):
+            raise UserError(
+                f"artifact={folder} holds no finished map; give a folder that distill named, "
+                "RUN/distill/HASH, or distill again"
+            )
+        teacher = folder.resolve().parent.parent if config.teacher is None else config.teacher
+        run = Run(Path(teacher))
+        check_teacher(run, config.task.name)
+        print(f"Compiled map: {folder}")
+        return run, folder
+    if config.teacher is not None:
+        candidates = [find_teacher(config.paths, config.task.name, config.teacher)]
+    else:
+        candidates = all_runs(config.paths, config.task.name)
+    newest = [(newest_artifact(run), run) for run in candidates]
+    found = [(artifact, run) for artifact, run in newest if artifact is not None]
+    if not found:
+        where = config.teacher or config.paths.runs
+        task = [f"task={config.task.name}"] if config.task.name else []
+        of_task = f" of task {config.task.name}" if task else ""
+        unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
+        raise UserError(
+            f"no compiled map{of_task} in {where}; make one with: "
+            + stage_command("distill", config.paths, *task, "+layer=frozen")
+            + listed("not finished, or their manifest.json is missing", unfinished)
+        )
+    (_, folder), run = max(found, key=lambda pair: pair[0])
+    print(f"Compiled map: {folder} (the newest)")
+    return run, folder
+
+
+def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:
+    """The other finished maps of `run` that replace the same layers, from the oldest on."""
+    others = []
+    for _, other in finished_artifacts(run):
+        candidate = load_artifact(other)
+        if other.name != folder.name and candidate.layers == artifact.layers:
+            check_belongs(candidate, teacher_identity(run, net), other)
+            others.append(candidate)
+    print(f"Other maps of the same layers beside it: {len(others)}")
+    return others
+
+
+def find_matched_baseline(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
+    """Find the matched baseline: same data, model, recipe and seed, trained with `attention`."""
+    mine = run.manifest
+    for other in all_runs(config.paths, run.config.task.name):
+        if (
+            other.config.attention["name"] != attention
+            or other.config.seed != run.config.seed
+            or (its := other.finished_manifest()) is None
+            or its.recipe_hash != mine.recipe_hash
+        ):
+            continue
+        if differing := differing_data(mine.data, its.data):
+            warn(
+                f"{other.path} is left out: it has the recipe and seed of {run.path}, but was "
+                f"trained on other data ({', '.join(differing)}); train it again on this data"
+            )
+            continue
+        print(f"Matched baseline of {attention} attention: {other.path}")
+        return other
+    return None
+
+
+def differing_data(mine: dict[str, Any], its: dict[str, Any]) -> list[str]:
+    """Names the hashes of samples in which two trainings differ; older ones lack some hashes."""
+    keys = ("train_sha256", "val_rows_sha256")
+    return [key for key in keys if key in mine and key in its and mine[key] != its[key]]
