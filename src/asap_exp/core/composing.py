@@ -42,7 +42,7 @@ OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=Tru
 
 
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
-    """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`; needs no Hydra app."""
+    """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`, without an app."""
     check_overrides(stage, overrides, schema)
     with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
         try:

@@ -46,7 +46,8 @@ def attentions() -> dict[str, dict[str, Any]]:
 
     Files without a name only change the values of another file and are skipped.
     """
-    from omegaconf import OmegaConf  # `--help` does not need this import, which would double its time
+    # Imported here, since it would double the time of `--help`, which does not need it.
+    from omegaconf import OmegaConf
 
     folder = conf_dir() / "train" / "attention"
     files = (OmegaConf.load(file) for file in folder.glob("*.yaml"))

@@ -20,7 +20,7 @@ RENAMED = {
     },
     "*": {"task.name=*": "task={option}"},
 }
-"""By stage: the old argument, with * for any option, and its replacement."""
+"""Old arguments per stage, with * for any option, and their replacements."""
 
 FITTED = (
     "attention={name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"

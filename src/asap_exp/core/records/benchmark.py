@@ -46,7 +46,7 @@ class OtherOperator:
 
 @dataclass(config=STRICT, kw_only=True)
 class Cell:
-    """One method at one length; without `ms` the message says why."""
+    """Result of one method at one length; without `ms` the message says why."""
 
     method: str
     label: str

@@ -23,7 +23,7 @@ def in_csv(title: str) -> Column:
 
 @dataclass(config=STRICT, kw_only=True)
 class Row:
-    """One method and its measured numbers; None if not measured or not finite.
+    """Measured numbers of one method; None if not measured or not finite.
 
     To add a column, add a field with default None, since older records lack it.
     """

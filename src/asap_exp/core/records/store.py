@@ -31,7 +31,7 @@ class RecordKind(Generic[R]):
     manifests: Callable[[dict[str, Any]], Mapping[str, Any]]
 
     def from_json(self, value: Any, file: Path) -> R:
-        """Parse a record; UserError if it is invalid or changed, or a stage in it is not finished."""
+        """Parse a record; UserError if it is invalid or changed, or lacks a stage's manifest."""
         check_format(value, self.format, file, self.what)
         version = value.get("format")
         if isinstance(version, bool) or version not in (self.format - 1, self.format):
