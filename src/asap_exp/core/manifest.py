@@ -84,7 +84,7 @@ class Manifest(Attempt):
     config: dict[str, Any]
     error: str | None = None
     format: Literal[2] | None = None
-    """Version of the format; manifests that are older than it have None."""
+    """Version of the format; None in manifests that are older than `sha256`."""
     sha256: str | None = None
 
     @property

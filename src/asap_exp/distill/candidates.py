@@ -65,7 +65,7 @@ class ValidationScorer:
         return F.kl_div(found, self.teacher, log_target=True, reduction="batchmean").item()
 
     def alone(self, path: str, attend: Attention) -> float:
-        """Return the KL with one layer replaced, kept above the 0 of the teacher's own attention."""
+        """Return the KL with one layer replaced, kept above the teacher's own, which is 0."""
         return max(self.prediction_kl({path: attend}), SMALLEST_KL)
 
     def timing_batch(self) -> Tensor:

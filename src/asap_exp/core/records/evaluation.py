@@ -108,7 +108,7 @@ class Manifests:
 
 
 Curve = list[dict[str, float]]
-"""Rows of a training curve, one per epoch: its number and the values logged in it."""
+"""Training curve: a row per epoch, with its number and the values logged in it."""
 
 
 @dataclass(config=STRICT, kw_only=True)
