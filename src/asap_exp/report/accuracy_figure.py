@@ -214,18 +214,19 @@ def summary(groups: Sequence[Group]) -> Figure | None:
     chosen = lengths(groups)
     if not chosen:
         return None
-    figure, grid = subplots(8, 3.3, ncols=len(chosen), squeeze=False)
+    figure, grid = subplots(8, 3.5, ncols=len(chosen), squeeze=False)
     for axes, group in zip(grid.flat, chosen, strict=True):
         rows = {row.key: row for row in main_rows(group)}
         draw_group(axes, group, scale=100 / rows["teacher"].mean("model_ms"))
         n, times = group.first.training.tokens, rows["asap"].mean("model_speedup")
         length = f"{n} tokens" if n else on_figure(group_title(group), 30)
-        axes.set_title(f"{length}: ASAP {times:.1f}x as fast", fontsize=9.5)
+        axes.set_title(f"{length}\nASAP {times:.1f}x as fast as its teacher", fontsize=9.5)
         axes.set_xlim(0, 110)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.tick_params(labelsize=9)
     record = chosen[0].first
-    grid.flat[0].set_ylabel(on_figure(f"{record.data}, test {quality(chosen[0]).title}"))
+    norm = f"{record.data} {'with' if record.qk_norm else 'without'} qk_norm"
+    grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
     words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
     figure.supxlabel(words, fontsize=10)
     entries: dict[str, Any] = {}
