@@ -46,11 +46,12 @@ class Block:
 
 
 def recipes() -> dict[str, list[Block]]:
-    """The blocks of every recipe, by its heading."""
+    """The blocks of every recipe, by its heading: those of the table at the top of the page."""
     sections = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)[1:]
     return {
         heading: [Block(*found) for found in BLOCK.findall(text)]
         for heading, text in zip(sections[::2], sections[1::2], strict=True)
+        if heading.startswith("How do I add ")
     }
 
 

@@ -2,11 +2,11 @@
 
 A table stands between `<!-- NAME ARGUMENTS: begin -->` and `<!-- NAME: end -->`. NAME is one of
 
-    headline GROUP ...      a row per group: teacher, ASAP, the best cheaper rival, the speed-up
-    methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, where
+    headline GROUP ...      a row per group: teacher, ASAP, its best rival, the speed-up
+    methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, if
                             every map was measured, of the table of all maps (map_HASH)
     corruption GROUP ...    the same teacher and map on other test images, a row per group
-    results [KEY ...]       the quality of every group of records, a row each; of these methods
+    results [KEY ...]       the quality of every group, a row each; only these methods, if any
     speed                   the operators alone, a row per length and kind of input
 """
 
@@ -43,7 +43,7 @@ TABLE = re.compile(r"<!-- (\w+)((?: [\w-]+)*): begin -->\n(.*?)<!-- \1: end -->"
 
 @dataclass(frozen=True)
 class Published:
-    """What `records/` holds: groups of evaluations by their name, and benchmarks."""
+    """Contents of `records/`: groups of evaluations by name, and benchmarks."""
 
     groups: dict[str, Group]
     benchmarks: list[BenchmarkRecord]
@@ -54,7 +54,7 @@ class Published:
 
 
 def published(records: Path) -> Published:
-    """UserError for a damaged record."""
+    """Read the published records; UserError if one is damaged."""
     groups = grouped(load_records(records, strict=True))
     return Published(
         {group.slug: group for group in groups},
@@ -63,12 +63,12 @@ def published(records: Path) -> Published:
 
 
 def update(file: Path, found: Published) -> None:
-    """Makes every table of a file again."""
+    """Regenerate every table of a file."""
     write_text(file, with_tables(read_text(file), found))
 
 
 def with_tables(document: str, found: Published) -> str:
-    """The text of `document` with every table made again; UserError for an unknown marker."""
+    """Return `document` with every table regenerated; UserError for an unknown marker."""
 
     def table(match: re.Match[str]) -> str:
         name, arguments = match[1], match[2].split()
@@ -80,13 +80,13 @@ def with_tables(document: str, found: Published) -> str:
 
 
 def rows_of(group: Group) -> dict[str, AveragedRow]:
-    """Every row of the group's tables, by key."""
+    """Return every row of the group's tables, by key."""
     timed = points(group) if has_maps(group) else []
     return {row.key: row for row in [*timed, *main_rows(group)]}
 
 
 def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
-    """Some methods; if a map is among them, with its settings in columns."""
+    """Return a table of some methods; if one is a map, its settings have columns."""
     group = found.group(arguments[0])
     rows = rows_of(group)
     for key in arguments[1:]:
@@ -97,7 +97,7 @@ def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
     shown = columns(group, all_columns=False)
     titles = ["method", *SETTINGS[:-1]]
     cells = [setting_cells(row)[:-1] for row in chosen]
-    # What all maps of the table share is said in its text.
+    # Settings that all maps of the table share are stated in the text around it.
     told = [place for place, title in enumerate(titles) if place == 0 or differs(cells, place)]
     lines = [
         [*(cell[place] for place in told), *(short(column, row[column.key]) for column in shown)]
@@ -123,7 +123,7 @@ def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
 
 
 def headline(group: Group) -> list[str]:
-    """Is ASAP better than every truncation and control of the same weights that is as fast?"""
+    """Compare ASAP with the best truncation or control of the same weights that is as fast."""
     rows = rows_of(group)
     asap, column = rows["asap"], quality(group)
     rivals = [
