@@ -214,12 +214,12 @@ def test_damaged_manifest_is_written_again_by_the_same_command(
 def test_evaluation_is_not_finished_before_its_record_is_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asap_exp.evaluate import evaluate
+    from asap_exp.evaluate import record
 
     def full_disk(path: Path, value: Any) -> None:
         raise UserError(f"{path} could not be written")
 
-    monkeypatch.setattr(evaluate, "write_record", full_disk)
+    monkeypatch.setattr(record, "write_record", full_disk)
     with pytest.raises(UserError, match="could not be written"):
         run_evaluate(pipeline.results, "max_test_rows=32")
     statuses = {read_json(f)["status"] for f in pipeline.teacher.path.glob("evaluate/*/m*t.json")}
