@@ -27,8 +27,8 @@ from asap_exp.data.tokenizer import FILE, save_tokenizer, train_tokenizer
 from asap_exp.distill.budget import distill_within_budget
 from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
-from asap_exp.report.groups import Group
-from asap_exp.report.markdown import summary_lines
+from asap_exp.report.groups import Group, grouped
+from asap_exp.report.markdown import summary_lines, tables_markdown
 from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import train
 from tests.data.sentences import make_folder, text_root
@@ -164,10 +164,12 @@ def test_every_task_goes_through_all_stages(pipeline: TextPipeline, task: str) -
     run_distill(results, f"task={task}")
     record = read_json(run_evaluate(results, f"task={task}", *EVALUATED))
     assert record["task"] == record["data"] == task
-    assert run_report(results)
-    tables = (results / "tables.md").read_text()
+    tables = tables_markdown(grouped([typed(record)]))
     assert "40 of" in tables
     assert "SUBSET" in tables
+    if task == "imdb":
+        assert run_report(results)
+        assert (results / "tables.md").read_text() == tables
 
 
 def test_same_run_ends_in_the_same_weights(pipeline: TextPipeline, tmp_path: Path) -> None:
