@@ -59,8 +59,9 @@ test-gpu: setup ## Run the operators' tests at every size on a GPU; report in re
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)
 
-lint: setup ## Check style, types and spelling
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/codespell .
+lint: setup ## Check style, types, spelling and which package imports which
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(VENV)/bin/codespell . && $(VENV)/bin/lint-imports
+	@$(PY) scripts/import_graph.py | tail -1
 
 lock: ## Write constraints.txt anew, with the versions it has where they still fit (needs uv): ARGS=--upgrade
 	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \

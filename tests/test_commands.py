@@ -1,6 +1,5 @@
 """The commands of the README, as a user types them."""
 
-import importlib
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from asap_exp.core import app, sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
     README,
@@ -36,18 +34,6 @@ def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subproce
         text=True,
         timeout=240,
     )
-
-
-def in_process(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
-    """The exit status of the same command, without the imports of a process of its own."""
-    monkeypatch.setattr(sys, "argv", [f"asap_exp.{name}", *arguments])
-    monkeypatch.setattr(sweep.Ledger, "folder", None)
-    command = importlib.import_module(f"asap_exp.{name}.__main__")
-    try:
-        app.main(name, SCHEMAS[name], command.run)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
 
 
 def test_readme_has_the_commands_that_were_asked_for() -> None:
@@ -115,25 +101,41 @@ def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.log")), "Hydra must leave nothing of its own in the folder"
 
 
-def test_stages_find_each_other_and_share_a_wandb_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the default logger, and no argument that says what to take."""
-    monkeypatch.chdir(tmp_path)
+ONE_AFTER_ANOTHER = """
+import json, runpy, sys
+
+for name, words in json.loads(sys.argv[1]).items():
+    sys.argv = [name, *words]
+    runpy.run_module(f"asap_exp.{name}", run_name="__main__")
+"""
+
+
+def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
+    """With the default logger, and no argument that says what to take; in one process."""
     small = {
         "train": [*TINY, *SINKHORN, "recipe.epochs=2"],
         "distill": ["+layer=frozen", *CALIBRATION],
-        "evaluate": EVALUATION,
+        "evaluate": [*EVALUATION],
     }
-    words = {
-        "train": "Finished: results/runs/digits/vit-sinkhorn/",
-        "distill": "Teacher: results/runs/digits/",
-        "evaluate": "Compiled map: results/runs/digits/",
+    arguments = {
+        name: [word for word in words if not word.startswith("logger=")]
+        for name, words in small.items()
     }
-    for name, arguments in small.items():
-        default_logger = [word for word in arguments if not word.startswith("logger=")]
-        assert in_process(monkeypatch, name, *default_logger) == 0
-        assert words[name] in capsys.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "Finished: results/runs/digits/vit-sinkhorn/",
+        "Teacher: results/runs/digits/",
+        "Compiled map: results/runs/digits/",
+    ):
+        assert words in done.stdout
     files = sorted(tmp_path.rglob("offline-run-*/run-*.wandb"))
     assert len(files) == 3
     content = [file.read_bytes() for file in files]

@@ -71,7 +71,8 @@ def test_reliability_f6_damaged_map_is_compiled_again(
     assert run_distill(pipeline.results) == pipeline.artifact
     assert "Already compiled" not in capsys.readouterr().out
     assert {f.name: f.read_bytes() for f in pipeline.artifact.glob("asap*")} == whole
-    run_evaluate(pipeline.results)
+    if not file.startswith("asap"):  # what is not compared just above
+        run_evaluate(pipeline.results)
 
 
 def test_whole_map_is_not_compiled_again(
@@ -213,12 +214,12 @@ def test_damaged_manifest_is_written_again_by_the_same_command(
 def test_evaluation_is_not_finished_before_its_record_is_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asap_exp.evaluate import evaluate
+    from asap_exp.evaluate import record
 
     def full_disk(path: Path, value: Any) -> None:
         raise UserError(f"{path} could not be written")
 
-    monkeypatch.setattr(evaluate, "write_record", full_disk)
+    monkeypatch.setattr(record, "write_record", full_disk)
     with pytest.raises(UserError, match="could not be written"):
         run_evaluate(pipeline.results, "max_test_rows=32")
     statuses = {read_json(f)["status"] for f in pipeline.teacher.path.glob("evaluate/*/m*t.json")}

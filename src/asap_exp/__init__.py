@@ -10,7 +10,7 @@ __all__ = ["compile", "drift", "load_compiled", "save_compiled"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions for any model, loaded when they are first asked for."""
+    """Return one of the functions for any model, loaded on first access."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from asap_exp import compiling

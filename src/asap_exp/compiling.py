@@ -30,7 +30,7 @@ from asap_exp.calibration.artifact import (
 from asap_exp.calibration.batches import call, content_hash, num_samples, on_device, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.config import FURTHER_FEATURES, CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.steps import with_settings
@@ -66,23 +66,25 @@ def compile(
     forward: Forward = call,
     backend: str = "auto",
     seed: int = 0,
-    **step_settings: Any,
+    **more: Any,
 ) -> nn.Module:
-    """A copy of `model`, in evaluation mode, whose Sinkhorn layers have become ASAP.
+    """Return a copy of `model`, in evaluation mode, with its Sinkhorn layers compiled to ASAP.
 
-    `model` holds `MultiHeadAttention` layers with `SinkhornAttention` and is left as it is;
-    `layers` names the paths of those to compile, all by default. `loader` gives batches, read once
-    until there are `samples` samples; labels are not needed. The last of these batches, a share of
-    `holdout`, stop the steps by gradient early. `forward` runs a model on one batch; for
-    `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
-    32-true, bf16-mixed or 16-mixed. `backend` is that of the operators: "reference" is what
-    `torch.export` can trace on a GPU. The other keywords are the keys of conf/calibration/;
-    `step_settings` are those of the steps by name, for example
-    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
-    samples: give it some thousands. A layer that runs more than once in a forward pass is fitted to
-    all its calls. It may be called where gradients are switched off.
-    UserError where the model has no Sinkhorn layer, the loader gives fewer than two batches, or
-    queries and keys are not finite on one of them.
+    `model` holds `MultiHeadAttention` layers with `SinkhornAttention` and is left unchanged.
+    `layers` names the paths of those to compile; the default is all. `loader` yields batches and is
+    read once until there are `samples` samples; labels are not needed. The last of these batches, a
+    share of `holdout`, are used to stop the gradient steps early. `forward` runs a model on one
+    batch; for `end_to_end` it must return predictions `[..., classes]`. `precision` is that of
+    inference: 32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export`
+    can trace "reference" on a GPU.
+
+    The other keywords are the keys of conf/calibration/; `step_settings` are the settings of the
+    steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
+    `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
+    once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
+
+    Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
+    or queries and keys are not finite on one of them.
     """
     settings: dict[str, Any] = {
         "slices": slices,
@@ -92,7 +94,7 @@ def compile(
         "seed": seed,
     }
     check_whole_numbers(samples=samples, **settings)
-    check_step_settings(step_settings)
+    check_more(more)
     check_switches(
         query_features=query_features,
         adaptive=adaptive,
@@ -123,7 +125,7 @@ def compile(
         samples=sum(map(num_samples, fit)),
         holdout=sum(map(num_samples, held_out)),
         batch_size=max(map(num_samples, batches)),
-        **(settings | {"candidates": max(candidates, slices)} | step_settings),
+        **(settings | {"candidates": max(candidates, slices)} | more),
     )
     check_fields(CalibrationConfig, asdict(config), "calibration.")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
@@ -140,18 +142,18 @@ def compile(
 
 
 def save_compiled(model: nn.Module, folder: str | Path) -> None:
-    """Writes what `compile` made, asap.safetensors and asap.json, into `folder`.
+    """Write the map made by `compile`, asap.safetensors and asap.json, into `folder`.
 
-    The model's other weights are not in it: `load_compiled` takes them from the teacher.
+    The model's other weights are not included: `load_compiled` takes them from the teacher.
     """
     save_artifact(Path(folder), artifact_of(model))
 
 
 @torch.inference_mode(False)
 def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto") -> nn.Module:
-    """A copy of the teacher `model`, in evaluation mode, compiled as `folder` says.
+    """Return a copy of the teacher `model`, in evaluation mode, compiled as `folder` says.
 
-    `folder` is what `save_compiled` or `python -m asap_exp.distill` wrote. UserError where its
+    `folder` was written by `save_compiled` or `python -m asap_exp.distill`. Raises UserError if its
     files are missing or damaged, or were made from another teacher.
     """
     check_choice("backend", backend, BACKENDS)
@@ -168,10 +170,10 @@ def load_compiled(model: nn.Module, folder: str | Path, *, backend: str = "auto"
 def drift(
     model: nn.Module, batch: Any, *, precision: str = "32-true", forward: Forward = call
 ) -> dict[str, float]:
-    """By compiled layer: the column error of its plans on `batch` over that at calibration.
+    """Return the column error of each compiled layer on `batch` over that at calibration, by layer.
 
-    About 1 while the activations are like those of the calibration; more where they drift away. It
-    builds the plans `[B, H, N, N]`, so it costs more than a forward pass: for now and then.
+    It is about 1 while the activations resemble those of the calibration, and grows as they drift.
+    It builds the plans `[B, H, N, N]`, so it costs more than a forward pass: call it occasionally.
     """
     check_choice("precision", precision, PRECISIONS)
     artifact = artifact_of(model)
@@ -198,7 +200,7 @@ def artifact_of(model: nn.Module) -> Artifact:
 
 
 def teacher_identity(model: nn.Module) -> dict[str, Any]:
-    """What a saved map must agree in with the model that it is put into."""
+    """Return the properties in which a saved map and its model must agree."""
     return {
         "teacher_sha256": fingerprint(model.state_dict()),
         "teacher_layers": teacher_layers(model),
@@ -206,7 +208,7 @@ def teacher_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def check_has_weights(model: nn.Module) -> None:
-    """UserError where a weight has a shape and no values."""
+    """Raise UserError if a weight has a shape but no values."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UserError(
@@ -216,7 +218,7 @@ def check_has_weights(model: nn.Module) -> None:
 
 
 def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
-    """The paths of the layers to compile; UserError where one is no Sinkhorn layer."""
+    """Return the paths of the layers to compile; UserError if one is not a Sinkhorn layer."""
     found = teacher_layers(model)
     if not found:
         kinds = {layer.attend.name for layer in attention_layers(model).values()}
@@ -245,10 +247,13 @@ def check_whole_numbers(**given: Any) -> None:
             raise UserError(f"{name}={value!r} has the wrong type; it must be a whole number")
 
 
-def check_step_settings(given: Mapping[str, Any]) -> None:
-    """Refuses a keyword that names no step with settings, and settings of another type."""
+def check_more(given: Mapping[str, Any]) -> None:
+    """Refuses a keyword that is no step with settings and no feature, or has another type."""
     steps = with_settings()
     for name, value in given.items():
+        if name in FURTHER_FEATURES:
+            check_switches(**{name: value})
+            continue
         if name not in steps:
             raise TypeError(
                 f"compile() takes no keyword {name!r}; the steps with settings are "
@@ -275,7 +280,7 @@ def check_numbers(**given: Any) -> None:
 
 
 def check_names(name: str, given: Sequence[str]) -> None:
-    """Refuses one name in the place of a list of them, which would be read letter by letter."""
+    """Refuse a single string in place of a list of names, which would be split into letters."""
     if isinstance(given, str):
         raise UserError(f"{name}={given!r} must be a list of names, for example [{given!r}]")
     if not isinstance(given, Iterable) or not all(isinstance(each, str) for each in given):

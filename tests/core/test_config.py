@@ -607,7 +607,7 @@ def test_benchmark_has_one_amount_of_work_in_every_row():
     ],
 )
 def test_benchmark_names_a_row_or_a_method_once(override, words):
-    assert f"must name {words}" in refused("benchmark", override)
+    assert words in refused("benchmark", override)
 
 
 @pytest.mark.parametrize("override", ["teacher=somewhere", "task=digits"])

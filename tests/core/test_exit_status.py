@@ -96,7 +96,7 @@ def test_bugs_f8_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, laun
 
 
 def test_reliability_f1_terminated_command_says_so_and_goes_on_later(tmp_path: Path) -> None:
-    words = (*TINY, *SINKHORN, "recipe.epochs=60", "callbacks.checkpoint_seconds=1000")
+    words = (*TINY, *SINKHORN, "recipe.epochs=30", "callbacks.checkpoint_seconds=1000")
     environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "asap_exp.train", *words, "callbacks.progress_bar=true"],

@@ -45,7 +45,7 @@ def test_reliability_f11_damaged_rows_are_a_sentence(
     file = pipeline.artifact / "fidelity.json"
     write_json(file, change(read_json(file)))
     with pytest.raises(UserError, match=r"fidelity\.json (is damaged|was changed)"):
-        run_evaluate(pipeline.results)
+        load_fidelity(pipeline.artifact, load_artifact(pipeline.artifact))
 
 
 def test_rows_of_a_map_that_says_nothing_of_them_are_read(pipeline: Pipeline) -> None:

@@ -213,7 +213,7 @@ def test_images_have_the_size_that_is_asked_for(loaded, size):
 def test_resizing_keeps_a_constant_image(monkeypatch):
     constant = Images(torch.full((ROWS, 1, 8, 8), 77, dtype=torch.uint8), LABELS, "constant")
     monkeypatch.setattr(images_module, "load_images", lambda *a: constant)
-    pixels = module("data.image_size=5").val_dataloader().images.pixels
+    pixels = module("data.image_size=5", "model.patch_size=5").val_dataloader().images.pixels
     assert pixels.unique().tolist() == [77]
 
 
@@ -345,7 +345,7 @@ def test_reliability_f14_size_beyond_the_memory_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(memory_check.os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
     module("data.image_size=6")
     with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples .*GiB"):
-        module("data.image_size=7")
+        module("data.image_size=7", "model.patch_size=7")
 
 
 def test_bugs_f6_test_labels_of_images_are_refused_before_training(cifar, tmp_path):

@@ -19,6 +19,7 @@ from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
 from asap_exp.ops.backend import fused
+from tests.ops.cases import pairs_of
 from tests.stages import TINY_TEXT
 
 LENGTHS = (9, 1, 5, 2)
@@ -60,9 +61,7 @@ def gradients(net: TextEncoder, outputs: list[Tensor]) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("pooling", POOLING)
-@pytest.mark.parametrize("attention", [*TRAINABLE, "asap"])
+@pairs_of(attention=[*TRAINABLE, "asap"], pooling=POOLING, training=[False, True])
 def test_padded_batch_equals_its_texts_one_by_one(attention, pooling, training):
     net = make_net(f"model.pooling={pooling}", attention=attention).train(training)
     batch = make_batch()

@@ -71,7 +71,7 @@ def test_teacher(lengths, size, kernels):
 )
 def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
     queries, keys = lengths
-    inputs = inputs_for(size, queries=queries, keys=keys)
+    inputs = inputs_for(size, heads=1, queries=queries, keys=keys)
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
 
 
@@ -80,7 +80,7 @@ def test_scalings_that_go_on_moving(kernels):
 
     The logits are +-500. Over 40 updates, the scalings would overflow float32.
     """
-    inputs = inputs_for(queries=64)
+    inputs = inputs_for(heads=1, queries=64)
     q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
     q[..., 0], k[..., 0] = 40.0, -50.0  # with the scale 1 / 4
     q[:, :, -1], k[:, :, 0] = -q[:, :, -1], -k[:, :, 0]
@@ -116,7 +116,7 @@ def test_any_width(width, kernels):
 def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
     """The first tile determines the shift of the sums: here it is far too small or too large."""
     for sign in (1, -1):
-        inputs = inputs_for(queries=200, head_dim=16)
+        inputs = inputs_for(heads=1, queries=140, head_dim=16)
         dual = torch.zeros_like(inputs.row_dual)
         dual[..., 128:] = sign * height
         assert_as_good_as_the_reference(CLOSURE, replace(inputs, row_dual=dual))
@@ -134,7 +134,7 @@ MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 
     kernels=KERNELS,
 )
 def test_padding(operator, size, kernels):
-    inputs = inputs_for(size, batch=4, queries=20)
+    inputs = inputs_for(size, heads=1, batch=4, queries=20)
     mask = MASK.to(DEVICE)
     spoilt = replace(
         inputs,

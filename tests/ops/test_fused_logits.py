@@ -111,12 +111,14 @@ def test_constant_columns_have_none(scale):
 @pytest.mark.parametrize(("tokens", "dtype"), LENGTHS, ids=str)
 def test_attention_and_dual(tokens, dtype):
     x = inputs_of(tokens, dtype, heads=1, slices=1)
-    for mask in (None, masked(tokens)):
-        for operator in (RELAXED, DUAL):
-            with routes.force("separate operators"):
-                (out,) = operator(x, backend="triton", key_padding_mask=mask)
-            (expected,) = operator(x.map(torch.Tensor.double), key_padding_mask=mask)
-            assert relative_rms(out, expected) <= TOLERANCE[dtype]
+    cases = [(RELAXED, masked(tokens)), (DUAL, None)]
+    if tokens < 140 or not INTERPRETED:
+        cases += [(RELAXED, None), (DUAL, masked(tokens))]
+    for operator, mask in cases:
+        with routes.force("separate operators"):
+            (out,) = operator(x, backend="triton", key_padding_mask=mask)
+        (expected,) = operator(x.map(torch.Tensor.double), key_padding_mask=mask)
+        assert relative_rms(out, expected) <= TOLERANCE[dtype]
 
 
 def test_gradient_of_relaxed_attention():

@@ -34,6 +34,9 @@ OPTIONS: dict[str, Any] = {"eps": 0.7, "scale": 0.4, "key_padding_mask": None}
 # The interpreter projects bfloat16 inputs by products of float32.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 
+# Words of 64 and of 32 bits: in the interpreter bfloat16 is sorted as float16 is.
+WIDTHS = list(TOLERANCE)[: 2 if INTERPRETED else 3]
+every_width = pytest.mark.parametrize("dtype", WIDTHS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -76,7 +79,7 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 @pairs_of(
-    tokens=(1, 2, 17, 63, 64, 65),
+    tokens=(1, 2, 17, 64, 65) if INTERPRETED else (1, 2, 17, 63, 64, 65),
     names={"as chosen": (), "groups": ("groups of slices",)},
     dtype=tuple(TOLERANCE),
 )
@@ -85,10 +88,10 @@ def test_agrees_with_the_reference(tokens, names, dtype):
         check(inputs_of(tokens, dtype, heads=2))
 
 
-@every_dtype
+@every_width
 @pytest.mark.parametrize(
     ("tokens", "slices"),
-    [(70, 8), *((n, 128) for n in (64, 128, 192, 256, 320, 512) if not INTERPRETED)],
+    [(70, 4), *((n, 128) for n in (64, 128, 192, 256, 320, 512) if not INTERPRETED)],
 )
 def test_texts_of_several_lengths_in_a_batch(tokens, slices, dtype):
     lengths = torch.tensor([tokens - 15, tokens, 1, tokens // 2])
@@ -97,7 +100,7 @@ def test_texts_of_several_lengths_in_a_batch(tokens, slices, dtype):
     check(inputs, key_padding_mask=mask.to(DEVICE))
 
 
-@every_dtype
+@every_width
 def test_rows_of_several_warps(dtype):
     check(inputs_of(1025, dtype, slices=1))
 

@@ -51,8 +51,8 @@ def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
 def test_bugs_f1_scripts_choose_agg_before_they_import_the_package():
     for file in SCRIPTS.glob("*.py"):
         text, chosen = file.read_text(encoding="utf-8"), False
-        if "__main__" not in text:
-            continue  # a part of one of the others
+        if "__main__" not in text:  # a module that scripts import
+            continue
         for statement in ast.parse(text).body:
             code = ast.unparse(statement)
             chosen |= code == "os.environ['MPLBACKEND'] = 'Agg'"

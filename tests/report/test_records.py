@@ -208,23 +208,26 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         read_record(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{", '{"format": 2}'])
-def test_reliability_f10_one_bad_record_stops_nobody_else(
-    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+def test_reliability_f10_bad_records_stop_nobody_else(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither in a run's folder nor among the records."""
-    bad = pipeline.record.parents[1] / "0" / "metrics.json"
-    bad.parent.mkdir()
-    bad.write_text(content)
+    contents = ("[]", "null", "{", '{"format": 2}')
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "other.json").write_text(content)
+    files = []
+    for number, content in enumerate(contents):
+        bad = pipeline.record.parents[1] / f"{number}" / "metrics.json"
+        bad.parent.mkdir()
+        files += [bad, tmp_path / "records" / f"other{number}.json"]
+        for file in files[-2:]:
+            file.write_text(content)
     page = run_report(pipeline.results, f"out={tmp_path}")
     assert page is not None
     output = capsys.readouterr()
-    for file in (bad, tmp_path / "records" / "other.json"):
+    for file in files:
         assert f"warning: left out: {file}" in output.err
-    assert f"Left out of {tmp_path / 'records'}, named above: 1" in output.out
-    with pytest.raises(UserError, match=str(bad)):
+    assert f"Left out of {tmp_path / 'records'}, named above: {len(contents)}" in output.out
+    with pytest.raises(UserError, match=str(pipeline.record.parents[1])):
         run_report(pipeline.results, f"out={tmp_path}", f"run={pipeline.teacher.path}")
 
 
@@ -318,10 +321,17 @@ def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
     for line in tables_csv(groups).splitlines():
         assert line[:1] not in "=@\t"
         assert not any(f",{mark}" in line or f',"{mark}' in line for mark in "=@\t")
-    for figure in (accuracy_latency(groups[0]), plans(groups[0])):
+    assert "<img src=x" not in html_page(groups, {groups[0].slug: {}})
+
+
+@pytest.mark.parametrize("words", ["$x$ $\\frac{", " ".join(HOSTILE)], ids=["formula", "all"])
+def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
+    record: dict[str, Any], words: str
+) -> None:
+    (group,) = grouped([typed(with_words(record, words))])
+    for figure in (accuracy_latency(group), plans(group)):
         figure.draw_without_rendering()
         plt.close(figure)
-    assert "<img src=x" not in html_page(groups, {groups[0].slug: {}})
 
 
 def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(

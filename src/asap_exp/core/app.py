@@ -1,4 +1,4 @@
-"""What the command lines have in common."""
+"""Entry point shared by the command lines of all stages."""
 
 import contextlib
 import os
@@ -12,23 +12,24 @@ from asap_exp.core.interruption import Interrupted, interruptible
 
 
 def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
-    """`python -m asap_exp.STAGE OVERRIDES`: composes, checks, runs; exits with a status.
+    """Run `python -m asap_exp.STAGE OVERRIDES`: compose, check and run, then exit with a status.
 
-    0: done; 2: a UserError, printed as a sentence; 128 + SIGNAL: stopped by it. Of a sweep, that of
-    its failed jobs, which are listed at the end.
+    The status is 0 if done, 2 after a UserError, which is printed as a sentence, and 128 + SIGNAL
+    if stopped by a signal. A sweep exits with the status of its failed jobs and lists them at the
+    end.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(stage))
         return
-    # Figures are files here. Lightning imports matplotlib, which refuses the backend of a notebook
-    # that this environment does not know.
+    # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
+    # a notebook's backend that is not installed here.
     os.environ["MPLBACKEND"] = "Agg"
     try:
         with interruptible(passed_on) as stop:
             try:
                 status = application(stage, schema, run)
             except (Exception, SystemExit):
-                stop.obey()  # it ended by a signal that a library made an error of
+                stop.obey()  # a library may have turned the signal into an error
                 raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,13 +42,13 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
 
 
 def passed_on(number: int) -> bool:
-    """Whether workers of this sweep, if it has begun, have got the signal."""
+    """Return True if a sweep has begun and its workers have received the signal."""
     sweep = sys.modules.get("asap_exp.core.sweep")
     return sweep is not None and sweep.pass_on(number)
 
 
 def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
-    """The Hydra application; what it takes seconds to import is imported where a signal is met."""
+    """Return the Hydra application; slow imports are delayed until signals are handled."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -74,7 +75,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
 
 
 def help_text(stage: str) -> str:
-    """The stage's own configuration file, and the stage's groups with their options."""
+    """Return the stage's own configuration file, followed by its groups with their options."""
     folder = conf_dir()
     primary = (folder / stage / f"{stage}.yaml").read_text(encoding="utf-8")
     groups = {path.name: path for path in sorted((folder / stage).iterdir()) if path.is_dir()}

@@ -1,4 +1,4 @@
-"""From `conf/` and a command line to a checked configuration; PyTorch is not needed."""
+"""Compose `conf/` and a command line into a checked configuration, without PyTorch."""
 
 import dataclasses
 import os
@@ -36,13 +36,13 @@ __all__ = ["compose", "conf_dir", "load_saved", "parse", "quoted"]
 
 Schema = TypeVar("Schema")
 
-# For conf/, which Hydra reads before a configuration is parsed.
+# Resolver for conf/, which Hydra reads before a configuration is parsed.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)
 
 
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
-    """The configuration of `python -m asap_exp.STAGE OVERRIDES`, checked; no Hydra app needed."""
+    """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`, without an app."""
     check_overrides(stage, overrides, schema)
     with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
         try:
@@ -53,7 +53,7 @@ def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schem
 
 
 def load_saved(file: Path, schema: type[Schema]) -> Schema:
-    """The configuration that a run saved: plain values, so that nothing in it is resolved."""
+    """Return the configuration that a run saved: plain values, so nothing is interpolated."""
     try:
         saved = OmegaConf.create(read_text(file))
     except UserError:
@@ -72,10 +72,10 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
 
 
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
-    """`config` as a `schema`; UserError names the key, the value and what is allowed."""
+    """Return `config` as a `schema`; UserError names the key, the value and what is allowed."""
     plain = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     if "task" in plain and not isinstance(plain["task"], dict | DictConfig):
-        plain["task"] = {"name": plain["task"]}  # as every saved configuration has it
+        plain["task"] = {"name": plain["task"]}  # the form of every saved configuration
     config = OmegaConf.create(plain, flags={"allow_objects": True})
     given = dict(leaves(OmegaConf.to_container(config, resolve=False)))
     schema = concrete(schema, config)
@@ -105,13 +105,13 @@ def parse(config: DictConfig, schema: type[Schema]) -> Schema:
 def wrong_type(
     error: ValidationError, config: DictConfig, given: dict[str, Any], schema: type
 ) -> UserError:
-    """The sentence about a value of another type than its field's."""
+    """Return the UserError for a value whose type is not that of its field."""
     key = error.full_key or ""
     value = OmegaConf.select(config, key) if key else None
     wanted = type_name(schema, key)
     if value is None:
         return UserError(f"{key} is missing; it must be {wanted}", key=key, allowed=wanted)
-    shown = given.get(key, value)  # as it was written: a variable's content is nobody's
+    shown = given.get(key, value)  # as written: never show the content of an environment variable
     return UserError(
         f"{key}={shown} has the wrong type; it must be {wanted}",
         key=key,
@@ -121,9 +121,9 @@ def wrong_type(
 
 
 def check_no_secrets(given: dict[str, Any], schema: type) -> None:
-    """Refuses a variable of the environment as a text, which a run saves and shows.
+    """Refuse text taken from an environment variable, which a run would save and show.
 
-    A path or a number may be one.
+    Paths and numbers may come from one.
     """
     for key, value in given.items():
         if not (isinstance(value, str) and re.search(r"\$\{\s*oc\.env\b", value)):
@@ -145,7 +145,7 @@ def holds_text(kind: Any) -> bool:
 
 
 def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
-    """Of a training configuration, the schema of its kind of model."""
+    """Return the training schema for the configured kind of model; other schemas are unchanged."""
     if schema is not TrainConfig:
         return schema
     if "task" not in config:
@@ -154,14 +154,14 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
         name = OmegaConf.select(config, "model.name")
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
-    if name not in TRAIN_SCHEMAS:  # as it was written: a variable's content is nobody's
+    if name not in TRAIN_SCHEMAS:  # as written: never show the content of an environment variable
         name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
     return cast(type[Schema], TRAIN_SCHEMAS[name])
 
 
 def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:
-    """Raises UserError where a composed configuration has a key that its schema does not have."""
+    """Raise UserError if a composed configuration has a key that its schema lacks."""
     fields = fields_of(schema)
     for key in config:
         node = config._get_node(key)

@@ -1,6 +1,7 @@
-"""The YAML files of `conf/`: where they lie and what they offer; neither Hydra nor PyTorch needed.
+"""The YAML files of `conf/`: their location and options. Needs neither Hydra nor PyTorch.
 
-Each stage has a folder with its own file and its groups. `common` holds the groups of several.
+Each stage has a folder with its own file and its groups. `common` holds the groups that several
+stages share.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ COMMON = "common"
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML files: inside an installed package, else beside `src/`."""
+    """Return the folder of the YAML files: in an installed package, else next to `src/`."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parents[1] / "conf"):
         if folder.is_dir():
@@ -22,7 +23,7 @@ def conf_dir() -> Path:
 
 
 def group_folder(stage: str, group: str) -> Path | None:
-    """The folder of a group of the stage's own or of `common`; None if there is no such group."""
+    """Return the folder of a group, the stage's own or one of `common`; None if there is none."""
     for parent in (stage, COMMON):
         folder = conf_dir() / parent / group
         if folder.is_dir():
@@ -31,7 +32,7 @@ def group_folder(stage: str, group: str) -> Path | None:
 
 
 def options(folder: Path) -> list[str]:
-    """The names of a group's files."""
+    """Return the names of a group's files."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
@@ -41,11 +42,12 @@ def tasks() -> list[str]:
 
 @cache
 def attentions() -> dict[str, dict[str, Any]]:
-    """By name of an attention, its options with their usual values.
+    """Return the options of each attention with their defaults, by the attention's name.
 
-    A file without a name changes the values of another one.
+    Files without a name only change the values of another file and are skipped.
     """
-    from omegaconf import OmegaConf  # half of what `--help` takes, which does not need it
+    # Imported here, since it would double the time of `--help`, which does not need it.
+    from omegaconf import OmegaConf
 
     folder = conf_dir() / "train" / "attention"
     files = (OmegaConf.load(file) for file in folder.glob("*.yaml"))

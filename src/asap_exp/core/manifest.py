@@ -63,7 +63,7 @@ class Hardware:
 
 @dataclass(config=STRICT, kw_only=True)
 class Attempt:
-    """One attempt at a run: when, with what, and how it ended (None if unknown)."""
+    """Attempt at a run: when, with what, and how it ended (None if unknown)."""
 
     status: Literal["running", "finished", "failed", "interrupted"]
     started: str
@@ -84,7 +84,7 @@ class Manifest(Attempt):
     config: dict[str, Any]
     error: str | None = None
     format: Literal[2] | None = None
-    """None for manifests older than the hash."""
+    """Version of the format; None in manifests that are older than `sha256`."""
     sha256: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""What a model predicts, and the numbers that say how well: answered here once per objective."""
+"""Training objectives: what a model predicts and which metrics judge it."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Objective:
-    """A kind of prediction; its loss is always the mean cross-entropy of its targets.
+    """Kind of prediction; the loss is always the mean cross-entropy of its targets.
 
-    `name` is the value of `data.objective` and stands in records. `model` names such a model in a
+    `name` is the value of `data.objective` and appears in records. `model` names such a model in a
     sentence. `metric` is the column of records that judges a model. `validation` is the logged
     quantity that chooses the best epoch; the metric is its exponential if `is_perplexity`, and the
-    quantity itself otherwise. `of_tokens`: the targets are tokens of a text, not one class per
+    quantity itself otherwise. If `of_tokens`, the targets are tokens of a text, not one class per
     sample.
     """
 
@@ -27,12 +27,12 @@ class Objective:
         return self.is_perplexity
 
     def best(self, validation: float) -> dict[str, float]:
-        """The entry of a manifest for the best epoch, from its validation quantity."""
+        """Return the manifest's entry for the best epoch, given its validation quantity."""
         value = math.exp(validation) if self.is_perplexity else validation
         return {f"best_val_{self.metric}": value}
 
     def summary(self, manifest: dict) -> str | None:
-        """The best epoch's entry of a manifest in words; None where there is none."""
+        """Return the best epoch's entry of a manifest in words; None if it has none."""
         best = manifest.get(f"best_val_{self.metric}")
         if best is None:
             return None
@@ -54,6 +54,6 @@ OBJECTIVES = {
         ),
     )
 }
-"""Every objective by name. Each also needs its targets: `asap_exp.data.targets`."""
+"""Objectives by name. Each also needs its targets: `asap_exp.data.targets`."""
 
 CLASSIFICATION = OBJECTIVES["classification"]

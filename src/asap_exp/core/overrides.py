@@ -1,7 +1,7 @@
-"""The arguments of a command line, checked before Hydra composes anything.
+"""Checks of command-line arguments before Hydra composes anything.
 
-Hydra accepts any key after a plus sign, its refusal of the others names no alternative, and some
-values of a group end in a traceback.
+Hydra accepts any key after a plus sign, suggests no alternative when it refuses another key, and
+ends in a traceback for some values of a group.
 """
 
 import re
@@ -21,16 +21,16 @@ from asap_exp.core.schema import check_key
 
 
 def quoted(key: str, value: object) -> str:
-    """`key=value` for a text value of any letters, quoted as Hydra's grammar asks for."""
+    """Return `key=value` for any text value, quoted as Hydra's grammar requires."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
     return f"{key}='{text}'"
 
 
 def check_overrides(stage: str, overrides: Sequence[str], schema: type) -> None:
-    """Refuses keys, groups and options that the stage does not have, however they are given."""
+    """Refuse keys, groups and options that the stage lacks, in every form of override."""
     for argument in overrides:
         if argument.startswith("-") or not ("=" in argument or argument.startswith(("~", "+"))):
-            continue  # one of Hydra's own flags, or the value of one
+            continue  # one of Hydra's own flags, or its value
         override = parsed_override(argument)
         key = override.key_or_group
         if key.startswith("hydra.") and str(override.value()).strip("'\"").startswith("~"):
@@ -49,7 +49,7 @@ def check_overrides(stage: str, overrides: Sequence[str], schema: type) -> None:
 
 
 def parsed_override(argument: str) -> Override:
-    """By Hydra's grammar; UserError says how to quote what it does not read."""
+    """Parse an override by Hydra's grammar; UserError says how to quote what cannot be parsed."""
     try:
         return OverridesParser.create().parse_override(argument)
     except (HydraException, ValueError, RecursionError) as error:
@@ -63,7 +63,7 @@ def parsed_override(argument: str) -> Override:
 
 
 def names(override: Override) -> list[str]:
-    """The value where it is a plain text; nothing of any other."""
+    """Return the override's value if it is plain text; empty for any other value."""
     if override.is_delete() or override.is_sweep_override():
         return []
     value = override.value()
@@ -71,7 +71,7 @@ def names(override: Override) -> list[str]:
 
 
 def check_option(override: Override, folder: Path) -> None:
-    """Refuses an option that a group does not have, `group=null`, `group=3` and the like."""
+    """Refuse an option that a group lacks, and `group=null`, `group=3` and the like."""
     if override.is_delete() or override.is_sweep_override():
         return
     given = override.value()
@@ -83,7 +83,7 @@ def check_option(override: Override, folder: Path) -> None:
 
 
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
-    """Before the kind of model is known, a key of any kind passes."""
+    """Refuse an unknown key; until the kind of model is known, a key of any kind passes."""
     refusals = []
     for kind in TRAIN_SCHEMAS.values() if stage == "train" else (schema,):
         try:

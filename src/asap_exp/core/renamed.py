@@ -1,4 +1,4 @@
-"""Arguments of earlier versions, and what to write now: the one place that knows them."""
+"""Renamed arguments of earlier versions, with their replacements, in one place."""
 
 from fnmatch import fnmatchcase
 
@@ -20,7 +20,7 @@ RENAMED = {
     },
     "*": {"task.name=*": "task={option}"},
 }
-"""By stage: what was written, with * for any option, and what to write now."""
+"""Old arguments per stage, with * for any option, and their replacements."""
 
 FITTED = (
     "attention={name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"
@@ -28,11 +28,11 @@ FITTED = (
     "  python -m asap_exp.distill task=TASK +layer=frozen\n"
     "  python -m asap_exp.evaluate task=TASK"
 )
-"""What to run for an attention that is compiled and not trained."""
+"""Message for an attention that is compiled and not trained: what to run."""
 
 
 def check_renamed(stage: str, key: str, option: str) -> None:
-    """Raises UserError where `key=option` is an argument of earlier versions or another stage's."""
+    """Raise UserError if `key=option` belongs to an earlier version or to another stage."""
     folder = group_folder(stage, key)
     if folder and option in options(folder):
         return

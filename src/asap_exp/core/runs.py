@@ -53,7 +53,7 @@ HARDWARE_KEYS = (
 
 
 def drop_keys(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of a nested dict without the dotted `keys`."""
+    """Return a copy of a nested dict without the dotted `keys`."""
     result = dict(tree)
     for key in keys:
         head, _, rest = key.partition(".")
@@ -77,7 +77,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """As a nested dict; without `init_from` where weights are fresh, which needs no word."""
+    """Return `config` as a nested dict, without `init_from` if weights are fresh."""
     tree = asdict(config)
     return tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
 

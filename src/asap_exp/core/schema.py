@@ -1,4 +1,4 @@
-"""A configuration against its schema: names, types, ranges and choices, said by dotted key."""
+"""Checks of a configuration against its schema: names, types, ranges and choices, by dotted key."""
 
 import dataclasses
 import difflib
@@ -13,30 +13,30 @@ from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.locations import expanded
 
 LARGEST = 3e38
-"""What single precision holds."""
+"""Upper bound of numbers: about the largest in single precision."""
 
 FREE_FORM = "attention"
-"""The key below which the files of `conf/`, not a dataclass, say what is allowed."""
+"""Key below which the files of `conf/`, not a dataclass, say what is allowed."""
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 def fields_of(schema: Any) -> dict[str, Any]:
-    """By name, the declared type of each field, with its rules; empty where there are no fields."""
+    """Return the declared type of each field with its rules, by name; empty without fields."""
     if not dataclasses.is_dataclass(schema):
         return {}
     return typing.get_type_hints(schema, include_extras=True)
 
 
 def split(declared: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A declared type: the type itself, and its rules."""
+    """Split a declared type into the type itself and its rules."""
     if typing.get_origin(declared) is Annotated:
         return declared.__origin__, declared.__metadata__
     return declared, ()
 
 
 def field_of(schema: type, path: str) -> tuple[Any, tuple[Any, ...]] | None:
-    """Type and rules of the dotted `path`; of an entry, those of its list. None where free."""
+    """Return type and rules of the dotted `path` (of its list for an entry); None if free-form."""
     found: tuple[Any, tuple[Any, ...]] = (schema, ())
     for part in path.split("[")[0].split("."):
         fields = fields_of(found[0])
@@ -47,7 +47,7 @@ def field_of(schema: type, path: str) -> tuple[Any, tuple[Any, ...]] | None:
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value below `tree` with its dotted key."""
+    """Yield every value below `tree` with its dotted key."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -62,7 +62,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_key(path: str, value: Any, schema: Any) -> None:
-    """Raises UserError unless the dotted `path` is a key of `schema`."""
+    """Raise UserError unless the dotted `path` is a key of `schema`."""
     parts = path.split(".")
     for depth, part in enumerate(parts):
         fields = fields_of(schema)
@@ -82,7 +82,7 @@ def check_key(path: str, value: Any, schema: Any) -> None:
 
 
 def unknown_key(key: str, value: Any, allowed: tuple[str, ...], given: str = "") -> UserError:
-    """The refusal of `key`, a part of the `given` one, with the keys that there are."""
+    """Return the UserError for `key`, a part of the `given` key, with the allowed keys."""
     parent, _, name = key.rpartition(".")
     close = difflib.get_close_matches(name, allowed, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
@@ -101,7 +101,7 @@ def unknown_key(key: str, value: Any, allowed: tuple[str, ...], given: str = "")
 
 
 def type_name(schema: type, path: str) -> str:
-    """The declared type of the dotted `path`, in words."""
+    """Describe the declared type of the dotted `path` in words."""
     found = field_of(schema, path)
     kind: Any = object if found is None else found[0]
     if path.endswith("]"):
@@ -121,7 +121,7 @@ def type_name(schema: type, path: str) -> str:
 
 
 def check_fields(schema: type, tree: dict[str, Any], prefix: str = "") -> None:
-    """Raises UserError where a value of `tree` is outside of the range or choices of its field.
+    """Raise UserError if a value of `tree` is outside the range or choices of its field.
 
     `tree` is a `schema` as nested dicts, and `prefix` the key of the whole.
     """
@@ -141,7 +141,7 @@ def check_rules(key: str, value: Any, rules: tuple[Any, ...]) -> None:
 
 
 def check_attention(given: dict[str, Any]) -> None:
-    """Raises UserError where an attention has no such option, or not of this type or value."""
+    """Raise UserError if the attention lacks an option, or its type or value is wrong."""
     check_choice("attention.name", given.get("name"), tuple(attentions()))
     usual = attentions()[given["name"]]
     known = fields_of(AttentionOptions)
@@ -173,7 +173,7 @@ def check_attention(given: dict[str, Any]) -> None:
 
 
 def check_values(tree: dict[str, Any]) -> None:
-    """Refuses what no part of the program could hold: infinite and enormous numbers, NUL."""
+    """Refuse values that no part of the program can hold: infinite or huge numbers, NUL."""
     for key, value in leaves(tree):
         if isinstance(value, int):
             check_range(key, value, maximum=2**63 - 1)
@@ -196,7 +196,7 @@ def holds_path(rules: tuple[Any, ...]) -> bool:
 
 
 def expand_homes(config: Any, prefix: str = "") -> None:
-    """Puts the home directory in place of ~ wherever a schema says that a value is a path."""
+    """Replace ~ by the home directory wherever a schema declares a path."""
     for name, declared in fields_of(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):

@@ -14,7 +14,7 @@ MODULES = {"ImageDataModule": "images", "TaskDataModule": "module", "build_data"
 
 
 def __getattr__(name: str) -> Any:
-    """What needs PyTorch, loaded when it is first asked for: the catalogue does not."""
+    """Import the names that need PyTorch on first use; the catalogue works without it."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -78,7 +78,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
 
     @property
     def objective(self) -> Objective:
-        """What is predicted of the samples."""
+        """Objective of the task."""
         return CLASSIFICATION
 
     def labelled_texts(self) -> "tuple[RawTexts, RawTexts] | None":

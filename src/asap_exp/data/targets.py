@@ -1,4 +1,4 @@
-"""The targets of texts, by objective: which tokens or classes are predicted, and how."""
+"""Targets of texts per objective: the predicted classes or tokens."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +16,13 @@ Transform = Callable[[TokenBatch, Tensor, int], tuple[TokenBatch, Tensor]]
 
 
 class Targets(Protocol):
-    """What one objective makes of texts."""
+    """Targets of one objective for texts."""
 
     dataset: TextDataset
     num_classes: int
 
     def __init__(self, config: TextDataConfig, dataset: TextDataset) -> None:
-        """UserError where the data set has no such targets."""
+        """Set up the targets; raise UserError if the data set has none of this kind."""
 
     def arranged(self, rows: Texts, samples: Texts) -> Texts:
         """Prepare `samples`, which were made of the `rows` of a split."""
@@ -35,7 +35,7 @@ class Targets(Protocol):
 
 
 class ClassTargets:
-    """One class per text."""
+    """Targets of classification: a class per text."""
 
     def __init__(self, config: TextDataConfig, dataset: TextDataset) -> None:
         self.config, self.dataset = config, dataset
@@ -57,7 +57,7 @@ class ClassTargets:
 
 
 class MaskedTokenTargets:
-    """A share of the tokens, masked; labels are not read."""
+    """Targets of a masked language model: a share of the tokens; labels are not read."""
 
     def __init__(self, config: TextDataConfig, dataset: TextDataset) -> None:
         self.config, self.dataset = config, replace(dataset, labels_read=False)
@@ -84,4 +84,4 @@ TARGETS: dict[str, type[Targets]] = {
     "classification": ClassTargets,
     "mlm": MaskedTokenTargets,
 }
-"""By the name of the objective."""
+"""Targets by name of the objective."""

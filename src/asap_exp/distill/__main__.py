@@ -5,7 +5,7 @@ from asap_exp.distill.config import DistillConfig
 
 
 def run(config: DistillConfig) -> None:
-    """The work itself, imported only once the configuration has been found right."""
+    """Run the stage; slow imports wait until the configuration has been checked."""
     if config.budget.asked:
         from asap_exp.distill.budget import distill_within_budget
 

@@ -1,4 +1,4 @@
-"""Compile within a budget: each layer becomes what is fast and faithful enough there."""
+"""Compile within a budget: choose for each layer an attention fast and faithful enough."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -30,20 +30,20 @@ from asap_exp.distill.search import (
 
 ROUNDING = 1e-9
 SMALLEST_STEP = 0.01
-"""Of the layers' time, by which the limit falls at least when the measured model does not fit."""
+"""Least decrease of the limit, as a share of the layers' time, when the model does not fit."""
 
 COMPILED, TEACHER = "compiled", "teacher"
 
 
 def distill_within_budget(config: DistillConfig) -> Path:
-    """Compiles a teacher's layers within `config.budget`; returns the artifact's folder."""
+    """Compile a teacher's layers within `config.budget`; return the artifact's folder."""
     return distill(config, partial(compile_within, config.budget))
 
 
 def compile_within(
     budget: BudgetConfig, data: CalibrationData, paths: list[str], task_data: TaskDataModule
 ) -> Compiled:
-    """Options made, timed and judged on the validation split, and the plan that was found."""
+    """Make, time and judge options on the validation split; return the plan found."""
     check_measurable(budget, task_data)
     budget.latency.check_device("budget.latency", device_of(data.net).type)
     batches = task_data.val_dataloader()
@@ -91,7 +91,7 @@ def check_teacher_timed(
 
 
 def search(scorer: ValidationScorer, ladders: Ladders, starts: list[Plan]) -> Plan:
-    """The fastest plan within the accuracy, or the most faithful one within the latency."""
+    """Return the fastest plan within the accuracy, or the most faithful one within the latency."""
     if scorer.budget.latency_ratio is not None:
         return search_by_latency(scorer, ladders, starts, scorer.budget.latency_ratio)
     assert scorer.budget.accuracy_drop is not None
@@ -110,9 +110,9 @@ def search(scorer: ValidationScorer, ladders: Ladders, starts: list[Plan]) -> Pl
 def search_by_latency(
     scorer: ValidationScorer, ladders: Ladders, starts: list[Plan], ratio: float
 ) -> Plan:
-    """By the sum of the layers' times; the limit falls until the measured model fits too."""
+    """Search by the sum of the layers' times, lowering the limit until the measured model fits."""
     top = {path: len(levels) - 1 for path, levels in ladders.items()}
-    # What is no attention takes the same time in every plan.
+    # All that is not attention takes the same time in every plan.
     limit = total_ms(ladders, top) - (1 - ratio) * scorer.model_ms({TEACHER: {}})[TEACHER]
     while True:
         within = partial(fits, ladders, limit)
@@ -146,7 +146,7 @@ def attends_of(ladders: Ladders, plan: Plan) -> dict[str, Attention]:
 def chosen_calibration(
     fits: Mapping[str, Calibration], ladders: Ladders, plan: Plan
 ) -> Calibration:
-    """Of the layers that became ASAP, the fits of the maps that they took."""
+    """Return the fits of the maps taken by the layers that became ASAP."""
     chosen = Calibration()
     for path, level in plan.items():
         candidate = ladders[path][level]
@@ -158,7 +158,7 @@ def chosen_calibration(
 
 
 def outcome(scorer: ValidationScorer, ladders: Ladders, plan: Plan) -> dict[str, Any]:
-    """What was asked for, what each layer became, and what the whole then reaches."""
+    """Return the requested budget, the choice for each layer, and what the whole model reaches."""
     attends = attends_of(ladders, plan)
     ms = scorer.model_ms({TEACHER: {}, COMPILED: attends})
     return {

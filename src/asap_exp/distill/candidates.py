@@ -1,4 +1,4 @@
-"""The options of each layer, timed, and scored with that layer alone replaced."""
+"""Options of each layer, timed, and scored with only that layer replaced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from asap_exp.timing.latency import interleaved_latency
 SMALLEST_KL = 1e-12
 
 Option = tuple[str, Attention]
-"""An attention that a layer may become, under its label."""
+"""Label and attention that a layer may become."""
 
 
 @dataclass
@@ -55,17 +55,17 @@ class ValidationScorer:
         return torch.cat(found).cpu()
 
     def accuracy(self, attends: Mapping[str, Attention]) -> float:
-        """Accuracy on the validation split, as a share."""
+        """Return the accuracy on the validation split, as a share."""
         predicted = (self._log_probabilities(attends) if attends else self.teacher).argmax(dim=-1)
         return (predicted == self.labels).double().mean().item()
 
     def prediction_kl(self, attends: Mapping[str, Attention]) -> float:
-        """KL(teacher's predictions || those with `attends` in place), in nats."""
+        """Return KL(teacher's predictions || those with `attends` in place), in nats."""
         found = self._log_probabilities(attends)
         return F.kl_div(found, self.teacher, log_target=True, reduction="batchmean").item()
 
     def alone(self, path: str, attend: Attention) -> float:
-        """The KL with one layer replaced: more than the 0 of the teacher's own attention."""
+        """Return the KL with one layer replaced, kept above the teacher's own, which is 0."""
         return max(self.prediction_kl({path: attend}), SMALLEST_KL)
 
     def timing_batch(self) -> Tensor:
@@ -75,9 +75,9 @@ class ValidationScorer:
 
     @torch.no_grad()
     def layer_ms(self, options: Mapping[str, Sequence[Option]]) -> dict[str, dict[str, float]]:
-        """Median milliseconds by layer and option, interleaved, on the teacher's activations.
+        """Return median milliseconds by layer and option, interleaved, on the teacher's inputs.
 
-        An option that differs from itself in float64 is not timed, and so not taken.
+        An option too far from its float64 reference is not timed, and so not taken.
         """
         inputs, precision = self.timing_batch(), self.data.precision
         recorded = next(iter(layer_inputs(self.data.net, [(inputs, inputs)], precision)))
@@ -94,7 +94,7 @@ class ValidationScorer:
 
     @torch.no_grad()
     def model_ms(self, plans: Mapping[str, Mapping[str, Attention]]) -> dict[str, float]:
-        """Median milliseconds of the whole model with each plan in it, interleaved."""
+        """Return median milliseconds of the whole model with each plan in it, interleaved."""
         inputs, net, precision = self.timing_batch(), self.data.net, self.data.precision
         calls = {name: model_call(net, plan, inputs, precision) for name, plan in plans.items()}
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
@@ -107,7 +107,7 @@ class ValidationScorer:
 
 
 def is_right(label: str, attend: Attention, inputs: LayerInputs) -> bool:
-    """Whether the attention is accurate enough to be timed; warns where it is not."""
+    """Return True if the attention is accurate enough to be timed; warn if not."""
     error = gate_error(attend, inputs)
     if not passes(error, inputs.v.dtype):
         warn(f"{label} is wrong by {error:.2g} (relative RMS against float64); left out")
@@ -118,7 +118,7 @@ def is_right(label: str, attend: Attention, inputs: LayerInputs) -> bool:
 def make_options(
     data: CalibrationData, paths: Sequence[str], budget: BudgetConfig
 ) -> tuple[dict[str, list[Option]], dict[str, Calibration]]:
-    """Returns the options of each layer, the teacher's own attention last, and the fits of ASAP."""
+    """Return the options of each layer, the teacher's own attention last, and the fits of ASAP."""
     layers = attention_layers(data.net)
     configs = [
         with_slices(data.config, slices, refine)
@@ -142,12 +142,12 @@ def make_options(
 
 
 def option_label(config: CalibrationConfig) -> str:
-    """The label of ASAP with this calibration."""
+    """Return the label of ASAP with this calibration."""
     return f"ASAP, {config.slices} slices, {refine_words(config.refine, config.relaxes)}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:
-    """The same calibration with other slices, chosen among at least as many candidates."""
+    """Return the calibration with other slices, chosen among at least as many candidates."""
     candidates = max(config.candidates, slices)
     return replace(config, slices=slices, candidates=candidates, refine=refine)
 
@@ -157,7 +157,7 @@ def make_ladders(
     options: Mapping[str, Sequence[Option]],
     ms: Mapping[str, Mapping[str, float]],
 ) -> dict[str, list[Candidate]]:
-    """Scores every option with its layer alone replaced; keeps the useful ones per layer."""
+    """Score every option with only its layer replaced; keep the useful ones per layer."""
     layers = attention_layers(scorer.data.net)
     ladders = {}
     for path, found in progress(options.items(), "Scoring", len(options)):

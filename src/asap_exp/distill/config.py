@@ -39,7 +39,7 @@ class DistillConfig:
 
     @property
     def fitted(self) -> CalibrationConfig:
-        """The calibration; with a budget, which says what maps may refine, the most of that."""
+        """Calibration to fit; with a budget, `refine` is the largest one that it allows."""
         if not self.budget.asked:
             return self.calibration
         return replace(self.calibration, refine=max(self.budget.refine, default=0))

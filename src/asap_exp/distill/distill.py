@@ -1,4 +1,4 @@
-"""From a frozen teacher to a compiled map: capture, fit, check, save."""
+"""Compile a frozen teacher to a map: capture, fit, check, save."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -41,25 +41,25 @@ from asap_exp.models.teachers import find_teacher
 
 @dataclass
 class Compiled:
-    """What the layers became, by path, and the calibration of those that became ASAP."""
+    """New attention of the layers, by path, and the calibration of those that became ASAP."""
 
     attends: Mapping[str, Attention]
     calibration: Calibration
     budget: dict[str, Any] | None = None
-    """How a budget was kept, for the artifact's identity."""
+    """Outcome of a budget, for the artifact's identity."""
 
 
 Compiler = Callable[[CalibrationData, list[str], TaskDataModule], Compiled]
 
 
 def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -> Compiled:
-    """Every layer becomes ASAP, by the calibration."""
+    """Compile every layer to ASAP by the calibration."""
     calibration = calibrate(data, paths)
     return Compiled(calibration.maps, calibration)
 
 
 def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
-    """Compiles a teacher's layers; returns the artifact's folder."""
+    """Compile a teacher's layers; return the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
     calibration = config.fitted
     device = choose_device(config.accelerator)
@@ -125,9 +125,9 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
 
 
 def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) -> bool:
-    """Says so if there is a whole map of this teacher; a damaged one is compiled again.
+    """Return True, and print it, if a complete map of this teacher exists; redo a damaged one.
 
-    UserError where the data found now is not the teacher's.
+    Raises UserError if the data found now is not the teacher's.
     """
     try:
         if not stage_finished(folder):
@@ -153,7 +153,7 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
 
 
 def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
-    """The module paths that `layer` names; UserError where the index is out of range."""
+    """Return the module paths that `layer` names; UserError if the index is out of range."""
     if layer.which in ("frozen", "all"):
         return paths
     index = {"first": 0, "last": len(paths) - 1, "index": layer.index}[layer.which]
@@ -166,7 +166,7 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
 
 
 def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
-    """Equal for compilations that give the same artifact."""
+    """Return a key that is equal for compilations that give the same artifact."""
     key = {"calibration": config.fitted.identity(), "layers": paths}
     return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
 

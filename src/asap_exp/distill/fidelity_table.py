@@ -1,4 +1,4 @@
-"""The fidelity report: a row for every compiled layer and head."""
+"""Fidelity report: a row per compiled layer and head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from asap_exp.core.typed import finite
 
 
 def fidelity_rows(result: Calibration, fidelity: Mapping[str, Fidelity]) -> list[dict[str, Any]]:
-    """R^2 and condition number of the ridge fit; the rest is of the map as it ended.
+    """Return R^2 and condition number of the ridge fit, and fidelity of the final map.
 
-    R^2 on the data of the fit and on held-out data; KL after each step and plan measures on the
-    held-out data, on the teacher's own activations (KL of a sequential calibration: on those that
-    the layer was fitted on).
+    R^2 is given on the data of the fit and on held-out data; KL after each step and plan measures
+    on held-out data, on the teacher's own activations (KL of a sequential calibration: on those
+    that the layer was fitted on).
     """
     rows = []
     for path, compiled in fidelity["asap"].items():
@@ -39,7 +39,7 @@ def fidelity_rows(result: Calibration, fidelity: Mapping[str, Fidelity]) -> list
 
 
 def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]:
-    """What the fit of the map at `path` says of it; NaN in a layer that became something else."""
+    """Return the columns about the fit of the map at `path`; NaN if the layer is not ASAP."""
     unknown = torch.full((heads,), torch.nan)
     steps = dict.fromkeys(step for kl in result.plan_kl.values() for step in kl)
     ridge, kl = result.ridge.get(path), result.plan_kl.get(path, {})
@@ -52,7 +52,7 @@ def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]
 
 
 def print_fidelity(rows: list[dict[str, Any]]) -> None:
-    """One line a layer, means over its heads."""
+    """Print one line per layer, means over its heads."""
     table = Table(title="Fidelity on held-out samples (mean over heads)")
     titles = {
         "layer": "layer",
@@ -74,7 +74,7 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
 
 
 def print_prediction_kl(result: Calibration) -> None:
-    """What fitting all layers together did to the predictions on held-out data."""
+    """Print how fitting all layers together changed the predictions on held-out data."""
     for name, kl in result.prediction_kl.items():
         words = {"maps": "ASAP", "controls": "query features only"}[name]
         print(

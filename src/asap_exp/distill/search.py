@@ -1,7 +1,7 @@
-"""Which candidate each layer takes: greedy upgrades from the fastest plan, pure bookkeeping.
+"""Choice of a candidate per layer: greedy upgrades from the fastest plan, without measuring.
 
-A layer's candidates form a ladder, from the fastest to the most faithful. What a candidate costs is
-measured for its layer alone; whether a whole plan holds is asked of the caller, who measures it.
+A layer's candidates form a ladder, from the fastest to the most faithful. The cost of a candidate
+was measured for its layer alone; the caller measures whether a whole plan holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from asap_exp.attention import Attention
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a layer may become.
+    """Attention that a layer may become.
 
     `label` names it; `ms` is the latency of the layer; `kl` is the KL of the predictions, in nats,
     with only this layer replaced.
@@ -26,16 +26,16 @@ class Candidate:
 
 Ladders = Mapping[str, Sequence[Candidate]]
 Plan = dict[str, int]
-"""The level of each layer: its place in the layer's ladder, by layer path."""
+"""Level of each layer by layer path: its index in the layer's ladder."""
 
 Holds = Callable[[Plan], bool]
 
 STARTS = 3
-"""Number of uniform plans that the search goes on from."""
+"""Number of uniform plans from which the search continues."""
 
 
 def ladder(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The Pareto front, fastest first: a slower candidate has a smaller KL."""
+    """Return the Pareto front, fastest first: a slower candidate has a smaller KL."""
     levels: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.ms, c.kl)):
         if not levels or candidate.kl < levels[-1].kl:
@@ -48,7 +48,7 @@ def fastest(ladders: Ladders) -> Plan:
 
 
 def upgrades(ladders: Ladders, plan: Plan) -> Iterator[Plan]:
-    """Plans with one layer on a higher level; first the one that lowers the KL most per time."""
+    """Yield plans with one layer a level higher, largest decrease of KL per time first."""
     steps = []
     for path, levels in ladders.items():
         now = levels[plan[path]]
@@ -60,9 +60,9 @@ def upgrades(ladders: Ladders, plan: Plan) -> Iterator[Plan]:
 
 
 def uniform(ladders: Ladders, ms: Mapping[str, Mapping[str, float]]) -> list[Plan]:
-    """The plans with one option in all layers, fastest first, for every option they share.
+    """Return, for every option that all layers share, the plan with it in all layers.
 
-    Where another option of a layer is as fast and as faithful, that layer takes the other one.
+    A layer with a better option that takes no longer takes that one. The fastest plan comes first.
     `ms` is by layer and option.
     """
     shared = set.intersection(*(set(options) for options in ms.values()))
@@ -74,14 +74,14 @@ def uniform(ladders: Ladders, ms: Mapping[str, Mapping[str, float]]) -> list[Pla
 
 
 def highest_within(levels: Sequence[Candidate], ms: float) -> int:
-    """The most faithful candidate that takes at most `ms`."""
+    """Return the level of the most faithful candidate that takes at most `ms`."""
     return max(number for number, level in enumerate(levels) if number == 0 or level.ms <= ms)
 
 
 def fastest_that_holds(ladders: Ladders, starts: Sequence[Plan], holds: Holds) -> Plan:
-    """The fastest plan found that holds: by upgrades from below, and by cuts from `starts`.
+    """Return the fastest plan found that holds: by upgrades from below, and by cuts from `starts`.
 
-    The plan of the topmost levels, which are the teacher's own, is taken to hold.
+    The plan of the topmost levels, the teacher's own attention, is assumed to hold.
     """
     plan = fastest(ladders)
     while not holds(plan) and (higher := next(upgrades(ladders, plan), None)):
@@ -92,7 +92,7 @@ def fastest_that_holds(ladders: Ladders, starts: Sequence[Plan], holds: Holds) -
 
 
 def cut(ladders: Ladders, plan: Plan, holds: Holds) -> Plan:
-    """Lowers one layer after the other while the plan holds; the largest saving of time first."""
+    """Lower one layer after another while the plan holds, the largest saving of time first."""
     while True:
         lower = sorted(
             ({**plan, path: number} for path, level in plan.items() for number in range(level)),
@@ -105,7 +105,7 @@ def cut(ladders: Ladders, plan: Plan, holds: Holds) -> Plan:
 
 
 def most_faithful_that_fits(ladders: Ladders, fits: Holds) -> Plan | None:
-    """Upgrades for as long as one of them fits; None where not even the fastest plan does."""
+    """Upgrade layers as long as the plan fits; return None if not even the fastest plan does."""
     plan = fastest(ladders)
     if not fits(plan):
         return None
@@ -115,5 +115,5 @@ def most_faithful_that_fits(ladders: Ladders, fits: Holds) -> Plan | None:
 
 
 def total_ms(ladders: Ladders, plan: Plan) -> float:
-    """Latency of the attention layers alone, in ms."""
+    """Return the latency of the attention layers alone, in ms."""
     return sum(ladders[path][level].ms for path, level in plan.items())

@@ -1,1 +1,1 @@
-"""Stage 3: measure a compiled model beside its teacher."""
+"""Stage 3: compare a compiled model with its teacher."""

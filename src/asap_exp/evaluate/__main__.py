@@ -5,7 +5,7 @@ from asap_exp.core.config import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> None:
-    """The work itself, imported only once the configuration has been found right."""
+    """Run the stage; slow imports wait until the configuration has been checked."""
     from asap_exp.evaluate.evaluate import evaluate
 
     evaluate(config)

@@ -1,4 +1,4 @@
-"""Predictions, and what they say about a variant beside its teacher."""
+"""Predictions of the variants, compared with the targets and with the teacher's predictions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ UNDEFINED = "undefined"
 
 
 class Comparison:
-    """Sums over targets, on the device: one a sample, or one a masked token."""
+    """Sums over targets, on the device: one target per sample, or one per masked token."""
 
     def __init__(self) -> None:
         self.targets = 0
         self.sums: dict[str, Tensor] = {}
 
     def add(self, logits: Tensor, teacher: Tensor, targets: Tensor) -> None:
-        """`logits` and `teacher` `[targets, classes]`."""
+        """Add a batch; `logits` and `teacher` are `[targets, classes]`."""
         predictions = logits.argmax(dim=-1)
         log_q, log_p = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
         new = {
@@ -40,12 +40,12 @@ class Comparison:
             self.sums[name] = self.sums[name] + total if name in self.sums else total
 
     def means(self) -> dict[str, float]:
-        """Accuracy and agreement as shares; KL(teacher || variant) and cross-entropy in nats."""
+        """Return accuracy and agreement as shares, KL(teacher || variant) and loss in nats."""
         means = {name: total.item() / self.targets for name, total in self.sums.items()}
         return {name: mean for name, mean in means.items() if name != UNDEFINED}
 
     def require_defined(self, label: str) -> None:
-        """UserError where predictions are NaN: the largest of them has a place all the same."""
+        """Raise UserError if predictions are NaN, for which argmax still returns a class."""
         if undefined := int(self.sums[UNDEFINED]):
             raise UserError(
                 f"{label} predicts NaN for {undefined} of {self.targets} targets, so nothing is "
@@ -57,9 +57,9 @@ class Comparison:
 def compare_predictions(
     rows: Sequence[Variant], batches: Iterable[Batch], precision: str
 ) -> dict[str, dict[str, float]]:
-    """By key of the variant; the first one is the teacher.
+    """Return the means of `Comparison` by key of the variant; the first variant is the teacher.
 
-    Batch by batch: the logits of every masked token of a test split would not fit into memory.
+    Works batch by batch: the logits of every masked token of a test split would not fit in memory.
     """
     comparisons = {row.key: Comparison() for row in rows}
     for inputs, targets in batches:
@@ -78,7 +78,7 @@ def logits_of(variant: Variant, inputs: Any, precision: str) -> Tensor:
 
 
 def compare(logits: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, float]:
-    """The means over one batch."""
+    """Return the means over one batch."""
     comparison = Comparison()
     comparison.add(logits, teacher, targets)
     return comparison.means()

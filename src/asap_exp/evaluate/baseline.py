@@ -1,4 +1,4 @@
-"""What a linear model on word counts reaches: a text model below it is not worth its cost."""
+"""Linear baseline on word counts: a text model that does not beat it is not worth its cost."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from asap_exp.data.raw_texts import RawTexts
 
 
 def baseline_row(train: RawTexts, test: RawTexts, test_rows: int) -> dict[str, Any]:
-    """Tf-idf of words and pairs of words, and a linear SVM, fitted on the whole training split.
+    """Fit a linear SVM on tf-idf of words and pairs of words, on the whole training split.
 
-    Nothing is chosen, so that no validation rows are held back; accuracy on the first `test_rows`.
-    Where no word is in two texts, or there is one class alone, a linear model always says the same.
+    Nothing is tuned, so no validation rows are held back. The accuracy is that on the first
+    `test_rows`. If no word occurs in two texts, or there is a single class, the model is constant.
     """
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     learns = len(set(train.labels)) > 1 and repeats_a_word(train.texts, words)
@@ -32,7 +32,7 @@ def baseline_row(train: RawTexts, test: RawTexts, test_rows: int) -> dict[str, A
 
 
 def repeats_a_word(texts: list[str], vectorizer: TfidfVectorizer) -> bool:
-    """Whether `vectorizer` finds a word that is in two of the texts."""
+    """Return True if `vectorizer` finds a word that occurs in two of the texts."""
     words, seen = vectorizer.build_analyzer(), set[str]()
     for text in texts:
         here = set(words(text))

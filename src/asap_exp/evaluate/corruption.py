@@ -1,7 +1,7 @@
-"""Test images that drift away from those of the calibration: noise, blur, less contrast.
+"""Corrupted test images, unlike those of the calibration: noise, blur, less contrast.
 
-Strengths in the manner of CIFAR-10-C (Hendrycks and Dietterich, 2019), made here with torchvision:
-numbers are not comparable with those on that data set's own images.
+Severities resemble those of CIFAR-10-C (Hendrycks and Dietterich, 2019), but the images are made
+here with torchvision: numbers are not comparable with those on that data set's own images.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from asap_exp.data.loader import BatchLoader, DeviceLoader
 from asap_exp.data.sources import Images
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
-"""Standard deviation, of pixels between 0 and 1."""
+"""Standard deviation for pixels between 0 and 1, by severity."""
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)
-"""Standard deviation in pixels."""
+"""Standard deviation in pixels, by severity."""
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-"""What is left of each pixel's distance to the image's mean grey."""
+"""Remaining share of each pixel's distance to the image's mean grey, by severity."""
 
 
 def noise(pixels: Tensor, strength: float) -> Tensor:
@@ -46,7 +46,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...
 
 
 def corrupted(loader: BatchLoader, config: CorruptionConfig) -> BatchLoader:
-    """The same images, all of them corrupted alike; as they are where no name is given."""
+    """Return a loader of the images with one corruption; unchanged if no name is given."""
     if config.name is None:
         return loader
     if not isinstance(loader, DeviceLoader):

@@ -1,4 +1,4 @@
-"""One evaluation: every variant of one compiled teacher, measured on the test split."""
+"""Evaluation of every variant of one compiled teacher on the test split."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from asap_exp.report.tables import print_drift, print_evaluation
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Measures a compiled map beside its teacher; returns the path of the record."""
+    """Measure a compiled map and its teacher; return the path of the record."""
     subject = resolve(config)
     run, public, folder = subject.run, public_config(config), subject.out(config)
     facts = {
@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> Path:
 
 
 def measure_subject(subject: Subject, config: EvaluateConfig) -> Measured:
-    """Measures every variant and, for labelled texts, a linear model on word counts."""
+    """Measure every variant and, for labelled texts, a linear model on word counts."""
     measured = measure_map(
         subject.net,
         subject.artifact,

@@ -1,4 +1,4 @@
-"""One attention plan, three ways, to look at."""
+"""Example plans of teacher, ASAP and softmax on one sample."""
 
 import math
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ from asap_exp.data.loader import Batch
 DIGITS = 5
 
 MOST_ROWS = 128
-"""Of a stored plan: one of more tokens is stored by blocks of them."""
+"""Largest number of rows of a stored plan; a larger plan is averaged over blocks of tokens."""
 
 
 @torch.no_grad()
 def example_plans(
     net: nn.Module, batches: Iterable[Batch], precision: str, path: str, compiled: Attention
 ) -> dict[str, Any]:
-    """The plans of teacher, ASAP and softmax on the first sample, in the head they differ most in.
+    """Return the plans of teacher, ASAP and softmax on the first sample, in one head.
 
-    "Most" is the head whose teacher is furthest from row softmax: where the column step matters.
-    Of long sequences they are those of blocks of `block` tokens.
+    The head is the one whose teacher is furthest from row softmax: where the column step matters.
+    For long sequences the plans are averaged over blocks of `block` tokens.
     """
     q, k, _, mask = next(iter(layer_inputs(net, batches, precision)))[path][-1]
     methods = {
@@ -45,9 +45,9 @@ def example_plans(
 
 
 def by_blocks(plan: Tensor, block: int) -> Tensor:
-    """What a block's queries give on average to a block of keys, from `[N, M]`.
+    """Average a plan `[N, M]` over blocks: mean mass that a block's queries give a block of keys.
 
-    Row sums are then means over the block, and so are column sums where the last block is whole.
+    Row sums are then means over the block, and so are column sums if the last block is complete.
     """
     keys = torch.stack([part.sum(dim=1) for part in plan.split(block, dim=1)], dim=1)
     return torch.stack([part.mean(dim=0) for part in keys.split(block, dim=0)], dim=0)

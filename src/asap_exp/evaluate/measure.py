@@ -1,4 +1,4 @@
-"""The measurements of an evaluation, on given networks and loaders: no run directory is needed."""
+"""Measurements of an evaluation, on given networks and loaders; they need no run directory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ from asap_exp.timing.memory import peak_memory
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a compiled map, in the form of its record."""
+    """Measurements of a compiled map, in the form of its record."""
 
     rows: list[dict[str, Any]]
-    """One per variant; the keys are the fields of `asap_exp.core.records.row.Row`."""
+    """Rows, one per variant; the keys are the fields of `asap_exp.core.records.row.Row`."""
     drift: dict[str, float]
-    """By layer path: the column error on the test samples over that at calibration."""
+    """Column error on the test samples over that at calibration, by layer path."""
     plans: dict[str, Any]
     """Plans of teacher, map and softmax for one sample, in the map's last layer."""
 
@@ -49,7 +49,7 @@ def measure_map(
     fidelity_samples: int = 256,
     validation: BatchLoader | None = None,
 ) -> Measured:
-    """Measures the variants of a teacher `net` that was compiled to `artifact`.
+    """Measure the variants of a teacher `net` that was compiled to `artifact`.
 
     Needs no run directory, and writes nothing:
 
@@ -60,7 +60,7 @@ def measure_map(
         latency = LatencyConfig(batch_size=64, rounds=10, cuda_graph=False)
         found = measure_map(net, artifact, rows, test, latency=latency)
 
-    The first of `variants` is the teacher. `test` gives inputs and targets on the device of `net`,
+    The first of `variants` is the teacher. `test` yields inputs and targets on the device of `net`,
     at least `latency.batch_size` samples. The other arguments are those of `measure`.
     """
     last = artifact.layers[-1]
@@ -88,7 +88,7 @@ def measure(
     fidelity_samples: int = 256,
     validation: BatchLoader | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures predictions, plans, latency and memory of every variant: one dict per variant.
+    """Measure predictions, plans, latency and memory of every variant: one dict per variant.
 
     The first variant is the teacher, which the others are compared with. Predictions are those on
     all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its first
@@ -128,7 +128,7 @@ def measure(
 def drift(
     net: nn.Module, artifact: Artifact, samples: BatchLoader, precision: str
 ) -> dict[str, float]:
-    """Column error of each compiled layer on test samples over that at calibration."""
+    """Return each compiled layer's column error on test samples over that at calibration."""
     device = next(net.parameters()).device
     attends = {path: artifact.attention(path).to(device) for path in artifact.layers}
     with swapped(net, attends):
@@ -137,21 +137,21 @@ def drift(
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large a number."""
+    """Return exp(loss), infinite if it overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """A number that is not finite becomes null: JSON has none, and a record must be writable."""
+    """Replace numbers that are not finite by None, since JSON has none."""
     return {name: None if x is None else finite(x) for name, x in measures.items()}
 
 
 def plan_measures(
     rows: Sequence[Variant], samples: BatchLoader, precision: str
 ) -> dict[str, dict[str, float | None]]:
-    """Means over the row's layers and heads, on the activations of the row's own teacher.
+    """Return means over the row's layers and heads, on the activations of the row's own teacher.
 
-    A model trained by itself has plans of its own, and none of the teacher's to be compared with.
+    A model trained by itself has its own plans, with no plan of the teacher to compare them with.
     """
     measures: dict[str, dict[str, float | None]] = {}
     for net in {id(row.net): row.net for row in rows}.values():
@@ -173,7 +173,7 @@ def plan_measures(
 def speed_measures(
     rows: Sequence[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
 ) -> dict[str, dict[str, Any]]:
-    """Latency of the row's last attention layer and of its whole model, ratios, peak memory."""
+    """Measure latency of each row's last attention layer and whole model, ratios, peak memory."""
     inputs, targets = next(iter(samples))
     assert len(inputs) == config.batch_size
     device = inputs.device
@@ -224,7 +224,7 @@ def speed_measures(
 
 
 def speedup(ms: Mapping[str, Mapping[str, float]], key: str, teacher: str) -> float | None:
-    """Ratio of medians; None where either was not timed."""
+    """Return the ratio of medians; None if either was not timed."""
     if key not in ms or teacher not in ms:
         return None
     return ms[teacher]["median"] / ms[key]["median"]

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what was measured, of what, and how; written as JSON."""
+"""Record of an evaluation, written as JSON: measurements, their subject and settings."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +29,9 @@ def write(
     config: EvaluateConfig,
     manifest: dict[str, Any],
 ) -> EvaluationRecord:
-    """Writes the record into `folder`; `manifest` is that of the evaluation, still running.
+    """Write the record into `folder`; `manifest` is that of the evaluation, still running.
 
-    The record comes before the finished manifest: nothing is called finished that is not there.
+    The record precedes the finished manifest, so that a finished evaluation always has one.
     """
     content = described(subject, config) | asdict(measured)
     content["manifests"] = {
@@ -47,7 +47,7 @@ def write(
 
 
 def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
-    """What was measured and how, as the record says it."""
+    """Return the fields of the record about what was measured and how."""
     run, data = subject.run, subject.data
     return {
         "format": FORMAT,
@@ -80,6 +80,6 @@ def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
 
 
 def backend(net: nn.Module, device: torch.device) -> str:
-    """Names the implementation of the operators that the model's attention layers run on."""
+    """Name the implementation of the operators that the model's attention layers run on."""
     layer = next(iter(attention_layers(net).values()))
     return chosen("auto", torch.empty(1, 1, 1, layer.head_dim, device=device))

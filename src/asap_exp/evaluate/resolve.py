@@ -1,4 +1,4 @@
-"""What an evaluation measures: a compiled map, its teacher, matched baselines and the test data."""
+"""Inputs of an evaluation: a compiled map, its teacher, matched baselines and the test data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,11 @@ class Subject:
 
     run: Run
     folder: Path
-    """The folder of the compiled map."""
+    """Folder of the compiled map."""
     artifact: Artifact
     net: nn.Module
     baselines: dict[RowGroup, Run | None]
-    """The matched baselines by attention; None where none was trained."""
+    """Matched baselines by attention; None if none was trained."""
     others: list[Artifact]
     """Further maps of the same layers, with `maps=all`."""
     variants: list[Variant]
@@ -63,9 +63,9 @@ class Subject:
         return self.run.config.trainer.precision
 
     def validation(self) -> BatchLoader | None:
-        """The validation split where the objective is judged on it too, else None.
+        """Return the validation split if the objective is judged on it too, else None.
 
-        Raises UserError where the data is not what the teacher was trained on.
+        Raises UserError if the data is not what the teacher was trained on.
         """
         if not self.run.config.objective.is_perplexity:
             return None
@@ -74,7 +74,7 @@ class Subject:
         return self.data.val_dataloader()
 
     def out(self, config: EvaluateConfig) -> Path:
-        """The folder of the record.
+        """Return the folder of the record.
 
         It is the same for evaluations of the same maps on the same samples, kind of device and
         settings. Maps that differ in `refine`, or in what a budget chose, may have the same
@@ -91,7 +91,7 @@ class Subject:
 
 
 def resolve(config: EvaluateConfig) -> Subject:
-    """Finds, loads and checks what `config` asks for; prints which map and which baselines."""
+    """Find, load and check what `config` asks for; print which map and which baselines."""
     run, folder = find_compiled(config)
     device = choose_device(config.accelerator)
     config.latency.check_device("latency", device.type)
@@ -124,7 +124,7 @@ def resolve(config: EvaluateConfig) -> Subject:
 
 
 def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
-    """Refuses sizes that the test split cannot fill: a record must hold what it says."""
+    """Refuse sizes that the test split cannot fill, so that the record is true."""
     for key, wanted in (
         ("fidelity_samples", config.fidelity_samples),
         ("latency.batch_size", config.latency.batch_size),
@@ -137,7 +137,7 @@ def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:
 
 
 def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
-    """The teacher's run and the artifact's folder, as chosen or the newest; prints which."""
+    """Return the teacher's run and the map's folder, as chosen or the newest; print which."""
     if config.artifact is not None:
         folder = Path(config.artifact)
         if not stage_finished(folder):
@@ -172,7 +172,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
 
 
 def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:
-    """The other finished maps of `run` that replace the same layers, from the oldest on."""
+    """Return the other finished maps of `run` that replace the same layers, oldest first."""
     others = []
     for _, other in finished_artifacts(run):
         candidate = load_artifact(other)
@@ -206,6 +206,6 @@ def find_matched_baseline(run: Run, attention: str, config: EvaluateConfig) -> R
 
 
 def differing_data(mine: dict[str, Any], its: dict[str, Any]) -> list[str]:
-    """Names the hashes of samples in which two trainings differ; older ones lack some hashes."""
+    """Name the hashes of samples in which two trainings differ; older ones lack some hashes."""
     keys = ("train_sha256", "val_rows_sha256")
     return [key for key in keys if key in mine and key in its and mine[key] != its[key]]

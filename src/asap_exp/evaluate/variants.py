@@ -1,4 +1,4 @@
-"""What an evaluation compares: the teacher, and models that differ from it in their attention."""
+"""Variants that an evaluation compares: the teacher, and models with other attention."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
 MATCHED_BASELINES: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
-"""Attentions of the matched baselines: compared with the teacher where one was trained."""
+"""Attentions of the matched baselines, which are compared with the teacher if trained."""
 
 
 @dataclass
 class Variant:
-    """A row of the table: `net` with `replacements` (by layer path) in it.
+    """Row of the table: `net` with `replacements` (by layer path) in it.
 
     `paths` are the layers that the row's plan measures are about; the last of them is the one
     whose latency is measured.
@@ -40,7 +40,7 @@ class Variant:
     replacements: Mapping[str, Attention] = field(default_factory=dict)
 
     def attends(self) -> dict[str, Attention]:
-        """The attention that this row runs in each of its layers."""
+        """Return the attention that this row runs in each of its layers."""
         layers = attention_layers(self.net)
         return {path: self.replacements.get(path, layers[path].attend) for path in self.paths}
 
@@ -51,7 +51,7 @@ def variants(
     cuts: list[Truncation],
     baselines: Mapping[RowGroup, nn.Module] | None = None,
 ) -> list[Variant]:
-    """Every row, the teacher first; controls and truncations stand in the artifact's layers.
+    """Return every row, the teacher first; controls and truncations replace the artifact's layers.
 
     `baselines` are matched baselines of the teacher, by the name of their attention.
     """
@@ -131,10 +131,10 @@ def variants(
 def further_maps(
     net: nn.Module, artifact: Artifact, others: list[Artifact]
 ) -> tuple[list[Variant], dict[str, MapPoint]]:
-    """Rows for other maps of the same teacher, and for those of their controls that are no other's.
+    """Return rows for other maps of the same teacher, and for their controls, each one once.
 
-    And for each such row, and those of `artifact` itself, the point that it is a measurement
-    of: maps that differ in the seed of their calibration alone are one.
+    Also returns the point that each such row, and each of `artifact` itself, measures: maps that
+    differ only in the seed of their calibration share a point.
     """
     device = next(net.parameters()).device
     rows = []
@@ -164,7 +164,7 @@ def seed_of(artifact: Artifact) -> int:
 
 
 def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
-    """A control has no slices, so it is the same whatever else the map regresses on."""
+    """Return the point of a map or its control, which has no slices and ignores their settings."""
     about = artifact.about
     of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
     unread = of_slices if control else ()
@@ -174,7 +174,7 @@ def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:
-    """Layers by number, in the order of the blocks."""
+    """Return the layers' numbers, in the order of the blocks."""
     order = list(layers)
     return ", ".join(str(order.index(path)) for path in paths)
 

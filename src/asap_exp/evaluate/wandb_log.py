@@ -1,4 +1,4 @@
-"""The evaluation on the tracker: table, summary numbers and figures."""
+"""Evaluation on wandb: table, summary numbers and figures."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from asap_exp.models.text import encoder_of
 from asap_exp.models.vit import vit_of
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {"vit": vit_of, "encoder": encoder_of}
-"""By `model.name`, what builds the network of such a configuration."""
+"""Builders of networks by `model.name`."""
 
 
 def build_net(config: TrainConfig) -> nn.Module:

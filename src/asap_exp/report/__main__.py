@@ -5,13 +5,13 @@ from asap_exp.core.config import ReportConfig
 
 
 def run(config: ReportConfig) -> None:
-    """The work itself, imported only once the configuration has been found right."""
+    """Run the stage; slow imports wait until the configuration has been checked."""
     from pathlib import Path
 
     from asap_exp.report.benchmarks import report_benchmarks
     from asap_exp.report.report import report
 
-    # A benchmark is of no task and of no run.
+    # A benchmark belongs to no task and no run.
     everything = config.task.name is None and config.run is None
     benchmarks = everything and report_benchmarks(config.paths, Path(config.out))
     report(config, required=not benchmarks)

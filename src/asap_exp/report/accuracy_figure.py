@@ -18,19 +18,19 @@ from asap_exp.report.groups import Group
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
 DEPTH = 0.1
-"""How far below the teacher's accuracy a figure goes, or what share above its perplexity."""
+"""Depth of the quality axis below the teacher's accuracy, or as a share above its perplexity."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Methods drawn as one curve. Markers and lines tell them apart without colour too."""
+    """Methods drawn as one curve, distinguished by marker and line as well as by colour."""
 
     name: str
     colour: str
     marker: str
     line: str
     joins_all: bool = False
-    """Whether the curve joins every point, not only those that no faster one is better than."""
+    """True if the curve joins all points, not only those better than every faster one."""
 
 
 # Okabe and Ito's palette, distinct for colour-blind readers.
@@ -41,15 +41,15 @@ FAMILIES = {
     "relaxed": Family("T' over-relaxed updates", "#56B4E9", "D", ":", joins_all=True),
     "control": Family("control: no slices", "#777777", "X", "-."),
     "uniform": Family("control: uniform", "#777777", "P", ""),
-    "softmax": Family("softmax, trained alike", "#009E73", "^", ""),
-    "espformer": Family("ESPFormer, trained alike", "#CC79A7", "v", ""),
+    "softmax": Family("softmax, same recipe", "#009E73", "^", ""),
+    "espformer": Family("ESPFormer, same recipe", "#CC79A7", "v", ""),
 }
 CUT = ("truncated", "relaxed")
-"""The families whose points are labelled with their number of updates."""
+"""Families whose points are labelled with their number of updates."""
 
 
 def family_of(row: AveragedRow) -> str | None:
-    """The family of a row; None for what only the tables show."""
+    """Return the family of a row; None if only the tables show it."""
     if row.key in ("control_zero", "softmax_swapped") or row.key.startswith("asap_layer"):
         return None
     if row.key == "control_uniform":
@@ -58,7 +58,7 @@ def family_of(row: AveragedRow) -> str | None:
 
 
 def accuracy_latency(group: Group) -> Figure:
-    """The figure of a group: all its maps, where they were measured."""
+    """Draw the figure of a group, with all its maps if they were measured."""
     figure, axes = subplots(8, 4.2)
     draw_group(axes, group)
     for row in averaged_rows(group):
@@ -79,7 +79,7 @@ def accuracy_latency(group: Group) -> Figure:
 
 
 def rows_of(group: Group) -> list[AveragedRow]:
-    """The rows that the figures show, from the fastest to the slowest."""
+    """Return the rows that the figures show, fastest first."""
     trained = [row for row in main_rows(group) if row.key.endswith("_trained")]
     every = [*points(group), *trained] if has_maps(group) else main_rows(group)
     known = [
@@ -91,10 +91,10 @@ def rows_of(group: Group) -> list[AveragedRow]:
 
 
 def visible(group: Group) -> list[AveragedRow]:
-    """The rows that are not far worse than the teacher."""
+    """Return the rows that are not far worse than the teacher."""
     column = quality(group)
     (teacher,) = (row for row in averaged_rows(group) if row.group == "teacher")
-    if teacher[column.key] is None:  # of an infinite perplexity: nothing is far above it
+    if teacher[column.key] is None:  # the teacher's perplexity is infinite: no row is far above it
         return rows_of(group)
     level = goodness(teacher, column)
     least = level * (1 + DEPTH) if column.lower_is_better else level - DEPTH
@@ -102,9 +102,9 @@ def visible(group: Group) -> list[AveragedRow]:
 
 
 def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
-    """Every family with a visible point; milliseconds are multiplied by `scale`.
+    """Draw every family with a visible point; milliseconds are multiplied by `scale`.
 
-    Curves go on to what is far worse than the teacher, below the axes.
+    Curves continue below the axes to rows that are far worse than the teacher.
     """
     column, shown = quality(group), visible(group)
     for kind, family in FAMILIES.items():
@@ -162,7 +162,7 @@ def coordinates(
 
 
 def front(rows: Iterable[AveragedRow], column: Column) -> list[AveragedRow]:
-    """The rows, in order of latency, that are better than every faster one."""
+    """Return the rows, in order of latency, that are better than every faster one."""
     found: list[AveragedRow] = []
     for row in rows:
         if not found or goodness(row, column) > goodness(found[-1], column):
@@ -171,10 +171,10 @@ def front(rows: Iterable[AveragedRow], column: Column) -> list[AveragedRow]:
 
 
 def milliseconds(axes: Axes) -> None:
-    """A logarithmic axis with round numbers."""
+    """Give the latency axis a logarithmic scale with round numbers."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    # Within one power of ten the ticks of a logarithmic axis are too few.
+    # Within one decade a logarithmic axis has too few ticks.
     equal, logarithmic = MaxNLocator(nbins=8, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 2, 5))
     axes.xaxis.set_major_locator(equal if high < 10 * low else logarithmic)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -182,14 +182,14 @@ def milliseconds(axes: Axes) -> None:
 
 
 def label_updates(figure: Figure, axes: Axes, group: Group) -> None:
-    """Writes the number of updates beside each truncation."""
+    """Label each truncation with its number of updates."""
     column, rows = quality(group), visible(group)
     figure.draw_without_rendering()  # the layout settles before labels are placed in it
     texts = []
     for row in rows:
         if family_of(row) in CUT:
             (x,), (y,) = coordinates([row], column, 1)
-            # To start with, plain truncations below their curve and relaxed ones above it.
+            # Start with plain truncations labelled below their curve and relaxed ones above it.
             shift = (5, -15) if row.group == "truncated" else (-8, 5)
             x, y = axes.transData.inverted().transform(axes.transData.transform((x, y)) + shift)
             number = row.key.removeprefix(f"{row.group}_")
@@ -200,32 +200,33 @@ def label_updates(figure: Figure, axes: Axes, group: Group) -> None:
             *coordinates(rows, column, 1),
             ax=axes,
             expand=(1.4, 1.4),
-            iter_lim=500,  # without a limit it runs for a second, however far it comes
+            iter_lim=500,  # by default it always runs for one second
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
         )
 
 
 def summary(groups: Sequence[Group]) -> Figure | None:
-    """The report's first figure: one data set at several lengths, time relative to the teacher's.
+    """Draw the report's first figure: one data set at several lengths, time relative to teachers.
 
-    Of the data sets whose maps were all measured, the one with the most lengths; None if there is
-    none.
+    Choose, among data sets whose maps were all measured, the one with the most lengths; return None
+    if there is none.
     """
     chosen = lengths(groups)
     if not chosen:
         return None
-    figure, grid = subplots(8, 3.3, ncols=len(chosen), squeeze=False)
+    figure, grid = subplots(8, 3.5, ncols=len(chosen), squeeze=False)
     for axes, group in zip(grid.flat, chosen, strict=True):
         rows = {row.key: row for row in main_rows(group)}
         draw_group(axes, group, scale=100 / rows["teacher"].mean("model_ms"))
         n, times = group.first.training.tokens, rows["asap"].mean("model_speedup")
         length = f"{n} tokens" if n else on_figure(group_title(group), 30)
-        axes.set_title(f"{length}: ASAP {times:.1f}x as fast", fontsize=9.5)
+        axes.set_title(f"{length}\nASAP {times:.1f}x as fast as its teacher", fontsize=9.5)
         axes.set_xlim(0, 110)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.tick_params(labelsize=9)
     record = chosen[0].first
-    grid.flat[0].set_ylabel(on_figure(f"{record.data}, test {quality(chosen[0]).title}"))
+    norm = f"{record.data} {'with' if record.qk_norm else 'without'} qk_norm"
+    grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
     words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
     figure.supxlabel(words, fontsize=10)
     entries: dict[str, Any] = {}
@@ -238,7 +239,7 @@ def summary(groups: Sequence[Group]) -> Figure | None:
 
 
 def lengths(groups: Sequence[Group]) -> list[Group]:
-    """The groups of one data set and norm whose maps were all measured, by length."""
+    """Return the groups of one data set and norm whose maps were all measured, by length."""
     families: dict[tuple[str, bool], list[Group]] = {}
     for group in groups:
         record = group.first

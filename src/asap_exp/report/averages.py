@@ -1,4 +1,4 @@
-"""The rows of a group's records, averaged over the seeds: one row per method."""
+"""Rows of a group's records, averaged over the seeds: one row per method."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from asap_exp.report.groups import Group
 
 @dataclass(frozen=True)
 class AveragedRow:
-    """A method, the number `n` of records that have it, and the average in each column.
+    """Method, the number `n` of records that have it, and the average in each column.
 
     `row["accuracy"]` is None if no record has a number there.
     """
@@ -29,7 +29,7 @@ class AveragedRow:
         return self.averages.get(key)
 
     def mean(self, key: str) -> float:
-        """The mean of a number that was measured."""
+        """Return the mean of a number that was measured."""
         return self.averages[key].mean
 
 
@@ -44,7 +44,7 @@ def own_row(_: EvaluationRecord, row: Row) -> tuple[str, str]:
 
 
 def averaged_rows(group: Group, by: Method = own_row) -> list[AveragedRow]:
-    """The group's methods, in the order in which they appear first.
+    """Return the averaged methods of a group, in order of first appearance.
 
     `by` gives the key and the label of the method that a record's row belongs to.
     """
@@ -60,7 +60,7 @@ def averaged_rows(group: Group, by: Method = own_row) -> list[AveragedRow]:
 
 
 def averages(stats: Stats) -> dict[str, Average]:
-    """The average in each column where something was measured."""
+    """Return the average in each column that has measured values."""
     found = {column.key: average(stats, column) for column in COLUMNS}
     return {key: each for key, each in found.items() if each is not None}
 
@@ -77,5 +77,5 @@ def average(stats: Stats, column: Column) -> Average | None:
 
 
 def main_rows(group: Group) -> list[AveragedRow]:
-    """The averaged rows of the evaluation's own map and of its comparisons, not of other maps."""
+    """Return the averaged rows of the evaluation's own map and comparisons, not of other maps."""
     return [row for row in averaged_rows(group) if not row.key.startswith(OTHER_MAP)]

@@ -20,7 +20,7 @@ COLOURS = {
     "closure": "#E69F00",
     "attention": "#777777",
 }
-"""By the beginning of a method's name, from Okabe and Ito's palette; others are OTHER."""
+"""Colours by the beginning of a method's name (Okabe and Ito's palette); others are OTHER."""
 OTHER, BLUE = "#CC79A7", COLOURS["sinkhorn"]
 MARKERS = "osD^v<>PX*"
 LINES = ("-", "--", "-.", ":")
@@ -29,14 +29,14 @@ TITLE_WIDTH = 75
 
 
 def time_figure(record: BenchmarkRecord) -> Figure:
-    """Medians, with a bar between the quartiles; hollow if scaled, a gap without a time."""
+    """Draw medians with a bar between the quartiles; hollow if scaled, a gap without a time."""
     figure, axes = subplots(8, 4.4)
     if len(record.rows) == 1:
         draw_times(axes, record)
         figure.set_figheight(1.5 + 0.27 * len(axes.get_yticks()))
     else:
         draw_lines(axes, record)
-        # In the order of the curves' right ends, so that each entry stands near its curve.
+        # Legend entries follow the order of the curves' right ends, so that each is near its curve.
         handles, labels = axes.get_legend_handles_labels()
         last = {on_figure(cell.label): cell.ms for cell in record.rows[-1].cells}
         pairs = sorted(
@@ -52,7 +52,7 @@ def time_figure(record: BenchmarkRecord) -> Figure:
 
 
 def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
-    """One curve per method: colour by family, marker and line by place in the family."""
+    """Draw one curve per method: colour by family, marker and line by place in the family."""
     drawn: dict[str, int] = {}
     for method, label in record.columns.items():
         timed = [
@@ -88,7 +88,7 @@ def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
 
 
 def draw_times(axes: Axes, record: BenchmarkRecord) -> None:
-    """For a single length: a line of the figure per method, with its time in words."""
+    """Write, for a single length, one line per method with its time."""
     (row,) = record.rows
     timed = [(cell, cell.ms) for cell in row.cells if cell.ms is not None]
     for height, (cell, ms) in enumerate(timed):
@@ -116,7 +116,7 @@ def draw_times(axes: Axes, record: BenchmarkRecord) -> None:
 
 
 def medians_and_bars(times: list[Latency]) -> tuple[list[float], list[list[float]]]:
-    """Medians, and how far the quartiles are below and above them."""
+    """Return the medians, and the distances from them to both quartiles."""
     medians = [ms.median for ms in times]
     below = [ms.median - ms.q1 for ms in times]
     above = [ms.q3 - ms.median for ms in times]

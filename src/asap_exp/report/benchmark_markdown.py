@@ -1,4 +1,4 @@
-"""`benchmark.md` and `benchmark.csv`, from the records alone."""
+"""`benchmark.md` and `benchmark.csv`, made from records alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +55,7 @@ def time_cell(cell: Cell) -> str:
 
 
 def floor_cell(cell: Cell) -> str:
-    """The floor, and the measured time as a multiple of it."""
+    """Write the floor, and the measured time as a multiple of it."""
     if cell.floor_ms is None:
         return ""
     times = "" if cell.ms is None else f" ({number(cell.ms.median / cell.floor_ms)}x)"
@@ -63,7 +63,7 @@ def floor_cell(cell: Cell) -> str:
 
 
 def exponential_rate(record: BenchmarkRecord) -> str:
-    """The measured rate; older records have a counted one."""
+    """Return the measured rate of exponentials; older records have a counted one."""
     measured = record.ceilings.exponentials_per_second
     if measured is None:
         return "16 per clock and multiprocessor (counted, at the nominal clock)"
@@ -83,7 +83,7 @@ def memory_cell(cell: Cell) -> str:
 
 
 def factor_cell(cell: Cell) -> str:
-    """The factor by which ASAP is faster than each teacher; empty for other methods."""
+    """Write the factor by which ASAP is faster than each teacher; empty for other methods."""
     if not cell.method.startswith("asap"):
         return ""
     factors = [multiple(cell.faster_than.get(name)) or "-" for name in TEACHERS]
@@ -91,7 +91,7 @@ def factor_cell(cell: Cell) -> str:
 
 
 def routes_cell(cell: Cell) -> str:
-    """The kernels of the first call; see `asap_exp.ops.routes`."""
+    """Write the kernels of the first call; see `asap_exp.ops.routes`."""
     return ", ".join(cell.routes or [])
 
 
@@ -104,7 +104,7 @@ TABLES: dict[str, Callable[[Cell], str]] = {
     "Peak memory beyond the inputs, MiB (ratio to flash)": memory_cell,
     "Kernels, as operator: route": routes_cell,
 }
-"""The tables of a record, by heading. The first one is shown, the others are folded."""
+"""Tables of a record, by heading. The first one is shown, the others are folded."""
 
 
 def benchmark_markdown(records: list[BenchmarkRecord]) -> str:
@@ -124,19 +124,25 @@ SUMMARY = {
     "T = 20, fused": "sinkhorn_20",
     "T = 20, eager": "sinkhorn_eager_20",
 }
-"""The columns of the README's table, by method."""
+"""Columns of the table in docs/results.md, with their methods."""
 
 
 def summary_lines(records: list[BenchmarkRecord]) -> list[str]:
-    """The README's table: forward passes on a GPU at all lengths, of random inputs and recorded."""
+    """Return a table of forward passes on a GPU at all lengths and kinds of input, ratios only."""
     lines = []
     for record in records:
         if record.mode == "forward" and record.manifest.hardware.gpu:
             for row in record.rows:
-                found = {cell.method: time_cell(cell) for cell in row.cells}
+                found = {cell.method: ratio_cell(cell) for cell in row.cells}
                 times = [found.get(method, "") for method in SUMMARY.values()]
                 lines.append([f"n = {row.n}, {record.inputs.kind} inputs", *times])
-    return table_lines(["ms (ratio to flash softmax)", *SUMMARY], lines)
+    return table_lines(["time over flash softmax's", *SUMMARY], lines)
+
+
+def ratio_cell(cell: Cell) -> str:
+    """Write the ratio to flash softmax, which itself is 1x; milliseconds if there is no ratio."""
+    ms, *more = filter(None, time_lines(cell))
+    return ", ".join(more) or ms
 
 
 def section(record: BenchmarkRecord) -> str:
@@ -160,7 +166,7 @@ def section(record: BenchmarkRecord) -> str:
 
 
 def cell_lines(record: BenchmarkRecord, write: Callable[[Cell], str]) -> list[str]:
-    """A table of one number, with the methods that have it."""
+    """Return a table of one number, with the methods that have it."""
     said = {cell.method for _, cell in record.cells if write(cell)}
     labels = [label for name, label in record.columns.items() if name in said]
     lines = [
@@ -171,7 +177,7 @@ def cell_lines(record: BenchmarkRecord, write: Callable[[Cell], str]) -> list[st
 
 
 def benchmark_csv(records: list[BenchmarkRecord]) -> str:
-    """Every cell of every record, unrounded."""
+    """Return every cell of every record, unrounded."""
     return csv_text([flat_cell(record, *pair) for record in records for pair in record.cells])
 
 

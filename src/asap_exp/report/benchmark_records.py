@@ -1,4 +1,4 @@
-"""Benchmark records: written into run directories, copied from there into `records/benchmark/`."""
+"""Benchmark records: written into run directories, then copied to `records/benchmark/`."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ load_records = BENCHMARKS.load
 
 
 def folder_of(paths: PathsConfig, name: str) -> Path:
-    """RESULTS/runs/benchmark/NAME/ holds manifest.json and, once finished, metrics.json."""
+    """Return RESULTS/runs/benchmark/NAME; it holds manifest.json and, if finished, metrics.json."""
     return paths.runs / "benchmark" / name
 
 
 def gather(paths: PathsConfig, folder: Path) -> list[Path]:
-    """Copies the record of every finished benchmark into `folder`; returns the copies.
+    """Copy the record of every finished benchmark into `folder`; return the copies.
 
     A damaged one is left out with a warning.
     """
@@ -34,13 +34,13 @@ def gather(paths: PathsConfig, folder: Path) -> list[Path]:
 
 
 def named(source: Path) -> tuple[str, Any]:
-    """The name of the copy of a record, which is the record's own, and its JSON."""
+    """Return the record's own name, used for its copy, and its JSON."""
     value = read_json(source)
     return f"{BENCHMARKS.from_json(value, source).name}.json", value
 
 
 def notes(record: BenchmarkRecord) -> list[str]:
-    """Why rows and cells have no time or a scaled one, each reason with its lengths."""
+    """Explain rows and cells without a time or with a scaled one: each reason with its lengths."""
     lengths: dict[tuple[str, str, str], list[int]] = {}
     for row, cell in record.cells:
         if cell.message is not None:

@@ -1,4 +1,4 @@
-"""The words and numbers of a benchmark, and its table on a terminal."""
+"""Words and numbers of a benchmark, and its table on a terminal."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +26,7 @@ def inputs(record: BenchmarkRecord) -> str:
 
 
 def caption(record: BenchmarkRecord) -> str:
-    """The conditions of the numbers."""
+    """Describe the conditions of the measurement."""
     row, reached, hardware = record.rows[0], record.ceilings, record.manifest.hardware
     logits = ", ".join(f"{r.largest_logit:.3g}" for r in record.rows)
     threads = hardware.cpu_threads
@@ -50,7 +50,7 @@ def caption(record: BenchmarkRecord) -> str:
 
 
 def time_lines(cell: Cell) -> tuple[str, str, str]:
-    """Milliseconds, ratio to flash and whether scaled; the status of a cell without a time."""
+    """Return milliseconds, ratio to flash and whether scaled; if not timed, the cell's status."""
     if cell.ms is None:
         return cell.status, "", ""
     return number(cell.ms.median), multiple(cell.ratio), scaled_words(cell)
@@ -66,7 +66,7 @@ def multiple(x: float | None) -> str:
 
 
 def number(x: float) -> str:
-    """Three significant digits, never in powers of ten."""
+    """Format three significant digits, never as a power of ten."""
     return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
 
 

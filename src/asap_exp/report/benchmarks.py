@@ -12,7 +12,7 @@ from asap_exp.report.report import png
 
 
 def report_benchmarks(paths: PathsConfig, out: Path) -> bool:
-    """Writes benchmark.md, benchmark.csv and figures/ below `out`; False without any record."""
+    """Write benchmark.md, benchmark.csv and figures/ below `out`; return False without records."""
     folder = out / "records" / "benchmark"
     gather(paths, folder)
     records = load_records(folder)

@@ -8,7 +8,7 @@ from asap_exp.report.notes import mark
 
 
 def group_title(group: Group) -> str:
-    """The task of a group, in a few words, marked if its rows cannot be made again."""
+    """Return the task of a group in a few words, marked if its rows cannot be reproduced."""
     data = f", data {group.data}" if group.data else ""
     return f"{record_title(group.first)}{data}{mark(group)}"
 
@@ -30,7 +30,7 @@ def record_title(record: EvaluationRecord) -> str:
 
 
 def caption(record: EvaluationRecord) -> str:
-    """The conditions of the numbers. A subset is called a subset."""
+    """Describe the conditions of the measurement. A subset is called a subset."""
     rows, of, samples = record.test.rows, record.test.of, record.samples
     test = f"all {of}" if record.test.whole else f"a SUBSET of {rows} of {of}"
     latency = record.latency
@@ -44,14 +44,14 @@ def caption(record: EvaluationRecord) -> str:
 
 
 def map_words(record: EvaluationRecord) -> str:
-    """The settings of the record's own map; the layers one by one where a budget chose."""
+    """Describe the settings of the record's own map, layer by layer if a budget chose."""
     if record.artifact.budget is not None:
         return layer_words(record.artifact)
     return map_settings(record.artifact).label.removeprefix("ASAP, ")
 
 
 def origins(group: Group) -> list[list[str]]:
-    """The origins of the group's numbers, training and measurement, as rows of two cells."""
+    """Return the origins of the group's numbers, training and measurement, as rows of two cells."""
     record = group.first
     train, evaluated = record.manifests.train, record.manifests.evaluate
     initial = train.initial
@@ -74,7 +74,7 @@ def origins(group: Group) -> list[list[str]]:
 
 
 def training_rows(record: EvaluationRecord) -> str:
-    """The training rows: which, how many, and of how many. A subset is called a subset."""
+    """Describe the training rows: which, how many, and of how many. A subset is called a subset."""
     data, limit = record.trained_on, record.training.trainer.limit_train_batches
     subset = f", a SUBSET of the split's {data.train_split_rows_in_all}" if data.is_subset else ""
     limited = f", {limit} batches per epoch only" if limit else ""

@@ -24,11 +24,11 @@ def tables_csv(groups: list[Group]) -> str:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows under a line of their keys; nothing if there is no row."""
+    """Return the rows as CSV below a header of their keys; empty if there are no rows."""
     if not rows:
         return ""
     shown = [{key: spreadsheet(value) for key, value in row.items()} for row in rows]
-    # As objects, since pandas turns integers beside an empty cell into floats.
+    # Use dtype object, since pandas turns integers in a column with empty cells into floats.
     return pd.DataFrame(shown, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
@@ -49,7 +49,7 @@ def flat_row(group: Group, record: EvaluationRecord, row: Row) -> dict[str, Any]
 
 
 def measures(row: Row) -> dict[str, float | None]:
-    """The number in each column, of a latency its median and quartiles."""
+    """Return the number in each column; for a latency its median and quartiles."""
     found: dict[str, float | None] = {}
     for column in COLUMNS:
         value = getattr(row, column.key)

@@ -2,11 +2,11 @@
 
 A table stands between `<!-- NAME ARGUMENTS: begin -->` and `<!-- NAME: end -->`. NAME is one of
 
-    headline GROUP ...      a row per group: teacher, ASAP, the best cheaper rival, the speed-up
-    methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, where
+    headline GROUP ...      a row per group: teacher, ASAP, its best rival, the speed-up
+    methods GROUP KEY ...   rows of one group: of its table (teacher, truncated_2, ...) or, if
                             every map was measured, of the table of all maps (map_HASH)
     corruption GROUP ...    the same teacher and map on other test images, a row per group
-    results                 the quality of every group of records, a row each
+    results [KEY ...]       the quality of every group, a row each; only these methods, if any
     speed                   the operators alone, a row per length and kind of input
 """
 
@@ -25,7 +25,15 @@ from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.markdown import columns, method_lines, setting_cells, short, summary_lines
+from asap_exp.report.markdown import (
+    SETTINGS,
+    SUMMARY,
+    columns,
+    method_lines,
+    setting_cells,
+    short,
+    summary_lines,
+)
 from asap_exp.report.markdown_table import table_lines
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 from asap_exp.report.records import load_records
@@ -35,7 +43,7 @@ TABLE = re.compile(r"<!-- (\w+)((?: [\w-]+)*): begin -->\n(.*?)<!-- \1: end -->"
 
 @dataclass(frozen=True)
 class Published:
-    """What `records/` holds: groups of evaluations by their name, and benchmarks."""
+    """Contents of `records/`: groups of evaluations by name, and benchmarks."""
 
     groups: dict[str, Group]
     benchmarks: list[BenchmarkRecord]
@@ -46,7 +54,7 @@ class Published:
 
 
 def published(records: Path) -> Published:
-    """UserError for a damaged record."""
+    """Read the published records; UserError if one is damaged."""
     groups = grouped(load_records(records, strict=True))
     return Published(
         {group.slug: group for group in groups},
@@ -55,12 +63,12 @@ def published(records: Path) -> Published:
 
 
 def update(file: Path, found: Published) -> None:
-    """Makes every table of a file again."""
+    """Regenerate every table of a file."""
     write_text(file, with_tables(read_text(file), found))
 
 
 def with_tables(document: str, found: Published) -> str:
-    """The text of `document` with every table made again; UserError for an unknown marker."""
+    """Return `document` with every table regenerated; UserError for an unknown marker."""
 
     def table(match: re.Match[str]) -> str:
         name, arguments = match[1], match[2].split()
@@ -72,13 +80,13 @@ def with_tables(document: str, found: Published) -> str:
 
 
 def rows_of(group: Group) -> dict[str, AveragedRow]:
-    """Every row of the group's tables, by key."""
+    """Return every row of the group's tables, by key."""
     timed = points(group) if has_maps(group) else []
     return {row.key: row for row in [*timed, *main_rows(group)]}
 
 
 def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
-    """Some methods; if a map is among them, with its settings in columns."""
+    """Return a table of some methods; if one is a map, its settings have columns."""
     group = found.group(arguments[0])
     rows = rows_of(group)
     for key in arguments[1:]:
@@ -87,12 +95,20 @@ def methods_table(found: Published, arguments: Sequence[str]) -> list[str]:
     if not any(settings_of_label(row.label) for row in chosen):
         return method_lines(group, chosen)
     shown = columns(group, all_columns=False)
+    titles = ["method", *SETTINGS[:-1]]
+    cells = [setting_cells(row)[:-1] for row in chosen]
+    # Settings that all maps of the table share are stated in the text around it.
+    told = [place for place, title in enumerate(titles) if place == 0 or differs(cells, place)]
     lines = [
-        [*setting_cells(row)[:-1], *(short(column, row[column.key]) for column in shown)]
-        for row in chosen
+        [*(cell[place] for place in told), *(short(column, row[column.key]) for column in shown)]
+        for cell, row in zip(cells, chosen, strict=True)
     ]
-    titles = ["method", "slices", "features", "refine", "calibration"]
-    return table_lines([*titles, *(column.title for column in shown)], lines, text=len(titles))
+    headings = [*(titles[place] for place in told), *(column.title for column in shown)]
+    return table_lines(headings, lines, text=len(told))
+
+
+def differs(cells: Sequence[Sequence[str]], place: int) -> bool:
+    return len({cell[place] for cell in cells} - {""}) > 1
 
 
 def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
@@ -107,7 +123,7 @@ def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
 
 
 def headline(group: Group) -> list[str]:
-    """Is ASAP better than every truncation and control of the same weights that is as fast?"""
+    """Compare ASAP with the best truncation or control of the same weights that is as fast."""
     rows = rows_of(group)
     asap, column = rows["asap"], quality(group)
     rivals = [
@@ -157,10 +173,16 @@ def corruption_table(found: Published, arguments: Sequence[str]) -> list[str]:
     return table_lines(["test accuracy %", *CORRUPTION], lines)
 
 
+def results_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    for key in arguments:
+        check_choice("method", key, tuple(SUMMARY.values()))
+    return summary_lines(list(found.groups.values()), arguments)
+
+
 TABLES: dict[str, Callable[[Published, Sequence[str]], list[str]]] = {
     "headline": headline_table,
     "methods": methods_table,
     "corruption": corruption_table,
-    "results": lambda found, _: summary_lines(list(found.groups.values())),
+    "results": results_table,
     "speed": lambda found, _: speed_lines(found.benchmarks),
 }

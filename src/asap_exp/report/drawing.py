@@ -1,4 +1,4 @@
-"""Figures for files: drawn by Agg, whatever backend matplotlib is set to."""
+"""Figures for files, drawn by Agg whatever matplotlib's backend is."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure without a window, so that nothing has to be closed."""
+    """Return a figure without a window, so that it need not be closed."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def subplots(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    """A figure and its axes."""
+    """Return a figure and its axes."""
     figure = new_figure(width, height)
     return figure, figure.subplots(**grid)

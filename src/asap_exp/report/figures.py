@@ -16,13 +16,13 @@ from asap_exp.report.drawing import new_figure, subplots
 from asap_exp.report.groups import Group
 
 MOST_SEEDS = 10
-"""More seeds than this are not named one by one in a legend."""
+"""Largest number of seeds that a legend names one by one."""
 
 BLUE, ORANGE, BLACK = (FAMILIES[kind].colour for kind in ("truncated", "asap", "teacher"))
 
 
 def group_figures(group: Group) -> dict[str, Figure]:
-    """By name: quality against latency, training curves, example plans, fidelity per layer."""
+    """Return figures by name: quality and latency, training curves, example plans, fidelity."""
     return {
         "accuracy_latency": accuracy_latency(group),
         "training": training(group),
@@ -32,12 +32,12 @@ def group_figures(group: Group) -> dict[str, Figure]:
 
 
 def heading(group: Group, more: str = "") -> str:
-    """The group's title and `more`, in lines that fit above a figure."""
+    """Return the group's title and `more`, wrapped to fit above a figure."""
     return on_figure(group_title(group) + more, 90)
 
 
 def training(group: Group) -> Figure:
-    """The training loss, and the quality on the validation split if there was one."""
+    """Draw the training loss, and the quality on the validation split if there was one."""
     panels = [("train/loss_epoch", 1.0, "training loss (as trained)")]
     if group.first.is_masked:
         panels.append(("val/perplexity", 1.0, "validation perplexity"))
@@ -72,7 +72,7 @@ def plot_curve(axes: Axes, curves: Curve, name: str, scale: float, **style: Any)
 
 
 def plans(group: Group) -> Figure:
-    """Teacher, ASAP and softmax side by side, with row sums to the right and column sums below."""
+    """Draw teacher, ASAP and softmax side by side, row sums to the right and column sums below."""
     example = group.first.plans
     titles = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
     methods = {name: np.array(getattr(example.plans, name)) for name in titles}
@@ -117,7 +117,7 @@ def plans(group: Group) -> Figure:
 
 
 def fidelity(group: Group) -> Figure:
-    """Held-out R^2, row distance and column error by layer: a dot per head, a bar at the mean."""
+    """Draw held-out R^2, row distance and column error by layer: a dot per head, a bar per mean."""
     rows = [row for record in group.records for row in record.fidelity]
     layers = list(dict.fromkeys(row.layer for row in rows))
     panels = (

@@ -1,4 +1,4 @@
-"""Groups of evaluation records of one method that differ only in their seeds."""
+"""Groups of evaluation records that differ only in their seeds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Group:
     slug: str
     records: list[EvaluationRecord]
     data: str = ""
-    """A hash of the data, if another group has the same configuration and other data."""
+    """Hash of the data if another group has the same configuration and other data, else empty."""
 
     @property
     def first(self) -> EvaluationRecord:
@@ -29,7 +29,7 @@ class Group:
 
 
 def grouped(records: Iterable[EvaluationRecord]) -> list[Group]:
-    """Groups in a stable order: by task, with qk_norm before without, by configuration."""
+    """Return groups in a stable order: by task, with qk_norm before without, by configuration."""
     by_key: dict[str, dict[str, list[EvaluationRecord]]] = {}
     for record in newest(records):
         same = by_key.setdefault(short_hash(configuration(record)), {})
@@ -49,7 +49,7 @@ def group(records: list[EvaluationRecord], key: str, data: str) -> Group:
 
 
 def data_hash(record: EvaluationRecord) -> str:
-    """A hash of the training and test samples, whatever the data is called."""
+    """Return a hash of the training and test samples, independent of the data set's name."""
     return short_hash([record.trained_on.train_sha256, record.tested_on.test_sha256])
 
 
@@ -59,14 +59,14 @@ def order(group: Group) -> tuple[str, bool, int, str]:
 
 
 def kind(record: EvaluationRecord) -> str:
-    """The data set, with `-mlm` for masked language models."""
+    """Return the data set's name, with `-mlm` for masked language models."""
     return f"{record.data}-mlm" if record.is_masked else record.data
 
 
 def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Keeps the newest of several evaluations of one run under one configuration and data.
+    """Keep the newest of several evaluations of one run with the same configuration and data.
 
-    They are not further seeds, and averaging them would only narrow the deviation.
+    They are not additional seeds; averaging them would only narrow the deviation.
     """
     chosen: dict[tuple[str, str, str], EvaluationRecord] = {}
     for record in sorted(records, key=lambda r: str(r.manifests.evaluate.ended)):
@@ -75,10 +75,10 @@ def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
 
 
 def configuration(record: EvaluationRecord) -> dict[str, Any]:
-    """Everything that records must share to be averaged: all but the seed of the training.
+    """Return everything that records must share to be averaged: all but the training seed.
 
-    `data_hash` compares their data. Fields that a record's JSON lacks are left out here, since the
-    hash of this names the figures.
+    `data_hash` compares their data. Fields that a record's JSON lacks are left out, since the hash
+    of the returned value names the figures.
     """
     train, artifact, budget = record.manifests.train, record.artifact, record.artifact.budget
     left_out = ("seed", "logger", "callbacks", "resume", "init_from")

@@ -42,7 +42,7 @@ def by_objective(
     *,
     text: int,
 ) -> list[list[str]]:
-    """A table of classifiers and one of masked language models, each where there are some."""
+    """Return a table of classifiers and one of masked language models, each if there are any."""
     tables = []
     for column in (COLUMN["accuracy"], COLUMN["perplexity"]):
         mine = [group for group in groups if quality(group) is column]
@@ -53,7 +53,7 @@ def by_objective(
 
 
 def overview(groups: list[Group]) -> list[list[str]]:
-    """A row per group: its map, the teacher's and ASAP's quality, the speed-ups."""
+    """Return a row per group: its map, the quality of teacher and ASAP, the speed-ups."""
     return by_objective(
         groups,
         lambda _: [*SETTINGS[:3], "seeds", "teacher", "ASAP", *SPEEDUPS],
@@ -76,7 +76,7 @@ def overview_cells(group: Group, column: Column) -> list[str]:
 
 
 ONE_LAYER = "asap_layer"
-"""How the keys of rows with one compiled layer begin."""
+"""Prefix of the keys of rows with one compiled layer."""
 
 
 def group_markdown(group: Group) -> str:
@@ -101,7 +101,7 @@ def columns(group: Group, *, all_columns: bool) -> list[Column]:
 def method_lines(
     group: Group, rows: Iterable[AveragedRow], *, all_columns: bool = False
 ) -> list[str]:
-    """A table of methods: the few columns that matter, or all."""
+    """Return a table of methods with the few main columns, or all."""
     chosen = columns(group, all_columns=all_columns)
     write = Column.write if all_columns else short
     lines = [[method(row, group), *(write(c, row[c.key]) for c in chosen)] for row in rows]
@@ -109,22 +109,22 @@ def method_lines(
 
 
 def short(column: Column, x: Average | None) -> str:
-    """The mean and its deviation, without quartiles."""
+    """Format the mean and its deviation, without quartiles."""
     return column.write(None if x is None else Average(x.mean, x.std))
 
 
 def method(row: AveragedRow, group: Group) -> str:
-    """The row's label, and over how many seeds where those are not all."""
+    """Return the row's label, with its number of seeds unless it has all of them."""
     missing = row.n != len(group.records)
     return f"{row.label} (n = {row.n})" if missing else row.label
 
 
 SETTINGS = ("slices", "features", "refine", "calibration", "samples")
-"""The columns of a table of maps, fields of `MapSettings`."""
+"""Columns of the table of maps, fields of `MapSettings`."""
 
 
 def setting_cells(row: AveragedRow) -> list[str]:
-    """What kind of method a row is, and how its map was made."""
+    """Describe the kind of method of a row, and how its map was made."""
     found = settings_of_label(row.label)
     if found is None:
         return [row.label, *[""] * len(SETTINGS)]
@@ -136,7 +136,7 @@ def values(settings: MapSettings) -> list[str]:
 
 
 def pareto_lines(group: Group) -> list[str]:
-    """Every map of the teacher and every truncation; what is dominated names the row that does."""
+    """Return a table of the teacher's maps and truncations, and which rows dominate which."""
     chosen = [c for c in shown(COLUMNS, group.first.objective) if c.pareto]
     rows = points(group)
     numbers = {row.key: str(number) for number, row in enumerate(rows, start=1)}
@@ -170,41 +170,55 @@ SUMMARY = {
     "T' = 3": "truncated_3",
     "query features only": "control_query",
     "uniform": "control_uniform",
-    "softmax, trained alike": "softmax_trained",
+    "softmax, same recipe": "softmax_trained",
     "tf-idf + linear SVM": "baseline_svm",
 }
-"""Title, and the key of the row; the last column is left out where no group has it."""
+"""Column titles with the keys of their rows; the last is left out if no group has it."""
 
 
-def summary_lines(groups: list[Group]) -> list[str]:
-    """One line per group with every layer compiled: the quality of each kind of method.
+def summary_lines(groups: list[Group], keys: Sequence[str] = ()) -> list[str]:
+    """Return one line per group with every layer compiled: the quality of each kind of method.
 
-    Classifiers by their test accuracy, and below them, if there are any, masked language models by
-    their perplexity. Groups on corrupted images are left out.
+    Classifiers are judged by test accuracy; masked language models follow, if there are any, judged
+    by perplexity. Groups on corrupted images are left out. With `keys`, only the columns of these
+    rows are shown, for the groups that have at least two of them, without the map's settings.
     """
     whole = [g for g in groups if g.first.all_layers and g.first.corruption is None]
+    if keys:
+        whole = [g for g in whole if len({row.key for row in main_rows(g)} & {*keys}) > 1]
+    settings = [] if keys else ["slices", "features"]
     tables = by_objective(
         whole,
-        lambda column: ["slices", "features", *summary_titles(whole, column), "seeds"],
-        lambda group, column: summary_cells(group, column, summary_titles(whole, column)),
-        text=3,
+        lambda column: [*settings, *summary_titles(whole, column, keys), "seeds"],
+        lambda group, column: [
+            *([] if keys else map_cells(group)),
+            *summary_cells(group, column, summary_titles(whole, column, keys)),
+            str(len(group.records)),
+        ],
+        text=1 + len(settings),
     )
     return [line for number, table in enumerate(tables) for line in ([""] * bool(number)) + table]
 
 
-def summary_titles(groups: list[Group], column: Column) -> list[str]:
+def summary_titles(groups: list[Group], column: Column, keys: Sequence[str]) -> list[str]:
     mine = [group for group in groups if quality(group) is column]
     measured = {row.key for group in mine for row in main_rows(group)}
-    *_, (last, key) = SUMMARY.items()
-    return [title for title in SUMMARY if title != last or key in measured]
+    *_, (last, last_key) = SUMMARY.items()
+    chosen = [title for title, key in SUMMARY.items() if not keys or key in keys]
+    return [title for title in chosen if title != last or last_key in measured]
+
+
+def map_cells(group: Group) -> list[str]:
+    """Return the slices and features of the group's map."""
+    if group.first.artifact.budget is not None:
+        return ["by budget", ""]
+    settings = map_settings(group.first.artifact)
+    return [settings.slices, settings.features]
 
 
 def summary_cells(group: Group, column: Column, titles: Sequence[str]) -> list[str]:
     rows = {row.key: row[column.key] for row in main_rows(group)}
-    settings = map_settings(group.first.artifact)
     cells = {title: column.write(rows.get(SUMMARY[title])) for title in titles}
-    if attention_is_needless(group):
+    if "uniform" in cells and attention_is_needless(group):
         cells["uniform"] += " (attention is not needed)"
-    by_budget = group.first.artifact.budget is not None
-    made = ["by budget", ""] if by_budget else [settings.slices, settings.features]
-    return [*made, *cells.values(), str(len(group.records))]
+    return list(cells.values())

@@ -1,6 +1,6 @@
 """Tables of Markdown files, the same for evaluations, benchmarks, README and docs.
 
-Not pandas' `to_markdown`, which escapes nothing and needs a further package.
+pandas' `to_markdown` is not used: it escapes nothing and needs another package.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ from asap_exp.core.manifest import Manifest
 def table_lines(
     titles: Sequence[str], rows: Iterable[Sequence[str]], *, text: int = 1
 ) -> list[str]:
-    """A table whose first `text` columns are words, aligned left, and the others numbers."""
+    """Return a table whose first `text` columns are words, aligned left, and the others numbers."""
     rule = ["---"] * text + ["---:"] * (len(titles) - text)
     return [row_line(titles), row_line(rule), *map(row_line, rows)]
 
 
 def row_line(cells: Sequence[str]) -> str:
-    """One row of a table, whatever its cells contain."""
+    """Return one row of a table, with the content of its cells escaped."""
     return f"| {' | '.join(map(markdown, cells))} |"
 
 
 def folded(summary: str, lines: Iterable[str]) -> list[str]:
-    """Lines that a reader unfolds, on code hosts and on the documentation site."""
+    """Return lines that a reader can unfold, on code hosts and on the documentation site."""
     head = f'<details markdown="1"><summary>{markdown(summary)}</summary>'
     return [head, "", *lines, "", "</details>"]
 

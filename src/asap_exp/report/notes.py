@@ -1,4 +1,4 @@
-"""Remarks beside a table: published figures, tasks that need no attention, old rows."""
+"""Notes next to a table: published figures, tasks that need no attention, old rows."""
 
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.groups import Group
@@ -10,10 +10,10 @@ PUBLISHED = {
     "yelp": "Yelp Review Full: 54.54 (a third party's index; other recipe).",
     "imdb": "IMDb: 87.34 (a third party's index; another split and recipe).",
 }
-"""Accuracy of Sinkformers by data set."""
+"""Published accuracy of Sinkformers, by data set."""
 
 NOT_REPRODUCED: dict[str, str] = {}
-"""Published groups that no command of this version makes again: the reason, by `Group.slug`."""
+"""Published groups that no command of this version reproduces, by `Group.slug`, with the reason."""
 
 NEEDLESS = (
     "Uniform attention in the teacher's place loses less than one point, so this task does not "
@@ -22,7 +22,7 @@ NEEDLESS = (
 
 
 def remarks(group: Group) -> list[str]:
-    """Whether the task tests attention, what was published, whether the rows can be made again."""
+    """Return notes: if attention is not needed, published figures, rows not reproducible."""
     found = [NEEDLESS] if attention_is_needless(group) else []
     record = group.first
     plain = not record.is_masked and record.corruption is None
@@ -34,12 +34,12 @@ def remarks(group: Group) -> list[str]:
 
 
 def mark(group: Group) -> str:
-    """What follows the title of a group that no command of this version makes again."""
+    """Return the mark after the title of a group that no command of this version reproduces."""
     return " †" if group.slug in NOT_REPRODUCED else ""
 
 
 def attention_is_needless(group: Group) -> bool:
-    """Whether a classifier stays within one point with uniform attention in every layer."""
+    """Return True if uniform attention in every layer costs a classifier less than one point."""
     accuracy = {row.key: row.mean("accuracy") for row in averaged_rows(group)}
     record, uniform = group.first, accuracy.get("control_uniform")
     if record.is_masked or not record.all_layers or uniform is None:

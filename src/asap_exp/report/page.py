@@ -1,4 +1,4 @@
-"""One HTML page with every table and figure in it; it needs no other file and no network."""
+"""HTML page with every table and figure embedded; it needs no other file and no network."""
 
 import base64
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ CAPTIONS = {
 
 
 def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
-    """`figures` holds PNG bytes by group slug and figure name."""
+    """Return the page; `figures` holds PNG bytes by group slug and figure name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asap_exp.report", "."), autoescape=True
     )

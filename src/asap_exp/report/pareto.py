@@ -1,4 +1,4 @@
-"""Quality against latency of everything measured on one teacher, and what is dominated there.
+"""Quality against latency of all methods measured on one teacher, and which are dominated.
 
 Quality is accuracy, or perplexity of a masked language model. Maps that differ only in the seed of
 their calibration are one point, with a deviation.
@@ -17,7 +17,7 @@ from asap_exp.report.groups import Group
 
 @dataclass(frozen=True)
 class Point(AveragedRow):
-    """A timed method, the key of the fastest method that dominates it, and a map that matches it.
+    """Timed method, the key of the fastest method that dominates it, and a map that matches it.
 
     `matched` says, for a truncation, whether some map of ASAP is no slower and no worse.
     """
@@ -27,17 +27,17 @@ class Point(AveragedRow):
 
 
 def has_maps(group: Group) -> bool:
-    """Whether all maps of the teacher were measured, not one alone."""
+    """Return True if all maps of the teacher were measured, not just one."""
     return any(record.maps for record in group.records)
 
 
 def quality(group: Group) -> Column:
-    """The column that says how good a method is."""
+    """Return the column that judges a method."""
     return COLUMN["perplexity" if group.first.is_masked else "accuracy"]
 
 
 def points(group: Group) -> list[Point]:
-    """Every timed method on the teacher's weights, from the fastest to the slowest."""
+    """Return every timed method on the teacher's weights, fastest first."""
     rows = [
         row
         for row in averaged_rows(group, by=point_of)
@@ -61,13 +61,13 @@ def points(group: Group) -> list[Point]:
 
 
 def point_of(record: EvaluationRecord, row: Row) -> tuple[str, str]:
-    """Key and label of the point that `row` is a measurement of."""
+    """Return key and label of the point that `row` is a measurement of."""
     found = record.maps.get(row.key, row)
     return found.key, found.label
 
 
 def dominating(row: AveragedRow, rows: Sequence[AveragedRow], column: Column) -> str | None:
-    """The first of `rows` that is no slower and no worse than `row`, and better in one of them."""
+    """Return the first of `rows` that is no slower and no worse than `row`, and better in one."""
     for other in rows:
         if no_worse(other, row, column) and not no_worse(row, other, column):
             return other.key
@@ -75,13 +75,13 @@ def dominating(row: AveragedRow, rows: Sequence[AveragedRow], column: Column) ->
 
 
 def no_worse(row: AveragedRow, than: AveragedRow, column: Column) -> bool:
-    """Whether `row` is at least as good and at least as fast."""
+    """Return True if `row` is at least as good and at least as fast."""
     good, fast = goodness(row, column), row.mean("model_ms")
     return good >= goodness(than, column) and fast <= than.mean("model_ms")
 
 
 def goodness(row: AveragedRow, column: Column) -> float:
-    """The quality, signed so that more is better."""
+    """Return the quality, signed so that more is better."""
     # A perplexity too large for a number is null in the record.
     value = -math.inf if row[column.key] is None else row.mean(column.key)
     return -abs(value) if column.lower_is_better else value

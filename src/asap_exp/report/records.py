@@ -1,4 +1,4 @@
-"""Evaluation records: written by evaluations, copied from run directories into `records/`."""
+"""Evaluation records, copied from run directories into `records/`."""
 
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ load_records = EVALUATIONS.load
 
 
 def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) -> list[Path]:
-    """Copies the record of every finished evaluation into `folder`; returns the copies.
+    """Copy the record of every finished evaluation into `folder`; return the copies.
 
-    A damaged one is left out with a warning; if it is of the named `run`, a UserError.
+    A damaged one is left out with a warning; if it belongs to the given `run`, raise UserError.
     """
     runs = all_runs(paths, task) if run is None else [run_of_task(Path(run), task)]
     sources = {file: each for each in runs for file in evaluations(each)}
@@ -38,13 +38,13 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
 
 
 def evaluations(run: Run) -> list[Path]:
-    """The records of the evaluations of `run`, including missing ones of finished evaluations."""
+    """Return the records of the evaluations of `run`, including those missing though finished."""
     folders = sorted(run.path.glob("evaluate/*"))
     return [f / METRICS for f in folders if (f / METRICS).is_file() or stage_finished(f)]
 
 
 def named(source: Path, run: Run) -> tuple[str, Any]:
-    """The name of the copy of a record of `run`, and its JSON; UserError if of another run."""
+    """Return the copy's name of a record of `run`, and its JSON; UserError if of another run."""
     value = read_json(source)
     record = EVALUATIONS.from_json(value, source)
     if record.run != run.name:
@@ -56,7 +56,7 @@ def named(source: Path, run: Run) -> tuple[str, Any]:
 
 
 def run_of_task(path: Path, task: str | None) -> Run:
-    """The run at `path`; UserError where there is none, or it is of another task."""
+    """Return the run at `path`; UserError if there is none, or it is of another task."""
     run = Run(path)
     check_task(run, task)
     return run

@@ -1,4 +1,4 @@
-"""The report: records gathered, then tables, figures and a page made from the records alone."""
+"""Report: gather records, then make tables, figures and a page from the records alone."""
 
 import io
 from pathlib import Path
@@ -20,10 +20,10 @@ from asap_exp.report.records import gather, load_records
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:
-    """Writes records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
+    """Write records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
 
-    Returns the path of the page. Without any evaluation: a UserError, or None if not `required`.
-    Damaged records are left out with a warning, unless they are of a run that was named.
+    Returns the path of the page. Without any evaluation, raises UserError, or returns None if not
+    `required`. Damaged records are left out with a warning, unless they belong to the given run.
     """
     out = Path(config.out)
     copied = gather(config.paths, config.task.name, config.run, out / "records")

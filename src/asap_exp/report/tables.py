@@ -1,4 +1,4 @@
-"""The table of one evaluation on a terminal."""
+"""Table of one evaluation on a terminal."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -37,6 +37,6 @@ def print_evaluation(record: EvaluationRecord) -> None:
 
 
 def print_drift(ratios: dict[str, float]) -> None:
-    """One ratio per layer, about 1 if the test samples resemble those of the calibration."""
+    """Print one ratio per layer, about 1 if the test samples resemble those of the calibration."""
     words = ", ".join(f"{path} {ratio:.3g}" for path, ratio in ratios.items())
     print(f"Column error on the test samples over that at calibration: {words}")

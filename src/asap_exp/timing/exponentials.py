@@ -1,4 +1,4 @@
-"""Exponentials per second of the device: a ceiling beside matrix products and memory traffic."""
+"""Exponentials per second of the device, a ceiling like matrix products and memory traffic."""
 
 import torch
 import triton

@@ -1,8 +1,8 @@
-"""Schemas of the stages' configurations: which keys exist, their types, which values are allowed.
+"""Schemas of the stages' configurations: keys, their types and allowed values.
 
 The values live in `conf/`. A composed configuration becomes one of these dataclasses
-(`asap_exp.core.composing`). A field says its range or choices itself (`fields`), and
-`asap_exp.core.schema` checks them; `__post_init__` holds the rules between fields.
+(`asap_exp.core.composing`). Each field states its own range or choices (`fields`), which
+`asap_exp.core.schema` checks; `__post_init__` holds the rules between fields.
 """
 
 from asap_exp.core.config.benchmark import BenchmarkConfig, SuiteConfig

@@ -19,7 +19,7 @@ from asap_exp.core.errors import UserError
 
 @dataclass
 class SuiteConfig:
-    """What one kind of device is benchmarked on: a row for each `n`, a column for each method."""
+    """Benchmarks for one kind of device: a row per `n`, a column per method."""
 
     n: Annotated[list[int], Distinct(empty=False), at_least(1)]
     tokens: Count
@@ -30,7 +30,7 @@ class SuiteConfig:
     methods: Annotated[list[str], Distinct(empty=False)]
 
     def check_rows(self, name: str) -> None:
-        """Raises UserError unless every row has the same work; `name` is the key of the whole."""
+        """Raise UserError unless every row has the same work; `name` is the key of the suite."""
         for n in self.n:
             if self.tokens % (self.heads * n):
                 raise UserError(

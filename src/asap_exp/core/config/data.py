@@ -1,4 +1,4 @@
-"""The data of a training: images or texts."""
+"""Training data: images or texts."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -35,7 +35,7 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig(DataLocation):
-    """`val_fraction` null: the validation split that the data set itself has."""
+    """Data set and its split; `val_fraction` null uses the data set's own validation split."""
 
     name: str
     val_fraction: Annotated[float | None, between(0, 1)]

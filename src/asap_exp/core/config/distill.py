@@ -37,7 +37,7 @@ class LayerConfig:
 
 @dataclass
 class BudgetConfig:
-    """What a compiled model may cost; one of the first two is set, or neither."""
+    """Budget for a compiled model; at most one of the first two fields is set."""
 
     accuracy_drop: Annotated[float | None, within(0, 100)]
     latency_ratio: Annotated[float | None, above(0), at_most(LARGEST_SETTING)]

@@ -1,10 +1,10 @@
-"""What a field of a configuration may hold, said at the field: its range, its choices, a path.
+"""Constraints stated at a configuration's fields: range, choices, path.
 
     epochs: Annotated[int, at_least(1), at_most(MOST_REPEATS)]
     keep: Annotated[str, one_of("best", "last")]
 
-Each annotation is one sentence of a refusal. Of a list they hold for each entry, of an optional
-field for what is not null. `asap_exp.core.schema` checks them.
+`asap_exp.core.schema` checks each annotation and reports it in one sentence. For a list they apply
+to each entry, for an optional field to any value other than null.
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from asap_exp.core.errors import (
 )
 
 MOST_THREADS = 1024
-"""PyTorch asks for as many as it is told to, and dies where there are none left."""
+"""Upper bound of CPU threads; PyTorch starts as many as requested and dies if it cannot."""
 MOST_WIDTH = 10**6
 MOST_LAYERS = 10**4
 MOST_REPEATS = 10**6
-"""Upper bound of epochs and rounds: more never end."""
+"""Upper bound of epochs and rounds; more would never finish."""
 MOST_UPDATES = 10**7
 MOST_SLICES = 10**5
 LARGEST_RATE = 1e30
-"""Upper bound of learning rates and decays; an optimiser multiplies them in single precision."""
+"""Upper bound of learning rates and decays; optimisers multiply them in single precision."""
 LARGEST_SETTING = 1e9
-"""Upper bound of ridge penalties, temperatures and the like: above it there is nothing to fit."""
+"""Upper bound of ridge penalties, temperatures and the like; beyond it a fit is meaningless."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """An interval; of each entry where the value is a list."""
+    """Interval for a number, or for each entry of a list."""
 
     minimum: float | None = None
     above: float | None = None
@@ -42,7 +42,7 @@ class Range:
     maximum: float | None = None
 
     def check(self, key: str, value: Any) -> None:
-        """Raises UserError where a number lies outside."""
+        """Raise UserError if a number lies outside the interval."""
         for number in value if isinstance(value, list) else [value]:
             assert isinstance(number, (int, float)), "its type is checked before"
             check_range(key, number, **vars(self))
@@ -50,24 +50,24 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that there are; of each entry where the value is a list."""
+    """Allowed values, also for each entry of a list."""
 
     allowed: tuple[str | None, ...]
 
     def check(self, key: str, value: object) -> None:
-        """Raises UserError where a value is none of these."""
+        """Raise UserError if a value is not among the choices."""
         for each in value if isinstance(value, list) else [value]:
             check_choice(key, each, self.allowed)
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """A list that names nothing twice, and at least one where it must not be empty."""
+    """List without duplicates; an empty one is refused unless `empty`."""
 
     empty: bool = True
 
     def check(self, key: str, value: object) -> None:
-        """Raises UserError where the list is not so."""
+        """Raise UserError if the list has duplicates, or is empty and must not be."""
         assert isinstance(value, list)
         if not self.empty:
             check_not_empty(key, value)
@@ -76,10 +76,10 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Odd:
-    """An odd number."""
+    """Odd number."""
 
     def check(self, key: str, value: object) -> None:
-        """Raises UserError where the number is even."""
+        """Raise UserError if the number is even."""
         if isinstance(value, int) and value % 2 == 0:
             raise UserError(
                 f"{key}={value} is not allowed; it must be odd", key=key, value=value, allowed="odd"
@@ -88,7 +88,7 @@ class Odd:
 
 @dataclass(frozen=True)
 class Path:
-    """A path: the home directory is put in place of ~ when a configuration is read."""
+    """Path; ~ is replaced by the home directory when a configuration is read."""
 
 
 Rule = Range | Choice | Distinct | Odd
@@ -108,12 +108,12 @@ def above(bound: float) -> Range:
 
 
 def within(minimum: float, maximum: float) -> Range:
-    """From `minimum` to `maximum`, both allowed."""
+    """Return the range from `minimum` to `maximum`, both included."""
     return Range(minimum=minimum, maximum=maximum)
 
 
 def between(above: float, below: float) -> Range:
-    """Above the one and below the other, neither allowed."""
+    """Return the range from `above` to `below`, both excluded."""
     return Range(above=above, below=below)
 
 
@@ -129,11 +129,11 @@ Seed = Annotated[int, within(0, 2**32 - 1)]
 Count = Annotated[int, at_least(1)]
 Size = Annotated[int, at_least(1), at_most(2**63 - 1)]
 Probability = Annotated[float, Range(minimum=0, below=1)]
-"""At least 0 and below 1: of dropout and the like."""
+"""Probability such as that of dropout, at least 0 and below 1."""
 Rate = Annotated[float, above(0), at_most(LARGEST_RATE)]
-"""A learning rate."""
+"""Learning rate."""
 Rounds = Annotated[int, at_least(3), at_most(MOST_REPEATS)]
-"""Timed rounds: quartiles need three."""
+"""Number of timed rounds; quartiles need three."""
 Relaxation = Annotated[float, between(0, 2)]
-"""Of Sinkhorn updates to f + relaxation (F(f) - f), which diverge from 2 on."""
+"""Relaxation of the Sinkhorn updates f + relaxation (F(f) - f), which diverge from 2 on."""
 Counts = Annotated[list[int], at_least(1), at_most(MOST_REPEATS), Distinct()]

@@ -1,4 +1,4 @@
-"""The model of a training, and what the options of its attention may be."""
+"""The model to train, and the allowed options of its attention."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,7 +20,7 @@ from asap_exp.core.config.fields import (
 from asap_exp.core.errors import UserError
 
 MOST_ITERATIONS = 10**6
-"""Upper bound of the counts among an attention's options."""
+"""Upper bound of counts among an attention's options."""
 
 
 @dataclass
@@ -64,10 +64,10 @@ class EncoderConfig(ModelConfig):
 
 @dataclass
 class AttentionOptions:
-    """Values that are refused before PyTorch is loaded, whichever attention has such an option.
+    """Allowed values of attention options, checked before PyTorch is loaded.
 
-    Which options an attention has is what its file in `conf/train/attention/` says. An option
-    that is not here takes any value of its type; its class refuses what it cannot use.
+    The file in `conf/train/attention/` says which options an attention has. An option that is not
+    listed here takes any value of its type; the attention's class refuses what it cannot use.
     """
 
     num_iters: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]

@@ -1,4 +1,4 @@
-"""What several stages' configurations have in common: the task, places, the logger, latencies."""
+"""Configuration shared by several stages: task, locations, logger, latency."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from asap_exp.core.errors import UserError, check_name
 
 @dataclass
 class TaskConfig:
-    """The task, `task: NAME` on a command line and in `conf/`.
+    """Task, written `task: NAME` on a command line and in `conf/`.
 
     Saved configurations, manifests and the hashes of finished runs hold it as `task: {name: NAME}`.
     """
@@ -24,7 +24,7 @@ class TaskConfig:
 
 @dataclass
 class DataLocation:
-    """Where data sets and decoded copies lie; no part of a run's identity."""
+    """Location of data sets and decoded copies; not part of a run's identity."""
 
     root: Annotated[str | None, PATH]
     cache: Annotated[str | None, PATH]
@@ -54,9 +54,9 @@ class LatencyConfig:
     cuda_graph: bool
 
     def check_device(self, name: str, kind: str) -> None:
-        """Raises UserError where a device of this kind ("cuda" or "cpu") cannot be timed so.
+        """Raise UserError if these settings cannot time a device of this `kind`, "cuda" or "cpu".
 
-        `name` is the key of the whole.
+        `name` is the key of this configuration.
         """
         if self.cuda_graph and kind != "cuda":
             raise UserError(f"{name}.cuda_graph=true needs a GPU; set {name}.cuda_graph=false")

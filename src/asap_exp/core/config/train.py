@@ -83,7 +83,7 @@ class CallbacksConfig:
     progress_bar: bool
     val_every_n_epochs: Count
     diagnostic_samples: Annotated[int, at_least(0)]
-    # The files of runs from before there was this key do not say it.
+    # Configurations saved before this key existed lack it.
     checkpoint_seconds: Annotated[float, at_least(0)] = 60.0
 
 
@@ -104,12 +104,12 @@ class TrainConfig:
 
     @property
     def objective(self) -> Objective:
-        """What the model predicts."""
+        """Objective: what the model predicts."""
         return CLASSIFICATION
 
     @property
     def lengths_vary(self) -> bool:
-        """Whether samples differ in their number of tokens."""
+        """True if samples differ in their number of tokens."""
         return False
 
     def __post_init__(self) -> None:
@@ -162,4 +162,4 @@ class TextTrainConfig(TrainConfig):
 
 
 TRAIN_SCHEMAS: dict[str, type[TrainConfig]] = {"vit": ImageTrainConfig, "encoder": TextTrainConfig}
-"""By `model.name`: each kind of model has keys of its own for itself and for its data."""
+"""Schemas by `model.name`; each kind of model has its own keys for model and data."""

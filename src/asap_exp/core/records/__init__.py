@@ -1,1 +1,1 @@
-"""Records as typed data: what a stage wrote, checked when it is read."""
+"""Records as typed data, validated when read."""

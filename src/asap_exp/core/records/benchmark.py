@@ -1,4 +1,4 @@
-"""The record of one benchmark, as types: what it must hold, and what must agree in it."""
+"""Types of a benchmark record, and the consistency checks within it."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ Error = Annotated[float, Field(ge=0)]
 
 @dataclass(config=STRICT, kw_only=True)
 class Counted:
-    """The arithmetic of a method, by formula."""
+    """Arithmetic of a method, counted by formula."""
 
     flops: Number
     exponentials: Number
@@ -29,7 +29,7 @@ class Counted:
 
 @dataclass(config=STRICT, kw_only=True)
 class GateErrors:
-    """The error of each result against float64; of gradients if there are any."""
+    """Error of each result against float64, including gradients if there are any."""
 
     out: Error | None
     dq: Error | None = None
@@ -46,7 +46,7 @@ class OtherOperator:
 
 @dataclass(config=STRICT, kw_only=True)
 class Cell:
-    """One method at one length; without `ms` the message says why."""
+    """Result of one method at one length; without `ms` the message says why."""
 
     method: str
     label: str
@@ -79,7 +79,7 @@ class Cell:
 
 @dataclass(config=STRICT, kw_only=True)
 class Length:
-    """A row: every method on the same inputs."""
+    """Row of a benchmark: every method on the same inputs."""
 
     batch: Size
     heads: Size
@@ -87,13 +87,13 @@ class Length:
     head_dim: Size
     largest_logit: Error
     absorbed_heads: Share | None = None
-    """The share of the fused teacher's heads that rescaled their plan; in older records alone."""
+    """Share of the fused teacher's heads that rescaled their plan; only in older records."""
     cells: list[Cell] = Field(min_length=1)
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Ceilings:
-    """Rates that the device reached in the same run; older records have counted exponentials."""
+    """Rates that the device reached in the same run; older records counted exponentials."""
 
     product_side: Size
     product_tflops: Rate
@@ -111,7 +111,7 @@ class Resized:
 
 @dataclass(config=STRICT, kw_only=True)
 class Inputs:
-    """Random, or recorded in a teacher, which is then named."""
+    """Inputs: random, or recorded from a teacher, which is then named."""
 
     kind: Literal["random", "recorded"]
     teacher: RunName | None = None
@@ -152,7 +152,7 @@ class BenchmarkRecord:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The label of every method, in their order."""
+        """Label of each method, in order."""
         return {cell.method: cell.label for cell in self.rows[0].cells}
 
     @property
@@ -184,7 +184,7 @@ TEACHER_UPDATES = 20
 
 
 TEACHERS = tuple(f"sinkhorn_{kind}{TEACHER_UPDATES}" for kind in ("", "eager_", "compiled_"))
-"""On the backend of the run, plain, and compiled: what ASAP is to be faster than."""
+"""Teachers to compare ASAP with: on the run's backend, eager, and compiled."""
 
 
 RESULTS = ("out", "dq", "dk", "dv")

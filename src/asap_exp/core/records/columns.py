@@ -1,4 +1,4 @@
-"""What a column of the results tables is: its headings and how its numbers are written."""
+"""Columns of the results tables: headings and number formats."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ Objective = Literal["classification", "mlm"]
 
 @dataclass(frozen=True)
 class Average:
-    """Mean of some measured values.
+    """Mean of measured values.
 
-    `std` is the sample deviation, None for one value alone. One latency alone is its median, with
-    its `quartiles`.
+    `std` is the sample standard deviation, None for a single value. A single latency is its median,
+    with its `quartiles`.
     """
 
     mean: float
@@ -24,12 +24,13 @@ class Average:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the results tables, stated at the field of `Row` that holds its numbers.
+    """Column of the results tables, stated at the field of `Row` that holds its numbers.
 
     `title` is its heading in Markdown and HTML, `short` on a terminal. A number is multiplied by
     `scale`, rounded to `decimals` and followed by `unit`. `of` names the objective whose tables
-    have the column, None both. The flags say where else it is shown: in tables.md (in tables.csv
-    always), among the few columns of README and docs, in the table of all maps, on wandb.
+    have the column; None means both. The flags say where else it is shown: in tables.md (it is
+    always in tables.csv), among the few columns of README and docs, in the table of all maps, on
+    wandb.
     """
 
     title: str
@@ -45,10 +46,10 @@ class Column:
     wandb: bool = False
     key: str = ""
     latency: bool = False
-    """Name of the field, and whether it holds a latency: filled in by `columns_of`."""
+    """Name of the field, and whether it holds a latency; `columns_of` fills them in."""
 
     def write(self, x: Average | None) -> str:
-        """Mean ± deviation, or median [quartiles]; an empty cell for what was not measured."""
+        """Format mean ± deviation, or median [quartiles]; empty if not measured."""
         if x is None:
             return ""
         if x.quartiles is not None:
@@ -58,7 +59,7 @@ class Column:
         return mean if x.std is None else f"{mean} ± {self.number(x.std)}"
 
     def value(self, x: float | Latency | None) -> str:
-        """One measured value, of a latency its median."""
+        """Format one measured value, or the median of a latency."""
         median = x.median if isinstance(x, Latency) else x
         return self.write(None if median is None else Average(median))
 
@@ -67,7 +68,7 @@ class Column:
 
 
 def columns_of(kind: type) -> tuple[Column, ...]:
-    """The columns stated at the fields of a dataclass, in their order."""
+    """Return the columns stated at the fields of a dataclass, in order."""
     found = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value, *extras = get_args(hint) or [hint]
@@ -78,5 +79,5 @@ def columns_of(kind: type) -> tuple[Column, ...]:
 
 
 def shown(columns: Iterable[Column], objective: Objective) -> list[Column]:
-    """The columns of tables with this objective."""
+    """Return the columns shown in tables with this objective."""
     return [column for column in columns if column.of in (None, objective)]

@@ -1,4 +1,4 @@
-"""The record of one evaluation, as types: what it must hold, and what must agree in it."""
+"""Types of an evaluation record, and the consistency checks within it."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -24,12 +24,12 @@ from asap_exp.core.typed import (
 )
 
 OTHER_MAP = "map_"
-"""How the keys of further compiled maps of the same teacher begin."""
+"""Prefix of the keys of further compiled maps of the same teacher."""
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Test:
-    """The number of test samples used, and that of the whole split."""
+    """Number of test samples used, and size of the whole split."""
 
     rows: Size
     of: Size
@@ -53,7 +53,7 @@ class Corruption:
 
 @dataclass(config=STRICT, kw_only=True)
 class Timing:
-    """The settings under which latencies were measured."""
+    """Settings under which latencies were measured."""
 
     batch_size: Size
     rounds: Size
@@ -64,7 +64,7 @@ class Timing:
 
 @dataclass(config=STRICT, kw_only=True)
 class MapPoint:
-    """The point that a row measures; maps that differ only in their seed are one point."""
+    """Point that a row measures; maps that differ only in their seed share one."""
 
     key: str
     label: str
@@ -90,7 +90,7 @@ class Plans:
 
 @dataclass(config=STRICT, kw_only=True)
 class ExamplePlan:
-    """The plan of one test sample in one head; of long sequences, means over blocks of tokens."""
+    """Plan of one test sample in one head; for long sequences, means over blocks of tokens."""
 
     layer: str
     head: Count
@@ -108,12 +108,12 @@ class Manifests:
 
 
 Curve = list[dict[str, float]]
-"""A row an epoch: its number, and what was logged in it."""
+"""Training curve: a row per epoch, with its number and the values logged in it."""
 
 
 @dataclass(config=STRICT, kw_only=True)
 class EvaluationRecord:
-    """One evaluation. Fields with a default are not in records of older versions."""
+    """Record of one evaluation. Fields with a default are missing from older records."""
 
     format: Literal[1, 2]
     run: RunName
@@ -144,7 +144,7 @@ class EvaluationRecord:
 
     @cached_property
     def training(self) -> TrainSettings:
-        """The configuration that the teacher was trained with."""
+        """Configuration that the teacher was trained with."""
         return checked(TrainSettings, self.manifests.train.config, "manifests.train.config")
 
     @cached_property
@@ -153,7 +153,7 @@ class EvaluationRecord:
 
     @cached_property
     def relaxation(self) -> float:
-        """Of the rows that are truncations with relaxed updates."""
+        """Relaxation of the rows that are relaxed truncations."""
         config = self.manifests.evaluate.config
         return checked(EvaluateSettings, config, "manifests.evaluate.config").relaxation
 
@@ -163,17 +163,17 @@ class EvaluationRecord:
 
     @property
     def is_masked(self) -> bool:
-        """Whether it is of a masked language model."""
+        """True if the teacher is a masked language model."""
         return self.objective == "mlm"
 
     @property
     def is_subset(self) -> bool:
-        """Whether the training or the test split is not the whole one of that name."""
+        """True if the training or test split is a subset of the one of that name."""
         return self.trained_on.is_subset or not self.test.whole
 
     @property
     def all_layers(self) -> bool:
-        """Whether every layer was compiled."""
+        """True if every layer was compiled."""
         return len(self.artifact.layers) == self.num_layers
 
     @property
@@ -219,10 +219,10 @@ class EvaluationRecord:
             yield "curves must have no loss below 0"
 
     def _disagreements(self) -> Iterator[str]:
-        """What stands in two places of the record, and must be the same there."""
+        """Yield each entry that is stored in two places of the record but differs between them."""
         train, evaluated = self.manifests.train, self.manifests.evaluate
         settings, tested = self.training, self.tested_on
-        _ = self.trained_on, self.relaxation  # found wrong here, not by whoever reads them first
+        _ = self.trained_on, self.relaxation  # raise errors here, not when they are first used
         for key, mine, other, theirs in (
             ("seed", self.seed, "manifests.train.seed", train.seed),
             ("seed", self.seed, "manifests.evaluate.seed", evaluated.seed),

@@ -1,4 +1,4 @@
-"""`fidelity.json` beside a compiled map: a row for every layer and head, sealed by the map."""
+"""`fidelity.json` next to a compiled map: a row per layer and head, with its hash in the map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ AtLeastOne = Annotated[float, Field(ge=1 - 1e-6)]
 
 @dataclass(config=STRICT, kw_only=True)
 class FidelityRow:
-    """Of one layer and head; None where a number is not defined, or no such step was taken."""
+    """Fidelity of one layer and head; None if a number is undefined or the step was not taken."""
 
     layer: str
     head: Count
@@ -38,7 +38,7 @@ class FidelityRow:
     r_squared_held_out: AtMostOne | None
     condition_number: AtLeastOne | None
     kl: dict[str, Divergence | None] = Field(default_factory=dict)
-    """KL of the plans after each step; in the file as kl_STEP."""
+    """KL of the plans after each step; kl_STEP in the file."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +58,7 @@ class FidelityRow:
 
 
 def fidelity_digest(rows: Sequence[dict[str, Any]]) -> str:
-    """What the map's identity says of the rows beside it."""
+    """Return the hash of the rows that the map's identity stores."""
     return digest({"rows": list(rows)})
 
 
@@ -71,10 +71,10 @@ def write_fidelity(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_fidelity(
     folder: Path, layers: Sequence[str], heads: int, sha256: str | None
 ) -> list[dict[str, Any]]:
-    """The rows of the map of these `layers` in `folder`, as they stand in the file.
+    """Return the rows in `folder` for the map of these `layers`, as stored in the file.
 
-    UserError where they are damaged or another map's. `sha256` is what the map says of them; older
-    maps say nothing.
+    Raises UserError if they are damaged or belong to another map. `sha256` is their hash in the
+    map's identity; older maps have none.
     """
     file = folder / FIDELITY
     rows = read_json(file)
@@ -88,5 +88,5 @@ def read_fidelity(
 
 
 def is_about(rows: Sequence[FidelityRow], layers: Sequence[str], heads: int) -> bool:
-    """Whether there is a row for each of these layers and heads, in their order, and no other."""
+    """Return True if there is exactly one row per layer and head, in order."""
     return [(row.layer, row.head) for row in rows] == [(x, n) for x in layers for n in range(heads)]

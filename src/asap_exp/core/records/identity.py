@@ -1,4 +1,4 @@
-"""What `asap.json` says of a compiled map: whose it is, how it was made, what its layers became."""
+"""Identity of a compiled map, `asap.json`: its teacher, its calibration and its layers."""
 
 from dataclasses import fields
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
 Options = dict[str, str | bool | int | float]
-"""An attention, `{name, **options}`."""
+"""Attention as `{name, **options}`."""
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Descent:
-    """The settings of a step by gradient."""
+    """Settings of a gradient step."""
 
     updates: Size
     lr: Positive
@@ -30,7 +30,7 @@ GATHERED = frozenset({"settings", "further_features"})
 
 @dataclass(config=STRICT, kw_only=True)
 class CalibrationRecipe:
-    """The configuration of a calibration, without what it does not use; that is None here."""
+    """Configuration of a calibration; unused settings are None."""
 
     name: str
     slices: Size
@@ -49,9 +49,9 @@ class CalibrationRecipe:
     relaxed: bool | None = None
     memory_mib: Size | None = None
     settings: dict[str, Descent] = Field(default_factory=dict)
-    """Of the steps that have settings, by name; in the file each stands under its step's name."""
+    """Settings of the steps that have any, by step; in the file each is a key of its own."""
     further_features: list[str] = Field(default_factory=list)
-    """Kinds of features beside those above; in the file each is a key that is true."""
+    """Other kinds of features that the map uses; in the file each is a key that is true."""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +113,7 @@ class BudgetLayer:
 
 @dataclass(config=STRICT, kw_only=True)
 class Budget:
-    """What was asked for, what each layer became, and what the whole reached."""
+    """Requested budget, the choice for each layer, and what the compiled model reached."""
 
     accuracy_drop: Measure | None
     latency_ratio: Positive | None
@@ -130,7 +130,7 @@ class Budget:
 
 @dataclass(config=STRICT, kw_only=True)
 class Identity:
-    """Of any compiled map; what has a default is not in every one, of older versions above all."""
+    """Identity of any compiled map. Fields with a default may be missing from older versions."""
 
     format: Literal[1, 2]
     teacher_sha256: Sha256
@@ -150,7 +150,7 @@ class Identity:
     attentions: dict[str, Options] | None = None
     budget: Budget | None = None
     fidelity_sha256: Sha256 | None = None
-    """Of the rows of fidelity.json."""
+    """Hash of the rows of fidelity.json."""
     teacher_run: str | None = None
     task: str | None = None
     num_iters: Size | None = None
@@ -178,7 +178,7 @@ class Identity:
 
 @dataclass(config=STRICT, kw_only=True)
 class RunIdentity(Identity):
-    """Of a map that `distill` made: it names the run, and one kind of layer."""
+    """Identity of a map made by `distill`: it names the run, and one kind of layer."""
 
     teacher_run: str
     task: str

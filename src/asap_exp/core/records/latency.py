@@ -1,4 +1,4 @@
-"""Milliseconds per call, as a record holds them."""
+"""Latency in records."""
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -8,7 +8,7 @@ from asap_exp.core.typed import STRICT, Positive
 
 @dataclass(config=STRICT, kw_only=True)
 class Latency:
-    """Milliseconds a call, as a record holds them."""
+    """Milliseconds per call: median and quartiles."""
 
     median: Positive
     q1: Positive

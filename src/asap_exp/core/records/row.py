@@ -1,4 +1,4 @@
-"""A row of an evaluation's record. Its fields with a `Column` are the columns of every table."""
+"""Row of an evaluation's record. Its fields with a `Column` are the columns of every table."""
 
 import re
 from typing import Annotated, Literal
@@ -17,22 +17,22 @@ Perplexity = Annotated[float | None, Field(ge=1)]
 
 
 def in_csv(title: str) -> Column:
-    """A column of tables.csv alone."""
+    """Return a column that only tables.csv has."""
     return Column(title, title, 4, tables=False)
 
 
 @dataclass(config=STRICT, kw_only=True)
 class Row:
-    """One method and its measured numbers; None if not measured or not finite.
+    """Measured numbers of one method; None if not measured or not finite.
 
-    A further column is one field here, with None as its default since older records lack it.
+    To add a column, add a field with default None, since older records lack it.
     """
 
     key: Name
     label: str
     group: RowGroup
     layers: list[str]
-    """The layers whose attention was replaced."""
+    """Paths of the layers whose attention was replaced."""
     accuracy: Annotated[
         Share,
         Column(

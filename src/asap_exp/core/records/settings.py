@@ -1,4 +1,4 @@
-"""What tables and figures show of the stages: parts of the configurations and data they name."""
+"""Views of the configurations and data in records: the parts that tables and figures show."""
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.typed import VIEW, Name, Size
 
 RELAXATION = 1.6
-"""Of relaxed truncations in records that do not say otherwise: conf/evaluate.yaml's."""
+"""Relaxation in records that do not state it: the value of conf/evaluate.yaml."""
 
 
 @dataclass(config=VIEW, kw_only=True)
@@ -16,7 +16,7 @@ class TaskSettings:
 
 @dataclass(config=VIEW, kw_only=True)
 class DataSettings:
-    """`image_size` of images, `max_length` of texts."""
+    """Settings of the data; only images have `image_size`, only texts `max_length`."""
 
     name: Name
     image_size: Size | None = None
@@ -25,7 +25,7 @@ class DataSettings:
 
 @dataclass(config=VIEW, kw_only=True)
 class ModelSettings:
-    """`patch_size` of a model of images alone."""
+    """Settings of the model; only image models have `patch_size`."""
 
     qk_norm: bool
     patch_size: Size | None = None
@@ -33,7 +33,7 @@ class ModelSettings:
 
 @dataclass(config=VIEW, kw_only=True)
 class AttentionSettings:
-    """`half_steps` of Sinkformer's alone."""
+    """Settings of the attention; only Sinkformers have `half_steps`."""
 
     name: str
     half_steps: Size | None = None
@@ -73,21 +73,21 @@ class TrainSettings:
 
     @property
     def tokens(self) -> int | None:
-        """How many patches an image becomes; None for texts, which differ."""
+        """Number of patches per image; None for texts, whose lengths differ."""
         size, patch = self.data.image_size, self.model.patch_size
         return None if size is None or patch is None else (size // patch) ** 2
 
 
 @dataclass(config=VIEW, kw_only=True)
 class TrainingData:
-    """The rows that a training used, and how many there are."""
+    """Training rows used, and how many there are."""
 
     train_on: str
     train_rows: Size
     train_split_rows: Size
     train_split_rows_in_all: Size
     split: str | None = None
-    """Only for texts: `pooled` if training and test rows were pooled and dealt again."""
+    """Split of a text data set; `pooled` if training and test rows were pooled and split again."""
     train_sha256: str | None = None
 
     @property

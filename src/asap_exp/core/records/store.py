@@ -1,4 +1,4 @@
-"""Records as JSON files: written whole, checked when they are read, a damaged one left out."""
+"""Records as JSON files: written atomically and validated when read; damaged ones are skipped."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RecordKind(Generic[R]):
-    """One kind of record: the type it is read as, the `command` that makes it, its formats.
+    """Kind of record: the type it is read as, the `command` that makes it, its formats.
 
-    Records of `format` are sealed. Those of the format before are older than seals; one of them
-    that carries a seal must still match it. `manifests` finds, in the JSON, the manifest of each
+    Records of `format` are sealed. The previous format is older than seals, but a record that
+    carries a seal must still match it. `manifests` extracts, from the JSON, the manifest of each
     stage that must have finished.
     """
 
@@ -31,7 +31,7 @@ class RecordKind(Generic[R]):
     manifests: Callable[[dict[str, Any]], Mapping[str, Any]]
 
     def from_json(self, value: Any, file: Path) -> R:
-        """UserError where it is no record, was changed, or lacks a manifest of a finished stage."""
+        """Parse a record; UserError if it is invalid or changed, or lacks a stage's manifest."""
         check_format(value, self.format, file, self.what)
         version = value.get("format")
         if isinstance(version, bool) or version not in (self.format - 1, self.format):
@@ -56,7 +56,7 @@ class RecordKind(Generic[R]):
             )
 
     def write(self, file: Path, content: Mapping[str, Any]) -> R:
-        """Seals and writes a record; UserError, and nothing written, if it could not be read."""
+        """Seal and write a record; if it would be invalid, raise UserError and write nothing."""
         value = sealed(to_json(content))
         made(self.type, value, file)
         record = self.from_json(value, file)
@@ -67,7 +67,7 @@ class RecordKind(Generic[R]):
         return self.from_json(read_json(file), file)
 
     def load(self, folder: Path, *, strict: bool = False) -> list[R]:
-        """The records of a folder by name; a damaged one is left out or, if `strict`, refused."""
+        """Return the records of a folder by name; skip a damaged one or, if `strict`, refuse it."""
         return readable(record_files(folder), self.read, strict=strict)
 
 
@@ -82,21 +82,21 @@ def gathered(
     *,
     strict: bool = False,
 ) -> list[Path]:
-    """Copies records into `folder`, under the names that `read` gives with their JSON.
+    """Copy records into `folder`, under the names that `read` returns with their JSON.
 
     A damaged one is left out with a warning or, if `strict`, refused.
     """
     found = readable(sources, read, strict=strict)
-    # Written only after all were read: a copy that fails is no damage of its record.
+    # Write only after all were read, so that a failed copy is not reported as a damaged record.
     for name, value in found:
         write_json(folder / name, value)
     return [folder / name for name, _ in found]
 
 
 def readable(files: Iterable[Path], read: Callable[[Path], T], *, strict: bool) -> list[T]:
-    """What `read` returns for each file; one that it refuses is named on stderr and left out.
+    """Return what `read` returns for each file; name a refused file on stderr and leave it out.
 
-    If `strict`, its UserError is raised instead.
+    If `strict`, the UserError of `read` is raised instead.
     """
     found = []
     for file in files:

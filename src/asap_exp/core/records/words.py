@@ -14,10 +14,10 @@ PARTS = re.compile(
 
 @dataclass(frozen=True)
 class MapSettings:
-    """The settings of a map, in words that fit into columns.
+    """Settings of a map, worded to fit into columns.
 
-    `slices` says among how many candidates they were chosen, if they were: "8 of 128". It is empty
-    for the control, which has query features alone.
+    If the slices were chosen among candidates, `slices` says among how many: "8 of 128". It is
+    empty for the control, which has query features alone.
     """
 
     slices: str
@@ -28,14 +28,14 @@ class MapSettings:
 
     @property
     def label(self) -> str:
-        """The name of the map's row in a record."""
+        """Label of the map's row in a record."""
         features = f" + {self.features} features" if self.features else ""
         what = f"ASAP, {self.slices} slices{features}" if self.slices else "control: query features"
         return f"{what}, refine {self.refine}, {self.calibration}, {self.samples} samples"
 
 
 def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
-    """The settings of a map, or of its control without slices."""
+    """Return the settings of a map, or of its control without slices."""
     made = about.calibration
     chosen = f" of {made.candidates}" if (made.candidates or 0) > made.slices else ""
     return MapSettings(
@@ -48,10 +48,10 @@ def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
 
 
 def settings_of_label(label: str) -> MapSettings | None:
-    """The settings that the label of a map's row names; None for the row of another method.
+    """Return the settings in the label of a map's row; None for the row of another method.
 
-    Records hold the settings of their own map as numbers, and those of the teacher's other maps in
-    these labels alone.
+    Records hold the settings of their own map as numbers, but those of the teacher's other maps
+    only in these labels.
     """
     found = PARTS.fullmatch(label)
     if found is None:
@@ -67,7 +67,7 @@ def settings_of_label(label: str) -> MapSettings | None:
 
 
 def map_label(about: Identity, *, control: bool) -> str:
-    """The label of a map's row, or of its control's; by layer where a budget chose."""
+    """Return the label of the row of a map or its control; with a budget it lists the layers."""
     if about.budget is None:
         return map_settings(about, control=control).label
     layers = layer_words(about)
@@ -75,7 +75,7 @@ def map_label(about: Identity, *, control: bool) -> str:
 
 
 def layer_words(about: Identity) -> str:
-    """The attention that a budget chose for each layer."""
+    """Describe the attention that a budget chose for each layer."""
     assert about.budget is not None
     return "by layer " + "; ".join(layer.became for layer in about.budget.layers.values())
 
@@ -86,12 +86,12 @@ def calibration_words(made: CalibrationRecipe) -> str:
 
 
 def feature_words(made: CalibrationRecipe) -> str:
-    """The features that a map uses beside its slices: "query, adaptive and logit"."""
+    """Describe the features that a map uses besides its slices: "query, adaptive and logit"."""
     used = [key.removesuffix("_features").removesuffix("s") for key in made.features]
     *first, last = [word.replace("_", " ") for word in used] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def refine_words(refine: int, relaxed: bool | None) -> str:
-    """The number of updates that refine the dual, and whether they are over-relaxed."""
+    """Describe how many updates refine the dual, and whether they are over-relaxed."""
     return f"refine {refine}{' relaxed' if relaxed else ''}"

@@ -1,0 +1,208 @@
+"""The recipes of docs/extending.md: done in a copy of the project, word for word, and run."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asap_exp.data.catalog import ImageDataset
+from tests.data.parquet import write_parquet
+from tests.documents import ROOT
+
+PAGE = (ROOT / "docs/extending.md").read_text()
+BLOCK = re.compile(r"^```(python|yaml|diff) title=\"(\S+)\"\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MOST_FILES = {"How do I add a feature of the map?": 4}
+"""Of code and YAML, per recipe; 3 for the others."""
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Block:
+    """A block of a recipe that is a file, or a change of one."""
+
+    language: str
+    path: str
+    text: str
+
+    def write(self, project: Path) -> None:
+        file = project / self.path
+        if self.language != "diff":
+            assert not file.exists()
+            file.write_text(self.text)
+            return
+        lines = self.text.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line[0] != "+")
+        new = "".join(line[1:] for line in lines if line[0] != "-")
+        text = file.read_text()
+        assert text.count(old) == 1, f"{self.path} has changed: {old}"
+        file.write_text(text.replace(old, new))
+
+
+def recipes() -> dict[str, list[Block]]:
+    """The blocks of every recipe, by its heading: those of the table at the top of the page."""
+    sections = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)[1:]
+    return {
+        heading: [Block(*found) for found in BLOCK.findall(text)]
+        for heading, text in zip(sections[::2], sections[1::2], strict=True)
+        if heading.startswith("How do I add ")
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which every recipe was followed."""
+    copy = tmp_path_factory.mktemp("project")
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for blocks in recipes().values():
+        for block in blocks:
+            block.write(copy)
+    return copy
+
+
+def run(project: Path, *words: str) -> str:
+    """What `python WORDS` prints, with the copy as the package."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{project / 'src'}{os.pathsep}{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "TRITON_INTERPRET": "1",
+        "WANDB_MODE": "offline",
+    }
+    done = subprocess.run(
+        [sys.executable, *words], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("heading", recipes())
+def test_recipe_touches_few_files(heading: str) -> None:
+    files = {block.path for block in recipes()[heading]}
+    assert 1 <= len(files) <= MOST_FILES.get(heading, 3)
+    assert f"(#{re.sub(r'[^a-z ]', '', heading.lower()).replace(' ', '-')})" in PAGE
+
+
+def test_task(project: Path) -> None:
+    printed = run(project, "-m", "asap_exp.train", "task=cifar10", "model.depth=2", "--cfg", "job")
+    assert "name: cifar10\n" in printed
+    assert "depth: 2\n" in printed
+    assert "weight_decay: 0.05\n" in printed
+    assert "cifar10" in run(project, "-m", "asap_exp.distill", "task=cifar10", "--cfg", "job")
+
+
+FASHION = ImageDataset(
+    name="fashion",
+    size=28,
+    channels=1,
+    num_classes=10,
+    rows={},
+    mean=(0.5,),
+    std=(0.5,),
+    image_column="image",
+)
+
+
+def test_data_set_and_attention(project: Path, tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    for split, rows in (("train", 400), ("test", 100)):
+        file = tmp_path / "data/fashion" / f"{split}.parquet"
+        write_parquet(file, FASHION, pixels[:rows], [row % 10 for row in range(rows)])
+    printed = run(
+        project,
+        *("-m", "asap_exp.train", "task=fashion", "attention=sharp", "attention.eps=0.25"),
+        *("debug=fast", f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}"),
+        *("recipe.batch_size=32", "model.depth=1", "trainer.accelerator=cpu"),
+        *("trainer.compile=false", f"paths.results={tmp_path / 'results'}"),
+    )
+    assert "Finished: " in printed
+    (config,) = tmp_path.glob("results/runs/fashion/vit-sharp/*/config.yaml")
+    assert "eps: 0.25" in config.read_text()
+
+
+def test_calibration_step(project: Path) -> None:
+    printed = run(
+        project,
+        "-c",
+        """
+import asap_exp
+from asap_exp.compiling import artifact_of
+from asap_exp.core.composing import compose
+from asap_exp.distill.config import DistillConfig
+from tests.small_model import Classifier, batches
+config = compose("distill", ["calibration.steps=[ridge,rescale]"], DistillConfig)
+print([step.name for step in config.calibration.chosen(object)])
+options = {"slices": 2, "candidates": 2, "query_features": False, "adaptive": False}
+ridge, rescaled = (
+    artifact_of(asap_exp.compile(Classifier(), batches(1, 2, 3), steps=steps, **options)).tensors
+    for steps in (["ridge"], ["ridge", "rescale"])
+)
+for path in ("first.weight", "second.weight"):
+    factors = rescaled[path] / ridge[path]  # [heads, slices]
+    print(all(len({round(float(x), 4) for x in head}) == 1 for head in factors))
+    print(sorted({round(float(x), 4) for x in factors[:, 0]}))
+""",
+    )
+    steps, *found = printed.splitlines()
+    assert steps == "['ridge', 'rescale']"
+    assert found[::2] == ["True", "True"]
+    factors = {*ast.literal_eval(found[1]), *ast.literal_eval(found[3])}
+    assert factors <= {0.5, 0.8, 0.9, 1.0, 1.1, 1.25}
+    assert factors != {1.0}
+
+
+def test_column(project: Path) -> None:
+    records = ROOT / "results/records"
+    printed = run(
+        project,
+        "-c",
+        f"""
+import dataclasses, torch
+from pathlib import Path
+from asap_exp.evaluate.accuracy import compare
+from asap_exp.report.groups import grouped
+from asap_exp.report.markdown import tables_markdown
+from asap_exp.report.records import load_records
+logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+print(compare(logits, logits, torch.tensor([0, 1]))["confidence"])
+record = load_records(Path({str(records)!r}), strict=True)[0]
+assert all(row.confidence is None for row in record.rows)
+rows = [dataclasses.replace(row, confidence=0.625) for row in record.rows]
+print(tables_markdown(grouped([dataclasses.replace(record, rows=rows)])))
+""",
+    )
+    assert printed.startswith("0.5\n")
+    table = printed[
+        printed.rindex("\n", 0, printed.index("| mean confidence %")) + 1 :
+    ].splitlines()
+    place = table[0].split("|").index(" mean confidence % ")
+    teacher = next(line for line in table if line.startswith("| Sinkhorn teacher"))
+    assert teacher.split("|")[place].strip() == "62.5"
+
+
+def test_kernel(project: Path) -> None:
+    printed = run(
+        project,
+        "-c",
+        """
+import torch
+from asap_exp.ops import explain, routes, softmax_attention
+q, k, v = torch.randn(3, 1, 2, 40, 24).unbind(0)
+call = {"n": 40, "head_dim": 24, "dtype": torch.float32, "capability": (9, 0)}
+print([taken.route for taken in explain("softmax_attention", **call).taken])
+expected = softmax_attention(q, k, v, backend="reference")
+with routes.force("keys per program"), routes.recorded() as taken:
+    out = softmax_attention(q, k, v, backend="triton")
+    print([each.route for each in taken], float((out - expected).abs().max()) < 1e-5)
+print("takes up to 128 keys, got 200" in str(explain("softmax_attention", **call | {"n": 200})))
+""",
+    )
+    assert printed.splitlines() == ["['PyTorch']", "['keys per program'] True", "True"]
