@@ -78,7 +78,7 @@ def compile(
     inference: 32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export`
     can trace "reference" on a GPU.
 
-    The other keywords are the keys of conf/calibration/; `step_settings` are the settings of the
+    The other keywords are the keys of conf/distill/calibration/; `more` are the settings of the
     steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
     `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
     once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
