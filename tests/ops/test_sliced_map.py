@@ -102,8 +102,11 @@ def test_tensors_of_another_shape_are_refused(field: str, shape: tuple, words: s
 
 
 def test_kernels_refuse_features_that_they_do_not_compute() -> None:
-    dual = pytest.importorskip("asap_exp.ops.kernels.asap.dual")
+    op = pytest.importorskip("asap_exp.ops.kernels.asap.op")
+    one_launch = pytest.importorskip("asap_exp.ops.kernels.asap.one_launch")
     call = Call(8, 8, 4, 4, torch.float32, torch.float32, slices=2)
-    assert dual.self_attention_alone(call) is None
-    refusal = dual.self_attention_alone(call._replace(other_features=True))
-    assert refusal == "computes no features but those of queries, samples and logits"
+    assert op.dual_refusal(call) is one_launch.refusal(call) is None
+    other = call._replace(other_features=("new_weight",))
+    assert op.dual_refusal(other) == "has no kernel for the features of new_weight"
+    assert one_launch.refusal(other) == "does not compute the features of new_weight"
+    assert op.other_features(whole_map()) == ()
