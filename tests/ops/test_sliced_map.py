@@ -75,10 +75,10 @@ def test_features_for_a_fit_are_those_of_the_public_operators() -> None:
 def test_every_feature_is_centred_and_blind_to_padding() -> None:
     (q, k), theta = queries_and_keys(), whole_map().theta
     mask = torch.arange(TOKENS) >= torch.tensor([[TOKENS], [4]])
-    spoilt = [x.masked_fill(mask[:, None, :, None], float("nan")) for x in (q, k)]
-    for tokens in ((q, k), spoilt):
-        phi = sliced_potentials(*tokens, theta, key_padding_mask=mask)
-        found = map_features(*tokens, theta, list(FEATURES), phi=phi, key_padding_mask=mask)
+    bad_q, bad_k = (x.masked_fill(mask[:, None, :, None], float("nan")) for x in (q, k))
+    for a, b in ((q, k), (bad_q, bad_k)):
+        phi = sliced_potentials(a, b, theta, key_padding_mask=mask)
+        found = map_features(a, b, theta, list(FEATURES), phi=phi, key_padding_mask=mask)
         for x in found:
             assert not x[1, :, :, 4:].any()
             torch.testing.assert_close(x.sum(dim=-1), torch.zeros(x.shape[:3]), rtol=0, atol=1e-4)
