@@ -37,12 +37,12 @@ from tests.test_compiling import kl, tokens
 
 
 def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes() -> None:
-    assert list(STEPS) == ["ridge", "kl", "learned_slices", "end_to_end"]
-    assert [step.scope for step in STEPS.values()] == ["start", "layer", "layer", "model"]
     files = {file.stem for file in Path(steps.__file__).parent.glob("*.py")}
     assert files - {"__init__", "base"} == STEPS.keys()
+    assert list(STEPS) == [*names_of(StartStep), *names_of(LayerStep), *names_of(ModelStep)]
     assert names_of(StartStep) == ["ridge"]
-    assert names_of(LayerStep, ModelStep) == ["kl", "learned_slices", "end_to_end"]
+    assert {"kl", "learned_slices"} <= set(names_of(LayerStep))
+    assert "end_to_end" in names_of(ModelStep)
 
 
 def test_every_step_with_settings_has_them_in_the_yaml() -> None:
@@ -90,12 +90,12 @@ def test_a_further_step_is_taken_by_its_name_and_recorded(halving: str) -> None:
     identity = artifact_of(halved).identity["calibration"]
     assert identity["steps"] == ["ridge", "halving"]
     assert identity["name"] == "halving"
-    with pytest.raises(UserError, match="ridge, halving, kl, learned_slices, end_to_end"):
+    with pytest.raises(UserError, match="choose one of ridge, halving, kl, learned_slices"):
         asap_exp.compile(teacher, batches(1, 2), steps=("ridge", "no_step"))
 
 
 def test_settings_of_no_step_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"no keyword 'lasso'; .* kl, learned_slices, end_to_end"):
+    with pytest.raises(TypeError, match="no keyword 'lasso'; the steps with settings are kl, "):
         asap_exp.compile(nn.Linear(1, 1), [], lasso=1)
 
 

@@ -45,7 +45,7 @@ def test_features_are_found_by_their_files_in_the_order_of_the_fields() -> None:
     files = {file.stem for file in Path(features.__file__).parent.glob("*.py")}
     assert files - {"__init__", "base"} == FEATURES.keys() == set(config.FEATURES)
     weights = [feature.weight for feature in FEATURES.values()]
-    assert weights == ["query_weight", "adaptive_weight", "logit_weight"]
+    assert weights[:3] == ["query_weight", "adaptive_weight", "logit_weight"]
     assert SlicedMap._fields == ("theta", "weight", *weights, "relaxation")
 
 
@@ -66,16 +66,29 @@ def test_features_for_a_fit_are_those_of_the_public_operators() -> None:
         adaptive_features(q, k, theta, phi=phi).flatten(2, 3),
         logit_features(q, k),
     ]
-    for name, x, y in zip(FEATURES, found, expected, strict=True):
+    for x, y in zip(found, expected, strict=False):  # further features have no operator
         assert torch.equal(x, y)
-        assert x.shape[2] == FEATURES[name].total(SLICES, DIM)
+    for feature, x in zip(FEATURES.values(), found, strict=True):
+        assert x.shape == (2, HEADS, feature.total(SLICES, DIM), TOKENS)
+
+
+def test_every_feature_is_centred_and_blind_to_padding() -> None:
+    (q, k), theta = queries_and_keys(), whole_map().theta
+    mask = torch.arange(TOKENS) >= torch.tensor([[TOKENS], [4]])
+    bad_q, bad_k = (x.masked_fill(mask[:, None, :, None], float("nan")) for x in (q, k))
+    for a, b in ((q, k), (bad_q, bad_k)):
+        phi = sliced_potentials(a, b, theta, key_padding_mask=mask)
+        found = map_features(a, b, theta, list(FEATURES), phi=phi, key_padding_mask=mask)
+        for x in found:
+            assert not x[1, :, :, 4:].any()
+            torch.testing.assert_close(x.sum(dim=-1), torch.zeros(x.shape[:3]), rtol=0, atol=1e-4)
 
 
 def test_parts_of_a_map() -> None:
     map = whole_map()
     assert [feature.name for feature, _ in map.features()] == list(FEATURES)
     less = map._replace(adaptive_weight=None)
-    assert [feature.name for feature, _ in less.features()] == ["query_features", "logits"]
+    assert [x.name for x, _ in less.features()] == [x for x in FEATURES if x != "adaptive"]
     assert "adaptive_weight" not in less.present()
     one = less.heads(slice(1, 2))
     assert one.theta.shape == (1, SLICES, DIM)
@@ -102,8 +115,11 @@ def test_tensors_of_another_shape_are_refused(field: str, shape: tuple, words: s
 
 
 def test_kernels_refuse_features_that_they_do_not_compute() -> None:
-    dual = pytest.importorskip("asap_exp.ops.kernels.asap.dual")
+    op = pytest.importorskip("asap_exp.ops.kernels.asap.op")
+    one_launch = pytest.importorskip("asap_exp.ops.kernels.asap.one_launch")
     call = Call(8, 8, 4, 4, torch.float32, torch.float32, slices=2)
-    assert dual.self_attention_alone(call) is None
-    refusal = dual.self_attention_alone(call._replace(other_features=True))
-    assert refusal == "computes no features but those of queries, samples and logits"
+    assert op.dual_refusal(call) is one_launch.refusal(call) is None
+    other = call._replace(other_features=("new_weight",))
+    assert op.dual_refusal(other) == "has no kernel for the features of new_weight"
+    assert one_launch.refusal(other) == "does not compute the features of new_weight"
+    assert op.other_features(whole_map()) == ()

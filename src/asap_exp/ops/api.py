@@ -200,7 +200,7 @@ def asap_attention(
         q,
         k,
         v,
-        SlicedMap(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
+        _packed(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
         refine=refine,
         eps=eps,
         scale=scale,
@@ -251,7 +251,7 @@ def predicted_dual(
     return map_dual(
         q,
         k,
-        SlicedMap(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
+        _packed(theta, weight, query_weight, adaptive_weight, logit_weight, relaxation),
         refine=refine,
         eps=eps,
         scale=scale,
@@ -374,6 +374,25 @@ def attention_plan(
     resolve(backend, q)  # refuses what every operator refuses; there is only one implementation
     with full_precision(q):
         return reference.attention_plan(q, k, row_dual, **options)
+
+
+def _packed(
+    theta: Tensor,
+    weight: Tensor,
+    query_weight: Tensor | None,
+    adaptive_weight: Tensor | None,
+    logit_weight: Tensor | None,
+    relaxation: Tensor | None,
+) -> SlicedMap:
+    """Pack the tensors of a map by their names: further features add fields between them."""
+    return SlicedMap(
+        theta,
+        weight,
+        query_weight=query_weight,
+        adaptive_weight=adaptive_weight,
+        logit_weight=logit_weight,
+        relaxation=relaxation,
+    )
 
 
 def _common(

@@ -58,8 +58,8 @@ class Call(NamedTuple):
     traced, so that no trace depends on the batch size."""
     capability: tuple[int, int] | None = None
     """Compute capability; None in Triton's interpreter, where every kernel runs."""
-    other_features: bool = False
-    """True if the map uses features that only the reference computes."""
+    other_features: tuple[str, ...] = ()
+    """Weights of features beside those of queries, samples and logits."""
 
     @property
     def longest(self) -> int:

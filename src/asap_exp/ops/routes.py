@@ -142,7 +142,7 @@ ROUTES["sliced_dual"] = (
     Route(
         "kernels",
         asap.dual_by_kernels,
-        dual.self_attention_alone,
+        asap.dual_refusal,
         then=lambda call: [("dual_sort", call)],
     ),
     Route("reference", asap.dual_by_reference),

@@ -55,8 +55,6 @@ def self_attention_alone(call: Call) -> str | None:
         return f"takes as many queries as keys, got {call.n} and {call.m}"
     if call.gradient:
         return "has no gradient"
-    if call.other_features:
-        return "computes no features but those of queries, samples and logits"
     return None
 
 

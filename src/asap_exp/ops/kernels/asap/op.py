@@ -3,6 +3,7 @@
 `options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from asap_exp.ops.masking import blank
 from asap_exp.ops.routing import choose
 from asap_exp.ops.sliced_map import SlicedMap
 
-FUSED_WEIGHTS = ("query_weight", "adaptive_weight", "logit_weight")
-"""Weights of the features that kernels compute."""
+IN_THE_DUAL = ("query_weight", "adaptive_weight")
+"""Weights of the features that the kernels of the dual compute themselves."""
+
+FEATURE_KERNELS: dict[str, Callable[..., Tensor]] = {"logit_weight": logit_dual}
+"""By weight, the kernel that computes the weighted sum of its features."""
 
 
 def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
@@ -38,7 +42,7 @@ def map_attention(
     call = Call(
         n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
         gradient_needed(q, k, v, *map), map.theta.shape[1], refine, map.relaxation is not None,
-        map.logit_weight is not None, other_features=has_other_features(map),
+        map.logit_weight is not None, other_features=other_features(map),
     )  # fmt: skip
     return choose("asap", call).launch(q, k, v, map, refine=refine, **options)
 
@@ -68,7 +72,7 @@ def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
     """Compute f_hat `[B, H, N]`."""
     gradient = gradient_needed(q, k, *map._replace(relaxation=None))
     call = _call(q, k, map.theta, q.dtype, gradient=gradient)
-    call = call._replace(other_features=has_other_features(map))
+    call = call._replace(other_features=other_features(map))
     return choose("sliced_dual", call).launch(q, k, map, **options)
 
 
@@ -77,14 +81,24 @@ def dual_by_kernels(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Ten
     f_hat = dual.sliced_dual(
         q, k, map.theta, map.weight, map.query_weight, map.adaptive_weight, **options
     )
-    if map.logit_weight is not None:
-        f_hat = f_hat + logit_dual(q, k, map.logit_weight, **options)
+    for feature, weight in map.features():
+        if feature.weight in FEATURE_KERNELS:
+            f_hat = f_hat + FEATURE_KERNELS[feature.weight](q, k, weight, **options)
     return f_hat
 
 
-def has_other_features(map: SlicedMap) -> bool:
-    """Return whether the map uses features that only the reference computes."""
-    return any(feature.weight not in FUSED_WEIGHTS for feature, _ in map.features())
+def dual_refusal(call: Call) -> str | None:
+    """Return why the kernels do not compute the dual, or None if they do."""
+    unknown = [weight for weight in call.other_features if weight not in FEATURE_KERNELS]
+    if unknown:
+        return f"has no kernel for the features of {', '.join(unknown)}"
+    return dual.self_attention_alone(call)
+
+
+def other_features(map: SlicedMap) -> tuple[str, ...]:
+    """Return the weights of features beside those of queries, samples and logits."""
+    usual = (*IN_THE_DUAL, "logit_weight")
+    return tuple(feature.weight for feature, _ in map.features() if feature.weight not in usual)
 
 
 def _call(
