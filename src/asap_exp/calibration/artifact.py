@@ -45,7 +45,7 @@ class Artifact:
     """
 
     identity: dict[str, Any]
-    """What asap.json holds, as it is compared and hashed; `about` is the same, typed."""
+    """Content of asap.json, as it is compared and hashed; `about` is the same, typed."""
     tensors: dict[str, Tensor]
 
     @cached_property
@@ -57,12 +57,12 @@ class Artifact:
         return self.about.layers
 
     def attention(self, path: str) -> Attention:
-        """The compiled attention of the layer at `path`."""
+        """Build the compiled attention of the layer at `path`."""
         map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in SlicedMap._fields})
         return self._built(path, map)
 
     def zero_weights(self, path: str) -> Attention:
-        """The control with all weights zero: truncated Sinkhorn at the same refine.
+        """Build the control with all weights zero: truncated Sinkhorn at the same refine.
 
         Its updates are relaxed as the map's are.
         """
@@ -74,7 +74,7 @@ class Artifact:
         return zero
 
     def query_features_only(self, path: str) -> Attention:
-        """The control with query features and no slices."""
+        """Build the control with query features and no slices."""
         control = {
             "query_weight": self.tensors.get(f"{path}.{QUERY_ONLY}"),
             "relaxation": self.tensors.get(f"{path}.{QUERY_ONLY_RELAXATION}"),
@@ -98,7 +98,7 @@ def make_artifact(
     controls: Mapping[str, AsapAttention],
     identity: Mapping[str, Any],
 ) -> Artifact:
-    """The artifact of compiled layers by path; `controls` have query features and no slices."""
+    """Build the artifact of compiled layers by path; `controls` have query features alone."""
     tensors: dict[str, Tensor] = {}
     for path, attend in attends.items():
         if isinstance(attend, AsapAttention):
@@ -127,7 +127,7 @@ def attention_config(attend: Attention) -> dict[str, Any]:
 
 
 def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
-    """What a map of each Sinkhorn layer of `net` was fitted to, by path."""
+    """Describe each Sinkhorn layer of `net`, to which a map is fitted, by path."""
     return {
         path: {
             "attention": attention_config(layer.attend),
@@ -142,7 +142,7 @@ def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
 def save_artifact(
     folder: Path, artifact: Artifact, fidelity: Sequence[dict[str, Any]] | None = None
 ) -> None:
-    """Writes the map, and `fidelity` beside it, whose hash the identity then holds."""
+    """Write the map, and `fidelity` beside it, whose hash the identity then holds."""
     identity = artifact.identity
     if fidelity is not None:
         identity = {**identity, "fidelity_sha256": fidelity_digest(fidelity)}
@@ -160,7 +160,7 @@ def load_artifact(folder: Path) -> Artifact:
 
 @contextmanager
 def made_again(folder: Path) -> Iterator[None]:
-    """Ends a UserError about the files in `folder` with the command that makes them again."""
+    """End a UserError about the files in `folder` with the command that makes them again."""
     try:
         yield
     except Newer:
@@ -172,7 +172,7 @@ def made_again(folder: Path) -> Iterator[None]:
 
 
 def command_of(folder: Path) -> str:
-    """What the manifest beside a map says made it, or else what makes one of the same teacher."""
+    """Return the command in a map's manifest, or else one that makes a map of this teacher."""
     try:
         manifest = read_json(folder / "manifest.json")
     except UserError:
@@ -205,7 +205,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are tensors for every layer that became ASAP, and for no other."""
+    """Return True if there are tensors for every layer that became ASAP and for no other."""
     assert about.attentions is not None, "of a map of this format"
     maps = [path for path, to in about.attentions.items() if to["name"] == AsapAttention.name]
     needed = {f"{path}.{name}" for path in maps for name in ("theta", "weight", QUERY_ONLY)}
@@ -213,7 +213,7 @@ def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
-    """The rows beside the `artifact` in `folder`; UserError where they are damaged or another's."""
+    """Read the rows of `artifact` in `folder`; UserError if damaged or of another map."""
     about = artifact.about
     assert about.heads is not None, "of a map that distill made"
     with made_again(folder):

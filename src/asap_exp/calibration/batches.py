@@ -24,7 +24,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]:
-    """The first batches of `loader`, on `device`, until they hold `samples` samples."""
+    """Return the first batches of `loader`, on `device`, until they hold `samples` samples."""
     batches: list[Any] = []
     count = 0
     for batch in loader:
@@ -51,7 +51,7 @@ def on_device(batch: Any, device: torch.device) -> Any:
 
 
 def num_samples(batch: Any) -> int:
-    """The first dimension of the batch's first tensor."""
+    """Return the first dimension of the batch's first tensor."""
     return len(tensors_of(batch)[0])
 
 

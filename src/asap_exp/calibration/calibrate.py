@@ -32,12 +32,12 @@ from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelSte
 MIB = 2**20
 
 KINDS = ("maps", "controls")
-"""What is calibrated, by the same steps: fields of `Calibration`."""
+"""Fields of `Calibration` that are fitted by the same steps."""
 
 
 @dataclass
 class Calibration:
-    """What the steps made, by layer path, and what they reached on the held-out data."""
+    """Result of a calibration, by layer path, with its scores on the held-out data."""
 
     maps: dict[str, AsapAttention] = field(default_factory=dict)
     controls: dict[str, AsapAttention] = field(default_factory=dict)
@@ -51,11 +51,11 @@ class Calibration:
     """KL of the predictions `before` and `after` the steps on the whole model, by kind."""
 
     def found(self, kind: str) -> dict[str, AsapAttention]:
-        """`maps` or `controls`."""
+        """Return `maps` or `controls`."""
         return {"maps": self.maps, "controls": self.controls}[kind]
 
     def identity(self, config: CalibrationConfig) -> dict[str, Any]:
-        """What an artifact says of how it was made."""
+        """Describe, for an artifact, how it was made."""
         return {
             "slices": config.slices,
             "query_features": config.query_features,
@@ -90,7 +90,7 @@ def calibrate(data: CalibrationData, paths: Sequence[str]) -> Calibration:
 def fit_layers(
     data: CalibrationData, group: list[str], result: Calibration, kinds: Sequence[str]
 ) -> None:
-    """Takes the steps on single layers, for the layers of `group`, on one recording."""
+    """Take the steps on single layers, for the layers of `group`, on one recording."""
     net, config = data.net, data.config
     (start,), steps = config.chosen(StartStep), config.chosen(LayerStep)
     room = config.memory_mib * MIB
@@ -125,7 +125,7 @@ def fit_stack(
     result: Calibration,
     kind: str,
 ) -> None:
-    """Takes the steps on single layers for layers that are fitted as one."""
+    """Take the steps on single layers for layers that are fitted as one."""
     scale = torch.cat([result.scales[kind][path] for path in paths])
     attends = [result.found(kind)[path] for path in paths]
     whole = stack_maps(attends)
@@ -139,7 +139,7 @@ def fit_stack(
 
 
 def fit_model(data: CalibrationData, result: Calibration) -> None:
-    """Takes the steps on the whole model's predictions, for the maps and for the controls."""
+    """Take the steps on the whole model's predictions, for the maps and for the controls."""
     steps = data.config.chosen(ModelStep)
     if not steps:
         return
@@ -157,6 +157,6 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
 
 
 def first_kl(result: Calibration, kind: str) -> dict[str, float]:
-    """The KL before the first step on the whole model, once one was taken."""
+    """Return the KL before the first step on the whole model, once one was taken."""
     known = result.prediction_kl.get(kind)
     return {} if known is None else {"before": known["before"]}

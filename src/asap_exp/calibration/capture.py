@@ -1,4 +1,4 @@
-"""What every attention layer of a frozen teacher receives, batch by batch."""
+"""Inputs of every attention layer of a frozen teacher, batch by batch."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ Forward = Callable[[nn.Module, Any], Tensor]
 
 
 def on_inputs(model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
-    """On a pair of inputs and labels; the labels are not read."""
+    """Run the model on a pair of inputs and labels, ignoring the labels."""
     return model(batch[0])
 
 
@@ -33,20 +33,20 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def sinkhorn(layer: MultiHeadAttention) -> SinkhornAttention:
-    """The teacher's attention in `layer`."""
+    """Return the teacher's attention in `layer`."""
     assert isinstance(layer.attend, SinkhornAttention), "only Sinkhorn layers are calibrated"
     return layer.attend
 
 
 Recorded = Mapping[str, Sequence[LayerInputs]]
-"""By layer path, what each of its calls on one batch received."""
+"""Inputs of each call on one batch, by layer path."""
 
 
 @torch.no_grad()
 def layer_inputs(
     model: nn.Module, batches: Iterable[Any], precision: str, forward: Forward = on_inputs
 ) -> Iterator[Recorded]:
-    """For each batch, q, k, v and mask of every call of every attention layer by path."""
+    """Yield, for each batch, q, k, v and mask of every call of every attention layer by path."""
     for batch in batches:
         yield recorded_pass(model, batch, precision, forward)[0]
 
@@ -55,7 +55,7 @@ def layer_inputs(
 def recorded_pass(
     model: nn.Module, batch: Any, precision: str, forward: Forward
 ) -> tuple[Recorded, Any]:
-    """What every attention layer received on `batch`, and what the model predicted."""
+    """Record what every attention layer receives on `batch`, and what the model predicts."""
     with record_inputs(model) as recorded, autocast(precision, device_of(model)):
         predictions = forward(model, batch)
     return recorded, predictions
@@ -73,7 +73,7 @@ def checked_inputs(
     forward: Forward = on_inputs,
     name: Callable[[int], str] = batch_name,
 ) -> Iterator[Recorded]:
-    """The same; UserError where a layer at `paths` did not run, or received what is not finite.
+    """Yield as `layer_inputs` does; UserError if a layer did not run or got non-finite inputs.
 
     Or where the predictions on a finite batch are not: a later layer is at fault then.
 
@@ -102,7 +102,7 @@ def checked_inputs(
 
 
 def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
-    """Where the first NaN or infinity is: in the batch, or else in which layer."""
+    """Say where the first NaN or infinity is: in the batch, or else in which layer."""
     by_call = itertools.zip_longest(*([(p, c) for c in calls] for p, calls in recorded.items()))
     in_order = (each for calls in by_call for each in calls if each is not None)
     path = next(path for path, call in in_order if not is_finite(call))
@@ -123,7 +123,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def spoilt(predictions: Any) -> bool:
-    """Whether there is NaN or infinity in them; -infinity is that of a class that is left out."""
+    """Return True if there is NaN or infinity; -infinity marks a class that is left out."""
     return any(
         bool((tensor.isnan() | tensor.isposinf()).any())
         for tensor in tensors_in(predictions)
@@ -132,6 +132,6 @@ def spoilt(predictions: Any) -> bool:
 
 
 def is_finite(inputs: LayerInputs) -> bool:
-    """Whether queries and keys are, but for what is padded."""
+    """Return True if queries and keys are finite, except at padded places."""
     mask = inputs.key_padding_mask
     return all(bool(blank(x, mask, 2).isfinite().all()) for x in (inputs.q, inputs.k))

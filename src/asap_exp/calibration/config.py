@@ -68,7 +68,7 @@ class CalibrationKeys:
                 )
 
     def chosen(self, kind: type[AnyStep]) -> list[AnyStep]:
-        """The steps of one kind, in their order, each with its settings."""
+        """Build the steps of one kind, in their order, each with its settings."""
         settings = with_settings()
         steps = [
             STEPS[name](getattr(self, name) if name in settings else None) for name in self.steps
@@ -82,16 +82,16 @@ class CalibrationKeys:
 
     @property
     def relaxes(self) -> bool:
-        """Whether there are updates, and a step after the start that learns how far they go."""
+        """True if there are updates and a later step learns how far they go."""
         return self.relaxed and self.refine > 0 and len(self.steps) > 1
 
     @property
     def fits_layers_apart(self) -> bool:
-        """Whether the map of a layer does not depend on those of the others."""
+        """True if the map of each layer is fitted independently of the others."""
         return not self.sequential and not self.chosen(ModelStep)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but the settings of what is not used.
+        """Return what decides the result: all settings except those of what is not used.
 
         A key that is new must be left out where it changes nothing, so that the hashes of finished
         runs stay valid.

@@ -1,4 +1,4 @@
-"""What a calibration is given: the frozen teacher, batches to fit on and to check on, settings."""
+"""Input of a calibration: the frozen teacher, batches to fit on and to check on, settings."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ class CalibrationData:
     forward: Forward = on_inputs
 
     def batch_name(self, batches: Batches, index: int) -> str:
-        """The name of a batch of `fit` or `held_out`, counted through both, for a message."""
+        """Name a batch of `fit` or `held_out`, counted through both, for a message."""
         index += len(self.fit) if batches is self.held_out else 0
         total = len(self.fit) + len(self.held_out)
         return f"calibration batch {index + 1} of {total} (index {index})"

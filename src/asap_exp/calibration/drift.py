@@ -1,4 +1,4 @@
-"""Whether a compiled model still sees what it was calibrated on: the sums of its plans' columns.
+"""Drift of the inputs of a compiled model since its calibration, by the column sums of its plans.
 
 A layer's columns are as far from uniform as its map is wrong, or its teacher was. Activations that
 drift away from those of the calibration show as a larger column error than it had then.

@@ -1,4 +1,4 @@
-"""How close other attentions come to the teacher's plans, on the teacher's own activations."""
+"""Distance of other attentions from the teacher's plans, on the teacher's own activations."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from asap_exp.attention.diagnostics import (
 from asap_exp.calibration.capture import layer_inputs
 
 Fidelity = dict[str, dict[str, Tensor]]
-"""By layer path, then by measure: `[H]`."""
+"""Measures `[H]` by layer path, then by name."""
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def plan_fidelity(
     precision: str,
     candidates: Mapping[str, Mapping[str, Attention]],
 ) -> dict[str, Fidelity]:
-    """For each named set of replacements, what its plans are like and how far from the teacher's.
+    """Measure, for each named set of replacements, its plans and their distance from the teacher's.
 
     Every layer sees the q and k of the unchanged teacher, so that one layer's error is not counted
     in the next. Means over samples and valid tokens; the largest column error is a maximum.

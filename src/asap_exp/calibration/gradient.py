@@ -17,10 +17,10 @@ from asap_exp.calibration.ridge import feature_blocks
 Item = TypeVar("Item")
 
 CHECKS = 20
-"""How often a fit looks at the held-out data."""
+"""Number of times that a fit looks at the held-out data."""
 
 RELAXATION_SCALE = 0.2
-"""Of a relaxation, which is of order one and moves by some tenths."""
+"""Step size of a relaxation, which is of order one and moves by some tenths."""
 
 
 class UnitRows(nn.Module):
@@ -85,13 +85,13 @@ def trainable(
 
 
 def values(attend: AsapAttention) -> dict[str, Tensor]:
-    """A copy of the map's tensors by name."""
+    """Copy the map's tensors by name."""
     return {name: x.detach().clone() for name, x in attend.map.present().items()}
 
 
 @torch.no_grad()
 def restore(attend: AsapAttention, saved: Mapping[str, Tensor]) -> None:
-    """Puts `values` back, to the last bit."""
+    """Put `values` back, to the last bit."""
     for name, value in saved.items():
         getattr(attend, name).copy_(value)
 
@@ -105,7 +105,7 @@ class CosineAdam:
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, updates)
 
     def update(self, loss: Tensor) -> None:
-        """One update; gradients go into these parameters and nowhere else."""
+        """Make one update; gradients go into these parameters and nowhere else."""
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

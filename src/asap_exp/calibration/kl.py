@@ -1,4 +1,4 @@
-"""How far a predicted dual's plan is from the teacher's, in nats a row, with its gradient.
+"""KL from the teacher's plan to that of a predicted dual, in nats per row, with its gradient.
 
 With A = exp(S + g + f) and A^ = exp(S + g^ + f^) the logits cancel in the divergence,
 

@@ -1,4 +1,4 @@
-"""One layer's map in closed form: slices chosen, weights by ridge; and its control."""
+"""Closed-form map of one layer: selected slices, ridge weights; and its control."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class RidgeFit:
     checks: NormalEquations
     solution: Solution
     features: slice
-    """Those that the map has: all, the slices and the query features, or the slices alone."""
+    """Blocks of the map: all of them, slices and query features, or slices alone."""
     control_solution: Solution
-    """Of the query features alone."""
+    """Solution for the query features alone."""
 
     @property
     def held_out_r_squared(self) -> Tensor:
@@ -40,7 +40,7 @@ class RidgeFit:
         return AsapAttention(*map, refine=config.refine, eps=eps)
 
     def control(self, config: CalibrationConfig, eps: float) -> AsapAttention:
-        """The map with query features and no slices."""
+        """Return the map with query features and no slices."""
         query_weight = self.control_solution.weight.float()
         return AsapAttention(
             self.equations.theta[:, :0].clone(),
@@ -52,7 +52,7 @@ class RidgeFit:
         )
 
     def relaxation(self, config: CalibrationConfig) -> Tensor | None:
-        """Of plain updates, where the steps by gradient are to find a better one: `[H]`."""
+        """Return the relaxation of plain updates, from which the gradient steps start: `[H]`."""
         weight = self.control_solution.weight
         return weight.new_ones(len(weight), dtype=torch.float32) if config.relaxes else None
 
@@ -61,7 +61,7 @@ class RidgeFit:
         return self._scale(self.solution)
 
     def control_scale(self) -> Tensor:
-        """The same of the control, which misses more: `[H, D + 1]`."""
+        """Return the same for the control, which leaves out more: `[H, D + 1]`."""
         return self._scale(self.control_solution)[:, self.equations.query_features]
 
     def _scale(self, solution: Solution) -> Tensor:
@@ -75,7 +75,7 @@ class RidgeFit:
 def fit_ridge(
     equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig
 ) -> RidgeFit:
-    """On the best of the candidates where there are more of them than slices."""
+    """Fit the map on the best candidates, if there are more candidates than slices."""
     if config.candidates > config.slices:
         chosen = select_slices(
             equations, config.slices, query_features=config.query_features, ridge=config.ridge

@@ -1,4 +1,4 @@
-"""One pass over the data: normal equations of all batches, and as many batches as memory holds."""
+"""Single pass over the data: normal equations of all batches, and as many as fit in memory."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from asap_exp.core.console import progress
 def record(
     data: CalibrationData, batches: Batches, group: list[str], room: int
 ) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
-    """Sums over all batches, and as many of the batches themselves as `room` bytes hold.
+    """Return sums over all batches, and as many of the batches themselves as `room` bytes hold.
 
     At least one; where not all fit, every second, fourth, ... of them: texts come from short to
     long, and a fit must see both.

@@ -37,7 +37,7 @@ QUERY = "query_features"
 
 
 def feature_blocks(names: Collection[str], slices: int, head_dim: int) -> dict[str, slice]:
-    """By name, the place of each kind of features among all those of a head.
+    """Position of each kind of feature among all features of a head, by name.
 
     The potentials come first, then the query features, which have a place always, then the other
     ones among `names`.
@@ -81,7 +81,7 @@ class NormalEquations:
         return self.blocks[QUERY]
 
     def add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
-        """Adds what one call of the teacher's layer received."""
+        """Add what one call of the teacher's layer received."""
         heads, features, _ = self.gram.shape
         a_sample = heads * features * inputs.q.shape[2]
         samples = max(MOST_FEATURES // a_sample, 1)
@@ -100,7 +100,7 @@ class NormalEquations:
         self.energy += dual.square().sum(dim=(0, 2))
 
     def subset(self, chosen: Tensor) -> "NormalEquations":
-        """The equations of the slices `chosen` `[H, L]` (indices) and of what needs no slice."""
+        """Return the equations of the slices `chosen` `[H, L]` and of features without slices."""
         heads, slices, head_dim = self.theta.shape
         theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
         result = NormalEquations(theta, self.features)
@@ -120,7 +120,7 @@ class NormalEquations:
         return result
 
     def weights(self, solution: Tensor) -> dict[str, Tensor]:
-        """A solution for the first of the blocks as weights of a map, by field of `SlicedMap`."""
+        """Return a solution for the first blocks as weights of a map, by field of `SlicedMap`."""
         heads, slices, head_dim = self.theta.shape
         found = {"weight": solution[:, self.potentials]}
         for name in self.features:

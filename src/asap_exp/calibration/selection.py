@@ -1,4 +1,4 @@
-"""Which of many candidate slices to keep: forward selection on the normal equations, exact."""
+"""Exact forward selection of slices among many candidates, on the normal equations."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from asap_exp.calibration.ridge import NormalEquations
 def select_slices(
     equations: NormalEquations, slices: int, *, query_features: bool, ridge: float
 ) -> Tensor:
-    """Indices `[H, slices]` of the candidates that explain most of the dual, one after the other.
+    """Return indices `[H, slices]` of candidates, each the one that explains most of the dual.
 
     Each is the one that lowers the ridge objective most beside those before it and, with
     `query_features`, beside the query features (orthogonal least squares: Chen, Billings and Luo,

@@ -21,7 +21,7 @@ MOST_LOGITS = 2**26
 def stacks(
     maps: Mapping[str, AsapAttention], targets: Mapping[str, Sequence[Target]]
 ) -> Iterator[list[str]]:
-    """The paths of `maps`, in runs that can be fitted as one layer each."""
+    """Return the paths of `maps`, in runs that can be fitted as one layer each."""
     run: list[str] = []
     for path in maps:
         together = [*run, path]
@@ -40,7 +40,7 @@ def stackable(
     first: str,
     second: str,
 ) -> bool:
-    """Whether two layers differ in their number of heads alone, and saw as many of the same tokens.
+    """Return True if two layers differ only in their number of heads and saw the same tokens.
 
     A layer that runs more than once in a forward pass has seen more.
     """
@@ -58,7 +58,7 @@ def stackable(
 
 
 def num_logits(targets: Sequence[Target]) -> int:
-    """Of the largest batch."""
+    """Size of the largest batch."""
     return max((t.q[..., 0].numel() * t.q.shape[2] for t in targets), default=0)
 
 
@@ -78,14 +78,14 @@ def stack_targets(layers: Sequence[Sequence[Target]]) -> list[Target]:
 
 
 def stack_maps(attends: Sequence[AsapAttention]) -> AsapAttention:
-    """One map with the heads of all of them."""
+    """Build one map with the heads of all of them."""
     parts = [values(attend) for attend in attends]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return AsapAttention(*SlicedMap.of(whole), refine=attends[0].refine, eps=attends[0].eps)
 
 
 def unstack_into(whole: AsapAttention, attends: Sequence[AsapAttention]) -> None:
-    """Copies the values of a stacked map into the maps that it was made of."""
+    """Copy the values of a stacked map into the maps that it was made of."""
     for attend, part in zip(attends, by_layer(attends, values(whole)), strict=True):
         restore(attend, part)
 

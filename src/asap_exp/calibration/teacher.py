@@ -1,4 +1,4 @@
-"""What a compiled map and the teacher it is put into must agree in."""
+"""Facts that a compiled map and the teacher it is put into must agree on."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from asap_exp.core.runs import Run
 
 
 def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
-    """What an artifact must agree in with the model that it is put into."""
+    """Return what an artifact and the model it is put into must agree in."""
     layer = next(iter(attention_layers(net).values()))
     return {
         "teacher_run": run.name,

@@ -32,7 +32,7 @@ class Truncation:
 
 
 def truncations(asked: EvaluateConfig | BudgetConfig) -> list[Truncation]:
-    """Those asked for: the plain ones, then the relaxed ones."""
+    """Return the requested truncations: the plain ones, then the relaxed ones."""
     plain = [Truncation(num_iters) for num_iters in asked.truncations]
     relaxed = asked.relaxed_truncations
     return plain + [Truncation(num_iters, asked.relaxation) for num_iters in relaxed]

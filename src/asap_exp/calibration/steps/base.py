@@ -1,4 +1,4 @@
-"""What a calibration step is: a name, a scope, settings, and a fit.
+"""Interface of a calibration step: a name, a scope, settings and a fit.
 
 A configuration is checked before torch is imported, so a step's file imports torch, and whatever
 needs it, inside `fit` alone.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["start", "layer", "model"]
 SCOPES: tuple[Scope, ...] = ("start", "layer", "model")
-"""In the order in which a calibration takes them."""
+"""Scopes, in the order in which a calibration takes them."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Step:
 
     @classmethod
     def defaults(cls) -> Any:
-        """A copy of the default settings."""
+        """Return a copy of the default settings."""
         return replace(cls.settings)
 
 
@@ -69,7 +69,7 @@ class StartStep(Step):
     def fit(
         self, equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig
     ) -> RidgeFit:
-        """Returns the map of one layer and its control, from sums over fitted and held-out data."""
+        """Return the map of one layer and its control, from sums over fitted and held-out data."""
         raise NotImplementedError
 
 
@@ -130,7 +130,7 @@ AnyStep = TypeVar("AnyStep", bound=type[Step])
 
 
 def register(name: str) -> Callable[[AnyStep], AnyStep]:
-    """Makes a step known as an item of `calibration.steps`, its settings as `calibration.NAME`."""
+    """Make a step known as an item of `calibration.steps`, its settings as `calibration.NAME`."""
 
     def add(cls: AnyStep) -> AnyStep:
         cls.name = name
@@ -144,10 +144,10 @@ def register(name: str) -> Callable[[AnyStep], AnyStep]:
 
 
 def names_of(*kinds: type[Step]) -> list[str]:
-    """The registered steps of these kinds: `StartStep`, `LayerStep`, `ModelStep`."""
+    """Return the registered steps of these kinds (StartStep, LayerStep, ModelStep), by name."""
     return [name for name, step in STEPS.items() if issubclass(step, kinds)]
 
 
 def with_settings() -> dict[str, type[Step]]:
-    """The registered steps that have settings."""
+    """Return the registered steps that have settings."""
     return {name: step for name, step in STEPS.items() if step.settings is not None}

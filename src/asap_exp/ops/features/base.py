@@ -1,4 +1,4 @@
-"""What a kind of features of a sliced map is: a function of queries and keys, and its weight."""
+"""Kind of features of a sliced map: a function of queries and keys, and its weight."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """What features are computed from: q, k `[B, H, N, D]`, the options, and the slices.
+    """Inputs of features: q, k `[B, H, N, D]`, the options, and the slices.
 
     `phi`, `x` and `y` `[B, H, L, N]` are potentials and projections on the slices, scaled up where
     tiny (`reference.adaptive.enlarged`); None unless some feature is per slice.
@@ -49,7 +49,7 @@ class Feature:
         return (heads, count, slices) if self.per_slice else (heads, count)
 
     def total(self, slices: int, head_dim: int) -> int:
-        """Number of features of one head."""
+        """Return the number of features per head."""
         _, *sizes = self.shape(1, slices, head_dim)
         return torch.Size(sizes).numel()
 

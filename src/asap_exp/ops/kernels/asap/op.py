@@ -24,7 +24,7 @@ IN_THE_DUAL = ("query_weight", "adaptive_weight")
 """Weights of the features that the kernels of the dual compute themselves."""
 
 FEATURE_KERNELS: dict[str, Callable[..., Tensor]] = {"logit_weight": logit_dual}
-"""By weight, the kernel that computes the weighted sum of its features."""
+"""Kernels that compute the weighted sum of features, by weight."""
 
 
 def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
