@@ -75,8 +75,8 @@ def checked_inputs(
 ) -> Iterator[Recorded]:
     """Yield as `layer_inputs` does; UserError if a layer did not run or got non-finite inputs.
 
-    Raise it too if the predictions on a finite batch are not finite, since a later layer is at fault
-    then. `name(index)` names a batch in messages.
+    Raise it too if predictions on a finite batch are not finite: then a later layer is at fault.
+    `name(index)` names a batch in messages.
     """
     for index, batch in enumerate(batches):
         recorded, predictions = recorded_pass(model, batch, precision, forward)
