@@ -40,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
         prepare_kernels()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
 def prepare_kernels() -> None:
     """Choose Triton's interpreter where there is no GPU, before the kernels are imported."""
     import torch

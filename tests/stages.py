@@ -6,7 +6,6 @@ A stage is imported when it is run: most tests of this module's users need its a
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asap_exp.core.composing import compose
 from asap_exp.core.config import (
     BenchmarkConfig,
     EvaluateConfig,
@@ -14,6 +13,7 @@ from asap_exp.core.config import (
     TrainConfig,
 )
 from asap_exp.distill.config import DistillConfig
+from tests.composed import composed
 
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
@@ -84,7 +84,7 @@ def train_config(
     attention: tuple[str, ...] = SINKHORN,
     tiny: tuple[str, ...] = TINY,
 ) -> TrainConfig:
-    return compose(
+    return composed(
         "train", [*tiny, *attention, f"paths.results={results}", *overrides], TrainConfig
     )
 
@@ -109,7 +109,7 @@ def run_distill(results: Path, *overrides: str) -> Path:
     from asap_exp.distill.distill import distill
 
     return distill(
-        compose("distill", [*CALIBRATION, f"paths.results={results}", *overrides], DistillConfig)
+        composed("distill", [*CALIBRATION, f"paths.results={results}", *overrides], DistillConfig)
     )
 
 
@@ -117,7 +117,7 @@ def run_evaluate(results: Path, *overrides: str) -> Path:
     from asap_exp.evaluate.evaluate import evaluate
 
     return evaluate(
-        compose("evaluate", [*EVALUATION, f"paths.results={results}", *overrides], EvaluateConfig)
+        composed("evaluate", [*EVALUATION, f"paths.results={results}", *overrides], EvaluateConfig)
     )
 
 
@@ -125,11 +125,11 @@ def run_benchmark(results: Path, *overrides: str) -> Path:
     from asap_exp.benchmark.benchmark import benchmark
 
     return benchmark(
-        compose("benchmark", [*BENCHMARK, f"paths.results={results}", *overrides], BenchmarkConfig)
+        composed("benchmark", [*BENCHMARK, f"paths.results={results}", *overrides], BenchmarkConfig)
     )
 
 
 def run_report(results: Path, *overrides: str) -> Path | None:
     from asap_exp.report.report import report
 
-    return report(compose("report", [f"paths.results={results}", *overrides], ReportConfig))
+    return report(composed("report", [f"paths.results={results}", *overrides], ReportConfig))

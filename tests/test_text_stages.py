@@ -15,7 +15,6 @@ import asap_exp
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.calibration.steps import AdamFit
-from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.runs import Run
@@ -31,6 +30,7 @@ from asap_exp.report.groups import Group, grouped
 from asap_exp.report.markdown import summary_lines, tables_markdown
 from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import train
+from tests.composed import composed
 from tests.data.sentences import make_folder, text_root
 from tests.models.test_text import LENGTHS, TokenBatch, make_batch
 from tests.records import typed
@@ -329,9 +329,11 @@ def test_budget_of_a_masked_language_model_is_of_latency(
     shutil.copytree(masked_record["results"], results)
     small = [*CALIBRATION, *BUDGET, f"paths.results={results}"]
     with pytest.raises(UserError, match=r"budget\.accuracy_drop=1\.0 is in points of accuracy"):
-        distill_within_budget(compose("distill", [*small, "budget.accuracy_drop=1"], DistillConfig))
+        distill_within_budget(
+            composed("distill", [*small, "budget.accuracy_drop=1"], DistillConfig)
+        )
     ratio = "budget.latency_ratio=100"
-    folder = distill_within_budget(compose("distill", [*small, ratio], DistillConfig))
+    folder = distill_within_budget(composed("distill", [*small, ratio], DistillConfig))
     budget = load_artifact(folder).identity["budget"]
     assert budget["model_ms"] <= 100 * budget["teacher_model_ms"]
     data = run_data(Run(folder.parents[1]), None, None, 8, torch.device("cpu"))
@@ -457,7 +459,7 @@ def test_padded_texts_take_every_step_and_a_budget(pipeline: TextPipeline, tmp_p
     for row in read_json(folder / "fidelity.json"):
         assert row["kl_learned_slices"] <= row["kl_ridge"]
     budget = [*CALIBRATION, *small, *BUDGET, f"paths.results={results}", "budget.accuracy_drop=5"]
-    distill_within_budget(compose("distill", budget, DistillConfig))
+    distill_within_budget(composed("distill", budget, DistillConfig))
     record = read_json(run_evaluate(results, *EVALUATED, f"artifact={folder}", "maps=all"))
     labels = [row["label"] for row in record["rows"]]
     assert any("ridge + learned slices + end to end" in x["label"] for x in record["maps"].values())

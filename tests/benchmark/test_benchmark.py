@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from asap_exp.core.composing import compose
 from asap_exp.core.config import ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
@@ -18,6 +17,7 @@ from asap_exp.report.benchmark_figure import time_figure
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.benchmark_records import load_records, notes
 from asap_exp.report.benchmark_table import number
+from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.records import typed_benchmark
 from tests.stages import run_benchmark
@@ -67,7 +67,7 @@ def only_record(results: Path) -> dict[str, Any]:
 
 
 def report_stage(results: Path, *overrides: str) -> None:
-    run_report_stage(compose("report", [f"paths.results={results}", *overrides], ReportConfig))
+    run_report_stage(composed("report", [f"paths.results={results}", *overrides], ReportConfig))
 
 
 def test_report_makes_them_anew_without_any_evaluation(
@@ -226,7 +226,7 @@ def test_shape_that_the_teacher_does_not_have_is_refused(
         run_benchmark(pipeline.results, "inputs=recorded", override)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("graph", ["false", "true"])
 def test_gpu_has_a_column_for_each_method(tmp_path: Path, mode: str, graph: str) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from asap_exp.core.composing import compose
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.data import build_data
@@ -16,6 +15,7 @@ from asap_exp.data.sources import DataNotFound
 from asap_exp.data.text import TextDataModule
 from asap_exp.data.tokenizer import FILE, tokenizer_hash
 from asap_exp.data.tokens import CLS
+from tests.composed import composed
 from tests.data.parquet import write_texts
 from tests.data.sentences import make_folder, make_texts, text_root
 from tests.stages import TINY_TEXT
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 def module(root, task="agnews", *overrides: str, folder=None, **options) -> TextDataModule:
     where = (f"data.root={root}", f"data.cache={root / 'cache'}")
     given = [f"task={task}", *TINY_TEXT, *where, *overrides]
-    config = compose("train", given, TrainConfig)
+    config = composed("train", given, TrainConfig)
     data = build_data(config.data, batch_size=16, seed=0, folder=folder, **options)
     assert isinstance(data, TextDataModule)
     return data

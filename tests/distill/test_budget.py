@@ -15,7 +15,6 @@ from asap_exp.attention import (
 )
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.compiling import load_compiled
-from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.data import ImageDataModule
@@ -23,6 +22,7 @@ from asap_exp.distill import candidates
 from asap_exp.distill.budget import distill_within_budget
 from asap_exp.distill.config import DistillConfig
 from asap_exp.models import load_net
+from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.stages import CALIBRATION, run_evaluate, run_train
 
@@ -75,7 +75,7 @@ def label_of(attend: torch.nn.Module) -> str:
 
 def within(results: Path, *overrides: str) -> Path:
     given = [*CALIBRATION, *SMALL, f"paths.results={results}", *overrides]
-    return distill_within_budget(compose("distill", given, DistillConfig))
+    return distill_within_budget(composed("distill", given, DistillConfig))
 
 
 def validation(pipeline: Pipeline, folder: Path) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import ATTENTIONS, AsapAttention, attention_layers, swap_attention, swapped
-from asap_exp.core.composing import compose
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import fingerprint
@@ -19,6 +18,7 @@ from asap_exp.data.tokens import CLS, PAD, SPECIAL_TOKENS, TokenBatch, truncated
 from asap_exp.models import TextEncoder, build_net, compile_blocks
 from asap_exp.models.text import sinusoids
 from asap_exp.ops.backend import fused
+from tests.composed import composed
 from tests.ops.cases import pairs_of
 from tests.stages import TINY_TEXT
 
@@ -33,7 +33,7 @@ def make_net(*overrides: str, attention: str = "sinkhorn", seed: int = 0) -> Tex
     names = {"asap": "sinkhorn"}
     quiet = ("model.dropout=0", "model.drop_path=0", f"attention={names.get(attention, attention)}")
     torch.manual_seed(seed)
-    net = build_net(compose("train", ["task=agnews", *TINY_TEXT, *quiet, *overrides], TrainConfig))
+    net = build_net(composed("train", ["task=agnews", *TINY_TEXT, *quiet, *overrides], TrainConfig))
     assert isinstance(net, TextEncoder)
     with torch.no_grad():
         for parameter in net.parameters():
