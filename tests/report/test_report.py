@@ -200,7 +200,7 @@ def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None
     figure = summary(grouped([record, {**record, "maps": maps}]))
     assert figure is not None
     (axes,) = figure.axes
-    assert axes.get_title().startswith("4 tokens: ASAP ")
+    assert axes.get_title().startswith("4 tokens\nASAP ")
 
 
 def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
