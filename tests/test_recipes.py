@@ -159,6 +159,38 @@ for path in ("first.weight", "second.weight"):
     assert factors != {1.0}
 
 
+def test_feature_of_the_map(project: Path, tmp_path: Path) -> None:
+    printed = run(
+        project,
+        "-c",
+        f"""
+import torch
+import asap_exp
+from asap_exp.compiling import artifact_of
+from asap_exp.core.composing import compose
+from asap_exp.core.records.words import feature_words
+from asap_exp.distill.config import DistillConfig
+from tests.small_model import Classifier, batches, tokens
+config = compose("distill", ["calibration=learned_slices", "calibration.norms=true"], DistillConfig)
+print(config.calibration.identity()["norms"], config.calibration.features)
+teacher = Classifier()
+compiled = asap_exp.compile(teacher, batches(1, 2, 3), steps=["ridge"], slices=2, norms=True)
+artifact = artifact_of(compiled)
+print(tuple(artifact.tensors["first.norm_weight"].shape), feature_words(artifact.about.calibration))
+print(compiled.first.attend.norm_weight.any().item())
+asap_exp.save_compiled(compiled, {str(tmp_path)!r})
+loaded = asap_exp.load_compiled(teacher, {str(tmp_path)!r})
+print(torch.equal(loaded(tokens(9)), compiled(tokens(9))))
+""",
+    )
+    assert printed.splitlines() == [
+        "True ['adaptive', 'norms', 'query_features']",
+        "(2, 1) query, adaptive and norm",
+        "True",
+        "True",
+    ]
+
+
 def test_column(project: Path) -> None:
     records = ROOT / "results/records"
     printed = run(

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from asap_exp.attention import ATTENTIONS, attention_options, build_attention
+from asap_exp.calibration.steps import STEPS
 from asap_exp.core.composing import compose, conf_dir, load_saved, parse, quoted
 from asap_exp.core.conf_files import COMMON, attentions, tasks
 from asap_exp.core.config import (
@@ -332,8 +333,8 @@ BAD_VALUES = {
     },
     "distill": {
         "layer.which=middle": "frozen, all, first, last, index",
-        "calibration.name=lasso": "ridge, kl, learned_slices, end_to_end, sequential",
-        "calibration.steps=[ridge,lasso]": "ridge, kl, learned_slices, end_to_end",
+        "calibration.name=lasso": ", ".join([*STEPS, "sequential"]),
+        "calibration.steps=[ridge,lasso]": ", ".join(STEPS),
         "calibration.candidates=31": "at least 32",
         "calibration.kl.updates=0": "at least 1",
         "calibration.learned_slices.lr=0.0": "above 0",
