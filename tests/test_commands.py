@@ -47,6 +47,7 @@ def test_readme_command_is_one(command: str) -> None:
     check_command(command)
 
 
+@pytest.mark.slow
 def test_readme_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks(README, "python")
     monkeypatch.chdir(tmp_path)
@@ -89,6 +90,7 @@ def test_make_refuses_what_it_would_not_pass_on() -> None:
     assert 'make does not know seed: give arguments of a stage as ARGS="seed=1"' in bad.stderr
 
 
+@pytest.mark.slow
 def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
     """And goes on after a job that was a mistake, which it names and does not forget."""
     done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
@@ -110,6 +112,7 @@ for name, words in json.loads(sys.argv[1]).items():
 """
 
 
+@pytest.mark.slow
 def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
     """With the default logger, and no argument that says what to take; in one process."""
     small = {
@@ -145,6 +148,7 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
         assert any(f"{name}-{job_type}".encode() in data for data in content), job_type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -191,6 +195,7 @@ def test_help_lists_the_groups_of_the_stage_alone() -> None:
 HEAVY = ("torch", "triton", "lightning", "wandb", "pandas", "pydantic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -221,6 +226,7 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_right(
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
+@pytest.mark.slow
 def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:
     done = stage("train", cwd=tmp_path)
     assert done.returncode != 0

@@ -34,6 +34,8 @@ from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
+pytestmark = pytest.mark.slow
+
 FEW = AdamFit(updates=20, lr=0.02)
 SMALL: dict[str, Any] = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
 

@@ -123,6 +123,7 @@ class Done:
         return Path(f"map{len(self.distilled)}")
 
 
+@pytest.mark.slow
 def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -147,6 +148,7 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.paths.results for c in configs} == {"elsewhere"}
 
 
+@pytest.mark.slow
 def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -160,6 +162,7 @@ def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     assert [c.maps for c in sinkhorn.evaluated] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
     assert "asap_exp.distill teacher=RUN calibration=ridge" in printed
 
 
+@pytest.mark.slow
 def test_a_dry_run_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -204,6 +208,7 @@ def test_what_is_no_row_is_refused(
     assert words in str(stopped.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", row_names())
 def test_every_row_composes(name: str) -> None:
     row = load_row(name)
@@ -230,6 +235,7 @@ def test_every_row_composes(name: str) -> None:
 RECORDS = published(ROOT / "results")
 
 
+@pytest.mark.slow
 def test_every_published_record_is_of_a_row() -> None:
     """By the hash of its training, its calibration and its images; and every row has a record."""
     rows = {record["run"] + record["sha256"]: row_of(record) for record in RECORDS}

@@ -19,6 +19,8 @@ from asap_exp.core.tensors import load_tensors
 from tests.stages import SINKHORN, TINY, run_train
 from tests.test_commands import stage
 
+pytestmark = pytest.mark.slow
+
 
 def main(monkeypatch: pytest.MonkeyPatch, work: Callable[[object], object], *words: str) -> int:
     """Return the exit status of a stage that runs `work`."""
