@@ -248,6 +248,7 @@ def test_every_published_record_is_of_a_row() -> None:
         assert set(shown) <= set(load_row(row).baselines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -268,6 +269,7 @@ def test_a_record_of_something_else_is_of_no_row(key: tuple[str, ...], value: ob
     assert row_of(record) is None
 
 
+@pytest.mark.slow
 def test_an_initial_run_of_something_else_is_of_no_row() -> None:
     record = deepcopy(next(r for r in RECORDS if row_of(r) == "imdb"))
     record["manifests"]["train"]["config"]["init_from"] = "imdb_mlm/encoder-sinkhorn/0-s0"

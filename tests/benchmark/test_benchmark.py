@@ -51,6 +51,7 @@ def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> No
         assert all(cell["floor_ms"] > 0 for cell in row["cells"])
 
 
+@pytest.mark.slow
 def test_tables_and_figure_come_from_the_records(shared_results: Path) -> None:
     check_benchmarks_are_generated(shared_results)
 
@@ -221,6 +222,7 @@ def test_mistake_is_refused_before_anything_is_written(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [("cpu.n=[8]", r"choose n=\[4\]"), ("cpu.head_dim=16", "cpu.head_dim=8")],
