@@ -16,12 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from asap_exp.core.composing import compose
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.runs import recipe_hash
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
+from tests.composed import composed
 from tests.data.sentences import make_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def script(name: str) -> ModuleType:
 
 
 sys.path.append(str(ROOT / "scripts"))
-from rows import load_row, published, row_names, row_of  # noqa: E402
+from rows import load_row, published, row_names, row_of, swept  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -108,6 +108,7 @@ class Done:
         self.distilled: list[DistillConfig] = []
         self.evaluated: list[EvaluateConfig] = []
         module = script("reproduce")
+        monkeypatch.setattr(module, "compose", composed)
         monkeypatch.setattr(module, "train", self.train)
         monkeypatch.setattr(module, "distill", self.distill)
         monkeypatch.setattr(module, "evaluate", self.evaluated.append)
@@ -116,11 +117,11 @@ class Done:
 
     def train(self, config: TrainConfig) -> SimpleNamespace:
         self.trained.append(config)
-        return SimpleNamespace(path=Path(f"run{len(self.trained)}"))
+        return SimpleNamespace(path=Path(f"/run{len(self.trained)}"))
 
     def distill(self, config: DistillConfig) -> Path:
         self.distilled.append(config)
-        return Path(f"map{len(self.distilled)}")
+        return Path(f"/map{len(self.distilled)}")
 
 
 @pytest.mark.slow
@@ -135,15 +136,15 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     trained = done.trained
     assert [c.task.name for c in trained] == ["imdb_mlm", "imdb"] * 2
     assert [c.attention["name"] for c in trained] == ["softmax"] * 2 + ["sinkhorn"] * 2
-    assert [c.init_from for c in trained] == [None, "run1", None, "run3"]
+    assert [c.init_from for c in trained] == [None, "/run1", None, "/run3"]
     assert {c.seed for c in trained} == {3}
     assert [c.recipe.epochs for c in trained[::2]] == [20, 20]
     assert [c.model.depth for c in trained[1::2]] == [2, 2]
     assert [c.calibration.name for c in done.distilled] == ["ridge", *["end_to_end"] * 3]
     assert [c.calibration.seed for c in done.distilled[1:]] == [1, 2, 0]
-    assert {c.teacher for c in done.distilled} == {"run4"}
+    assert {c.teacher for c in done.distilled} == {"/run4"}
     (evaluation,) = done.evaluated
-    assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
+    assert (evaluation.artifact, evaluation.maps) == ("/map4", "all")
     configs: list[Any] = [*trained, *done.distilled, evaluation]
     assert {c.paths.results for c in configs} == {"elsewhere"}
 
@@ -212,18 +213,20 @@ def test_what_is_no_row_is_refused(
 @pytest.mark.parametrize("name", row_names())
 def test_every_row_composes(name: str) -> None:
     row = load_row(name)
-    fine = compose("train", row.train, TrainConfig)
+    fine = composed("train", row.train, TrainConfig)
     assert fine.task.name == row.task
     assert name.startswith(row.task)
     for baseline in row.baselines:
-        config = compose("train", [*row.train, f"attention={baseline}"], TrainConfig)
+        config = composed("train", [*row.train, f"attention={baseline}"], TrainConfig)
         assert recipe_hash(config) == recipe_hash(fine)
-    for calibration in row.calibrations:
-        assert compose("distill", calibration, DistillConfig)
+    for given in row.distill:
+        calibrations = swept([*row.distill_all, *given])
+        for calibration in (calibrations[0], calibrations[-1]):  # the first and last of each sweep
+            assert composed("distill", calibration, DistillConfig)
     for evaluation in row.evaluations:
-        assert compose("evaluate", evaluation, EvaluateConfig)
+        assert composed("evaluate", evaluation, EvaluateConfig)
     if row.pretrain:
-        first = compose("train", row.pretrain, TrainConfig)
+        first = composed("train", row.pretrain, TrainConfig)
         weightless: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
         if first.task.name != "cifar":
             weightless["pooling"] = "mean"
