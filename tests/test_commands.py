@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.core import sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
     README,
@@ -91,12 +93,21 @@ def test_make_refuses_what_it_would_not_pass_on() -> None:
 
 
 @pytest.mark.slow
-def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
+def test_multirun_gives_every_seed_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And goes on after a job that was a mistake, which it names and does not forget."""
-    done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: seed=-1 is not allowed" in done.stderr
-    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", done.stdout, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.setenv(sweep.LEDGER, "of the sweep")
+    words = ["-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("asap_exp.train", run_name="__main__")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert "error: seed=-1 is not allowed" in err
+    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", out, flags=re.MULTILINE)
     assert jobs == [("0", "seed=0"), ("1", "seed=-1"), ("2", "seed=1")]
     manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
     assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
