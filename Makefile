@@ -46,7 +46,7 @@ reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (o
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
 
-test-quick: setup ## Run nine tenths of them within a minute: those not marked slow
+test-quick: setup ## Run four fifths of them within a minute: those not marked slow
 	@$(PY) -m pytest -m "not slow" $(ARGS)
 
 coverage: setup ## Run the tests and say which lines of the package none of them reaches

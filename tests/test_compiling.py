@@ -34,8 +34,6 @@ from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
-pytestmark = pytest.mark.slow
-
 FEW = AdamFit(updates=20, lr=0.02)
 SMALL: dict[str, Any] = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
 
@@ -60,6 +58,7 @@ def kl(teacher: nn.Module, other: nn.Module, x: Tensor) -> float:
     return nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item()
 
 
+@pytest.mark.slow
 def test_every_layer_becomes_asap_and_the_teacher_stays(
     teacher: Classifier, compiled: nn.Module
 ) -> None:
@@ -94,6 +93,7 @@ def test_texts_are_counted_and_hashed_by_their_tokens() -> None:
     assert moved.key_padding_mask.is_meta
 
 
+@pytest.mark.slow
 def test_steps_are_those_asked_for(teacher: Classifier) -> None:
     x = tokens(9)
     ridge, refined = (
@@ -110,6 +110,7 @@ def test_steps_are_those_asked_for(teacher: Classifier) -> None:
     assert {a["refine"] for a in refined.asap_artifact.identity["attentions"].values()} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_exported_program_equals_the_model(compiled: nn.Module, masked: bool) -> None:
     mask = torch.arange(8) >= torch.arange(3, 9)[:, None]
@@ -118,6 +119,7 @@ def test_exported_program_equals_the_model(compiled: nn.Module, masked: bool) ->
     torch.testing.assert_close(program(*other), compiled(*other), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_exported_program_takes_batches_of_any_size(compiled: nn.Module) -> None:
     rows = torch.export.Dim("rows", min=2)
     program = torch.export.export(
@@ -162,6 +164,7 @@ def test_map_of_the_stage_loads_into_its_teacher(shared_pipeline: Pipeline) -> N
     assert asap_exp.drift(compiled, images).keys() == {"blocks.0.attn", "blocks.1.attn"}
 
 
+@pytest.mark.slow
 def test_timm_vit_is_compiled_and_exported(shared_pipeline: Pipeline) -> None:
     net = load_net(shared_pipeline.teacher)
     images = [torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -172,6 +175,7 @@ def test_timm_vit_is_compiled_and_exported(shared_pipeline: Pipeline) -> None:
     assert kl(net, compiled, images[2]) < 0.05
 
 
+@pytest.mark.slow
 def test_one_layer_alone(teacher: Classifier) -> None:
     compiled = asap_exp.compile(teacher, loader(), layers=["second"], **SMALL)
     attends = {path: layer.attend.name for path, layer in attention_layers(compiled).items()}
@@ -188,6 +192,7 @@ def test_drift_is_one_on_calibration_data_and_grows_with_a_shift(compiled: nn.Mo
     assert 0.8 < similar < 1.25 < shifted[0] < shifted[1] < shifted[2]
 
 
+@pytest.mark.slow
 def test_forward_says_how_the_model_is_called(teacher: Classifier) -> None:
     """Batches as dictionaries, with padding: as a text encoder takes them."""
     mask = torch.arange(8) >= (torch.arange(48) % 7 + 2)[:, None]
@@ -207,6 +212,7 @@ def test_forward_says_how_the_model_is_called(teacher: Classifier) -> None:
         asap_exp.compile(teacher, padded, **SMALL)
 
 
+@pytest.mark.slow
 def test_loader_is_read_no_further_than_needed(teacher: Classifier) -> None:
     read: list[int] = []
 
@@ -271,6 +277,7 @@ def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, 
         asap_exp.compile(teacher, **options)
 
 
+@pytest.mark.slow
 def test_predictions_of_another_type_are_refused_by_end_to_end_alone(teacher: Classifier) -> None:
     def forward(model: nn.Module, batch: tuple[Tensor, None]) -> dict[str, Tensor]:
         return {"logits": model(batch[0])}
@@ -280,6 +287,7 @@ def test_predictions_of_another_type_are_refused_by_end_to_end_alone(teacher: Cl
         asap_exp.compile(teacher, loader(), **SMALL, steps=("ridge", "end_to_end"), forward=forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_bugs_f10_compiles_where_gradients_are_off(
     teacher: Classifier, off: Callable, tmp_path: Path
@@ -323,6 +331,7 @@ class Gated(nn.Module):
         return self.inner.head((hidden + x * self.inner.second(hidden)).mean(dim=1))
 
 
+@pytest.mark.slow
 def test_bugs_f10_batches_made_in_inference_mode() -> None:
     with torch.inference_mode():
         made = batches(1, 2, 3)
@@ -380,6 +389,7 @@ def test_records_d2_predictions_that_are_not_finite_are_refused_by_every_calibra
         asap_exp.compile(broken, loader(), **SMALL, steps=steps)
 
 
+@pytest.mark.slow
 def test_records_d2_a_layer_that_overflows_is_named_and_a_class_left_out_is_no_fault() -> None:
     teacher = Classifier()
     with torch.no_grad():
@@ -404,6 +414,7 @@ def test_records_d3_a_model_on_the_meta_device_is_a_sentence(tmp_path: Path) -> 
             use()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_and_never_read_is_no_fault(teacher: Classifier) -> None:
     """Labels, additive masks, tokens that are padded."""
     labels = torch.full((48,), math.nan)
@@ -415,6 +426,7 @@ def test_what_is_not_finite_and_never_read_is_no_fault(teacher: Classifier) -> N
     )
 
 
+@pytest.mark.slow
 def test_drift_on_a_batch_that_is_not_finite_is_refused(compiled: nn.Module) -> None:
     with pytest.raises(UserError, match="batch 1 is not finite"):
         asap_exp.drift(compiled, poisoned(0, math.nan)[0])
@@ -437,6 +449,7 @@ class Tied(nn.Module):
         return self.head(x.mean(dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"sequential": True}])
 def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(options: dict) -> None:
     """As well, about, as layers of the same weights with a map each."""
@@ -450,6 +463,7 @@ def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(opti
     assert found[True] < 1.2 * found[False]
 
 
+@pytest.mark.slow
 def test_bugs_f22_drift_is_of_all_calls() -> None:
     model = Tied(2, tied=True).eval()
     compiled = asap_exp.compile(model, loader(), **SMALL)
@@ -457,6 +471,7 @@ def test_bugs_f22_drift_is_of_all_calls() -> None:
     assert asap_exp.drift(compiled, held_out) == pytest.approx({"layers.0": 1}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bugs_f22_layers_that_share_one_attention_are_compiled_as_others(
     teacher: Classifier, compiled: nn.Module
 ) -> None:
@@ -466,6 +481,7 @@ def test_bugs_f22_layers_that_share_one_attention_are_compiled_as_others(
     assert torch.equal(again(tokens(9)), compiled(tokens(9)))
 
 
+@pytest.mark.slow
 def test_layer_that_runs_on_some_batches_alone_is_refused(teacher: Classifier) -> None:
     def forward(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:
         return model(batch[0]) if batch[0].sum() > 0 else model.first(batch[0])
@@ -492,6 +508,7 @@ def test_only_compiled_models_are_saved(teacher: Classifier, tmp_path: Path) -> 
         asap_exp.save_compiled(teacher, tmp_path)
 
 
+@pytest.mark.slow
 def test_defaults_are_those_of_the_stage() -> None:
     defaults = {
         name: parameter.default
@@ -535,6 +552,7 @@ BLOCKED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_runs_where_hydra_and_lightning_are_not_installed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(blocked=BLOCKED), str(tmp_path)],
