@@ -16,9 +16,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible
-from asap_exp.core.mishaps import explained
 
 LEDGER = "ASAP_EXP_SWEEP"
 """Environment variable with the folder in which the jobs of a sweep record their outcome."""
