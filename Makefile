@@ -28,7 +28,7 @@ demo: setup ## Train, compile, evaluate and report on digits, in minutes on a CP
 train: setup ## Train a model: make train task=cifar ARGS="seed=1 attention=softmax"
 	@$(PY) -m asap_exp.train $(TASK) $(ARGS)
 
-distill: setup ## Compile the newest teacher: make distill task=cifar ARGS="+layer=last"
+distill: setup ## Compile the newest teacher: make distill task=cifar ARGS="layer=last"
 	@$(PY) -m asap_exp.distill $(TASK) $(ARGS)
 
 evaluate: setup ## Measure the newest compiled map beside its teacher: make evaluate task=cifar
