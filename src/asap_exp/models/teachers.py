@@ -4,6 +4,7 @@ from pathlib import Path
 
 from asap_exp.attention import SinkhornAttention, attention_class
 from asap_exp.core.config import PathsConfig, TrainConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import (
     ASIDE,
@@ -26,7 +27,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     if teacher is not None:
         run = Run(Path(teacher))
         check_teacher(run, task)
-        print(f"Teacher: {run.path}")
+        say(f"Teacher: {shown(run.path)}")
         return run
     runs = list(sound_runs_with_manifests(paths, task))
     manifests = {run.path: manifest for run, manifest in runs if manifest is not None}
@@ -41,7 +42,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
             + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
         )
     run = max(finished, key=lambda run: ended(manifests[run.path]))
-    print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
+    say(f"Teacher: {shown(run.path)} (the newest finished{f' of task {task}' if task else ''})")
     return run
 
 
