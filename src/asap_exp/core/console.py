@@ -42,10 +42,9 @@ class Printer(logging.Handler):
 
 PRINTER = Printer(logging.INFO)
 
-if not any(type(handler).__name__ == Printer.__name__ for handler in LOGGER.handlers):
-    LOGGER.addHandler(PRINTER)
-    LOGGER.setLevel(logging.DEBUG)
-    LOGGER.propagate = False  # a root logger with handlers would print everything twice
+LOGGER.addHandler(PRINTER)
+LOGGER.setLevel(logging.DEBUG)
+LOGGER.propagate = False  # a root logger with handlers would print everything twice
 
 
 def say(text: str) -> None:

@@ -167,7 +167,9 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
             + listed("not finished, or their manifest.json is missing", unfinished)
         )
     (_, folder), run = max(found, key=lambda pair: pair[0])
-    say(f"Compiled map: {shown(folder)} (the newest)")
+    debug = run.config.debug
+    note = f"; its teacher was shortened by debug={debug}" if debug else ""
+    say(f"Compiled map: {shown(folder)} (the newest{note})")
     return run, folder
 
 
