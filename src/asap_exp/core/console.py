@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,10 @@ def print_debug() -> None:
 
 def shown(path: str | Path) -> str:
     """Return a path for the user: relative if it is below the current folder, else absolute."""
-    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    try:
+        absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return str(path)
     below = absolute.is_relative_to(here) and here != Path(here.anchor)
     return str(absolute.relative_to(here) if below else absolute)
 
@@ -113,7 +117,16 @@ def progress(items: Iterable[Item], description: str, total: int) -> Iterator[It
 
     if Console().is_terminal:
         items = track(items, description, total=total, transient=True)
-    yield from items
+    with timed(description):
+        yield from items
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log, as debug output, how long something took."""
+    started = time.monotonic()
+    yield
+    debug(f"{what}: {time.monotonic() - started:.2f} s")
 
 
 class Prefixed(io.TextIOBase):
