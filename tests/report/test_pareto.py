@@ -154,7 +154,7 @@ def evaluated(shared: Pipeline, folder: Path) -> Path:
 
     shutil.copytree(shared.results, folder / "results")
     results = folder / "results"
-    run_distill(results, "+layer=last")
+    run_distill(results, "layer=last")
     run_distill(results, "calibration=learned_slices", *FEW)
     artifact = run_distill(results, "calibration.seed=1")
     return run_evaluate(results, "maps=all", f"artifact={artifact}")

@@ -3,9 +3,7 @@
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -15,8 +13,10 @@ from typing import Any, Literal
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, postponed
+from asap_exp.core.run_log import log_into
 from asap_exp.core.sealed import write_sealed
 from asap_exp.core.typed import STRICT
 
@@ -163,6 +163,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     }
     with postponed() as stop:  # a signal now would leave the manifest at "running"
         write_sealed(path, record)
+    log_into(path.parent)
     try:
         stop.obey()
         yield record
@@ -212,14 +213,6 @@ def now() -> str:
 def stamp(moment: datetime) -> str:
     """Format a time with milliseconds."""
     return moment.isoformat(timespec="milliseconds")
-
-
-def command() -> str:
-    """Return the command as typed: a module or a script, without its folder, and its arguments."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    module = None if spec is None else spec.name.removesuffix(".__main__")
-    program = Path(sys.argv[0]).name if module is None else f"-m {module}"
-    return shlex.join(["python", *program.split(), *sys.argv[1:]])
 
 
 def code_version() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
-from asap_exp.core.console import console
+from asap_exp.core.console import say, show
 from asap_exp.core.records.benchmark import BenchmarkRecord, Cell
 from asap_exp.report.benchmark_records import notes
 
@@ -80,6 +80,6 @@ def print_benchmark(record: BenchmarkRecord) -> None:
     for row in record.rows:
         texts = ["\n".join(filter(None, time_lines(cell))) for cell in row.cells]
         table.add_row(str(row.n), *texts, end_section=True)
-    console().print(table)
+    show(table)
     for note in notes(record):
-        console().print(escape(note), highlight=False)
+        say(note)

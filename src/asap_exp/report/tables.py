@@ -3,7 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
-from asap_exp.core.console import console
+from asap_exp.core.console import say, show
 from asap_exp.core.records.columns import Column, shown
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.row import COLUMNS, Row
@@ -33,10 +33,10 @@ def print_evaluation(record: EvaluationRecord) -> None:
             table.add_section()
         previous = row.group
         table.add_row(*map(escape, cells(row, record)))
-    console().print(table)
+    show(table)
 
 
 def print_drift(ratios: dict[str, float]) -> None:
     """Print one ratio per layer, about 1 if the test samples resemble those of the calibration."""
     words = ", ".join(f"{path} {ratio:.3g}" for path, ratio in ratios.items())
-    print(f"Column error on the test samples over that at calibration: {words}")
+    say(f"Column error on the test samples over that at calibration: {words}")
