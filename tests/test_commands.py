@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.core import sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
     README,
@@ -48,6 +50,7 @@ def test_readme_command_is_one(command: str) -> None:
     check_command(command)
 
 
+@pytest.mark.slow
 def test_readme_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks(README, "python")
     monkeypatch.chdir(tmp_path)
@@ -117,12 +120,22 @@ def test_make_refuses_what_it_would_not_pass_on() -> None:
     assert 'make test does not know seed: give its arguments as ARGS="..."' in bad.stderr
 
 
-def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_multirun_gives_every_seed_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And goes on after a job that was a mistake, which it names and does not forget."""
-    done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: seed=-1 is not allowed" in done.stderr
-    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", done.stdout, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.setenv(sweep.LEDGER, "of the sweep")
+    words = ["-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("asap_exp.train", run_name="__main__")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert "error: seed=-1 is not allowed" in err
+    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", out, flags=re.MULTILINE)
     assert jobs == [("0", "seed=0"), ("1", "seed=-1"), ("2", "seed=1")]
     manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
     assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
@@ -138,6 +151,7 @@ for name, words in json.loads(sys.argv[1]).items():
 """
 
 
+@pytest.mark.slow
 def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
     """With the default logger, and no argument that says what to take; in one process."""
     small = {
@@ -173,6 +187,7 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
         assert any(f"{name}-{job_type}".encode() in data for data in content), job_type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -219,6 +234,7 @@ def test_help_lists_the_groups_of_the_stage_alone() -> None:
 HEAVY = ("torch", "triton", "lightning", "wandb", "pandas", "pydantic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -249,6 +265,7 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_right(
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
+@pytest.mark.slow
 def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:
     done = stage("train", cwd=tmp_path)
     assert done.returncode != 0

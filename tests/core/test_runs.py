@@ -113,6 +113,7 @@ def test_same_configuration_claims_its_directory_again(tmp_path):
     assert (first.path / "kept").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "difference"),
     [
@@ -139,6 +140,7 @@ def test_directory_of_another_configuration_is_refused_with_what_differs(
     assert (directory / "config.yaml").read_text() == text
 
 
+@pytest.mark.slow
 def test_all_runs_are_those_of_the_task_in_order(tmp_path):
     runs = [fake_run(tmp_path, f"seed={seed}") for seed in (1, 0)]
     cifar = fake_run(tmp_path, task="cifar")
@@ -147,6 +149,7 @@ def test_all_runs_are_those_of_the_task_in_order(tmp_path):
     assert all_runs(paths(tmp_path / "nowhere")) == []
 
 
+@pytest.mark.slow
 def test_teacher_is_the_newest_finished_sinkhorn_run(tmp_path, capsys):
     fake_run(tmp_path, "seed=1", ended="2026-01-01T10:00:00+00:00")
     newest = fake_run(tmp_path, "seed=0", ended="2026-01-02T09:00:00+00:00")

@@ -108,6 +108,7 @@ def test_constant_columns_have_none(scale):
     assert not found.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "dtype"), LENGTHS, ids=str)
 def test_attention_and_dual(tokens, dtype):
     x = inputs_of(tokens, dtype, heads=1, slices=1)

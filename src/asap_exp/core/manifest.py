@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
@@ -244,6 +243,8 @@ def code_version() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, the recorded packages and CUDA; None for what is missing."""
+    import torch
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -255,6 +256,8 @@ def versions() -> dict[str, str | None]:
 
 def hardware() -> dict[str, Any]:
     """Return the GPU, CPU, threads and system."""
+    import torch
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "gpu": gpu,
