@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
-from asap_exp.attention import build_attention, canonical_options
+from asap_exp.attention import attention_origin, build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
@@ -112,6 +112,7 @@ def train(config: TrainConfig) -> Run:
             "initial": None if initial is None else initial_facts(initial),
             "parameters": sum(p.numel() for p in net.parameters()),
             **attempt(run, checkpoint),
+            **attention_origin(config.attention["name"]),
         }
         with ExitStack() as stack:
             if config.resume == "never":
