@@ -1,4 +1,4 @@
-"""The package of docs/extending.md, installed from a wheel beside this project's own wheel."""
+"""The package of docs/packages.md, installed from a wheel beside this project's own wheel."""
 
 import json
 import os
@@ -16,10 +16,7 @@ from asap_exp.core.files import read_json
 from tests.documents import ROOT
 from tests.stages import CALIBRATION, EVALUATION, TINY
 
-PAGE = (ROOT / "docs/extending.md").read_text()
-RECIPE = re.search(
-    r"^## Your own attention in your own package$(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE
-)
+PAGE = (ROOT / "docs/packages.md").read_text()
 BLOCK = re.compile(r"^```\w+ title=\"(\S+)\"\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 pytestmark = [
@@ -67,8 +64,7 @@ def install(wheels: Path, target: Path) -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("own")
-    assert RECIPE is not None
-    for path, text in BLOCK.findall(RECIPE[1]):
+    for path, text in BLOCK.findall(PAGE):
         file = folder / "package" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
