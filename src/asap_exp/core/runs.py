@@ -34,6 +34,7 @@ ASIDE = re.compile(r"~\d+$")
 LOCATION_KEYS = (
     "data.root",
     "data.cache",
+    "data.path",
     "paths",
     "logger",
     "resume",
@@ -79,7 +80,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return `config` as a nested dict, without `init_from` if weights are fresh."""
     tree = asdict(config)
-    return tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
+    tree = tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
+    limited = isinstance(tree.get("data"), dict) and tree["data"].get("limit")
+    return tree if limited else drop_keys(tree, ("data.limit",))
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
@@ -96,7 +99,9 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 def public_config(config: Any) -> dict[str, Any]:
     """Return a configuration as records show it, without paths of one machine."""
-    return drop_keys(to_dict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return drop_keys(
+        to_dict(config), ("data.root", "data.cache", "data.path", "paths", "teacher", "artifact")
+    )
 
 
 def run_name(config: TrainConfig) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,14 +24,24 @@ NO_PARQUET = {
 
 
 class Part(NamedTuple):
-    """Consecutive rows of a split; `name` is the path of their file, or their source."""
+    """Rows of a split; `name` is the path of their file, or their source.
+
+    `rows` are their numbers there, in ascending order; None if these are all rows.
+    """
 
     name: str
     table: pa.Table
+    rows: np.ndarray | None = None
 
     def place(self, row: int) -> str:
         """Describe the position of `row` for an error message."""
-        return f"row {row} (counted from 0) of {self.name}"
+        number = row if self.rows is None else int(self.rows[row])
+        return f"row {number} (counted from 0) of {self.name}"
+
+    def take(self, rows: np.ndarray) -> "Part":
+        """Return the part with these of its rows, in ascending order."""
+        numbers = rows if self.rows is None else self.rows[rows]
+        return self._replace(table=self.table.take(pa.array(rows)), rows=numbers)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the schema's names for the classes of `column`, or None if it has none."""
@@ -93,46 +105,84 @@ def read_parts(files: Sequence[Path], columns: Sequence[str]) -> list[Part]:
     return parts
 
 
-def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
-    """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read."""
+def taken(parts: Sequence[Part], rows: np.ndarray) -> list[Part]:
+    """Return the given rows, in ascending order, of consecutive parts."""
+    ends = np.cumsum([part.table.num_rows for part in parts])
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        part.take(own - start)
+        for part, start, end in zip(parts, starts, ends, strict=True)
+        if len(own := rows[(rows >= start) & (rows < end)])
+    ]
+
+
+def read_columns(
+    file: Path, columns: Sequence[str], rows: np.ndarray | None = None, again: str = AGAIN
+) -> pa.Table:
+    """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read.
+
+    With `rows`, in ascending order, only these are held in memory. `again` says how to mend the
+    file.
+    """
+    with opened(file, again) as parquet:
+        there = parquet.schema_arrow.names
+        missing = [column for column in columns if column not in there]
+        if missing and parquet.metadata.num_rows:
+            raise UserError(
+                f"{file} has no column {' and no column '.join(missing)}; its columns are "
+                f"{', '.join(there) or 'none'}. Rename them, or {again}"
+            )
+        if twice := [column for column in columns if there.count(column) > 1]:
+            raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
+        schema = pa.schema(
+            [parquet.schema_arrow.field(column) for column in columns if column in there],
+            parquet.schema_arrow.metadata,
+        )
+        parts = parquet.iter_batches(ROWS_AT_ONCE, columns=schema.names)
+        if rows is not None:
+            parts = chosen(parts, rows)
+        return pa.Table.from_batches(
+            [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
+        )
+
+
+@contextmanager
+def opened(file: Path, again: str = AGAIN) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; raise UserError with the reason if it cannot be read.
+
+    `again` says how to mend the file.
+    """
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            there = opened.schema_arrow.names
-            missing = [column for column in columns if column not in there]
-            if missing and opened.metadata.num_rows:
-                raise UserError(
-                    f"{file} has no column {' and no column '.join(missing)}; its columns are "
-                    f"{', '.join(there) or 'none'}. Rename them, or {AGAIN}"
-                )
-            if twice := [column for column in columns if there.count(column) > 1]:
-                raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
-            schema = pa.schema(
-                [opened.schema_arrow.field(column) for column in columns if column in there],
-                opened.schema_arrow.metadata,
-            )
-            parts = opened.iter_batches(ROWS_AT_ONCE, columns=schema.names)
-            return pa.Table.from_batches(
-                [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
-            )
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield parquet
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{file} is not a Parquet file, or is damaged: {damage(file, error)}"
+            f"{file} is not a Parquet file, or is damaged: {damage(file, error, again)}"
         ) from error
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{file} cannot be read ({reason}); {AGAIN}") from error
+        raise UserError(f"{file} cannot be read ({reason}); {again}") from error
 
 
-def damage(file: Path, error: Exception) -> str:
+def chosen(batches: Iterable[pa.RecordBatch], rows: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """Yield the `rows`, in ascending order, of consecutive batches."""
+    start = 0
+    for batch in batches:
+        first, last = np.searchsorted(rows, [start, start + batch.num_rows])
+        yield batch.take(pa.array(rows[first:last] - start))
+        start += batch.num_rows
+
+
+def damage(file: Path, error: Exception, again: str = AGAIN) -> str:
     """Describe what `file` seems to be instead of a Parquet file, and what to do."""
-    with file.open("rb") as opened:
-        beginning = opened.read(64).lstrip()
+    with file.open("rb") as content:
+        beginning = content.read(64).lstrip()
     for start, words in NO_PARQUET.items():
         if beginning.startswith(start):
             return words
     if not beginning:
-        return f"it is empty; {AGAIN}"
-    return f"{str(error).rstrip('.')}; {AGAIN}"
+        return f"it is empty; {again}"
+    return f"{str(error).rstrip('.')}; {again}"
 
 
 def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
