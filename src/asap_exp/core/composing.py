@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from asap_exp.core.conf_files import conf_dir
-from asap_exp.core.config import TRAIN_SCHEMAS, TrainConfig
+from asap_exp.core.config import OWN_SCHEMAS, REQUEST_SCHEMAS, TRAIN_SCHEMAS, TrainConfig
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.files import read_text
 from asap_exp.core.overrides import check_overrides, quoted
@@ -145,7 +145,10 @@ def holds_text(kind: Any) -> bool:
 
 
 def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
-    """Return the training schema for the configured kind of model; other schemas are unchanged."""
+    """Return the training schema for the configured kind of model; other schemas are unchanged.
+
+    Own data have a path; where they have been read, they have a fingerprint too.
+    """
     if schema is not TrainConfig:
         return schema
     if "task" not in config:
@@ -157,7 +160,10 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
     if name not in TRAIN_SCHEMAS:  # as written: never show the content of an environment variable
         name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
-    return cast(type[Schema], TRAIN_SCHEMAS[name])
+    schemas, data = TRAIN_SCHEMAS, config.get("data")
+    if isinstance(data, DictConfig) and "path" in set(data):  # also while it is still ???
+        schemas = OWN_SCHEMAS if "fingerprint" in data else REQUEST_SCHEMAS
+    return cast(type[Schema], schemas[name])
 
 
 def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:

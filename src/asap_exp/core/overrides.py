@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from asap_exp.core.conf_files import group_folder, options, tasks
-from asap_exp.core.config import TRAIN_SCHEMAS
+from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
 from asap_exp.core.schema import check_key
@@ -85,7 +85,8 @@ def check_option(override: Override, folder: Path) -> None:
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
     """Refuse an unknown key; until the kind of model is known, a key of any kind passes."""
     refusals = []
-    for kind in TRAIN_SCHEMAS.values() if stage == "train" else (schema,):
+    kinds = (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values())
+    for kind in kinds if stage == "train" else (schema,):
         try:
             return check_key(key, value, kind)
         except UserError as refusal:
