@@ -6,7 +6,7 @@ import shutil
 import socket
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -43,9 +43,10 @@ class Holder:
 def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold `folder`, created if missing; raise UserError that names the process already holding it.
 
-    The lock ends with its process. A folder in which nothing was written is removed again. `wait`
-    is in seconds.
+    The lock ends with its process. A folder in which nothing was written is removed again, with
+    those above it that were made for it. `wait` is in seconds.
     """
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = acquired(folder / LOCK, wait)
@@ -59,6 +60,9 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         (folder / HOLDER).unlink(missing_ok=True)
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK}:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process uses it
+                for parent in missing:
+                    parent.rmdir()
         lock.release()
 
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from asap_exp.core.conf_files import group_folder, options, tasks
+from asap_exp.core.conf_files import group_folder, options, own_data_tasks, tasks
 from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
@@ -28,11 +28,13 @@ def quoted(key: str, value: object) -> str:
 
 def check_overrides(stage: str, overrides: Sequence[str], schema: type) -> None:
     """Refuse keys, groups and options that the stage lacks, in every form of override."""
+    given: dict[str, Any] = {}
     for argument in overrides:
         if argument.startswith("-") or not ("=" in argument or argument.startswith(("~", "+"))):
             continue  # one of Hydra's own flags, or its value
         override = parsed_override(argument)
         key = override.key_or_group
+        given[key] = override.value()
         if key.startswith("hydra.") and str(override.value()).strip("'\"").startswith("~"):
             raise UserError(
                 f"{key}={override.value()} is not allowed: Hydra would make a folder named ~; give "
@@ -46,6 +48,21 @@ def check_overrides(stage: str, overrides: Sequence[str], schema: type) -> None:
             check_override_key(stage, key, override.value(), schema)
             if key == "task" and names(override):
                 check_choice("task", override.value(), tuple(tasks()))
+    if stage == "train" and "data.path" in given and isinstance(given.get("task"), str):
+        check_takes_path(given["task"], given["data.path"])
+
+
+def check_takes_path(task: str, path: Any) -> None:
+    """Raise UserError unless the task is one of own data."""
+    own = own_data_tasks()
+    if task not in own:
+        raise UserError(
+            f"data.path={path} is for your own data, with task={', task='.join(own)}; task={task} "
+            "has its data set, which data.root=FOLDER looks for in a folder",
+            key="data.path",
+            value=path,
+            hint=f"task={own[0]}",
+        )
 
 
 def parsed_override(argument: str) -> Override:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -116,34 +116,34 @@ def taken(parts: Sequence[Part], rows: np.ndarray) -> list[Part]:
     ]
 
 
-def read_columns(
-    file: Path, columns: Sequence[str], rows: np.ndarray | None = None, again: str = AGAIN
-) -> pa.Table:
-    """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read.
+def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
+    """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read."""
+    with opened(file) as parquet:
+        schema = columns_of(parquet, file, columns)
+        return pa.Table.from_batches(batches(parquet, schema), schema)
 
-    With `rows`, in ascending order, only these are held in memory. `again` says how to mend the
-    file.
-    """
-    with opened(file, again) as parquet:
-        there = parquet.schema_arrow.names
-        missing = [column for column in columns if column not in there]
-        if missing and parquet.metadata.num_rows:
-            raise UserError(
-                f"{file} has no column {' and no column '.join(missing)}; its columns are "
-                f"{', '.join(there) or 'none'}. Rename them, or {again}"
-            )
-        if twice := [column for column in columns if there.count(column) > 1]:
-            raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
-        schema = pa.schema(
-            [parquet.schema_arrow.field(column) for column in columns if column in there],
-            parquet.schema_arrow.metadata,
+
+def columns_of(
+    parquet: pq.ParquetFile, file: Path, columns: Sequence[str], again: str = AGAIN
+) -> pa.Schema:
+    """Return the schema of some columns; raise UserError if one is missing or there twice."""
+    there = parquet.schema_arrow.names
+    missing = [column for column in columns if column not in there]
+    if missing and parquet.metadata.num_rows:
+        raise UserError(
+            f"{file} has no column {' and no column '.join(missing)}; its columns are "
+            f"{', '.join(there) or 'none'}. Rename them, or {again}"
         )
-        parts = parquet.iter_batches(ROWS_AT_ONCE, columns=schema.names)
-        if rows is not None:
-            parts = chosen(parts, rows)
-        return pa.Table.from_batches(
-            [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
-        )
+    if twice := [column for column in columns if there.count(column) > 1]:
+        raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
+    fields = [parquet.schema_arrow.field(column) for column in columns if column in there]
+    return pa.schema(fields, parquet.schema_arrow.metadata)
+
+
+def batches(parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the columns of `schema`, `ROWS_AT_ONCE` rows at a time."""
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=schema.names):
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 @contextmanager
@@ -162,15 +162,6 @@ def opened(file: Path, again: str = AGAIN) -> Iterator[pq.ParquetFile]:
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read ({reason}); {again}") from error
-
-
-def chosen(batches: Iterable[pa.RecordBatch], rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """Yield the `rows`, in ascending order, of consecutive batches."""
-    start = 0
-    for batch in batches:
-        first, last = np.searchsorted(rows, [start, start + batch.num_rows])
-        yield batch.take(pa.array(rows[first:last] - start))
-        start += batch.num_rows
 
 
 def damage(file: Path, error: Exception, again: str = AGAIN) -> str:

@@ -39,7 +39,7 @@ def check_same_data(data: TaskDataModule, run: Run) -> None:
             f"the training {data.sample_name} of {data.config.name} found now "
             f"({data.identity['source']}, SHA-256 {str(now)[:8]}...) are not those that {run.path} "
             f"was trained on ({run.manifest.data['source']}, {str(then)[:8]}...); set "
-            f"{place_key(data.config)} to the folder of the original data"
+            f"{place_key(data.config)} to where the original data is"
         )
 
 

@@ -10,7 +10,7 @@ from asap_exp.data.parquet import class_names
 
 USUAL = {
     "image": ("image", "img", "images"),
-    "label": ("label", "labels", "class", "category", "target"),
+    "label": ("label", "labels", "class", "category", "target", "topic", "sentiment"),
     "text": ("text", "sentence", "content", "review", "document"),
 }
 """Names of columns by what they hold, the most usual first."""

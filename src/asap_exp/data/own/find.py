@@ -1,7 +1,6 @@
 """From a request for own data to a complete configuration: what is null is found in the data."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,10 +11,12 @@ from asap_exp.core.config import (
     OwnTextTrainRequest,
     TrainConfig,
 )
-from asap_exp.core.config.own_data import AUTO, OwnImageRequest, OwnTextRequest
+from asap_exp.core.config.own_data import AUTO
+from asap_exp.core.errors import UserError
+from asap_exp.data.carving import carved
 from asap_exp.data.own.classes import shortened
 from asap_exp.data.own.image_facts import image_facts, sample
-from asap_exp.data.own.places import FOLDER, name_of
+from asap_exp.data.own.places import FOLDER, SPLIT_WORDS, name_of
 from asap_exp.data.own.sizes import chosen_sizes
 from asap_exp.data.own.splits import ImageSplits, OwnSplits
 from asap_exp.data.own.text_facts import usual_length, vocabulary
@@ -32,35 +33,53 @@ def found(request: Request) -> TrainConfig:
     """
     tree = asdict(request)
     data = tree["data"]
-    if Path(data["path"]).exists():
-        data["path"] = str(Path(data["path"]).absolute())  # later stages may run elsewhere
+    splits: ImageSplits | TextSplits
+    if isinstance(request, OwnImageTrainRequest):
+        splits = ImageSplits(request.data)
+    else:
+        splits = TextSplits(request.data)
+    data["path"] = splits.reader.path  # absolute: later stages may run elsewhere
     if data["name"] == AUTO:
         data["name"] = name_of(data["path"])
-    if isinstance(request, OwnImageTrainRequest):
-        splits, lines = looked_at_images(request.data, tree)
+    if isinstance(splits, ImageSplits):
+        lines = looked_at_images(splits, tree)
     else:
-        splits, lines = looked_at_texts(request.data, tree)
+        lines = looked_at_texts(splits, tree)
     data["fingerprint"] = splits.fingerprint
     if "validation" in splits.reader.splits:
         data["val_fraction"] = None
     if "test" in splits.reader.splits:
         data["test_fraction"] = None
-    rows = len(splits.rows("train").numbers)
-    tree["recipe"]["batch_size"] = min(tree["recipe"]["batch_size"], training_rows(data, rows))
-    print("\n".join([*split_lines(splits, data), *lines]), flush=True)
+    counts = split_counts(splits, data)
+    tree["recipe"]["batch_size"] = min(tree["recipe"]["batch_size"], counts["train"])
+    print("\n".join([*split_lines(splits, data, counts), *lines]), flush=True)
     return parse(OmegaConf.create(tree), TrainConfig)
 
 
-def training_rows(data: dict[str, Any], rows: int) -> int:
-    """Return the number of rows to train on, once validation rows are held out."""
-    held_out = round(rows * (data["val_fraction"] or 0)) if data["train_on"] == "train" else 0
-    return max(rows - held_out, 1)
+def split_counts(splits: OwnSplits, data: dict[str, Any]) -> dict[str, int]:
+    """Return the number of rows of each split, with the validation rows held out of training."""
+    counts = {split: len(splits.rows(split).numbers) for split in splits.rows_in_all()}
+    if "validation" in counts:
+        return counts
+    if data["val_fraction"] is None:
+        raise UserError(
+            f"data.val_fraction=null, but {data['path']} has no validation split; choose a "
+            "fraction such as 0.1"
+        )
+    where, numbers = splits.rows("train")
+    train, validation = carved(
+        splits.labels(where)[numbers],
+        data["val_fraction"],
+        seed=data["split_seed"],
+        sample_name=splits.kind,
+    )
+    kept = len(numbers) if data["train_on"] == "train+val" else len(train)
+    return {"train": kept, "validation": len(validation), "test": counts["test"]}
 
 
-def looked_at_images(request: OwnImageRequest, tree: dict[str, Any]) -> tuple[OwnSplits, list[str]]:
-    """Complete `tree` by what images show; return their splits, and lines about what was found."""
+def looked_at_images(splits: ImageSplits, tree: dict[str, Any]) -> list[str]:
+    """Complete `tree` by what images show; return lines about it."""
     data, model = tree["data"], tree["model"]
-    splits = ImageSplits(request)
     data["image_column"] = splits.sample_column
     lines = complete_classes(splits, data)
     rows = splits.rows("train")
@@ -76,7 +95,7 @@ def looked_at_images(request: OwnImageRequest, tree: dict[str, Any]) -> tuple[Ow
         data["mean"] = mean if data["mean"] is None else data["mean"]
         data["std"] = std if data["std"] is None else data["std"]
     grid = size // patch
-    return splits, [
+    return [
         *lines,
         f"  images: {facts.words} (data.channels={facts.channels})",
         f"  model: images of {size} x {size} pixels in {grid} x {grid} patches of {patch} x "
@@ -86,10 +105,9 @@ def looked_at_images(request: OwnImageRequest, tree: dict[str, Any]) -> tuple[Ow
     ]
 
 
-def looked_at_texts(request: OwnTextRequest, tree: dict[str, Any]) -> tuple[OwnSplits, list[str]]:
-    """Complete `tree` by what texts show; return their splits, and lines about what was found."""
+def looked_at_texts(splits: TextSplits, tree: dict[str, Any]) -> list[str]:
+    """Complete `tree` by what texts show; return lines about it."""
     data = tree["data"]
-    splits = TextSplits(request)
     data["text_column"] = splits.sample_column
     lines = complete_classes(splits, data) if splits.has_classes else []
     texts = splits.split_texts("train")
@@ -97,7 +115,7 @@ def looked_at_texts(request: OwnTextRequest, tree: dict[str, Any]) -> tuple[OwnS
         data["max_length"] = usual_length(texts)
     if data["vocab_size"] is None:
         data["vocab_size"] = vocabulary(texts)
-    return splits, [
+    return [
         *lines,
         f"  texts: column {data['text_column']} (data.text_column), up to {data['max_length']} "
         f"tokens (data.max_length) out of at most {data['vocab_size']} (data.vocab_size)",
@@ -115,21 +133,19 @@ def complete_classes(splits: OwnSplits, data: dict[str, Any]) -> list[str]:
     return [f"  classes: {len(names)}, {shortened(names)} ({where}; data.label_column)"]
 
 
-def split_lines(splits: OwnSplits, data: dict[str, Any]) -> list[str]:
+def split_lines(splits: OwnSplits, data: dict[str, Any], counts: dict[str, int]) -> list[str]:
     """Return lines that say where the data is, and how many rows each split has."""
-    own = splits.reader.splits
-    parts = []
-    for split, of in splits.rows_in_all().items():
-        used = len(splits.rows(split).numbers)
-        subset = "" if used == of else f" of {of:,} (subset, data.limit={data['limit']})"
-        held_out = f", {data['test_fraction']:g} of the training split" if split not in own else ""
-        parts.append(f"{split} {used:,}{subset}{held_out}")
-    if "validation" not in own:
-        parts.insert(1, f"validation {data['val_fraction']:g} of that")
-    drawn = "" if {"validation", "test"} <= {*own} else f"; drawn with seed {data['split_seed']}"
+    words = []
+    for split in SPLIT_WORDS:
+        key = "data.val_fraction" if split == "validation" else "data.test_fraction"
+        fraction = data[key.removeprefix("data.")]
+        held_out = "" if split in splits.reader.splits else f" (held out, {key}={fraction:g})"
+        if split in counts:
+            words.append(f"{counts[split]:,} {split}{held_out}")
+    limited = "" if data["limit"] is None else f"; a subset, data.limit={data['limit']}"
     return [
-        f"Data: {data['name']}, {splits.source} at {data['path']}",
-        f"  {splits.kind}: {'; '.join(parts)}{drawn}",
+        f"Data: {data['name']}, {splits.reader.source} at {data['path']}",
+        f"  {splits.kind}: {', '.join(words)}{limited}",
     ]
 
 

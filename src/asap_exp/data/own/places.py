@@ -25,6 +25,7 @@ SUFFIXES = {
     ".ndjson": "JSON lines",
     ".json": "JSON lines",
 }
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 COMPRESSED = (".gz", ".bz2", ".zst")
 FORMATS = {"images": ("Parquet",), "texts": ("Parquet", "CSV", "JSON lines")}
 """Formats of files by kind of data."""
@@ -42,10 +43,11 @@ LAYOUT = (
 class Place:
     """Own data at a path: its format, and the files, or the folder, of each split.
 
-    `given` is the path as it was written. Data on the hub has no files here.
+    `path` is where it was found, absolute unless it is a name on the hub, whose data has no files
+    here.
     """
 
-    given: str
+    path: str
     format: str
     splits: dict[str, tuple[Path, ...]]
 
@@ -61,12 +63,13 @@ def locate(path: str, root: str | None, kind: str) -> Place:
     if (folder := data_root(root)) is not None:
         candidates += [Path(folder) / path, Path(folder) / Path(path).name]
     for candidate in candidates:
+        where = str(candidate.absolute())
         if candidate.is_dir():
-            return of_folder(candidate, path, kind)
+            return of_folder(candidate, where, kind)
         if candidate.is_file():
-            return of_files([candidate], path, kind)
-        if glob.has_magic(str(candidate)) and (found := sorted(glob.glob(str(candidate)))):
-            return of_files(map(Path, found), path, kind)
+            return of_files([candidate], where, kind)
+        if glob.has_magic(where) and (found := sorted(glob.glob(where))):
+            return of_files(map(Path, found), where, kind)
     if REPOSITORY.fullmatch(path):
         return Place(path, HUB, {})
     looked = " and ".join(str(each.absolute()) for each in dict.fromkeys(candidates))
@@ -76,13 +79,13 @@ def locate(path: str, root: str | None, kind: str) -> Place:
     )
 
 
-def of_files(files: Iterable[Path], given: str, kind: str) -> Place:
+def of_files(files: Iterable[Path], path: str, kind: str) -> Place:
     """Return the place of these data files, grouped by the splits in their names."""
     files = list(files)
-    return Place(given, one_format(files, given, kind), by_split(files, given))
+    return Place(path, one_format(files, path, kind), by_split(files, path))
 
 
-def one_format(files: Sequence[Path], given: str, kind: str) -> str:
+def one_format(files: Sequence[Path], path: str, kind: str) -> str:
     """Return the format of data files; raise UserError unless all have the same, fit for `kind`."""
     there = sorted({format_of(file) or f"*{file.suffix}" for file in files})
     allowed = FORMATS[kind]
@@ -90,44 +93,47 @@ def one_format(files: Sequence[Path], given: str, kind: str) -> str:
         return there[0]
     more = f"; {LAYOUT}" if kind == "images" else ""
     raise UserError(
-        f"data.path={given} has files of the kind {' and '.join(there)}; give {kind} as files of "
+        f"data.path={path} has files of the kind {' and '.join(there)}; give {kind} as files of "
         f"one kind, {' or '.join(allowed)}{more}"
     )
 
 
-def of_folder(folder: Path, given: str, kind: str) -> Place:
+def of_folder(folder: Path, path: str, kind: str) -> Place:
     """Return the place of the data in a folder.
 
     It has data files, by itself or in `data` as on the hub; folders named after splits; or images.
     """
     for place in (folder, folder / "data"):
         if files := data_files(place, kind):
-            return of_files(files, given, kind)
+            return of_files(files, path, kind)
     below = subfolders(folder)
     named = {each: split_of(each.name, whole=True) for each in below}
     if below and "train" in named.values() and all(named.values()):
-        check_once(named, given)
+        check_once(named, path)
         splits = {split: each for each, split in named.items() if split is not None}
         inside = {split: tuple(data_files(each, kind)) for split, each in splits.items()}
         if all(inside.values()):
-            return Place(given, one_format([*chain(*inside.values())], given, kind), inside)
+            return Place(path, one_format([*chain(*inside.values())], path, kind), inside)
         if kind == "images":
-            return Place(given, FOLDER, {split: (each,) for split, each in splits.items()})
+            return Place(path, FOLDER, {split: (each,) for split, each in splits.items()})
     if kind == "images" and below:
-        return Place(given, FOLDER, {"train": (folder,)})
-    wanted = f"no {', '.join(FORMATS[kind])} file"
-    images = f", and no folder of images: {LAYOUT}" if kind == "images" else ""
-    raise UserError(f"data.path={given}: {folder} has {wanted}{images}")
+        return Place(path, FOLDER, {"train": (folder,)})
+    formats = f"no {' or '.join(FORMATS[kind])} file"
+    if kind == "texts":
+        raise UserError(f"data.path={path} has {formats}")
+    flat = any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+    has = "images, but no folder per class" if flat else f"no image and {formats}"
+    raise UserError(f"data.path={path} has {has}; {LAYOUT}")
 
 
-def by_split(files: Sequence[Path], given: str) -> dict[str, tuple[Path, ...]]:
+def by_split(files: Sequence[Path], path: str) -> dict[str, tuple[Path, ...]]:
     """Group files by the split that their names tell; without any, all are training files."""
     told = {file: split_of(file.name) for file in files}
     if not any(told.values()):
         return {"train": tuple(files)}
     if unknown := [file for file, split in told.items() if split is None]:
         raise UserError(
-            f"data.path={given}: it cannot be told which split {unknown[0]} belongs to. Rename it, "
+            f"data.path={path}: it cannot be told which split {unknown[0]} belongs to. Rename it, "
             "so that its name has one of the words train, validation and test, or give a glob "
             "that leaves it out, for example data.path=FOLDER/*-of-*.parquet"
         )
@@ -137,14 +143,14 @@ def by_split(files: Sequence[Path], given: str) -> dict[str, tuple[Path, ...]]:
         if split in told.values()
     }
     if "train" not in splits:
-        return {"train": tuple(files)} if len(files) == 1 else no_training(given, splits)
+        return {"train": tuple(files)} if len(files) == 1 else no_training(path, splits)
     return splits
 
 
-def no_training(given: str, splits: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+def no_training(path: str, splits: Iterable[str]) -> dict[str, tuple[Path, ...]]:
     """Raise UserError for data that has other splits but none to train on."""
     raise UserError(
-        f"data.path={given} has the splits {', '.join(splits)}, but none to train on: the name of "
+        f"data.path={path} has the splits {', '.join(splits)}, but none to train on: the name of "
         "a file or folder must have the word train"
     )
 
@@ -159,13 +165,13 @@ def split_of(name: str, *, whole: bool = False) -> str | None:
     return told.pop() if len(told) == 1 else None
 
 
-def check_once(named: dict[Path, str | None], given: str) -> None:
+def check_once(named: dict[Path, str | None], path: str) -> None:
     """Raise UserError if two folders are the same split."""
     for folder, split in named.items():
         twice = [str(other) for other, its in named.items() if its == split]
         if len(twice) > 1:
             raise UserError(
-                f"data.path={given}: {' and '.join(twice)} are both the split {split} "
+                f"data.path={path}: {' and '.join(twice)} are both the split {split} "
                 f"({folder.name}); keep one of them"
             )
 

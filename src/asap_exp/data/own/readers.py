@@ -13,18 +13,25 @@ import pyarrow as pa
 from asap_exp.core.errors import DataNotFound, UserError
 from asap_exp.data.cache import file_sha256
 from asap_exp.data.hub import files_of, hub_splits
+from asap_exp.data.own.columns import check_has
 from asap_exp.data.own.places import FOLDER, HUB, SPLIT_WORDS, Place, locate, split_of
 from asap_exp.data.own.text_files import read_table
-from asap_exp.data.parquet import Part, opened, read_columns
+from asap_exp.data.parquet import Part, batches, columns_of, opened
 
 REPLACE = "replace the file, or leave it out of data.path"
+REASON = 300
+"""Characters that are shown of what the hub answered."""
 IMAGE, LABEL = "image", "label"
 """Columns of an image folder."""
 
 
 class Reader(ABC):
-    """Rows of own data by split; `source` names their kind without a path of this machine."""
+    """Rows of own data by split.
 
+    `path` is the place where they are, and `source` their kind, without a path of this machine.
+    """
+
+    path: str
     source: str
 
     @property
@@ -62,7 +69,7 @@ class Files(Reader):
     """Files of one format, each with some rows of a split."""
 
     def __init__(self, place: Place) -> None:
-        self.place, self.source = place, f"own {place.format} files"
+        self.place, self.path, self.source = place, place.path, f"own {place.format} files"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -85,13 +92,13 @@ class Files(Reader):
         start = 0
         for file, count in zip(self.place.splits[split], self.counts[split], strict=True):
             if rows is None:
-                yield Part(str(file), self._read(file, columns, None))
+                own = np.arange(count)
             else:
                 first, last = np.searchsorted(rows, [start, start + count])
                 own = rows[first:last] - start
-                if len(own):
-                    yield Part(str(file), self._read(file, columns, own), own)
             start += count
+            if len(own):
+                yield from self._read(file, columns, own)
 
     def content(self, split: str, rows: np.ndarray) -> str:
         digest = hashlib.sha256(rows.astype(np.int64).tobytes())
@@ -113,7 +120,8 @@ class Files(Reader):
     def _schema(self, file: Path) -> pa.Schema: ...
 
     @abstractmethod
-    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Table: ...
+    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray) -> Iterator[Part]:
+        """Yield `columns` of some rows of a file, in ascending order."""
 
 
 class ParquetFiles(Files):
@@ -125,8 +133,16 @@ class ParquetFiles(Files):
         with opened(file, REPLACE) as parquet:
             return parquet.schema_arrow
 
-    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Table:
-        return read_columns(file, columns, rows, REPLACE)
+    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray) -> Iterator[Part]:
+        start = 0
+        with opened(file, REPLACE) as parquet:
+            for batch in batches(parquet, columns_of(parquet, file, columns, REPLACE)):
+                first, last = np.searchsorted(rows, [start, start + batch.num_rows])
+                if first < last:
+                    table = pa.Table.from_batches([batch])
+                    whole = Part(str(file), table, np.arange(start, start + batch.num_rows))
+                    yield whole.take(rows[first:last] - start)
+                start += batch.num_rows
 
 
 class TextFiles(Files):
@@ -152,16 +168,10 @@ class TextFiles(Files):
     def _schema(self, file: Path) -> pa.Schema:
         return self._table(file).schema
 
-    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Table:
+    def _read(self, file: Path, columns: Sequence[str], rows: np.ndarray) -> Iterator[Part]:
         table = self._table(file)
-        missing = [column for column in columns if column not in table.column_names]
-        if missing:
-            raise UserError(
-                f"{file} has no column {' and no column '.join(missing)}; its columns are "
-                f"{', '.join(table.column_names)}"
-            )
-        table = table.select(list(columns))
-        return table if rows is None else table.take(pa.array(rows))
+        check_has(columns, table.schema, str(file))
+        yield Part(str(file), table.select(list(columns))).take(rows)
 
 
 class FolderPart(Part):
@@ -175,7 +185,7 @@ class ImageFolders(Reader):
     """Image folders in torchvision's layout, one for each split."""
 
     def __init__(self, place: Place) -> None:
-        self.place, self.source = place, "own image folder"
+        self.place, self.path, self.source = place, place.path, "own image folder"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -224,7 +234,7 @@ class HubRows(Reader):
     """Data set of the Hugging Face hub, as `datasets` prepares it in the cache."""
 
     def __init__(self, repository: Sequence[str], cache: Path) -> None:
-        self.source = f"Hugging Face hub, {' '.join(repository)}"
+        self.path, self.source = repository[0], f"Hugging Face hub, {' '.join(repository)}"
         self.rows = self._known(hub_splits(tuple(repository), cache))
 
     def _known(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -277,9 +287,10 @@ def class_files(folder: Path) -> list[tuple[str, str]]:
     try:
         found = Visible(str(folder))
     except FileNotFoundError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{folder} is not an image folder with a folder of images per class: "
-            f"{str(error).rstrip('.')}"
+            f"{folder} is not an image folder with a folder of images per class: {reason}. Take "
+            "other folders out, or give the folder that has the classes"
         ) from error
     return [(path, found.classes[label]) for path, label in found.samples]
 
@@ -304,9 +315,11 @@ def open_own(
         except UserError:
             raise
         except Exception as error:
+            reason = " ".join(str(error).split())[:REASON]
             raise DataNotFound(
                 f"data.path={path} is neither a file nor a folder here, nor could it be fetched "
-                f"from the Hugging Face hub ({type(error).__name__}: {str(error).splitlines()[0]})"
+                f"from the Hugging Face hub ({reason}). Give a file, a folder or a name that is "
+                "there; data.configuration=NAME chooses one of several configurations"
             ) from error
     if configuration is not None:
         raise UserError(

@@ -40,6 +40,8 @@ class OwnSplits(ABC):
 
     def __init__(self, config: OwnDataConfig, trained_names: Names = None) -> None:
         self.config, self.trained_names = config, trained_names
+        self._labels: dict[str, np.ndarray] = {}
+        self._usable: dict[str, np.ndarray] = {}
 
     @cached_property
     def reader(self) -> Reader:
@@ -53,10 +55,6 @@ class OwnSplits(ABC):
     def has_classes(self) -> bool:
         """True if rows have a class."""
         return True
-
-    @property
-    def source(self) -> str:
-        return self.reader.source
 
     @cached_property
     def label_column(self) -> str:
@@ -98,10 +96,6 @@ class OwnSplits(ABC):
             self._labels[where] = self._read_labels(where)
         return self._labels[where]
 
-    @cached_property
-    def _labels(self) -> dict[str, np.ndarray]:
-        return {}
-
     def _read_labels(self, where: str) -> np.ndarray:
         if self.names is None:
             return np.zeros(self.reader.count(where), dtype=np.int64)
@@ -110,7 +104,12 @@ class OwnSplits(ABC):
         return np.concatenate(labels) if labels else np.zeros(0, dtype=np.int64)
 
     def usable(self, where: str) -> np.ndarray:
-        """Return the rows of a split that are used, ascending."""
+        """Return the rows of a split of the data that are used, ascending."""
+        if where not in self._usable:
+            self._usable[where] = self._find_usable(where)
+        return self._usable[where]
+
+    def _find_usable(self, where: str) -> np.ndarray:
         return np.arange(len(self.labels(where)))
 
     @cached_property

@@ -48,7 +48,7 @@ class TextSplits(OwnSplits):
             self._texts[where] = [text for part in parts for text in part_texts(part, dataset)]
         return self._texts[where]
 
-    def usable(self, where: str) -> np.ndarray:
+    def _find_usable(self, where: str) -> np.ndarray:
         texts = self.texts(where)
         filled = np.array([bool(text.strip()) for text in texts], dtype=bool)
         empty = np.flatnonzero(~filled)

@@ -27,7 +27,7 @@ class OwnTextDataModule(OwnDataModule, TextDataModule):
             self._raw[split] = RawTexts(
                 self.own.split_texts(split),
                 self.own.labels(where)[numbers].tolist(),
-                self.own.source,
+                self.own.reader.source,
                 self.own.names,
             )
         return self._raw[split]
