@@ -140,6 +140,8 @@ def test_images_are_fitted_to_a_size_by_their_shorter_side_and_centre():
     assert (pixels[:, :, 1:-1] == 200).all()
     enlarged = decoded([structs(file_of(COLOURS[:5, :5]))], CIFAR10, 10)
     assert enlarged.shape == (1, 3, 10, 10)
+    (cut,) = decoded([structs(file_of(COLOURS[:25]))], CIFAR10, 25)
+    assert (cut == COLOURS[:25, 3:28].transpose(2, 0, 1)).all(), "cropped, not resampled"
     same = decoded([structs(file_of(COLOURS))], CIFAR10, 32)
     assert (same[0] == COLOURS.transpose(2, 0, 1)).all(), "of the size already: not resampled"
 

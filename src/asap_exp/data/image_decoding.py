@@ -201,9 +201,10 @@ def fitted(image: Image.Image, mode: str, size: int) -> Image.Image:
     if min(image.size) > 2 * size:
         image.draft(mode, (2 * size, 2 * size))  # a JPEG is decoded at a fraction of its size
     upright = ImageOps.exif_transpose(of_eight_bits(image)).convert(mode)
-    if upright.size == (size, size):
-        return upright
-    return ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    if min(upright.size) != size:
+        upright = ImageOps.cover(upright, (size, size), Image.Resampling.BILINEAR)
+    left, top = (upright.width - size) // 2, (upright.height - size) // 2
+    return upright.crop((left, top, left + size, top + size))
 
 
 def opened(content: bytes | str) -> Image.Image:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from asap_exp.core.console import warn
 from asap_exp.core.errors import DataNotFound, UserError
 from asap_exp.core.locations import data_root
 
@@ -107,10 +108,7 @@ def of_folder(folder: Path, path: str, kind: str) -> Place:
         if files := data_files(place, kind):
             return of_files(files, path, kind)
     below = subfolders(folder)
-    named = {each: split_of(each.name, whole=True) for each in below}
-    if below and "train" in named.values() and all(named.values()):
-        check_once(named, path)
-        splits = {split: each for each, split in named.items() if split is not None}
+    if splits := split_folders(below, path, kind):
         inside = {split: tuple(data_files(each, kind)) for split, each in splits.items()}
         if all(inside.values()):
             return Place(path, one_format([*chain(*inside.values())], path, kind), inside)
@@ -121,8 +119,7 @@ def of_folder(folder: Path, path: str, kind: str) -> Place:
     formats = f"no {' or '.join(FORMATS[kind])} file"
     if kind == "texts":
         raise UserError(f"data.path={path} has {formats}")
-    flat = any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
-    has = "images, but no folder per class" if flat else f"no image and {formats}"
+    has = "images, but no folder per class" if flat(folder) else f"no image and {formats}"
     raise UserError(f"data.path={path} has {has}; {LAYOUT}")
 
 
@@ -165,15 +162,33 @@ def split_of(name: str, *, whole: bool = False) -> str | None:
     return told.pop() if len(told) == 1 else None
 
 
-def check_once(named: dict[Path, str | None], path: str) -> None:
-    """Raise UserError if two folders are the same split."""
-    for folder, split in named.items():
-        twice = [str(other) for other, its in named.items() if its == split]
-        if len(twice) > 1:
+def split_folders(folders: Sequence[Path], path: str, kind: str) -> dict[str, Path]:
+    """Return the folders that are named after splits; none if their names are those of classes.
+
+    A class may be called train, but its folder has images, whereas a split has folders or files of
+    data. Raises UserError if two folders are the same split.
+    """
+    named: dict[str, Path] = {}
+    for folder in folders:
+        split = split_of(folder.name, whole=True)
+        if split is not None and split in named:
             raise UserError(
-                f"data.path={path}: {' and '.join(twice)} are both the split {split} "
-                f"({folder.name}); keep one of them"
+                f"data.path={path}: {named[split]} and {folder} are both the split {split}; keep "
+                "one of them"
             )
+        if split is not None:
+            named[split] = folder
+    train = named.get("train")
+    if train is None or not (data_files(train, kind) or (subfolders(train) and not flat(train))):
+        return {}
+    if others := [folder.name for folder in folders if folder not in named.values()]:
+        warn(f"{', '.join(others)} in {path} is left out: its name is not that of a split")
+    return named
+
+
+def flat(folder: Path) -> bool:
+    """Return True if a folder has images itself."""
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
 
 
 def data_files(folder: Path, kind: str) -> list[Path]:
