@@ -20,7 +20,6 @@ from asap_exp.report.figures import training
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
 from asap_exp.report.markdown import summary_lines, tables_markdown
-from asap_exp.report.notes import NOT_REPRODUCED
 from asap_exp.report.pareto import quality
 from tests.conftest import Pipeline
 from tests.records import (
@@ -98,19 +97,6 @@ def test_one_compiled_layer_is_not_called_all_layers(record: dict[str, Any]) -> 
 
 def test_title_says_what_the_model_reads(record: dict[str, Any]) -> None:
     assert group_title(*grouped([record])) == "digits (subset), n = 4, with qk_norm"
-
-
-def test_group_that_is_not_made_again_is_marked(
-    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (group,) = grouped([record])
-    assert "†" not in tables_markdown([group])
-    monkeypatch.setitem(NOT_REPRODUCED, group.slug, "an earlier recipe.")
-    text = tables_markdown([group])
-    assert f"## {group_title(group)}" in text
-    assert group_title(group).endswith(" †")
-    assert "† No command of this version makes it again: an earlier recipe." in text
-    assert group_title(group) in summary_lines([group])[-1]
 
 
 def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:

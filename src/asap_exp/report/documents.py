@@ -17,6 +17,7 @@ from pathlib import Path
 
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.files import read_text, write_text
+from asap_exp.core.objectives import CLASSIFICATION
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.row import COLUMN
 from asap_exp.core.records.words import settings_of_label
@@ -134,9 +135,10 @@ def headline(group: Group) -> list[str]:
         and row.mean("model_ms") <= asap.mean("model_ms")
     ]
     best = max(rivals, key=lambda row: goodness(row, column), default=None)
-    masked = ", perplexity" if group.first.is_masked else ""
+    metric = group.first.trained_for.metric
+    other = "" if metric == CLASSIFICATION.metric else f", {metric}"
     return [
-        f"{group_title(group)}{masked}",
+        f"{group_title(group)}{other}",
         column.write(rows["teacher"][column.key]),
         column.write(asap[column.key]),
         "" if best is None else f"{column.write(best[column.key])} ({rival_words(best)})",

@@ -14,6 +14,7 @@ from asap_exp.report.accuracy_figure import FAMILIES, accuracy_latency
 from asap_exp.report.captions import group_title
 from asap_exp.report.drawing import new_figure, subplots
 from asap_exp.report.groups import Group
+from asap_exp.report.pareto import quality
 
 MOST_SEEDS = 10
 """Largest number of seeds that a legend names one by one."""
@@ -38,11 +39,11 @@ def heading(group: Group, more: str = "") -> str:
 
 def training(group: Group) -> Figure:
     """Draw the training loss, and the quality on the validation split if there was one."""
-    panels = [("train/loss_epoch", 1.0, "training loss (as trained)")]
-    if group.first.is_masked:
-        panels.append(("val/perplexity", 1.0, "validation perplexity"))
-    else:
-        panels.append(("val/accuracy", 100.0, "validation accuracy, %"))
+    column = quality(group)
+    panels = [
+        ("train/loss_epoch", 1.0, "training loss (as trained)"),
+        (f"val/{column.key}", column.scale, f"validation {column.title}"),
+    ]
     validated = any(panels[1][0] in row for record in group.records for row in record.curves)
     if not validated:  # a final recipe trains on the validation rows too
         del panels[1]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from asap_exp.core.escaping import markdown, markdown_paragraph
+from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column, shown
 from asap_exp.core.records.row import COLUMN, COLUMNS
 from asap_exp.core.records.words import MapSettings, map_settings, settings_of_label
@@ -44,7 +45,8 @@ def by_objective(
 ) -> list[list[str]]:
     """Return a table of classifiers and one of masked language models, each if there are any."""
     tables = []
-    for column in (COLUMN["accuracy"], COLUMN["perplexity"]):
+    for objective in OBJECTIVES.values():
+        column = COLUMN[objective.metric]
         mine = [group for group in groups if quality(group) is column]
         if mine:
             rows = [[group_title(group), *cells(group, column)] for group in mine]

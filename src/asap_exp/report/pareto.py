@@ -33,7 +33,7 @@ def has_maps(group: Group) -> bool:
 
 def quality(group: Group) -> Column:
     """Return the column that judges a method."""
-    return COLUMN["perplexity" if group.first.is_masked else "accuracy"]
+    return COLUMN[group.first.trained_for.metric]
 
 
 def points(group: Group) -> list[Point]:

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 from asap_exp.core.records.latency import Latency
 
-Objective = Literal["classification", "mlm"]
+ObjectiveName = Literal["classification", "mlm"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Column:
     decimals: int
     scale: float = 1
     unit: str = ""
-    of: Objective | None = None
+    of: ObjectiveName | None = None
     lower_is_better: bool = False
     tables: bool = True
     readme: bool = False
@@ -78,6 +78,6 @@ def columns_of(kind: type) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def shown(columns: Iterable[Column], objective: Objective) -> list[Column]:
+def shown(columns: Iterable[Column], objective: ObjectiveName) -> list[Column]:
     """Return the columns shown in tables with this objective."""
     return [column for column in columns if column.of in (None, objective)]
