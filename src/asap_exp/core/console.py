@@ -4,12 +4,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 Item = TypeVar("Item")
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 """Columns of output that goes to a file."""
 
 
@@ -22,6 +24,18 @@ def console() -> Console:
     """Return a console as wide as the terminal, or of fixed width if output goes to a file."""
     found = Console()
     return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """Return a table without lines between its columns; both texts are rich markup."""
+    return Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
 
 
 def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:

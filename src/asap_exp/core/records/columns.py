@@ -48,6 +48,11 @@ class Column:
     latency: bool = False
     """Name of the field, and whether it holds a latency; `columns_of` fills them in."""
 
+    @property
+    def heading(self) -> str:
+        """The heading on a terminal, of two lines: the name and the unit."""
+        return self.short.replace(" ", "\n", 1)
+
     def write(self, x: Average | None) -> str:
         """Format mean ± deviation, or median [quartiles]; empty if not measured."""
         if x is None:
