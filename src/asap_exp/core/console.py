@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Item = TypeVar("Item")
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 """Columns of output that goes to a file."""
 
 PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
@@ -104,6 +105,21 @@ def console() -> Console:
 
     found = Console()
     return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """Return a table without lines between its columns; both texts are rich markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
 
 
 def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:

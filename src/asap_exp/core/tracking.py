@@ -144,8 +144,8 @@ def wandb_run(
             yield run
     finally:
         if mode == "offline":
-            folder = shown(Path(run.dir).parent)  # RUN/wandb/offline-run-TIME-ID/files
-            say(f"wandb, offline: {folder}; upload it with: wandb sync {shlex.quote(folder)}")
+            place = shown(Path(run.dir).parent)  # RUN/wandb/offline-run-TIME-ID/files
+            say(f"wandb, offline: {place}; upload it with: wandb sync {shlex.quote(place)}")
 
 
 def set_defaults() -> None:
