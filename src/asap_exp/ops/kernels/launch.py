@@ -8,6 +8,7 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
+from asap_exp.ops.products import AS_ALLOWED, IEEE, float32_products
 
 SMALLEST_SLOPE = 1e-9
 """Logit factor at or below which it counts as 0: the bfloat16 kernels divide duals by it."""
@@ -32,13 +33,23 @@ class Launch(NamedTuple):
     padding: Tensor | None
     num_iters: int
     slope: float
+    products: str = IEEE
+    """Products of float32 matrices. Not read for others."""
 
     @staticmethod
     def of(
-        q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        padding: Tensor | None,
+        num_iters: int,
+        slope: float,
+        products: str = AS_ALLOWED,
     ) -> "Launch":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        return Launch(q, k, v, mask_bytes(padding), num_iters, slope)
+        has_float32 = torch.float32 in (q.dtype, v.dtype)
+        products = float32_products(products) if has_float32 else IEEE
+        return Launch(q, k, v, mask_bytes(padding), num_iters, slope, products)
 
     def call(
         self,
@@ -49,7 +60,7 @@ class Launch(NamedTuple):
         logit_features: bool = False,
     ) -> Call:
         """Return the `Call` that routes decide by. Built by position: every call pays for it."""
-        q, _, v, padding, num_iters, slope = self
+        q, _, v, padding, num_iters, slope, _ = self
         batch, heads, n, head_dim = q.shape
         _, _, m, value_dim = v.shape
         device = device_of(q)
@@ -96,7 +107,7 @@ class Launch(NamedTuple):
             "D": d,
             "BLOCK_D": block(d),
             "OPERAND": operand(self.q),
-            "PRECISION": "ieee",
+            "PRECISION": self.products,
             "HAS_PADDING": has_padding,
         }
 
