@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of, one_wave
@@ -126,27 +127,57 @@ class Launch(NamedTuple):
     def register_warps(self, up_to_64: int, beyond: int) -> int:
         """Return the warps per program for a head's logits in registers: enough not to spill."""
         long = max(self.n, self.m) > 64
-        if torch.float32 in (self.q.dtype, self.v.dtype):
-            least = 16 if long else 8
-        elif max(self.q.shape[3], self.v.shape[3]) > 64:
+        if self.has_float32:
+            least = 8 if long else 4
+            least *= 2 if self.products == IEEE else 1
+        elif self.widest > 64:
             least = 8 if long else 4
         else:
             least = 1
         return max(beyond if long else up_to_64, least)
 
     @property
+    def has_float32(self) -> bool:
+        return torch.float32 in (self.q.dtype, self.v.dtype)
+
+    @property
+    def widest(self) -> int:
+        return max(self.q.shape[3], self.v.shape[3])
+
+    @property
+    def few_blocks(self) -> bool:
+        """True if blocks of 128 tokens leave half of the GPU idle."""
+        blocks = self.programs * triton.cdiv(max(self.n, self.m), 128)
+        return 2 * blocks <= device_of(self.q).multiprocessors
+
+    @property
     def tile(self) -> tuple[int, int, int]:
         """Tile of a pass over the logits: anchored tokens, streamed tokens and warps."""
-        widest = max(self.q.shape[3], self.v.shape[3])
-        if widest > 64 or torch.float32 in (self.q.dtype, self.v.dtype):
-            return 64, 32, 4
-        return 128, 64, 4
+        wide = self.widest > 64
+        if not self.has_float32:
+            return (64, 32, 4) if wide else (128, 64, 4)
+        if self.products == IEEE:
+            return (64, 32, 4) if wide else (64, 64, 4)
+        if wide:
+            return 32, 64, 4
+        return (32, 128, 4) if self.few_blocks else (128, 128, 8)
+
+    @property
+    def attention_tile(self) -> tuple[int, int, int]:
+        """Tile of a pass that also multiplies with values: anchored, streamed tokens and warps."""
+        if not self.has_float32 or self.products == IEEE or self.few_blocks:
+            return self.tile
+        return (128, 32, 8) if self.widest > 64 else (128, 64, 8)
 
     @property
     def gradient_tile(self) -> tuple[int, int, int]:
         """Tile of a pass that holds several tiles at once: anchored, streamed tokens, warps."""
-        x_block, y_block, warps = self.tile
-        return x_block, y_block, max(warps, x_block // 16)
+        if not self.has_float32:
+            x_block, y_block, warps = self.tile
+            return x_block, y_block, max(warps, x_block // 16)
+        if self.widest <= 64 and self.products == IEEE:
+            return 64, 64, 4
+        return (32, 64, 4) if self.few_blocks and self.products != IEEE else (64, 32, 4)
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
