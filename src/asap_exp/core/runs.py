@@ -38,10 +38,14 @@ LOCATION_KEYS = (
     "paths",
     "logger",
     "resume",
+    "debug",
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
 )
-"""Keys that change where files are or what is shown, but not what is computed."""
+"""Keys that change where files are or what is shown, but not what is computed.
+
+`debug` names a file whose other keys say what is computed.
+"""
 
 HARDWARE_KEYS = (
     "trainer.accelerator",
@@ -78,9 +82,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return `config` as a nested dict, without `init_from` if weights are fresh."""
+    """Return `config` as a nested dict, without keys that older runs lack if they are null."""
     tree = asdict(config)
-    tree = tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
+    tree = {key: x for key, x in tree.items() if x is not None or key not in ("init_from", "debug")}
     limited = isinstance(tree.get("data"), dict) and tree["data"].get("limit")
     return tree if limited else drop_keys(tree, ("data.limit",))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from asap_exp.core.console import say
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_atomically, write_bytes, write_text
 
@@ -93,7 +94,7 @@ def alone(file: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0.1)
         except Timeout:
-            print("Another process makes the same file of the cache; waiting for it", flush=True)
+            say("Another process makes the same file of the cache; waiting for it")
             lock.acquire()
     except (OSError, NotImplementedError):  # no such folder, or no locks: both make the file
         yield

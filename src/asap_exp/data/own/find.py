@@ -1,6 +1,7 @@
 """From a request for own data to a complete configuration: what is null is found in the data."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,6 +13,7 @@ from asap_exp.core.config import (
     TrainConfig,
 )
 from asap_exp.core.config.own_data import AUTO
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.data.carving import carved
 from asap_exp.data.own.classes import shortened
@@ -52,7 +54,7 @@ def found(request: Request) -> TrainConfig:
         data["test_fraction"] = None
     counts = split_counts(splits, data)
     tree["recipe"]["batch_size"] = min(tree["recipe"]["batch_size"], counts["train"])
-    print("\n".join([*split_lines(splits, data, counts), *lines]), flush=True)
+    say("\n".join([*split_lines(splits, data, counts), *lines]))
     return parse(OmegaConf.create(tree), TrainConfig)
 
 
@@ -143,8 +145,9 @@ def split_lines(splits: OwnSplits, data: dict[str, Any], counts: dict[str, int])
         if split in counts:
             words.append(f"{counts[split]:,} {split}{held_out}")
     limited = "" if data["limit"] is None else f"; a subset, data.limit={data['limit']}"
+    place = shown(data["path"]) if Path(data["path"]).is_absolute() else data["path"]
     return [
-        f"Data: {data['name']}, {splits.reader.source} at {data['path']}",
+        f"Data: {data['name']}, {splits.reader.source} at {place}",
         f"  {splits.kind}: {', '.join(words)}{limited}",
     ]
 

@@ -18,9 +18,8 @@ SMALLEST, LARGEST = 1024, 16384
 def usual_length(texts: Sequence[str]) -> int:
     """Return a number of tokens that nine of ten texts do not exceed, at most `LONGEST`."""
     lengths = [len(text.encode()) for text in texts]
-    tokens = (
-        float(np.quantile(lengths, SHARE, method="lower")) / BYTES_PER_TOKEN + 1
-    )  # with the CLS token
+    usual = float(np.quantile(lengths, SHARE, method="lower"))
+    tokens = usual / BYTES_PER_TOKEN + 1  # with the CLS token
     return int(min(max(-(-tokens // STEP) * STEP, SHORTEST), LONGEST))
 
 
