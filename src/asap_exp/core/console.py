@@ -97,7 +97,10 @@ def print_debug() -> None:
 
 def shown(path: str | Path) -> str:
     """Return a path for the user: relative if it is below the current folder, else absolute."""
-    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    try:
+        absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return str(path)
     below = absolute.is_relative_to(here) and here != Path(here.anchor)
     return str(absolute.relative_to(here) if below else absolute)
 
@@ -141,7 +144,7 @@ def progress(
     from rich.progress import Progress
 
     done, last, terminal = 0, time.monotonic(), Console().is_terminal
-    with Progress(transient=True, disable=not terminal) as bar:
+    with timed(description), Progress(transient=True, disable=not terminal) as bar:
         task = bar.add_task(description, total=total)
         for item in items:
             yield item
@@ -150,6 +153,14 @@ def progress(
             if size is not None and not terminal and time.monotonic() - last > LINE_SECONDS:
                 last = time.monotonic()
                 say(f"{description}: {done:,} of {total:,}")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log, as debug output, how long something took."""
+    started = time.monotonic()
+    yield
+    debug(f"{what}: {time.monotonic() - started:.2f} s")
 
 
 class Prefixed(io.TextIOBase):
