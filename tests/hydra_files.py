@@ -23,7 +23,7 @@ def read_each_file_once() -> None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None:
             return load(self, config_path)
-        key = (source.path, source.provider, config_path)
+        key: tuple = (source.path, source.provider, config_path)
         if source.scheme() == "file":
             file = Path(source.path, source._normalize_file_name(config_path))
             key += (file.stat().st_mtime_ns,)
@@ -31,4 +31,4 @@ def read_each_file_once() -> None:
             read[key] = pickle.dumps(load(self, config_path))
         return pickle.loads(read[key])  # a copy: what is composed of it is changed
 
-    ConfigRepository.load_config = load_config
+    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
