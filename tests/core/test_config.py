@@ -35,6 +35,15 @@ from tests.documents import SCHEMAS
 COMMON_GROUPS = {"logger": ("train", "distill", "evaluate")}
 """By which stages the groups in conf/common are taken in; a new one must be added here."""
 
+OWN_DATA = {
+    ("data", "own_images"): "task=images",
+    ("data", "own_texts"): "task=texts",
+    ("task", "images"): "",
+    ("task", "texts"): "",
+    ("task", "texts_mlm"): "",
+}
+"""Options that need `data.path`, with the task that takes them in."""
+
 EXPERIMENTS = sorted(conf_dir().glob("*/experiment/*.yaml"))
 
 
@@ -133,6 +142,9 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, file):
     # An experiment names its own task, or none: an ablation is of any.
     if stage == "train" and group != "task" and not names_a_task(file):
         overrides.append("task=imdb" if option in ("texts", "encoder") else "task=digits")
+    if (group, option) in OWN_DATA:
+        path = "data.path=somewhere"
+        overrides = [f"task={option}" if group == "task" else OWN_DATA[group, option], path]
     values = dict(leaves(asdict(compose(stage, overrides, SCHEMAS[stage]))))
     whole = "@package _global_" in file.read_text(encoding="utf-8")
     expected = {k if whole else f"{group}.{k}": v for k, v in written_values(file).items()}
@@ -818,12 +830,13 @@ def test_a_budget_says_itself_how_often_a_map_may_refine():
     assert "relaxed" not in never.identity()
 
 
+DATA_PATHS = ("data.root", "data.cache", "data.path")
 HOME_PATHS = {
     "train": ("paths.results", "data.root", "data.cache", "resume", "init_from"),
-    "distill": ("paths.results", "data.root", "data.cache", "teacher"),
-    "evaluate": ("paths.results", "data.root", "data.cache", "teacher", "artifact"),
+    "distill": ("paths.results", *DATA_PATHS, "teacher"),
+    "evaluate": ("paths.results", *DATA_PATHS, "teacher", "artifact"),
     "report": ("paths.results", "out", "run"),
-    "benchmark": ("paths.results", "data.root", "data.cache", "teacher"),
+    "benchmark": ("paths.results", *DATA_PATHS, "teacher"),
 }
 
 

@@ -203,7 +203,7 @@ def test_report_shows_the_maps_in_a_table_and_in_the_figures(
     main, _, table = text.partition("Every map and truncation, by latency")
     assert "learned slices" not in main
     assert "| ASAP | 3 |  | 0 | ridge | 32 | 2 |" in table
-    assert "| control without slices |  | query | 0 | ridge | 32 | 2 |" in table
+    assert "| control: no slices |  | query | 0 | ridge | 32 | 2 |" in table
     assert "matched by ASAP" in table
     assert "Every map" not in tables_markdown([plain])
 

@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from asap_exp.core import plugins
 from asap_exp.core.attention_options import check_attention
 from asap_exp.core.conf_files import conf_dir
-from asap_exp.core.config import TRAIN_SCHEMAS, TrainConfig
+from asap_exp.core.config import OWN_SCHEMAS, REQUEST_SCHEMAS, TRAIN_SCHEMAS, TrainConfig
 from asap_exp.core.errors import UserError, check_choice, not_allowed
 from asap_exp.core.files import read_text
 from asap_exp.core.overrides import check_overrides, quoted
@@ -195,7 +195,10 @@ def holds_text(kind: Any) -> bool:
 
 
 def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
-    """Return the training schema for the configured kind of model, or that with all known steps."""
+    """Return the training schema for the configured kind of model, or that with all known steps.
+
+    Own data have a path; where they have been read, they have a fingerprint too.
+    """
     if schema is not TrainConfig:
         return current(schema)
     if "task" not in config:
@@ -207,7 +210,10 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
     if name not in TRAIN_SCHEMAS:  # as written: never show the content of an environment variable
         name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
-    return cast(type[Schema], TRAIN_SCHEMAS[name])
+    schemas, data = TRAIN_SCHEMAS, config.get("data")
+    if isinstance(data, DictConfig) and {"path", "test_fraction"} <= set(data):
+        schemas = OWN_SCHEMAS if "fingerprint" in data else REQUEST_SCHEMAS
+    return cast(type[Schema], schemas[name])
 
 
 def current(schema: type[Schema]) -> type[Schema]:

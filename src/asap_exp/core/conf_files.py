@@ -56,6 +56,12 @@ def tasks() -> list[str]:
     return options(*group_folders("train", "task"))
 
 
+def own_data_tasks() -> list[str]:
+    """Return the tasks of own data, which take `data.path`."""
+    folder = conf_dir() / "train" / "task"
+    return [task for task in tasks() if "/data: own_" in (folder / f"{task}.yaml").read_text()]
+
+
 @cache
 def attentions() -> dict[str, dict[str, Any]]:
     """Return the options of each attention with their defaults, by the attention's name.

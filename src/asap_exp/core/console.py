@@ -11,18 +11,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Item = TypeVar("Item")
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 """Columns of output that goes to a file."""
+LINE_SECONDS = 5
+"""Seconds between two lines of progress in output that goes to a file."""
 
 PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
@@ -110,15 +113,46 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def progress(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield the items, with a progress bar if the output is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """Return a table without lines between its columns; both texts are rich markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
-    if Console().is_terminal:
-        items = track(items, description, total=total, transient=True)
-    with timed(description):
-        yield from items
+    return Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def progress(
+    items: Iterable[Item],
+    description: str,
+    total: int,
+    *,
+    size: Callable[[Item], int] | None = None,
+) -> Iterator[Item]:
+    """Yield the items, with a progress bar if the output is a terminal.
+
+    With `size`, how much of `total` an item is, output that goes to a file has a line every
+    `LINE_SECONDS`.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    done, last, terminal = 0, time.monotonic(), Console().is_terminal
+    with timed(description), Progress(transient=True, disable=not terminal) as bar:
+        task = bar.add_task(description, total=total)
+        for item in items:
+            yield item
+            done += 1 if size is None else size(item)
+            bar.update(task, completed=done)
+            if size is not None and not terminal and time.monotonic() - last > LINE_SECONDS:
+                last = time.monotonic()
+                say(f"{description}: {done:,} of {total:,}")
 
 
 @contextmanager

@@ -28,6 +28,10 @@ class UserError(ValueError):
         self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
 
 
+class DataNotFound(UserError):
+    """Raised when no source has the data set."""
+
+
 def check_choice(key: str, value: object, allowed: tuple) -> None:
     """Raise UserError unless `value` is one of `allowed`; it names the closest of them."""
     if value not in allowed:

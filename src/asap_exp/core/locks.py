@@ -44,10 +44,10 @@ class Holder:
 def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold `folder`, created if missing; raise UserError that names the process already holding it.
 
-    The lock ends with its process. A folder in which nothing was written is removed again, with the
-    folders above it that were made for it. `wait` is in seconds.
+    The lock ends with its process. A folder in which nothing was written is removed again, with
+    those above it that were made for it. `wait` is in seconds.
     """
-    new = [parent for parent in folder.parents if not parent.exists()]
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = acquired(folder / LOCK, wait)
@@ -61,8 +61,8 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         (folder / HOLDER).unlink(missing_ok=True)
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK}:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # until one that is in use
-                for parent in new:
+            with suppress(OSError):  # another process uses it
+                for parent in missing:
                     parent.rmdir()
         lock.release()
 

@@ -14,7 +14,7 @@ class Objective:
     sentence. `metric` is the column of records that judges a model. `validation` is the logged
     quantity that chooses the best epoch; the metric is its exponential if `is_perplexity`, and the
     quantity itself otherwise. If `of_tokens`, the targets are tokens of a text, not one class per
-    sample.
+    sample. `title` is what the titles of tables add to the name of the data set.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Objective:
     validation: str
     is_perplexity: bool = False
     of_tokens: bool = False
+    title: str = ""
 
     @property
     def lower_is_better(self) -> bool:
@@ -63,6 +64,7 @@ OBJECTIVES = {
             "val/loss",
             is_perplexity=True,
             of_tokens=True,
+            title="masked tokens",
         ),
     )
 }

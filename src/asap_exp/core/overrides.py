@@ -20,11 +20,12 @@ from asap_exp.core.conf_files import (
     group_folders,
     option_file,
     options,
+    own_data_tasks,
     roots,
     search_path,
     tasks,
 )
-from asap_exp.core.config import TRAIN_SCHEMAS
+from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
 from asap_exp.core.schema import FREE_FORM, check_key
@@ -56,8 +57,27 @@ def check_overrides(
     for override in given.values():
         check_override(stage, override, schema, own)
     check_experiments(stage, list(given.values()), own)
+    if stage == "train":
+        check_takes_path(list(given.values()))
     forms = [for_hydra(stage, text, override, own) for text, override in given.items()]
     return [*itertools.chain(*forms), *searched(stage)]
+
+
+def check_takes_path(overrides: Sequence[Override]) -> None:
+    """Raise UserError if a task that is not one of own data is given `data.path`."""
+    own = own_data_tasks()
+    paths = [override for override in overrides if override.key_or_group == "data.path"]
+    for override in overrides:
+        for task in names(override) if override.key_or_group == "task" and paths else ():
+            if task not in own:
+                path = paths[0].value()
+                raise UserError(
+                    f"data.path={path} is for your own data, with task={', task='.join(own)}; "
+                    f"task={task} has its data set, which data.root=FOLDER looks for in a folder",
+                    key="data.path",
+                    value=path,
+                    hint=f"task={own[0]}",
+                )
 
 
 def names_module(override: Override) -> bool:
@@ -165,7 +185,8 @@ def check_option(override: Override, folders: Sequence[Path]) -> None:
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
     """Refuse an unknown key; until the kind of model is known, a key of any kind passes."""
     refusals = []
-    for kind in TRAIN_SCHEMAS.values() if stage == "train" else (schema,):
+    kinds = (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values())
+    for kind in kinds if stage == "train" else (schema,):
         try:
             return check_key(key, value, kind)
         except UserError as refusal:

@@ -35,6 +35,7 @@ ASIDE = re.compile(r"~\d+$")
 LOCATION_KEYS = (
     "data.root",
     "data.cache",
+    "data.path",
     "paths",
     "logger",
     "resume",
@@ -82,9 +83,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return `config` as a nested dict, without `init_from` and `debug` if they are null."""
+    """Return `config` as a nested dict, without keys that older runs lack if they are null."""
     tree = asdict(config)
-    return {key: x for key, x in tree.items() if x is not None or key not in ("init_from", "debug")}
+    tree = {key: x for key, x in tree.items() if x is not None or key not in ("init_from", "debug")}
+    limited = isinstance(tree.get("data"), dict) and tree["data"].get("limit")
+    return tree if limited else drop_keys(tree, ("data.limit",))
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
@@ -101,7 +104,9 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 def public_config(config: Any) -> dict[str, Any]:
     """Return a configuration as records show it, without paths of one machine."""
-    return drop_keys(to_dict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return drop_keys(
+        to_dict(config), ("data.root", "data.cache", "data.path", "paths", "teacher", "artifact")
+    )
 
 
 def run_name(config: TrainConfig) -> str:

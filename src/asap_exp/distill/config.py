@@ -7,9 +7,9 @@ from asap_exp.calibration.config import CalibrationConfig, calibration_schema
 from asap_exp.calibration.steps import LayerStep, StartStep, names_of
 from asap_exp.core.config import (
     BudgetConfig,
-    DataLocation,
     LayerConfig,
     LoggerConfig,
+    MovedData,
     PathsConfig,
     TaskConfig,
 )
@@ -23,7 +23,7 @@ class DistillConfig:
     calibration: CalibrationConfig
     budget: BudgetConfig
     accelerator: Accelerator
-    data: DataLocation
+    data: MovedData
     logger: LoggerConfig
     paths: PathsConfig
     layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))

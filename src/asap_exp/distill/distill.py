@@ -70,7 +70,7 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
+    data = run_data(run, config.data, calibration.batch_size, device)
     public = public_config(config) | {"layers": paths}
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     with part_held(run.path, folder):

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.fidelity import Fidelity
-from asap_exp.core.console import say, show
+from asap_exp.core.console import plain_table, say, show
 from asap_exp.core.files import read_json
 from asap_exp.core.records.fidelity import FIDELITY
 from asap_exp.core.score import Score
@@ -57,19 +56,24 @@ def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]
 
 def print_fidelity(rows: list[dict[str, Any]]) -> None:
     """Print one line per layer, means over its heads."""
-    table = Table(title="Fidelity on held-out samples (mean over heads)")
+    table = plain_table("Fidelity on held-out samples, means over heads")
     titles = {
         "layer": "layer",
-        "r_squared": "R²",
-        "r_squared_held_out": "R² held out",
-        "condition_number": "cond.",
-        **{key: f"KL {key[3:]}".replace("_", " ") for key in rows[0] if key.startswith("kl_")},
-        "l1_row_distance": "L1 rows",
-        "column_error": "col. error",
-        "teacher_column_error": "teacher's",
+        "r_squared": "R² of the\ndual, fit",
+        "r_squared_held_out": "R² of the\ndual, held out",
+        "condition_number": "condition\nof the fit",
+        **{
+            key: f"KL in nats after\n{key[3:]}".replace("_", " ")
+            for key in rows[0]
+            if key.startswith("kl_")
+        },
+        "l1_row_distance": "L1 row\ndistance",
+        "column_error": "column error,\nASAP",
+        "teacher_column_error": "column error,\nteacher",
     }
     for title in titles.values():
-        table.add_column(title, justify="left" if title == "layer" else "right")
+        name = title == "layer"
+        table.add_column(title, justify="left" if name else "right", no_wrap=name)
     for layer in dict.fromkeys(row["layer"] for row in rows):
         heads = [row for row in rows if row["layer"] == layer]
         cells = [mean_cell([row[key] for row in heads]) for key in list(titles)[1:]]

@@ -101,7 +101,7 @@ def resolve(config: EvaluateConfig) -> Subject:
     check_belongs(artifact, teacher_identity(run, net), folder)
     baselines = {name: find_matched_baseline(run, name, config) for name in MATCHED_BASELINES}
     nets = {name: load_net(found, device) for name, found in baselines.items() if found is not None}
-    data = run_data(run, config.data.root, config.data.cache, config.batch_size, device)
+    data = run_data(run, config.data, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     check_same_tokenizer(data.identity, run)
     rows = variants(net, artifact, truncations(config), nets)

@@ -11,13 +11,13 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import Run
-from asap_exp.report.accuracy_figure import summary
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
 from asap_exp.report.records import gather, load_records
+from asap_exp.report.summary_figure import summary
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:

@@ -7,11 +7,17 @@ from asap_exp.core.score import Score
 
 def run(config: TrainConfig) -> Score:
     """Train and return the validation score; slow imports wait for a checked configuration."""
-    from asap_exp.core.config import TextDataConfig
+    from asap_exp.core.config import OwnImageTrainRequest, OwnTextTrainRequest, TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 
     # Before PyTorch is loaded, which takes seconds.
-    (text_dataset if isinstance(config.data, TextDataConfig) else image_dataset)(config.data.name)
+    if isinstance(config, OwnImageTrainRequest | OwnTextTrainRequest):
+        from asap_exp.data.own.find import found
+
+        config = found(config)
+    else:
+        known = text_dataset if isinstance(config.data, TextDataConfig) else image_dataset
+        known(config.data.name)
 
     from asap_exp.train.trainer import train
 
