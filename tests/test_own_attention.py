@@ -58,7 +58,8 @@ def test_stages_after_the_training_need_the_module_and_say_so(trained, forget, t
     forget()
     record = run_evaluate(results, MODULE)
     forget()
-    (plugin,) = trained.manifest.plugins or ()
+    assert trained.manifest.plugins is not None
+    (plugin,) = trained.manifest.plugins
     assert (plugin.name, plugin.module, plugin.distribution) == ("tempered", "own_tempered", None)
     kinds = [p["kind"] for p in read_json(folder / "manifest.json")["plugins"]]
     assert kinds == ["attention", "calibration"]
@@ -102,8 +103,8 @@ def test_benchmark_times_an_own_attention(forget, tmp_path):
 
 
 def test_library_compiles_an_own_attention_with_an_own_step(forget, tmp_path):
-    import own_steps  # type: ignore[import-not-found]
-    import own_tempered  # type: ignore[import-not-found]
+    import own_steps
+    import own_tempered
 
     model = Classifier()
     for layer in (model.first, model.second):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from asap_exp.attention import build_attention, canonical_options
+from asap_exp.calibration.steps import Step
 from asap_exp.core import app, plugins
 from asap_exp.core.attention_options import known_attentions
 from asap_exp.core.composing import compose, load_saved
@@ -153,7 +154,7 @@ def test_later_stages_take_the_module_on_their_command_line(forget):
 def test_step_of_a_module_is_taken_with_its_settings(forget):
     words = ["calibration._module=own_steps", "calibration.steps=[ridge,scaled]"]
     calibration = compose("distill", words, DistillConfig).calibration
-    assert [step.name for step in calibration.chosen(object)] == ["ridge", "scaled"]
+    assert [step.name for step in calibration.chosen(Step)] == ["ridge", "scaled"]
     assert (calibration.scaled.factor, calibration.scaled.word) == (0.5, "half")
     given = compose("distill", [*words, "calibration.scaled.factor=0.25"], DistillConfig)
     assert given.calibration.identity()["scaled"] == {"factor": 0.25, "word": "half"}
