@@ -5,13 +5,13 @@ PY := $(VENV)/bin/python
 TASK := $(if $(task),task=$(task))
 
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-UNKNOWN := $(filter-out task row ARGS PYTHON VENV,$(GIVEN))
+UNKNOWN := $(filter-out task row record ARGS PYTHON VENV,$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(foreach name,$(UNKNOWN),$(name)=$($(name)))")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark reproduce test test-quick coverage test-gpu reliability lint lock docs
+.PHONY: help setup demo train distill evaluate report benchmark reproduce publish test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mod
 reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (or task=cifar)
 	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) $(ARGS)
 
+publish: setup ## Move records to the published results, for maintainers: make publish record=FILE
+	@$(PY) scripts/publish.py $(record) $(ARGS)
+
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
 
@@ -52,9 +55,9 @@ test-quick: setup ## Run nine tenths of them within a minute: those not marked s
 coverage: setup ## Run the tests and say which lines of the package none of them reaches
 	@$(PY) -m pytest --cov --cov-report term:skip-covered $(ARGS)
 
-test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
+test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/report/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
-	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/gpu_tests.json $(ARGS)
+	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/report/gpu_tests.json $(ARGS)
 
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)

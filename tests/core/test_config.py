@@ -202,7 +202,8 @@ def test_fast_debugging_wins_over_an_experiment():
 
 
 def test_report_goes_into_the_results_folder():
-    assert composed("report", "paths.results=elsewhere").out == "elsewhere"
+    assert composed("report", "paths.results=elsewhere").folder == Path("elsewhere/report")
+    assert composed("report", "out=here").folder == Path("here")
     assert composed("report", "paths.results=elsewhere", "out=here").out == "here"
 
 
@@ -754,7 +755,7 @@ HOME_PATHS = {
     "train": ("paths.results", "data.root", "data.cache", "resume", "init_from"),
     "distill": ("paths.results", "data.root", "data.cache", "teacher"),
     "evaluate": ("paths.results", "data.root", "data.cache", "teacher", "artifact"),
-    "report": ("paths.results", "out", "run"),
+    "report": ("paths.results", "out", "published", "run"),
     "benchmark": ("paths.results", "data.root", "data.cache", "teacher"),
 }
 

@@ -103,10 +103,11 @@ TABLES: dict[str, Callable[[Cell], str]] = {
 """Tables of a record, by heading. The first one is shown, the others are folded."""
 
 
-def benchmark_markdown(records: list[BenchmarkRecord]) -> str:
+def benchmark_markdown(records: list[BenchmarkRecord], form: str = "png") -> str:
+    """Return all tables, and figures of this format, which are files beside them."""
     meanings = folded("How to read the tables", [f"* {words}" for words in MEANINGS])
     parts = ["# Speed of the attention operators", NOTICE, EXPLANATION, "\n".join(meanings)]
-    parts += [section(record) for record in records]
+    parts += [section(record, form) for record in records]
     return "\n\n".join(parts) + "\n"
 
 
@@ -141,7 +142,7 @@ def ratio_cell(cell: Cell) -> str:
     return ", ".join(more) or ms
 
 
-def section(record: BenchmarkRecord) -> str:
+def section(record: BenchmarkRecord, form: str) -> str:
     manifest, name = record.manifest, markdown(title(record))
     versions = manifest.versions
     code = f"torch {versions['torch']}, triton {versions['triton']}, code {commit(manifest)}"
@@ -156,7 +157,7 @@ def section(record: BenchmarkRecord) -> str:
         "\n".join(first[1]),
         *("\n".join(folded(*table)) for table in others),
         "\n".join(f"* {markdown_paragraph(note)}" for note in notes(record)),
-        f"![{name}]({quote(f'figures/benchmark_{record.name}.png')})",
+        f"![{name}]({quote(f'figures/benchmark_{record.name}.{form}')})",
     ]
     return "\n\n".join(part for part in parts if part)
 
