@@ -59,7 +59,8 @@ def check_command(command: str) -> None:
             kind, _, name = words[2].partition("=")
             assert name in {"row": ROWS, "task": tasks()}[kind]
         if words[1] in SCHEMAS:
-            compose(words[1], words[2:], SCHEMAS[words[1]])
+            given = " ".join(words[2:]).replace("ARGS=", "")
+            compose(words[1], shlex.split(given), SCHEMAS[words[1]])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
         assert words[1] != "scripts/reproduce.py" or words[2] in ROWS
