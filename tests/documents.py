@@ -43,9 +43,11 @@ def commands(page: Path) -> list[str]:
 def check_command(command: str) -> None:
     """Asserts that a stage's overrides compose, a make target exists, or a script is there."""
     words = shlex.split(command)
+    if words[0] == "asap-exp":
+        words = ["python", "-m", f"asap_exp.{words[1]}", *words[2:]]
     if words[:2] == ["python", "-m"]:
         name = words[2].removeprefix("asap_exp.")
-        overrides = [w for w in words[3:] if w not in ("-m", "--help", "--cfg", "job")]
+        overrides = [w for w in words[3:] if w not in ("-m", "-v", "--help", "--cfg", "job")]
         if "-m" in words[3:]:
             overrides = [override.split(",")[0] for override in overrides]
         if "--help" not in words:
@@ -59,8 +61,7 @@ def check_command(command: str) -> None:
             kind, _, name = words[2].partition("=")
             assert name in {"row": ROWS, "task": tasks()}[kind]
         if words[1] in SCHEMAS:
-            given = " ".join(words[2:]).replace("ARGS=", "")
-            compose(words[1], shlex.split(given), SCHEMAS[words[1]])
+            compose(words[1], words[2:], SCHEMAS[words[1]])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
         assert words[1] != "scripts/reproduce.py" or words[2] in ROWS

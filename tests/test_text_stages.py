@@ -15,6 +15,7 @@ import asap_exp
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.calibration.steps import AdamFit
+from asap_exp.core.config import MovedData
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.runs import Run
@@ -45,6 +46,9 @@ from tests.stages import (
     train_config,
 )
 
+pytestmark = pytest.mark.slow
+
+WHERE_IT_WAS = MovedData(root=None, cache=None, path=None)
 FEW = AdamFit(updates=3, lr=0.02)
 FEW_UPDATES = (
     "calibration.candidates=6",
@@ -338,7 +342,7 @@ def test_budget_of_a_masked_language_model_is_of_latency(
     folder = distill_within_budget(composed("distill", [*small, ratio], DistillConfig))
     budget = load_artifact(folder).identity["budget"]
     assert budget["model_ms"] <= 100 * budget["teacher_model_ms"]
-    data = run_data(Run(folder.parents[1]), None, None, 8, torch.device("cpu"))
+    data = run_data(Run(folder.parents[1]), WHERE_IT_WAS, 8, torch.device("cpu"))
     data.setup()
     assert budget["rows"] == data.val_dataloader().num_samples
 
@@ -485,7 +489,7 @@ def test_padded_texts_are_closer_after_each_calibration(
 
 def test_text_encoder_is_compiled_by_the_library(pipeline: TextPipeline) -> None:
     net = load_net(pipeline.teacher)
-    data = run_data(pipeline.teacher, None, None, 8, torch.device("cpu"))
+    data = run_data(pipeline.teacher, WHERE_IT_WAS, 8, torch.device("cpu"))
     data.setup()
     fit, _ = data.calibration_dataloaders(samples=32, holdout=8, batch_size=8, seed=0)
     compiled = asap_exp.compile(net, fit, slices=2, candidates=6, learned_slices=FEW)

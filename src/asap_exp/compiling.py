@@ -30,7 +30,7 @@ from asap_exp.calibration.artifact import (
 from asap_exp.calibration.batches import call, content_hash, num_samples, on_device, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import FURTHER_FEATURES, CalibrationConfig
+from asap_exp.calibration.config import FURTHER_FEATURES, calibration_schema
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.steps import with_settings
@@ -93,6 +93,7 @@ def compile(
         "memory_mib": memory_mib,
         "seed": seed,
     }
+    schema = calibration_schema()
     check_whole_numbers(samples=samples, **settings)
     check_more(more)
     check_switches(
@@ -113,7 +114,7 @@ def compile(
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
-    config = CalibrationConfig(
+    config = schema(
         name="sequential" if sequential else ([*steps] or ["ridge"])[-1],
         steps=list(steps),
         sequential=sequential,
@@ -127,7 +128,7 @@ def compile(
         batch_size=max(map(num_samples, batches)),
         **(settings | {"candidates": max(candidates, slices)} | more),
     )
-    check_fields(CalibrationConfig, asdict(config), "calibration.")
+    check_fields(schema, asdict(config), "calibration.")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     result = calibrate(CalibrationData(compiled, fit, held_out, config, precision, forward), paths)
     swap_attention(compiled, result.maps)

@@ -95,6 +95,7 @@ def read_or_sentence(file: Path) -> EvaluationRecord | str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "agnews"])
 def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
     name: str, tmp_path: Path
@@ -112,6 +113,7 @@ def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
             assert tables_csv(grouped([found])) == right, (place, kind)
 
 
+@pytest.mark.slow
 def test_reliability_f10_an_unsealed_record_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
     """Whatever is accepted there can be shown."""
     value, file = unsealed(published("digits")), tmp_path / "record.json"
@@ -209,6 +211,7 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         read_record(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 def test_reliability_f10_bad_records_stop_nobody_else(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +243,7 @@ def test_only_damaged_records_are_nothing_to_report(pipeline: Pipeline, tmp_path
         run_report(pipeline.results, f"out={tmp_path}")
 
 
+@pytest.mark.slow
 def test_reliability_f11_the_record_of_another_run_is_not_gathered(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +329,7 @@ def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
     assert "<img src=x" not in html_page(groups, {groups[0].slug: {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["$x$ $\\frac{", " ".join(HOSTILE)], ids=["formula", "all"])
 def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
     record: dict[str, Any], words: str
@@ -335,6 +340,7 @@ def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
         plt.close(figure)
 
 
+@pytest.mark.slow
 def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
     record: dict[str, Any],
 ) -> None:
@@ -346,6 +352,7 @@ def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_reliability_f20_twenty_seeds_are_drawn_without_a_warning(record: dict[str, Any]) -> None:
     (group,) = grouped([typed(with_seed(record, seed)) for seed in range(40)])
     with warnings.catch_warnings():
@@ -361,6 +368,7 @@ def test_a_record_is_written_with_its_seal(record: dict[str, Any]) -> None:
     assert len(record["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_every_published_record_is_read() -> None:
     files = list(PUBLISHED.glob("*.json"))
     assert len(load_records(PUBLISHED, strict=True)) == len(files) > 20

@@ -42,6 +42,7 @@ def record(shared_pipeline: Pipeline) -> dict[str, Any]:
     return read_json(shared_pipeline.record)
 
 
+@pytest.mark.slow
 def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "out"
     page = run_report(pipeline.results, f"out={out}")
@@ -53,6 +54,7 @@ def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) 
     assert page.read_text().count("data:image/webp;base64,") == 4
 
 
+@pytest.mark.slow
 def test_records_are_kept_when_their_runs_are_gone(pipeline: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_report(pipeline.results, f"out={out}")
@@ -144,6 +146,7 @@ def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
     assert "all 540 test images" in caption(typed(with_test_rows(record, 540, 540)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "key", "usual", "far"),
     [("classification", "accuracy", 0.9, 0.25), ("mlm", "perplexity", 10.0, 3000.0)],
@@ -178,6 +181,7 @@ def test_curve_of_maps_joins_what_no_faster_one_is_better_than(record: dict[str,
     assert accuracies[-1] == max(row.mean("accuracy") for row in rows)
 
 
+@pytest.mark.slow
 def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None:
     assert summary(grouped([record])) is None
     maps = {"asap": {"key": "map_a", "label": "ASAP, 3 slices"}}
@@ -246,6 +250,7 @@ def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None
     assert "initial weights" not in dict(origins(Group("x", [typed(record)])))
 
 
+@pytest.mark.slow
 def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     run = f"run={pipeline.teacher.path}"
     with pytest.raises(UserError, match="was trained on task digits, but task=cifar was asked for"):

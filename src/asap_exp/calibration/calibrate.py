@@ -28,6 +28,7 @@ from asap_exp.calibration.stacking import (
     unstack_into,
 )
 from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelStep, StartStep
+from asap_exp.core.console import timed
 
 MIB = 2**20
 
@@ -98,7 +99,8 @@ def fit_layers(
     checks, held_out = record(data, data.held_out, group, room)
     for path in group:
         eps = sinkhorn(attention_layers(net)[path]).eps
-        ridge = start.fit(sums[path], checks[path], config)
+        with timed(f"{start.name} of {path}"):
+            ridge = start.fit(sums[path], checks[path], config)
         if "maps" in kinds:
             result.ridge[path] = ridge
             result.maps[path] = ridge.map(config, eps)
@@ -130,7 +132,8 @@ def fit_stack(
     attends = [result.found(kind)[path] for path in paths]
     whole = stack_maps(attends)
     for step in steps:
-        step.fit(whole, scale, data)
+        with timed(f"{step.name} of {', '.join(paths)}, {kind}"):
+            step.fit(whole, scale, data)
         if kind == "maps":
             kl = {"kl": mean_kl(whole, data.held_out)}
             for path, part in zip(paths, by_layer(attends, kl), strict=True):
@@ -152,7 +155,8 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
     examples = ModelData(data.net, fit, held_out, data.precision, data.forward, data.config.seed)
     for kind in KINDS:
         for step in steps:
-            kl = step.fit(result.found(kind), result.scales[kind], examples)
+            with timed(f"{step.name} of {kind}"):
+                kl = step.fit(result.found(kind), result.scales[kind], examples)
             result.prediction_kl[kind] = {**kl, **first_kl(result, kind)}
 
 

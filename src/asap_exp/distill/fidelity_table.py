@@ -1,6 +1,7 @@
 """Fidelity report: a row per compiled layer and head."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.fidelity import Fidelity
-from asap_exp.core.console import console, plain_table
+from asap_exp.core.console import plain_table, say, show
+from asap_exp.core.files import read_json
+from asap_exp.core.records.fidelity import FIDELITY
+from asap_exp.core.score import Score
 from asap_exp.core.typed import finite
 
 
@@ -74,17 +78,26 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
         heads = [row for row in rows if row["layer"] == layer]
         cells = [mean_cell([row[key] for row in heads]) for key in list(titles)[1:]]
         table.add_row(layer, *cells)
-    console().print(table)
+    show(table)
 
 
 def print_prediction_kl(result: Calibration) -> None:
     """Print how fitting all layers together changed the predictions on held-out data."""
     for name, kl in result.prediction_kl.items():
         words = {"maps": "ASAP", "controls": "query features only"}[name]
-        print(
+        say(
             f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
             f"all layers were fitted together, {kl['after']:.4g} after"
         )
+
+
+def score(folder: Path) -> Score:
+    """Return the mean L1 distance between rows of the map's and the teacher's plans."""
+    rows = read_json(folder / FIDELITY)
+    known = [row["l1_row_distance"] for row in rows if row["l1_row_distance"] is not None]
+    value = sum(known) / len(known) if known else None
+    text = "" if value is None else f"{value:.4g}"
+    return Score(name="L1 distance of rows", value=value, text=text, lower_is_better=True)
 
 
 def mean_cell(values: list[float | None]) -> str:

@@ -4,7 +4,7 @@ import math
 
 from rich.markup import escape
 
-from asap_exp.core.console import console, plain_table
+from asap_exp.core.console import plain_table, say, show
 from asap_exp.core.records.benchmark import BenchmarkRecord, Cell
 from asap_exp.report.benchmark_records import notes
 
@@ -92,6 +92,6 @@ def print_benchmark(record: BenchmarkRecord) -> None:
     for name, cells in sorted(by_method.items(), key=lambda item: slowness(item[1][-1])):
         style = "bold" if name.startswith("asap") else None
         table.add_row(escape(record.columns[name]), *map(time_text, cells), style=style)
-    console().print(table)
+    show(table)
     for note in notes(record):
-        console().print(escape(note), highlight=False)
+        say(note)

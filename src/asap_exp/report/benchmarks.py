@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from asap_exp.core.config import PathsConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.store import record_files
@@ -21,10 +22,10 @@ def report_benchmarks(paths: PathsConfig, out: Path, form: str = "png") -> bool:
     if not records:
         return False
     write_benchmarks(out, records, form)
-    print(f"Benchmarks: {out / 'benchmark.md'}")
+    say(f"Benchmarks: {shown(out / 'benchmark.md')}")
     left_out = len(record_files(folder)) - len(records)
     if left_out:
-        print(f"Left out of {folder}, named above: {left_out}")
+        say(f"Left out of {shown(folder)}, named above: {left_out}")
     return True
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from asap_exp.core.config import ReportConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
@@ -41,12 +42,12 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
             f"{out / 'records'}{damaged}; make one with: python -m asap_exp.evaluate{task}"
         )
     page = write_report(out, groups, config.figures)
-    print(
-        f"Records gathered from runs: {len(copied)}\nTables: {out / 'tables.md'}\n"
-        f"Figures: {out / 'figures'}\nPage: {page.resolve()}"
+    say(
+        f"Records gathered from runs: {len(copied)}\nTables: {shown(out / 'tables.md')}\n"
+        f"Figures: {shown(out / 'figures')}\nPage: {shown(page)}"
     )
     if left_out:
-        print(f"Left out of {out / 'records'}, named above: {left_out}")
+        say(f"Left out of {shown(out / 'records')}, named above: {left_out}")
     return page
 
 

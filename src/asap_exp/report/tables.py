@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from asap_exp.core.console import console, plain_table
+from asap_exp.core.console import console, plain_table, say, show
 from asap_exp.core.records.columns import Column, shown
 from asap_exp.core.records.evaluation import OTHER_MAP, EvaluationRecord
 from asap_exp.core.records.row import COLUMNS, Row
@@ -72,7 +72,7 @@ def print_evaluation(record: EvaluationRecord) -> None:
             break
         left_out += [column for column in chosen if column.key == key]
         chosen = [column for column in chosen if column.key != key]
-    target.print(evaluation_table(record, chosen, left_out))
+    show(evaluation_table(record, chosen, left_out))
 
 
 def fits(table: Table, target: Console) -> bool:
@@ -139,4 +139,4 @@ def best_values(record: EvaluationRecord, chosen: Sequence[Column]) -> dict[str,
 def print_drift(ratios: dict[str, float]) -> None:
     """Print one ratio per layer, about 1 if the test samples resemble those of the calibration."""
     words = ", ".join(f"{path} {ratio:.3g}" for path, ratio in ratios.items())
-    print(f"Column error on the test samples over that at calibration: {words}")
+    say(f"Column error on the test samples over that at calibration: {words}")

@@ -31,6 +31,13 @@ class DataLocation:
 
 
 @dataclass
+class MovedData(DataLocation):
+    """Location of a teacher's data today; `path` is that of own data."""
+
+    path: Annotated[str | None, PATH]
+
+
+@dataclass
 class LoggerConfig:
     wandb: bool
     project: str
