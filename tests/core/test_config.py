@@ -750,6 +750,13 @@ def test_experiment_of_another_stage_is_refused_with_its_command():
     assert "Did you mean pareto?" in refused("distill", "experiment=paretto")
 
 
+def test_later_stage_takes_a_task_that_has_runs(tmp_path):
+    (tmp_path / "results/runs/mine").mkdir(parents=True)
+    where = f"paths.results={tmp_path / 'results'}"
+    assert composed("distill", "task=mine", where).task.name == "mine"
+    assert "task=mine is not allowed" in refused("distill", "task=mine")
+
+
 def test_newcomer_c11_experiment_of_another_task_is_refused():
     for tasks_given in ("task=digits", "task=cifar,digits"):
         with pytest.raises(UserError) as error:
