@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from asap_exp.attention import AsapAttention, attention_layers, swap_attention
-from asap_exp.attention.layer import layers_at
+from asap_exp.attention.conversion import convert
+from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
     Artifact,
     check_belongs,
@@ -39,6 +40,8 @@ from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.schema import check_fields
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops.backend import BACKENDS
+
+__all__ = ["compile", "convert", "drift", "load_compiled", "save_compiled"]
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 

@@ -11,14 +11,9 @@ from asap_exp.attention.base import (
     build_attention,
     canonical_options,
 )
-from asap_exp.attention.layer import (
-    LayerInputs,
-    MultiHeadAttention,
-    attention_layers,
-    record_inputs,
-    swap_attention,
-    swapped,
-)
+from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
+from asap_exp.attention.recording import LayerInputs, record_inputs
+from asap_exp.attention.swapping import attention_layers, swap_attention, swapped
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -34,6 +29,7 @@ __all__ = [
     "ATTENTIONS",
     "AsapAttention",
     "Attention",
+    "AttentionLayer",
     "EspformerAttention",
     "LayerInputs",
     "MultiHeadAttention",
