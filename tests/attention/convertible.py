@@ -106,7 +106,9 @@ def bert(implementation: str = "sdpa", **options: Any) -> Case:
     model = hf.BertModel._from_config(config, attn_implementation=implementation)
     batches = [
         {
-            "input_ids": torch.randint(30, (ROWS, TOKENS), generator=torch.Generator().manual_seed(s)),
+            "input_ids": torch.randint(
+                30, (ROWS, TOKENS), generator=torch.Generator().manual_seed(s)
+            ),
             "attention_mask": VALID.long(),
         }
         for s in range(3)
@@ -122,9 +124,7 @@ def hf_vit(implementation: str = "sdpa") -> Case:
     hf = transformers("models.vit")
     config = hf.ViTConfig(**HF, image_size=16, patch_size=4)
     model = hf.ViTModel._from_config(config, attn_implementation=implementation)
-    return Case(
-        randomised(model), images(), lambda model, batch: model(batch).last_hidden_state
-    )
+    return Case(randomised(model), images(), lambda model, batch: model(batch).last_hidden_state)
 
 
 WITHOUT_BIAS: dict[str, Callable[[], Case]] = {

@@ -168,12 +168,8 @@ def test_transformer_with_encoder_and_decoder() -> None:
     converted = asap_exp.convert(model)
     with torch.no_grad():
         expected = model(source, target, **masks)
-        torch.testing.assert_close(
-            converted(source, target, **masks), expected, rtol=0, atol=1e-5
-        )
-        encoder_alone = asap_exp.convert(
-            model, attention="sinkhorn", num_iters=3, skip=["decoder"]
-        )
+        torch.testing.assert_close(converted(source, target, **masks), expected, rtol=0, atol=1e-5)
+        encoder_alone = asap_exp.convert(model, attention="sinkhorn", num_iters=3, skip=["decoder"])
         assert encoder_alone(source, target, **masks).isfinite().all()
         with pytest.raises(UserError, match="causal attention"):
             sinkhorn(model)(source, target, **masks)

@@ -62,9 +62,7 @@ def test_bias_shared_by_all_layers_is_refused_when_it_comes() -> None:
         ("caformer_s18", "stages.2.blocks.0.token_mixer", "convert does not know this class"),
     ],
 )
-def test_attention_of_timm_that_is_not_supported_is_named(
-    name: str, path: str, words: str
-) -> None:
+def test_attention_of_timm_that_is_not_supported_is_named(name: str, path: str, words: str) -> None:
     with torch.device("meta"):
         model = small(name)
     with pytest.raises(UserError, match=words) as refused:
@@ -126,7 +124,10 @@ def more_of(module: nn.Module, **parts: Any) -> nn.Module:
     ("attention", "words"),
     [
         (Own(8, 2), r"\(Own\): it derives from timm\.layers\.attention\.Attention and may"),
-        (StrangeAttention(), r"convert does not know this class; put asap_exp\.attention\.MultiHead"),
+        (
+            StrangeAttention(),
+            r"convert does not know this class; put asap_exp\.attention\.MultiHead",
+        ),
         (CausalSelfAttention(), "it is causal, and the identity is the only"),
         (more_of(TimmAttention(8, 2), lora=nn.Linear(8, 2)), "does not know its lora"),
         (more_of(TimmAttention(8, 2), forward=print), "its forward was replaced"),
@@ -219,7 +220,7 @@ def test_masks_are_refused_by_a_layer_with_sinkhorn() -> None:
     x = torch.randn(1, 4, 8)
     with pytest.raises(UserError, match="the identity is the only doubly-stochastic plan"):
         layer(x, is_causal=True)
-    with pytest.raises(UserError, match="mask or bias on the logits.*key_padding_mask"):
+    with pytest.raises(UserError, match=r"mask or bias on the logits.*key_padding_mask"):
         layer(x, attn_mask=torch.ones(4, 4, dtype=torch.bool))
 
 
