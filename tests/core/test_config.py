@@ -218,7 +218,8 @@ def test_fast_debugging_wins_over_an_experiment():
 
 
 def test_report_goes_into_the_results_folder():
-    assert composed("report", "paths.results=elsewhere").out == "elsewhere"
+    assert composed("report", "paths.results=elsewhere").folder == Path("elsewhere/report")
+    assert composed("report", "out=here").folder == Path("here")
     assert composed("report", "paths.results=elsewhere", "out=here").out == "here"
 
 
@@ -842,7 +843,7 @@ HOME_PATHS = {
     "train": ("paths.results", "data.root", "data.cache", "resume", "init_from"),
     "distill": ("paths.results", *DATA_PATHS, "teacher"),
     "evaluate": ("paths.results", *DATA_PATHS, "teacher", "artifact"),
-    "report": ("paths.results", "out", "run"),
+    "report": ("paths.results", "out", "published", "run"),
     "benchmark": ("paths.results", *DATA_PATHS, "teacher"),
 }
 

@@ -40,7 +40,8 @@ class Printer(logging.Handler):
         if table is not None:
             console().print(table)
             return
-        stream = sys.stdout if record.levelno == logging.INFO else sys.stderr
+        usual = sys.stdout if record.levelno == logging.INFO else sys.stderr
+        stream = getattr(record, "stream", usual)
         print(PREFIXES.get(record.levelno, "") + record.getMessage(), file=stream, flush=True)
 
 
@@ -201,3 +202,27 @@ def prefixed(prefix: str) -> Iterator[None]:
         for stream in streams:
             stream.finish()
         sys.stdout, sys.stderr = before
+
+
+class Progress:
+    """Progress of a long computation on stderr: a line for each part, and on a terminal a bar."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+
+    def line(self, text: str) -> None:
+        """Print a line, unless nothing is to be shown."""
+        if self.shown:
+            LOGGER.info(text, extra={"stream": sys.stderr})
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Yield the items, and say afterwards how long they took."""
+        from rich.console import Console
+        from rich.progress import track
+
+        start = time.perf_counter()
+        target = Console(stderr=True)
+        if self.shown and target.is_terminal:
+            items = track(items, description, total=total, transient=True, console=target)
+        yield from items
+        self.line(f"{description}: {time.perf_counter() - start:.1f} s")

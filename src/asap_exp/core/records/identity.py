@@ -161,6 +161,8 @@ class Identity:
     adaptive: bool | None = None
     logits: bool | None = None
     prediction_kl: dict[str, BeforeAfter] | None = None
+    layers_sha256: Sha256 | None = None
+    """Hash of the weights of the compiled layers, to which `load_compiled` binds a map."""
     teacher_layers: dict[str, TeacherLayer] | None = None
     column_error: dict[str, Measure] | None = None
     attentions: dict[str, Options] | None = None
