@@ -72,8 +72,8 @@ def conclude(run: Run, page: Path | None, seconds: float) -> None:
         for line in changes:
             say(f"  {line}")
     say(
-        "\nUp to some 160 tokens use a few relaxed updates. From 256 tokens on, without a norm of q "
-        "and k, compile with ASAP."
+        "\nUp to some 160 tokens use a few relaxed updates. From 256 tokens on, and without a norm "
+        "of q and k, compile with ASAP."
     )
     if page is not None:
         say(f"To see tables and figures, open {shown(page)} in a browser.")
