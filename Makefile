@@ -7,7 +7,7 @@ STAGES := train distill evaluate report benchmark
 
 # Words of the form key=value are variables of make. They are passed on quoted, as they were typed.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-KEYS := $(filter-out row ARGS PYTHON VENV,$(GIVEN))
+KEYS := $(filter-out row record ARGS PYTHON VENV,$(GIVEN))
 QUOTED = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach key,$(KEYS),$(call QUOTED,$(key)))
 $(foreach key,$(KEYS),$(eval unexport $(key)))
@@ -17,7 +17,7 @@ $(error make $(firstword $(OTHERS)) does not know $(KEYS): give its arguments as
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark reproduce test test-quick coverage test-gpu reliability lint lock docs
+.PHONY: help setup demo train distill evaluate report benchmark reproduce publish test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (o
 	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) \
 		$(foreach key,$(filter-out task,$(KEYS)),$(call QUOTED,$(key))) $(ARGS)
 
+publish: setup ## Move records to the published results, for maintainers: make publish record=FILE
+	@$(PY) scripts/publish.py $(record) $(ARGS)
+
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
 
@@ -59,9 +62,9 @@ test-quick: setup ## Run nine tenths of them within a minute: those not marked s
 coverage: setup ## Run the tests and say which lines of the package none of them reaches
 	@$(PY) -m pytest --cov --cov-report term:skip-covered $(ARGS)
 
-test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/
+test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/report/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
-	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/gpu_tests.json $(ARGS)
+	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/report/gpu_tests.json $(ARGS)
 
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.hydra_files import read_each_file_once
+
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
 
@@ -38,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Report(path))
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         prepare_kernels()
+        read_each_file_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,12 +7,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from asap_exp.calibration.config import with_settings
 from asap_exp.core import sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
@@ -52,8 +54,11 @@ def test_readme_command_is_one(command: str) -> None:
 
 @pytest.mark.slow
 def test_readme_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the number of updates, which takes the time."""
     (snippet,) = blocks(README, "python")
     monkeypatch.chdir(tmp_path)
+    for step in with_settings().values():
+        monkeypatch.setattr(step, "settings", replace(step.settings, updates=5))
     names: dict[str, Any] = {}
     exec(snippet, names)
     assert {file.name for file in Path("compiled").iterdir()} == {"asap.json", "asap.safetensors"}

@@ -173,7 +173,7 @@ def test_every_task_goes_through_all_stages(pipeline: TextPipeline, task: str) -
     assert "SUBSET" in tables
     if task == "imdb":
         assert run_report(results)
-        assert (results / "tables.md").read_text() == tables
+        assert (results / "report" / "tables.md").read_text() == tables
 
 
 def test_same_run_ends_in_the_same_weights(pipeline: TextPipeline, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def masked_record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_distill(results)
     record = read_json(run_evaluate(results, "max_test_rows=null", "fidelity_samples=8"))
     run_report(results)
-    record["tables"] = (results / "tables.md").read_text()
+    record["tables"] = (results / "report" / "tables.md").read_text()
     record["results"] = results
     return record
 
@@ -320,8 +320,10 @@ def test_maps_of_a_masked_language_model_are_compared_by_perplexity(
     record = read_json(run_evaluate(results, f"artifact={folder}", "maps=all"))
     assert "ridge + learned slices + end to end" in record["maps"]["asap"]["label"]
     run_report(results)
-    assert list((results / "figures").glob("*-accuracy_latency.png"))
-    _, _, table = (results / "tables.md").read_text().partition("Every map and truncation")
+    assert list((results / "report" / "figures").glob("*-accuracy_latency.png"))
+    _, _, table = (
+        (results / "report" / "tables.md").read_text().partition("Every map and truncation")
+    )
     assert "| n | perplexity | KL |" in table
     assert "accuracy" not in table
 

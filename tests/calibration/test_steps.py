@@ -34,8 +34,7 @@ from asap_exp.core.records.fidelity import FidelityRow
 from asap_exp.core.records.identity import CalibrationRecipe
 from asap_exp.core.records.words import feature_words
 from asap_exp.core.typed import from_json, to_json
-from tests.small_model import Classifier, batches
-from tests.test_compiling import kl, tokens
+from tests.small_model import Classifier, batches, kl, tokens
 
 
 def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes() -> None:

@@ -218,7 +218,8 @@ def test_fast_debugging_wins_over_an_experiment():
 
 
 def test_report_goes_into_the_results_folder():
-    assert composed("report", "paths.results=elsewhere").out == "elsewhere"
+    assert composed("report", "paths.results=elsewhere").folder == Path("elsewhere/report")
+    assert composed("report", "out=here").folder == Path("here")
     assert composed("report", "paths.results=elsewhere", "out=here").out == "here"
 
 
@@ -749,6 +750,13 @@ def test_experiment_of_another_stage_is_refused_with_its_command():
     assert "Did you mean pareto?" in refused("distill", "experiment=paretto")
 
 
+def test_later_stage_takes_a_task_that_has_runs(tmp_path):
+    (tmp_path / "results/runs/mine").mkdir(parents=True)
+    where = f"paths.results={tmp_path / 'results'}"
+    assert composed("distill", "task=mine", where).task.name == "mine"
+    assert "task=mine is not allowed" in refused("distill", "task=mine")
+
+
 def test_newcomer_c11_experiment_of_another_task_is_refused():
     for tasks_given in ("task=digits", "task=cifar,digits"):
         with pytest.raises(UserError) as error:
@@ -835,7 +843,7 @@ HOME_PATHS = {
     "train": ("paths.results", "data.root", "data.cache", "resume", "init_from"),
     "distill": ("paths.results", *DATA_PATHS, "teacher"),
     "evaluate": ("paths.results", *DATA_PATHS, "teacher", "artifact"),
-    "report": ("paths.results", "out", "run"),
+    "report": ("paths.results", "out", "published", "run"),
     "benchmark": ("paths.results", *DATA_PATHS, "teacher"),
 }
 

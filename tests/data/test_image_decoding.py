@@ -157,7 +157,9 @@ def test_photo_is_turned_upright():
 
 
 def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
-    smooth = np.kron(np.arange(0, 250, 10, np.uint8).reshape(5, 5), np.ones((80, 80), np.uint8))
+    smooth = np.kron(
+        np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5), np.ones((80, 80), np.uint8)
+    )
     content = file_of(smooth, "JPEG")
     (drafted,) = decoded([structs(content)], DIGITS, 25)
     with Image.open(io.BytesIO(content)) as image:

@@ -24,6 +24,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [500, 300, 20
 @pytest.mark.parametrize("most", [10, 100, 333, 999])
 def test_each_class_has_its_share(most):
     rows = Limit(most, seed=1).rows(LABELS)
+    assert rows is not None
     assert len(rows) == len(set(rows)) == most
     assert (np.diff(rows) > 0).all(), "in their stored order"
     shares = np.bincount(LABELS[rows]) - most * np.array([0.5, 0.3, 0.2])
@@ -43,6 +44,7 @@ def test_limit_that_is_not_reached_chooses_nothing(most):
 
 def test_lines_of_one_text_stay_together():
     rows = Limit(100, seed=3, one_text=True).rows(LABELS)
+    assert rows is not None
     assert (np.diff(rows) == 1).all()
     assert 0 < rows[0] <= 900
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, typed
-from asap_exp.core.conf_files import COMMON, conf_dir, options
+from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 
@@ -69,7 +69,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
-    from asap_exp.core import sweep
+    from asap_exp.core import plugins, sweep
     from asap_exp.core.composing import in_words, parse
     from asap_exp.core.overrides import check_overrides
     from asap_exp.core.sweep_table import conclude
@@ -83,11 +83,17 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     if for_us:
         overrides.append("hydra.verbose=asap_exp")
     statuses: list[int] = []
+    modules = plugins.followed()
+
+    def work(config: DictConfig) -> object:
+        for module in modules:  # in a worker's process too
+            plugins.follow(plugins.MODULE, module)
+        return run(parse(config, schema))
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> float:
-        with typed(stage, words):  # in a worker's process too
-            status, score = sweep.attempt(stage, lambda: run(parse(config, schema)))
+        with typed(stage, words):
+            status, score = sweep.attempt(stage, lambda: work(config))
         statuses.append(status)
         value = None if score is None else score.value
         return math.nan if value is None else value  # for a sweeper that optimises it
@@ -141,10 +147,12 @@ def help_text(stage: str) -> str:
     """Return the stage's own configuration file, followed by its groups with their options."""
     folder = conf_dir()
     primary = (folder / stage / f"{stage}.yaml").read_text(encoding="utf-8")
-    groups = {path.name: path for path in sorted((folder / stage).iterdir()) if path.is_dir()}
-    shared = sorted(path for path in (folder / COMMON).iterdir() if path.name != "hydra")
-    groups |= {path.name: path for path in shared if f"  - {path.name}:" in primary}
-    lines = [f"  {group}: {', '.join(options(path))}" for group, path in groups.items()]
+    groups = {path.name for path in (folder / stage).iterdir() if path.is_dir()}
+    shared = {path.name for path in (folder / COMMON).iterdir() if path.name != "hydra"}
+    groups |= {name for name in shared if f"  - {name}:" in primary}
+    lines = [
+        f"  {group}: {', '.join(options(*group_folders(stage, group)))}" for group in sorted(groups)
+    ]
     listed = "\n".join(lines) if lines else "  none"
     return (
         f"{PROGRAM} {stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"

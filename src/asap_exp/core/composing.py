@@ -1,5 +1,6 @@
 """Compose `conf/` and a command line into a checked configuration, without PyTorch."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -10,16 +11,18 @@ from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from asap_exp.core import plugins
+from asap_exp.core.attention_options import check_attention
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import OWN_SCHEMAS, REQUEST_SCHEMAS, TRAIN_SCHEMAS, TrainConfig
 from asap_exp.core.errors import UserError, check_choice, not_allowed
 from asap_exp.core.files import read_text
 from asap_exp.core.overrides import check_overrides, quoted
+from asap_exp.core.plugins import MODULE
 from asap_exp.core.schema import (
-    check_attention,
     check_fields,
     check_values,
     expand_homes,
@@ -80,15 +83,45 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
     if not isinstance(saved, DictConfig):
         raise UserError(f"{file} is damaged: it holds no configuration")
     for key, value in leaves(OmegaConf.to_container(saved, resolve=False)):
+        if key.endswith(f".{MODULE}"):
+            raise UserError(
+                f"{file} is not as it was saved: {key}={value} names a module, which a saved "
+                "configuration cannot. Take it out; give it on the command line if you trust it"
+            )
         if isinstance(value, str) and "${" in value:
             raise UserError(
                 f"{file} is not as it was saved: {key}={value} would be looked up on this machine. "
                 "A saved configuration holds plain values; put the value in its place"
             )
-    return parse(saved, schema)
+    return typed(saved, schema)
 
 
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
+    """Return `config`, composed for this process, as a `schema`; follow the modules that it names.
+
+    UserError names the key, the value and what is allowed.
+    """
+    return typed(without_modules(config, schema), schema)
+
+
+def without_modules(config: DictConfig, schema: type) -> DictConfig:
+    """Follow the modules that a composed configuration names, and return it without them."""
+    nodes = {key: config._get_node(key) for key in plugins.KINDS if key in config}
+    naming = [k for k, node in nodes.items() if isinstance(node, DictConfig) and MODULE in node]
+    if not naming:
+        return config
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    for key in naming:
+        named = config[key].pop(MODULE)
+        is_list = isinstance(named, ListConfig)
+        plugins.follow(f"{key}.{MODULE}", list(named) if is_list else named)
+        if not config[key] and key not in fields_of(schema):  # a stage without this group
+            del config[key]
+    return config
+
+
+def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     """Return `config` as a `schema`; UserError names the key, the value and what is allowed."""
     plain = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     if "task" in plain and not isinstance(plain["task"], dict | DictConfig):
@@ -162,12 +195,12 @@ def holds_text(kind: Any) -> bool:
 
 
 def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
-    """Return the training schema for the configured kind of model; other schemas are unchanged.
+    """Return the training schema for the configured kind of model, or that with all known steps.
 
     Own data have a path; where they have been read, they have a fingerprint too.
     """
     if schema is not TrainConfig:
-        return schema
+        return current(schema)
     if "task" not in config:
         raise UserError("task must be set; for example task=digits", key="task")
     try:
@@ -181,6 +214,11 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
     if isinstance(data, DictConfig) and {"path", "test_fraction"} <= set(data):
         schemas = OWN_SCHEMAS if "fingerprint" in data else REQUEST_SCHEMAS
     return cast(type[Schema], schemas[name])
+
+
+def current(schema: type[Schema]) -> type[Schema]:
+    """Return the schema with the keys of all that is registered by now."""
+    return getattr(schema, "current", lambda: schema)()
 
 
 def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:

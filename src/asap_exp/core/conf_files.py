@@ -2,13 +2,14 @@
 
 Each stage has a folder with its own file and its groups. `common` holds the groups that several
 stages share. `own` is the user's folder of further files, given with `--config-dir`, whose
-subfolders are groups of the stage.
+subfolders are groups of the stage. Installed packages may have folders of their own too.
 """
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from asap_exp.core import plugins
 from asap_exp.core.errors import UserError
 
 COMMON = "common"
@@ -25,10 +26,19 @@ def conf_dir() -> Path:
 
 def group_folders(stage: str, group: str, own: Path | None = None) -> list[Path]:
     """Return the folders with options of a group, in order of precedence; empty if it is none."""
-    roots = [conf_dir() / stage, conf_dir() / COMMON]
-    if own is not None:
-        roots.insert(0, own)
-    return [root / group for root in roots if (root / group).is_dir()]
+    return [root / group for root in roots(stage, own) if (root / group).is_dir()]
+
+
+def roots(stage: str, own: Path | None = None) -> list[Path]:
+    """Return the folders whose subfolders are the groups of a stage, in order of precedence."""
+    common = [conf_dir() / stage, conf_dir() / COMMON, *plugins.conf_folders(stage)]
+    return common if own is None else [own, *common]
+
+
+def search_path(stage: str) -> list[str]:
+    """Return what Hydra searches beside the folder of the stage, if packages add to it."""
+    folders = plugins.conf_folders(stage)
+    return [f"file://{folder}" for folder in (conf_dir() / COMMON, *folders)] if folders else []
 
 
 def options(*folders: Path) -> list[str]:
@@ -43,13 +53,13 @@ def option_file(stage: str, group: str, option: str, own: Path | None = None) ->
 
 
 def tasks() -> list[str]:
-    return options(conf_dir() / "train" / "task")
+    return options(*group_folders("train", "task"))
 
 
 def own_data_tasks() -> list[str]:
     """Return the tasks of own data, which take `data.path`."""
-    folder = conf_dir() / "train" / "task"
-    return [task for task in tasks() if "/data: own_" in (folder / f"{task}.yaml").read_text()]
+    files = {task: option_file("train", "task", task) for task in tasks()}
+    return [task for task, file in files.items() if file and "/data: own_" in file.read_text()]
 
 
 @cache

@@ -40,7 +40,8 @@ class Printer(logging.Handler):
         if table is not None:
             console().print(table)
             return
-        stream = sys.stdout if record.levelno == logging.INFO else sys.stderr
+        usual = sys.stdout if record.levelno == logging.INFO else sys.stderr
+        stream = getattr(record, "stream", usual)
         print(PREFIXES.get(record.levelno, "") + record.getMessage(), file=stream, flush=True)
 
 
@@ -97,7 +98,10 @@ def print_debug() -> None:
 
 def shown(path: str | Path) -> str:
     """Return a path for the user: relative if it is below the current folder, else absolute."""
-    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    try:
+        absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return str(path)
     below = absolute.is_relative_to(here) and here != Path(here.anchor)
     return str(absolute.relative_to(here) if below else absolute)
 
@@ -141,7 +145,7 @@ def progress(
     from rich.progress import Progress
 
     done, last, terminal = 0, time.monotonic(), Console().is_terminal
-    with Progress(transient=True, disable=not terminal) as bar:
+    with timed(description), Progress(transient=True, disable=not terminal) as bar:
         task = bar.add_task(description, total=total)
         for item in items:
             yield item
@@ -150,6 +154,14 @@ def progress(
             if size is not None and not terminal and time.monotonic() - last > LINE_SECONDS:
                 last = time.monotonic()
                 say(f"{description}: {done:,} of {total:,}")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log, as debug output, how long something took."""
+    started = time.monotonic()
+    yield
+    debug(f"{what}: {time.monotonic() - started:.2f} s")
 
 
 class Prefixed(io.TextIOBase):
@@ -190,3 +202,27 @@ def prefixed(prefix: str) -> Iterator[None]:
         for stream in streams:
             stream.finish()
         sys.stdout, sys.stderr = before
+
+
+class Progress:
+    """Progress of a long computation on stderr: a line for each part, and on a terminal a bar."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+
+    def line(self, text: str) -> None:
+        """Print a line, unless nothing is to be shown."""
+        if self.shown:
+            LOGGER.info(text, extra={"stream": sys.stderr})
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Yield the items, and say afterwards how long they took."""
+        from rich.console import Console
+        from rich.progress import track
+
+        start = time.perf_counter()
+        target = Console(stderr=True)
+        if self.shown and target.is_terminal:
+            items = track(items, description, total=total, transient=True, console=target)
+        yield from items
+        self.line(f"{description}: {time.perf_counter() - start:.1f} s")

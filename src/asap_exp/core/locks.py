@@ -67,6 +67,25 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def emptied_unless_begun(folder: Path) -> Iterator[None]:
+    """Empty a held folder, if it was empty before, when the work fails before its manifest.
+
+    A training that finds no tracker, for example, then leaves no trace.
+    """
+    new = {file.name for file in folder.iterdir()} <= {LOCK, HOLDER}
+    try:
+        yield
+    except BaseException:
+        if new and folder.is_dir() and not (folder / "manifest.json").exists():
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name not in (LOCK, HOLDER):
+                    entry.unlink()
+        raise
+
+
 def acquired(file: Path, wait: float) -> BaseFileLock:
     """Acquire a flock, or a file with host and process on file systems without flock.
 

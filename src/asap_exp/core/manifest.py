@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, postponed
+from asap_exp.core.plugins import MODULE
 from asap_exp.core.run_log import log_into
 from asap_exp.core.sealed import write_sealed
 from asap_exp.core.typed import STRICT
@@ -61,6 +62,31 @@ class Hardware:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Plugin:
+    """Attention or calibration step of another package: its name, and where its class is from."""
+
+    kind: Literal["attention", "calibration"]
+    name: str
+    module: str
+    distribution: str | None
+    version: str | None
+    sha256: str | None
+    """Hash of the module's source file."""
+
+    @property
+    def argument(self) -> str:
+        return f"{self.kind}.{MODULE}={self.module}"
+
+    @property
+    def remedy(self) -> str:
+        """What makes it known, in words."""
+        named = f"add {self.argument} to the command, if you trust that module"
+        if self.distribution is None:
+            return named
+        return f"install {self.distribution} {self.version}, or {named}"
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Attempt:
     """Attempt at a run: when, with what, and how it ended (None if unknown)."""
 
@@ -82,6 +108,8 @@ class Manifest(Attempt):
     seed: int
     config: dict[str, Any]
     error: str | None = None
+    plugins: list[Plugin] | None = None
+    """What the work used of other packages."""
     format: Literal[2] | None = None
     """Version of the format; None in manifests that are older than `sha256`."""
     sha256: str | None = None

@@ -4,6 +4,7 @@ Hydra accepts any key after a plus sign, suggests no alternative when it refuses
 ends in a traceback for some values of a group.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +14,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from asap_exp.core import plugins
+from asap_exp.core.attention_options import of_other_packages, unknown_attention
 from asap_exp.core.conf_files import (
-    conf_dir,
     group_folders,
     option_file,
     options,
     own_data_tasks,
+    roots,
+    search_path,
     tasks,
 )
 from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
-from asap_exp.core.schema import check_key
+from asap_exp.core.schema import FREE_FORM, check_key
 
 
 def quoted(key: str, value: object) -> str:
@@ -38,23 +42,36 @@ def check_overrides(
 ) -> list[str]:
     """Return the overrides as Hydra takes them.
 
-    Refuses keys, groups and options that the stage lacks, in every form of override. `own` is the
-    user's folder of YAML files.
+    Refuses keys, groups and options that the stage lacks, in every form of override, and follows
+    the modules that are named. `own` is the user's folder of YAML files.
     """
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             hint = meant(stage, argument, own)
             raise UserError(f"{argument} is not an argument: give KEY=VALUE{hint}")
-    parsed = [parsed_override(argument) for argument in overrides]
-    for override in parsed:
+    parsed = {argument: parsed_override(argument) for argument in overrides}
+    given = {text: each for text, each in parsed.items() if not names_module(each)}
+    for text in parsed.keys() - given.keys():
+        plugins.follow(parsed[text].key_or_group, parsed[text].value())
+    schema = schema.current() if hasattr(schema, "current") else schema
+    for override in given.values():
         check_override(stage, override, schema, own)
-    check_experiments(stage, parsed, own)
+    check_experiments(stage, list(given.values()), own)
     if stage == "train":
-        check_takes_path(parsed)
-    return [
-        for_hydra(stage, argument, override, own)
-        for argument, override in zip(overrides, parsed, strict=True)
-    ]
+        check_takes_path(list(given.values()))
+    else:
+        check_task(list(given.values()))
+    forms = [for_hydra(stage, text, override, own) for text, override in given.items()]
+    return [*itertools.chain(*forms), *searched(stage)]
+
+
+def check_task(overrides: Sequence[Override]) -> None:
+    """Raise UserError if a later stage is given a task that has neither a file nor a run."""
+    given = {override.key_or_group: names(override) for override in overrides}
+    results = given.get("paths.results") or ["results"]
+    for name in given.get("task", []):
+        if not any((Path(each).expanduser() / "runs" / name).is_dir() for each in results):
+            check_choice("task", name, tuple(tasks()))
 
 
 def check_takes_path(overrides: Sequence[Override]) -> None:
@@ -74,17 +91,32 @@ def check_takes_path(overrides: Sequence[Override]) -> None:
                 )
 
 
-def for_hydra(stage: str, argument: str, override: Override, own: Path | None) -> str:
+def names_module(override: Override) -> bool:
+    """Return True for `attention._module=...` and the like."""
+    kind, _, key = override.key_or_group.partition(".")
+    return kind in plugins.KINDS and key == plugins.MODULE
+
+
+def for_hydra(stage: str, argument: str, override: Override, own: Path | None) -> list[str]:
     """Return an override in the form in which Hydra takes it.
 
     Hydra refuses a plus before a group that has a default, and a key that the chosen options lack
     without one. Which keys those are is known, and said, once the configuration is composed.
     """
-    key = override.key_or_group
+    key, value = override.key_or_group, override.value()
     if override.is_delete() or key.startswith("hydra"):
-        return argument
-    is_group = group_folders(stage, key.split("@")[0], own)
-    return f"{'' if is_group else '++'}{argument.lstrip('+')}"
+        return [argument]
+    folders = group_folders(stage, key.split("@")[0], own)
+    alone = key == FREE_FORM and isinstance(value, str) and value not in options(*folders)
+    if alone and folders:  # an attention without a file
+        return [f"~{key}", f"++{key}.name={value}"]
+    return [f"{'' if folders else '++'}{argument.lstrip('+')}"]
+
+
+def searched(stage: str) -> list[str]:
+    """Return the override that lets Hydra search the folders of installed packages; or none."""
+    places = ",".join(f"'{place}'" for place in search_path(stage))
+    return [f"hydra.searchpath=[{places}]"] if places else []
 
 
 def parsed_override(argument: str) -> Override:
@@ -103,8 +135,8 @@ def parsed_override(argument: str) -> Override:
 
 def meant(stage: str, word: str, own: Path | None) -> str:
     """Return a hint for a word without a key: the groups that have an option of this name."""
-    roots = [root for root in (own, conf_dir() / stage) if root is not None]
-    groups = sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()})
+    folders = (path for root in roots(stage, own) if root.is_dir() for path in root.iterdir())
+    groups = sorted({path.name for path in folders if path.is_dir() and path.name != "hydra"})
     found = [group for group in groups if option_file(stage, group, word, own)]
     return f". Did you mean {' or '.join(f'{group}={word}' for group in found)}?" if found else ""
 
@@ -121,11 +153,10 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
         check_renamed(stage, key, option, own)
     if folders := group_folders(stage, key.split("@")[0], own):
         check_option(override, folders)
+    elif own is not None and key.partition(".")[0] in plugins.KINDS:
+        return  # a file of the user's may name a module that has to be imported first
     elif not (override.is_delete() or key.startswith("hydra")):
         check_override_key(stage, key, override.value(), schema)
-        if key == "task":
-            for name in names(override):
-                check_choice("task", name, tuple(tasks()))
 
 
 def names(override: Override) -> list[str]:
@@ -149,8 +180,14 @@ def check_option(override: Override, folders: Sequence[Path]) -> None:
     value = override.value()
     for name in value if isinstance(value, list) else [value]:
         shown = name if isinstance(name, str) else override.get_value_element_as_str()
-        if not isinstance(name, str) or name.removesuffix(".yaml") not in allowed:
-            check_choice(override.key_or_group, shown, allowed)
+        if isinstance(name, str) and name.removesuffix(".yaml") in allowed:
+            continue
+        if override.key_or_group == FREE_FORM and isinstance(name, str):
+            allowed = tuple(sorted({*allowed, *of_other_packages()}))  # with a class, and no file
+            if name not in allowed:
+                raise unknown_attention(FREE_FORM, name, allowed)
+            continue
+        check_choice(override.key_or_group, shown, allowed)
 
 
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:

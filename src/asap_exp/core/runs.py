@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from asap_exp.core.attention_options import UnknownAttention
 from asap_exp.core.composing import load_saved, quoted
 from asap_exp.core.config import PathsConfig, TrainConfig
 from asap_exp.core.console import warn
@@ -133,10 +134,26 @@ class Run:
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
         try:
             return load_saved(file, TrainConfig)
+        except UnknownAttention as error:
+            raise self._of_another_package(error) from error
         except UserError as error:
             if str(file) in str(error):
                 raise
             raise UserError(f"{file} is damaged: {error}") from error
+
+    def _of_another_package(self, error: UnknownAttention) -> UserError:
+        """Return the UserError for an attention that is not known here: what makes it known."""
+        recorded = self.manifest.plugins if self.started else None
+        found = [each for each in recorded or [] if each.kind == "attention"]
+        if not found:
+            return UserError(f"{self.path}: {error}", key=error.key, value=error.value)
+        return UserError(
+            f"{self.path} was trained with attention={error.value}, which is not known here: "
+            f"{found[0].remedy}",
+            key=error.key,
+            value=error.value,
+            hint=found[0].argument,
+        )
 
     @property
     def manifest(self) -> TrainManifest:

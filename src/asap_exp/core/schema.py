@@ -6,10 +6,8 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from asap_exp.core.conf_files import attentions
-from asap_exp.core.config.fields import LARGEST_SETTING, Path, Rule
-from asap_exp.core.config.model import MOST_ITERATIONS, AttentionOptions
-from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.config.fields import Path, Rule
+from asap_exp.core.errors import UserError, check_range
 from asap_exp.core.locations import expanded
 
 LARGEST = 3e38
@@ -138,46 +136,6 @@ def check_rules(key: str, value: Any, rules: tuple[Any, ...]) -> None:
     for rule in rules:
         if isinstance(rule, Rule):
             rule.check(key, value)
-
-
-def check_attention(given: dict[str, Any]) -> None:
-    """Raise UserError if the attention lacks an option, or its type or value is wrong."""
-    check_choice("attention.name", given.get("name"), tuple(attentions()))
-    usual = attentions()[given["name"]]
-    known = fields_of(AttentionOptions)
-    for option, value in given.items():
-        key = f"attention.{option}"
-        if option == "name":
-            continue
-        if option not in usual:
-            raise unknown_option(given["name"], option, value, tuple(usual))
-        kind = type(usual[option])
-        if not (type(value) is kind or (kind is float and type(value) is int)):
-            raise UserError(
-                f"{key}={value} has the wrong type; it must be {TYPES[kind.__name__]}",
-                key=key,
-                value=value,
-                allowed=TYPES[kind.__name__],
-            )
-        if option in known:
-            check_rules(key, value, split(known[option])[1])
-        elif kind in (int, float):
-            check_range(key, value, maximum=MOST_ITERATIONS if kind is int else LARGEST_SETTING)
-
-
-def unknown_option(name: str, option: str, value: Any, allowed: tuple[str, ...]) -> UserError:
-    """Return the UserError for an option that the attention `name` lacks."""
-    close = difflib.get_close_matches(option, allowed, n=1)
-    hint = f" Did you mean attention.{close[0]}?" if close else ""
-    there = ", ".join(f"attention.{each}" for each in allowed) or "none"
-    return UserError(
-        f"attention.{option}={value} is not an option of attention={name}.{hint} "
-        f"Its options: {there}",
-        key=f"attention.{option}",
-        value=value,
-        allowed=allowed,
-        hint=close[0] if close else None,
-    )
 
 
 def check_values(tree: dict[str, Any]) -> None:

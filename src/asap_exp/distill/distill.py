@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from asap_exp.attention import Attention, attention_layers, swapped
+from asap_exp.attention import Attention, attention_class, attention_layers, swapped
 from asap_exp.calibration.artifact import (
     Artifact,
     check_belongs,
+    layers_fingerprint,
     load_artifact,
     load_fidelity,
     make_artifact,
@@ -20,7 +21,9 @@ from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.calibration.steps import STEPS
 from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.core import plugins
 from asap_exp.core.config import LayerConfig
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
@@ -63,7 +66,7 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
 def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     """Compile a teacher's layers; return the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
-    calibration = config.fitted
+    calibration, name = config.fitted, run.config.attention["name"]
     device = choose_device(config.accelerator)
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
@@ -87,6 +90,12 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
             "seed": calibration.seed,
             "teacher": run.name,
             "config": public,
+            **plugins.origins(
+                [
+                    ("attention", name, attention_class(name)),
+                    *(("calibration", step, STEPS[step]) for step in calibration.steps),
+                ]
+            ),
         }
         with (
             wandb_run(
@@ -181,6 +190,7 @@ def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact
         column_error = column_errors(net, data.held_out, paths, data.precision)
     identity = {
         **teacher_identity(run, net),
+        "layers_sha256": layers_fingerprint(net, paths),
         **compiled.calibration.identity(data.config),
         "calibration_set": {
             "task": run.config.task.name,

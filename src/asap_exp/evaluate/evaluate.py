@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from asap_exp.attention import attention_origin
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.locks import part_held
@@ -31,6 +32,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         "teacher": run.name,
         "config": public,
         "data": subject.data.identity,
+        **attention_origin(run.config.attention["name"]),
     }
     with (
         part_held(run.path, folder),

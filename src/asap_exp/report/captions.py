@@ -9,7 +9,8 @@ from asap_exp.report.markdown_table import commit
 def group_title(group: Group) -> str:
     """Return the task of a group in a few words."""
     data = f", data {group.data}" if group.data else ""
-    return f"{record_title(group.first)}{data}"
+    published = ", published" if group.published else ""
+    return f"{record_title(group.first)}{data}{published}"
 
 
 def record_title(record: EvaluationRecord) -> str:

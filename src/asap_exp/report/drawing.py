@@ -1,7 +1,9 @@
 """Figures for files, drawn by Agg whatever matplotlib's backend is; their colours and titles."""
 
+import io
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,3 +32,12 @@ def subplots(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
 def heading(group: Group, more: str = "") -> str:
     """Return the group's title and `more`, wrapped to fit above a figure."""
     return on_figure(group_title(group) + more, 90)
+
+
+def image(figure: Figure, form: str = "png") -> bytes:
+    """Return a figure as a file of this format, the same bytes every time."""
+    buffer = io.BytesIO()
+    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with rc_context({"svg.hashsalt": "asap_exp", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format=form, dpi=144, metadata=undated[form])
+    return buffer.getvalue()

@@ -1,6 +1,6 @@
 """The result of a group in one line: its teacher, ASAP, and the best method that is as fast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asap_exp.core.records.words import settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
@@ -57,15 +57,19 @@ def headline(group: Group) -> Headline:
 
 
 def compared_rows(group: Group) -> dict[str, AveragedRow]:
-    """Return the rows by key, each method once; that of the group's own map is `asap`."""
+    """Return the rows by key, each method once, the group's own map and its control averaged."""
     main = {row.key: row for row in main_rows(group)}
     maps = group.first.maps
     if len(group.records) > 1 or not maps:
         return main
     averaged = {row.key: row for row in points(group)}
-    own = {key: averaged[maps[key].key] for key in main if key in maps}
-    others = {key: row for key, row in averaged.items() if row not in own.values()}
-    return {**main, **others, **own}
+    own = {key: maps[key].key for key in main if key in maps and maps[key].key in averaged}
+    others = {key: row for key, row in averaged.items() if key not in own.values()}
+    means = {
+        key: replace(main[key], n=averaged[point].n, averages=averaged[point].averages)
+        for key, point in own.items()
+    }
+    return {**main, **others, **means}
 
 
 def rival_words(row: AveragedRow) -> str:

@@ -54,7 +54,7 @@ def compared(rows: Iterable[AveragedRow], column: Column) -> list[Point]:
     maps = [row for row in rows if row.group == "asap"]
     return [
         Point(
-            **vars(row),
+            *(row.key, row.label, row.group, row.n, row.averages),
             dominated_by=dominating(row, rows, column),
             matched=any(no_worse(other, row, column) for other in maps)
             if row.group in ("truncated", "relaxed")

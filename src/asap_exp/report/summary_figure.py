@@ -55,11 +55,11 @@ def summary(groups: Sequence[Group]) -> Figure | None:
 
 def lengths(groups: Sequence[Group]) -> list[Group]:
     """Return the groups of one data set and norm whose maps were all measured, by length."""
-    families: dict[tuple[str, bool], list[Group]] = {}
+    families: dict[tuple[str, bool, bool], list[Group]] = {}
     for group in groups:
         record = group.first
         usual = record.all_layers and record.corruption is None
         if has_maps(group) and usual and headline(group).asap["model_speedup"] is not None:
-            families.setdefault((record.data, record.qk_norm), []).append(group)
+            families.setdefault((record.data, record.qk_norm, group.published), []).append(group)
     best = max(families.values(), key=len, default=[])
     return sorted(best, key=lambda group: group.first.training.tokens or 0)

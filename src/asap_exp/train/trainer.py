@@ -18,13 +18,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
-from asap_exp.attention import build_attention, canonical_options
+from asap_exp.attention import attention_origin, build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request, postponed
-from asap_exp.core.locks import held
+from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> Run:
     if initial is not None:
         initialise(net, initial)
     place = run_directory(config)
-    with held(place):
+    with held(place), emptied_unless_begun(place):
         if config.resume != "never":
             refuse_other(config)
         if config.resume == "auto" and is_finished(Run(place), data):
@@ -112,6 +112,7 @@ def train(config: TrainConfig) -> Run:
             "initial": None if initial is None else initial_facts(initial),
             "parameters": sum(p.numel() for p in net.parameters()),
             **attempt(run, checkpoint),
+            **attention_origin(config.attention["name"]),
         }
         with ExitStack() as stack:
             if config.resume == "never":

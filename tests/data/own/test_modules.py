@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import DataNotFound, UserError
 from asap_exp.core.files import write_json
 from asap_exp.data import pixels
@@ -116,12 +117,17 @@ def test_trained_classes_are_found_by_name_in_data_of_another_order(tmp_path, ki
     else:
         for split in ("train", "test"):
             write_images(other / f"{split}.parquet", [2, 0, 0, 1, 2])
-    data = module_of(replace(config, data=replace(config.data, path=str(other))), folder=run)
+    data = module_of(moved(config, path=str(other)), folder=run)
     if kind == "numbers":  # which class is meant cannot be known
         with pytest.raises(UserError, match=r"class 2 in row 0 .* the 3 classes .*ant, bee, cat"):
             data.test_dataloader()
         return
     assert data.test_dataloader().images.labels.tolist() == expected
+
+
+def moved(config: TrainConfig, **places: str) -> TrainConfig:
+    """Return the configuration with the data in another place."""
+    return replace(config, data=replace(config.data, **places))
 
 
 def test_test_rows_held_out_of_changed_training_rows_are_refused(tmp_path):
@@ -145,11 +151,10 @@ def test_data_that_is_gone_is_not_found(tmp_path, monkeypatch):
     data = module_of(config, folder=None)
     with pytest.raises(DataNotFound, match=r"data\.path=.*pets: there is no such file or folder"):
         data.setup()
-    moved = replace(config.data, path=str(tmp_path / "gone"))
-    module_of(replace(config, data=moved)).setup()
+    module_of(moved(config, path=str(tmp_path / "gone"))).setup()
     (tmp_path / "new").mkdir()
     (tmp_path / "gone").rename(tmp_path / "new" / "pets")
-    module_of(replace(config, data=replace(config.data, root=str(tmp_path / "new")))).setup()
+    module_of(moved(config, root=str(tmp_path / "new"))).setup()
 
 
 def json_lines(root: Path) -> Path:
@@ -164,7 +169,9 @@ TEXTS = {"csv": lambda root: write_csv(root / "news.csv", **sentences(90)), "jso
 @pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS)
 def test_texts_of_a_file_are_split_and_keep_their_classes(tmp_path, make):
     data = loaded("texts", make(tmp_path), cache=tmp_path / "cache")
-    train, test = data.labelled_texts()
+    splits = data.labelled_texts()
+    assert splits is not None
+    train, test = splits
     assert (len(train.texts), len(test.texts)) == (72, 18)
     assert not set(train.texts) & set(test.texts)
     assert sorted(train.texts + test.texts) == sorted(sentences(90)["text"])

@@ -53,6 +53,11 @@ class PathsConfig:
     def runs(self) -> Path:
         return Path(self.results) / "runs"
 
+    @property
+    def report(self) -> Path:
+        """Folder of records, tables, figures and page of these runs."""
+        return Path(self.results) / "report"
+
 
 @dataclass
 class LatencyConfig:

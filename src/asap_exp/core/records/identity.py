@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.features import FEATURES
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
-Options = dict[str, str | bool | int | float]
+Options = dict[str, str | bool | int | float | None]
 """Attention as `{name, **options}`."""
 
 
@@ -49,8 +49,11 @@ class CalibrationRecipe:
     logits: bool | None = None
     relaxed: bool | None = None
     memory_mib: Size | None = None
-    settings: dict[str, Descent] = Field(default_factory=dict)
-    """Settings of the steps that have any, by step; in the file each is a key of its own."""
+    settings: dict[str, Descent | Options] = Field(default_factory=dict)
+    """Settings of the steps that have any, by step; in the file each is a key of its own.
+
+    Those of steps of other packages may have any keys.
+    """
     further_features: list[str] = Field(default_factory=list)
     """Other kinds of features that the map uses; in the file each is a key that is true."""
 
@@ -146,6 +149,8 @@ class Identity:
     adaptive: bool | None = None
     logits: bool | None = None
     prediction_kl: dict[str, BeforeAfter] | None = None
+    layers_sha256: Sha256 | None = None
+    """Hash of the weights of the compiled layers, to which `load_compiled` binds a map."""
     teacher_layers: dict[str, TeacherLayer] | None = None
     column_error: dict[str, Measure] | None = None
     attentions: dict[str, Options] | None = None
