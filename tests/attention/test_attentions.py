@@ -179,9 +179,11 @@ def test_only_asap_has_weights_and_none_of_them_is_trained():
     for name in TRAINABLE:
         assert not build_attention({"name": name}).state_dict()
     asap = make_asap()
-    assert set(asap.state_dict()) == {"theta", "weight", "query_weight"}
+    assert set(dict(asap.named_parameters())) == {"theta", "weight", "query_weight"}
+    assert set(asap.state_dict()) == {"theta", "weight", "query_weight", "_extra_state"}
     assert not any(p.requires_grad for p in asap.parameters())
-    assert set(AsapAttention(asap.theta, asap.weight).state_dict()) == {"theta", "weight"}
+    without = AsapAttention(asap.theta, asap.weight)
+    assert set(dict(without.named_parameters())) == {"theta", "weight"}
 
 
 def test_registry():
