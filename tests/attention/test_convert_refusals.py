@@ -171,7 +171,7 @@ def test_softmax_layers_are_not_compiled(vit: nn.Module) -> None:
     advice = r'asap_exp\.convert\(model, attention="sinkhorn"'
     with pytest.raises(UserError, match=rf"only softmax attention.*{advice}"):
         asap_exp.compile(converted, batches)
-    with pytest.raises(UserError, match=r"only .*MultiHeadAttention.*asap_exp\.convert"):
+    with pytest.raises(UserError, match=r"holds no MultiHeadAttention.*asap_exp\.convert"):
         asap_exp.compile(vit, batches)
     converted.blocks[0].attn.attend = SinkhornAttention(num_iters=3)
     with pytest.raises(UserError, match=rf"blocks\.1\.attn has softmax attention.*{advice}"):
