@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.hydra_files import read_each_file_once
+
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
 
@@ -38,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Report(path))
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         prepare_kernels()
+        read_each_file_once()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what uses a trained teacher: whoever is first has to train it."""
+    for item in items:
+        if "shared_pipeline" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -33,6 +33,8 @@ from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, compile_small, kl, loader, tokens
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_layer_becomes_asap_and_the_teacher_stays(
     teacher: Classifier, compiled: nn.Module
@@ -388,8 +390,10 @@ for name in {blocked}:
 import asap_exp
 assert "torch" not in sys.modules, "importing the package must stay light"
 import torch
+from asap_exp.calibration.steps import AdamFit
 from tests.small_model import Classifier, batches
-compiled = asap_exp.compile(Classifier(), batches(1, 2), steps=("ridge", "kl"), slices=2)
+steps = {{"steps": ("ridge", "kl"), "kl": AdamFit(updates=20, lr=0.02)}}
+compiled = asap_exp.compile(Classifier(), batches(1, 2), slices=2, **steps)
 asap_exp.save_compiled(compiled, sys.argv[1])
 loaded = asap_exp.load_compiled(Classifier(), sys.argv[1])
 x = batches(3)[0][0]

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 import asap_exp
-from asap_exp.report.drawing import subplots
-from asap_exp.report.report import png
+from asap_exp.report.drawing import image, subplots
 
 PACKAGE = Path(asap_exp.__file__).parent
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -23,7 +23,7 @@ def test_bugs_f1_figure_leaves_the_users_backend_alone(monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "tkagg")
     figure, axes = subplots(2, 1, ncols=2)
     assert len(axes) == 2
-    assert png(figure).startswith(b"\x89PNG")
+    assert image(figure).startswith(b"\x89PNG")
     assert matplotlib.rcParams["backend"] == "tkagg"
     assert plt.get_fignums() == [], "no window knows it"
 
@@ -35,6 +35,7 @@ def test_bugs_f1_library_uses_neither_pyplot_nor_a_backend_of_its_own():
         assert "matplotlib.use" not in text, file
 
 
+@pytest.mark.slow
 def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
     """Report: its figures import matplotlib, as Lightning does in the others."""
     done = subprocess.run(

@@ -8,8 +8,10 @@ from asap_exp.attention.base import (
     Attention,
     attention_class,
     attention_options,
+    attention_origin,
     build_attention,
     canonical_options,
+    register,
 )
 from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
 from asap_exp.attention.recording import LayerInputs, record_inputs
@@ -40,9 +42,11 @@ __all__ = [
     "attention_class",
     "attention_layers",
     "attention_options",
+    "attention_origin",
     "build_attention",
     "canonical_options",
     "record_inputs",
+    "register",
     "swap_attention",
     "swapped",
 ]

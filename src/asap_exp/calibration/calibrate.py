@@ -29,6 +29,7 @@ from asap_exp.calibration.stacking import (
 )
 from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelStep, StartStep
 from asap_exp.calibration.steps.base import Shown, Step
+from asap_exp.core.console import timed
 
 MIB = 2**20
 
@@ -99,7 +100,8 @@ def fit_layers(
     checks, held_out = record(data, data.held_out, group, room)
     for path in data.progress.track(group, f"{start.name}, {len(group)} layers", len(group)):
         eps = sinkhorn(attention_layers(net)[path]).eps
-        ridge = start.fit(sums[path], checks[path], config)
+        with timed(f"{start.name} of {path}"):
+            ridge = start.fit(sums[path], checks[path], config)
         if "maps" in kinds:
             result.ridge[path] = ridge
             result.maps[path] = ridge.map(config, eps)
@@ -132,7 +134,8 @@ def fit_stack(
     attends = [result.found(kind)[path] for path in paths]
     whole = stack_maps(attends)
     for step in steps:
-        step.fit(whole, scale, replace(data, shown=shown(of, step, kind, paths)))
+        with timed(f"{step.name} of {', '.join(paths)}, {kind}"):
+            step.fit(whole, scale, replace(data, shown=shown(of, step, kind, paths)))
         if kind == "maps":
             kl = {"kl": mean_kl(whole, data.held_out)}
             for path, part in zip(paths, by_layer(attends, kl), strict=True):
@@ -155,7 +158,8 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
     for kind in KINDS:
         for step in steps:
             watched = replace(examples, shown=shown(data, step, kind, list(result.maps)))
-            kl = step.fit(result.found(kind), result.scales[kind], watched)
+            with timed(f"{step.name} of {kind}"):
+                kl = step.fit(result.found(kind), result.scales[kind], watched)
             result.prediction_kl[kind] = {**kl, **first_kl(result, kind)}
 
 

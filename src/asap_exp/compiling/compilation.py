@@ -14,7 +14,7 @@ from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.batches import call, content_hash, num_samples, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.config import calibration_schema
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.compiling.arguments import (
@@ -117,7 +117,8 @@ def compile(
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
     with in_words_of_arguments():
-        config = CalibrationConfig(
+        schema = calibration_schema()
+        config = schema(
             name="sequential" if sequential else ([*steps] or ["ridge"])[-1],
             steps=list(steps),
             ridge=ridge,
@@ -126,7 +127,7 @@ def compile(
             batch_size=max(map(num_samples, batches)),
             **(settings | {"candidates": max(candidates, slices)} | switches | more),
         )
-        check_fields(CalibrationConfig, asdict(config), PREFIX)
+        check_fields(schema, asdict(config), PREFIX)
     shown = Progress(shown=progress)
     shown.line(
         f"Compiling {len(paths)} layers: {', '.join(steps)} on {config.samples} samples, "

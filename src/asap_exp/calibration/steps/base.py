@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from asap_exp.core.config.fields import MOST_UPDATES, Rate, at_least, at_most
+from asap_exp.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -140,9 +141,18 @@ AnyStep = TypeVar("AnyStep", bound=type[Step])
 
 
 def register(name: str) -> Callable[[AnyStep], AnyStep]:
-    """Make a step known as an item of `calibration.steps`, its settings as `calibration.NAME`."""
+    """Make a step known as an item of `calibration.steps`, its settings as `calibration.NAME`.
+
+    Raises UserError if another step has the name.
+    """
 
     def add(cls: AnyStep) -> AnyStep:
+        other = STEPS.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"the calibration step {name} of {cls.__module__} has the name of one of "
+                f"{other.__module__}; choose another"
+            )
         cls.name = name
         STEPS[name] = cls
         in_order = sorted(STEPS.items(), key=lambda item: (SCOPES.index(item[1].scope), item[0]))

@@ -11,9 +11,10 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.features import FEATURES
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
-Options = dict[str, str | bool | int | float]
+Options = dict[str, str | bool | int | float | None]
 """Attention as `{name, **options}`."""
 
 
@@ -48,8 +49,11 @@ class CalibrationRecipe:
     logits: bool | None = None
     relaxed: bool | None = None
     memory_mib: Size | None = None
-    settings: dict[str, Descent] = Field(default_factory=dict)
-    """Settings of the steps that have any, by step; in the file each is a key of its own."""
+    settings: dict[str, Descent | Options] = Field(default_factory=dict)
+    """Settings of the steps that have any, by step; in the file each is a key of its own.
+
+    Those of steps of other packages may have any keys.
+    """
     further_features: list[str] = Field(default_factory=list)
     """Other kinds of features that the map uses; in the file each is a key that is true."""
 
@@ -64,7 +68,7 @@ class CalibrationRecipe:
             raise ValueError(f"{min(wrong)}: unexpected key")
         steps = given.get("steps") or []
         settings = {key: value for key, value in other.items() if key in steps}
-        features = [key for key, value in other.items() if value is True and key not in settings]
+        features = [key for key, value in other.items() if value is True and key in FEATURES]
         rest = {key: x for key, x in given.items() if key not in settings and key not in features}
         return rest | {"settings": settings, "further_features": features}
 
