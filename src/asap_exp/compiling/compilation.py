@@ -129,6 +129,10 @@ def compile(
         )
         check_fields(schema, asdict(config), PREFIX)
     shown = Progress(shown=progress)
+    shown.line(
+        f"Compiling {len(paths)} layers: {', '.join(steps)} on {config.samples} samples, "
+        f"{config.holdout} to check on"
+    )
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     data = CalibrationData(compiled, fit, held_out, config, precision, forward, shown)
     result = calibrate(data, paths)
