@@ -75,6 +75,8 @@ def test_result_comes_first_and_marks_the_better_of_asap_and_its_rival() -> None
     assert speeds == sorted(speeds, reverse=True)
     counts = [int(count) for count in re.findall(r"\d+", verdict(groups))]
     assert counts[0] == len(groups) == sum(counts[1:])
+    words = {verdict([group]).split(" the best")[0] for group in groups}
+    assert words <= {"ASAP is better than", "ASAP is as good as", "ASAP is worse than"}
 
 
 def test_methods_are_in_order_of_speed_and_a_map_is_the_mean_over_its_seeds() -> None:

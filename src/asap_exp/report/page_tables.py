@@ -141,6 +141,12 @@ def lead(found: Headline) -> int:
 def verdict(groups: Sequence[Group]) -> str:
     """Count the groups in which ASAP is better or worse than everything else that is as fast."""
     leads = [lead(headline(group)) for group in groups]
+    if len(leads) == 1:
+        how = {1: "better than", 0: "as good as", -1: "worse than"}[leads[0]]
+        return (
+            f"ASAP is {how} the best other method that is as fast; a difference of less than half "
+            "a point may be noise."
+        )
     return (
         f"Of {len(leads)} rows, ASAP is the best of what is as fast in {leads.count(1)}, equal to "
         f"the best in {leads.count(0)} and behind in {leads.count(-1)}; differences of less than "
