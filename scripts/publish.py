@@ -24,8 +24,8 @@ from update_readme import DOCUMENTS, RESULTS, update_documents
 
 from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
-from asap_exp.core.files import read_json, read_text, write_bytes, write_json, write_text
 from asap_exp.core.failures import sentences
+from asap_exp.core.files import read_json, read_text, write_bytes, write_json, write_text
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report import benchmark_records

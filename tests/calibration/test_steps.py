@@ -34,8 +34,7 @@ from asap_exp.core.records.fidelity import FidelityRow
 from asap_exp.core.records.identity import CalibrationRecipe
 from asap_exp.core.records.words import feature_words
 from asap_exp.core.typed import from_json, to_json
-from tests.small_model import Classifier, batches
-from tests.test_compiling import kl, tokens
+from tests.small_model import Classifier, batches, kl, tokens
 
 
 def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes() -> None:
@@ -112,6 +111,9 @@ def test_records_hold_the_settings_of_any_step_that_was_taken() -> None:
     given = recipe(steps=["ridge", "new"], new={"updates": 3, "lr": 0.1})
     read = from_json(CalibrationRecipe, given, Path("file"))
     assert read.settings["new"].updates == 3
+    assert to_json(read, exclude_none=True) == given
+    given = recipe(steps=["ridge", "own"], own={"factor": 0.5, "word": "half", "updates": 0})
+    read = from_json(CalibrationRecipe, given, Path("file"))
     assert to_json(read, exclude_none=True) == given
 
 

@@ -594,6 +594,7 @@ def test_budget_refuses_calibrations_in_which_layers_depend_on_each_other(name):
     assert f"calibration={name} fits layers by one another" in words
 
 
+@pytest.mark.slow
 def test_calibrations_differ_in_what_their_names_say():
     calibrations = {
         name: composed("distill", f"calibration={name}").calibration
@@ -748,6 +749,13 @@ def test_experiment_of_another_stage_is_refused_with_its_command():
     )
     assert "demo" in refusal("distill", "experiment=demo").hint
     assert "Did you mean pareto?" in refused("distill", "experiment=paretto")
+
+
+def test_later_stage_takes_a_task_that_has_runs(tmp_path):
+    (tmp_path / "results/runs/mine").mkdir(parents=True)
+    where = f"paths.results={tmp_path / 'results'}"
+    assert composed("distill", "task=mine", where).task.name == "mine"
+    assert "task=mine is not allowed" in refused("distill", "task=mine")
 
 
 def test_newcomer_c11_experiment_of_another_task_is_refused():

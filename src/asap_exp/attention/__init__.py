@@ -13,14 +13,9 @@ from asap_exp.attention.base import (
     canonical_options,
     register,
 )
-from asap_exp.attention.layer import (
-    LayerInputs,
-    MultiHeadAttention,
-    attention_layers,
-    record_inputs,
-    swap_attention,
-    swapped,
-)
+from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
+from asap_exp.attention.recording import LayerInputs, record_inputs
+from asap_exp.attention.swapping import attention_layers, swap_attention, swapped
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -36,6 +31,7 @@ __all__ = [
     "ATTENTIONS",
     "AsapAttention",
     "Attention",
+    "AttentionLayer",
     "EspformerAttention",
     "LayerInputs",
     "MultiHeadAttention",

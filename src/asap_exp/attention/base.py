@@ -27,6 +27,12 @@ class Attention(nn.Module, ABC):
     name: ClassVar[str]
     needs_calibration: ClassVar[bool] = False
     """True if the weights come from `distill`, so that `train` cannot build it."""
+    takes_bias: ClassVar[bool] = False
+    """True if `forward` takes `bias`, added to the logits, and `dropout` of attention weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.takes_bias = "bias" in inspect.signature(cls.forward).parameters
 
     @abstractmethod
     def forward(

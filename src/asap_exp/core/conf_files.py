@@ -58,8 +58,8 @@ def tasks() -> list[str]:
 
 def own_data_tasks() -> list[str]:
     """Return the tasks of own data, which take `data.path`."""
-    folder = conf_dir() / "train" / "task"
-    return [task for task in tasks() if "/data: own_" in (folder / f"{task}.yaml").read_text()]
+    files = {task: option_file("train", "task", task) for task in tasks()}
+    return [task for task, file in files.items() if file and "/data: own_" in file.read_text()]
 
 
 @cache

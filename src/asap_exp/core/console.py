@@ -29,6 +29,9 @@ LINE_SECONDS = 5
 
 PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
+COLOURS = {logging.DEBUG: "\033[2m", logging.WARNING: "\033[33m", logging.ERROR: "\033[31m"}
+"""Colours of the prefixes on a terminal: faint, yellow, red."""
+
 LOGGER = logging.getLogger("asap_exp")
 
 
@@ -40,8 +43,12 @@ class Printer(logging.Handler):
         if table is not None:
             console().print(table)
             return
-        stream = sys.stdout if record.levelno == logging.INFO else sys.stderr
-        print(PREFIXES.get(record.levelno, "") + record.getMessage(), file=stream, flush=True)
+        usual = sys.stdout if record.levelno == logging.INFO else sys.stderr
+        stream = getattr(record, "stream", usual)
+        prefix = PREFIXES.get(record.levelno, "")
+        if prefix and stream.isatty() and not os.environ.get("NO_COLOR"):
+            prefix = f"{COLOURS[record.levelno]}{prefix}\033[0m"
+        print(prefix + record.getMessage(), file=stream, flush=True)
 
 
 PRINTER = Printer(logging.INFO)
@@ -201,3 +208,27 @@ def prefixed(prefix: str) -> Iterator[None]:
         for stream in streams:
             stream.finish()
         sys.stdout, sys.stderr = before
+
+
+class Progress:
+    """Progress of a long computation on stderr: a line for each part, and on a terminal a bar."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+
+    def line(self, text: str) -> None:
+        """Print a line, unless nothing is to be shown."""
+        if self.shown:
+            LOGGER.info(text, extra={"stream": sys.stderr})
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Yield the items, and say afterwards how long they took."""
+        from rich.console import Console
+        from rich.progress import track
+
+        start = time.perf_counter()
+        target = Console(stderr=True)
+        if self.shown and target.is_terminal:
+            items = track(items, description, total=total, transient=True, console=target)
+        yield from items
+        self.line(f"{description}: {time.perf_counter() - start:.1f} s")

@@ -59,8 +59,19 @@ def check_overrides(
     check_experiments(stage, list(given.values()), own)
     if stage == "train":
         check_takes_path(list(given.values()))
+    else:
+        check_task(list(given.values()))
     forms = [for_hydra(stage, text, override, own) for text, override in given.items()]
     return [*itertools.chain(*forms), *searched(stage)]
+
+
+def check_task(overrides: Sequence[Override]) -> None:
+    """Raise UserError if a later stage is given a task that has neither a file nor a run."""
+    given = {override.key_or_group: names(override) for override in overrides}
+    results = given.get("paths.results") or ["results"]
+    for name in given.get("task", []):
+        if not any((Path(each).expanduser() / "runs" / name).is_dir() for each in results):
+            check_choice("task", name, tuple(tasks()))
 
 
 def check_takes_path(overrides: Sequence[Override]) -> None:
@@ -146,9 +157,6 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
         return  # a file of the user's may name a module that has to be imported first
     elif not (override.is_delete() or key.startswith("hydra")):
         check_override_key(stage, key, override.value(), schema)
-        if key == "task":
-            for name in names(override):
-                check_choice("task", name, tuple(tasks()))
 
 
 def names(override: Override) -> list[str]:

@@ -11,6 +11,7 @@ from asap_exp.attention import Attention, attention_class, attention_layers, swa
 from asap_exp.calibration.artifact import (
     Artifact,
     check_belongs,
+    layers_fingerprint,
     load_artifact,
     load_fidelity,
     make_artifact,
@@ -189,6 +190,7 @@ def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact
         column_error = column_errors(net, data.held_out, paths, data.precision)
     identity = {
         **teacher_identity(run, net),
+        "layers_sha256": layers_fingerprint(net, paths),
         **compiled.calibration.identity(data.config),
         "calibration_set": {
             "task": run.config.task.name,

@@ -169,7 +169,8 @@ TEXTS = {"csv": lambda root: write_csv(root / "news.csv", **sentences(90)), "jso
 @pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS)
 def test_texts_of_a_file_are_split_and_keep_their_classes(tmp_path, make):
     data = loaded("texts", make(tmp_path), cache=tmp_path / "cache")
-    assert (splits := data.labelled_texts()) is not None
+    splits = data.labelled_texts()
+    assert splits is not None
     train, test = splits
     assert (len(train.texts), len(test.texts)) == (72, 18)
     assert not set(train.texts) & set(test.texts)

@@ -6,7 +6,7 @@ needs it, inside `fit` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from asap_exp.calibration.maps import RidgeFit
     from asap_exp.calibration.prediction_fit import Example
     from asap_exp.calibration.ridge import NormalEquations
+
+Shown = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Yields the items of a number of updates, and shows how many there were."""
+
+
+def unseen(items: Iterable[Any], _: int) -> Iterable[Any]:
+    return items
+
 
 Scope = Literal["start", "layer", "model"]
 SCOPES: tuple[Scope, ...] = ("start", "layer", "model")
@@ -81,6 +89,7 @@ class LayerData:
     fit: Sequence[Target]
     held_out: Sequence[Target]
     seed: int
+    shown: Shown = unseen
 
 
 class LayerStep(Step):
@@ -106,6 +115,7 @@ class ModelData:
     precision: str
     forward: Forward
     seed: int
+    shown: Shown = unseen
 
 
 class ModelStep(Step):
