@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import asap_exp
@@ -13,7 +14,6 @@ from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.steps import AdamFit
 from asap_exp.compiling import summary
 from asap_exp.compiling.summary import LayerSummary, advice
-from asap_exp.core import console
 from tests.small_model import Classifier, loader, tokens
 
 QUICK: dict[str, Any] = {"slices": 2, "candidates": 4}
@@ -54,7 +54,7 @@ def test_a_line_for_each_part_and_layer_where_there_is_no_terminal(
 def test_a_bar_on_a_terminal(
     teacher: Classifier, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.Console, "is_terminal", property(lambda _: True))
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
     asap_exp.compile(teacher, loader(), **QUICK)
     out, err = capfd.readouterr()
     assert out == ""
