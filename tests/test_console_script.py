@@ -114,7 +114,7 @@ def test_newcomer_k9_shell_completes_after_one_line(folder: Path) -> None:
     script = """
 eval "$(asap-exp -sc install=bash)"
 complete -p asap-exp
-COMP_LINE="asap-exp train task=im" COMP_POINT=22 COMP_CWORD=2
+COMP_LINE="asap-exp train task=imd" COMP_POINT=23 COMP_CWORD=2
 hydra_bash_completion
 printf '%s\\n' "${COMPREPLY[@]}"
 """
