@@ -23,9 +23,9 @@ if command -v uv >/dev/null 2>&1; then
         # The tools that check and run the tests keep their pinned versions.
         grep -E '^(codespell|mypy|pytest|ruff)==' constraints.txt | cat "$oldest" - >"$constraints"
     fi
-    uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,sweep]'
+    uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,hf,sweep]'
 else
     "$PYTHON" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -c constraints.txt -e '.[dev,docs,sweep]'
+        -c constraints.txt -e '.[dev,docs,hf,sweep]'
 fi

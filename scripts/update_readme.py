@@ -2,7 +2,7 @@
 
 Usage: python scripts/update_readme.py
 
-`src/asap_exp/report/documents.py` lists the tables.
+`src/asap_exp/report/documents.py` lists the tables; `make publish` does this too.
 """
 
 import argparse
@@ -11,17 +11,24 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
-from asap_exp.core.mishaps import sentences
+from asap_exp.core.failures import sentences
 from asap_exp.report.documents import published, update
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def update_documents() -> None:
+    """Regenerate every table of the documents."""
+    found = published(RESULTS / "records")
+    for document in DOCUMENTS:
+        update(document, found)
+
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     with sentences():
-        found = published(ROOT / "results/records")
-        for document in DOCUMENTS:
-            update(document, found)
+        update_documents()

@@ -15,6 +15,7 @@ import asap_exp
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.calibration.steps import AdamFit
+from asap_exp.core.config import MovedData
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.runs import Run
@@ -47,6 +48,7 @@ from tests.stages import (
 
 pytestmark = pytest.mark.slow
 
+WHERE_IT_WAS = MovedData(root=None, cache=None, path=None)
 FEW = AdamFit(updates=3, lr=0.02)
 FEW_UPDATES = (
     "calibration.candidates=6",
@@ -171,7 +173,7 @@ def test_every_task_goes_through_all_stages(pipeline: TextPipeline, task: str) -
     assert "SUBSET" in tables
     if task == "imdb":
         assert run_report(results)
-        assert (results / "tables.md").read_text() == tables
+        assert (results / "report" / "tables.md").read_text() == tables
 
 
 def test_same_run_ends_in_the_same_weights(pipeline: TextPipeline, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def masked_record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_distill(results)
     record = read_json(run_evaluate(results, "max_test_rows=null", "fidelity_samples=8"))
     run_report(results)
-    record["tables"] = (results / "tables.md").read_text()
+    record["tables"] = (results / "report" / "tables.md").read_text()
     record["results"] = results
     return record
 
@@ -318,8 +320,10 @@ def test_maps_of_a_masked_language_model_are_compared_by_perplexity(
     record = read_json(run_evaluate(results, f"artifact={folder}", "maps=all"))
     assert "ridge + learned slices + end to end" in record["maps"]["asap"]["label"]
     run_report(results)
-    assert list((results / "figures").glob("*-accuracy_latency.png"))
-    _, _, table = (results / "tables.md").read_text().partition("Every map and truncation")
+    assert list((results / "report" / "figures").glob("*-accuracy_latency.png"))
+    _, _, table = (
+        (results / "report" / "tables.md").read_text().partition("Every map and truncation")
+    )
     assert "| n | perplexity | KL |" in table
     assert "accuracy" not in table
 
@@ -338,7 +342,7 @@ def test_budget_of_a_masked_language_model_is_of_latency(
     folder = distill_within_budget(composed("distill", [*small, ratio], DistillConfig))
     budget = load_artifact(folder).identity["budget"]
     assert budget["model_ms"] <= 100 * budget["teacher_model_ms"]
-    data = run_data(Run(folder.parents[1]), None, None, 8, torch.device("cpu"))
+    data = run_data(Run(folder.parents[1]), WHERE_IT_WAS, 8, torch.device("cpu"))
     data.setup()
     assert budget["rows"] == data.val_dataloader().num_samples
 
@@ -485,7 +489,7 @@ def test_padded_texts_are_closer_after_each_calibration(
 
 def test_text_encoder_is_compiled_by_the_library(pipeline: TextPipeline) -> None:
     net = load_net(pipeline.teacher)
-    data = run_data(pipeline.teacher, None, None, 8, torch.device("cpu"))
+    data = run_data(pipeline.teacher, WHERE_IT_WAS, 8, torch.device("cpu"))
     data.setup()
     fit, _ = data.calibration_dataloaders(samples=32, holdout=8, batch_size=8, seed=0)
     compiled = asap_exp.compile(net, fit, slices=2, candidates=6, learned_slices=FEW)

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asap_exp.compiling import compile, drift, load_compiled, save_compiled
+    from asap_exp.compiling import compile, convert, drift, load_compiled, save_compiled
 
 __version__ = "0.1.0"
-__all__ = ["compile", "drift", "load_compiled", "save_compiled"]
+__all__ = ["compile", "convert", "drift", "load_compiled", "save_compiled"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,3 +16,8 @@ def __getattr__(name: str) -> Any:
     from asap_exp import compiling
 
     return getattr(compiling, name)
+
+
+def __dir__() -> list[str]:
+    """List the functions for any model too, which are not loaded yet."""
+    return sorted({*globals(), *__all__})

@@ -86,12 +86,47 @@ def test_padding_reaches_the_attention():
     assert_close(out[MASK], layer.proj.bias.expand(int(MASK.sum()), DIM))
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"is_causal": True}, {"attn_mask": torch.ones(5, 5, dtype=torch.bool)}]
-)
-def test_causal_and_arbitrary_masks_are_refused(arguments):
-    with pytest.raises(ValueError, match="only a key_padding_mask"):
-        make_layer()(normal(3, 5, DIM), **arguments)
+MASKS = {
+    "causal": {"is_causal": True},
+    "boolean": {"attn_mask": torch.eye(5).flip(0) == 0},
+    "additive": {"attn_mask": normal(2, 1, 5, 5, seed=7)[:1]},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_mean_what_they_do_in_timm_with_softmax_alone(name):
+    arguments = MASKS[name]
+    if name == "causal" and "is_causal" not in signature(TimmAttention.forward).parameters:
+        pytest.skip("this timm's attention has no is_causal yet")
+    layer, x = make_layer(), normal(3, 5, DIM)
+    own = TimmAttention(DIM, HEADS, qkv_bias=True)
+    own.load_state_dict(layer.state_dict())
+    assert_close(layer(x, **arguments), own(x, **arguments))
+    assert isinstance(layer.attend, SoftmaxAttention)
+    plan = layer.attend.plan(*qk(layer, x), bias=bias_of(**arguments))
+    v = layer.qkv(x).unflatten(-1, (3, HEADS, DIM // HEADS))[..., 2, :, :].transpose(1, 2)
+    assert_close(layer.proj((plan @ v).transpose(1, 2).flatten(2)), own(x, **arguments))
+    layer.attend = SinkhornAttention()
+    words = "the identity is" if name == "causal" else "a mask or bias on the logits is not"
+    with pytest.raises(UserError, match=words):
+        layer(x, **arguments)
+
+
+def qk(layer, x):
+    q, k, _ = layer.qkv(x).unflatten(-1, (3, HEADS, DIM // HEADS)).unbind(-3)
+    return q.transpose(1, 2), k.transpose(1, 2)
+
+
+def bias_of(attn_mask=None, is_causal=False):
+    return torch.ones(5, 5, dtype=torch.bool).tril() if is_causal else attn_mask
+
+
+def test_masks_and_padding_hold_together_for_softmax():
+    """A padded key has no weight, whatever is added to its logits."""
+    layer, x = make_layer(), normal(len(MASK), 7, DIM)
+    for mask in (torch.zeros(7, 7), torch.ones(7, 7, dtype=torch.bool)):
+        with_both = layer(x, mask, key_padding_mask=MASK)
+        assert_close(with_both, layer(x, key_padding_mask=MASK))
 
 
 def test_heads_must_divide_the_width():
@@ -351,9 +386,28 @@ def test_bugs_f12_device_is_that_of_every_parameter():
     assert all(parameter.is_meta for parameter in layer.parameters())
 
 
-def test_bugs_f12_dropout_of_attention_weights_is_refused():
-    with pytest.raises(UserError, match=r"attn_drop=0\.1 is not allowed.* attn_drop_rate=0"):
-        timm_vit(attn_layer=MultiHeadAttention, attn_drop_rate=0.1)
+def test_bugs_f12_dropout_of_attention_weights_is_for_softmax_alone():
+    own, ours = (
+        timm_vit(attn_drop_rate=0.5, **given) for given in ({}, {"attn_layer": MultiHeadAttention})
+    )
+    ours.load_state_dict(own.state_dict())
+    x = normal(3, 3, 8, 8)
+    outs = []
+    for net in (own.train(), ours.train()):
+        torch.manual_seed(0)
+        outs.append(net(x))
+    assert_close(*outs)
+    assert not torch.allclose(ours(x), outs[1])
+    for layer in attention_layers(ours).values():
+        with pytest.raises(
+            UserError, match=r"attention dropout of 0\.5, and dropping .* marginals"
+        ):
+            layer.attend = SinkhornAttention()
+        layer.attention_dropout_rate = 0
+        layer.attend = SinkhornAttention()
+        layer.attention_dropout_rate = 0.5  # too late
+    with pytest.raises(UserError, match=r"attention dropout of 0\.5 is not possible with sinkhorn"):
+        ours(x)
 
 
 @pytest.mark.parametrize("given", [{"fused_attn": False}, {"rope": 1}, {"num_kv_heads": 1}])

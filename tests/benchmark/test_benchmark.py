@@ -53,18 +53,20 @@ def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> No
 
 @pytest.mark.slow
 def test_tables_and_figure_come_from_the_records(shared_results: Path) -> None:
-    check_benchmarks_are_generated(shared_results)
+    check_benchmarks_are_generated(shared_results / "report")
 
 
 def test_edited_table_is_found(tmp_path: Path, shared_results: Path) -> None:
     write_json(tmp_path / "records/benchmark/a.json", only_record(shared_results))
-    (tmp_path / "benchmark.md").write_text((shared_results / "benchmark.md").read_text() + " ")
+    (tmp_path / "benchmark.md").write_text(
+        (shared_results / "report" / "benchmark.md").read_text() + " "
+    )
     with pytest.raises(AssertionError):
         check_benchmarks_are_generated(tmp_path)
 
 
 def only_record(results: Path) -> dict[str, Any]:
-    (file,) = (results / "records" / "benchmark").glob("*.json")
+    (file,) = (results / "report" / "records" / "benchmark").glob("*.json")
     return read_json(file)
 
 
@@ -78,7 +80,9 @@ def test_report_makes_them_anew_without_any_evaluation(
 ) -> None:
     report_stage(shared_results, f"out={tmp_path}")
     check_benchmarks_are_generated(tmp_path)
-    assert (tmp_path / "benchmark.md").read_text() == (shared_results / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.md").read_text() == (
+        shared_results / "report" / "benchmark.md"
+    ).read_text()
 
 
 def test_report_of_one_task_has_no_benchmark(shared_results: Path, tmp_path: Path) -> None:

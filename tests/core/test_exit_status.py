@@ -99,7 +99,7 @@ def test_bugs_f8_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, laun
 
 
 @contextmanager
-def training(folder: Path, *words: str, **pipes: int) -> Iterator[subprocess.Popen[str]]:
+def training(folder: Path, *words: str, stdout: int) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m asap_exp.train WORDS` in a session of its own, and kill all that is left."""
     with subprocess.Popen(
         [sys.executable, "-m", "asap_exp.train", *words],
@@ -108,7 +108,7 @@ def training(folder: Path, *words: str, **pipes: int) -> Iterator[subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **pipes,
+        stdout=stdout,
     ) as process:
         try:
             yield process

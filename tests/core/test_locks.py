@@ -11,7 +11,7 @@ import pytest
 
 from asap_exp.core import locks
 from asap_exp.core.errors import UserError
-from asap_exp.core.locks import HOLDER, held, part_held, require_free
+from asap_exp.core.locks import HOLDER, emptied_unless_begun, held, part_held, require_free
 
 
 def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]:
@@ -101,3 +101,42 @@ def test_parts_are_held_side_by_side_but_not_within_a_held_whole(
             require_free([one])
     with held(tmp_path), pytest.raises(UserError, match="is in use by"), part_held(tmp_path, one):
         pass
+
+
+def test_newcomer_c12_folder_in_which_nothing_was_written_leaves_none_above_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "results").mkdir()
+    with held(tmp_path / "results/runs/imdb/encoder/a-s0"):
+        pass
+    assert list((tmp_path / "results").iterdir()) == []
+    with held(tmp_path / "results/runs/imdb/encoder/a-s0"), held(tmp_path / "results/runs/x"):
+        (tmp_path / "results/runs/imdb/kept").touch()
+    assert [file.name for file in (tmp_path / "results/runs").rglob("*")] == ["imdb", "kept"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_newcomer_c12_work_that_fails_before_its_manifest_leaves_nothing(
+    tmp_path: Path, begun: bool
+) -> None:
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        with held(run), emptied_unless_begun(run):
+            (run / "config.yaml").touch()
+            (run / "wandb").mkdir()
+            (run / "wandb/log").touch()
+            if begun:
+                (run / "manifest.json").touch()
+            raise UserError("wandb did not start")
+
+    with pytest.raises(UserError):
+        fail()
+    assert run.exists() is begun
+
+
+def test_folder_with_something_in_it_is_kept_when_work_fails(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError), held(tmp_path), emptied_unless_begun(tmp_path):
+        raise UserError("a mistake")
+    assert (tmp_path / "config.yaml").is_file()

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from asap_exp.core.runs import (
     refuse_other,
     repair,
     run_directory,
+    run_name,
+    to_dict,
 )
 from asap_exp.distill.config import DistillConfig
 from asap_exp.models.teachers import find_teacher
@@ -165,6 +167,26 @@ def test_teacher_of_a_task(tmp_path):
     cifar = fake_run(tmp_path, task="cifar", ended="2026-01-02T00:00:00+00:00")
     assert find_teacher(paths(tmp_path), None, None) == cifar
     assert find_teacher(paths(tmp_path), "digits", None) == digits
+
+
+def test_newcomer_c5_run_shortened_for_debugging_is_taken_by_its_name_alone(tmp_path, capsys):
+    short = fake_run(tmp_path, "debug=fast", ended="2026-01-03T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"shortened by debug=:\n  \"teacher='.*'\"$"):
+        find_teacher(paths(tmp_path), None, None)
+    whole = fake_run(tmp_path, ended="2026-01-01T00:00:00+00:00")
+    assert find_teacher(paths(tmp_path), None, None) == whole
+    assert f"Not considered, since shortened by debug=: \"teacher='{short.path}'\"" in (
+        capsys.readouterr().out
+    )
+    assert find_teacher(paths(tmp_path), None, str(short.path)) == short
+
+
+def test_mark_of_a_debugging_run_is_no_part_of_its_identity():
+    config = train_config("debug=fast")
+    assert config.debug == "fast"
+    assert to_dict(config)["debug"] == "fast"
+    assert run_name(replace(config, debug=None)) == run_name(config)
+    assert "debug" not in to_dict(train_config())
 
 
 def test_teacher_that_is_named_is_taken(tmp_path, capsys):

@@ -112,7 +112,7 @@ def test_nothing_is_written_where_wandb_was_not_chosen(tmp_path):
 
 
 @pytest.mark.slow
-def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch):
+def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
@@ -125,6 +125,18 @@ def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch):
     (written,) = (folder / "wandb").glob("offline-run-*")
     assert list(written.glob("*.wandb"))
     assert not (tmp_path / "wandb").exists()
+    shown = f"run/wandb/{written.name}"
+    assert capsys.readouterr().out == (
+        f"wandb, offline: {shown}; upload it with: wandb sync {shown}\n"
+    )
+
+
+def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_SILENT", "WANDB_QUIET", "WANDB_INIT_TIMEOUT", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+    with start(tmp_path, wandb=True) as run:
+        assert run.group == "digits-vit"
 
 
 def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch):

@@ -1,14 +1,21 @@
 """Cached content is used only if it is unchanged."""
 
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from asap_exp.core.errors import UserError
-from asap_exp.data import sources
+from asap_exp.data import pixels as kept
 from asap_exp.data import tokenizer as tokenizers
-from asap_exp.data.cache import read_cached, write_cached
+from asap_exp.data.cache import cached_array, read_cached, write_cached
 from asap_exp.data.catalog import IMAGE_DATASETS
 from asap_exp.data.raw_texts import RawTexts
 from asap_exp.data.sources import load_images
@@ -27,7 +34,8 @@ def flip_a_bit(file: Path) -> None:
 
 
 def the_file(folder: Path) -> Path:
-    (file,) = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".sha256")
+    files = (file for file in folder.rglob("*") if file.is_file())
+    (file,) = (file for file in files if file.suffix not in (".sha256", ".lock"))
     return file
 
 
@@ -64,7 +72,7 @@ def test_bugs_f19_cache_that_cannot_be_written_is_named_and_not_the_data(tmp_pat
 
 
 def test_reliability_f13_flipped_bit_in_decoded_images_is_not_trained_on(tmp_path, monkeypatch):
-    decoded = counted(monkeypatch, sources, "decoded_pixels")
+    decoded = counted(monkeypatch, kept, "decoded_pixels")
     pixels = make_pixels(4)
     write_parquet(tmp_path / "cifar10" / "train.parquet", CIFAR10, pixels, [0, 1, 2, 3])
 
@@ -111,8 +119,67 @@ def test_reliability_f13_changed_tokenizer_in_the_cache_is_made_again(tmp_path, 
 
 def test_other_version_of_the_decoder_does_not_share_its_pixels(tmp_path, monkeypatch):
     write_parquet(tmp_path / "cifar10" / "train.parquet", CIFAR10, make_pixels(2), [0, 1])
-    decoded = counted(monkeypatch, sources, "decoded_pixels")
+    decoded = counted(monkeypatch, kept, "decoded_pixels")
     for version in ("1.0", "2.0", "2.0"):
-        monkeypatch.setattr(sources.PIL, "__version__", version)
+        monkeypatch.setattr(kept.PIL, "__version__", version)
         load_images(CIFAR10, "train", str(tmp_path), str(tmp_path / "cache"))
     assert len(decoded) == 2
+
+
+def test_one_of_several_processes_makes_a_file_and_the_others_wait(tmp_path, capsys):
+    made, begun = [], threading.Event()
+
+    def make() -> np.ndarray:
+        begun.set()
+        time.sleep(0.5)
+        made.append(1)
+        return np.arange(6)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cached_array, tmp_path / "a.npy", make)
+        begun.wait()
+        others = [pool.submit(cached_array, tmp_path / "a.npy", make) for _ in range(3)]
+        arrays = [each.result() for each in (first, *others)]
+    assert len(made) == 1
+    assert all((array == np.arange(6)).all() for array in arrays)
+    assert "waiting for it" in capsys.readouterr().out
+
+
+def test_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from asap_exp.data.cache import alone\n"
+        "with alone(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.npy")], check=False)
+    assert (tmp_path / ".a.npy.lock").is_file()
+    assert cached_array(tmp_path / "a.npy", lambda: np.ones(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("harm", ["cut", "no hash", "empty", "other"])
+def test_half_written_array_is_made_again(tmp_path, harm):
+    file = tmp_path / "a.npy"
+    cached_array(file, lambda: np.arange(1000))
+    if harm == "cut":
+        file.write_bytes(file.read_bytes()[:900])
+    elif harm == "no hash":  # a process died between the two files
+        file.with_name("a.npy.sha256").unlink()
+    elif harm == "empty":
+        file.write_bytes(b"")
+    else:
+        file.write_bytes(b"no array at all")
+    assert (cached_array(file, lambda: np.arange(7)) == np.arange(7)).all()
+    assert (cached_array(file, lambda: np.arange(9)) == np.arange(7)).all(), "kept again"
+
+
+def test_cache_may_be_deleted_while_its_content_is_in_use(tmp_path):
+    cached_array(tmp_path / "cache" / "a.npy", lambda: np.arange(100_000))
+    mapped = cached_array(tmp_path / "cache" / "a.npy", lambda: np.zeros(1))
+    shutil.rmtree(tmp_path / "cache")
+    assert (mapped == np.arange(100_000)).all()
+    assert cached_array(tmp_path / "cache" / "a.npy", lambda: np.ones(1)).tolist() == [1]
+
+
+def test_change_of_a_mapped_array_stays_in_memory(tmp_path):
+    cached_array(tmp_path / "a.npy", lambda: np.arange(5))
+    cached_array(tmp_path / "a.npy", lambda: np.arange(5))[:] = 9
+    assert cached_array(tmp_path / "a.npy", lambda: np.zeros(5)).tolist() == [0, 1, 2, 3, 4]

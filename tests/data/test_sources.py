@@ -13,9 +13,10 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from asap_exp.core.errors import UserError
-from asap_exp.data import sources
+from asap_exp.data import reach, sources
 from asap_exp.data.catalog import IMAGE_DATASETS, image_dataset
-from asap_exp.data.sources import Images, Unavailable, load_images, require_reachable
+from asap_exp.data.reach import Unavailable, require_reachable
+from asap_exp.data.sources import Images, load_images
 from tests.data.parquet import make_pixels, write_parquet
 
 CIFAR = [IMAGE_DATASETS["cifar10"], IMAGE_DATASETS["cifar100"]]
@@ -287,7 +288,7 @@ def test_no_folder_given_is_said():
 def test_network_that_never_answers_is_given_up(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: released.wait(20))
-    monkeypatch.setattr(sources, "REACH_SECONDS", 0.1)
+    monkeypatch.setattr(reach, "REACH_SECONDS", 0.1)
     started = time.monotonic()
     try:
         with pytest.raises(UserError, match="was not found"):

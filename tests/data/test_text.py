@@ -1,5 +1,6 @@
 """The text data module on fixtures in each data set's schema, and the sources of texts."""
 
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_pooled_split_deals_both_splits_anew(root):
 
 def test_whole_splits_are_not_called_subsets(root, monkeypatch):
     data = module(root, "imdb")
-    data.rows_in_all = {"train": 200, "test": 40}
+    data.dataset = replace(data.dataset, rows={"train": 200, "test": 40})
     data.setup()
     data.test_dataloader()
     assert data.identity["train_split_rows"] == data.identity["train_split_rows_in_all"]

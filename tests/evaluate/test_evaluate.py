@@ -143,7 +143,7 @@ def test_plans_have_unit_rows(record: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_one_compiled_layer_is_compared_in_that_layer(pipeline: Pipeline) -> None:
-    run_distill(pipeline.results, "+layer=last")
+    run_distill(pipeline.results, "layer=last")
     record = read_json(run_evaluate(pipeline.results))
     rows = {row["key"]: row for row in record["rows"]}
     assert record["artifact"]["layers"] == ["blocks.1.attn"]
@@ -234,9 +234,7 @@ def test_folder_without_a_map_is_refused(pipeline: Pipeline, folder: str) -> Non
 
 
 def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) -> None:
-    with pytest.raises(
-        UserError, match=r"asap_exp\.distill paths\.results=\S+ task=cifar \+layer=frozen"
-    ):
+    with pytest.raises(UserError, match=r"asap_exp\.distill paths\.results=\S+ task=cifar"):
         run_evaluate(pipeline.results, "task=cifar")
 
 

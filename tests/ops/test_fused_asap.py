@@ -230,6 +230,6 @@ def test_custom_operator_is_registered_soundly(mask, refine):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
     weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight, x.logit_weight, x.relaxation)
-    arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5)
+    arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5, "ieee")
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.asap.default, arguments, test_utils=tests)

@@ -37,7 +37,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "evaluate/*/manifest.json": ("report",),
     "records/*.json": ("report",),
 }
-"""Of a run, or of the results (records); and the steps that may read it."""
+"""Of a run, or of the report (records); and the steps that may read it."""
 
 REPAIRED = {
     "teacher.safetensors": "train",
@@ -62,7 +62,7 @@ def arrange(bench: Bench, pattern: str, *, beside: bool = False) -> Path:
     bench.copy("reported")
     if pattern.startswith("records/"):
         remove(bench.results / "runs")
-        (file,) = bench.results.glob(pattern)
+        (file,) = bench.report.glob(pattern)
         return file
     run = run_of(bench.results)
     for path in bench.results.iterdir():

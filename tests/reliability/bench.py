@@ -97,6 +97,10 @@ class Bench:
     def results(self) -> Path:
         return self.folder / "results"
 
+    @property
+    def report(self) -> Path:
+        return self.results / "report"
+
     def copy(self, base: str, name: str = "results") -> Path:
         """A fresh copy of a base's results, in place of what was there."""
         target = self.folder / name

@@ -98,9 +98,9 @@ def of_report(results: Path, _: str) -> dict[str, Any]:
     files = [
         file
         for pattern in ("tables.*", "benchmark.*", "index.html", "figures/*")
-        for file in sorted(results.glob(pattern))
+        for file in sorted((results / "report").glob(pattern))
     ]
-    records = sorted(results.glob("records/**/*.json"))
+    records = sorted((results / "report").glob("records/**/*.json"))
     return {
         "shown": {
             unhashed(file.name.encode()).decode(): hashlib.sha256(

@@ -132,7 +132,7 @@ def check(bench: Bench, case: Case) -> list[Trial]:
 def reported(bench: Bench, source: str, record: Any) -> tuple[Ended, dict[str, Any]]:
     """How the report of this record alone ends, and what it shows."""
     remove(bench.results)
-    folder = bench.results / "records" / ("benchmark" if source == "benchmark" else "")
+    folder = bench.report / "records" / ("benchmark" if source == "benchmark" else "")
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     ended = bench.run("report", *REPORT)
@@ -148,13 +148,13 @@ def without(tree: Any, place: Place) -> Any:
     return replaced(tree, place[:-1], left) if place[:-1] else left
 
 
-def tables(results: Path) -> dict[str, list[int]]:
+def tables(report: Path) -> dict[str, list[int]]:
     """By file, how many cells each row of its tables has."""
     found = {}
-    for file in results.glob("*.md"):
+    for file in report.glob("*.md"):
         rows = [line for line in file.read_text().splitlines() if line.startswith("|")]
         found[file.name] = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
-    for file in results.glob("*.csv"):
+    for file in report.glob("*.csv"):
         found[file.name] = [len(row) for row in csv.reader(file.open(newline=""))]
     return found
 
@@ -164,14 +164,14 @@ def marked_up(bench: Bench, source: str, neutral: Any) -> str:
 
     Their rows and cells are as many as with a plain word in its place.
     """
-    for file in [*bench.results.glob("*.md"), *bench.results.glob("*.html")]:
+    for file in [*bench.report.glob("*.md"), *bench.report.glob("*.html")]:
         if found := re.search(r"(?<!\\)<(script>alert|img src=x)", file.read_text()):
             return f"{file.name} has a raw {found.group()}"
-    for file in bench.results.glob("*.csv"):
+    for file in bench.report.glob("*.csv"):
         for cell in (cell for row in csv.reader(file.open(newline="")) for cell in row):
             if cell[:1] in ("=", "+", "@", "\t", "\r"):
                 return f"{file.name} has the formula {cell!r}"
-    found_rows = tables(bench.results)
+    found_rows = tables(bench.report)
     reported(bench, source, neutral)
-    differs = difference(found_rows, tables(bench.results))
+    differs = difference(found_rows, tables(bench.report))
     return differs and f"rows or cells of tables: {differs}"

@@ -10,8 +10,7 @@ import matplotlib
 import pytest
 
 import asap_exp
-from asap_exp.report.drawing import subplots
-from asap_exp.report.report import png
+from asap_exp.report.drawing import image, subplots
 
 PACKAGE = Path(asap_exp.__file__).parent
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -24,7 +23,7 @@ def test_bugs_f1_figure_leaves_the_users_backend_alone(monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "tkagg")
     figure, axes = subplots(2, 1, ncols=2)
     assert len(axes) == 2
-    assert png(figure).startswith(b"\x89PNG")
+    assert image(figure).startswith(b"\x89PNG")
     assert matplotlib.rcParams["backend"] == "tkagg"
     assert plt.get_fignums() == [], "no window knows it"
 

@@ -154,7 +154,7 @@ def evaluated(shared: Pipeline, folder: Path) -> Path:
 
     shutil.copytree(shared.results, folder / "results")
     results = folder / "results"
-    run_distill(results, "+layer=last")
+    run_distill(results, "layer=last")
     run_distill(results, "calibration=learned_slices", *FEW)
     artifact = run_distill(results, "calibration.seed=1")
     return run_evaluate(results, "maps=all", f"artifact={artifact}")
@@ -203,7 +203,7 @@ def test_report_shows_the_maps_in_a_table_and_in_the_figures(
     main, _, table = text.partition("Every map and truncation, by latency")
     assert "learned slices" not in main
     assert "| ASAP | 3 |  | 0 | ridge | 32 | 2 |" in table
-    assert "| control without slices |  | query | 0 | ridge | 32 | 2 |" in table
+    assert "| control: no slices |  | query | 0 | ridge | 32 | 2 |" in table
     assert "matched by ASAP" in table
     assert "Every map" not in tables_markdown([plain])
 

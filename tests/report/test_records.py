@@ -17,10 +17,11 @@ from asap_exp.core.files import read_json, write_json
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report.accuracy_figure import accuracy_latency
 from asap_exp.report.csv_table import tables_csv
-from asap_exp.report.figures import group_figures, plans
+from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
+from asap_exp.report.plan_figure import plans
 from asap_exp.report.records import FORMAT, load_records, read_record, write_record
 from tests.conftest import Pipeline
 from tests.records import (

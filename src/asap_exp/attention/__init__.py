@@ -8,17 +8,14 @@ from asap_exp.attention.base import (
     Attention,
     attention_class,
     attention_options,
+    attention_origin,
     build_attention,
     canonical_options,
+    register,
 )
-from asap_exp.attention.layer import (
-    LayerInputs,
-    MultiHeadAttention,
-    attention_layers,
-    record_inputs,
-    swap_attention,
-    swapped,
-)
+from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
+from asap_exp.attention.recording import LayerInputs, record_inputs
+from asap_exp.attention.swapping import attention_layers, swap_attention, swapped
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -34,6 +31,7 @@ __all__ = [
     "ATTENTIONS",
     "AsapAttention",
     "Attention",
+    "AttentionLayer",
     "EspformerAttention",
     "LayerInputs",
     "MultiHeadAttention",
@@ -44,9 +42,11 @@ __all__ = [
     "attention_class",
     "attention_layers",
     "attention_options",
+    "attention_origin",
     "build_attention",
     "canonical_options",
     "record_inputs",
+    "register",
     "swap_attention",
     "swapped",
 ]

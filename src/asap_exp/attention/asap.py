@@ -1,11 +1,20 @@
 """ASAP: the plan of a trained Sinkhorn layer in one shot, from fitted slices and weights."""
 
+import warnings
+from typing import Self
+
+import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import SlicedMap, attention_plan, map_attention, map_dual
 from asap_exp.ops.backend import check_backend
 from asap_exp.ops.checks import check_count, check_temperature
+
+FROZEN = (
+    "a compiled model is frozen (requires_grad=False). model.requires_grad_() lets it train; its "
+    "maps were fitted to the activations that it had, so ask asap_exp.drift afterwards"
+)
 
 
 @register("asap")
@@ -35,6 +44,20 @@ class AsapAttention(Attention):
         for name, x in SlicedMap(theta, weight, *more, **named)._asdict().items():
             setattr(self, name, None if x is None else nn.Parameter(x, requires_grad=False))
         self.refine, self.eps, self.backend = refine, eps, backend
+
+    def get_extra_state(self) -> Tensor:
+        """Return `refine` and eps, so that a state_dict says all that there is to a map."""
+        return torch.tensor([self.refine, self.eps], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        refine, self.eps = state.tolist()
+        self.refine = int(refine)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as any module does; warn that a frozen map stops a backward pass."""
+        if mode and not any(parameter.requires_grad for parameter in self.parameters()):
+            warnings.warn(FROZEN, stacklevel=2)
+        return super().train(mode)
 
     @property
     def map(self) -> SlicedMap:

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from asap_exp.core.errors import UserError
+from asap_exp.core import plugins
+from asap_exp.core.attention_options import declare, options_of, unknown_option
+from asap_exp.core.errors import UserError, check_name
 from asap_exp.core.renamed import FITTED
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
@@ -25,6 +27,12 @@ class Attention(nn.Module, ABC):
     name: ClassVar[str]
     needs_calibration: ClassVar[bool] = False
     """True if the weights come from `distill`, so that `train` cannot build it."""
+    takes_bias: ClassVar[bool] = False
+    """True if `forward` takes `bias`, added to the logits, and `dropout` of attention weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.takes_bias = "bias" in inspect.signature(cls.forward).parameters
 
     @abstractmethod
     def forward(
@@ -42,9 +50,23 @@ def padded_pairs(key_padding_mask: Tensor) -> Tensor:
 
 
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
-    """Register an attention for YAML as `attention: {name: NAME, ...}`."""
+    """Register an attention for YAML as `attention: {name: NAME, ...}`.
+
+    Its options are the keywords of `__init__`: numbers, texts, true or false. An annotation may
+    hold rules of `asap_exp.core.config.fields`, for example `Annotated[float, above(0)]`. Raises
+    UserError if another class has the name.
+    """
+    check_name("attention", name)
 
     def add(cls: type[Attention]) -> type[Attention]:
+        other = ATTENTIONS.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"the attention {name} of {cls.__module__} has the name of one of "
+                f"{other.__module__}; choose another"
+            )
+        if not cls.needs_calibration:
+            declare(name, cls.__init__)
         cls.name = name
         ATTENTIONS[name] = cls
         return cls
@@ -53,11 +75,12 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
 
 
 def attention_class(name: str) -> type[Attention]:
-    """Return the attention registered as `name`, or raise UserError with the known names."""
+    """Return the attention registered as `name`, or raise UserError with the known names.
+
+    An installed package that registers it is imported.
+    """
     if name not in ATTENTIONS:
-        raise UserError(
-            f"attention.name={name} is unknown; choose one of {', '.join(sorted(ATTENTIONS))}"
-        )
+        options_of(name)
     return ATTENTIONS[name]
 
 
@@ -65,6 +88,11 @@ def attention_options(name: str) -> tuple[str, ...]:
     """Return the options that `attention.<option>` may set for this kind."""
     parameters = inspect.signature(attention_class(name).__init__).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def attention_origin(name: str) -> dict[str, Any]:
+    """Return the entry of a manifest about an attention of another package; empty if built in."""
+    return plugins.origins([("attention", name, attention_class(name))])
 
 
 def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +104,8 @@ def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
     canonical = dict(config)
     for option in attention_options(config["name"]):
         default = parameters[option].default
+        if default is inspect.Parameter.empty:  # checked to be given
+            continue
         value = config.get(option, default)
         whole = isinstance(value, int) and not isinstance(value, bool)
         canonical[option] = float(value) if isinstance(default, float) and whole else value
@@ -91,11 +121,7 @@ def build_attention(config: Mapping[str, Any]) -> Attention:
     allowed = attention_options(cls.name)
     for key, value in options.items():
         if key not in allowed:
-            known = ", ".join(f"attention.{option}" for option in allowed) or "none"
-            raise UserError(
-                f"attention.{key}={value} is not an option of attention={cls.name}; "
-                f"its options: {known}"
-            )
+            raise unknown_option(cls.name, key, value, allowed)
     try:
         return cls(**options)
     except (ValueError, TypeError, RuntimeError) as error:

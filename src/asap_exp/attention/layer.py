@@ -1,10 +1,9 @@
 """Attention layer of a Transformer block: projections, norms on q and k, output."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,108 @@ from asap_exp.attention.base import Attention
 from asap_exp.attention.softmax import SoftmaxAttention
 from asap_exp.core.errors import UserError
 
+CAUSAL = "with a causal mask the identity is the only doubly-stochastic plan"
+ADDITIVE = (
+    "a doubly-stochastic plan follows from its marginals and the logits of q and k alone: the "
+    "column step cancels a finite mask, and -inf leaves tokens without their share"
+)
+DROPOUT = "dropping attention weights breaks the uniform marginals of the plan"
 
-class MultiHeadAttention(nn.Module):
+
+class AttentionLayer(nn.Module):
+    """Layer that makes q, k and v of its input and hands them to `attend`.
+
+    Assign another attention to `attend` to swap it; every other weight stays. UserError if the
+    layer adds something to the logits, or drops attention weights, which only softmax attention
+    allows. A subclass sets `num_heads` and `head_dim` and calls `attended` in its `forward`.
+    """
+
+    num_heads: int
+    head_dim: int
+    attend: Attention
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "attend":
+            check_attend(self, value)
+        super().__setattr__(name, value)
+
+    @property
+    def logit_bias(self) -> str | None:
+        """What this layer always adds to the logits, in words."""
+        return None
+
+    @property
+    def attention_dropout_rate(self) -> float:
+        """Share of the attention weights that is dropped in training mode."""
+        drop = getattr(self, "attn_drop", None)
+        return drop.p if isinstance(drop, nn.Dropout) else 0.0
+
+    @attention_dropout_rate.setter
+    def attention_dropout_rate(self, rate: float) -> None:
+        self.attn_drop = nn.Dropout(rate)
+
+    def refusal(self, kind: type[Attention]) -> str | None:
+        """Return why this layer cannot have an attention of this kind, or None if it can."""
+        if kind.takes_bias:
+            return None
+        if self.logit_bias:
+            return f"it adds {self.logit_bias} to the logits, and {ADDITIVE}"
+        if self.attention_dropout_rate:
+            return (
+                f"it has attention dropout of {self.attention_dropout_rate}, and {DROPOUT}; set "
+                "layer.attention_dropout_rate = 0, or convert with attention_dropout=0"
+            )
+        return None
+
+    def attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Run `attend` on q `[B, H, N, D]` and k, v `[B, H, M, D]`; return `[B, N, H * D]`.
+
+        `bias` is added to the logits, or is boolean and True where a query attends to a key; it
+        broadcasts to `[B, H, N, M]`. Raises UserError if it, or `is_causal`, is given to another
+        attention than softmax.
+        """
+        more = self.softmax_options(q, k, bias, is_causal)
+        out = self.attend(q, k, v, key_padding_mask=key_padding_mask, **more)
+        return out.transpose(1, 2).flatten(2)
+
+    def softmax_options(
+        self, q: Tensor, k: Tensor, bias: Tensor | None, is_causal: bool
+    ) -> dict[str, Any]:
+        """Return the keywords of `attend` that softmax attention alone takes."""
+        dropout = self.attention_dropout_rate if self.training else 0.0
+        if not (is_causal or bias is not None or dropout):
+            return {}
+        if not self.attend.takes_bias:
+            what, reason = "a mask or bias on the logits", ADDITIVE
+            if is_causal:
+                what, reason = "causal attention", CAUSAL
+            elif bias is None:
+                what, reason = f"attention dropout of {dropout}", DROPOUT
+            raise UserError(
+                f"{what} is not possible with {self.attend.name} attention: {reason}. Padded "
+                "tokens are masked with key_padding_mask; all else is for softmax attention alone"
+            )
+        if is_causal:
+            bias = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        return {"bias": bias, "dropout": dropout}
+
+
+class MultiHeadAttention(AttentionLayer):
     """Multi-head attention from `[B, N, dim]` to `[B, N, dim_out or dim]`, with `attend` inside.
 
     The keywords are those of timm's own attention, whose blocks call it (`attn_layer`, which must
     be a class), with the same meaning: `qk_norm` puts a norm over the head dimension on q and on k,
     `scale_norm` one on the output of `attend`; `norm_layer` makes them, by default an RMS norm.
-    Dropout of attention weights is refused, because it would break the marginals of the plan.
-    Assign another attention to `attend` to swap it; every other weight stays.
+    Dropout of attention weights (`attn_drop`), `attn_mask` and `is_causal` are for softmax alone.
     """
 
     def __init__(
@@ -45,7 +137,7 @@ class MultiHeadAttention(nn.Module):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        check_keywords(unknown, attn_drop)
+        check_keywords(unknown)
         if attn_head_dim is None and dim % num_heads:
             raise UserError(f"model.dim={dim} must be a multiple of model.heads={num_heads}")
         self.num_heads = num_heads
@@ -57,6 +149,7 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * width, bias=qkv_bias, **place)
         self.q_norm = norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = norm(self.head_dim) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
         self.attend = attend or SoftmaxAttention()
         self.norm = norm(width) if scale_norm else nn.Identity()
         self.gate = nn.Linear(dim, width, bias=qkv_bias, **place) if gated else None
@@ -71,23 +164,37 @@ class MultiHeadAttention(nn.Module):
         *,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        if attn_mask is not None or is_causal:
-            raise ValueError(
-                "doubly-stochastic attention accepts only a key_padding_mask: a causal or "
-                "arbitrary mask has no plan with uniform marginals"
-            )
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
         q, k = normalised(self.q_norm, q), normalised(self.k_norm, k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = self.attend(q, k, v, key_padding_mask=key_padding_mask).transpose(1, 2).flatten(2)
-        out = normalised(self.norm, out)
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+        out = self.attended(
+            q, k, v, key_padding_mask=key_padding_mask, bias=attn_mask, is_causal=is_causal
+        )
+        return output(self, x, out)
 
 
-def check_keywords(unknown: Mapping[str, Any], attn_drop: float) -> None:
-    """Raise UserError for arguments that `MultiHeadAttention` cannot honour."""
+def check_attend(layer: AttentionLayer, attend: Any) -> None:
+    """Raise UserError unless `layer` can have this attention."""
+    if not isinstance(attend, Attention):
+        raise UserError(
+            f"attend must be an attention, such as asap_exp.attention.SinkhornAttention(); "
+            f"got {type(attend).__name__}"
+        )
+    if reason := layer.refusal(type(attend)):
+        raise UserError(f"{attend.name} attention is not possible in this layer: {reason}")
+
+
+def output(layer: Any, x: Tensor, out: Tensor) -> Tensor:
+    """Norm, gate and project what `attend` returned, in a layer that has timm's names for them."""
+    out = normalised(layer.norm, out)
+    gate = getattr(layer, "gate", None)  # older versions of timm have none
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return layer.proj_drop(layer.proj(out))
+
+
+def check_keywords(unknown: Mapping[str, Any]) -> None:
+    """Raise UserError for arguments that `MultiHeadAttention` does not know."""
     if unknown:
         given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         known = inspect.signature(MultiHeadAttention).parameters.values()
@@ -96,111 +203,9 @@ def check_keywords(unknown: Mapping[str, Any], attn_drop: float) -> None:
             "in the model's blocks. It accepts "
             f"{', '.join(p.name for p in known if p.kind is not p.VAR_KEYWORD)}"
         )
-    if attn_drop:
-        raise UserError(
-            f"attn_drop={attn_drop} is not allowed: dropping attention weights breaks the uniform "
-            "marginals of the plan. Set it to 0 (in a timm model: attn_drop_rate=0); proj_drop "
-            "(proj_drop_rate) drops outputs instead"
-        )
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply the norm in the dtype of its weight (float32 under autocast); return the dtype of x."""
     weight = getattr(norm, "weight", None)
     return norm(x if weight is None else x.to(weight.dtype)).to(x.dtype)
-
-
-class LayerInputs(NamedTuple):
-    """Inputs of one attention layer: q, k, v `[B, H, N, D]` and the mask `[B, N]` or None."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    key_padding_mask: Tensor | None
-
-    def of_samples(self, part: slice) -> "LayerInputs":
-        """Return the inputs of a slice of the batch."""
-        q, k, v, mask = self
-        return LayerInputs(q[part], k[part], v[part], None if mask is None else mask[part])
-
-
-def attention_layers(model: nn.Module) -> dict[str, MultiHeadAttention]:
-    """Return every attention layer of `model` by module path, in the order of the blocks."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, MultiHeadAttention)
-    }
-
-
-@contextmanager
-def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:
-    """Record q, k, v and the mask of every layer call, in a list per layer path.
-
-    A layer that runs several times, in one or more forward passes, has as many entries. Compiled
-    modules run eagerly meanwhile, because graphs compiled without the hook would skip it.
-    """
-    recorded: dict[str, list[LayerInputs]] = {}
-    layers = attention_layers(model)
-    running = ""
-
-    def entering(path: str) -> Callable:
-        def hook(*_: Any) -> None:
-            nonlocal running
-            running = path
-
-        return hook
-
-    def recorder(paths: list[str]) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            path = running if running in paths else paths[0]
-            q, k, v = (t.detach() for t in args)
-            mask = kwargs.get("key_padding_mask")
-            recorded.setdefault(path, []).append(LayerInputs(q, k, v, mask))
-
-        return hook
-
-    sharing: dict[Attention, list[str]] = {}  # several layers may share one attention
-    for path, layer in layers.items():
-        sharing.setdefault(layer.attend, []).append(path)
-    handles = [layer.register_forward_pre_hook(entering(path)) for path, layer in layers.items()]
-    handles += [
-        attend.register_forward_pre_hook(recorder(paths), with_kwargs=True)
-        for attend, paths in sharing.items()
-    ]
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def swapped(model: nn.Module, replacements: Mapping[str, Attention]) -> Iterator[nn.Module]:
-    """Swap the attention of the layers at the given paths while the context is open."""
-    layers = layers_at(model, replacements)
-    originals = {path: layer.attend for path, layer in layers.items()}
-    swap_attention(model, replacements)
-    try:
-        yield model
-    finally:
-        swap_attention(model, originals)
-
-
-def swap_attention(model: nn.Module, replacements: Mapping[str, Attention]) -> None:
-    """Replace the attention of each layer at the given paths; every other weight stays."""
-    for path, layer in layers_at(model, replacements).items():
-        layer.attend = replacements[path]
-
-
-def layers_at(model: nn.Module, paths: Iterable[str]) -> dict[str, MultiHeadAttention]:
-    """Return the attention layers at `paths`; raise UserError if one is missing."""
-    layers = attention_layers(model)
-    wanted = list(paths)
-    unknown = sorted(set(wanted) - layers.keys())
-    if unknown:
-        raise UserError(
-            f"no attention layer at {', '.join(unknown)}; the model has {', '.join(layers)}"
-        )
-    return {path: layers[path] for path in wanted}

@@ -25,7 +25,7 @@ from asap_exp.benchmark.registry import (
 )
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
-from asap_exp.core.console import progress
+from asap_exp.core.console import progress, say
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
 from asap_exp.core.manifest import manifest, outcome
@@ -38,7 +38,7 @@ from asap_exp.timing.roofline import ceilings
 
 
 def benchmark(config: BenchmarkConfig) -> Path:
-    """Time the operators, and return the path of the record kept below `results/records/`."""
+    """Time the operators, and return the path of the record kept among those of the report."""
     device = choose_device(config.accelerator)
     if config.cuda_graph and device.type == "cpu":
         raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
@@ -81,9 +81,9 @@ def benchmark(config: BenchmarkConfig) -> Path:
         # The record comes first: without it, nothing is reported as finished.
         found = write_record(folder / "metrics.json", metrics)
     print_benchmark(found)
-    results = Path(config.paths.results)
-    report_benchmarks(config.paths, results)
-    return results / "records" / "benchmark" / f"{name}.json"
+    out = config.paths.report
+    report_benchmarks(config.paths, out)
+    return out / "records" / "benchmark" / f"{name}.json"
 
 
 def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
@@ -96,7 +96,7 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
             shapes.append(shape)
         else:
             left_out.append(refusal)
-            print(refusal)
+            say(refusal)
     if not shapes:
         raise UserError(
             f"n={suite.n} leaves no row to time; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"

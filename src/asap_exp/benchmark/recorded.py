@@ -109,7 +109,7 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
     """
     run = find_teacher(config.paths, config.task.name, config.teacher)
     net = load_net(run, device)
-    data = run_data(run, config.data.root, config.data.cache, RECORDED_SAMPLES, device)
+    data = run_data(run, config.data, RECORDED_SAMPLES, device)
     data.setup()
     check_same_data(data, run)
     samples, _ = data.calibration_dataloaders(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asap_exp.attention import ATTENTIONS, build_attention
+from asap_exp.attention import build_attention
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.inputs import Inputs, Place
 from asap_exp.benchmark.shape import Shape
+from asap_exp.core.attention_options import known_attentions
 from asap_exp.core.errors import UserError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -95,14 +96,10 @@ def find(name: str) -> tuple[Builder, dict[str, int]]:
         match = re.fullmatch(pattern, name)
         if match:
             return builder, {key: int(number) for key, number in match.groupdict().items()}
-    if name in registered_attentions():
+    if name in known_attentions():
         return lambda setting: attention_method(name, setting), {}
-    known = ", ".join([*BUILDERS, *registered_attentions()])
+    known = ", ".join([*BUILDERS, *known_attentions()])
     raise UserError(f"the method {name} is not known; choose from {known}")
-
-
-def registered_attentions() -> list[str]:
-    return sorted(name for name, cls in ATTENTIONS.items() if not cls.needs_calibration)
 
 
 def attention_method(name: str, setting: Setting) -> Method:

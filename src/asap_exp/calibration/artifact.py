@@ -1,7 +1,7 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +139,20 @@ def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
+def layers_fingerprint(net: nn.Module, paths: Iterable[str]) -> str:
+    """Hash the weights of the attention layers at `paths`, without those of their attention."""
+    layers = attention_layers(net)
+    return fingerprint(
+        {
+            f"{path}.{name}": tensor
+            for path in paths
+            if path in layers
+            for name, tensor in layers[path].state_dict().items()
+            if not name.startswith("attend.")
+        }
+    )
+
+
 def save_artifact(
     folder: Path, artifact: Artifact, fidelity: Sequence[dict[str, Any]] | None = None
 ) -> None:
@@ -220,7 +234,12 @@ def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
         return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
 
 
-def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> None:
+OTHER_TEACHER = "Distill this teacher, or evaluate the artifact's own"
+
+
+def check_belongs(
+    artifact: Artifact, teacher: dict[str, Any], folder: Path, advice: str = OTHER_TEACHER
+) -> None:
     """Refuses an artifact that was fitted to another teacher, and says what differs."""
     differences = [
         f"{key}: the artifact's {artifact.identity.get(key)}, the teacher's {value}"
@@ -228,7 +247,5 @@ def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> 
         if artifact.identity.get(key) != value
     ]
     if differences:
-        raise UserError(
-            f"{folder} was fitted to another teacher:\n  " + "\n  ".join(differences) + "\n"
-            "Distill this teacher, or evaluate the artifact's own"
-        )
+        lines = [f"{folder} was fitted to another teacher:", *differences]
+        raise UserError("\n  ".join(lines) + f"\n{advice}")

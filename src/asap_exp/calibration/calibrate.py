@@ -5,7 +5,7 @@ Imports neither Hydra nor Lightning: `distill` and `asap_exp.compile` both call 
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,8 @@ from asap_exp.calibration.stacking import (
     unstack_into,
 )
 from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelStep, StartStep
+from asap_exp.calibration.steps.base import Shown, Step
+from asap_exp.core.console import timed
 
 MIB = 2**20
 
@@ -96,9 +98,10 @@ def fit_layers(
     room = config.memory_mib * MIB
     sums, targets = record(data, data.fit, group, room if steps else 0)
     checks, held_out = record(data, data.held_out, group, room)
-    for path in group:
+    for path in data.progress.track(group, f"{start.name}, {len(group)} layers", len(group)):
         eps = sinkhorn(attention_layers(net)[path]).eps
-        ridge = start.fit(sums[path], checks[path], config)
+        with timed(f"{start.name} of {path}"):
+            ridge = start.fit(sums[path], checks[path], config)
         if "maps" in kinds:
             result.ridge[path] = ridge
             result.maps[path] = ridge.map(config, eps)
@@ -115,13 +118,14 @@ def fit_layers(
                 stack_targets([each.pop(path) for path in paths]) for each in (targets, held_out)
             )
             for kind in kinds:
-                fit_stack(steps, paths, LayerData(fitted, checked, config.seed), result, kind)
+                fit_stack(steps, paths, LayerData(fitted, checked, config.seed), data, result, kind)
 
 
 def fit_stack(
     steps: Sequence[LayerStep],
     paths: Sequence[str],
     data: LayerData,
+    of: CalibrationData,
     result: Calibration,
     kind: str,
 ) -> None:
@@ -130,7 +134,8 @@ def fit_stack(
     attends = [result.found(kind)[path] for path in paths]
     whole = stack_maps(attends)
     for step in steps:
-        step.fit(whole, scale, data)
+        with timed(f"{step.name} of {', '.join(paths)}, {kind}"):
+            step.fit(whole, scale, replace(data, shown=shown(of, step, kind, paths)))
         if kind == "maps":
             kl = {"kl": mean_kl(whole, data.held_out)}
             for path, part in zip(paths, by_layer(attends, kl), strict=True):
@@ -152,8 +157,17 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
     examples = ModelData(data.net, fit, held_out, data.precision, data.forward, data.config.seed)
     for kind in KINDS:
         for step in steps:
-            kl = step.fit(result.found(kind), result.scales[kind], examples)
+            watched = replace(examples, shown=shown(data, step, kind, list(result.maps)))
+            with timed(f"{step.name} of {kind}"):
+                kl = step.fit(result.found(kind), result.scales[kind], watched)
             result.prediction_kl[kind] = {**kl, **first_kl(result, kind)}
+
+
+def shown(data: CalibrationData, step: Step, kind: str, paths: Sequence[str]) -> Shown:
+    """Return what shows the updates of a step on the layers at `paths`."""
+    where = ", ".join(paths) if len(paths) < 3 else f"{len(paths)} layers"
+    control = "" if kind == "maps" else ", control without slices"
+    return lambda items, total: data.progress.track(items, f"{step.name}, {where}{control}", total)
 
 
 def first_kl(result: Calibration, kind: str) -> dict[str, float]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from asap_exp.attention import (
+    AttentionLayer,
     LayerInputs,
-    MultiHeadAttention,
     SinkhornAttention,
     record_inputs,
 )
@@ -32,7 +32,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def sinkhorn(layer: MultiHeadAttention) -> SinkhornAttention:
+def sinkhorn(layer: AttentionLayer) -> SinkhornAttention:
     """Return the teacher's attention in `layer`."""
     assert isinstance(layer.attend, SinkhornAttention), "only Sinkhorn layers are calibrated"
     return layer.attend

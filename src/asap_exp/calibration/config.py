@@ -1,9 +1,8 @@
 """The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
 
-import pkgutil
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from asap_exp.calibration.steps import (
     STEPS,
@@ -13,6 +12,7 @@ from asap_exp.calibration.steps import (
     names_of,
     with_settings,
 )
+from asap_exp.core import plugins
 from asap_exp.core.config.fields import (
     LARGEST_SETTING,
     MOST_REPEATS,
@@ -24,15 +24,9 @@ from asap_exp.core.config.fields import (
     at_most,
 )
 from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.features import FEATURES
 
 AnyStep = TypeVar("AnyStep", bound=Step)
-
-FEATURES = [
-    module.name
-    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "ops" / "features")])
-    if module.name != "base"
-]
-"""The kinds of features of a map: the files of `asap_exp.ops.features`, which needs PyTorch."""
 
 
 @dataclass
@@ -107,6 +101,32 @@ FURTHER_FEATURES = [
     key for key in FEATURES if key not in {field.name for field in fields(CalibrationKeys)}
 ]
 
+
+@cache
+def _with_settings(steps: tuple[type[Step], ...]) -> type[CalibrationKeys]:
+    settings = [(s.name, type(s.settings), field(default_factory=s.defaults)) for s in steps]
+    return make_dataclass(
+        "CalibrationConfig",
+        [*settings, *((key, bool, False) for key in FURTHER_FEATURES)],
+        bases=(CalibrationKeys,),
+        namespace={
+            "__doc__": "The keys of `calibration`: how the maps of a teacher are fitted.",
+            "__module__": __name__,
+        },
+    )
+
+
+def calibration_schema() -> type["CalibrationConfig"]:
+    """Return the class of the keys of `calibration`, with the settings of every step known by now.
+
+    Installed packages with steps are imported; other steps must have been registered.
+    """
+    for name in plugins.installed(plugins.KINDS["calibration"]):
+        if name not in STEPS:
+            plugins.load("calibration", name)
+    return cast(type[CalibrationConfig], _with_settings(tuple(with_settings().values())))
+
+
 if TYPE_CHECKING:
 
     class CalibrationConfig(CalibrationKeys):
@@ -114,19 +134,7 @@ if TYPE_CHECKING:
         def __getattr__(self, step: str) -> Any: ...
 
 else:
-    CalibrationConfig = make_dataclass(
-        "CalibrationConfig",
-        [
-            (name, type(step.settings), field(default_factory=step.defaults))
-            for name, step in with_settings().items()
-        ]
-        + [(key, bool, False) for key in FURTHER_FEATURES],
-        bases=(CalibrationKeys,),
-        namespace={
-            "__doc__": "The keys of `calibration`: how the maps of a teacher are fitted.",
-            "__module__": __name__,
-        },
-    )
+    CalibrationConfig = _with_settings(tuple(with_settings().values()))
 
 
 def check_steps(steps: list[str]) -> None:

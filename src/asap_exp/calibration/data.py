@@ -1,12 +1,13 @@
 """Input of a calibration: the frozen teacher, batches to fit on and to check on, settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
 
 from asap_exp.calibration.capture import Forward, on_inputs
 from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.core.console import Progress
 
 
 class Batches(Protocol):
@@ -26,6 +27,7 @@ class CalibrationData:
     config: CalibrationConfig
     precision: str
     forward: Forward = on_inputs
+    progress: Progress = field(default_factory=lambda: Progress(shown=True))
 
     def batch_name(self, batches: Batches, index: int) -> str:
         """Name a batch of `fit` or `held_out`, counted through both, for a message."""

@@ -35,7 +35,8 @@ def fit_plans(
     checks = check_points(updates, CHECKS)
     with trainable(attend, scale, slices=slices) as parameters:
         adam = CosineAdam(parameters, settings.lr, updates)
-        for number, target in enumerate(reshuffled(data.fit, updates, data.seed), start=1):
+        batches = data.shown(reshuffled(data.fit, updates, data.seed), updates)
+        for number, target in enumerate(batches, start=1):
             # Heads share no parameter: the sum of their means gives each its own gradient.
             adam.update(total_kl(attend, target).sum() / max(target.num_rows, 1))
             if number in checks:

@@ -103,7 +103,8 @@ def fit_end_to_end(
                 for parameter in opened.enter_context(trainable(attend, scales[path], slices=True))
             ]
             adam = CosineAdam(parameters, settings.lr, updates)
-            for number, example in enumerate(reshuffled(data.fit, updates, data.seed), start=1):
+            examples = data.shown(reshuffled(data.fit, updates, data.seed), updates)
+            for number, example in enumerate(examples, start=1):
                 loss = prediction_kl(net, example, precision, forward)
                 adam.update(loss / num_predictions(example))
                 if number in checks and (now := held_out_kl()) < lowest:  # False for NaN

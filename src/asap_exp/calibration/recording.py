@@ -10,7 +10,6 @@ from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, si
 from asap_exp.calibration.data import Batches, CalibrationData
 from asap_exp.calibration.kl import Target, teacher_target
 from asap_exp.calibration.ridge import NormalEquations, random_slices
-from asap_exp.core.console import progress
 
 
 def record(
@@ -27,7 +26,8 @@ def record(
     teachers = {path: sinkhorn(layers[path]) for path in group}
     name = partial(data.batch_name, batches)
     inputs = checked_inputs(data.net, batches, group, data.precision, data.forward, name)
-    passes: Iterable[Recorded] = progress(inputs, "Calibrating", len(batches))
+    what = "Batches to fit on" if batches is data.fit else "Batches to check on"
+    passes: Iterable[Recorded] = data.progress.track(inputs, what, len(batches))
     kept: list[dict[str, list[Target]]] = []
     stride = 1
     for number, recorded in enumerate(passes):

@@ -1,5 +1,6 @@
 """Compose `conf/` and a command line into a checked configuration, without PyTorch."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from asap_exp.core import plugins
+from asap_exp.core.attention_options import check_attention
 from asap_exp.core.conf_files import conf_dir
-from asap_exp.core.config import TRAIN_SCHEMAS, TrainConfig
-from asap_exp.core.errors import UserError, check_choice
+from asap_exp.core.config import OWN_SCHEMAS, REQUEST_SCHEMAS, TRAIN_SCHEMAS, TrainConfig
+from asap_exp.core.errors import UserError, check_choice, not_allowed
 from asap_exp.core.files import read_text
 from asap_exp.core.overrides import check_overrides, quoted
+from asap_exp.core.plugins import MODULE
 from asap_exp.core.schema import (
-    check_attention,
     check_fields,
     check_values,
     expand_homes,
@@ -43,13 +46,30 @@ OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=Tru
 
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
     """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`, without an app."""
-    check_overrides(stage, overrides, schema)
+    words = check_overrides(stage, overrides, schema)
     with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
         try:
-            config = hydra.compose(stage, list(overrides))
+            config = hydra.compose(stage, words)
         except HydraException as error:
-            raise UserError(str(error)) from error
+            raise in_words(error) from error
     return parse(config, schema)
+
+
+def in_words(error: HydraException) -> UserError:
+    """Return what Hydra could not compose as a UserError, without its search path."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return not_allowed(group, name, tuple(error.options))
+    if missing := re.match(r"You must specify '(\w+)'", str(error)):
+        key, choices = missing[1], re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
+        return UserError(
+            f"{key} must be set: give {key}=NAME, one of {', '.join(choices)}",
+            key=key,
+            allowed=tuple(choices),
+        )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    text = f"{error}\n{cause}".partition("\nConfig search path")[0]
+    return UserError(text.strip())
 
 
 def load_saved(file: Path, schema: type[Schema]) -> Schema:
@@ -63,15 +83,45 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
     if not isinstance(saved, DictConfig):
         raise UserError(f"{file} is damaged: it holds no configuration")
     for key, value in leaves(OmegaConf.to_container(saved, resolve=False)):
+        if key.endswith(f".{MODULE}"):
+            raise UserError(
+                f"{file} is not as it was saved: {key}={value} names a module, which a saved "
+                "configuration cannot. Take it out; give it on the command line if you trust it"
+            )
         if isinstance(value, str) and "${" in value:
             raise UserError(
                 f"{file} is not as it was saved: {key}={value} would be looked up on this machine. "
                 "A saved configuration holds plain values; put the value in its place"
             )
-    return parse(saved, schema)
+    return typed(saved, schema)
 
 
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
+    """Return `config`, composed for this process, as a `schema`; follow the modules that it names.
+
+    UserError names the key, the value and what is allowed.
+    """
+    return typed(without_modules(config, schema), schema)
+
+
+def without_modules(config: DictConfig, schema: type) -> DictConfig:
+    """Follow the modules that a composed configuration names, and return it without them."""
+    nodes = {key: config._get_node(key) for key in plugins.KINDS if key in config}
+    naming = [k for k, node in nodes.items() if isinstance(node, DictConfig) and MODULE in node]
+    if not naming:
+        return config
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    for key in naming:
+        named = config[key].pop(MODULE)
+        is_list = isinstance(named, ListConfig)
+        plugins.follow(f"{key}.{MODULE}", list(named) if is_list else named)
+        if not config[key] and key not in fields_of(schema):  # a stage without this group
+            del config[key]
+    return config
+
+
+def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     """Return `config` as a `schema`; UserError names the key, the value and what is allowed."""
     plain = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     if "task" in plain and not isinstance(plain["task"], dict | DictConfig):
@@ -145,9 +195,12 @@ def holds_text(kind: Any) -> bool:
 
 
 def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
-    """Return the training schema for the configured kind of model; other schemas are unchanged."""
+    """Return the training schema for the configured kind of model, or that with all known steps.
+
+    Own data have a path; where they have been read, they have a fingerprint too.
+    """
     if schema is not TrainConfig:
-        return schema
+        return current(schema)
     if "task" not in config:
         raise UserError("task must be set; for example task=digits", key="task")
     try:
@@ -157,7 +210,15 @@ def concrete(schema: type[Schema], config: DictConfig) -> type[Schema]:
     if name not in TRAIN_SCHEMAS:  # as written: never show the content of an environment variable
         name = dict(leaves(OmegaConf.to_container(config, resolve=False))).get("model.name")
     check_choice("model.name", name, tuple(TRAIN_SCHEMAS))
-    return cast(type[Schema], TRAIN_SCHEMAS[name])
+    schemas, data = TRAIN_SCHEMAS, config.get("data")
+    if isinstance(data, DictConfig) and {"path", "test_fraction"} <= set(data):
+        schemas = OWN_SCHEMAS if "fingerprint" in data else REQUEST_SCHEMAS
+    return cast(type[Schema], schemas[name])
+
+
+def current(schema: type[Schema]) -> type[Schema]:
+    """Return the schema with the keys of all that is registered by now."""
+    return getattr(schema, "current", lambda: schema)()
 
 
 def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:

@@ -1,13 +1,15 @@
 """The YAML files of `conf/`: their location and options. Needs neither Hydra nor PyTorch.
 
 Each stage has a folder with its own file and its groups. `common` holds the groups that several
-stages share.
+stages share. `own` is the user's folder of further files, given with `--config-dir`, whose
+subfolders are groups of the stage. Installed packages may have folders of their own too.
 """
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from asap_exp.core import plugins
 from asap_exp.core.errors import UserError
 
 COMMON = "common"
@@ -22,22 +24,42 @@ def conf_dir() -> Path:
     raise UserError(f"the folder conf/ was not found in {package}; is the installation complete?")
 
 
-def group_folder(stage: str, group: str) -> Path | None:
-    """Return the folder of a group, the stage's own or one of `common`; None if there is none."""
-    for parent in (stage, COMMON):
-        folder = conf_dir() / parent / group
-        if folder.is_dir():
-            return folder
-    return None
+def group_folders(stage: str, group: str, own: Path | None = None) -> list[Path]:
+    """Return the folders with options of a group, in order of precedence; empty if it is none."""
+    return [root / group for root in roots(stage, own) if (root / group).is_dir()]
 
 
-def options(folder: Path) -> list[str]:
+def roots(stage: str, own: Path | None = None) -> list[Path]:
+    """Return the folders whose subfolders are the groups of a stage, in order of precedence."""
+    common = [conf_dir() / stage, conf_dir() / COMMON, *plugins.conf_folders(stage)]
+    return common if own is None else [own, *common]
+
+
+def search_path(stage: str) -> list[str]:
+    """Return what Hydra searches beside the folder of the stage, if packages add to it."""
+    folders = plugins.conf_folders(stage)
+    return [f"file://{folder}" for folder in (conf_dir() / COMMON, *folders)] if folders else []
+
+
+def options(*folders: Path) -> list[str]:
     """Return the names of a group's files."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def option_file(stage: str, group: str, option: str, own: Path | None = None) -> Path | None:
+    """Return the file of an option of a group, or None."""
+    files = (folder / f"{option}.yaml" for folder in group_folders(stage, group, own))
+    return next((file for file in files if file.is_file()), None)
 
 
 def tasks() -> list[str]:
-    return options(conf_dir() / "train" / "task")
+    return options(*group_folders("train", "task"))
+
+
+def own_data_tasks() -> list[str]:
+    """Return the tasks of own data, which take `data.path`."""
+    files = {task: option_file("train", "task", task) for task in tasks()}
+    return [task for task, file in files.items() if file and "/data: own_" in file.read_text()]
 
 
 @cache

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from asap_exp.core.console import debug
 from asap_exp.core.errors import UserError
 
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -20,7 +21,9 @@ def choose_device(accelerator: str) -> torch.device:
             "accelerator=gpu was asked for, but PyTorch sees no CUDA device; "
             "choose accelerator=cpu or auto"
         )
-    return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+    device = torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+    debug(f"device: {device_name(device)}, PyTorch {torch.__version__}")
+    return device
 
 
 def device_name(device: torch.device) -> str:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from asap_exp.core.console import debug, shown
 from asap_exp.core.errors import UserError
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
@@ -55,6 +56,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             with contextlib.suppress(OSError):
                 temporary.chmod(0o666 & ~current_umask())
             rename(temporary, path)
+        debug(f"wrote {shown(path)}")
     except UserError:
         raise
     except Exception as error:

@@ -6,15 +6,16 @@ import shutil
 import socket
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import unwritable, write_json
-from asap_exp.core.manifest import command, now
+from asap_exp.core.manifest import now
 from asap_exp.core.typed import STRICT, read, to_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
@@ -43,9 +44,10 @@ class Holder:
 def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold `folder`, created if missing; raise UserError that names the process already holding it.
 
-    The lock ends with its process. A folder in which nothing was written is removed again. `wait`
-    is in seconds.
+    The lock ends with its process. A folder in which nothing was written is removed again, with
+    those above it that were made for it. `wait` is in seconds.
     """
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = acquired(folder / LOCK, wait)
@@ -59,7 +61,29 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         (folder / HOLDER).unlink(missing_ok=True)
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK}:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process uses it
+                for parent in missing:
+                    parent.rmdir()
         lock.release()
+
+
+@contextmanager
+def emptied_unless_begun(folder: Path) -> Iterator[None]:
+    """Empty a held folder, if it was empty before, when the work fails before its manifest.
+
+    A training that finds no tracker, for example, then leaves no trace.
+    """
+    new = {file.name for file in folder.iterdir()} <= {LOCK, HOLDER}
+    try:
+        yield
+    except BaseException:
+        if new and folder.is_dir() and not (folder / "manifest.json").exists():
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name not in (LOCK, HOLDER):
+                    entry.unlink()
+        raise
 
 
 def acquired(file: Path, wait: float) -> BaseFileLock:

@@ -3,20 +3,21 @@
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, postponed
+from asap_exp.core.plugins import MODULE
+from asap_exp.core.run_log import log_into
 from asap_exp.core.sealed import write_sealed
 from asap_exp.core.typed import STRICT
 
@@ -61,6 +62,33 @@ class Hardware:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class Plugin:
+    """Attention or calibration step of another package: its name, and where its class is from."""
+
+    kind: Literal["attention", "calibration"]
+    name: str
+    module: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
+    distribution: str | None
+    version: str | None
+    sha256: str | None
+    """Hash of the module's source file."""
+
+    @property
+    def argument(self) -> str:
+        return f"{self.kind}.{MODULE}={self.module}"
+
+    @property
+    def remedy(self) -> str:
+        """What makes it known, in words."""
+        if self.distribution is None:
+            return f"add {self.argument} to the command, if you trust that module"
+        return (
+            f"it is of {self.distribution} {self.version}. If you trust that, install it, or add "
+            f"{self.argument} to the command"
+        )
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Attempt:
     """Attempt at a run: when, with what, and how it ended (None if unknown)."""
 
@@ -82,6 +110,8 @@ class Manifest(Attempt):
     seed: int
     config: dict[str, Any]
     error: str | None = None
+    plugins: list[Plugin] | None = None
+    """What the work used of other packages."""
     format: Literal[2] | None = None
     """Version of the format; None in manifests that are older than `sha256`."""
     sha256: str | None = None
@@ -163,6 +193,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     }
     with postponed() as stop:  # a signal now would leave the manifest at "running"
         write_sealed(path, record)
+    log_into(path.parent)
     try:
         stop.obey()
         yield record
@@ -212,14 +243,6 @@ def now() -> str:
 def stamp(moment: datetime) -> str:
     """Format a time with milliseconds."""
     return moment.isoformat(timespec="milliseconds")
-
-
-def command() -> str:
-    """Return the command as typed: a module or a script, without its folder, and its arguments."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    module = None if spec is None else spec.name.removesuffix(".__main__")
-    program = Path(sys.argv[0]).name if module is None else f"-m {module}"
-    return shlex.join(["python", *program.split(), *sys.argv[1:]])
 
 
 def code_version() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from asap_exp.core.attention_options import UnknownAttention
 from asap_exp.core.composing import load_saved, quoted
 from asap_exp.core.config import PathsConfig, TrainConfig
 from asap_exp.core.console import warn
@@ -34,13 +35,18 @@ ASIDE = re.compile(r"~\d+$")
 LOCATION_KEYS = (
     "data.root",
     "data.cache",
+    "data.path",
     "paths",
     "logger",
     "resume",
+    "debug",
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
 )
-"""Keys that change where files are or what is shown, but not what is computed."""
+"""Keys that change where files are or what is shown, but not what is computed.
+
+`debug` names a file whose other keys say what is computed.
+"""
 
 HARDWARE_KEYS = (
     "trainer.accelerator",
@@ -77,9 +83,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return `config` as a nested dict, without `init_from` if weights are fresh."""
+    """Return `config` as a nested dict, without keys that older runs lack if they are null."""
     tree = asdict(config)
-    return tree if tree.get("init_from") else drop_keys(tree, ("init_from",))
+    tree = {key: x for key, x in tree.items() if x is not None or key not in ("init_from", "debug")}
+    limited = isinstance(tree.get("data"), dict) and tree["data"].get("limit")
+    return tree if limited else drop_keys(tree, ("data.limit",))
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
@@ -96,7 +104,9 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 def public_config(config: Any) -> dict[str, Any]:
     """Return a configuration as records show it, without paths of one machine."""
-    return drop_keys(to_dict(config), ("data.root", "data.cache", "paths", "teacher", "artifact"))
+    return drop_keys(
+        to_dict(config), ("data.root", "data.cache", "data.path", "paths", "teacher", "artifact")
+    )
 
 
 def run_name(config: TrainConfig) -> str:
@@ -124,10 +134,26 @@ class Run:
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
         try:
             return load_saved(file, TrainConfig)
+        except UnknownAttention as error:
+            raise self._of_another_package(error) from error
         except UserError as error:
             if str(file) in str(error):
                 raise
             raise UserError(f"{file} is damaged: {error}") from error
+
+    def _of_another_package(self, error: UnknownAttention) -> UserError:
+        """Return the UserError for an attention that is not known here: what makes it known."""
+        recorded = self.manifest.plugins if self.started else None
+        found = [each for each in recorded or [] if each.kind == "attention"]
+        if not found:
+            return UserError(f"{self.path}: {error}", key=error.key, value=error.value)
+        return UserError(
+            f"{self.path} was trained with attention={error.value}, which is not known here: "
+            f"{found[0].remedy}",
+            key=error.key,
+            value=error.value,
+            hint=found[0].argument,
+        )
 
     @property
     def manifest(self) -> TrainManifest:

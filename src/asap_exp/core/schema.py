@@ -6,10 +6,8 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from asap_exp.core.conf_files import attentions
-from asap_exp.core.config.fields import LARGEST_SETTING, Path, Rule
-from asap_exp.core.config.model import MOST_ITERATIONS, AttentionOptions
-from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.config.fields import Path, Rule
+from asap_exp.core.errors import UserError, check_range
 from asap_exp.core.locations import expanded
 
 LARGEST = 3e38
@@ -62,16 +60,16 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_key(path: str, value: Any, schema: Any) -> None:
-    """Raise UserError unless the dotted `path` is a key of `schema`."""
+    """Raise UserError unless the dotted `path` is a key of `schema`.
+
+    Keys below `attention` pass: which there are is known when the attention is.
+    """
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        fields = fields_of(schema)
         if parts[:depth] == [FREE_FORM]:
-            options = {option for tree in attentions().values() for option in tree}
-            fields = dict.fromkeys(("name", *sorted(options)))
-        elif depth and not fields:
-            if parts[0] == FREE_FORM:
-                return
+            return
+        fields = fields_of(schema)
+        if depth and not fields:
             parent = ".".join(parts[:depth])
             raise UserError(
                 f"{path}={value}: {parent} is one value and has no keys below it", key=path
@@ -138,38 +136,6 @@ def check_rules(key: str, value: Any, rules: tuple[Any, ...]) -> None:
     for rule in rules:
         if isinstance(rule, Rule):
             rule.check(key, value)
-
-
-def check_attention(given: dict[str, Any]) -> None:
-    """Raise UserError if the attention lacks an option, or its type or value is wrong."""
-    check_choice("attention.name", given.get("name"), tuple(attentions()))
-    usual = attentions()[given["name"]]
-    known = fields_of(AttentionOptions)
-    for option, value in given.items():
-        key = f"attention.{option}"
-        if option == "name":
-            continue
-        if option not in usual:
-            there = ", ".join(f"attention.{each}" for each in usual) or "none"
-            raise UserError(
-                f"{key}={value} is not an option of attention={given['name']}; "
-                f"its options: {there}",
-                key=key,
-                value=value,
-                allowed=tuple(usual),
-            )
-        kind = type(usual[option])
-        if not (type(value) is kind or (kind is float and type(value) is int)):
-            raise UserError(
-                f"{key}={value} has the wrong type; it must be {TYPES[kind.__name__]}",
-                key=key,
-                value=value,
-                allowed=TYPES[kind.__name__],
-            )
-        if option in known:
-            check_rules(key, value, split(known[option])[1])
-        elif kind in (int, float):
-            check_range(key, value, maximum=MOST_ITERATIONS if kind is int else LARGEST_SETTING)
 
 
 def check_values(tree: dict[str, Any]) -> None:

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import torch
 
-from asap_exp.core.config import DataConfig, ImageDataConfig, TextDataConfig
+from asap_exp.core.config import (
+    DataConfig,
+    ImageDataConfig,
+    OwnImageDataConfig,
+    OwnTextDataConfig,
+    TextDataConfig,
+)
 from asap_exp.data.images import ImageDataModule
 from asap_exp.data.module import TaskDataModule
+from asap_exp.data.own.images import OwnImageDataModule
 
 
 def build_data(
@@ -24,8 +31,14 @@ def build_data(
     options = {"batch_size": batch_size, "seed": seed, "device": device}
     if isinstance(config, TextDataConfig):
         # Imported here because image tasks also run where `tokenizers` is not installed.
+        if isinstance(config, OwnTextDataConfig):
+            from asap_exp.data.own.texts import OwnTextDataModule
+
+            return OwnTextDataModule(config, folder=folder, **options)
         from asap_exp.data.text import TextDataModule
 
         return TextDataModule(config, folder=folder, **options)
+    if isinstance(config, OwnImageDataConfig):
+        return OwnImageDataModule(config, folder=folder, **options)
     assert isinstance(config, ImageDataConfig)
     return ImageDataModule(config, folder=folder, **options)

@@ -11,19 +11,22 @@ from asap_exp.core.files import write_text
 from asap_exp.data.cache import file_sha256, hash_file
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.parquet import class_names
+from asap_exp.data.reach import endpoint, require_reachable
+
+Repository = tuple[str, ...]
+"""Name of a repository on the hub, followed by the configuration if it has several."""
 
 
-def hub_rows(dataset: Dataset, split: str, cache: Path) -> Any:
+def hub_rows(repository: Repository, split: str, cache: Path) -> Any:
     """Return the rows that the hub has now, preparing them again if the cached copy is damaged."""
     import datasets
 
-    assert dataset.hub is not None
     datasets.disable_progress_bars()
     folder = str(cache / "datasets")
-    rows = datasets.load_dataset(*dataset.hub, split=split, cache_dir=folder)
+    rows = datasets.load_dataset(*repository, split=split, cache_dir=folder)
     if damaged_files(rows):
         rows = datasets.load_dataset(
-            *dataset.hub, split=split, cache_dir=folder, download_mode="reuse_cache_if_exists"
+            *repository, split=split, cache_dir=folder, download_mode="reuse_cache_if_exists"
         )
         for file in files_of(rows):
             hash_file(file).unlink(missing_ok=True)
@@ -31,14 +34,36 @@ def hub_rows(dataset: Dataset, split: str, cache: Path) -> Any:
     return rows
 
 
-def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
+def hub_splits(repository: Repository, cache: Path) -> dict[str, Any]:
+    """Return the rows of each split of a data set, as the hub or an earlier run's copy has them.
+
+    Loading executes no code of the repository. Raises whatever the hub answered if there is no
+    copy.
+    """
+    import datasets
+
+    try:
+        require_reachable(endpoint())
+        names = datasets.get_dataset_split_names(*repository)
+        return {name: hub_rows(repository, name, cache) for name in names}
+    except Exception:
+        copy = unchecked(repository, None, cache)
+        if copy is None:
+            raise
+        return {name: checked(rows) for name, rows in copy.items()}
+
+
+def prepared_rows(repository: Repository | None, split: str, cache: Path) -> Any | None:
     """Return the rows that an earlier run prepared, or None if there are none; needs no network.
 
     Raises UserError if the prepared files are damaged.
     """
-    rows = unchecked_rows(dataset, split, cache)
-    if rows is None:
-        return None
+    rows = None if repository is None else unchecked(repository, split, cache)
+    return None if rows is None else checked(rows)
+
+
+def checked(rows: Any) -> Any:
+    """Return prepared `rows`; raise UserError if their files are damaged."""
     if damaged := damaged_files(rows):
         raise UserError(
             f"{damaged[0]} has changed since it was prepared; remove {damaged[0].parent} and "
@@ -48,22 +73,25 @@ def prepared_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
     return rows
 
 
-def unchecked_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
-    """Return the rows of a prepared copy without checking its files, or None if there is none."""
+def unchecked(repository: Repository, split: str | None, cache: Path) -> Any | None:
+    """Return the rows of a prepared copy without checking its files, or None if there is none.
+
+    Without a `split`, these are the rows of each split.
+    """
     folder = cache / "datasets"
-    if dataset.hub is None or not (folder / dataset.hub[0].replace("/", "___")).is_dir():
+    if not (folder / repository[0].replace("/", "___")).is_dir():
         return None
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
 
     datasets.disable_progress_bars()
-    repository, *configuration = dataset.hub
+    name, *configuration = repository
     with quiet():
         try:
             return Cache(
                 cache_dir=str(folder),
-                repo_id=repository,
-                dataset_name=repository.rpartition("/")[2],
+                repo_id=name,
+                dataset_name=name.rpartition("/")[2],
                 config_name=configuration[0] if configuration else None,
                 version="auto",
                 hash="auto",
@@ -74,7 +102,9 @@ def unchecked_rows(dataset: Dataset, split: str, cache: Path) -> Any | None:
 
 def prepared_names(dataset: Dataset, cache: Path) -> tuple[str, ...] | None:
     """Return the class names of the prepared training split, or None if there is no such split."""
-    rows = unchecked_rows(dataset, "train", cache) if dataset.num_classes else None
+    if dataset.hub is None or not dataset.num_classes:
+        return None
+    rows = unchecked(dataset.hub, "train", cache)
     return None if rows is None else class_names(rows.data.table.schema, dataset.label_column)
 
 

@@ -9,7 +9,8 @@ from torchvision.transforms import v2
 
 from asap_exp.core.config import ImageDataConfig
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
-from asap_exp.data.catalog import image_dataset
+from asap_exp.data.catalog import ImageDataset
+from asap_exp.data.describing import described_images
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.data.memory_check import check_fits
 from asap_exp.data.module import TaskDataModule
@@ -25,11 +26,12 @@ class ImageDataModule(TaskDataModule[Images]):
 
     sample_name = "images"
     config: ImageDataConfig
+    dataset: ImageDataset
 
     def __init__(
         self, config: ImageDataConfig, *, folder: Path | None = None, **options: Any
     ) -> None:
-        self.dataset = as_trained(image_dataset(config.name), folder)
+        self.dataset = as_trained(described_images(config), folder)
         super().__init__(config, self.dataset, **options)
 
     @property
@@ -37,7 +39,7 @@ class ImageDataModule(TaskDataModule[Images]):
         return self.dataset.num_classes
 
     def load(self, split: str) -> Images:
-        images = load_images(self.dataset, split, self.config.root, self.config.cache)
+        images = load_images(self.dataset, split, self.config.root, self.config.cache, self.limit)
         if split == "train":
             self.class_names = images.names
         pixels, size = images.pixels, self.config.image_size

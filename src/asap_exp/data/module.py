@@ -1,7 +1,6 @@
 """Base class of the LightningDataModules, for images and texts."""
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import lightning as L
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from asap_exp.core.config import DataConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
 from asap_exp.core.objectives import CLASSIFICATION, Objective
+from asap_exp.data.carving import carved
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_files import CLASSES, CLASSES_HASH, kept_names, names_hash
+from asap_exp.data.subset import Limit
 
 if TYPE_CHECKING:
     from asap_exp.data.raw_texts import RawTexts
@@ -56,6 +56,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     loads the test split.
     """
 
+    dataset: Dataset
     sample_name: str
     """Name of the samples, in the plural."""
 
@@ -71,10 +72,23 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         super().__init__()
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.device = torch.device(device)
-        self.rows_in_all = dataset.rows
         self.class_names: Names = dataset.trained_names
         self._splits: dict[str, Kind] = {}
         self.identity: dict[str, object] = {"name": config.name, "train_on": config.train_on}
+
+    @property
+    def rows_in_all(self) -> Mapping[str, int]:
+        """Number of rows of each complete split."""
+        return self.dataset.rows
+
+    def samples_in_all(self, split: str) -> int:
+        """Return the number of samples of a complete split."""
+        return self.rows_in_all[split]
+
+    @property
+    def limit(self) -> Limit:
+        """Limit on the rows of each split."""
+        return Limit(self.config.limit, self.config.split_seed)
 
     @property
     def objective(self) -> Objective:
@@ -193,7 +207,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         self.identity |= {
             "test_sha256": rows.fingerprint(),
             "test_rows": min(samples.rows, max_rows or samples.rows),
-            "test_rows_in_all": samples.rows if complete else self.rows_in_all["test"],
+            "test_rows_in_all": samples.rows if complete else self.samples_in_all("test"),
         }
         loader = self.plain_loader(samples, self.batch_size)
         return loader if max_rows is None else loader.first(max_rows)
@@ -237,35 +251,3 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             seed=self.config.split_seed,
             sample_name=self.sample_name,
         )
-
-
-def carved(
-    labels: np.ndarray, fraction: float, *, seed: int, sample_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return training and validation rows, stratified; the only row of a class goes to training.
-
-    Raises UserError if a class with several rows would be missing from one of the parts.
-    """
-    _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    shared = np.flatnonzero(sizes[class_of] > 1)
-    classes = int((sizes > 1).sum())
-    if not classes:
-        raise UserError(
-            f"data.val_fraction={fraction} holds back no {sample_name}: none of the {len(sizes)} "
-            f"classes has more than one of the {len(labels)} rows. Add rows, so that a class has "
-            "two or more; no other fraction helps"
-        )
-    more = " of more than one row" if classes < len(sizes) else ""
-    counted = f"{classes} classes{more}"
-    for part, rows, change in (
-        ("validation", int(fraction * len(shared)), "larger"),
-        ("training", len(shared) - math.ceil(fraction * len(shared)), "smaller"),
-    ):
-        if rows < classes:
-            raise UserError(
-                f"data.val_fraction={fraction} of {len(labels)} rows leaves fewer {part} "
-                f"{sample_name} than the {counted}; choose a {change} fraction"
-            )
-    parts = train_test_split(shared, test_size=fraction, stratify=labels[shared], random_state=seed)
-    train_rows, val_rows = (np.sort(part) for part in parts)
-    return np.union1d(train_rows, np.flatnonzero(sizes[class_of] == 1)), val_rows

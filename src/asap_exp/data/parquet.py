@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,14 +24,24 @@ NO_PARQUET = {
 
 
 class Part(NamedTuple):
-    """Consecutive rows of a split; `name` is the path of their file, or their source."""
+    """Rows of a split; `name` is the path of their file, or their source.
+
+    `rows` are their numbers there, in ascending order; None if these are all rows.
+    """
 
     name: str
     table: pa.Table
+    rows: np.ndarray | None = None
 
     def place(self, row: int) -> str:
         """Describe the position of `row` for an error message."""
-        return f"row {row} (counted from 0) of {self.name}"
+        number = row if self.rows is None else int(self.rows[row])
+        return f"row {number} (counted from 0) of {self.name}"
+
+    def take(self, rows: np.ndarray) -> "Part":
+        """Return the part with these of its rows, in ascending order."""
+        numbers = rows if self.rows is None else self.rows[rows]
+        return self._replace(table=self.table.take(pa.array(rows)), rows=numbers)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the schema's names for the classes of `column`, or None if it has none."""
@@ -93,46 +105,75 @@ def read_parts(files: Sequence[Path], columns: Sequence[str]) -> list[Part]:
     return parts
 
 
+def taken(parts: Sequence[Part], rows: np.ndarray) -> list[Part]:
+    """Return the given rows, in ascending order, of consecutive parts."""
+    ends = np.cumsum([part.table.num_rows for part in parts])
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        part.take(own - start)
+        for part, start, end in zip(parts, starts, ends, strict=True)
+        if len(own := rows[(rows >= start) & (rows < end)])
+    ]
+
+
 def read_columns(file: Path, columns: Sequence[str]) -> pa.Table:
     """Read `columns` of a Parquet file; raise UserError with the reason if it cannot be read."""
+    with opened(file) as parquet:
+        schema = columns_of(parquet, file, columns)
+        return pa.Table.from_batches(batches(parquet, schema), schema)
+
+
+def columns_of(
+    parquet: pq.ParquetFile, file: Path, columns: Sequence[str], again: str = AGAIN
+) -> pa.Schema:
+    """Return the schema of some columns; raise UserError if one is missing or there twice."""
+    there = parquet.schema_arrow.names
+    missing = [column for column in columns if column not in there]
+    if missing and parquet.metadata.num_rows:
+        raise UserError(
+            f"{file} has no column {' and no column '.join(missing)}; its columns are "
+            f"{', '.join(there) or 'none'}. Rename them, or {again}"
+        )
+    if twice := [column for column in columns if there.count(column) > 1]:
+        raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
+    fields = [parquet.schema_arrow.field(column) for column in columns if column in there]
+    return pa.schema(fields, parquet.schema_arrow.metadata)
+
+
+def batches(parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the columns of `schema`, `ROWS_AT_ONCE` rows at a time."""
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=schema.names):
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+
+@contextmanager
+def opened(file: Path, again: str = AGAIN) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; raise UserError with the reason if it cannot be read.
+
+    `again` says how to mend the file.
+    """
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            there = opened.schema_arrow.names
-            missing = [column for column in columns if column not in there]
-            if missing and opened.metadata.num_rows:
-                raise UserError(
-                    f"{file} has no column {' and no column '.join(missing)}; its columns are "
-                    f"{', '.join(there) or 'none'}. Rename them, or {AGAIN}"
-                )
-            if twice := [column for column in columns if there.count(column) > 1]:
-                raise UserError(f"{file} has two columns {twice[0]}; rename or drop one of them")
-            schema = pa.schema(
-                [opened.schema_arrow.field(column) for column in columns if column in there],
-                opened.schema_arrow.metadata,
-            )
-            parts = opened.iter_batches(ROWS_AT_ONCE, columns=schema.names)
-            return pa.Table.from_batches(
-                [pa.RecordBatch.from_arrays(part.columns, schema=schema) for part in parts], schema
-            )
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield parquet
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{file} is not a Parquet file, or is damaged: {damage(file, error)}"
+            f"{file} is not a Parquet file, or is damaged: {damage(file, error, again)}"
         ) from error
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{file} cannot be read ({reason}); {AGAIN}") from error
+        raise UserError(f"{file} cannot be read ({reason}); {again}") from error
 
 
-def damage(file: Path, error: Exception) -> str:
+def damage(file: Path, error: Exception, again: str = AGAIN) -> str:
     """Describe what `file` seems to be instead of a Parquet file, and what to do."""
-    with file.open("rb") as opened:
-        beginning = opened.read(64).lstrip()
+    with file.open("rb") as content:
+        beginning = content.read(64).lstrip()
     for start, words in NO_PARQUET.items():
         if beginning.startswith(start):
             return words
     if not beginning:
-        return f"it is empty; {AGAIN}"
-    return f"{str(error).rstrip('.')}; {AGAIN}"
+        return f"it is empty; {again}"
+    return f"{str(error).rstrip('.')}; {again}"
 
 
 def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:

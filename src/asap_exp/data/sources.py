@@ -1,39 +1,34 @@
 """Sources of data: embedded, a local folder of Parquet files, the hub, or torchvision.
 
 Each source returns a whole split or says in one phrase why it cannot; the first that can is used.
-No source waits for an unreachable network longer than `REACH_SECONDS`.
+No source waits for an unreachable network longer than `reach.REACH_SECONDS`.
 """
 
 import contextlib
 import hashlib
-import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
-import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from asap_exp.core.errors import UserError
+from asap_exp.core.errors import DataNotFound, UserError
 from asap_exp.core.locations import cache_dir, data_root
-from asap_exp.data.cache import file_sha256, read_cached, write_cached
+from asap_exp.data.cache import file_sha256
 from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.data.hub import hub_rows, prepared_names, prepared_rows
-from asap_exp.data.image_decoding import decoded_pixels
 from asap_exp.data.labels import Names, labels_of, training_order
-from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts
+from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts, taken
+from asap_exp.data.pixels import kept_pixels
+from asap_exp.data.reach import Unavailable, endpoint, require_reachable
+from asap_exp.data.subset import WHOLE, Limit
 
 Samples = TypeVar("Samples")
 
@@ -51,7 +46,6 @@ class Found(NamedTuple):
 Decode = Callable[[Found], Samples]
 
 SPLITS = ("train", "test")
-REACH_SECONDS = 8
 DIGITS_TEST_ROWS = 540
 
 
@@ -72,36 +66,37 @@ class Images(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Images":
         index = torch.from_numpy(rows).to(self.pixels.device)
-        return Images(self.pixels[index], self.labels[index], self.source)
+        return Images(self.pixels[index], self.labels[index], self.source, self.names)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of pixels and labels in order; it does not depend on the source."""
         return fingerprint(self.pixels, self.labels)
 
 
-class Unavailable(Exception):
-    """Raised when a source cannot provide a data set; the message is the reason in one phrase."""
-
-
-class DataNotFound(UserError):
-    """Raised when no source has the data set."""
-
-
-def load_images(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> Images:
-    """Return the rows of `split` in their stored order.
+def load_images(
+    dataset: ImageDataset, split: str, root: str | None, cache: str | None, limit: Limit = WHOLE
+) -> Images:
+    """Return the rows of `split` in their stored order, of which no more are decoded than `limit`.
 
     Raises DataNotFound that lists every way to provide the data.
     """
     if dataset.name == "digits":
-        return digits(split)
+        return subset(digits(split), limit)
+    folder = cache_dir(cache)
     return first_available(
         dataset,
         split,
         root,
         cache,
-        lambda found: decoded(found, dataset, cache_dir(cache)),
-        {"torchvision": lambda: from_torchvision(dataset, split, cache_dir(cache))},
+        lambda found: decoded(found, dataset, folder, limit),
+        {"torchvision": lambda: subset(from_torchvision(dataset, split, folder), limit)},
     )
+
+
+def subset(images: Images, limit: Limit) -> Images:
+    """Return the images that are within the limit."""
+    rows = limit.rows(images.labels.numpy())
+    return images if rows is None else images.take(rows)
 
 
 def first_available(
@@ -159,7 +154,7 @@ def at_hand(
     try:
         return found_locally(dataset, split, root, folder, columns, hashed=False)
     except Unavailable:
-        rows = prepared_rows(dataset, split, folder)
+        rows = prepared_rows(dataset.hub, split, folder)
     return None if rows is None else found_on_hub(dataset, rows, split, root, folder)
 
 
@@ -236,14 +231,13 @@ def from_hub(
     """Return the split from the hub or from a copy prepared earlier, or raise Unavailable."""
     if dataset.hub is None:
         raise Unavailable("not there")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        require_reachable(endpoint)
-        rows = hub_rows(dataset, split, cache)
+        require_reachable(endpoint())
+        rows = hub_rows(dataset.hub, split, cache)
     except UserError:
         raise
     except Exception as error:
-        rows = prepared_rows(dataset, split, cache)  # fall back on an earlier run's copy
+        rows = prepared_rows(dataset.hub, split, cache)  # fall back on an earlier run's copy
         if rows is None:
             if isinstance(error, Unavailable):
                 raise
@@ -280,25 +274,18 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
     return Images(pixels, torch.tensor(rows.targets), f"torchvision {dataset.torchvision}")
 
 
-def decoded(found: Found, dataset: ImageDataset, cache: Path) -> Images:
+def decoded(found: Found, dataset: ImageDataset, cache: Path, limit: Limit) -> Images:
     """Return images and labels; pixels of local files are cached by content."""
     labels = labels_of(found.parts, dataset, found.training)
-    pixels = torch.from_numpy(kept_pixels(found, dataset, cache))
-    return Images(pixels, torch.from_numpy(labels.numbers), found.source, labels.names)
-
-
-def kept_pixels(found: Found, dataset: ImageDataset, cache: Path) -> np.ndarray:
-    """Return the decoded pixels `[rows, channels, size, size]`, from the cache if possible."""
-    if found.content is None:
-        return decoded_pixels(found.parts, dataset)
-    made_of = f"{found.content} {dataset.image_column} {dataset.channels} {PIL.__version__}"
-    key = hashlib.sha256(made_of.encode()).hexdigest()
-    file = cache / "datasets" / "decoded" / f"{key}.safetensors"
-    if (content := read_cached(file)) is not None:
-        return load(content)["pixels"].numpy()
-    pixels = decoded_pixels(found.parts, dataset)
-    write_cached(file, save({"pixels": torch.from_numpy(pixels)}))
-    return pixels
+    rows = limit.rows(labels.numbers)
+    parts, numbers = found.parts, labels.numbers
+    if rows is not None:
+        parts, numbers = taken(parts, rows), numbers[rows]
+    content = found.content
+    if content is not None and rows is not None:
+        content = hashlib.sha256(content.encode() + rows.tobytes()).hexdigest()
+    pixels = kept_pixels(parts, len(numbers), dataset, cache, content)
+    return Images(pixels, torch.from_numpy(numbers), found.source, labels.names)
 
 
 def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> None:
@@ -310,32 +297,10 @@ def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str
         labels_of(found.parts, dataset, found.training)
 
 
-def require_reachable(url: str) -> None:
-    """Raise Unavailable unless something answers at `url` within REACH_SECONDS."""
-    failure: list[str] = [f"no answer within {REACH_SECONDS} s"]
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            with contextlib.suppress(urllib.error.HTTPError):  # an error page is an answer too
-                urllib.request.urlopen(request, timeout=REACH_SECONDS)
-        except Exception as error:
-            failure[0] = str(getattr(error, "reason", error))
-            return
-        failure.clear()
-
-    # Name resolution has no timeout, so it runs in a thread that is waited for.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if failure:
-        raise Unavailable(f"{urlsplit(url).netloc or url} was not reached ({failure[0]})")
-
-
 def fingerprint(*tensors: Tensor) -> str:
     """Return the SHA-256 of shapes and values, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(memoryview(tensor.cpu().contiguous().numpy()))  # no copy
     return digest.hexdigest()

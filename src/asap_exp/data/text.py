@@ -5,16 +5,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from asap_exp.core.config import TextDataConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.objectives import OBJECTIVES, Objective
-from asap_exp.data.catalog import text_dataset
+from asap_exp.data.catalog import TextDataset
+from asap_exp.data.describing import described_texts
 from asap_exp.data.module import TaskDataModule
 from asap_exp.data.raw_texts import POOLED_TEST_SHARE, RawTexts, check_texts, load_texts, pooled
 from asap_exp.data.run_files import TOKENIZER_HASH, as_trained, recorded, repair
 from asap_exp.data.sources import cache_dir
+from asap_exp.data.subset import Limit
 from asap_exp.data.targets import TARGETS
 from asap_exp.data.text_loader import TextLoader
 from asap_exp.data.tokenizer import (
@@ -36,20 +39,25 @@ class TextDataModule(TaskDataModule[Texts]):
     """
 
     config: TextDataConfig
+    dataset: TextDataset
 
     def __init__(self, config: TextDataConfig, *, folder: Path | None, **options: Any) -> None:
-        dataset = as_trained(text_dataset(config.name), folder)
+        dataset = as_trained(described_texts(config), folder)
         self.targets = TARGETS[config.objective](config, dataset)
         self.dataset = self.targets.dataset
         super().__init__(config, self.dataset, **options)
         self.folder = folder
         self.sample_name = "blocks of text" if config.layout == "blocks" else "texts"
         self._raw: dict[str, RawTexts] = {}
-        if config.split == "pooled":
-            pool = sum(self.dataset.rows.values())
-            test = round(POOLED_TEST_SHARE * pool)
-            self.rows_in_all = {"train": pool - test, "test": test}
         self.identity["split"] = config.split
+
+    @property
+    def rows_in_all(self) -> Mapping[str, int]:
+        if self.config.split != "pooled":
+            return super().rows_in_all
+        pool = sum(self.dataset.rows.values())
+        test = round(POOLED_TEST_SHARE * pool)
+        return {"train": pool - test, "test": test}
 
     @property
     def num_classes(self) -> int:
@@ -63,15 +71,33 @@ class TextDataModule(TaskDataModule[Texts]):
         return None if self.objective.of_tokens else (self.raw("train"), self.raw("test"))
 
     def raw(self, split: str) -> RawTexts:
-        """Return a split as it is stored, or as drawn from the pool of both splits."""
+        """Return a split as it is stored, or as drawn from the pool of both, within the limit."""
         if split not in self._raw:
-            where = self.config.root, self.config.cache
-            if self.config.split == "pooled":
-                train, test = (load_texts(self.dataset, s, *where) for s in ("train", "test"))
-                self._raw[split] = pooled(train, test, split, seed=self.config.split_seed)
-            else:
-                self._raw[split] = load_texts(self.dataset, split, *where)
+            whole = self.whole(split)
+            rows = self.limit.rows(np.asarray(whole.labels))
+            self._raw[split] = whole if rows is None else whole.take(rows)
         return self._raw[split]
+
+    def whole(self, split: str) -> RawTexts:
+        """Return a split without a limit."""
+        where = self.config.root, self.config.cache
+        if self.config.split == "pooled":
+            train, test = (load_texts(self.dataset, s, *where) for s in ("train", "test"))
+            return pooled(train, test, split, seed=self.config.split_seed)
+        return load_texts(self.dataset, split, *where)
+
+    def samples_in_all(self, split: str) -> int:
+        rows = super().samples_in_all(split)
+        if self.config.layout != "blocks" or self.config.limit is None:
+            return rows
+        # The number of blocks depends on all texts. Of a catalogued split not all may be there.
+        raw = self.whole(split)
+        count = self.arranged(self._encoded(raw)).rows
+        return count if len(raw.texts) == rows else max(count, rows)
+
+    @property
+    def limit(self) -> Limit:
+        return super().limit._replace(one_text=self.dataset.joined)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -105,9 +131,13 @@ class TextDataModule(TaskDataModule[Texts]):
         return self.tokenizer.get_vocab_size() + SPECIAL_TOKENS
 
     def load(self, split: str) -> Texts:
-        raw, cache = self.raw(split), cache_dir(self.config.cache)
+        raw = self.raw(split)
         if split == "train":
             self.class_names = raw.names
+        return self._encoded(raw)
+
+    def _encoded(self, raw: RawTexts) -> Texts:
+        cache = cache_dir(self.config.cache)
         return cached_encoding(self.tokenizer, raw.texts, raw.labels, raw.source, raw.sha256, cache)
 
     def check(self, split: str) -> None:

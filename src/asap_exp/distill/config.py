@@ -1,15 +1,15 @@
 """The configuration of `distill`."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Annotated
 
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.config import CalibrationConfig, calibration_schema
 from asap_exp.calibration.steps import LayerStep, StartStep, names_of
 from asap_exp.core.config import (
     BudgetConfig,
-    DataLocation,
     LayerConfig,
     LoggerConfig,
+    MovedData,
     PathsConfig,
     TaskConfig,
 )
@@ -23,7 +23,7 @@ class DistillConfig:
     calibration: CalibrationConfig
     budget: BudgetConfig
     accelerator: Accelerator
-    data: DataLocation
+    data: MovedData
     logger: LoggerConfig
     paths: PathsConfig
     layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))
@@ -36,6 +36,19 @@ class DistillConfig:
                 f"calibration={self.calibration.name} fits layers by one another, but a budget "
                 f"chooses for each by itself; choose {', '.join(others)} or {last}"
             )
+
+    @classmethod
+    def current(cls) -> type["DistillConfig"]:
+        """Return this schema with the settings of the calibration steps that are known by now."""
+        calibration = calibration_schema()
+        if calibration is CalibrationConfig:
+            return cls
+        return make_dataclass(
+            cls.__name__,
+            [("calibration", calibration)],
+            bases=(cls,),
+            namespace={"__doc__": cls.__doc__},
+        )
 
     @property
     def fitted(self) -> CalibrationConfig:

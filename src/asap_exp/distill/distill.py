@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from asap_exp.attention import Attention, attention_layers, swapped
+from asap_exp.attention import Attention, attention_class, attention_layers, swapped
 from asap_exp.calibration.artifact import (
     Artifact,
     check_belongs,
+    layers_fingerprint,
     load_artifact,
     load_fidelity,
     make_artifact,
@@ -20,13 +21,16 @@ from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.calibration.steps import STEPS
 from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.core import plugins
 from asap_exp.core.config import LayerConfig
-from asap_exp.core.console import warn
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
+from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
@@ -58,15 +62,16 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
     return Compiled(calibration.maps, calibration)
 
 
+@run_log("distill")
 def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     """Compile a teacher's layers; return the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
-    calibration = config.fitted
+    calibration, name = config.fitted, run.config.attention["name"]
     device = choose_device(config.accelerator)
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    data = run_data(run, config.data.root, config.data.cache, calibration.batch_size, device)
+    data = run_data(run, config.data, calibration.batch_size, device)
     public = public_config(config) | {"layers": paths}
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     with part_held(run.path, folder):
@@ -85,6 +90,12 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
             "seed": calibration.seed,
             "teacher": run.name,
             "config": public,
+            **plugins.origins(
+                [
+                    ("attention", name, attention_class(name)),
+                    *(("calibration", step, STEPS[step]) for step in calibration.steps),
+                ]
+            ),
         }
         with (
             wandb_run(
@@ -117,10 +128,10 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
                 log_fidelity(tracker, rows)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
-    print(
+    say(
         f"Fitted on {fit_samples.num_samples} training {data.sample_name} of {run.config.data.name}"
     )
-    print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
+    say(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {shown(folder)}")
     return folder
 
 
@@ -142,13 +153,13 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     try:
         data.setup()
     except DataNotFound as error:
-        print(
-            f"Already compiled: {folder} ({advice}). Whether the data is still the same could not "
-            f"be checked: {error}"
+        say(
+            f"Already compiled: {shown(folder)} ({advice}). Whether the data is still the same "
+            f"could not be checked: {error}"
         )
         return True
     check_same_data(data, run)
-    print(f"Already compiled: {folder} ({advice})")
+    say(f"Already compiled: {shown(folder)} ({advice})")
     return True
 
 
@@ -179,6 +190,7 @@ def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact
         column_error = column_errors(net, data.held_out, paths, data.precision)
     identity = {
         **teacher_identity(run, net),
+        "layers_sha256": layers_fingerprint(net, paths),
         **compiled.calibration.identity(data.config),
         "calibration_set": {
             "task": run.config.task.name,

@@ -94,8 +94,8 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     if saved != identity and saved | {"data_content": None} == identity | {"data_content": None}:
         raise UserError(
             f"{path} was trained on data other than what is found now (data_content differs):\n"
-            f"{describe_differences(saved, identity)}\nSet data.root=FOLDER to the folder of that "
-            "data, or start again with resume=never"
+            f"{describe_differences(saved, identity)}\nSet data.root=FOLDER (data.path=PLACE for "
+            "your own data) to where that data is, or start again with resume=never"
         )
     if saved != identity:
         raise UserError(

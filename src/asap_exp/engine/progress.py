@@ -4,6 +4,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
+from asap_exp.core.console import say
+
 SHOWN = {"train/loss_epoch": "loss", "val/accuracy": "val acc", "val/perplexity": "val ppl"}
 
 
@@ -30,4 +32,4 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         numbers = ", ".join(f"{name} {value}" for name, value in shown_metrics(trainer).items())
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {numbers}", flush=True)
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {numbers}")

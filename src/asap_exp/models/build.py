@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention import MultiHeadAttention
+from asap_exp.attention import MultiHeadAttention, attention_class
+from asap_exp.core import plugins
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run, repair
 from asap_exp.core.tensors import fingerprint, load_tensors
@@ -46,6 +48,7 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
     Raises UserError if the weights are damaged or differ from those in the run's manifest.
     """
     weights = load_weights(run)
+    warn_if_changed(run)
     net = build_net(run.config)
     try:
         net.load_state_dict(weights)
@@ -54,6 +57,18 @@ def load_net(run: Run, device: torch.device | str = "cpu") -> nn.Module:
             f"{run.weights} does not fit the model of {run.path / 'config.yaml'}: {error}"
         ) from error
     return net.to(device).eval().requires_grad_(False)
+
+
+def warn_if_changed(run: Run) -> None:
+    """Warn if the run's attention is of another package whose code has changed since."""
+    name = run.config.attention["name"]
+    for then in run.manifest.plugins or []:
+        now = plugins.origin(then.kind, name, attention_class(name)) or {}
+        if then.sha256 and now.get("sha256") != then.sha256:
+            warn(
+                f"{run.path} was trained with attention={name} of {then.module} "
+                f"{then.version or ''}, whose code has changed since; its outputs may have too"
+            )
 
 
 def load_weights(run: Run) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import MultiHeadAttention, build_attention
 from asap_exp.core.config import EncoderConfig, TextTrainConfig
-from asap_exp.data.catalog import text_dataset
+from asap_exp.data.describing import described_texts
 from asap_exp.data.tokens import PAD, TokenBatch
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -78,7 +78,7 @@ def encoder_of(config: TextTrainConfig) -> "TextEncoder":
         config.attention,
         vocab_size=data.vocab_size,
         max_length=data.max_length,
-        num_classes=None if config.objective.of_tokens else text_dataset(data.name).num_classes,
+        num_classes=None if config.objective.of_tokens else described_texts(data).num_classes,
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
 from asap_exp.core.config import ImageTrainConfig, ViTConfig
 from asap_exp.core.errors import UserError
-from asap_exp.data.catalog import image_dataset
+from asap_exp.data.describing import described_images
 
 
 class ViTAttention(MultiHeadAttention):
@@ -21,7 +21,7 @@ class ViTAttention(MultiHeadAttention):
 
 def vit_of(config: ImageTrainConfig) -> nn.Module:
     """Build the ViT of a training configuration."""
-    dataset = image_dataset(config.data.name)
+    dataset = described_images(config.data)
     return build_vit(
         config.model,
         config.attention,

@@ -6,14 +6,12 @@ from asap_exp.core.config import ReportConfig
 
 def run(config: ReportConfig) -> None:
     """Run the stage; slow imports wait until the configuration has been checked."""
-    from pathlib import Path
-
     from asap_exp.report.benchmarks import report_benchmarks
     from asap_exp.report.report import report
 
     # A benchmark belongs to no task and no run.
     everything = config.task.name is None and config.run is None
-    benchmarks = everything and report_benchmarks(config.paths, Path(config.out))
+    benchmarks = everything and report_benchmarks(config.paths, config.folder, config.figures)
     report(config, required=not benchmarks)
 
 

@@ -3,28 +3,36 @@
 from pathlib import Path
 
 from asap_exp.core.config import PathsConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.files import write_bytes, write_text
+from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.store import record_files
 from asap_exp.report.benchmark_figure import time_figure
 from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
 from asap_exp.report.benchmark_records import gather, load_records
-from asap_exp.report.report import png
+from asap_exp.report.drawing import image
+from asap_exp.report.published import own_folder
 
 
-def report_benchmarks(paths: PathsConfig, out: Path) -> bool:
+def report_benchmarks(paths: PathsConfig, out: Path, form: str = "png") -> bool:
     """Write benchmark.md, benchmark.csv and figures/ below `out`; return False without records."""
-    folder = out / "records" / "benchmark"
+    folder = own_folder(out) / "records" / "benchmark"
     gather(paths, folder)
     records = load_records(folder)
     if not records:
         return False
-    write_text(out / "benchmark.md", benchmark_markdown(records))
-    write_text(out / "benchmark.csv", benchmark_csv(records))
-    for record in records:
-        figure = png(time_figure(record))
-        write_bytes(out / "figures" / f"benchmark_{record.name}.png", figure)
-    print(f"Benchmarks: {out / 'benchmark.md'}")
+    write_benchmarks(out, records, form)
+    say(f"Benchmarks: {shown(out / 'benchmark.md')}")
     left_out = len(record_files(folder)) - len(records)
     if left_out:
-        print(f"Left out of {folder}, named above: {left_out}")
+        say(f"Left out of {shown(folder)}, named above: {left_out}")
     return True
+
+
+def write_benchmarks(out: Path, records: list[BenchmarkRecord], form: str = "png") -> None:
+    """Write tables and figures of the records; the tables show figures of this format."""
+    write_text(out / "benchmark.md", benchmark_markdown(records, form))
+    write_text(out / "benchmark.csv", benchmark_csv(records))
+    for record in records:
+        figure = image(time_figure(record), form)
+        write_bytes(out / "figures" / f"benchmark_{record.name}.{form}", figure)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from asap_exp.core.objectives import CLASSIFICATION
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.settings import RELAXATION
 from asap_exp.core.runs import drop_keys, short_hash
@@ -18,6 +19,8 @@ class Group:
     records: list[EvaluationRecord]
     data: str = ""
     """Hash of the data if another group has the same configuration and other data, else empty."""
+    published: bool = False
+    """True if the records are published ones, shown beside one's own."""
 
     @property
     def first(self) -> EvaluationRecord:
@@ -28,24 +31,30 @@ class Group:
         return [record.seed for record in self.records]
 
 
-def grouped(records: Iterable[EvaluationRecord]) -> list[Group]:
+def grouped(records: Iterable[EvaluationRecord], *, published: bool = False) -> list[Group]:
     """Return groups in a stable order: by task, with qk_norm before without, by configuration."""
     by_key: dict[str, dict[str, list[EvaluationRecord]]] = {}
     for record in newest(records):
         same = by_key.setdefault(short_hash(configuration(record)), {})
         same.setdefault(data_hash(record), []).append(record)
     groups = [
-        group(rs, key, data if len(same) > 1 else "")
+        group(rs, key, data if len(same) > 1 else "", published)
         for key, same in by_key.items()
         for data, rs in same.items()
     ]
+    return in_order(groups)
+
+
+def in_order(groups: Iterable[Group]) -> list[Group]:
+    """Return groups in the order of `grouped`, published ones after one's own of the same task."""
     return sorted(groups, key=order)
 
 
-def group(records: list[EvaluationRecord], key: str, data: str) -> Group:
+def group(records: list[EvaluationRecord], key: str, data: str, published: bool) -> Group:
     norm = "qknorm" if records[0].qk_norm else "plain"
-    slug = f"{kind(records[0])}-{norm}-{key}{f'-{data}' if data else ''}"
-    return Group(slug, sorted(records, key=lambda r: r.seed), data)
+    parts = [kind(records[0]), norm, key, data, "published" if published else ""]
+    slug = "-".join(filter(None, parts))
+    return Group(slug, sorted(records, key=lambda r: r.seed), data, published)
 
 
 def data_hash(record: EvaluationRecord) -> str:
@@ -53,14 +62,16 @@ def data_hash(record: EvaluationRecord) -> str:
     return short_hash([record.trained_on.train_sha256, record.tested_on.test_sha256])
 
 
-def order(group: Group) -> tuple[str, bool, int, str]:
+def order(group: Group) -> tuple[str, bool, int, bool, str]:
     record = group.first
-    return kind(record), not record.qk_norm, record.training.tokens or 0, group.slug
+    length = record.training.tokens or 0
+    return kind(record), not record.qk_norm, length, group.published, group.slug
 
 
 def kind(record: EvaluationRecord) -> str:
-    """Return the data set's name, with `-mlm` for masked language models."""
-    return f"{record.data}-mlm" if record.is_masked else record.data
+    """Return the data set's name, with the objective unless that is classification."""
+    usual = record.trained_for is CLASSIFICATION
+    return record.data if usual else f"{record.data}-{record.objective}"
 
 
 def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:

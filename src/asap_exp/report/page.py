@@ -1,54 +1,111 @@
 """HTML page with every table and figure embedded; it needs no other file and no network."""
 
 import base64
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jinja2
+from PIL import Image
 
-from asap_exp.report.averages import main_rows
-from asap_exp.report.captions import caption, group_title
+from asap_exp.report.captions import caption, commits, group_title, origins
+from asap_exp.report.drawing import image
 from asap_exp.report.groups import Group
-from asap_exp.report.markdown import EXPLANATION, MEANINGS, columns, method
+from asap_exp.report.markdown import EXPLANATION, MEANINGS
 from asap_exp.report.notes import remarks
+from asap_exp.report.page_tables import (
+    all_columns_table,
+    in_words,
+    map_note,
+    methods_table,
+    result_table,
+)
+from asap_exp.report.summary_figure import summary
 
 CAPTIONS = {
-    "accuracy_latency": "Test accuracy (or perplexity) against the latency of the whole model. Of "
-    "maps, the curve joins those that no faster one is better than.",
-    "training": "Training loss and validation accuracy (or perplexity) by epoch.",
-    "plans": "A plan of the teacher, of ASAP and of row softmax, with row and column sums.",
+    "accuracy_latency": "Quality on the test split against the time of the whole model. A curve of "
+    "maps joins those that no faster map is better than.",
+    "training": "Training, epoch by epoch.",
+    "plans": "One plan of the teacher, of ASAP and of row softmax. Only the first two have equal "
+    "column sums.",
     "fidelity": "Fidelity of the compiled layers on held-out samples.",
 }
+SUMMARY = (
+    "One data set at several lengths: quality on the test split against time relative to the "
+    "teacher. Numbers at the squares are T', the updates that are left."
+)
+COLOURS = 64
+"""Colours of embedded figures, which makes them a fifth of a plain PNG."""
 
 
-def html_page(groups: list[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
-    """Return the page; `figures` holds PNG bytes by group slug and figure name."""
+@dataclass(frozen=True)
+class Picture:
+    """Figure as the page embeds it."""
+
+    name: str
+    alt: str
+    width: int
+    height: int
+    data: str
+
+
+def html_page(groups: Sequence[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
+    """Return the page; `figures` holds PNGs of each group by its slug and the figures' names."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("asap_exp.report", "."), autoescape=True
+        loader=jinja2.PackageLoader("asap_exp.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    first, titles = summary(groups), [group_title(group) for group in groups]
     return environment.get_template("page.html.j2").render(
-        explanation=f"{EXPLANATION} {MEANINGS}",
-        groups=[
-            {
-                "slug": group.slug,
-                "title": group_title(group),
-                "caption": caption(group.first),
-                "remarks": " ".join(remarks(group)),
-                "titles": ["method", *(c.title for c in columns(group, all_columns=True))],
-                "rows": [
-                    {
-                        "kind": row.group,
-                        "cells": [
-                            method(row, group),
-                            *(c.write(row[c.key]) for c in columns(group, all_columns=True)),
-                        ],
-                    }
-                    for row in main_rows(group)
-                ],
-                "figures": [
-                    {"alt": CAPTIONS[name], "png": base64.b64encode(png).decode()}
-                    for name, png in figures[group.slug].items()
-                ],
-            }
-            for group in groups
-        ],
+        explanation=EXPLANATION,
+        meanings=MEANINGS,
+        verdict=in_words(groups),
+        result=result_table(groups),
+        summary=None if first is None else picture("summary", SUMMARY, image(first)),
+        measured=measured(groups),
+        repeated={title for title in titles if titles.count(title) > 1},
+        groups=[section(group, figures[group.slug]) for group in groups],
     )
+
+
+def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what the template shows of a group."""
+    return {
+        "slug": group.slug,
+        "title": group_title(group),
+        "map": map_note(group),
+        "published": group.published,
+        "caption": caption(group.first),
+        "remarks": remarks(group),
+        "measured": measured([group]),
+        "origins": origins(group),
+        "methods": methods_table(group),
+        "all_columns": all_columns_table(group),
+        "pictures": [picture(name, CAPTIONS[name], png) for name, png in figures.items()],
+    }
+
+
+def measured(groups: Sequence[Group]) -> dict[str, str]:
+    """Return machine, code and time of the measurements, each as words."""
+    records = [record for group in groups for record in group.records]
+    days = sorted(str(record.manifests.evaluate.ended)[:10] for record in records)
+    code = {commit for group in groups for commit in commits(group, "evaluate").split(", ")}
+    hours = sum(record.train_seconds for record in records) / 3600
+    return {
+        "machine": ", ".join(sorted({record.device for record in records})),
+        "commit": ", ".join(sorted(code)),
+        "measured": days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}",
+        "training time": f"{hours:.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min",
+    }
+
+
+def picture(name: str, alt: str, png: bytes) -> Picture:
+    """Return a figure as WebP without loss but in few colours."""
+    drawn = Image.open(io.BytesIO(png)).convert("RGB")
+    buffer = io.BytesIO()
+    drawn.quantize(COLOURS).convert("RGB").save(buffer, "webp", lossless=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(name, alt, drawn.width, drawn.height, data)

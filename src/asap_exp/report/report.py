@@ -1,37 +1,37 @@
 """Report: gather records, then make tables, figures and a page from the records alone."""
 
-import io
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from asap_exp.core.config import ReportConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import Run
-from asap_exp.report.accuracy_figure import summary
 from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
-from asap_exp.report.groups import grouped
+from asap_exp.report.groups import Group, grouped, in_order
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
+from asap_exp.report.published import own_folder
 from asap_exp.report.records import gather, load_records
+from asap_exp.report.summary_figure import summary
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:
-    """Write records/, tables.md, tables.csv, figures/ and index.html below `config.out`.
+    """Write records/, tables.md, tables.csv, figures/ and index.html below `config.folder`.
 
     Returns the path of the page. Without any evaluation, raises UserError, or returns None if not
     `required`. Damaged records are left out with a warning, unless they belong to the given run.
     """
-    out = Path(config.out)
+    out = own_folder(config.folder)
     copied = gather(config.paths, config.task.name, config.run, out / "records")
     records = load_records(out / "records")
     left_out = len(record_files(out / "records")) - len(records)
     if config.run is not None:
         records = [record for record in records if record.run == Run(Path(config.run)).name]
-    groups = grouped(records)
+    groups = in_order([*grouped(records), *published_groups(config)])
     if not groups and not required:
         return None
     if not groups:
@@ -41,30 +41,45 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
             f"no evaluation in {config.run or config.paths.runs} and no record in "
             f"{out / 'records'}{damaged}; make one with: python -m asap_exp.evaluate{task}"
         )
-    figures = {
-        group.slug: {name: png(figure) for name, figure in group_figures(group).items()}
-        for group in groups
-    }
+    page = write_report(out, groups, config.figures)
+    say(
+        f"Records gathered from runs: {len(copied)}\nTables: {shown(out / 'tables.md')}\n"
+        f"Figures: {shown(out / 'figures')}\nPage: {shown(page)}"
+    )
+    if left_out:
+        say(f"Left out of {shown(out / 'records')}, named above: {left_out}")
+    return page
+
+
+def published_groups(config: ReportConfig) -> list[Group]:
+    """Return the groups of `config.published`; of the given task or of the given run's, if any."""
+    if config.published is None:
+        return []
+    folder = Path(config.published) / "records"
+    if not folder.is_dir():
+        raise UserError(
+            f"published={config.published} has no folder records; give a folder of published "
+            "results, such as results in a clone of the repository"
+        )
+    task = config.task.name if config.run is None else Run(Path(config.run)).config.task.name
+    records = load_records(folder)
+    return grouped((r for r in records if task in (None, r.task)), published=True)
+
+
+def write_report(out: Path, groups: list[Group], form: str = "png") -> Path:
+    """Write tables, all figures (as files of this format) and the page; return the page."""
+    pngs = {}
+    for group in groups:
+        drawn = group_figures(group)
+        pngs[group.slug] = {name: image(figure) for name, figure in drawn.items()}
+        for name, png in pngs[group.slug].items():
+            data = png if form == "png" else image(drawn[name], form)
+            write_bytes(out / "figures" / f"{group.slug}-{name}.{form}", data)
     write_text(out / "tables.md", tables_markdown(groups))
     write_text(out / "tables.csv", tables_csv(groups))
     first = summary(groups)
     if first is not None:
-        write_bytes(out / "figures" / "summary.png", png(first))
-    for slug, drawn in figures.items():
-        for name, data in drawn.items():
-            write_bytes(out / "figures" / f"{slug}-{name}.png", data)
+        write_bytes(out / "figures" / f"summary.{form}", image(first, form))
     page = out / "index.html"
-    write_text(page, html_page(groups, figures))
-    print(
-        f"Records gathered from runs: {len(copied)}\nTables: {out / 'tables.md'}\n"
-        f"Figures: {out / 'figures'}\nPage: {page.resolve()}"
-    )
-    if left_out:
-        print(f"Left out of {out / 'records'}, named above: {left_out}")
+    write_text(page, html_page(groups, pngs))
     return page
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
-    return buffer.getvalue()

@@ -2,19 +2,28 @@
 
 from asap_exp.core import app
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.score import Score
 
 
-def run(config: TrainConfig) -> None:
-    """Train; the imports wait until the configuration has been validated."""
-    from asap_exp.core.config import TextDataConfig
+def run(config: TrainConfig) -> Score:
+    """Train and return the validation score; slow imports wait for a checked configuration."""
+    from asap_exp.core.config import OwnImageTrainRequest, OwnTextTrainRequest, TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 
     # Before PyTorch is loaded, which takes seconds.
-    (text_dataset if isinstance(config.data, TextDataConfig) else image_dataset)(config.data.name)
+    if isinstance(config, OwnImageTrainRequest | OwnTextTrainRequest):
+        from asap_exp.data.own.find import found
+
+        config = found(config)
+    else:
+        known = text_dataset if isinstance(config.data, TextDataConfig) else image_dataset
+        known(config.data.name)
 
     from asap_exp.train.trainer import train
 
-    train(config)
+    trained = train(config).manifest
+    metric = getattr(trained, f"best_val_{config.objective.metric}")
+    return config.objective.score("validation", metric)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from asap_exp.core.console import warn
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run
 from asap_exp.core.training_log import kept_curves
 from asap_exp.data import TaskDataModule
+from asap_exp.data.run_data import place_key
 from asap_exp.data.run_files import CLASSES, CLASSES_HASH
 from asap_exp.data.sources import DataNotFound
 from asap_exp.models import load_weights
@@ -36,9 +37,9 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
     try:
         data.setup()
     except DataNotFound as error:
-        print(
-            f"Already finished: {run.path} ({advice}). Whether its data is unchanged could not be "
-            f"checked: {error}"
+        say(
+            f"Already finished: {shown(run.path)} ({advice}). Whether its data is unchanged could "
+            f"not be checked: {error}"
         )
         if changed := data.changed_files(run.path, run.manifest.data):
             warn(
@@ -48,7 +49,7 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
         return True
     require_same_data(run, data.identity)
     restore(run, data)
-    print(f"Already finished: {run.path} ({advice})")
+    say(f"Already finished: {shown(run.path)} ({advice})")
     return True
 
 
@@ -65,8 +66,8 @@ def restore(run: Run, data: TaskDataModule) -> None:
     if then is not None and then != now and (CLASSES in changed or now is not None):
         raise UserError(
             f"{files} in {run.path} is missing or has changed, and cannot be restored: the data "
-            "found now has other class names or none. Set data.root=FOLDER to the folder of the "
-            "earlier data, or train again with resume=never"
+            f"found now has other class names or none. Set {place_key(data.config)} to where the "
+            "earlier data is, or train again with resume=never"
         )
     data.save(run.path)
     warn(f"{files} in {run.path} was missing or had changed, and was restored")
@@ -91,5 +92,5 @@ def require_same_data(run: Run, now: dict[str, Any]) -> None:
         f"{run.path} was trained on data other than what is found now:\n"
         + "\n".join(differences)
         + "\nTrain on this data with resume=never (the earlier run is moved aside, not deleted), "
-        "or set data.root=FOLDER to the folder of the earlier data"
+        f"or set {place_key(run.config.data)} to where the earlier data is"
     )

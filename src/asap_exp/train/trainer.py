@@ -18,13 +18,15 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
-from asap_exp.attention import build_attention, canonical_options
+from asap_exp.attention import attention_origin, build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request, postponed
-from asap_exp.core.locks import held
+from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
+from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
     Run,
     check_same_tokenizer,
@@ -66,6 +68,7 @@ EXPECTED_WARNINGS = (
 """Warnings of Lightning and PyTorch that do not apply to these runs."""
 
 
+@run_log("train")
 def train(config: TrainConfig) -> Run:
     """Train or continue the run of `config`; a finished run is left as it is."""
     build_attention(config.attention)  # fails before anything is loaded or written
@@ -81,7 +84,7 @@ def train(config: TrainConfig) -> Run:
     if initial is not None:
         initialise(net, initial)
     place = run_directory(config)
-    with held(place):
+    with held(place), emptied_unless_begun(place):
         if config.resume != "never":
             refuse_other(config)
         if config.resume == "auto" and is_finished(Run(place), data):
@@ -109,11 +112,12 @@ def train(config: TrainConfig) -> Run:
             "initial": None if initial is None else initial_facts(initial),
             "parameters": sum(p.numel() for p in net.parameters()),
             **attempt(run, checkpoint),
+            **attention_origin(config.attention["name"]),
         }
         with ExitStack() as stack:
             if config.resume == "never":
                 run = stack.enter_context(fresh_run(config, run, lambda: module.steps_done > 0))
-            print(f"Run directory: {run.path}")
+            say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
             fit(config, run, module, data, device, stamp, checkpoint, facts)
     return run
@@ -150,7 +154,7 @@ def fit(
         record |= export(config, run, module, trainer)
         if not (run.path / "config.yaml").is_file():  # deleted during training
             write_config(config, run.path)
-    print(f"Finished: {run.path}  {summary(record)}")
+    say(f"Finished: {shown(run.path)}  {summary(record)}")
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -220,7 +224,7 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     if config.resume == "auto" and not path.is_file():
         return None
     check_identity(path, stamp)
-    print(f"Continuing from {path}")
+    say(f"Continuing from {shown(path)}")
     return path
 
 

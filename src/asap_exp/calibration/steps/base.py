@@ -6,11 +6,12 @@ needs it, inside `fit` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from asap_exp.core.config.fields import MOST_UPDATES, Rate, at_least, at_most
+from asap_exp.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from asap_exp.calibration.maps import RidgeFit
     from asap_exp.calibration.prediction_fit import Example
     from asap_exp.calibration.ridge import NormalEquations
+
+Shown = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Yields the items of a number of updates, and shows how many there were."""
+
+
+def unseen(items: Iterable[Any], _: int) -> Iterable[Any]:
+    return items
+
 
 Scope = Literal["start", "layer", "model"]
 SCOPES: tuple[Scope, ...] = ("start", "layer", "model")
@@ -80,6 +89,7 @@ class LayerData:
     fit: Sequence[Target]
     held_out: Sequence[Target]
     seed: int
+    shown: Shown = unseen
 
 
 class LayerStep(Step):
@@ -105,6 +115,7 @@ class ModelData:
     precision: str
     forward: Forward
     seed: int
+    shown: Shown = unseen
 
 
 class ModelStep(Step):
@@ -130,9 +141,18 @@ AnyStep = TypeVar("AnyStep", bound=type[Step])
 
 
 def register(name: str) -> Callable[[AnyStep], AnyStep]:
-    """Make a step known as an item of `calibration.steps`, its settings as `calibration.NAME`."""
+    """Make a step known as an item of `calibration.steps`, its settings as `calibration.NAME`.
+
+    Raises UserError if another step has the name.
+    """
 
     def add(cls: AnyStep) -> AnyStep:
+        other = STEPS.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"the calibration step {name} of {cls.__module__} has the name of one of "
+                f"{other.__module__}; choose another"
+            )
         cls.name = name
         STEPS[name] = cls
         in_order = sorted(STEPS.items(), key=lambda item: (SCOPES.index(item[1].scope), item[0]))

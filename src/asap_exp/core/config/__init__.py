@@ -28,11 +28,23 @@ from asap_exp.core.config.fields import (
     PRECISIONS,
 )
 from asap_exp.core.config.model import AttentionOptions, EncoderConfig, ModelConfig, ViTConfig
+from asap_exp.core.config.own_data import (
+    OWN_SCHEMAS,
+    REQUEST_SCHEMAS,
+    OwnDataConfig,
+    OwnImageDataConfig,
+    OwnImageTrainConfig,
+    OwnImageTrainRequest,
+    OwnTextDataConfig,
+    OwnTextTrainConfig,
+    OwnTextTrainRequest,
+)
 from asap_exp.core.config.report import ReportConfig
 from asap_exp.core.config.shared import (
     DataLocation,
     LatencyConfig,
     LoggerConfig,
+    MovedData,
     PathsConfig,
     TaskConfig,
 )
@@ -57,7 +69,9 @@ __all__ = [
     "MOST_THREADS",
     "MOST_UPDATES",
     "MOST_WIDTH",
+    "OWN_SCHEMAS",
     "PRECISIONS",
+    "REQUEST_SCHEMAS",
     "TRAIN_SCHEMAS",
     "AttentionOptions",
     "AugmentConfig",
@@ -75,6 +89,14 @@ __all__ = [
     "LayerConfig",
     "LoggerConfig",
     "ModelConfig",
+    "MovedData",
+    "OwnDataConfig",
+    "OwnImageDataConfig",
+    "OwnImageTrainConfig",
+    "OwnImageTrainRequest",
+    "OwnTextDataConfig",
+    "OwnTextTrainConfig",
+    "OwnTextTrainRequest",
     "PathsConfig",
     "RandAugmentConfig",
     "RecipeConfig",

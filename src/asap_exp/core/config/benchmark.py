@@ -13,7 +13,7 @@ from asap_exp.core.config.fields import (
     at_least,
     one_of,
 )
-from asap_exp.core.config.shared import DataLocation, PathsConfig, TaskConfig
+from asap_exp.core.config.shared import MovedData, PathsConfig, TaskConfig
 from asap_exp.core.errors import UserError
 
 
@@ -50,7 +50,7 @@ class BenchmarkConfig:
     accelerator: Accelerator
     seed: Seed
     teacher: Annotated[str | None, PATH]
-    data: DataLocation
+    data: MovedData
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
 

@@ -1,6 +1,6 @@
 """Training data: images or texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from asap_exp.core.config.fields import (
@@ -25,12 +25,18 @@ class RandAugmentConfig:
 
 
 @dataclass
-class AugmentConfig:
-    crop_padding: Annotated[int, at_least(0)]
+class SizelessAugmentConfig:
+    """Augmentation whose settings hold for images of any size."""
+
     flip: bool
     mixup: Annotated[float, at_least(0)]
     cutmix: Annotated[float, at_least(0)]
     randaugment: RandAugmentConfig
+
+
+@dataclass
+class AugmentConfig(SizelessAugmentConfig):
+    crop_padding: Annotated[int, at_least(0)]
 
 
 @dataclass
@@ -41,6 +47,8 @@ class DataConfig(DataLocation):
     val_fraction: Annotated[float | None, between(0, 1)]
     split_seed: Seed
     train_on: Annotated[str, one_of("train", "train+val")]
+    # Configurations saved before this key existed lack it.
+    limit: Annotated[int | None, at_least(2)] = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -58,13 +66,13 @@ class ImageDataConfig(DataConfig):
 
 
 @dataclass
-class TextDataConfig(DataConfig):
+class LengthlessTextConfig(DataConfig):
+    """Settings of texts that hold for any length of text and size of vocabulary."""
+
     objective: Annotated[str, one_of(*OBJECTIVES)]
     split: Annotated[str, one_of("standard", "pooled")]
     layout: Annotated[str, one_of("texts", "blocks")]
-    max_length: Annotated[int, at_least(2), at_most(2**16)]
     truncation: Annotated[str, one_of("head", "ends")]
-    vocab_size: Annotated[int, at_least(320), at_most(2**20)]
     lowercase: bool
     batch_tokens: Annotated[int, at_most(2**31 - 1)]
     length_multiple: Annotated[int, at_least(1), at_most(2**16)]
@@ -72,7 +80,6 @@ class TextDataConfig(DataConfig):
     mask_seed: Seed
 
     def __post_init__(self) -> None:
-        check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
         if self.objective in OBJECTIVES and OBJECTIVES[self.objective].of_tokens:
             check_range("data.mask_share", self.mask_share, above=0, below=1)
         elif self.layout == "blocks":
@@ -80,3 +87,13 @@ class TextDataConfig(DataConfig):
                 "data.layout=blocks joins texts, so that they have no class of their own; "
                 "it needs data.objective=mlm"
             )
+
+
+@dataclass
+class TextDataConfig(LengthlessTextConfig):
+    max_length: Annotated[int, at_least(2), at_most(2**16)]
+    vocab_size: Annotated[int, at_least(320), at_most(2**20)]
+
+    def __post_init__(self) -> None:
+        check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
+        super().__post_init__()

@@ -14,9 +14,9 @@ from asap_exp.core.config.fields import (
     within,
 )
 from asap_exp.core.config.shared import (
-    DataLocation,
     LatencyConfig,
     LoggerConfig,
+    MovedData,
     PathsConfig,
     TaskConfig,
 )
@@ -42,7 +42,7 @@ class EvaluateConfig:
     fidelity_samples: Count
     latency: LatencyConfig
     accelerator: Accelerator
-    data: DataLocation
+    data: MovedData
     logger: LoggerConfig
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)

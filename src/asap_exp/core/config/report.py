@@ -1,15 +1,23 @@
 """The configuration of the stage `report`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
-from asap_exp.core.config.fields import PATH
+from asap_exp.core.config.fields import PATH, one_of
 from asap_exp.core.config.shared import PathsConfig, TaskConfig
 
 
 @dataclass
 class ReportConfig:
-    out: Annotated[str, PATH]
+    out: Annotated[str | None, PATH]
+    published: Annotated[str | None, PATH]
+    figures: Annotated[str, one_of("png", "svg", "pdf")]
     run: Annotated[str | None, PATH]
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+
+    @property
+    def folder(self) -> Path:
+        """Folder that the report is written to."""
+        return self.paths.report if self.out is None else Path(self.out)

@@ -31,6 +31,13 @@ class DataLocation:
 
 
 @dataclass
+class MovedData(DataLocation):
+    """Location of a teacher's data today; `path` is that of own data."""
+
+    path: Annotated[str | None, PATH]
+
+
+@dataclass
 class LoggerConfig:
     wandb: bool
     project: str
@@ -45,6 +52,11 @@ class PathsConfig:
     @property
     def runs(self) -> Path:
         return Path(self.results) / "runs"
+
+    @property
+    def report(self) -> Path:
+        """Folder of records, tables, figures and page of these runs."""
+        return Path(self.results) / "report"
 
 
 @dataclass

@@ -101,6 +101,8 @@ class TrainConfig:
     seed: Seed
     resume: Annotated[str, PATH]
     init_from: Annotated[str | None, PATH] = None
+    # The file of the group `debug` that shortened this run.
+    debug: str | None = None
 
     @property
     def objective(self) -> Objective:

@@ -1,19 +1,22 @@
 """Identity of a compiled map, `asap.json`: its teacher, its calibration and its layers."""
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.features import FEATURES
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
-Options = dict[str, str | bool | int | float]
+Options = dict[str, str | bool | int | float | None]
 """Attention as `{name, **options}`."""
 
 
@@ -24,6 +27,19 @@ class Descent:
     updates: Size
     lr: Positive
 
+
+def kind_of_settings(given: Any) -> str:
+    """Return "gradient" for the settings of a gradient step, and "own" for any others."""
+    keys = {"updates", "lr"}
+    gradient = isinstance(given, Descent) or (isinstance(given, dict) and set(given) == keys)
+    return "gradient" if gradient else "own"
+
+
+StepSettings = Annotated[
+    Annotated[Descent, Tag("gradient")] | Annotated[Options, Tag("own")],
+    Discriminator(kind_of_settings),
+]
+"""Settings of a calibration step; those of steps of other packages may have any keys."""
 
 GATHERED = frozenset({"settings", "further_features"})
 
@@ -48,7 +64,7 @@ class CalibrationRecipe:
     logits: bool | None = None
     relaxed: bool | None = None
     memory_mib: Size | None = None
-    settings: dict[str, Descent] = Field(default_factory=dict)
+    settings: dict[str, StepSettings] = Field(default_factory=dict)
     """Settings of the steps that have any, by step; in the file each is a key of its own."""
     further_features: list[str] = Field(default_factory=list)
     """Other kinds of features that the map uses; in the file each is a key that is true."""
@@ -64,7 +80,7 @@ class CalibrationRecipe:
             raise ValueError(f"{min(wrong)}: unexpected key")
         steps = given.get("steps") or []
         settings = {key: value for key, value in other.items() if key in steps}
-        features = [key for key, value in other.items() if value is True and key not in settings]
+        features = [key for key, value in other.items() if value is True and key in FEATURES]
         rest = {key: x for key, x in given.items() if key not in settings and key not in features}
         return rest | {"settings": settings, "further_features": features}
 
@@ -145,6 +161,8 @@ class Identity:
     adaptive: bool | None = None
     logits: bool | None = None
     prediction_kl: dict[str, BeforeAfter] | None = None
+    layers_sha256: Sha256 | None = None
+    """Hash of the weights of the compiled layers, to which `load_compiled` binds a map."""
     teacher_layers: dict[str, TeacherLayer] | None = None
     column_error: dict[str, Measure] | None = None
     attentions: dict[str, Options] | None = None

@@ -22,3 +22,31 @@ def softmax_attention(
     mask = None if key_padding_mask is None else attended(key_padding_mask)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale / eps)
     return blank(out, key_padding_mask, 2).to(result)
+
+
+def biased_softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_padding_mask: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Compute softmax attention with `bias` on the logits and `dropout` of its weights.
+
+    `bias` broadcasts to `[B, H, N, M]`; a boolean one is True where a query attends to a key.
+    """
+    dtype, result = torch.promote_types(q.dtype, v.dtype), v.dtype
+    q, k, v = (blank(x, key_padding_mask, 2).to(dtype) for x in (q, k, v))
+    if bias is not None and bias.dtype != torch.bool:
+        bias = bias.to(dtype)
+    if key_padding_mask is not None:
+        valid = attended(key_padding_mask)
+        if bias is None:
+            bias = valid
+        elif bias.dtype == torch.bool:
+            bias = bias & valid
+        else:
+            bias = bias.masked_fill(~valid, float("-inf"))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    return blank(out, key_padding_mask, 2).to(result)

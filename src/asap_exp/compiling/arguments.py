@@ -1,0 +1,141 @@
+"""Checks of what users pass to `asap_exp.compile`, in the words of its arguments."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from asap_exp.attention import attention_layers
+from asap_exp.attention.swapping import layers_at
+from asap_exp.calibration.artifact import teacher_layers
+from asap_exp.calibration.config import FURTHER_FEATURES
+from asap_exp.calibration.steps import STEPS, with_settings
+from asap_exp.core.errors import UserError, check_choice, check_range
+
+PREFIX = "calibration."
+SINKHORN = (
+    'Put it in with asap_exp.convert(model, attention="sinkhorn", num_iters=20), then train on: a '
+    "map is fitted to the plans of a trained model"
+)
+
+
+@contextmanager
+def in_words_of_arguments() -> Iterator[None]:
+    """Name keys of the configuration, which has the same checks, as the arguments they are."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error).replace(PREFIX, "")
+        for yaml, python in (("=true", "=True"), ("=false", "=False"), ("got false", "got False")):
+            words = words.replace(yaml, python)
+        key = None if error.key is None else error.key.removeprefix(PREFIX)
+        raise UserError(
+            words, key=key, value=error.value, allowed=error.allowed, hint=error.hint
+        ) from None
+
+
+def check_loader(loader: Any) -> None:
+    """Raise UserError unless `loader` gives batches."""
+    if isinstance(loader, Tensor):
+        raise UserError(
+            f"loader is one tensor of shape {tuple(loader.shape)}; it must give batches, for "
+            "example loader=x.split(64)"
+        )
+    if isinstance(loader, str | bytes | Mapping) or not isinstance(loader, Iterable):
+        raise UserError(
+            f"loader is a {type(loader).__name__}; it must give batches: a DataLoader, or a list "
+            "of tensors, tuples or dicts"
+        )
+
+
+def check_whole_numbers(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a whole number")
+
+
+def check_switches(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be True or False")
+
+
+def check_shares(**given: Any) -> None:
+    """Raise UserError unless each is a number, and `holdout` a share."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a number")
+    check_range("holdout", given["holdout"], above=0, below=1)
+
+
+def check_steps(steps: Any) -> None:
+    """Raise UserError unless `steps` is a list of names of steps."""
+    names = not isinstance(steps, str) and isinstance(steps, Iterable)
+    if not names or not all(isinstance(step, str) for step in steps):
+        example = [steps] if isinstance(steps, str) else ["ridge", "learned_slices"]
+        raise UserError(f"steps={steps!r} must be a list of names, for example {example}")
+    for step in steps:
+        check_choice("steps", step, tuple(STEPS))
+
+
+def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
+    """Refuse a keyword that is no setting of a step taken and no feature, or has another type."""
+    settings = with_settings()
+    for name, value in given.items():
+        if name in FURTHER_FEATURES:
+            check_switches(**{name: value})
+            continue
+        if name not in settings:
+            raise TypeError(
+                f"compile() takes no keyword {name!r}; the steps with settings are "
+                f"{', '.join(settings)}"
+            )
+        wanted = type(settings[name].settings)
+        if not isinstance(value, wanted):
+            keys = ", ".join(f"{field.name}=..." for field in fields(wanted))
+            raise UserError(
+                f"{name}={value!r} has the wrong type; it must be {wanted.__name__}({keys})"
+            )
+        if name not in steps:
+            raise UserError(
+                f"{name}={value!r} has no effect: {name} is not among steps={list(steps)}"
+            )
+
+
+def check_has_weights(model: nn.Module) -> None:
+    """Raise UserError if a weight has a shape but no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UserError(
+                f"the weights of this {type(model).__name__} are not there: {name} is on the meta "
+                'device; give it memory with model.to_empty(device="cpu"), and load its weights'
+            )
+
+
+def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Return the paths of the layers to compile; UserError if one is not a Sinkhorn layer."""
+    found = teacher_layers(model)
+    if not found:
+        kinds = {layer.attend.name for layer in attention_layers(model).values()}
+        holds = f"only {', '.join(sorted(kinds))} attention" if kinds else "no MultiHeadAttention"
+        raise UserError(
+            f"this {type(model).__name__} holds {holds}, and compile replaces Sinkhorn attention. "
+            f"{SINKHORN}"
+        )
+    if layers is None:
+        return list(found)
+    names = not isinstance(layers, str) and isinstance(layers, Iterable)
+    if not names or not all(isinstance(path, str) for path in layers) or not list(layers):
+        raise UserError(
+            f"layers={layers!r} must be a list of paths; the model has {', '.join(found)}"
+        )
+    for path, layer in layers_at(model, layers).items():
+        if path not in found:
+            raise UserError(
+                f"the layer at {path} has {layer.attend.name} attention; only Sinkhorn layers can "
+                f"be compiled: {', '.join(found)}. {SINKHORN}"
+            )
+    return [path for path in found if path in layers]

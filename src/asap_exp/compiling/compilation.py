@@ -1,0 +1,159 @@
+"""Compile a model: read batches, fit the maps of its Sinkhorn layers, swap them in."""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from asap_exp.attention import swap_attention
+from asap_exp.calibration.artifact import make_artifact
+from asap_exp.calibration.batches import call, content_hash, num_samples, read
+from asap_exp.calibration.calibrate import calibrate
+from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.data import CalibrationData
+from asap_exp.calibration.drift import column_errors
+from asap_exp.compiling.arguments import (
+    PREFIX,
+    check_has_weights,
+    check_loader,
+    check_more,
+    check_shares,
+    check_steps,
+    check_switches,
+    check_whole_numbers,
+    in_words_of_arguments,
+    sinkhorn_paths,
+)
+from asap_exp.compiling.drifting import PRECISIONS
+from asap_exp.compiling.saving import remember, teacher_identity
+from asap_exp.compiling.summary import summary
+from asap_exp.core.console import Progress
+from asap_exp.core.errors import check_choice, check_range
+from asap_exp.core.schema import check_fields
+from asap_exp.ops.backend import BACKENDS
+
+
+@torch.inference_mode(False)
+def compile(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    steps: Sequence[str] = ("ridge",),
+    slices: int = 8,
+    candidates: int = 32,
+    query_features: bool = True,
+    adaptive: bool = True,
+    logits: bool = False,
+    refine: int = 0,
+    relaxed: bool = False,
+    sequential: bool = False,
+    ridge: float = 1e-6,
+    layers: Sequence[str] | None = None,
+    samples: int = 1280,
+    holdout: float = 0.2,
+    memory_mib: int = 4096,
+    precision: str = "32-true",
+    forward: Forward = call,
+    backend: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    **more: Any,
+) -> nn.Module:
+    """Return a copy of `model` with its Sinkhorn layers compiled to ASAP.
+
+    The copy is in evaluation mode and frozen (`requires_grad_()` lets it train); `model`, which
+    holds layers with `SinkhornAttention`, is left unchanged. `layers` names the paths of those to
+    compile; the default is all. `loader` yields batches and is read once until there are `samples`
+    samples; labels are not needed. The last of these batches, a share of `holdout`, are used to
+    stop the gradient steps early and for what is printed. `forward` runs a model on one batch; for
+    `end_to_end` it must return predictions `[..., classes]`. `precision` is that of inference:
+    32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export` can trace
+    "reference" on a GPU.
+
+    The default is a regression, which takes seconds. `steps=("ridge", "learned_slices")` takes
+    minutes on a CPU and comes closer where plans are far from uniform. The other keywords are the
+    keys of conf/distill/calibration/; `more` are the settings of the steps by name, for example
+    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
+    samples: pass several thousand. A layer that runs more than once in a forward pass is fitted to
+    all its calls. The function also works under `no_grad`.
+
+    With `progress` it shows, on stderr, what it does and how close each layer came.
+
+    Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
+    or queries and keys are not finite on one of them.
+    """
+    numbers: dict[str, Any] = {
+        "slices": slices,
+        "candidates": candidates,
+        "refine": refine,
+        "memory_mib": memory_mib,
+        "seed": seed,
+    }
+    switches = {
+        "query_features": query_features,
+        "adaptive": adaptive,
+        "logits": logits,
+        "relaxed": relaxed,
+        "sequential": sequential,
+    }
+    check_loader(loader)
+    check_whole_numbers(samples=samples, **numbers)
+    check_steps(steps)
+    check_more(more, steps)
+    check_switches(progress=progress, **switches)
+    check_shares(holdout=holdout, ridge=ridge)
+    check_range("samples", samples, minimum=2)
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("backend", backend, BACKENDS)
+    check_has_weights(model)
+    paths = sinkhorn_paths(model, layers)
+    batches = read(loader, samples, device_of(model))
+    first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
+    fit, held_out = batches[:first_held_out], batches[first_held_out:]
+    keys = numbers | switches | more
+    config = configured(fit, held_out, keys | {"steps": list(steps), "ridge": ridge})
+    shown = Progress(shown=progress)
+    shown.line(
+        f"Compiling {len(paths)} layers: {', '.join(steps)} on {config.samples} samples, "
+        f"{config.holdout} to check on"
+    )
+    compiled = copy.deepcopy(model).eval().requires_grad_(False)
+    data = CalibrationData(compiled, fit, held_out, config, precision, forward, shown)
+    result = calibrate(data, paths)
+    words = summary(data, result) if progress else []
+    swap_attention(compiled, result.maps)
+    identity = {
+        **teacher_identity(model, paths),
+        **result.identity(config),
+        "calibration_set": {"rows": config.samples, "sha256": content_hash(fit)},
+        "column_error": column_errors(compiled, held_out, paths, precision, forward),
+    }
+    for line in words:
+        shown.line(line)
+    remember(compiled, make_artifact(result.maps, result.controls, identity), backend)
+    return compiled
+
+
+def configured(
+    fit: Sequence[Any], held_out: Sequence[Any], keys: dict[str, Any]
+) -> CalibrationConfig:
+    """Return the configuration of a calibration; UserError for a value that is not allowed."""
+    steps = keys["steps"] or ["ridge"]
+    with in_words_of_arguments():
+        config = CalibrationConfig(
+            **{
+                **keys,
+                "name": "sequential" if keys["sequential"] else steps[-1],
+                "candidates": max(keys["candidates"], keys["slices"]),
+                "samples": sum(map(num_samples, fit)),
+                "holdout": sum(map(num_samples, held_out)),
+                "batch_size": max(map(num_samples, [*fit, *held_out])),
+            }
+        )
+        check_fields(CalibrationConfig, asdict(config), PREFIX)
+    return config

@@ -1,0 +1,31 @@
+"""Drift of a compiled model's activations since its calibration."""
+
+from typing import Any
+
+from torch import nn
+
+from asap_exp.calibration.batches import call, on_device
+from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.drift import column_errors, drift_ratios
+from asap_exp.compiling.saving import artifact_of
+from asap_exp.core.devices import AUTOCAST_DTYPES
+from asap_exp.core.errors import check_choice
+
+PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
+
+
+def drift(
+    model: nn.Module, batch: Any, *, precision: str = "32-true", forward: Forward = call
+) -> dict[str, float]:
+    """Return the column error of each compiled layer on `batch` over that at calibration, by layer.
+
+    It is about 1 on data like that of the calibration (0.8 to 1.2 for 16 samples) and grows as the
+    activations drift. Above 1.2 look at the data; above 1.5 compile again, on such data: there the
+    compiled model has been several times as far from its teacher (docs/own_model.md). It builds the
+    plans `[B, H, N, N]`, so it costs more than a forward pass: call it occasionally.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    artifact = artifact_of(model)
+    batches = [on_device(batch, device_of(model))]
+    now = column_errors(model, batches, artifact.layers, precision, forward)
+    return drift_ratios(now, artifact.identity["column_error"])

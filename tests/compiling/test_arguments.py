@@ -1,0 +1,82 @@
+"""What asap_exp.compile refuses, in the words of its arguments."""
+
+import pytest
+from torch import nn
+
+import asap_exp
+from asap_exp.attention import MultiHeadAttention
+from asap_exp.calibration.steps import AdamFit
+from asap_exp.core.errors import UserError
+from tests.small_model import Classifier, batches, loader, tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear(16, 5), "this Linear holds no MultiHeadAttention"),
+        (MultiHeadAttention(16, 2), "holds only softmax attention"),
+    ],
+)
+def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(model, loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loader": []}, "gave no batches"),
+        ({"loader": batches(1)}, "gave 1 batch, and at least two"),
+        ({"loader": ["text", "text"]}, "type str without any tensor"),
+        ({"loader": tokens(1)}, r"one tensor of shape \(48, 8, 16\).* loader=x\.split\(64\)"),
+        ({"loader": {"x": tokens(1)}}, "loader is a dict; it must give batches"),
+        ({"loader": "data"}, "loader is a str; it must give batches"),
+        ({"loader": 3}, "loader is a int; it must give batches"),
+        ({"layers": []}, r"layers=\[\] must be a list of paths; the model has first, second"),
+        ({"layers": [-1]}, r"layers=\[-1\] must be a list of paths; the model has first, second"),
+        ({"layers": ["third"]}, "no attention layer at third; the model has first, second"),
+        ({"layers": "first"}, "layers='first' must be a list of paths; the model has first, sec"),
+        ({"steps": "ridge"}, r"steps='ridge' must be a list .*\['ridge'\]"),
+        ({"slices": 0}, r"^slices=0 is not allowed; it must be at least 1$"),
+        ({"refine": -1}, r"^refine=-1 is not allowed"),
+        ({"seed": -1}, r"^seed=-1 is not allowed"),
+        ({"steps": ("rigde",)}, r"^steps=rigde is not allowed\. Did you mean ridge\?"),
+        (
+            {"logits": True, "query_features": False},
+            r"=True needs query_features=True, got False; set that, or \w+=False$",
+        ),
+        ({"progress": 1}, r"progress=1 has the wrong type; it must be True or False"),
+        ({"kl": AdamFit(5, 0.1)}, r"kl=AdamFit\(.*\) has no effect: kl is not among steps=\['ri"),
+        ({"steps": ("ridge", "kl"), "kl": AdamFit(0, 0.1)}, r"^kl\.updates=0 is not allowed"),
+        ({"query_features": 1}, r"query_features=1 has the wrong type; it must be True or False"),
+        ({"adaptive": None}, r"adaptive=None has the wrong type; it must be True or False"),
+        ({"logits": "no"}, r"logits='no' has the wrong type; it must be True or False"),
+        ({"relaxed": 0}, r"relaxed=0 has the wrong type; it must be True or False"),
+        ({"sequential": "false"}, r"sequential='false' has the wrong type; it must be True or"),
+        ({"holdout": "0.2"}, r"holdout='0.2' has the wrong type; it must be a number"),
+        ({"ridge": True}, r"ridge=True has the wrong type; it must be a number"),
+        ({"steps": None}, r"steps=None must be a list of names"),
+        ({"slices": 2.0}, r"slices=2.0 has the wrong type; it must be a whole number"),
+        ({"seed": True}, r"seed=True has the wrong type; it must be a whole number"),
+        (
+            {"kl": {"lr": 1}},
+            r"kl=\{'lr': 1\} has the wrong type; .* AdamFit\(updates",
+        ),
+        ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
+        ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
+        ({"steps": ("kl",)}, r"^steps=\['kl'\] must begin with ridge"),
+        ({"steps": ()}, r"^steps=\[\] must begin with ridge"),
+        ({"holdout": 1.0}, "holdout=1.0 is not allowed"),
+        ({"forward": lambda model, batch: model.first(batch[0])}, "did not run .* at second"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, words: str) -> None:
+    options = {"loader": loader(), **options}
+    with pytest.raises(UserError, match=words) as refused:
+        asap_exp.compile(teacher, **options)
+    assert "calibration." not in str(refused.value)
+
+
+def test_unknown_keyword_is_refused(teacher: Classifier) -> None:
+    with pytest.raises(TypeError, match=r"compile\(\) takes no keyword 'slice'"):
+        asap_exp.compile(teacher, loader(), slice=3)

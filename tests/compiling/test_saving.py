@@ -1,0 +1,175 @@
+"""Compiled maps in a folder and in a state_dict, and the models into which they load."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import asap_exp
+from asap_exp.attention import AsapAttention, SinkhornAttention, attention_layers
+from asap_exp.calibration.artifact import Artifact
+from asap_exp.compiling import artifact_of
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.models import load_net
+from tests.conftest import Pipeline
+from tests.small_model import Classifier, compile_small, loader, tokens
+
+
+def test_saved_and_loaded_model_is_the_same(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path / "map")
+    assert {f.name for f in (tmp_path / "map").iterdir()} == {"asap.json", "asap.safetensors"}
+    loaded = asap_exp.load_compiled(teacher, tmp_path / "map")
+    x = tokens(9)
+    assert torch.equal(loaded(x), compiled(x))
+    assert asap_exp.drift(loaded, x) == asap_exp.drift(compiled, x)
+    asap_exp.save_compiled(loaded, tmp_path / "again")
+    first, again = (read_json(tmp_path / name / "asap.json") for name in ("map", "again"))
+    assert first == again
+
+
+def test_map_belongs_to_the_weights_of_its_layers_alone(
+    compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    other = Classifier().eval()
+    other.head = nn.Linear(other.head.in_features, 11)
+    loaded = asap_exp.load_compiled(other, tmp_path)
+    assert loaded(tokens(9)).shape[1] == 11
+    for path, layer in attention_layers(loaded).items():
+        assert torch.equal(layer.attend.theta, compiled.get_submodule(path).attend.theta)
+    with torch.no_grad():
+        other.second.proj.bias[0] += 1e-6
+    with pytest.raises(UserError, match=r"another teacher:\s+layers_sha256(.|\n)*Compile this mo"):
+        asap_exp.load_compiled(other, tmp_path)
+    longer = Classifier()
+    longer.second.attend = SinkhornAttention(num_iters=9)
+    with pytest.raises(UserError, match=r"another teacher:\s+teacher_layers"):
+        asap_exp.load_compiled(longer, tmp_path)
+
+
+def test_layers_that_are_not_compiled_may_change(teacher: Classifier, tmp_path: Path) -> None:
+    first = compile_small(teacher, loader(), layers=["first"], steps=("ridge",))
+    asap_exp.save_compiled(first, tmp_path)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.second.qkv.weight.mul_(2)
+    loaded = asap_exp.load_compiled(other, tmp_path)
+    assert {n: a.attend.name for n, a in attention_layers(loaded).items()} == {
+        "first": "asap",
+        "second": "sinkhorn",
+    }
+
+
+def test_older_map_is_bound_to_all_weights(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    """Before, the hash of the whole teacher was the only one."""
+    artifact = artifact_of(compiled)
+    older = {k: v for k, v in artifact.identity.items() if k != "layers_sha256"}
+    model = copy.deepcopy(compiled)
+    object.__setattr__(model, "asap_artifact", Artifact(older, artifact.tensors))
+    asap_exp.save_compiled(model, tmp_path)
+    loaded = asap_exp.load_compiled(teacher, tmp_path)
+    assert torch.equal(loaded(tokens(9)), compiled(tokens(9)))
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.head.bias.add_(1)
+    with pytest.raises(UserError, match=r"teacher_sha256(.|\n)*their layers' weights alone"):
+        asap_exp.load_compiled(other, tmp_path)
+
+
+def test_map_of_the_stage_loads_into_its_teacher(shared_pipeline: Pipeline) -> None:
+    net = load_net(shared_pipeline.teacher)
+    compiled = asap_exp.load_compiled(net, shared_pipeline.artifact)
+    assert all(isinstance(a.attend, AsapAttention) for a in attention_layers(compiled).values())
+    images = torch.rand(4, 1, 8, 8)
+    assert asap_exp.drift(compiled, images).keys() == {"blocks.0.attn", "blocks.1.attn"}
+    with torch.no_grad():
+        net.head.bias.add_(1)
+    asap_exp.load_compiled(net, shared_pipeline.artifact)
+
+
+@pytest.mark.parametrize("options", [{}, {"refine": 1, "relaxed": True, "logits": True}])
+def test_state_dict_restores_a_compiled_model_without_its_folder(options: dict) -> None:
+    compiled = compile_small(Classifier().eval(), loader(), **options)
+    with torch.no_grad():
+        compiled.head.weight.mul_(2)  # whatever is trained on
+    state = compiled.state_dict()
+    other = Classifier()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict(state)
+    restored = asap_exp.load_compiled(other, state)
+    x = tokens(9)
+    assert torch.equal(restored(x), compiled(x))
+    for path, layer in attention_layers(restored).items():
+        made = compiled.get_submodule(path).attend
+        assert (layer.attend.refine, layer.attend.eps) == (made.refine, made.eps)
+    assert not any(parameter.requires_grad for parameter in restored.parameters())
+    assert all(isinstance(a.attend, SinkhornAttention) for a in attention_layers(other).values())
+    # It can then take other weights of the same kind.
+    restored.load_state_dict(state)
+    with pytest.raises(UserError, match="by load_compiled from a folder"):
+        asap_exp.drift(restored, x)
+
+
+def test_state_dict_says_how_often_a_plan_is_refined(compiled: nn.Module) -> None:
+    """In a dtype of its own, since weights may be halved."""
+    attend = copy.deepcopy(compiled).half().first.attend
+    attend.refine, attend.eps = 3, 0.1
+    other = copy.deepcopy(compiled).first.attend
+    other.load_state_dict(attend.state_dict())
+    assert (other.refine, other.eps) == (3, 0.1)
+
+
+def test_state_dict_of_another_model_is_refused(compiled: nn.Module) -> None:
+    state = compiled.state_dict()
+    with pytest.raises(UserError, match=r"holds no compiled layer of this Classif.*first, sec"):
+        asap_exp.load_compiled(Classifier(), Classifier().state_dict())
+    with pytest.raises(UserError, match="of another model"):
+        asap_exp.load_compiled(Classifier(), {k: v for k, v in state.items() if "head" not in k})
+    older = {k: v for k, v in state.items() if "_extra_state" not in k}
+    with pytest.raises(UserError, match="saved by an older version"):
+        asap_exp.load_compiled(Classifier(), older)
+
+
+def test_only_compiled_models_are_saved(teacher: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"this Classifier was not made by asap_exp\.compile"):
+        asap_exp.save_compiled(teacher, tmp_path)
+
+
+def test_drift_and_load_take_no_other_precision_or_backend(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    with pytest.raises(UserError, match=r"precision=half .* 32-true, bf16-mixed, 16-mixed"):
+        asap_exp.drift(compiled, tokens(9), precision="half")
+    with pytest.raises(UserError, match=r"backend=cuda .* auto, reference, triton"):
+        asap_exp.load_compiled(teacher, tmp_path, backend="cuda")
+
+
+def test_compiled_model_is_copied_and_pickled(compiled: nn.Module) -> None:
+    for model in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert torch.equal(model(tokens(9)), compiled(tokens(9)))
+        assert asap_exp.drift(model, tokens(9)) == asap_exp.drift(compiled, tokens(9))
+
+
+def test_training_mode_of_a_frozen_model_says_so(compiled: nn.Module) -> None:
+    model = copy.deepcopy(compiled)
+    with pytest.warns(UserWarning, match=r"is frozen .* model\.requires_grad_\(\)"):
+        model.train()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model(tokens(9)).sum().backward()
+    model.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train().eval().train()
+    model(tokens(9)).sum().backward()
+    assert model.first.attend.weight.grad.any()
+    assert model.head.weight.grad.any()
