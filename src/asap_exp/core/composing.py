@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from asap_exp.core import targets
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TRAIN_SCHEMAS, TrainConfig
 from asap_exp.core.errors import UserError, check_choice
@@ -68,10 +69,20 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
                 f"{file} is not as it was saved: {key}={value} would be looked up on this machine. "
                 "A saved configuration holds plain values; put the value in its place"
             )
-    return parse(saved, schema)
+    return typed(saved, schema)
 
 
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
+    """Return `config`, composed for this process, as a `schema`; allow the paths of classes in it.
+
+    UserError names the key, the value and what is allowed.
+    """
+    parsed = typed(config, schema)
+    targets.allow(dataclasses.asdict(parsed))  # type: ignore[call-overload]
+    return parsed
+
+
+def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     """Return `config` as a `schema`; UserError names the key, the value and what is allowed."""
     plain = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     if "task" in plain and not isinstance(plain["task"], dict | DictConfig):
@@ -166,6 +177,7 @@ def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None
     for key in config:
         node = config._get_node(key)
         if key not in fields:
-            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields))
+            otherwise = getattr(schema, "otherwise", {})
+            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields), otherwise=otherwise)
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
             check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def check_choice(key: str, value: object, allowed: tuple) -> None:
     """Raise UserError unless `value` is one of `allowed`; it names the closest of them."""
     if value in allowed:
         return
-    close = difflib.get_close_matches(str(value), [str(each) for each in allowed], n=1)
+    close = difflib.get_close_matches(str(value).lower(), [str(each) for each in allowed], n=1)
     choose = f". Did you mean {close[0]}? Choose" if close else "; choose"
     raise UserError(
         f"{key}={value} is not allowed{choose} one of {', '.join(map(str, allowed))}",

@@ -28,6 +28,12 @@ from asap_exp.core.config.fields import (
     PRECISIONS,
 )
 from asap_exp.core.config.model import AttentionOptions, EncoderConfig, ModelConfig, ViTConfig
+from asap_exp.core.config.recipe import (
+    OPTIMIZERS,
+    SCHEDULES,
+    RecipeConfig,
+    TextRecipeConfig,
+)
 from asap_exp.core.config.report import ReportConfig
 from asap_exp.core.config.shared import (
     DataLocation,
@@ -39,13 +45,12 @@ from asap_exp.core.config.shared import (
 from asap_exp.core.config.train import (
     TRAIN_SCHEMAS,
     CallbacksConfig,
+    EarlyStoppingConfig,
     ImageTrainConfig,
-    RecipeConfig,
-    TextRecipeConfig,
     TextTrainConfig,
     TrainConfig,
-    TrainerConfig,
 )
+from asap_exp.core.config.trainer import OTHERWISE, PASSED_ON, SAME_RESULTS, TrainerConfig
 
 __all__ = [
     "ACCELERATORS",
@@ -57,7 +62,12 @@ __all__ = [
     "MOST_THREADS",
     "MOST_UPDATES",
     "MOST_WIDTH",
+    "OPTIMIZERS",
+    "OTHERWISE",
+    "PASSED_ON",
     "PRECISIONS",
+    "SAME_RESULTS",
+    "SCHEDULES",
     "TRAIN_SCHEMAS",
     "AttentionOptions",
     "AugmentConfig",
@@ -67,6 +77,7 @@ __all__ = [
     "CorruptionConfig",
     "DataConfig",
     "DataLocation",
+    "EarlyStoppingConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "ImageDataConfig",
