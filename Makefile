@@ -1,13 +1,19 @@
-# Every target builds the environment it needs. Arguments for a stage: ARGS="key=value ..."
+# Every target builds the environment it needs. A stage takes any key=value: make train task=cifar seed=1
+# Further words in ARGS="...": flags (ARGS="-m seed=0,1"), and arguments of tests and tools.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-TASK := $(if $(task),task=$(task))
+STAGES := train distill evaluate report benchmark
 
+# Words of the form key=value are variables of make. They are passed on quoted, as they were typed.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-UNKNOWN := $(filter-out task row ARGS PYTHON VENV,$(GIVEN))
-ifneq ($(UNKNOWN),)
-$(error make does not know $(UNKNOWN): give arguments of a stage as ARGS="$(foreach name,$(UNKNOWN),$(name)=$($(name)))")
+KEYS := $(filter-out row ARGS PYTHON VENV,$(GIVEN))
+QUOTED = '$(subst ','\'',$(1)=$(value $(1)))'
+OVERRIDES = $(foreach key,$(KEYS),$(call QUOTED,$(key)))
+$(foreach key,$(KEYS),$(eval unexport $(key)))
+OTHERS := $(filter-out $(STAGES) reproduce setup,$(MAKECMDGOALS))
+ifneq ($(and $(KEYS),$(OTHERS)),)
+$(error make $(firstword $(OTHERS)) does not know $(KEYS): give its arguments as ARGS="...")
 endif
 
 .DEFAULT_GOAL := help
@@ -25,23 +31,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
 demo: setup ## Train, compile, evaluate and report on digits, in minutes on a CPU
 	@$(PY) scripts/demo.py
 
-train: setup ## Train a model: make train task=cifar ARGS="seed=1 attention=softmax"
-	@$(PY) -m asap_exp.train $(TASK) $(ARGS)
+train: setup ## Train a model: make train task=cifar seed=1 attention=softmax
+	@$(PY) -m asap_exp.train $(OVERRIDES) $(ARGS)
 
-distill: setup ## Compile the newest teacher: make distill task=cifar ARGS="+layer=last"
-	@$(PY) -m asap_exp.distill $(TASK) $(ARGS)
+distill: setup ## Compile the newest teacher: make distill task=cifar layer=last
+	@$(PY) -m asap_exp.distill $(OVERRIDES) $(ARGS)
 
 evaluate: setup ## Measure the newest compiled map beside its teacher: make evaluate task=cifar
-	@$(PY) -m asap_exp.evaluate $(TASK) $(ARGS)
+	@$(PY) -m asap_exp.evaluate $(OVERRIDES) $(ARGS)
 
 report: setup ## Tables, figures and a page from all evaluations and benchmarks
-	@$(PY) -m asap_exp.report $(TASK) $(ARGS)
+	@$(PY) -m asap_exp.report $(OVERRIDES) $(ARGS)
 
-benchmark: setup ## Time the attention operators alone: make benchmark ARGS="mode=train"
-	@$(PY) -m asap_exp.benchmark $(TASK) $(ARGS)
+benchmark: setup ## Time the attention operators alone: make benchmark mode=train
+	@$(PY) -m asap_exp.benchmark $(OVERRIDES) $(ARGS)
 
 reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (or task=cifar)
-	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) $(ARGS)
+	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) \
+		$(foreach key,$(filter-out task,$(KEYS)),$(call QUOTED,$(key))) $(ARGS)
 
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)

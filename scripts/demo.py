@@ -12,7 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported; figures g
 
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, ReportConfig, TrainConfig
-from asap_exp.core.mishaps import sentences
+from asap_exp.core.failures import sentences
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate

@@ -14,9 +14,9 @@ from pathlib import Path
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
 from asap_exp.core.errors import UserError
+from asap_exp.core.failures import sentences
 from asap_exp.core.files import write_atomically
 from asap_exp.core.locations import expanded
-from asap_exp.core.mishaps import sentences
 from asap_exp.data.catalog import DATASETS, Dataset, known
 from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
 

@@ -1,8 +1,8 @@
 """Count the packages of asap_exp and the imports between them. `python scripts/import_graph.py`
 
-A node is a module or package directly below `src/asap_exp` (including its `__init__`); the scripts
-count as one more node. An edge means that one node imports another, however often. Exits with 1 if
-there is an import cycle.
+A node is a module or package directly below `src/asap_exp`; `__init__` and `__main__` are one, and
+the scripts are one more. An edge means that one node imports another, however often. Exits with 1
+if there is an import cycle.
 """
 
 import ast
@@ -18,7 +18,8 @@ def room_of(file: Path) -> str:
     """Return the node that a source file belongs to."""
     if PACKAGE not in file.parents:
         return "scripts"
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "__init__" if room == "__main__" else room  # the package itself, as a command
 
 
 def imported_rooms(file: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
-from asap_exp.core.mishaps import sentences
+from asap_exp.core.failures import sentences
 from asap_exp.core.runs import Run
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill

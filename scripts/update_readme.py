@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
-from asap_exp.core.mishaps import sentences
+from asap_exp.core.failures import sentences
 from asap_exp.report.documents import published, update
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,6 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
         prepare_kernels()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what uses a trained teacher: whoever is first has to train it."""
+    for item in items:
+        if "shared_pipeline" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

@@ -43,9 +43,11 @@ def commands(page: Path) -> list[str]:
 def check_command(command: str) -> None:
     """Asserts that a stage's overrides compose, a make target exists, or a script is there."""
     words = shlex.split(command)
+    if words[0] == "asap-exp":
+        words = ["python", "-m", f"asap_exp.{words[1]}", *words[2:]]
     if words[:2] == ["python", "-m"]:
         name = words[2].removeprefix("asap_exp.")
-        overrides = [w for w in words[3:] if w not in ("-m", "--help", "--cfg", "job")]
+        overrides = [w for w in words[3:] if w not in ("-m", "-v", "--help", "--cfg", "job")]
         if "-m" in words[3:]:
             overrides = [override.split(",")[0] for override in overrides]
         if "--help" not in words:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.core import sweep
 from asap_exp.core.app import help_text
 from tests.documents import (
     README,
@@ -47,6 +50,7 @@ def test_readme_command_is_one(command: str) -> None:
     check_command(command)
 
 
+@pytest.mark.slow
 def test_readme_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks(README, "python")
     monkeypatch.chdir(tmp_path)
@@ -74,27 +78,64 @@ def test_make_help_lists_every_target() -> None:
         assert re.search(rf"make {target} +\w", shown.stdout), target
 
 
-def test_make_refuses_what_it_would_not_pass_on() -> None:
+def made(*words: str) -> subprocess.CompletedProcess:
     # These tests may run below another make, which hands its own arguments on.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-n", *words]
+    return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
 
-    def made(*words: str) -> subprocess.CompletedProcess:
-        command = ["make", "-n", *words]
-        return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
 
-    good = made("train", "task=digits", "ARGS=seed=1 recipe.epochs=2")
-    assert good.stdout.rstrip().endswith("asap_exp.train task=digits seed=1 recipe.epochs=2")
-    bad = made("train", "task=digits", "seed=1")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task=cifar", "debug=fast"),
+        ("task=cifar", "+layer=frozen", "++model.dim=32", "hydra/launcher=joblib"),
+        ("paths.results=/a b", "logger.tags=[x,'y']", 'data.root="c"', "seed=0,1"),
+        ("a=$HOME", "b=$(shell touch pwned)`id`; x", "c=d=e#f", "g='~/h'"),
+    ],
+)
+def test_newcomer_c3_make_passes_every_key_to_a_stage_as_it_was_typed(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = made("train", *words, "ARGS=-m recipe.epochs=2")
+    *_, given = done.stdout.strip().split("-m asap_exp.train ")
+    *passed, multirun, epochs = shlex.split(given)
+    assert set(passed) == set(words)
+    assert (multirun, epochs) == ("-m", "recipe.epochs=2")
+    assert not (ROOT / "pwned").exists()
+
+
+def test_newcomer_c3_make_passes_keys_to_reproduce() -> None:
+    assert "reproduce.py imdb" in made("reproduce", "row=imdb").stdout
+    (line,) = (
+        x for x in made("reproduce", "task=digits", "seed=1").stdout.splitlines() if "'" in x
+    )
+    assert "'seed=1'" in line
+    assert "'task=digits'" not in line
+
+
+def test_make_refuses_what_it_would_not_pass_on() -> None:
+    bad = made("test", "seed=1")
     assert bad.returncode == 2
-    assert 'make does not know seed: give arguments of a stage as ARGS="seed=1"' in bad.stderr
+    assert 'make test does not know seed: give its arguments as ARGS="..."' in bad.stderr
 
 
-def test_multirun_gives_every_seed_a_directory(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_multirun_gives_every_seed_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And goes on after a job that was a mistake, which it names and does not forget."""
-    done = stage("train", "-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: seed=-1 is not allowed" in done.stderr
-    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", done.stdout, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.setenv(sweep.LEDGER, "of the sweep")
+    words = ["-m", *TINY, *SINKHORN, "recipe.epochs=2", "seed=0,-1,1"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("asap_exp.train", run_name="__main__")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert "error: seed=-1 is not allowed" in err
+    jobs = re.findall(r"^== job (\d): .* (seed=\S+)$", out, flags=re.MULTILINE)
     assert jobs == [("0", "seed=0"), ("1", "seed=-1"), ("2", "seed=1")]
     manifests = sorted((tmp_path / "results" / "runs").rglob("manifest.json"))
     assert [json.loads(m.read_text())["seed"] for m in manifests] == [0, 1]
@@ -110,6 +151,7 @@ for name, words in json.loads(sys.argv[1]).items():
 """
 
 
+@pytest.mark.slow
 def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
     """With the default logger, and no argument that says what to take; in one process."""
     small = {
@@ -145,6 +187,7 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
         assert any(f"{name}-{job_type}".encode() in data for data in content), job_type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -191,6 +234,7 @@ def test_help_lists_the_groups_of_the_stage_alone() -> None:
 HEAVY = ("torch", "triton", "lightning", "wandb", "pandas", "pydantic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -221,6 +265,7 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_right(
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
+@pytest.mark.slow
 def test_missing_task_lists_the_tasks(tmp_path: Path) -> None:
     done = stage("train", cwd=tmp_path)
     assert done.returncode != 0

@@ -34,6 +34,8 @@ from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import CLASSES, DIM, Classifier, batches, tokens
 
+pytestmark = pytest.mark.slow
+
 FEW = AdamFit(updates=20, lr=0.02)
 SMALL: dict[str, Any] = {"slices": 3, "candidates": 8, "learned_slices": FEW, "end_to_end": FEW}
 
@@ -517,8 +519,10 @@ for name in {blocked}:
 import asap_exp
 assert "torch" not in sys.modules, "importing the package must stay light"
 import torch
+from asap_exp.calibration.steps import AdamFit
 from tests.small_model import Classifier, batches
-compiled = asap_exp.compile(Classifier(), batches(1, 2), steps=("ridge", "kl"), slices=2)
+steps = {{"steps": ("ridge", "kl"), "kl": AdamFit(updates=20, lr=0.02)}}
+compiled = asap_exp.compile(Classifier(), batches(1, 2), slices=2, **steps)
 asap_exp.save_compiled(compiled, sys.argv[1])
 loaded = asap_exp.load_compiled(Classifier(), sys.argv[1])
 x = batches(3)[0][0]

@@ -85,6 +85,7 @@ def test_question_of_a_newcomer_is_one_click_away(question: str) -> None:
     assert f"docs/{answer}" in links(README) or heading in map(anchor, headings(README))
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_docstring() -> None:
     assert not script("build_docs").undocumented()
 

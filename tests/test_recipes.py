@@ -1,11 +1,13 @@
 """The recipes of docs/extending.md: done in a copy of the project, word for word, and run."""
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +69,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run(project: Path, *words: str) -> str:
-    """What `python WORDS` prints, with the copy as the package."""
+SERVER = """
+import contextlib, io, json, os, sys, traceback
+
+replies = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what a library prints from C is no reply
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            exec(json.loads(line), {"__name__": "__main__"})
+            failure = ""
+        except BaseException:
+            failure = err.getvalue() + traceback.format_exc()
+    print(json.dumps([out.getvalue(), failure]), file=replies, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(project: Path) -> Iterator[Callable[[str], str]]:
+    """Return a function that gives what code prints in one process, whose package is the copy."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{project / 'src'}{os.pathsep}{ROOT}",
@@ -76,11 +96,34 @@ def run(project: Path, *words: str) -> str:
         "TRITON_INTERPRET": "1",
         "WANDB_MODE": "offline",
     }
-    done = subprocess.run(
-        [sys.executable, *words], cwd=project, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=project,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def printed(code: str) -> str:
+            print(json.dumps(code), file=process.stdin, flush=True)
+            out, failure = json.loads(process.stdout.readline())
+            assert not failure, failure
+            return out
+
+        yield printed
+
+
+def stage(name: str, *words: str) -> str:
+    """Return code that does what `python -m asap_exp.NAME WORDS` does."""
+    return f"""
+import runpy, sys
+sys.argv = {[name, *words]}
+runpy.run_module("asap_exp.{name}", run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("heading", recipes())
@@ -90,12 +133,12 @@ def test_recipe_touches_few_files(heading: str) -> None:
     assert f"(#{re.sub(r'[^a-z ]', '', heading.lower()).replace(' ', '-')})" in PAGE
 
 
-def test_task(project: Path) -> None:
-    printed = run(project, "-m", "asap_exp.train", "task=cifar10", "model.depth=2", "--cfg", "job")
+def test_task(run: Callable[[str], str]) -> None:
+    printed = run(stage("train", "task=cifar10", "model.depth=2", "--cfg", "job"))
     assert "name: cifar10\n" in printed
     assert "depth: 2\n" in printed
     assert "weight_decay: 0.05\n" in printed
-    assert "cifar10" in run(project, "-m", "asap_exp.distill", "task=cifar10", "--cfg", "job")
+    assert "cifar10" in run(stage("distill", "task=cifar10", "--cfg", "job"))
 
 
 FASHION = ImageDataset(
@@ -110,28 +153,26 @@ FASHION = ImageDataset(
 )
 
 
-def test_data_set_and_attention(project: Path, tmp_path: Path) -> None:
+def test_data_set_and_attention(run: Callable[[str], str], tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     pixels = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
     for split, rows in (("train", 400), ("test", 100)):
         file = tmp_path / "data/fashion" / f"{split}.parquet"
         write_parquet(file, FASHION, pixels[:rows], [row % 10 for row in range(rows)])
-    printed = run(
-        project,
-        *("-m", "asap_exp.train", "task=fashion", "attention=sharp", "attention.eps=0.25"),
-        *("debug=fast", f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}"),
+    words = (
+        *("task=fashion", "attention=sharp", "attention.eps=0.25", "debug=fast"),
+        *(f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}"),
         *("recipe.batch_size=32", "model.depth=1", "trainer.accelerator=cpu"),
         *("trainer.compile=false", f"paths.results={tmp_path / 'results'}"),
     )
+    printed = run(stage("train", *words))
     assert "Finished: " in printed
     (config,) = tmp_path.glob("results/runs/fashion/vit-sharp/*/config.yaml")
     assert "eps: 0.25" in config.read_text()
 
 
-def test_calibration_step(project: Path) -> None:
+def test_calibration_step(run: Callable[[str], str]) -> None:
     printed = run(
-        project,
-        "-c",
         """
 import asap_exp
 from asap_exp.compiling import artifact_of
@@ -159,10 +200,8 @@ for path in ("first.weight", "second.weight"):
     assert factors != {1.0}
 
 
-def test_feature_of_the_map(project: Path, tmp_path: Path) -> None:
+def test_feature_of_the_map(run: Callable[[str], str], tmp_path: Path) -> None:
     printed = run(
-        project,
-        "-c",
         f"""
 import torch
 import asap_exp
@@ -191,11 +230,9 @@ print(torch.equal(loaded(tokens(9)), compiled(tokens(9))))
     ]
 
 
-def test_column(project: Path) -> None:
+def test_column(run: Callable[[str], str]) -> None:
     records = ROOT / "results/records"
     printed = run(
-        project,
-        "-c",
         f"""
 import dataclasses, torch
 from pathlib import Path
@@ -220,10 +257,8 @@ print(tables_markdown(grouped([dataclasses.replace(record, rows=rows)])))
     assert teacher.split("|")[place].strip() == "62.5"
 
 
-def test_kernel(project: Path) -> None:
+def test_kernel(run: Callable[[str], str]) -> None:
     printed = run(
-        project,
-        "-c",
         """
 import torch
 from asap_exp.ops import explain, routes, softmax_attention

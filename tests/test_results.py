@@ -24,11 +24,13 @@ def groups() -> list[Group]:
     return grouped(load_records(RECORDS, strict=True))
 
 
+@pytest.mark.slow
 def test_tables_are_generated(groups: list[Group]) -> None:
     assert (ROOT / "results" / "tables.md").read_text() == tables_markdown(groups)
     assert (ROOT / "results" / "tables.csv").read_text() == tables_csv(groups)
 
 
+@pytest.mark.slow
 def test_tables_of_documents_are_generated() -> None:
     found = published(RECORDS)
     for document in script("update_readme").DOCUMENTS:
@@ -36,6 +38,7 @@ def test_tables_of_documents_are_generated() -> None:
         assert with_tables(text, found) == text, document
 
 
+@pytest.mark.slow
 def test_table_of_a_document_that_names_nothing_is_refused() -> None:
     found = published(RECORDS)
     for marker in ("nothing", "headline nothing", "methods digits-plain-156709a8 nothing"):

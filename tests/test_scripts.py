@@ -16,12 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from asap_exp.core.composing import compose
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.runs import recipe_hash
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
+from tests.composed import composed
 from tests.data.sentences import make_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def script(name: str) -> ModuleType:
 
 
 sys.path.append(str(ROOT / "scripts"))
-from rows import load_row, published, row_names, row_of  # noqa: E402
+from rows import load_row, published, row_names, row_of, swept  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -108,6 +108,7 @@ class Done:
         self.distilled: list[DistillConfig] = []
         self.evaluated: list[EvaluateConfig] = []
         module = script("reproduce")
+        monkeypatch.setattr(module, "compose", composed)
         monkeypatch.setattr(module, "train", self.train)
         monkeypatch.setattr(module, "distill", self.distill)
         monkeypatch.setattr(module, "evaluate", self.evaluated.append)
@@ -116,13 +117,14 @@ class Done:
 
     def train(self, config: TrainConfig) -> SimpleNamespace:
         self.trained.append(config)
-        return SimpleNamespace(path=Path(f"run{len(self.trained)}"))
+        return SimpleNamespace(path=Path(f"/run{len(self.trained)}"))
 
     def distill(self, config: DistillConfig) -> Path:
         self.distilled.append(config)
-        return Path(f"map{len(self.distilled)}")
+        return Path(f"/map{len(self.distilled)}")
 
 
+@pytest.mark.slow
 def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,19 +136,20 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     trained = done.trained
     assert [c.task.name for c in trained] == ["imdb_mlm", "imdb"] * 2
     assert [c.attention["name"] for c in trained] == ["softmax"] * 2 + ["sinkhorn"] * 2
-    assert [c.init_from for c in trained] == [None, "run1", None, "run3"]
+    assert [c.init_from for c in trained] == [None, "/run1", None, "/run3"]
     assert {c.seed for c in trained} == {3}
     assert [c.recipe.epochs for c in trained[::2]] == [20, 20]
     assert [c.model.depth for c in trained[1::2]] == [2, 2]
     assert [c.calibration.name for c in done.distilled] == ["ridge", *["end_to_end"] * 3]
     assert [c.calibration.seed for c in done.distilled[1:]] == [1, 2, 0]
-    assert {c.teacher for c in done.distilled} == {"run4"}
+    assert {c.teacher for c in done.distilled} == {"/run4"}
     (evaluation,) = done.evaluated
-    assert (evaluation.artifact, evaluation.maps) == ("map4", "all")
+    assert (evaluation.artifact, evaluation.maps) == ("/map4", "all")
     configs: list[Any] = [*trained, *done.distilled, evaluation]
     assert {c.paths.results for c in configs} == {"elsewhere"}
 
 
+@pytest.mark.slow
 def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -160,6 +163,7 @@ def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     assert [c.maps for c in sinkhorn.evaluated] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -173,6 +177,7 @@ def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
     assert "asap_exp.distill teacher=RUN calibration=ridge" in printed
 
 
+@pytest.mark.slow
 def test_a_dry_run_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -204,21 +209,24 @@ def test_what_is_no_row_is_refused(
     assert words in str(stopped.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", row_names())
 def test_every_row_composes(name: str) -> None:
     row = load_row(name)
-    fine = compose("train", row.train, TrainConfig)
+    fine = composed("train", row.train, TrainConfig)
     assert fine.task.name == row.task
     assert name.startswith(row.task)
     for baseline in row.baselines:
-        config = compose("train", [*row.train, f"attention={baseline}"], TrainConfig)
+        config = composed("train", [*row.train, f"attention={baseline}"], TrainConfig)
         assert recipe_hash(config) == recipe_hash(fine)
-    for calibration in row.calibrations:
-        assert compose("distill", calibration, DistillConfig)
+    for given in row.distill:
+        calibrations = swept([*row.distill_all, *given])
+        for calibration in (calibrations[0], calibrations[-1]):  # the first and last of each sweep
+            assert composed("distill", calibration, DistillConfig)
     for evaluation in row.evaluations:
-        assert compose("evaluate", evaluation, EvaluateConfig)
+        assert composed("evaluate", evaluation, EvaluateConfig)
     if row.pretrain:
-        first = compose("train", row.pretrain, TrainConfig)
+        first = composed("train", row.pretrain, TrainConfig)
         weightless: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
         if first.task.name != "cifar":
             weightless["pooling"] = "mean"
@@ -230,6 +238,7 @@ def test_every_row_composes(name: str) -> None:
 RECORDS = published(ROOT / "results")
 
 
+@pytest.mark.slow
 def test_every_published_record_is_of_a_row() -> None:
     """By the hash of its training, its calibration and its images; and every row has a record."""
     rows = {record["run"] + record["sha256"]: row_of(record) for record in RECORDS}
@@ -242,6 +251,7 @@ def test_every_published_record_is_of_a_row() -> None:
         assert set(shown) <= set(load_row(row).baselines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -262,6 +272,7 @@ def test_a_record_of_something_else_is_of_no_row(key: tuple[str, ...], value: ob
     assert row_of(record) is None
 
 
+@pytest.mark.slow
 def test_an_initial_run_of_something_else_is_of_no_row() -> None:
     record = deepcopy(next(r for r in RECORDS if row_of(r) == "imdb"))
     record["manifests"]["train"]["config"]["init_from"] = "imdb_mlm/encoder-sinkhorn/0-s0"

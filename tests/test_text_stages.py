@@ -45,6 +45,8 @@ from tests.stages import (
     train_config,
 )
 
+pytestmark = pytest.mark.slow
+
 FEW = AdamFit(updates=3, lr=0.02)
 FEW_UPDATES = (
     "calibration.candidates=6",

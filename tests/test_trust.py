@@ -15,6 +15,8 @@ from asap_exp.data.sources import DataNotFound
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train, train_config
 
+pytestmark = pytest.mark.slow
+
 
 def edit(file: Path, old: str, new: str) -> None:
     text = file.read_text()

@@ -16,3 +16,8 @@ def __getattr__(name: str) -> Any:
     from asap_exp import compiling
 
     return getattr(compiling, name)
+
+
+def __dir__() -> list[str]:
+    """List the functions for any model too, which are not loaded yet."""
+    return sorted({*globals(), *__all__})

@@ -36,6 +36,7 @@ def record(shared_results: Path) -> dict[str, Any]:
     return only_record(shared_results)
 
 
+@pytest.mark.slow
 def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> None:
     manifest = record["manifest"]
     assert (manifest["status"], manifest["seed"]) == ("finished", 0)
@@ -50,6 +51,7 @@ def test_record_says_what_was_measured_and_on_what(record: dict[str, Any]) -> No
         assert all(cell["floor_ms"] > 0 for cell in row["cells"])
 
 
+@pytest.mark.slow
 def test_tables_and_figure_come_from_the_records(shared_results: Path) -> None:
     check_benchmarks_are_generated(shared_results)
 
@@ -70,6 +72,7 @@ def report_stage(results: Path, *overrides: str) -> None:
     run_report_stage(composed("report", [f"paths.results={results}", *overrides], ReportConfig))
 
 
+@pytest.mark.slow
 def test_report_makes_them_anew_without_any_evaluation(
     shared_results: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +148,7 @@ def test_figure_of_one_length_lists_the_times(record: dict[str, Any]) -> None:
     assert [text.get_text() for text in axes.texts] == [number(c["ms"]["median"]) for c in timed]
 
 
+@pytest.mark.slow
 def test_factors_of_asap_over_the_teachers(tmp_path: Path) -> None:
     methods = "cpu.methods=[flash,sinkhorn_20,sinkhorn_eager_20,asap_2]"
     record = json.loads(run_benchmark(tmp_path, "cpu.n=[4]", methods).read_text())
@@ -159,6 +163,7 @@ def test_factors_of_asap_over_the_teachers(tmp_path: Path) -> None:
     assert f"| 4 | {words[0]} / {words[1]} / - |" in text
 
 
+@pytest.mark.slow
 def test_method_that_cannot_be_built_is_an_error_in_its_cell_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def test_method_that_cannot_be_built_is_an_error_in_its_cell_alone(
     assert asap["message"] == "MemoryError: no room for a fit"
 
 
+@pytest.mark.slow
 def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
     small = ("cpu.n=[4]", "cpu.methods=[flash]")
     paths = [run_benchmark(tmp_path, *small, *more) for more in ((), ("seed=1",), ())]
@@ -182,6 +188,7 @@ def test_benchmark_of_other_settings_is_another_record(tmp_path: Path) -> None:
     check_benchmarks_are_generated(tmp_path)
 
 
+@pytest.mark.slow
 def test_inputs_recorded_in_a_teacher(pipeline: Pipeline) -> None:
     """The teacher has 4 tokens, resized images give 16; 8 patches form no square."""
     path = run_benchmark(pipeline.results, "inputs=recorded", "mode=train", "cpu.n=[4,8,16]")
@@ -215,6 +222,7 @@ def test_mistake_is_refused_before_anything_is_written(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [("cpu.n=[8]", r"choose n=\[4\]"), ("cpu.head_dim=16", "cpu.head_dim=8")],

@@ -60,6 +60,7 @@ def test_given_duals_of_random_inputs_are_those_of_any_sample() -> None:
     assert found.row.std() > 0.5
 
 
+@pytest.mark.slow
 def test_methods_of_recorded_duals_are_right_in_every_sample(recorded: Setting) -> None:
     """The reference uses the duals of the sample that it checks."""
     names = ("closure", "closure_flex", "attention_pass", "asap_4", "asap_4_adaptive")

@@ -29,6 +29,8 @@ from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
 from asap_exp.ops.backend import INTERPRETED
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
 NAMES = ("flash", "sinkhorn_3", "sinkhorn_eager_3", "closure", "asap_2", "asap_2_refine_1")

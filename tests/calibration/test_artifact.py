@@ -36,6 +36,7 @@ def test_finished_map_is_not_made_again(
     assert (pipeline.artifact / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_same_calibration_gives_the_same_tensors(pipeline: Pipeline) -> None:
     before = load_artifact(pipeline.artifact).identity["tensors_sha256"]
     shutil.rmtree(pipeline.artifact)
@@ -66,6 +67,7 @@ def test_identity_of_another_format_is_refused(pipeline: Pipeline, content: str)
         load_artifact(pipeline.artifact)
 
 
+@pytest.mark.slow
 def test_tensors_of_another_artifact_are_refused(pipeline: Pipeline) -> None:
     other = run_distill(pipeline.results, "calibration.seed=1")
     (other / "asap.safetensors").write_bytes((pipeline.artifact / "asap.safetensors").read_bytes())
@@ -73,6 +75,7 @@ def test_tensors_of_another_artifact_are_refused(pipeline: Pipeline) -> None:
         load_artifact(other)
 
 
+@pytest.mark.slow
 def test_artifact_of_another_teacher_is_refused_with_what_differs(pipeline: Pipeline) -> None:
     other = run_train(pipeline.results, attention=("attention=sinkhorn", "attention.num_iters=3"))
     with pytest.raises(UserError, match=r"another teacher:(.|\n)*num_iters: the artifact's 4"):
@@ -102,6 +105,7 @@ def test_fidelity_report_has_a_row_for_every_layer_and_head(shared_pipeline: Pip
     json.dumps(rows, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_query_features_join_the_map(pipeline: Pipeline) -> None:
     folder = run_distill(pipeline.results, "calibration.query_features=true")
     artifact = load_artifact(folder)
@@ -111,6 +115,7 @@ def test_query_features_join_the_map(pipeline: Pipeline) -> None:
     assert all(a["r_squared"] > b["r_squared"] for a, b in zip(with_features, without, strict=True))
 
 
+@pytest.mark.slow
 def test_every_kind_of_weight_is_kept(pipeline: Pipeline) -> None:
     folder = run_distill(
         pipeline.results,

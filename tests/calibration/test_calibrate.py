@@ -22,6 +22,8 @@ from asap_exp.calibration.prediction_fit import mean_prediction_kl, teacher_exam
 from asap_exp.calibration.steps import AdamFit
 from tests.small_model import DIM, HEADS, Classifier, batches
 
+pytestmark = pytest.mark.slow
+
 STEPS = {
     "ridge": ["ridge"],
     "kl": ["ridge", "kl"],

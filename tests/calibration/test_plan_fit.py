@@ -105,6 +105,7 @@ def test_fit_lowers_the_divergence_of_every_head_on_held_out_data(
     assert not any(parameter.requires_grad for parameter in attend.parameters())
 
 
+@pytest.mark.slow
 def test_learned_slices_do_better_than_the_weights_alone() -> None:
     fit, held_out = targets(inputs(12, 1)), targets(inputs(12, 2))
     reached = []
@@ -152,6 +153,7 @@ def test_each_head_keeps_its_own_best() -> None:
     assert not attend.weight[1].any()
 
 
+@pytest.mark.slow
 def test_padded_places_change_no_fit() -> None:
     data = inputs(4, 1, padded=True)
     fitted = []

@@ -129,6 +129,7 @@ def test_batches_too_large_for_one_piece_add_up_too(monkeypatch: pytest.MonkeyPa
         )
 
 
+@pytest.mark.slow
 def test_heads_with_hundreds_of_features_on_several_threads() -> None:
     """Where a batched LU decomposition of PyTorch has been seen never to end."""
     threads = torch.get_num_threads()

@@ -27,6 +27,7 @@ def layers(*, padded: bool) -> tuple[list[AsapAttention], list[list[Target]]]:
     return [small_map(seed=seed) for seed in (0, 1)], [targets(*each) for each in data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_joined_fit_is_that_of_each_layer_alone(padded: bool) -> None:
     config = AdamFit(updates=15, lr=0.03)

@@ -28,6 +28,8 @@ from asap_exp.calibration.steps import (
 from asap_exp.compiling import artifact_of
 from asap_exp.core.composing import conf_dir
 from asap_exp.core.errors import UserError
+from asap_exp.core.features import FEATURES
+from asap_exp.core.records import identity
 from asap_exp.core.records.fidelity import FidelityRow
 from asap_exp.core.records.identity import CalibrationRecipe
 from asap_exp.core.records.words import feature_words
@@ -113,7 +115,8 @@ def test_records_hold_the_settings_of_any_step_that_was_taken() -> None:
     assert to_json(read, exclude_none=True) == given
 
 
-def test_records_hold_any_feature_that_is_used() -> None:
+def test_records_hold_any_feature_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "FEATURES", [*FEATURES, "edge_features"])
     given = recipe(query_features=True, adaptive=True, edge_features=True)
     read = from_json(CalibrationRecipe, given, Path("file"))
     assert read.features == ["query_features", "adaptive", "edge_features"]
@@ -131,6 +134,7 @@ def test_records_hold_any_feature_that_is_used() -> None:
         {"further_features": ["new"]},
         {"further_features": True},
         {"settings": True},
+        {"new": True},
         {"new": False},
         {"new": 1},
         {"steps": ["ridge", "settings"], "settings": {"kl": {"updates": 3, "lr": 0.1}}},

@@ -14,6 +14,7 @@ from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate
 
 
+@pytest.mark.slow
 def test_reliability_f11_the_rows_of_another_map_are_refused(pipeline: Pipeline) -> None:
     """The two maps have the same layers and heads, so only the hash tells them apart."""
     other = run_distill(pipeline.results, "calibration.seed=1")

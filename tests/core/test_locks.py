@@ -37,6 +37,7 @@ def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]
     return process
 
 
+@pytest.mark.slow
 def test_bugs_f14_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     process = holder_process(tmp_path / "run")
     try:
@@ -51,6 +52,7 @@ def test_bugs_f14_second_process_is_told_who_holds_the_directory(tmp_path: Path)
         process.kill()
 
 
+@pytest.mark.slow
 def test_stale_lock_file_is_taken_over_where_there_is_no_flock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from asap_exp.core.runs import (
     refuse_other,
     repair,
     run_directory,
+    run_name,
+    to_dict,
 )
 from asap_exp.distill.config import DistillConfig
 from asap_exp.models.teachers import find_teacher
@@ -111,6 +113,7 @@ def test_same_configuration_claims_its_directory_again(tmp_path):
     assert (first.path / "kept").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "difference"),
     [
@@ -137,6 +140,7 @@ def test_directory_of_another_configuration_is_refused_with_what_differs(
     assert (directory / "config.yaml").read_text() == text
 
 
+@pytest.mark.slow
 def test_all_runs_are_those_of_the_task_in_order(tmp_path):
     runs = [fake_run(tmp_path, f"seed={seed}") for seed in (1, 0)]
     cifar = fake_run(tmp_path, task="cifar")
@@ -145,6 +149,7 @@ def test_all_runs_are_those_of_the_task_in_order(tmp_path):
     assert all_runs(paths(tmp_path / "nowhere")) == []
 
 
+@pytest.mark.slow
 def test_teacher_is_the_newest_finished_sinkhorn_run(tmp_path, capsys):
     fake_run(tmp_path, "seed=1", ended="2026-01-01T10:00:00+00:00")
     newest = fake_run(tmp_path, "seed=0", ended="2026-01-02T09:00:00+00:00")
@@ -162,6 +167,26 @@ def test_teacher_of_a_task(tmp_path):
     cifar = fake_run(tmp_path, task="cifar", ended="2026-01-02T00:00:00+00:00")
     assert find_teacher(paths(tmp_path), None, None) == cifar
     assert find_teacher(paths(tmp_path), "digits", None) == digits
+
+
+def test_newcomer_c5_run_shortened_for_debugging_is_taken_by_its_name_alone(tmp_path, capsys):
+    short = fake_run(tmp_path, "debug=fast", ended="2026-01-03T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"shortened by debug=:\n  \"teacher='.*'\"$"):
+        find_teacher(paths(tmp_path), None, None)
+    whole = fake_run(tmp_path, ended="2026-01-01T00:00:00+00:00")
+    assert find_teacher(paths(tmp_path), None, None) == whole
+    assert f"Not considered, since shortened by debug=: \"teacher='{short.path}'\"" in (
+        capsys.readouterr().out
+    )
+    assert find_teacher(paths(tmp_path), None, str(short.path)) == short
+
+
+def test_mark_of_a_debugging_run_is_no_part_of_its_identity():
+    config = train_config("debug=fast")
+    assert config.debug == "fast"
+    assert to_dict(config)["debug"] == "fast"
+    assert run_name(replace(config, debug=None)) == run_name(config)
+    assert "debug" not in to_dict(train_config())
 
 
 def test_teacher_that_is_named_is_taken(tmp_path, capsys):

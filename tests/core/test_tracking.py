@@ -111,7 +111,8 @@ def test_nothing_is_written_where_wandb_was_not_chosen(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
@@ -124,6 +125,18 @@ def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch):
     (written,) = (folder / "wandb").glob("offline-run-*")
     assert list(written.glob("*.wandb"))
     assert not (tmp_path / "wandb").exists()
+    shown = f"run/wandb/{written.name}"
+    assert capsys.readouterr().out == (
+        f"wandb, offline: {shown}; upload it with: wandb sync {shown}\n"
+    )
+
+
+def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_SILENT", "WANDB_QUIET", "WANDB_INIT_TIMEOUT", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+    with start(tmp_path, wandb=True) as run:
+        assert run.group == "digits-vit"
 
 
 def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch):
@@ -247,6 +260,7 @@ def test_bugs_f17_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, er
         pass
 
 
+@pytest.mark.slow
 def test_reliability_f5_no_network_is_a_sentence(tmp_path):
     """The mode is online because of a key, but the server does not answer."""
     server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -292,6 +306,7 @@ with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), 
 """
 
 
+@pytest.mark.slow
 def test_reliability_f16_killed_run_keeps_what_it_logged_seconds_before(tmp_path):
     alone(KILLED, tmp_path, WANDB_MODE="offline")
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")

@@ -48,6 +48,7 @@ def test_reliability_f14_value_that_is_too_large_is_refused(task, override, allo
     assert str(error.value).endswith(allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "overrides"), LARGEST.items())
 def test_largest_values_are_allowed(task, overrides):
     config = compose("train", [f"task={task}", *overrides.split()], TrainConfig)

@@ -71,6 +71,7 @@ def another(file: Path) -> None:
     save_tokenizer(file, train_tokenizer(["other texts, other tokens"], 330, lowercase=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -103,6 +104,7 @@ def test_broken_w9_same_training_repairs_what_a_stage_refuses(
     assert Run(file.parent).manifest.teacher_sha256 == whole.manifest.teacher_sha256
 
 
+@pytest.mark.slow
 def test_broken_w1_evaluation_refuses_another_order_of_the_classes(
     trained: tuple[Path, Run], results: Path
 ) -> None:

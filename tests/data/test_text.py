@@ -52,6 +52,7 @@ def test_local_folder_is_read_in_the_schema_of_the_hub(root, name):
     assert raw.source == "local Parquet files"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_every_task_gives_batches_for_its_classes(root, name):
     data = module(root, name)
@@ -121,6 +122,7 @@ def test_hub_is_asked_for_its_name_and_configuration(tmp_path, monkeypatch):
     assert raw.source == "Hugging Face hub, stanfordnlp/imdb plain_text"
 
 
+@pytest.mark.slow
 def test_tokenizer_is_of_the_training_split_and_is_kept_in_the_run(root, tmp_path):
     data = module(root)
     data.setup()
@@ -206,6 +208,7 @@ def test_validation_fraction_is_needed_where_there_is_no_validation_split(root):
         module(root, "agnews", "data.val_fraction=null").setup()
 
 
+@pytest.mark.slow
 def test_same_fixture_has_the_same_identity(root):
     first, second = module(root), module(root, "agnews", "recipe.batch_size=4")
     for data in (first, second):
@@ -249,6 +252,7 @@ def test_lines_of_wikitext_are_one_text_in_blocks(tmp_path):
     assert data.identity["train_rows"] == data.identity["train_split_rows"] == 202
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_anew_in_training_and_once_in_evaluation(tmp_path):
     make_folder(tmp_path, TEXT_DATASETS["wikitext2"])
     data = masked_module(tmp_path)
@@ -331,6 +335,7 @@ def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
         assert len(batch.positions) == len(targets) > 0
 
 
+@pytest.mark.slow
 def test_bugs_f6_test_labels_are_refused_before_training(tmp_path):
     root = text_root(tmp_path, "agnews")
     rewrite(root, "test", ["a", "b"], [0, -1])
@@ -360,6 +365,7 @@ def test_bugs_f15_row_of_a_class_with_one_row_is_for_training(tmp_path):
     assert 3 not in data.val_dataloader().texts.labels
 
 
+@pytest.mark.slow
 def test_order_of_classes_is_kept_in_the_run(tmp_path):
     import datasets
 
@@ -387,6 +393,7 @@ def test_order_of_classes_is_kept_in_the_run(tmp_path):
         module(elsewhere, folder=run)
 
 
+@pytest.mark.slow
 def test_hashes_of_the_content_are_those_of_the_identity(root):
     data = module(root)
     hashes = module(root).content_hashes()

@@ -26,6 +26,8 @@ from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.stages import CALIBRATION, run_evaluate, run_train
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "budget.slices=[2,3]",
     "budget.refine=[0]",

@@ -34,6 +34,7 @@ def test_layer_that_is_not_there_is_named() -> None:
         chosen_layers(LayerConfig("index", 3), PATHS)
 
 
+@pytest.mark.slow
 def test_frozen_is_the_behaviour_without_a_layer(pipeline: Pipeline) -> None:
     assert run_distill(pipeline.results, "+layer=frozen") == pipeline.artifact
     assert run_distill(pipeline.results, "+layer=all") == pipeline.artifact
@@ -41,6 +42,7 @@ def test_frozen_is_the_behaviour_without_a_layer(pipeline: Pipeline) -> None:
     assert load_artifact(last).layers == ["blocks.1.attn"]
 
 
+@pytest.mark.slow
 def test_one_layer_alone_gets_the_same_fit_as_among_all(pipeline: Pipeline) -> None:
     """The frozen-layer setting: every layer is fitted on the teacher's own activations."""
     alone = load_artifact(run_distill(pipeline.results, "+layer=index", "layer.index=1"))

@@ -50,6 +50,7 @@ class Delete(L.Callback):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_run_that_is_deleted_while_it_trains_ends_in_a_sentence(tmp_path, monkeypatch):
     build = fit.build_callbacks
     deleting = Delete(tmp_path / "runs")

@@ -13,6 +13,8 @@ from asap_exp.engine.checkpoints import load_checkpoint
 from tests.stages import run_train
 from tests.train.test_resume import Killed, interrupt_at
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("options", [(), ("callbacks.val_every_n_epochs=2",)])
 def test_curves_are_what_was_logged(tmp_path: Path, options: tuple[str, ...]) -> None:

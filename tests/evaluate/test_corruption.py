@@ -63,6 +63,7 @@ def test_no_name_changes_nothing(test_images: DeviceLoader) -> None:
     assert corrupted(test_images, CorruptionConfig(None, 3)) is test_images
 
 
+@pytest.mark.slow
 def test_record_says_what_was_done_and_stays_out_of_the_summary(pipeline: Pipeline) -> None:
     plain = read_json(run_evaluate(pipeline.results))
     noisy = read_json(run_evaluate(pipeline.results, "corruption.name=noise"))

@@ -44,6 +44,7 @@ def rows(measured: Measured) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in measured.rows}
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured(rows: dict[str, dict[str, Any]]) -> None:
     assert list(rows)[:2] == ["teacher", "asap"]
     assert {"truncated_2", "control_zero", "control_query", "softmax_swapped"} <= rows.keys()

@@ -13,6 +13,8 @@ from asap_exp.models.init_from import initial_run, initialise
 from tests.conftest import Pipeline
 from tests.stages import run_train, train_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_weight_but_the_head_s_is_copied(shared_pipeline: Pipeline) -> None:
     net = build_net(train_config(Path("unused")))

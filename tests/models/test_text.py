@@ -126,6 +126,7 @@ def test_masked_language_model_has_one_matrix_for_both_ends():
     assert changed == [7]
 
 
+@pytest.mark.slow
 def test_encoder_is_the_same_below_either_head():
     classes, masked = make_net().state_dict(), mlm_net().state_dict()
     shared = {name: tuple(t.shape) for name, t in classes.items() if not name.startswith("head.")}
@@ -134,6 +135,7 @@ def test_encoder_is_the_same_below_either_head():
     }
 
 
+@pytest.mark.slow
 def test_order_of_the_words_matters_through_the_positions_alone():
     batch = make_batch()
     shuffled = dataclasses.replace(batch, ids=batch.ids.clone())
@@ -145,6 +147,7 @@ def test_order_of_the_words_matters_through_the_positions_alone():
         torch.testing.assert_close(net(batch)[0], net(shuffled)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_trains_of_the_positions_and_what_is_saved():
     assert "positions.table" in dict(make_net().named_parameters())
     for kind, saved in (("sinusoidal", False), ("frozen_noise", True)):
@@ -165,6 +168,7 @@ def test_sinusoids_are_those_of_the_paper():
     assert sinusoids(4, 5).shape == (4, 5)
 
 
+@pytest.mark.slow
 def test_max_over_padded_places_sees_them():
     batch = make_batch()
     longer = TokenBatch(
@@ -192,6 +196,7 @@ def test_softmax_in_the_head_gives_probabilities():
     torch.testing.assert_close(out.sum(dim=-1), torch.ones(len(LENGTHS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_weights_are_the_same_whatever_the_attention(name):
     assert fingerprint(make_net(attention=name).state_dict()) == fingerprint(
@@ -205,6 +210,7 @@ def test_causal_models_are_refused_with_the_reason():
     assert "Causal models have no doubly-stochastic plan with uniform marginals" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(fused is None, reason="Triton is not installed")
 @pytest.mark.parametrize("masked", [False, True])
 def test_model_with_fused_operators_compiles_without_a_graph_break(masked):
@@ -228,6 +234,7 @@ def real_texts() -> TokenBatch:
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(fused is None, reason="Triton is not installed")
 def test_fused_operators_give_what_the_reference_gives_on_a_padded_batch_of_real_text():
     """Forward, backward and the compiled map work on texts of different lengths, one empty."""
@@ -258,6 +265,7 @@ def test_fused_operators_give_what_the_reference_gives_on_a_padded_batch_of_real
         assert (gradient - expected).norm() <= 1e-3 * expected.norm() + 1e-5, name
 
 
+@pytest.mark.slow
 def test_blocks_compile_once_with_padding_and_once_without():
     torch._dynamo.reset()
     net, compilations = make_net().eval(), []

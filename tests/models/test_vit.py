@@ -139,6 +139,7 @@ def test_prediction_is_of_the_mean_over_the_tokens():
     torch.testing.assert_close(net(shifted), net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_drop_path_act_in_training_only():
     for option in ("model.dropout=0.5", "model.drop_path=0.9"):
         net, x = loud(make_net(option)), images(batch=64)
@@ -223,6 +224,7 @@ def test_weights_without_a_fingerprint_in_the_manifest_are_refused(tmp_path):
         load_net(run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(fused is None, reason="Triton is not installed")
 def test_whole_model_with_fused_operators_compiles_without_a_graph_break():
     net, x = loud(make_net("attention.backend=triton")).eval(), images()

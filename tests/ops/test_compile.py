@@ -6,6 +6,8 @@ import torch
 from asap_exp import ops
 from tests.ops.inputs import OPERATORS, make_cotangents, make_inputs
 
+pytestmark = pytest.mark.slow
+
 MASK = torch.arange(6) >= torch.tensor([[6], [4]])
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)

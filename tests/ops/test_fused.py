@@ -103,6 +103,7 @@ def test_widths_that_are_no_power_of_two(widths, route, errors):
     assert_small(errors(TEACHER, inputs), 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iters", [1, 2, 20])
 @few_and_many_heads
 def test_any_number_of_updates(num_iters, route, errors, heads):
@@ -110,6 +111,7 @@ def test_any_number_of_updates(num_iters, route, errors, heads):
     assert_small(errors(TEACHER, inputs, num_iters=num_iters), 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
 @pytest.mark.parametrize("size", [1.0, 8.0], ids=["usual logits", "logits of some hundreds"])
 @few_and_many_heads
@@ -125,6 +127,7 @@ def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(
         assert all(found[name] <= 2 * reference[name] + 1e-6 for name in found), (found, reference)
 
 
+@pytest.mark.slow
 def test_row_of_one_entry_gives_its_value_where_updates_have_not_converged(route, errors):
     """The plan then is not 1 in that entry, and its rounding must not scale the value."""
     inputs = inputs_for(torch.float16, batch=1, heads=2, queries=140, keys=40, head_dim=16)
@@ -136,6 +139,7 @@ def test_row_of_one_entry_gives_its_value_where_updates_have_not_converged(route
     assert found <= 1.5 * reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3.0, 11.0])
 def test_logits_of_some_hundreds(size, route, errors):
     inputs = inputs_for(batch=1, heads=1, queries=40, head_dim=16)
@@ -152,12 +156,14 @@ def padded_inputs(dtype: torch.dtype = torch.float32) -> tuple[Inputs, torch.Ten
     return inputs_for(dtype, batch=4, heads=2, queries=20, head_dim=8), MASK.to(DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [TEACHER, CLOSURE, ASAP], ids=["teacher", "closure", "asap"])
 def test_padding(operator, route, errors):
     inputs, mask = padded_inputs()
     assert_small(errors(operator, inputs, key_padding_mask=mask), 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [TEACHER, CLOSURE], ids=["teacher", "closure"])
 def test_what_stands_in_padded_places_changes_nothing(operator, route):
     inputs, mask = padded_inputs()
@@ -174,6 +180,7 @@ def test_what_stands_in_padded_places_changes_nothing(operator, route):
     assert not results[0].transpose(1, 2)[mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_updates_with_keys_in_registers(padded, route, errors):
     """16-bit inputs run in passes, with or without a gradient, padded or not."""
@@ -186,6 +193,7 @@ def test_updates_with_keys_in_registers(padded, route, errors):
     assert relative_rms(found, exact) < 1e-3
 
 
+@pytest.mark.slow
 def test_more_updates_than_fit_on_chip(route, errors):
     inputs = inputs_for(batch=1, heads=1, queries=18, head_dim=8)
     assert_small(errors(TEACHER, inputs, num_iters=70), 2e-4)
@@ -231,6 +239,7 @@ def test_duals(keys, route):
         torch.testing.assert_close(dual.double(), reference, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_bits_twice(route):
     inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
     cotangents = tuple(x.to(DEVICE) for x in make_cotangents(TEACHER(inputs)))
@@ -271,6 +280,7 @@ def test_inputs_that_no_kernel_takes(change, reason):
     TEACHER(inputs)
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break():
     inputs = inputs_for(batch=1, heads=2, queries=20, head_dim=8)
 
@@ -290,6 +300,6 @@ def test_custom_operator_is_registered_soundly():
     operator = torch.ops.asap_exp.sinkhorn.default
     torch.library.opcheck(
         operator,
-        (*leaves, None, None, 3, 0.5, True),
+        (*leaves, None, None, 3, 0.5, True, "ieee"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

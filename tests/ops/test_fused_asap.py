@@ -77,6 +77,7 @@ def test_agrees_with_the_reference(tokens, dtype, launches):
     assert len(launches) == 1
 
 
+@pytest.mark.slow
 @pairs_of(refine=(1, 6), dtype=tuple(TOLERANCE), heads=HEADS)
 def test_refined(refine, dtype, heads, launches, taken):
     separate = Count(taken, "separate launches")
@@ -88,6 +89,7 @@ def test_refined(refine, dtype, heads, launches, taken):
     assert len(separate) == (4 if heads == "many heads" else 0)  # not with logit features
 
 
+@pytest.mark.slow
 @pairs_of(
     tokens=(2, *TOKENS),
     dtype=tuple(TOLERANCE),
@@ -114,6 +116,7 @@ def test_without_query_weight(dtype):
     assert relative_rms(out, expected) <= TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("slices", [1, 9, 16])
 def test_any_number_of_slices_and_channels(slices, dtype, launches):
@@ -134,6 +137,7 @@ def test_16_bit_inputs_lose_at_most_twice_what_the_reference_loses(dtype, size):
     assert fused <= 2 * reference
 
 
+@pytest.mark.slow
 @every_dtype
 def test_padded_places_are_zero_and_change_nothing(dtype, launches):
     rows = [[False] * 12 + [True] * 7, [True] * 19, [False] * 19, [True] * 5 + [False] * 14]
@@ -149,6 +153,7 @@ def test_padded_places_are_zero_and_change_nothing(dtype, launches):
     assert len(launches) == 2
 
 
+@pytest.mark.slow
 @every_dtype
 def test_views_of_one_projection(dtype):
     inputs = inputs_of(20, dtype, batch=2, heads=3, head_dim=8)
@@ -158,6 +163,7 @@ def test_views_of_one_projection(dtype):
     assert out.transpose(1, 2).is_contiguous()  # no copy before the output projection
 
 
+@pytest.mark.slow
 @every_dtype
 def test_ties_and_queries_far_from_the_origin(dtype):
     inputs = inputs_of(33, dtype)
@@ -165,6 +171,7 @@ def test_ties_and_queries_far_from_the_origin(dtype):
     check(replace(inputs, q=inputs.q + 20.0))
 
 
+@pytest.mark.slow
 def test_same_bits_twice():
     inputs = inputs_of(40, torch.float16)
     first, second = (ASAP(inputs, backend="triton", refine=0) for _ in "ab")
@@ -201,6 +208,7 @@ def test_what_does_not_fit_takes_the_other_path(shape, launches):
     assert not launches
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break():
     inputs = inputs_of(20)
 
@@ -220,6 +228,6 @@ def test_custom_operator_is_registered_soundly(mask, refine):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
     weights = (x.theta, x.weight, x.query_weight, x.adaptive_weight, x.logit_weight, x.relaxation)
-    arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5)
+    arguments = (x.q, x.k, x.v, *weights, mask, refine, 0.5, "ieee")
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.asap.default, arguments, test_utils=tests)

@@ -60,6 +60,7 @@ def test_any_width_and_scale(widths, scale, launches):
     assert len(launches) == (scale != 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [129, 150])
 def test_rows_and_columns_of_all_sizes(queries, launches):
     """The dual is far from any plan's, so that both kinds of sums are recomputed."""
@@ -76,6 +77,7 @@ def masks(tokens: int) -> torch.Tensor:
     return torch.stack([place < 0, place > 99, place != 130, place < 70, place >= 0]).to(DEVICE)
 
 
+@pytest.mark.slow
 def test_padding(launches):
     inputs, mask = inputs_for(batch=5, heads=1, queries=140), masks(140)
     spoilt = inputs.map_tokens(torch.Tensor.clone)

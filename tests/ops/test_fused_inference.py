@@ -66,6 +66,7 @@ def test_teacher(lengths, size, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=num_iters)
 
 
+@pytest.mark.slow
 @pairs_of(
     lengths=((150, 150), (40, 70), (70, 40)), size=(USUAL, 4.0, HUNDREDS, 30.0), kernels=KERNELS
 )
@@ -75,6 +76,7 @@ def test_updates_after_which_the_plan_is_computed_anew(lengths, size, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=14)
 
 
+@pytest.mark.slow
 def test_scalings_that_go_on_moving(kernels):
     """All queries but one attend to one key, so every update moves the duals by log(63).
 
@@ -112,6 +114,7 @@ def test_any_width(width, kernels):
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height", [40.0, 150.0], ids=["far", "beyond float32"])
 def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
     """The first tile determines the shift of the sums: here it is far too small or too large."""
@@ -147,6 +150,7 @@ def test_padding(operator, size, kernels):
     assert not found.masked_select(mask[:, None, :, None]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "operator", [TEACHER, CLOSURE, SOFTMAX], ids=["teacher", "closure", "softmax"]
 )
@@ -172,12 +176,14 @@ def test_short_padded_softmax(dtype):
     assert relative_rms(SOFTMAX(inputs, backend="triton", **options)[0], exact) < 4e-3
 
 
+@pytest.mark.slow
 def test_same_bits_twice(kernels):
     inputs = inputs_for(queries=70)
     first, second = (TEACHER(inputs, backend="triton")[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_a_gradient_takes_the_kernels_that_have_one(kernels):
     inputs = inputs_for(queries=20)
     out = ops.sinkhorn_attention(

@@ -108,6 +108,7 @@ def test_constant_columns_have_none(scale):
     assert not found.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "dtype"), LENGTHS, ids=str)
 def test_attention_and_dual(tokens, dtype):
     x = inputs_of(tokens, dtype, heads=1, slices=1)
@@ -143,6 +144,6 @@ def test_one_relaxation_for_all_heads():
 def test_custom_operator_is_registered_soundly(mask):
     x = inputs_of(5)
     mask = None if mask is None else torch.tensor(mask, device=DEVICE)
-    arguments = (x.q, x.k, x.logit_weight, mask, 0.5)
+    arguments = (x.q, x.k, x.logit_weight, mask, 0.5, "ieee")
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.logit_dual.default, arguments, test_utils=tests)

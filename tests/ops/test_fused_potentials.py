@@ -78,6 +78,7 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype] * expected.abs().max()
 
 
+@pytest.mark.slow
 @pairs_of(
     tokens=(1, 2, 17, 64, 65) if INTERPRETED else (1, 2, 17, 63, 64, 65),
     names={"as chosen": (), "groups": ("groups of slices",)},
@@ -88,6 +89,7 @@ def test_agrees_with_the_reference(tokens, names, dtype):
         check(inputs_of(tokens, dtype, heads=2))
 
 
+@pytest.mark.slow
 @every_width
 @pytest.mark.parametrize(
     ("tokens", "slices"),
@@ -100,6 +102,7 @@ def test_texts_of_several_lengths_in_a_batch(tokens, slices, dtype):
     check(inputs, key_padding_mask=mask.to(DEVICE))
 
 
+@pytest.mark.slow
 @every_width
 def test_rows_of_several_warps(dtype):
     check(inputs_of(1025, dtype, slices=1))
@@ -120,6 +123,7 @@ def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
     check(inputs_of(20, dtype, slices=slices, head_dim=head_dim))
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("tokens", [19, 5000])
 def test_query_features_without_slices(tokens, dtype):
@@ -132,6 +136,7 @@ def test_query_features_without_slices(tokens, dtype):
     assert_close(f_hat, reference_dual(*exact, None, **options), dtype)
 
 
+@pytest.mark.slow
 @every_dtype
 def test_slices_of_a_head_in_several_programs(dtype):
     """One program sorts 4 KiB: 32 slices of 16-bit tokens as long as these, 16 of float32."""
@@ -139,6 +144,7 @@ def test_slices_of_a_head_in_several_programs(dtype):
         check(inputs_of(20, dtype, slices=37))
 
 
+@pytest.mark.slow
 def test_row_across_a_whole_warp():
     check(inputs_of(512, torch.float16, slices=1))
 
@@ -176,6 +182,7 @@ def test_tokens_beyond_the_sort_of_one_program(slices, dtype):
         check(inputs_of(130, dtype, slices=slices))
 
 
+@pytest.mark.slow
 @every_dtype
 def test_views_of_one_projection(dtype):
     tokens, heads, width = 18, 2, 8

@@ -57,6 +57,7 @@ class Layer(nn.Module):
         return self(self.x, mask)
 
 
+@pytest.mark.slow
 @on_each_route
 @pytest.mark.parametrize(
     ("autocast", "mask"), [(False, None), (True, MASK)], ids=["float32", "autocast, padded"]

@@ -148,6 +148,6 @@ def test_gradient():
 def test_custom_operator_is_registered_soundly(mask):
     x = inputs_for(queries=5)
     mask = None if mask is None else torch.tensor(mask, device=x.q.device)
-    arguments = (x.q, x.k, x.v, mask, 3, 1.5, 0.5)
+    arguments = (x.q, x.k, x.v, mask, 3, 1.5, 0.5, "ieee")
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.asap_exp.relaxed_sinkhorn.default, arguments, test_utils=tests)

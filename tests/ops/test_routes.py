@@ -154,6 +154,7 @@ def test_explained_is_what_runs(operator, names):
     assert set(found.taken) == set(taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [6, 140])
 def test_explained_with_a_gradient_is_what_runs(queries):
     inputs = inputs_for(batch=1, heads=1, queries=queries)
@@ -210,6 +211,7 @@ def test_explanation_without_tokens_or_of_an_unknown_operator():
         ops.explain("sinkhorn", n=3)
 
 
+@pytest.mark.slow
 def test_forced_route_is_taken_and_then_no_longer():
     inputs = inputs_for(queries=6)
 
@@ -244,6 +246,7 @@ def test_unknown_route_is_refused():
         pass
 
 
+@pytest.mark.slow
 def test_forced_route_in_a_compiled_function():
     inputs = inputs_for(queries=6)
     fit = (inputs.theta, inputs.weight, inputs.query_weight)

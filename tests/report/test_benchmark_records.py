@@ -82,6 +82,7 @@ def test_record_that_names_routes_has_a_table_of_them() -> None:
     assert {first["absorbed_heads"], first["routes"]} <= {"", "sinkhorn: tiled"}
 
 
+@pytest.mark.slow
 def test_reliability_f8_and_f10_a_bad_benchmark_stops_no_other_and_writes_nowhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_reliability_f8_and_f10_a_bad_benchmark_stops_no_other_and_writes_nowher
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", ["<img src=x>", "a|b\n| c | d |", "`x`", "=cmd()", "$x$ $\\frac{", "# h"]
 )

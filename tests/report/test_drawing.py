@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 import asap_exp
 from asap_exp.report.drawing import subplots
@@ -35,6 +36,7 @@ def test_bugs_f1_library_uses_neither_pyplot_nor_a_backend_of_its_own():
         assert "matplotlib.use" not in text, file
 
 
+@pytest.mark.slow
 def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
     """Report: its figures import matplotlib, as Lightning does in the others."""
     done = subprocess.run(

@@ -154,12 +154,13 @@ def evaluated(shared: Pipeline, folder: Path) -> Path:
 
     shutil.copytree(shared.results, folder / "results")
     results = folder / "results"
-    run_distill(results, "+layer=last")
+    run_distill(results, "layer=last")
     run_distill(results, "calibration=learned_slices", *FEW)
     artifact = run_distill(results, "calibration.seed=1")
     return run_evaluate(results, "maps=all", f"artifact={artifact}")
 
 
+@pytest.mark.slow
 def test_every_map_of_the_same_layers_is_measured_with_its_control(record: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in record["rows"]}
     others = {key: rows[key] for key in rows if key.startswith("map_")}
@@ -186,6 +187,7 @@ def test_the_newest_map_and_its_sister_are_one_point(record: dict[str, Any]) -> 
     assert not any(row.key.startswith("map_") for row in main_rows(group))
 
 
+@pytest.mark.slow
 def test_report_shows_the_maps_in_a_table_and_in_the_figures(
     shared_pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -201,11 +203,12 @@ def test_report_shows_the_maps_in_a_table_and_in_the_figures(
     main, _, table = text.partition("Every map and truncation, by latency")
     assert "learned slices" not in main
     assert "| ASAP | 3 |  | 0 | ridge | 32 | 2 |" in table
-    assert "| control without slices |  | query | 0 | ridge | 32 | 2 |" in table
+    assert "| control: no slices |  | query | 0 | ridge | 32 | 2 |" in table
     assert "matched by ASAP" in table
     assert "Every map" not in tables_markdown([plain])
 
 
+@pytest.mark.slow
 def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(
     pipeline: Pipeline,
 ) -> None:
@@ -219,6 +222,7 @@ def test_control_of_maps_that_differ_in_their_slices_alone_is_measured_once(
     assert point.n == 2  # with that of the evaluation's own map, of seed 0
 
 
+@pytest.mark.slow
 def test_other_maps_are_part_of_what_names_the_record(pipeline: Pipeline) -> None:
     alone = run_evaluate(pipeline.results)
     every = run_evaluate(pipeline.results, "maps=all")

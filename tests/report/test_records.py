@@ -17,10 +17,11 @@ from asap_exp.core.files import read_json, write_json
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report.accuracy_figure import accuracy_latency
 from asap_exp.report.csv_table import tables_csv
-from asap_exp.report.figures import group_figures, plans
+from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
+from asap_exp.report.plan_figure import plans
 from asap_exp.report.records import FORMAT, load_records, read_record, write_record
 from tests.conftest import Pipeline
 from tests.records import (
@@ -94,6 +95,7 @@ def read_or_sentence(file: Path) -> EvaluationRecord | str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "agnews"])
 def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
     name: str, tmp_path: Path
@@ -111,6 +113,7 @@ def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
             assert tables_csv(grouped([found])) == right, (place, kind)
 
 
+@pytest.mark.slow
 def test_reliability_f10_an_unsealed_record_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
     """Whatever is accepted there can be shown."""
     value, file = unsealed(published("digits")), tmp_path / "record.json"
@@ -208,6 +211,7 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         read_record(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 def test_reliability_f10_bad_records_stop_nobody_else(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +243,7 @@ def test_only_damaged_records_are_nothing_to_report(pipeline: Pipeline, tmp_path
         run_report(pipeline.results, f"out={tmp_path}")
 
 
+@pytest.mark.slow
 def test_reliability_f11_the_record_of_another_run_is_not_gathered(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +329,7 @@ def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
     assert "<img src=x" not in html_page(groups, {groups[0].slug: {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["$x$ $\\frac{", " ".join(HOSTILE)], ids=["formula", "all"])
 def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
     record: dict[str, Any], words: str
@@ -334,6 +340,7 @@ def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
         plt.close(figure)
 
 
+@pytest.mark.slow
 def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
     record: dict[str, Any],
 ) -> None:
@@ -345,6 +352,7 @@ def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_reliability_f20_twenty_seeds_are_drawn_without_a_warning(record: dict[str, Any]) -> None:
     (group,) = grouped([typed(with_seed(record, seed)) for seed in range(40)])
     with warnings.catch_warnings():
@@ -360,6 +368,7 @@ def test_a_record_is_written_with_its_seal(record: dict[str, Any]) -> None:
     assert len(record["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_every_published_record_is_read() -> None:
     files = list(PUBLISHED.glob("*.json"))
     assert len(load_records(PUBLISHED, strict=True)) == len(files) > 20

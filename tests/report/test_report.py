@@ -12,16 +12,16 @@ import pytest
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.columns import Average
-from asap_exp.report.accuracy_figure import accuracy_latency, front, summary
+from asap_exp.report.accuracy_figure import accuracy_latency, front
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
-from asap_exp.report.figures import training
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
 from asap_exp.report.markdown import summary_lines, tables_markdown
-from asap_exp.report.notes import NOT_REPRODUCED
 from asap_exp.report.pareto import quality
+from asap_exp.report.summary_figure import summary
+from asap_exp.report.training_figure import training
 from tests.conftest import Pipeline
 from tests.records import (
     of_one_layer,
@@ -43,6 +43,7 @@ def record(shared_pipeline: Pipeline) -> dict[str, Any]:
     return read_json(shared_pipeline.record)
 
 
+@pytest.mark.slow
 def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "out"
     page = run_report(pipeline.results, f"out={out}")
@@ -56,6 +57,7 @@ def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) 
     assert not re.search(r'(src|href)="(?!data:|#)', html), "the page must need no other file"
 
 
+@pytest.mark.slow
 def test_records_are_kept_when_their_runs_are_gone(pipeline: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_report(pipeline.results, f"out={out}")
@@ -100,19 +102,6 @@ def test_title_says_what_the_model_reads(record: dict[str, Any]) -> None:
     assert group_title(*grouped([record])) == "digits (subset), n = 4, with qk_norm"
 
 
-def test_group_that_is_not_made_again_is_marked(
-    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (group,) = grouped([record])
-    assert "†" not in tables_markdown([group])
-    monkeypatch.setitem(NOT_REPRODUCED, group.slug, "an earlier recipe.")
-    text = tables_markdown([group])
-    assert f"## {group_title(group)}" in text
-    assert group_title(group).endswith(" †")
-    assert "† No command of this version makes it again: an earlier recipe." in text
-    assert group_title(group) in summary_lines([group])[-1]
-
-
 def test_training_subset_is_called_a_subset(record: dict[str, Any]) -> None:
     assert "4 batches per epoch only" in training_rows(typed(record))
     record["manifests"]["train"]["data"]["train_split_rows_in_all"] = 9999
@@ -151,7 +140,7 @@ def test_latency_of_one_record_has_its_quartiles(record: dict[str, Any]) -> None
 
 def test_cell_that_was_not_measured_is_empty(record: dict[str, Any]) -> None:
     lines = tables_markdown(grouped([record])).splitlines()
-    row = next(line for line in lines if "softmax, trained alike" in line and line.count("|") > 9)
+    row = next(line for line in lines if "softmax, same recipe" in line and line.count("|") > 9)
     assert row.split("|")[5].strip() == ""
 
 
@@ -160,6 +149,7 @@ def test_subset_is_called_a_subset(record: dict[str, Any]) -> None:
     assert "all 540 test images" in caption(typed(with_test_rows(record, 540, 540)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "key", "usual", "far"),
     [("classification", "accuracy", 0.9, 0.25), ("mlm", "perplexity", 10.0, 3000.0)],
@@ -194,6 +184,7 @@ def test_curve_of_maps_joins_what_no_faster_one_is_better_than(record: dict[str,
     assert accuracies[-1] == max(row.mean("accuracy") for row in rows)
 
 
+@pytest.mark.slow
 def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None:
     assert summary(grouped([record])) is None
     maps = {"asap": {"key": "map_a", "label": "ASAP, 3 slices"}}
@@ -204,11 +195,19 @@ def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None
 
 
 def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
-    assert len(training(*grouped([record])).axes) == 2
+    plans = ["column error of the plans", "largest logit"]
+    assert panels(record) == ["training loss (as trained)", "validation accuracy %", *plans]
     for row in record["curves"]:
         row.pop("val/accuracy", None)
-    (axes,) = training(*grouped([record])).axes
-    assert axes.get_ylabel() == "training loss (as trained)"
+    assert panels(record) == ["training loss (as trained)", *plans]
+    for row in record["curves"]:
+        for name in [name for name in row if name.startswith("plan/")]:
+            del row[name]
+    assert panels(record) == ["training loss (as trained)"]
+
+
+def panels(record: dict[str, Any]) -> list[str]:
+    return [axes.get_ylabel() for axes in training(*grouped([record])).axes if axes.axison]
 
 
 def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:
@@ -254,6 +253,7 @@ def test_seeds_of_pre_trained_runs_are_one_group(record: dict[str, Any]) -> None
     assert "initial weights" not in dict(origins(Group("x", [typed(record)])))
 
 
+@pytest.mark.slow
 def test_run_of_another_task_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     run = f"run={pipeline.teacher.path}"
     with pytest.raises(UserError, match="was trained on task digits, but task=cifar was asked for"):

@@ -20,6 +20,8 @@ from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import resolved
 from tests.stages import run_distill, run_train, train_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> None:
     place = run_directory(resolved(train_config(tmp_path)))

@@ -16,6 +16,8 @@ from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import resolved
 from tests.stages import run_train, train_config
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Exception):
     pass

@@ -17,6 +17,8 @@ from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import resolved, train
 from tests.stages import TINY_TEXT, train_config
 
+pytestmark = pytest.mark.slow
+
 
 class Signal(L.Callback):
     """Callback that sends this process one signal, in the hook `where` of an epoch and batch."""

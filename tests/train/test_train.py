@@ -25,6 +25,8 @@ from asap_exp.train import trainer as training_fit
 from tests.conftest import Pipeline
 from tests.stages import run_train, train_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_manifest_says_what_made_the_teacher(shared_pipeline: Pipeline) -> None:
     run = shared_pipeline.teacher

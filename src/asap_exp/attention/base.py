@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.renamed import FITTED
+from asap_exp.core.schema import unknown_option
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
 """The registered attentions, by the name that YAML and the command line use."""
@@ -91,11 +92,7 @@ def build_attention(config: Mapping[str, Any]) -> Attention:
     allowed = attention_options(cls.name)
     for key, value in options.items():
         if key not in allowed:
-            known = ", ".join(f"attention.{option}" for option in allowed) or "none"
-            raise UserError(
-                f"attention.{key}={value} is not an option of attention={cls.name}; "
-                f"its options: {known}"
-            )
+            raise unknown_option(cls.name, key, value, allowed)
     try:
         return cls(**options)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -25,7 +25,7 @@ from asap_exp.benchmark.registry import (
 )
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
-from asap_exp.core.console import progress
+from asap_exp.core.console import progress, say
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
 from asap_exp.core.manifest import manifest, outcome
@@ -96,7 +96,7 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
             shapes.append(shape)
         else:
             left_out.append(refusal)
-            print(refusal)
+            say(refusal)
     if not shapes:
         raise UserError(
             f"n={suite.n} leaves no row to time; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"

@@ -1,8 +1,6 @@
 """The keys of `calibration`: how maps are fitted. Every registered step adds its settings."""
 
-import pkgutil
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from asap_exp.calibration.steps import (
@@ -24,15 +22,9 @@ from asap_exp.core.config.fields import (
     at_most,
 )
 from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.features import FEATURES
 
 AnyStep = TypeVar("AnyStep", bound=Step)
-
-FEATURES = [
-    module.name
-    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "ops" / "features")])
-    if module.name != "base"
-]
-"""The kinds of features of a map: the files of `asap_exp.ops.features`, which needs PyTorch."""
 
 
 @dataclass

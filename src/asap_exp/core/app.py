@@ -1,33 +1,42 @@
 """Entry point shared by the command lines of all stages."""
 
-import contextlib
+import math
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from asap_exp.core.command_line import PROGRAM, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, options
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
+
+VERBOSE = ("-v", "--verbose")
+"""Flags that print debug output; all other flags are Hydra's."""
 
 
 def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     """Run `python -m asap_exp.STAGE OVERRIDES`: compose, check and run, then exit with a status.
 
-    The status is 0 if done, 2 after a UserError, which is printed as a sentence, and 128 + SIGNAL
-    if stopped by a signal. A sweep exits with the status of its failed jobs and lists them at the
-    end.
+    The status is 0 if done, 2 after a UserError, which is printed as a sentence, 1 after any other
+    error, and 128 + SIGNAL if stopped by a signal. A sweep exits with the status of its failed jobs
+    and lists them at the end.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
         print(help_text(stage))
         return
     # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
     # a notebook's backend that is not installed here.
     os.environ["MPLBACKEND"] = "Agg"
     try:
-        with interruptible(passed_on) as stop:
+        with typed(stage, words), interruptible(passed_on) as stop:
             try:
-                status = application(stage, schema, run)
+                status = application(stage, schema, run, words)
             except (Exception, SystemExit):
                 stop.obey()  # a library may have turned the signal into an error
                 raise
@@ -37,6 +46,9 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     except Interrupted as stop:
         print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
         status = stop.exit_status
+    except Exception as error:
+        traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))
+        status = 1
     if status:
         sys.exit(status)
 
@@ -47,31 +59,82 @@ def passed_on(number: int) -> bool:
     return sweep is not None and sweep.pass_on(number)
 
 
-def application(stage: str, schema: type, run: Callable[[Any], object]) -> int:
-    """Return the Hydra application; slow imports are delayed until signals are handled."""
+def application(stage: str, schema: type, run: Callable[[Any], object], words: list[str]) -> int:
+    """Return the status of the Hydra application.
+
+    Slow imports are delayed until signals are handled.
+    """
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
     from asap_exp.core import sweep
-    from asap_exp.core.composing import parse
+    from asap_exp.core.composing import in_words, parse
     from asap_exp.core.overrides import check_overrides
+    from asap_exp.core.sweep_table import conclude
 
-    # Hydra itself explains an override that it cannot parse.
-    with contextlib.suppress(HydraException):
-        check_overrides(stage, sys.argv[1:], schema)
+    for_us = [word for word in words if word in VERBOSE]
+    given = get_args_parser().parse_intermixed_args(without(words, for_us))
+    overrides = given.overrides
+    if not given.shell_completion:
+        own = None if given.config_dir is None else Path(given.config_dir)
+        overrides = check_overrides(stage, given.overrides, schema, own)
+    if for_us:
+        overrides.append("hydra.verbose=asap_exp")
     statuses: list[int] = []
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
-    def job(config: DictConfig) -> None:
-        statuses.append(sweep.attempt(stage, lambda: run(parse(config, schema))))
+    def job(config: DictConfig) -> float:
+        with typed(stage, words):  # in a worker's process too
+            status, score = sweep.attempt(stage, lambda: run(parse(config, schema)))
+        statuses.append(status)
+        value = None if score is None else score.value
+        return math.nan if value is None else value  # for a sweeper that optimises it
 
     try:
-        job()
+        with for_hydra([*overrides, *without(words, [*for_us, *given.overrides])]):
+            job()
+    except HydraException as error:
+        raise in_words(error) from error
     finally:
         ended = sweep.jobs()
+        conclude(ended)
         sweep.report_failures(ended)
     return sweep.exit_status(ended) or max(statuses, default=0)
+
+
+def without(words: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Return the words that are left when each of the others is taken out once."""
+    left = list(words)
+    for other in others:
+        left.remove(other)
+    return left
+
+
+@contextmanager
+def for_hydra(words: list[str]) -> Iterator[None]:
+    """Let Hydra read these arguments, and raise errors, which it would print before an exit."""
+    arguments, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [PROGRAM, *words], "1"
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def without_hydra(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first call after Hydra's own on."""
+    own = trace
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+        if name.split(".")[0] == "hydra":
+            own = trace
+    return own
 
 
 def help_text(stage: str) -> str:
@@ -84,9 +147,10 @@ def help_text(stage: str) -> str:
     lines = [f"  {group}: {', '.join(options(path))}" for group, path in groups.items()]
     listed = "\n".join(lines) if lines else "  none"
     return (
-        f"python -m asap_exp.{stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
+        f"{PROGRAM} {stage} [KEY=VALUE ...] [-m KEY=A,B ...]\n\n"
         f"{primary}\n"
         f"# Groups and their options; each is a file below {folder} that explains its keys:\n"
         f"{listed}\n\n"
-        f"Show what a command would run with: --cfg job. Hydra's own flags: --hydra-help"
+        "Show what a command would run with: --cfg job. Print more: -v. Hydra's own flags: "
+        "--hydra-help"
     )

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from asap_exp.core import targets
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TRAIN_SCHEMAS, TrainConfig
-from asap_exp.core.errors import UserError, check_choice
+from asap_exp.core.errors import UserError, check_choice, not_allowed
 from asap_exp.core.files import read_text
 from asap_exp.core.overrides import check_overrides, quoted
 from asap_exp.core.schema import (
@@ -44,13 +44,30 @@ OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=Tru
 
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
     """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`, without an app."""
-    check_overrides(stage, overrides, schema)
+    words = check_overrides(stage, overrides, schema)
     with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
         try:
-            config = hydra.compose(stage, list(overrides))
+            config = hydra.compose(stage, words)
         except HydraException as error:
-            raise UserError(str(error)) from error
+            raise in_words(error) from error
     return parse(config, schema)
+
+
+def in_words(error: HydraException) -> UserError:
+    """Return what Hydra could not compose as a UserError, without its search path."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return not_allowed(group, name, tuple(error.options))
+    if missing := re.match(r"You must specify '(\w+)'", str(error)):
+        key, choices = missing[1], re.findall(r"^\t(\S+)$", str(error), flags=re.MULTILINE)
+        return UserError(
+            f"{key} must be set: give {key}=NAME, one of {', '.join(choices)}",
+            key=key,
+            allowed=tuple(choices),
+        )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    text = f"{error}\n{cause}".partition("\nConfig search path")[0]
+    return UserError(text.strip())
 
 
 def load_saved(file: Path, schema: type[Schema]) -> Schema:

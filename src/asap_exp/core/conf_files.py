@@ -1,7 +1,8 @@
 """The YAML files of `conf/`: their location and options. Needs neither Hydra nor PyTorch.
 
 Each stage has a folder with its own file and its groups. `common` holds the groups that several
-stages share.
+stages share. `own` is the user's folder of further files, given with `--config-dir`, whose
+subfolders are groups of the stage.
 """
 
 from functools import cache
@@ -22,18 +23,23 @@ def conf_dir() -> Path:
     raise UserError(f"the folder conf/ was not found in {package}; is the installation complete?")
 
 
-def group_folder(stage: str, group: str) -> Path | None:
-    """Return the folder of a group, the stage's own or one of `common`; None if there is none."""
-    for parent in (stage, COMMON):
-        folder = conf_dir() / parent / group
-        if folder.is_dir():
-            return folder
-    return None
+def group_folders(stage: str, group: str, own: Path | None = None) -> list[Path]:
+    """Return the folders with options of a group, in order of precedence; empty if it is none."""
+    roots = [conf_dir() / stage, conf_dir() / COMMON]
+    if own is not None:
+        roots.insert(0, own)
+    return [root / group for root in roots if (root / group).is_dir()]
 
 
-def options(folder: Path) -> list[str]:
+def options(*folders: Path) -> list[str]:
     """Return the names of a group's files."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def option_file(stage: str, group: str, option: str, own: Path | None = None) -> Path | None:
+    """Return the file of an option of a group, or None."""
+    files = (folder / f"{option}.yaml" for folder in group_folders(stage, group, own))
+    return next((file for file in files if file.is_file()), None)
 
 
 def tasks() -> list[str]:

@@ -30,11 +30,15 @@ class UserError(ValueError):
 
 def check_choice(key: str, value: object, allowed: tuple) -> None:
     """Raise UserError unless `value` is one of `allowed`; it names the closest of them."""
-    if value in allowed:
-        return
+    if value not in allowed:
+        raise not_allowed(key, value, allowed)
+
+
+def not_allowed(key: str, value: object, allowed: tuple) -> UserError:
+    """Return the UserError for a value that is not one of `allowed`."""
     close = difflib.get_close_matches(str(value).lower(), [str(each) for each in allowed], n=1)
     choose = f". Did you mean {close[0]}? Choose" if close else "; choose"
-    raise UserError(
+    return UserError(
         f"{key}={value} is not allowed{choose} one of {', '.join(map(str, allowed))}",
         key=key,
         value=value,

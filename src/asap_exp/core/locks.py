@@ -12,9 +12,10 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import unwritable, write_json
-from asap_exp.core.manifest import command, now
+from asap_exp.core.manifest import now
 from asap_exp.core.typed import STRICT, read, to_json
 
 LOCK, HOLDER = ".lock", ".lock.json"

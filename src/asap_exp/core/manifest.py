@@ -3,21 +3,20 @@
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.command_line import command
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, postponed
+from asap_exp.core.run_log import log_into
 from asap_exp.core.sealed import write_sealed
 from asap_exp.core.typed import STRICT
 
@@ -164,6 +163,7 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     }
     with postponed() as stop:  # a signal now would leave the manifest at "running"
         write_sealed(path, record)
+    log_into(path.parent)
     try:
         stop.obey()
         yield record
@@ -215,14 +215,6 @@ def stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-def command() -> str:
-    """Return the command as typed: a module or a script, without its folder, and its arguments."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    module = None if spec is None else spec.name.removesuffix(".__main__")
-    program = Path(sys.argv[0]).name if module is None else f"-m {module}"
-    return shlex.join(["python", *program.split(), *sys.argv[1:]])
-
-
 def code_version() -> dict[str, Any]:
     """Return the git commit and whether tracked code differs from it.
 
@@ -251,6 +243,8 @@ def code_version() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, the recorded packages and CUDA; None for what is missing."""
+    import torch
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -262,6 +256,8 @@ def versions() -> dict[str, str | None]:
 
 def hardware() -> dict[str, Any]:
     """Return the GPU, CPU, threads and system."""
+    import torch
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "gpu": gpu,

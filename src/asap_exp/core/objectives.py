@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from asap_exp.core.score import Score
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -12,7 +14,7 @@ class Objective:
     sentence. `metric` is the column of records that judges a model. `validation` is the logged
     quantity that chooses the best epoch; the metric is its exponential if `is_perplexity`, and the
     quantity itself otherwise. If `of_tokens`, the targets are tokens of a text, not one class per
-    sample.
+    sample. `title` is what the titles of tables add to the name of the data set.
     """
 
     name: str
@@ -21,6 +23,7 @@ class Objective:
     validation: str
     is_perplexity: bool = False
     of_tokens: bool = False
+    title: str = ""
 
     @property
     def lower_is_better(self) -> bool:
@@ -34,10 +37,20 @@ class Objective:
     def summary(self, manifest: dict) -> str | None:
         """Return the best epoch's entry of a manifest in words; None if it has none."""
         best = manifest.get(f"best_val_{self.metric}")
-        if best is None:
-            return None
-        shown = f"{best:.2f}" if self.is_perplexity else f"{100 * best:.2f} %"
-        return f"best validation {self.metric} {shown}"
+        return None if best is None else f"best validation {self.metric} {self.shown(best)}"
+
+    def shown(self, metric: float) -> str:
+        """Format a value of the metric."""
+        return f"{metric:.2f}" if self.is_perplexity else f"{100 * metric:.2f} %"
+
+    def score(self, split: str, metric: float | None) -> Score:
+        """Return the metric on a split as the score of a job."""
+        return Score(
+            name=f"{split} {self.metric}",
+            value=metric,
+            text="" if metric is None else self.shown(metric),
+            lower_is_better=self.lower_is_better,
+        )
 
 
 OBJECTIVES = {
@@ -51,6 +64,7 @@ OBJECTIVES = {
             "val/loss",
             is_perplexity=True,
             of_tokens=True,
+            title="masked tokens",
         ),
     )
 }

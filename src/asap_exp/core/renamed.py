@@ -1,8 +1,9 @@
 """Renamed arguments of earlier versions, with their replacements, in one place."""
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from asap_exp.core.conf_files import conf_dir, group_folder, options
+from asap_exp.core.conf_files import conf_dir, option_file, options
 from asap_exp.core.errors import UserError
 
 RENAMED = {
@@ -25,16 +26,15 @@ RENAMED = {
 FITTED = (
     "attention={name} is not trained: it is fitted to a Sinkhorn teacher. Run\n"
     "  python -m asap_exp.train task=TASK attention=sinkhorn\n"
-    "  python -m asap_exp.distill task=TASK +layer=frozen\n"
+    "  python -m asap_exp.distill task=TASK\n"
     "  python -m asap_exp.evaluate task=TASK"
 )
 """Message for an attention that is compiled and not trained: what to run."""
 
 
-def check_renamed(stage: str, key: str, option: str) -> None:
+def check_renamed(stage: str, key: str, option: str, own: Path | None = None) -> None:
     """Raise UserError if `key=option` belongs to an earlier version or to another stage."""
-    folder = group_folder(stage, key)
-    if folder and option in options(folder):
+    if option_file(stage, key, option, own):
         return
     given = f"{key}={option}"
     if given == "attention=asap":

@@ -38,10 +38,14 @@ LOCATION_KEYS = (
     "paths",
     "logger",
     "resume",
+    "debug",
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
 )
-"""Keys that change where files are or what is shown, but not what is computed."""
+"""Keys that change where files are or what is shown, but not what is computed.
+
+`debug` names a file whose other keys say what is computed.
+"""
 
 HARDWARE_KEYS = (
     *(f"trainer.{name}" for name in SAME_RESULTS),

@@ -63,16 +63,16 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_key(path: str, value: Any, schema: Any) -> None:
-    """Raise UserError unless the dotted `path` is a key of `schema`."""
+    """Raise UserError unless the dotted `path` is a key of `schema`.
+
+    Keys below `attention` pass: which there are is known when the attention is.
+    """
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        fields = fields_of(schema)
         if parts[:depth] == [FREE_FORM]:
-            options = {option for tree in attentions().values() for option in tree}
-            fields = dict.fromkeys(("name", *sorted(options)))
-        elif depth and not fields:
-            if parts[0] == FREE_FORM:
-                return
+            return
+        fields = fields_of(schema)
+        if depth and not fields:
             parent = ".".join(parts[:depth])
             raise UserError(
                 f"{path}={value}: {parent} is one value and has no keys below it", key=path
@@ -177,14 +177,7 @@ def check_attention(given: dict[str, Any]) -> None:
         if option == "name":
             continue
         if option not in usual:
-            there = ", ".join(f"attention.{each}" for each in usual) or "none"
-            raise UserError(
-                f"{key}={value} is not an option of attention={given['name']}; "
-                f"its options: {there}",
-                key=key,
-                value=value,
-                allowed=tuple(usual),
-            )
+            raise unknown_option(given["name"], option, value, tuple(usual))
         kind = type(usual[option])
         if not (type(value) is kind or (kind is float and type(value) is int)):
             raise UserError(
@@ -197,6 +190,21 @@ def check_attention(given: dict[str, Any]) -> None:
             check_rules(key, value, split(known[option])[1])
         elif kind in (int, float):
             check_range(key, value, maximum=MOST_ITERATIONS if kind is int else LARGEST_SETTING)
+
+
+def unknown_option(name: str, option: str, value: Any, allowed: tuple[str, ...]) -> UserError:
+    """Return the UserError for an option that the attention `name` lacks."""
+    close = difflib.get_close_matches(option, allowed, n=1)
+    hint = f" Did you mean attention.{close[0]}?" if close else ""
+    there = ", ".join(f"attention.{each}" for each in allowed) or "none"
+    return UserError(
+        f"attention.{option}={value} is not an option of attention={name}.{hint} "
+        f"Its options: {there}",
+        key=f"attention.{option}",
+        value=value,
+        allowed=allowed,
+        hint=close[0] if close else None,
+    )
 
 
 def check_values(tree: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """Outcome of each job of a sweep, for every launcher and process."""
 
-import contextlib
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from asap_exp.core.console import fail, prefixed, print_debug, say, shown
+from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible
-from asap_exp.core.mishaps import explained
+from asap_exp.core.run_log import run_log
+from asap_exp.core.score import Score
 
 LEDGER = "ASAP_EXP_SWEEP"
 """Environment variable with the folder in which the jobs of a sweep record their outcome."""
@@ -39,6 +42,8 @@ class Job:
     status: int
     error: str = ""
     logs: list[str]
+    seconds: float
+    score: Score | None = None
 
 
 class Ledger(Callback):
@@ -50,72 +55,125 @@ class Ledger(Callback):
     has_workers: ClassVar[bool] = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Ledger.has_workers = by_joblib(config.hydra)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        Ledger.folder = (Path(config.hydra.sweep.dir).expanduser() / name).resolve()
+        Ledger.has_workers = launched_by("joblib", config.hydra)
+        Ledger.folder = Path(config.hydra.sweep.dir).expanduser().resolve()
         os.environ[LEDGER] = str(Ledger.folder)
+        if launched_by("submitit", config.hydra):
+            logs = Path(str(config.hydra.launcher.submitit_folder)).expanduser().parent
+            say(f"The jobs print into files below {shown(logs)}")
 
 
-def by_joblib(hydra: Any) -> bool:
-    """Return True if the jobs run in local processes that end with the sweep."""
-    return "joblib" in str(hydra.launcher.get("_target_", ""))
+def launched_by(name: str, hydra: Any) -> bool:
+    """Return True if the launcher is joblib's, whose local processes end with it, or submitit's."""
+    return name in str(hydra.launcher.get("_target_", ""))
 
 
-def attempt(stage: str, work: Callable[[], object]) -> int:
-    """Run `work`, the job of this process, and return its exit status.
+@dataclass
+class Outcome:
+    """How the work of a job ended."""
+
+    status: int = 0
+    error: str = ""
+    trace: str = ""
+    score: Score | None = None
+
+
+def attempt(stage: str, work: Callable[[], object]) -> tuple[int, Score | None]:
+    """Run `work`, the job of this process, and return its exit status and its score.
 
     The status is 2 after a UserError, or an error that can be explained as one; its sentence is
     printed and the other jobs of a sweep go on. Other errors propagate. In a sweep the outcome is
     recorded first.
     """
     hydra = HydraConfig.get()
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    if in_sweep:
-        print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
-    status, error, trace = 0, "", ""
-    ledger = Path(os.environ[LEDGER]) if in_sweep and LEDGER in os.environ else None
+    if hydra.verbose:
+        print_debug()
+    ledger, found = None, Outcome()
+    with ExitStack() as stack:
+        if hydra.mode == RunMode.MULTIRUN:
+            ledger = Path(os.environ[LEDGER]) if LEDGER in os.environ else None
+            if Ledger.folder is None and launched_by("joblib", hydra):
+                # The jobs of several workers print at once.
+                stack.enter_context(prefixed(f"[job {hydra.job.num}] "))
+            else:
+                print(flush=True)
+        stack.enter_context(run_log(stage))
+        if hydra.mode == RunMode.MULTIRUN:
+            say(f"== job {hydra.job.num}: {' '.join(overrides_of(hydra))}")
+        if ledger is None:
+            run_job(stage, work, hydra, None, found)
+        else:
+            recorded(stage, work, hydra, ledger, found)
+    return found.status, found.score
+
+
+def overrides_of(hydra: HydraConf) -> list[str]:
+    """Return the overrides of a job, without the pluses that Hydra alone needs."""
+    return [override.lstrip("+") for override in hydra.overrides.task]
+
+
+def recorded(
+    stage: str, work: Callable[[], object], hydra: HydraConf, ledger: Path, found: Outcome
+) -> None:
+    """Run a job of a sweep and write its outcome into the folder of the sweep."""
+    started = time.monotonic()
+    try:
+        run_job(stage, work, hydra, ledger, found)
+    finally:
+        write_down(hydra, ledger, found, time.monotonic() - started)
+
+
+def run_job(
+    stage: str,
+    work: Callable[[], object],
+    hydra: HydraConf,
+    ledger: Path | None,
+    found: Outcome,
+) -> None:
+    """Run `work` and note in `found` how it ended; see `attempt`."""
     try:
         if ledger is not None and (ledger / STOPPED).is_file():
-            status, error = int((ledger / STOPPED).read_text()), "not started: sweep was stopped"
-        elif ledger is not None and Ledger.folder is None:
+            found.status = int((ledger / STOPPED).read_text())
+            found.error = "not started: sweep was stopped"
+            return
+        if ledger is not None and Ledger.folder is None:
             with interruptible():  # the launcher's process handles no signals
-                work()
+                result = work()
         else:
-            work()
+            result = work()
+        found.score = result if isinstance(result, Score) else None
     except Interrupted as stop:
-        status, error = stop.exit_status, str(stop)
-        if ledger is None or Ledger.folder is not None or not by_joblib(hydra):
+        found.status, found.error = stop.exit_status, str(stop)
+        if ledger is None or Ledger.folder is not None or not launched_by("joblib", hydra):
             raise
         # In a worker, raising would make joblib kill the others, which are also saving. Jobs of a
         # queue stop and are requeued individually.
-        write_text(ledger / STOPPED, str(status))
+        write_text(ledger / STOPPED, str(found.status))
     except Exception as raised:
         sentence = explained(raised, stage)
         if sentence is None:
-            status, error = CRASH, f"{type(raised).__name__}: {raised}"
-            trace = traceback.format_exc()
+            found.status, found.error = CRASH, f"{type(raised).__name__}: {raised}"
+            found.trace = traceback.format_exc()
             raise
-        status, error = MISTAKE, str(sentence)
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    finally:
-        if ledger is not None:
-            write_down(hydra, ledger, status, error, trace)
-    return status
+        found.status, found.error = MISTAKE, str(sentence)
+        fail(found.error)
 
 
-def write_down(hydra: HydraConf, folder: Path, status: int, error: str, trace: str) -> None:
+def write_down(hydra: HydraConf, folder: Path, found: Outcome, seconds: float) -> None:
     """Write the outcome of a job, and its traceback if there is one."""
     logs = [*launcher_logs()]
-    if trace:
+    if found.trace:
         log = folder / f"{hydra.job.num}.log"
-        write_text(log, trace)
+        write_text(log, found.trace)
         logs.append(str(log))
     job = Job(
         number=hydra.job.num,
-        overrides=list(hydra.overrides.task),
-        status=status,
-        error=error,
+        overrides=overrides_of(hydra),
+        status=found.status,
+        error=found.error,
         logs=logs,
+        seconds=round(seconds, 2),
+        score=found.score,
     )
     write_json(folder / f"{hydra.job.num}.json", asdict(job))
 
@@ -134,7 +192,7 @@ def pass_on(number: int) -> bool:
     """Send a signal to the workers of this sweep, which save their work; False without workers."""
     found = workers(os.getpid()) if Ledger.has_workers else []
     for worker in found:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(worker, number)
     return bool(found)
 
@@ -142,7 +200,7 @@ def pass_on(number: int) -> bool:
 def workers(process: int) -> list[int]:
     """Return the child processes of `process`, as Linux lists them."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return [int(child) for each in lists for child in each.read_text().split()]
     return []
 
@@ -151,8 +209,12 @@ def jobs() -> list[Job]:
     """Return the ended jobs of this process's sweep, by number; none outside a sweep."""
     if Ledger.folder is None:
         return []
-    files = Ledger.folder.glob("*.json")
-    return sorted((Job(**read_json(file)) for file in files), key=lambda job: job.number)
+    found = [read_json(file) for file in Ledger.folder.glob("*.json")]
+    ended = [
+        Job(**{**job, "score": None if job["score"] is None else Score(**job["score"])})
+        for job in found
+    ]
+    return sorted(ended, key=lambda job: job.number)
 
 
 def report_failures(ended: list[Job]) -> None:

@@ -4,6 +4,7 @@ import configparser
 import importlib.util
 import netrc
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from asap_exp.core.config import LoggerConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError, check_choice
 
 INIT_TIMEOUT_SECONDS = 20
@@ -110,9 +112,7 @@ def wandb_run(
         yield None
         return
     require_wandb()
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SECONDS))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", str(FLUSH_SECONDS))
+    set_defaults()
     try:
         import wandb
 
@@ -139,8 +139,26 @@ def wandb_run(
         raise UserError(
             f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
         ) from error
-    with run:
-        yield run
+    try:
+        with run:
+            yield run
+    finally:
+        if mode == "offline":
+            place = shown(Path(run.dir).parent)  # RUN/wandb/offline-run-TIME-ID/files
+            say(f"wandb, offline: {place}; upload it with: wandb sync {shlex.quote(place)}")
+
+
+def set_defaults() -> None:
+    """Set variables of wandb that the user has not set; an empty one counts as not set.
+
+    wandb itself refuses empty variables.
+    """
+    for name in [name for name, value in os.environ.items() if not value]:
+        if name.startswith("WANDB_"):
+            del os.environ[name]
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SECONDS))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", str(FLUSH_SECONDS))
 
 
 def reason(error: Exception) -> str:

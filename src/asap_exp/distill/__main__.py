@@ -1,19 +1,17 @@
-"""Stage 2: compile a teacher's layers. `python -m asap_exp.distill +layer=frozen`"""
+"""Stage 2: compile a teacher's layers. `python -m asap_exp.distill layer=frozen`"""
 
 from asap_exp.core import app
+from asap_exp.core.score import Score
 from asap_exp.distill.config import DistillConfig
 
 
-def run(config: DistillConfig) -> None:
-    """Run the stage; slow imports wait until the configuration has been checked."""
-    if config.budget.asked:
-        from asap_exp.distill.budget import distill_within_budget
+def run(config: DistillConfig) -> Score:
+    """Run the stage and return the score of the map; slow imports wait for a checked config."""
+    from asap_exp.distill.budget import distill_within_budget
+    from asap_exp.distill.distill import distill
+    from asap_exp.distill.fidelity_table import score
 
-        distill_within_budget(config)
-    else:
-        from asap_exp.distill.distill import distill
-
-        distill(config)
+    return score((distill_within_budget if config.budget.asked else distill)(config))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import device_of
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.core.config import BudgetConfig
-from asap_exp.core.console import console
+from asap_exp.core.console import say, show
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
 from asap_exp.distill.candidates import Option, ValidationScorer, make_ladders, make_options
@@ -190,15 +190,15 @@ def print_plan(found: Mapping[str, Any]) -> None:
     for path, layer in found["layers"].items():
         numbers = (layer["layer_ms"], layer["teacher_layer_ms"], layer["kl_alone"])
         table.add_row(path, layer["became"], *(f"{number:.3g}" for number in numbers))
-    console().print(table)
-    print(
+    show(table)
+    say(
         f"On the {found['rows']} samples of the validation split: accuracy "
         f"{100 * found['accuracy']:.2f} %, the teacher's {100 * found['teacher_accuracy']:.2f} %; "
         f"whole model {found['model_ms']:.3g} ms, the teacher {found['teacher_model_ms']:.3g} ms "
         f"(ratio {found['model_ms'] / found['teacher_model_ms']:.3g})"
     )
     if found["seen_in_training"]:
-        print(
+        say(
             "note: this teacher was trained on the validation split too (data.train_on=train+val), "
             "so these accuracies are of data that it has seen; on other data it may lose more"
         )

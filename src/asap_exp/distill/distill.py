@@ -22,11 +22,12 @@ from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core.config import LayerConfig
-from asap_exp.core.console import warn
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
+from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
@@ -58,6 +59,7 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
     return Compiled(calibration.maps, calibration)
 
 
+@run_log("distill")
 def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     """Compile a teacher's layers; return the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
@@ -117,10 +119,10 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
                 log_fidelity(tracker, rows)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
-    print(
+    say(
         f"Fitted on {fit_samples.num_samples} training {data.sample_name} of {run.config.data.name}"
     )
-    print(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {folder}")
+    say(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {shown(folder)}")
     return folder
 
 
@@ -142,13 +144,13 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     try:
         data.setup()
     except DataNotFound as error:
-        print(
-            f"Already compiled: {folder} ({advice}). Whether the data is still the same could not "
-            f"be checked: {error}"
+        say(
+            f"Already compiled: {shown(folder)} ({advice}). Whether the data is still the same "
+            f"could not be checked: {error}"
         )
         return True
     check_same_data(data, run)
-    print(f"Already compiled: {folder} ({advice})")
+    say(f"Already compiled: {shown(folder)} ({advice})")
     return True
 
 

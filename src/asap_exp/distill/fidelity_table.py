@@ -1,15 +1,18 @@
 """Fidelity report: a row per compiled layer and head."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.fidelity import Fidelity
-from asap_exp.core.console import console
+from asap_exp.core.console import plain_table, say, show
+from asap_exp.core.files import read_json
+from asap_exp.core.records.fidelity import FIDELITY
+from asap_exp.core.score import Score
 from asap_exp.core.typed import finite
 
 
@@ -53,34 +56,48 @@ def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]
 
 def print_fidelity(rows: list[dict[str, Any]]) -> None:
     """Print one line per layer, means over its heads."""
-    table = Table(title="Fidelity on held-out samples (mean over heads)")
+    table = plain_table("Fidelity on held-out samples, means over heads")
     titles = {
         "layer": "layer",
-        "r_squared": "R²",
-        "r_squared_held_out": "R² held out",
-        "condition_number": "cond.",
-        **{key: f"KL {key[3:]}".replace("_", " ") for key in rows[0] if key.startswith("kl_")},
-        "l1_row_distance": "L1 rows",
-        "column_error": "col. error",
-        "teacher_column_error": "teacher's",
+        "r_squared": "R² of the\ndual, fit",
+        "r_squared_held_out": "R² of the\ndual, held out",
+        "condition_number": "condition\nof the fit",
+        **{
+            key: f"KL in nats after\n{key[3:]}".replace("_", " ")
+            for key in rows[0]
+            if key.startswith("kl_")
+        },
+        "l1_row_distance": "L1 row\ndistance",
+        "column_error": "column error,\nASAP",
+        "teacher_column_error": "column error,\nteacher",
     }
     for title in titles.values():
-        table.add_column(title, justify="left" if title == "layer" else "right")
+        name = title == "layer"
+        table.add_column(title, justify="left" if name else "right", no_wrap=name)
     for layer in dict.fromkeys(row["layer"] for row in rows):
         heads = [row for row in rows if row["layer"] == layer]
         cells = [mean_cell([row[key] for row in heads]) for key in list(titles)[1:]]
         table.add_row(layer, *cells)
-    console().print(table)
+    show(table)
 
 
 def print_prediction_kl(result: Calibration) -> None:
     """Print how fitting all layers together changed the predictions on held-out data."""
     for name, kl in result.prediction_kl.items():
         words = {"maps": "ASAP", "controls": "query features only"}[name]
-        print(
+        say(
             f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
             f"all layers were fitted together, {kl['after']:.4g} after"
         )
+
+
+def score(folder: Path) -> Score:
+    """Return the mean L1 distance between rows of the map's and the teacher's plans."""
+    rows = read_json(folder / FIDELITY)
+    known = [row["l1_row_distance"] for row in rows if row["l1_row_distance"] is not None]
+    value = sum(known) / len(known) if known else None
+    text = "" if value is None else f"{value:.4g}"
+    return Score(name="L1 distance of rows", value=value, text=text, lower_is_better=True)
 
 
 def mean_cell(values: list[float | None]) -> str:

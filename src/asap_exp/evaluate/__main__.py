@@ -2,13 +2,14 @@
 
 from asap_exp.core import app
 from asap_exp.core.config import EvaluateConfig
+from asap_exp.core.score import Score
 
 
-def run(config: EvaluateConfig) -> None:
-    """Run the stage; slow imports wait until the configuration has been checked."""
-    from asap_exp.evaluate.evaluate import evaluate
+def run(config: EvaluateConfig) -> Score:
+    """Run the stage and return the map's score; slow imports wait for a checked configuration."""
+    from asap_exp.evaluate.evaluate import evaluate, score
 
-    evaluate(config)
+    return score(evaluate(config))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
 from pathlib import Path
 
 from asap_exp.core.config import EvaluateConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
+from asap_exp.core.objectives import OBJECTIVES
+from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import public_config
+from asap_exp.core.score import Score
 from asap_exp.core.tracking import wandb_run
 from asap_exp.evaluate import record
 from asap_exp.evaluate.baseline import baseline_row
 from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.resolve import Subject, resolve
 from asap_exp.evaluate.wandb_log import log_evaluation
-from asap_exp.report.records import METRICS
+from asap_exp.report.records import METRICS, read_record
 from asap_exp.report.tables import print_drift, print_evaluation
 
 
+@run_log("evaluate")
 def evaluate(config: EvaluateConfig) -> Path:
     """Measure a compiled map and its teacher; return the path of the record."""
     subject = resolve(config)
@@ -45,8 +50,16 @@ def evaluate(config: EvaluateConfig) -> Path:
             log_evaluation(tracker, found)
     print_evaluation(found)
     print_drift(measured.drift)
-    print(f"Record: {folder / METRICS}")
+    say(f"Record: {shown(folder / METRICS)}")
     return folder / METRICS
+
+
+def score(record: Path) -> Score:
+    """Return the compiled model's metric on the test split."""
+    found = read_record(record)
+    objective = OBJECTIVES[found.objective]
+    (row,) = (row for row in found.rows if row.key == "asap")
+    return objective.score("test", getattr(row, objective.metric))
 
 
 def measure_subject(subject: Subject, config: EvaluateConfig) -> Measured:
@@ -62,6 +75,6 @@ def measure_subject(subject: Subject, config: EvaluateConfig) -> Measured:
         validation=subject.validation(),
     )
     if (texts := subject.data.labelled_texts()) is not None:
-        print("Fitting the linear baseline")
+        say("Fitting the linear baseline")
         measured.rows.append(baseline_row(*texts, subject.test.num_samples))
     return measured

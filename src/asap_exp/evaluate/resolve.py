@@ -11,7 +11,7 @@ from asap_exp.calibration.artifact import Artifact, check_belongs, load_artifact
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.calibration.truncation import truncations
 from asap_exp.core.config import EvaluateConfig
-from asap_exp.core.console import warn
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import choose_device, device_name, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.evaluation import MapPoint
@@ -148,7 +148,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         teacher = folder.resolve().parent.parent if config.teacher is None else config.teacher
         run = Run(Path(teacher))
         check_teacher(run, config.task.name)
-        print(f"Compiled map: {folder}")
+        say(f"Compiled map: {shown(folder)}")
         return run, folder
     if config.teacher is not None:
         candidates = [find_teacher(config.paths, config.task.name, config.teacher)]
@@ -163,11 +163,13 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
         raise UserError(
             f"no compiled map{of_task} in {where}; make one with: "
-            + stage_command("distill", config.paths, *task, "+layer=frozen")
+            + stage_command("distill", config.paths, *task)
             + listed("not finished, or their manifest.json is missing", unfinished)
         )
     (_, folder), run = max(found, key=lambda pair: pair[0])
-    print(f"Compiled map: {folder} (the newest)")
+    debug = run.config.debug
+    note = f"; its teacher was shortened by debug={debug}" if debug else ""
+    say(f"Compiled map: {shown(folder)} (the newest{note})")
     return run, folder
 
 
@@ -179,7 +181,7 @@ def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> li
         if other.name != folder.name and candidate.layers == artifact.layers:
             check_belongs(candidate, teacher_identity(run, net), other)
             others.append(candidate)
-    print(f"Other maps of the same layers beside it: {len(others)}")
+    say(f"Other maps of the same layers beside it: {len(others)}")
     return others
 
 
@@ -200,7 +202,7 @@ def find_matched_baseline(run: Run, attention: str, config: EvaluateConfig) -> R
                 f"trained on other data ({', '.join(differing)}); train it again on this data"
             )
             continue
-        print(f"Matched baseline of {attention} attention: {other.path}")
+        say(f"Matched baseline of {attention} attention: {shown(other.path)}")
         return other
     return None
 

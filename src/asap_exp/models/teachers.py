@@ -4,6 +4,7 @@ from pathlib import Path
 
 from asap_exp.attention import SinkhornAttention, attention_class
 from asap_exp.core.config import PathsConfig, TrainConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import (
     ASIDE,
@@ -21,28 +22,40 @@ from asap_exp.core.runs import (
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
     """Return the run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); print it.
 
-    Raises UserError with the command that makes one if there is none.
+    A run that was shortened for debugging is taken by its name alone. Raises UserError with the
+    command that makes a teacher if there is none.
     """
     if teacher is not None:
         run = Run(Path(teacher))
         check_teacher(run, task)
-        print(f"Teacher: {run.path}")
+        say(f"Teacher: {shown(run.path)}")
         return run
     runs = list(sound_runs_with_manifests(paths, task))
     manifests = {run.path: manifest for run, manifest in runs if manifest is not None}
     candidates = [run for run in current(run for run, _ in runs) if has_dual(run.config)]
-    finished = [run for run in candidates if run.path in manifests]
+    whole = [run for run in candidates if run.path in manifests]
+    finished = [run for run in whole if run.config.debug is None]
+    shortened = [by_name(run.path) for run in whole if run.config.debug is not None]
     if not finished:
-        aside = [path for path in manifests if ASIDE.search(path.name)]
+        unfinished = [run for run in candidates if run not in whole]
+        aside = [by_name(path) for path in manifests if ASIDE.search(path.name)]
         raise UserError(
             f"no finished Sinkhorn teacher{f' of task {task}' if task else ''} in {paths.runs}; "
             f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
-            + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in candidates])
-            + listed("or take one moved aside", [f"\"teacher='{path}'\"" for path in aside])
+            + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in unfinished])
+            + listed("or take one moved aside", aside)
+            + listed("or take one that was shortened by debug=", shortened)
         )
     run = max(finished, key=lambda run: ended(manifests[run.path]))
-    print(f"Teacher: {run.path} (the newest finished{f' of task {task}' if task else ''})")
+    say(f"Teacher: {shown(run.path)} (the newest finished{f' of task {task}' if task else ''})")
+    if shortened:
+        say(f"Not considered, since shortened by debug=: {', '.join(shortened)}")
     return run
+
+
+def by_name(path: Path) -> str:
+    """Return the argument that takes the run at `path`."""
+    return f"\"teacher='{shown(path)}'\""
 
 
 def has_dual(config: TrainConfig) -> bool:

@@ -1,7 +1,8 @@
 """The choice of the implementation that a call runs on: the reference or the Triton kernels."""
 
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -13,10 +14,16 @@ try:
     from asap_exp.ops import kernels as fused
     from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels consult)
     from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
-except ImportError:  # torch on this platform comes without Triton
-    fused, EVERY_LAUNCH, INTERPRETED = None, {}, False  # type: ignore[assignment]
+    from asap_exp.ops.products import IEEE
 
-BACKENDS = ("auto", "reference", "triton")
+    fused_ieee = SimpleNamespace(
+        **{name: partial(getattr(fused, name), products=IEEE) for name in fused.__all__}
+    )
+    """The fused operators with float32 products in IEEE arithmetic."""
+except ImportError:  # torch on this platform comes without Triton
+    fused, fused_ieee, EVERY_LAUNCH, INTERPRETED = None, None, {}, False  # type: ignore[assignment]
+
+BACKENDS = ("auto", "reference", "triton", "ieee")
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST_HEAD = 128
 SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
@@ -25,20 +32,20 @@ SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 
 def resolve(
     backend: str, q: Tensor, v: Tensor | None = None, *, no_gradient_of: tuple = ()
-) -> ModuleType:
-    """Return the package of operators to run: `ops.reference` or `ops.kernels`.
+) -> ModuleType | SimpleNamespace:
+    """Return the operators to run: `ops.reference`, `ops.kernels` or `fused_ieee`.
 
-    `auto` uses the kernels wherever they can run. `no_gradient_of` lists the inputs for which the
-    kernels have no gradient: if one is needed, `auto` uses the reference. Raises ValueError for an
-    unknown name, and RuntimeError with the reason if `triton` cannot run.
+    `auto` and `ieee` use the kernels wherever they can run. `no_gradient_of` lists the inputs for
+    which the kernels have no gradient: if one is needed, these two use the reference. Raises
+    ValueError for an unknown name, and RuntimeError with the reason if `triton` cannot run.
     """
     check_backend(backend)
     if backend == "reference" or q.is_meta:  # only the shape is needed, and it is the same
         return reference
     reason = why_not_fused(q, v, no_gradient_of, interpreted=backend == "triton" and INTERPRETED)
     if reason is None:
-        return fused
-    if backend == "auto":
+        return fused_ieee if backend == "ieee" else fused
+    if backend in ("auto", "ieee"):
         return reference
     raise RuntimeError(
         f"backend='triton' cannot run: {reason}. Use backend='auto' or backend='reference'."

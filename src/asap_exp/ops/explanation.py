@@ -9,6 +9,7 @@ from torch import Tensor
 from asap_exp.ops import backend as backends
 from asap_exp.ops.call import Call, Device, device_of, one_wave
 from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.products import AS_ALLOWED, IEEE, product_words
 from asap_exp.ops.routing import ROUTES, Taken, first, first_of, forced_names
 
 Offers = Iterator[tuple[str, Call]]
@@ -94,6 +95,8 @@ class Explanation:
     backend: str
     refusal: str | None
     choices: tuple[Choice, ...]
+    products: str | None = None
+    """How the kernels multiply float32 matrices; None without any."""
 
     @property
     def taken(self) -> list[Taken]:
@@ -103,6 +106,7 @@ class Explanation:
     def __str__(self) -> str:
         width = max((len(x.route) for c in self.choices for x in c.answers), default=9)
         lines = [f"{self.operator}: {_words(self.operator, self.call)}; {self.device}"]
+        lines += [f"  {self.products}"] if self.products else []
         for choice in self.choices:
             lines.append(f"  {choice.operator}")
             lines += [f"    {x.route:{width}}  {x}" for x in choice.answers]
@@ -191,7 +195,10 @@ def explain(
         else "compute capability {}.{}".format(*device.capability)
     )
     words = f"{found}, {device.multiprocessors} multiprocessors" if device.capability else found
-    return Explanation(name, call, words, "triton" if fused else "reference", refusal, choices)
+    ran = "triton" if fused else "reference"
+    requested = IEEE if backend == "ieee" else AS_ALLOWED
+    products = product_words(call, requested) if fused else None
+    return Explanation(name, call, words, ran, refusal, choices, products)
 
 
 def _device(

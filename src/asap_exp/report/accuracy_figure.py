@@ -1,20 +1,32 @@
 """Quality against latency of the whole model, one curve per family of methods."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.columns import Column
 from asap_exp.report.averages import AveragedRow, averaged_rows, main_rows
 from asap_exp.report.captions import group_title
-from asap_exp.report.drawing import subplots
+from asap_exp.report.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_BLUE,
+    ORANGE,
+    PINK,
+    subplots,
+)
 from asap_exp.report.groups import Group
+from asap_exp.report.names import ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
 DEPTH = 0.1
@@ -33,19 +45,20 @@ class Family:
     """True if the curve joins all points, not only those better than every faster one."""
 
 
-# Okabe and Ito's palette, distinct for colour-blind readers.
 FAMILIES = {
-    "teacher": Family("Sinkhorn teacher", "#000000", "*", ""),
-    "asap": Family("ASAP", "#D55E00", "o", "-"),
-    "truncated": Family("Sinkhorn cut to T' updates", "#0072B2", "s", "--", joins_all=True),
-    "relaxed": Family("T' over-relaxed updates", "#56B4E9", "D", ":", joins_all=True),
-    "control": Family("control: no slices", "#777777", "X", "-."),
-    "uniform": Family("control: uniform", "#777777", "P", ""),
-    "softmax": Family("softmax, same recipe", "#009E73", "^", ""),
-    "espformer": Family("ESPFormer, same recipe", "#CC79A7", "v", ""),
+    "teacher": Family("Sinkhorn teacher", BLACK, "*", ""),
+    "asap": Family("ASAP", ORANGE, "o", "-"),
+    "truncated": Family("Sinkhorn cut to T' updates", BLUE, "s", "--", joins_all=True),
+    "relaxed": Family("T' over-relaxed updates", LIGHT_BLUE, "D", ":", joins_all=True),
+    "control": Family(NO_SLICES, GREY, "X", "-."),
+    "uniform": Family(UNIFORM, GREY, "P", ""),
+    "softmax": Family(SOFTMAX, GREEN, "^", ""),
+    "espformer": Family(ESPFORMER, PINK, "v", ""),
 }
 CUT = ("truncated", "relaxed")
 """Families whose points are labelled with their number of updates."""
+LABELS = {"truncated": BLUE, "relaxed": "#1F7FB5"}
+"""Colours of these labels: a thin letter needs a darker one than a marker."""
 
 
 def family_of(row: AveragedRow) -> str | None:
@@ -64,10 +77,13 @@ def accuracy_latency(group: Group) -> Figure:
     for row in averaged_rows(group):
         if row.group == "baseline" and row[quality(group).key] is not None:
             level = quality(group).scale * row.mean(quality(group).key)
-            label = on_figure(row.label)
-            axes.axhline(level, color="#777777", linestyle=(0, (1, 3)), label=label)
+            label = on_figure(row.name)
+            axes.axhline(level, color=GREY, linestyle=(0, (1, 3)), label=label)
     axes.set_xlabel(
-        on_figure(f"model, ms per batch of {group.first.latency.batch_size}, {group.first.device}")
+        on_figure(
+            f"time of the model, ms per batch of {group.first.latency.batch_size} "
+            f"(log scale), {group.first.device}"
+        )
     )
     axes.set_ylabel(f"test {quality(group).title}")
     milliseconds(axes)
@@ -181,71 +197,39 @@ def milliseconds(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def label_updates(figure: Figure, axes: Axes, group: Group) -> None:
-    """Label each truncation with its number of updates."""
+def label_updates(
+    figure: Figure, axes: Axes, group: Group, *, scale: float = 1, size: float = 9, gap: float = 0
+) -> None:
+    """Label each truncation with its number of updates, unless another label is within `gap` px.
+
+    Milliseconds are multiplied by `scale`.
+    """
     column, rows = quality(group), visible(group)
     figure.draw_without_rendering()  # the layout settles before labels are placed in it
-    texts = []
+    texts, places = [], list[tuple[float, float]]()
     for row in rows:
         if family_of(row) in CUT:
-            (x,), (y,) = coordinates([row], column, 1)
+            (x,), (y,) = coordinates([row], column, scale)
+            place = tuple(axes.transData.transform((x, y)))
+            if not axes.bbox.contains(*place) or any(
+                math.dist(place, other) < gap for other in places
+            ):
+                continue
+            places.append(place)
             # Start with plain truncations labelled below their curve and relaxed ones above it.
             shift = (5, -15) if row.group == "truncated" else (-8, 5)
-            x, y = axes.transData.inverted().transform(axes.transData.transform((x, y)) + shift)
+            x, y = axes.transData.inverted().transform(np.add(place, shift))
             number = row.key.removeprefix(f"{row.group}_")
-            texts.append(axes.text(x, y, number, color=FAMILIES[row.group].colour, fontsize=9))
+            colour = LABELS[row.group]
+            text = axes.text(x, y, number, color=colour, fontsize=size, zorder=6)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+            texts.append(text)
     if texts:
         adjust_text(
             texts,
-            *coordinates(rows, column, 1),
+            *coordinates(rows, column, scale),
             ax=axes,
             expand=(1.4, 1.4),
             iter_lim=500,  # by default it always runs for one second
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
         )
-
-
-def summary(groups: Sequence[Group]) -> Figure | None:
-    """Draw the report's first figure: one data set at several lengths, time relative to teachers.
-
-    Choose, among data sets whose maps were all measured, the one with the most lengths; return None
-    if there is none.
-    """
-    chosen = lengths(groups)
-    if not chosen:
-        return None
-    figure, grid = subplots(8, 3.5, ncols=len(chosen), squeeze=False)
-    for axes, group in zip(grid.flat, chosen, strict=True):
-        rows = {row.key: row for row in main_rows(group)}
-        draw_group(axes, group, scale=100 / rows["teacher"].mean("model_ms"))
-        n, times = group.first.training.tokens, rows["asap"].mean("model_speedup")
-        length = f"{n} tokens" if n else on_figure(group_title(group), 30)
-        axes.set_title(f"{length}\nASAP {times:.1f}x as fast as its teacher", fontsize=9.5)
-        axes.set_xlim(0, 110)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.tick_params(labelsize=9)
-    record = chosen[0].first
-    norm = f"{record.data} {'with' if record.qk_norm else 'without'} qk_norm"
-    grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
-    words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
-    figure.supxlabel(words, fontsize=10)
-    entries: dict[str, Any] = {}
-    for axes in grid.flat:
-        handles, names = axes.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": 3}
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", **style)
-    return figure
-
-
-def lengths(groups: Sequence[Group]) -> list[Group]:
-    """Return the groups of one data set and norm whose maps were all measured, by length."""
-    families: dict[tuple[str, bool], list[Group]] = {}
-    for group in groups:
-        record = group.first
-        (asap,) = (row for row in main_rows(group) if row.key == "asap")
-        usual = record.all_layers and record.corruption is None
-        if has_maps(group) and usual and asap["model_speedup"] is not None:
-            families.setdefault((record.data, record.qk_norm), []).append(group)
-    best = max(families.values(), key=len, default=[])
-    return sorted(best, key=lambda group: group.first.training.tokens or 0)

@@ -10,6 +10,7 @@ from asap_exp.core.records.evaluation import OTHER_MAP, EvaluationRecord
 from asap_exp.core.records.row import COLUMNS, Row, RowGroup
 from asap_exp.report.csv_table import measures
 from asap_exp.report.groups import Group
+from asap_exp.report.names import method_name
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class AveragedRow:
     group: RowGroup
     n: int
     averages: Mapping[str, Average]
+
+    @property
+    def name(self) -> str:
+        """The name of the method in tables and figures."""
+        return method_name(self.key, self.label)
 
     def __getitem__(self, key: str) -> Average | None:
         return self.averages.get(key)

@@ -1,30 +1,34 @@
 """Time against length, one curve per method; for a single length, a list of times."""
 
+import statistics
 import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.latency import Latency
 from asap_exp.report.benchmark_table import number, title
-from asap_exp.report.drawing import subplots
+from asap_exp.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, subplots
 
 COLOURS = {
-    "asap": "#D55E00",
-    "sinkhorn": "#0072B2",
-    "flash": "#009E73",
-    "closure": "#E69F00",
-    "attention": "#777777",
+    "asap": ORANGE,
+    "sinkhorn": BLUE,
+    "flash": GREEN,
+    "closure": YELLOW,
+    "attention": GREY,
 }
-"""Colours by the beginning of a method's name (Okabe and Ito's palette); others are OTHER."""
-OTHER, BLUE = "#CC79A7", COLOURS["sinkhorn"]
+"""Colours by the beginning of a method's name ; others are OTHER."""
+OTHER = PINK
 MARKERS = "osD^v<>PX*"
 LINES = ("-", "--", "-.", ":")
-TITLE_WIDTH = 75
+SLOW = 50
+"""Methods beyond this multiple of the fastest, as the median over lengths, are only listed."""
+TITLE_WIDTH = 80
 """Characters per line of the title."""
 
 
@@ -43,18 +47,44 @@ def time_figure(record: BenchmarkRecord) -> Figure:
             zip(labels, handles, strict=True),
             key=lambda pair: -ms.median if (ms := last[pair[0]]) else 0,
         )
-        names, curves = zip(*pairs, strict=True)
-        figure.legend(curves, names, fontsize=8, loc="outside right upper", frameon=False)
+        above = [Line2D([], [], linestyle="", label=words) for words in slow_words(record)]
+        names = [*(line.get_label() for line in above), *(name for name, _ in pairs)]
+        curves = [*above, *(curve for _, curve in pairs)]
+        figure.legend(curves, names, fontsize=8, loc="outside right center", frameon=False)
     axes.grid(alpha=0.3)
     lines = textwrap.wrap(title(record), TITLE_WIDTH, break_on_hyphens=False)
-    axes.set_title("\n".join(map(on_figure, lines)), fontsize=10)
+    figure.suptitle("\n".join(map(on_figure, lines)), fontsize=10)
     return figure
+
+
+def slow_methods(record: BenchmarkRecord) -> list[str]:
+    """Return the methods too slow for the axis, which would squeeze the others into a tenth."""
+    factors: dict[str, list[float]] = {}
+    for row in record.rows:
+        times = {cell.method: cell.ms.median for cell in row.cells if cell.ms is not None}
+        for method, ms in times.items():
+            factors.setdefault(method, []).append(ms / min(times.values()))
+    return [method for method, each in factors.items() if statistics.median(each) > SLOW]
+
+
+def slow_words(record: BenchmarkRecord) -> list[str]:
+    """Describe the methods above the axis, slowest first."""
+    found = []
+    for method in slow_methods(record):
+        times = [c.ms.median for _, c in record.cells if c.method == method and c.ms is not None]
+        label = on_figure(record.columns[method])
+        words = f"{label}: {number(min(times))} to {number(max(times))} ms, not drawn"
+        found.append((max(times), words))
+    return [words for _, words in sorted(found, reverse=True)]
 
 
 def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
     """Draw one curve per method: colour by family, marker and line by place in the family."""
     drawn: dict[str, int] = {}
+    slow = slow_methods(record)
     for method, label in record.columns.items():
+        if method in slow:
+            continue
         timed = [
             (row.n, cell.ms, cell.scaled_from)
             for row, cell in record.cells
@@ -84,7 +114,7 @@ def draw_lines(axes: Axes, record: BenchmarkRecord) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(f"n, tokens per sample (batch x heads x n = {record.tokens:,})")
-    axes.set_ylabel("ms")
+    axes.set_ylabel("time of one call, ms")
 
 
 def draw_times(axes: Axes, record: BenchmarkRecord) -> None:

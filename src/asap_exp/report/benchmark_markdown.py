@@ -20,6 +20,7 @@ from asap_exp.report.benchmark_table import (
     number,
     scaled_words,
     time_lines,
+    time_text,
     title,
 )
 from asap_exp.report.csv_table import csv_text, quartiles
@@ -47,11 +48,6 @@ MEANINGS = (
     "chip, possible up to some hundreds of tokens, can be below it. On a CPU the ceilings are "
     "rough.",
 )
-
-
-def time_cell(cell: Cell) -> str:
-    ms, *more = filter(None, time_lines(cell))
-    return f"{ms} ({', '.join(more)})" if more else ms
 
 
 def floor_cell(cell: Cell) -> str:
@@ -96,7 +92,7 @@ def routes_cell(cell: Cell) -> str:
 
 
 TABLES: dict[str, Callable[[Cell], str]] = {
-    "Time, ms (ratio to flash)": time_cell,
+    "Time, ms (ratio to flash)": time_text,
     f"Speed-up of ASAP over Sinkhorn, T = {TEACHER_UPDATES}: same backend / eager / "
     "compiled": factor_cell,
     "Counted floor, ms (and the measured time as a multiple of it)": floor_cell,

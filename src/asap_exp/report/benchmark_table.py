@@ -1,9 +1,10 @@
 """Words and numbers of a benchmark, and its table on a terminal."""
 
-from rich.markup import escape
-from rich.table import Table
+import math
 
-from asap_exp.core.console import console
+from rich.markup import escape
+
+from asap_exp.core.console import plain_table, say, show
 from asap_exp.core.records.benchmark import BenchmarkRecord, Cell
 from asap_exp.report.benchmark_records import notes
 
@@ -70,16 +71,27 @@ def number(x: float) -> str:
     return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
 
 
+def slowness(cell: Cell) -> float:
+    return math.inf if cell.ms is None else cell.ms.median
+
+
+def time_text(cell: Cell) -> str:
+    ms, *more = filter(None, time_lines(cell))
+    return f"{ms} ({', '.join(more)})" if more else ms
+
+
 def print_benchmark(record: BenchmarkRecord) -> None:
-    table = Table(
-        title=escape(f"{title(record)}: ms, ratio to flash"), caption=escape(caption(record))
-    )
-    table.add_column("n", justify="right")
-    for label in record.columns.values():
-        table.add_column(escape(label), justify="right")
+    """Print a row per method, fastest at the greatest length first, and a column per length."""
+    table = plain_table(escape(title(record)), escape(caption(record)))
+    table.add_column("method", no_wrap=True)
     for row in record.rows:
-        texts = ["\n".join(filter(None, time_lines(cell))) for cell in row.cells]
-        table.add_row(str(row.n), *texts, end_section=True)
-    console().print(table)
+        table.add_column(f"n = {row.n}\nms (flash)", justify="right")
+    by_method: dict[str, list[Cell]] = {name: [] for name in record.columns}
+    for _, cell in record.cells:
+        by_method[cell.method].append(cell)
+    for name, cells in sorted(by_method.items(), key=lambda item: slowness(item[1][-1])):
+        style = "bold" if name.startswith("asap") else None
+        table.add_row(escape(record.columns[name]), *map(time_text, cells), style=style)
+    show(table)
     for note in notes(record):
-        console().print(escape(note), highlight=False)
+        say(note)

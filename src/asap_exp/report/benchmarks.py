@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from asap_exp.core.config import PathsConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
 from asap_exp.report.benchmark_figure import time_figure
@@ -23,8 +24,8 @@ def report_benchmarks(paths: PathsConfig, out: Path) -> bool:
     for record in records:
         figure = png(time_figure(record))
         write_bytes(out / "figures" / f"benchmark_{record.name}.png", figure)
-    print(f"Benchmarks: {out / 'benchmark.md'}")
+    say(f"Benchmarks: {shown(out / 'benchmark.md')}")
     left_out = len(record_files(folder)) - len(records)
     if left_out:
-        print(f"Left out of {folder}, named above: {left_out}")
+        say(f"Left out of {shown(folder)}, named above: {left_out}")
     return True

@@ -4,13 +4,12 @@ from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.words import layer_words, map_settings
 from asap_exp.report.groups import Group
 from asap_exp.report.markdown_table import commit
-from asap_exp.report.notes import mark
 
 
 def group_title(group: Group) -> str:
-    """Return the task of a group in a few words, marked if its rows cannot be reproduced."""
+    """Return the task of a group in a few words."""
     data = f", data {group.data}" if group.data else ""
-    return f"{record_title(group.first)}{data}{mark(group)}"
+    return f"{record_title(group.first)}{data}"
 
 
 def record_title(record: EvaluationRecord) -> str:
@@ -19,7 +18,7 @@ def record_title(record: EvaluationRecord) -> str:
     compiled = len(record.artifact.layers)
     parts = [
         f"{record.data} (subset)" if record.is_subset else record.data,
-        "masked tokens" if record.is_masked else "",
+        record.trained_for.title,
         f"n ≤ {training.data.max_length}" if n is None else f"n = {n}",
         "" if half_steps is None else f"Sinkformer of {half_steps} half-steps",
         "with qk_norm" if record.qk_norm else "without qk_norm",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.files import read_text, write_text
+from asap_exp.core.objectives import CLASSIFICATION
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.row import COLUMN
 from asap_exp.core.records.words import settings_of_label
@@ -25,6 +26,7 @@ from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group, grouped
+from asap_exp.report.headline import headline, rival_words
 from asap_exp.report.markdown import (
     SETTINGS,
     SUMMARY,
@@ -35,7 +37,7 @@ from asap_exp.report.markdown import (
     summary_lines,
 )
 from asap_exp.report.markdown_table import table_lines
-from asap_exp.report.pareto import goodness, has_maps, points, quality
+from asap_exp.report.pareto import has_maps, points, quality
 from asap_exp.report.records import load_records
 
 TABLE = re.compile(r"<!-- (\w+)((?: [\w-]+)*): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
@@ -119,37 +121,21 @@ def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
         "best other, as fast",
         "model speed-up",
     ]
-    return table_lines(titles, [headline(found.group(slug)) for slug in arguments])
+    return table_lines(titles, [headline_cells(found.group(slug)) for slug in arguments])
 
 
-def headline(group: Group) -> list[str]:
-    """Compare ASAP with the best truncation or control of the same weights that is as fast."""
-    rows = rows_of(group)
-    asap, column = rows["asap"], quality(group)
-    rivals = [
-        row
-        for row in rows.values()
-        if (row.group in ("truncated", "relaxed", "control") or row.key == "softmax_swapped")
-        and row["model_ms"] is not None
-        and row.mean("model_ms") <= asap.mean("model_ms")
-    ]
-    best = max(rivals, key=lambda row: goodness(row, column), default=None)
-    masked = ", perplexity" if group.first.is_masked else ""
+def headline_cells(group: Group) -> list[str]:
+    found, column = headline(group), quality(group)
+    metric = group.first.trained_for.metric
+    other = "" if metric == CLASSIFICATION.metric else f", {metric}"
+    rival = found.rival
     return [
-        f"{group_title(group)}{masked}",
-        column.write(rows["teacher"][column.key]),
-        column.write(asap[column.key]),
-        "" if best is None else f"{column.write(best[column.key])} ({rival_words(best)})",
-        COLUMN["model_speedup"].write(asap["model_speedup"]),
+        f"{group_title(group)}{other}; {found.title_words}",
+        column.write(found.teacher[column.key]),
+        column.write(found.asap[column.key]),
+        "" if rival is None else f"{column.write(rival[column.key])} ({rival_words(rival)})",
+        COLUMN["model_speedup"].write(found.asap["model_speedup"]),
     ]
-
-
-def rival_words(row: AveragedRow) -> str:
-    settings = settings_of_label(row.label)
-    if settings is None:
-        return row.label.removeprefix("control: ")
-    refined = "" if settings.refine == "0" else f", refine {settings.refine}"
-    return f"no slices{refined}"
 
 
 CORRUPTION = {

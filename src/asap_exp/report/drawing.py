@@ -1,9 +1,17 @@
-"""Figures for files, drawn by Agg whatever matplotlib's backend is."""
+"""Figures for files, drawn by Agg whatever matplotlib's backend is; their colours and titles."""
 
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from asap_exp.core.escaping import on_figure
+from asap_exp.report.captions import group_title
+from asap_exp.report.groups import Group
+
+# Okabe and Ito's palette, distinct for colour-blind readers.
+BLACK, ORANGE, BLUE, LIGHT_BLUE = "#000000", "#D55E00", "#0072B2", "#56B4E9"
+GREEN, PINK, YELLOW, GREY = "#009E73", "#CC79A7", "#E69F00", "#777777"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -17,3 +25,8 @@ def subplots(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     """Return a figure and its axes."""
     figure = new_figure(width, height)
     return figure, figure.subplots(**grid)
+
+
+def heading(group: Group, more: str = "") -> str:
+    """Return the group's title and `more`, wrapped to fit above a figure."""
+    return on_figure(group_title(group) + more, 90)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from asap_exp.core.objectives import CLASSIFICATION
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.settings import RELAXATION
 from asap_exp.core.runs import drop_keys, short_hash
@@ -59,8 +60,9 @@ def order(group: Group) -> tuple[str, bool, int, str]:
 
 
 def kind(record: EvaluationRecord) -> str:
-    """Return the data set's name, with `-mlm` for masked language models."""
-    return f"{record.data}-mlm" if record.is_masked else record.data
+    """Return the data set's name, with the objective unless that is classification."""
+    usual = record.trained_for is CLASSIFICATION
+    return record.data if usual else f"{record.data}-{record.objective}"
 
 
 def newest(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:

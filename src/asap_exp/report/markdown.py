@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from asap_exp.core.escaping import markdown, markdown_paragraph
+from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column, shown
 from asap_exp.core.records.row import COLUMN, COLUMNS
 from asap_exp.core.records.words import MapSettings, map_settings, settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import caption, group_title, origins
 from asap_exp.report.groups import Group
+from asap_exp.report.headline import headline
 from asap_exp.report.markdown_table import folded, table_lines
+from asap_exp.report.names import LINEAR, NO_SLICES, SOFTMAX, UNIFORM
 from asap_exp.report.notes import attention_is_needless, remarks
 from asap_exp.report.pareto import has_maps, points, quality
 
@@ -44,7 +47,8 @@ def by_objective(
 ) -> list[list[str]]:
     """Return a table of classifiers and one of masked language models, each if there are any."""
     tables = []
-    for column in (COLUMN["accuracy"], COLUMN["perplexity"]):
+    for objective in OBJECTIVES.values():
+        column = COLUMN[objective.metric]
         mine = [group for group in groups if quality(group) is column]
         if mine:
             rows = [[group_title(group), *cells(group, column)] for group in mine]
@@ -66,13 +70,13 @@ SPEEDUPS = {"layer speed-up": "layer_speedup", "model speed-up": "model_speedup"
 
 
 def overview_cells(group: Group, column: Column) -> list[str]:
-    rows = {row.key: row for row in main_rows(group)}
-    speedups = [COLUMN[key].write(rows["asap"][key]) for key in SPEEDUPS.values()]
-    qualities = [column.write(rows[key][column.key]) for key in ("teacher", "asap")]
+    found = headline(group)
+    speedups = [COLUMN[key].write(found.asap[key]) for key in SPEEDUPS.values()]
+    qualities = [column.write(row[column.key]) for row in (found.teacher, found.asap)]
     settings = values(map_settings(group.first.artifact))[:3]
     if group.first.artifact.budget is not None:
         settings = ["by budget", "", ""]
-    return [*settings, str(len(group.records)), *qualities, *speedups]
+    return [*settings, found.seeds, *qualities, *speedups]
 
 
 ONE_LAYER = "asap_layer"
@@ -114,9 +118,9 @@ def short(column: Column, x: Average | None) -> str:
 
 
 def method(row: AveragedRow, group: Group) -> str:
-    """Return the row's label, with its number of seeds unless it has all of them."""
+    """Return the name of the row's method, with its number of seeds unless it has all of them."""
     missing = row.n != len(group.records)
-    return f"{row.label} (n = {row.n})" if missing else row.label
+    return f"{row.name} (n = {row.n})" if missing else row.name
 
 
 SETTINGS = ("slices", "features", "refine", "calibration", "samples")
@@ -127,8 +131,8 @@ def setting_cells(row: AveragedRow) -> list[str]:
     """Describe the kind of method of a row, and how its map was made."""
     found = settings_of_label(row.label)
     if found is None:
-        return [row.label, *[""] * len(SETTINGS)]
-    return ["ASAP" if found.slices else "control without slices", *values(found)]
+        return [row.name, *[""] * len(SETTINGS)]
+    return ["ASAP" if found.slices else NO_SLICES, *values(found)]
 
 
 def values(settings: MapSettings) -> list[str]:
@@ -168,10 +172,10 @@ SUMMARY = {
     "T' = 1": "truncated_1",
     "T' = 2": "truncated_2",
     "T' = 3": "truncated_3",
-    "query features only": "control_query",
-    "uniform": "control_uniform",
-    "softmax, same recipe": "softmax_trained",
-    "tf-idf + linear SVM": "baseline_svm",
+    NO_SLICES: "control_query",
+    UNIFORM: "control_uniform",
+    SOFTMAX: "softmax_trained",
+    LINEAR: "baseline_svm",
 }
 """Column titles with the keys of their rows; the last is left out if no group has it."""
 
@@ -219,6 +223,6 @@ def map_cells(group: Group) -> list[str]:
 def summary_cells(group: Group, column: Column, titles: Sequence[str]) -> list[str]:
     rows = {row.key: row[column.key] for row in main_rows(group)}
     cells = {title: column.write(rows.get(SUMMARY[title])) for title in titles}
-    if "uniform" in cells and attention_is_needless(group):
-        cells["uniform"] += " (attention is not needed)"
+    if UNIFORM in cells and attention_is_needless(group):
+        cells[UNIFORM] += " (attention is not needed)"
     return list(cells.values())

@@ -5,7 +5,7 @@ their calibration are one point, with a deviation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from asap_exp.core.records.columns import Column
@@ -33,19 +33,23 @@ def has_maps(group: Group) -> bool:
 
 def quality(group: Group) -> Column:
     """Return the column that judges a method."""
-    return COLUMN["perplexity" if group.first.is_masked else "accuracy"]
+    return COLUMN[group.first.trained_for.metric]
 
 
 def points(group: Group) -> list[Point]:
-    """Return every timed method on the teacher's weights, fastest first."""
+    """Return every timed method on the teacher's weights, maps of one recipe as one point."""
+    return compared(averaged_rows(group, by=point_of), quality(group))
+
+
+def compared(rows: Iterable[AveragedRow], column: Column) -> list[Point]:
+    """Return the timed rows on the teacher's weights, fastest first, compared with one another."""
     rows = [
         row
-        for row in averaged_rows(group, by=point_of)
+        for row in rows
         if row["model_ms"] is not None
         and not row.key.startswith("asap_layer")
         and not row.key.endswith("_trained")
     ]
-    column = quality(group)
     rows.sort(key=lambda row: row.mean("model_ms"))
     maps = [row for row in rows if row.group == "asap"]
     return [

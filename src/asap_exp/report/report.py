@@ -6,17 +6,18 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from asap_exp.core.config import ReportConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import Run
-from asap_exp.report.accuracy_figure import summary
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
 from asap_exp.report.records import gather, load_records
+from asap_exp.report.summary_figure import summary
 
 
 def report(config: ReportConfig, *, required: bool = True) -> Path | None:
@@ -55,12 +56,12 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
             write_bytes(out / "figures" / f"{slug}-{name}.png", data)
     page = out / "index.html"
     write_text(page, html_page(groups, figures))
-    print(
-        f"Records gathered from runs: {len(copied)}\nTables: {out / 'tables.md'}\n"
-        f"Figures: {out / 'figures'}\nPage: {page.resolve()}"
+    say(
+        f"Records gathered from runs: {len(copied)}\nTables: {shown(out / 'tables.md')}\n"
+        f"Figures: {shown(out / 'figures')}\nPage: {shown(page)}"
     )
     if left_out:
-        print(f"Left out of {out / 'records'}, named above: {left_out}")
+        say(f"Left out of {shown(out / 'records')}, named above: {left_out}")
     return page
 
 

@@ -2,10 +2,11 @@
 
 from asap_exp.core import app
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.score import Score
 
 
-def run(config: TrainConfig) -> None:
-    """Train; the imports wait until the configuration has been validated."""
+def run(config: TrainConfig) -> Score:
+    """Train and return the validation score; slow imports wait for a checked configuration."""
     from asap_exp.core.config import TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 
@@ -14,7 +15,9 @@ def run(config: TrainConfig) -> None:
 
     from asap_exp.train.trainer import train
 
-    train(config)
+    trained = train(config).manifest
+    metric = getattr(trained, f"best_val_{config.objective.metric}")
+    return config.objective.score("validation", metric)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from asap_exp.core.config import PASSED_ON, TrainConfig
+from asap_exp.core.console import say
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request
@@ -38,7 +39,7 @@ from asap_exp.engine.footprint import footprint, samples_at_once
 from asap_exp.engine.history import History
 from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier
-from asap_exp.engine.progress import progress_callback
+from asap_exp.engine.progress import progress_callbacks
 from asap_exp.train.export import best_weights
 
 EXPECTED_WARNINGS = (
@@ -120,7 +121,7 @@ def set_micro_batch(
         inputs = sample[0]
         length = inputs.ids.shape[1] if isinstance(inputs, TokenBatch) else None
         module.micro_batch = MicroBatch(at_once, None if length is None else at_once * length)
-        print(
+        say(
             f"Batches pass in parts of {at_once} {data.sample_name}: whole ones would take "
             f"{gib(batch * found.sample)} (trainer.micro_batch)"
         )
@@ -192,7 +193,7 @@ def build_callbacks(
         History(),
     ]
     if chosen.progress_bar:
-        callbacks.append(progress_callback())
+        callbacks += progress_callbacks()
     if config.trainer.enable_model_summary:
         callbacks.append(RichModelSummary())
     if validates(config) and chosen.diagnostic_samples:

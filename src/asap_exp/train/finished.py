@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asap_exp.core.console import warn
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.runs import Run
 from asap_exp.core.training_log import kept_curves
@@ -36,9 +36,9 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
     try:
         data.setup()
     except DataNotFound as error:
-        print(
-            f"Already finished: {run.path} ({advice}). Whether its data is unchanged could not be "
-            f"checked: {error}"
+        say(
+            f"Already finished: {shown(run.path)} ({advice}). Whether its data is unchanged could "
+            f"not be checked: {error}"
         )
         if changed := data.changed_files(run.path, run.manifest.data):
             warn(
@@ -48,7 +48,7 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
         return True
     require_same_data(run, data.identity)
     restore(run, data)
-    print(f"Already finished: {run.path} ({advice})")
+    say(f"Already finished: {shown(run.path)} ({advice})")
     return True
 
 

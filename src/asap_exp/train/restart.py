@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.locks import HOLDER, LOCK, held, require_free
 from asap_exp.core.runs import Run, write_config
 
@@ -37,11 +38,12 @@ def fresh_run(config: TrainConfig, run: Run, under_way: Callable[[], bool]) -> I
             if not under_way():
                 shutil.rmtree(run.path)
                 aside.rename(run.path)
-                print(f"The earlier run is back in its place: {run.path}")
+                say(f"The earlier run is back in its place: {shown(run.path)}")
             raise
         finally:
             if aside.exists():
-                print(f"The earlier run was moved to {aside}; use it with \"teacher='{aside}'\"")
+                moved = shown(aside)
+                say(f"The earlier run was moved to {moved}; use it with \"teacher='{moved}'\"")
 
 
 def free_name(path: Path) -> Path:

@@ -10,11 +10,13 @@ import torch
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
+from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import postponed
 from asap_exp.core.locks import held
 from asap_exp.core.manifest import Attempt, manifest
+from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
     Run,
     check_same_tokenizer,
@@ -57,6 +59,7 @@ class Training:
     """The user's own callbacks."""
 
 
+@run_log("train")
 def train(config: TrainConfig) -> Run:
     """Train or continue the run of `config`; a finished run is left as it is."""
     build_attention(config.attention)  # fails before anything is loaded or written
@@ -100,7 +103,7 @@ def train(config: TrainConfig) -> Run:
         with ExitStack() as stack:
             if config.resume == "never":
                 run = stack.enter_context(fresh_run(config, run, lambda: module.global_step > 0))
-            print(f"Run directory: {run.path}")
+            say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
             fit(Training(config, module, data, device, callbacks), run, stamp, checkpoint, facts)
     return run
@@ -137,10 +140,10 @@ def fit(
         if not (run.path / "config.yaml").is_file():  # deleted during training
             write_config(config, run.path)
     if record["epochs"] < config.recipe.epochs:
-        print(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
+        say(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
     if config.trainer.profiler:
-        print(f"Profile: {run.path / 'profile'}")
-    print(f"Finished: {run.path}  {summary(record)}")
+        say(f"Profile: {shown(run.path / 'profile')}")
+    say(f"Finished: {shown(run.path)}  {summary(record)}")
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -210,5 +213,5 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     if config.resume == "auto" and not path.is_file():
         return None
     check_identity(path, stamp)
-    print(f"Continuing from {path}")
+    say(f"Continuing from {shown(path)}")
     return path

@@ -31,7 +31,7 @@ class LayerConfig:
             raise UserError("layer.index is missing; give one, for example layer.index=3")
         if self.which != "index" and self.index is not None:
             raise UserError(
-                f"layer.index={self.index} is read only with +layer=index, not with {self.which}"
+                f"layer.index={self.index} is read only with layer=index, not with {self.which}"
             )
 
 

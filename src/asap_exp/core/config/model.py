@@ -76,6 +76,6 @@ class AttentionOptions:
     relaxation: Relaxation
     temperature: Annotated[float, Range(minimum=0), at_most(LARGEST_SETTING)]
     tau: Annotated[float, above(0), at_most(LARGEST_SETTING)]
-    backend: Annotated[str, one_of("auto", "reference", "triton")]
+    backend: Annotated[str, one_of("auto", "reference", "triton", "ieee")]
     gradient: Annotated[str, one_of("unroll", "detach_col")]
     padding: Annotated[str, one_of("exact", "sinkformer")]

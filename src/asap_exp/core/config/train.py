@@ -46,6 +46,8 @@ class TrainConfig:
     resume: Annotated[str, PATH]
     init_from: Annotated[str | None, PATH] = None
     module: dict[str, Any] | None = None
+    # The file of the group `debug` that shortened this run.
+    debug: str | None = None
 
     @property
     def objective(self) -> Objective:

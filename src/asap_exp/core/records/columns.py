@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 from asap_exp.core.records.latency import Latency
 
-Objective = Literal["classification", "mlm"]
+ObjectiveName = Literal["classification", "mlm"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Column:
     decimals: int
     scale: float = 1
     unit: str = ""
-    of: Objective | None = None
+    of: ObjectiveName | None = None
     lower_is_better: bool = False
     tables: bool = True
     readme: bool = False
@@ -47,6 +47,11 @@ class Column:
     key: str = ""
     latency: bool = False
     """Name of the field, and whether it holds a latency; `columns_of` fills them in."""
+
+    @property
+    def heading(self) -> str:
+        """The heading on a terminal, of two lines: the name and the unit."""
+        return self.short.replace(" ", "\n", 1)
 
     def write(self, x: Average | None) -> str:
         """Format mean ± deviation, or median [quartiles]; empty if not measured."""
@@ -78,6 +83,6 @@ def columns_of(kind: type) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def shown(columns: Iterable[Column], objective: Objective) -> list[Column]:
+def shown(columns: Iterable[Column], objective: ObjectiveName) -> list[Column]:
     """Return the columns shown in tables with this objective."""
     return [column for column in columns if column.of in (None, objective)]

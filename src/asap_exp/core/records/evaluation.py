@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.core.manifest import LaterManifest, TrainManifest
-from asap_exp.core.records.columns import Objective
+from asap_exp.core.objectives import OBJECTIVES, Objective
+from asap_exp.core.records.columns import ObjectiveName
 from asap_exp.core.records.fidelity import FidelityRow, is_about
 from asap_exp.core.records.identity import RunIdentity
 from asap_exp.core.records.row import Row
@@ -126,7 +127,7 @@ class EvaluationRecord:
     softmax_run: RunName | None
     espformer_run: RunName | None = None
     samples: str = "images"
-    objective: Objective = "classification"
+    objective: ObjectiveName = "classification"
     test: Test
     corruption: Corruption | None = None
     device: str
@@ -162,9 +163,9 @@ class EvaluationRecord:
         return checked(TestData, self.manifests.evaluate.data, "manifests.evaluate.data")
 
     @property
-    def is_masked(self) -> bool:
-        """True if the teacher is a masked language model."""
-        return self.objective == "mlm"
+    def trained_for(self) -> Objective:
+        """Objective of the teacher; its metric judges every method."""
+        return OBJECTIVES[self.objective]
 
     @property
     def is_subset(self) -> bool:

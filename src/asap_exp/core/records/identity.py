@@ -11,6 +11,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from asap_exp.core.features import FEATURES
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
 Options = dict[str, str | bool | int | float]
@@ -64,7 +65,7 @@ class CalibrationRecipe:
             raise ValueError(f"{min(wrong)}: unexpected key")
         steps = given.get("steps") or []
         settings = {key: value for key, value in other.items() if key in steps}
-        features = [key for key, value in other.items() if value is True and key not in settings]
+        features = [key for key, value in other.items() if value is True and key in FEATURES]
         rest = {key: x for key, x in given.items() if key not in settings and key not in features}
         return rest | {"settings": settings, "further_features": features}
 

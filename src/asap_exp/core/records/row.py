@@ -63,7 +63,7 @@ class Row:
         Perplexity, Column("validation perplexity", "val. ppl", 2, of="mlm")
     ] = None
     agreement: Annotated[Share | None, Column("agreement %", "agree %", 2, scale=100, wandb=True)]
-    kl: Annotated[Divergence | None, Column("KL", "KL", 4, readme=True, pareto=True)]
+    kl: Annotated[Divergence | None, Column("KL", "KL nats", 4, readme=True, pareto=True)]
     loss: Annotated[Measure | None, in_csv("loss")] = None
     l1_row_distance: Annotated[Measure | None, Column("L1 row distance", "L1 rows", 3, pareto=True)]
     column_error: Annotated[Measure | None, Column("column error", "col. err.", 4)]
@@ -73,13 +73,14 @@ class Row:
     gate_error: Annotated[float | None, Field(ge=0), in_csv("error in the accuracy check")]
     layer_ms: Annotated[Latency | None, Column("layer ms", "layer ms", 3, readme=True, pareto=True)]
     layer_speedup: Annotated[
-        Positive | None, Column("layer speed-up", "x", 2, unit="x", wandb=True)
+        Positive | None, Column("layer speed-up", "layer speed-up", 2, unit="x", wandb=True)
     ]
     model_ms: Annotated[Latency | None, Column("model ms", "model ms", 3, pareto=True)]
     model_speedup: Annotated[
-        Positive | None, Column("model speed-up", "x", 2, unit="x", readme=True, wandb=True)
+        Positive | None,
+        Column("model speed-up", "model speed-up", 2, unit="x", readme=True, wandb=True),
     ]
-    peak_memory_mib: Annotated[Measure | None, Column("peak MiB", "MiB", 1)]
+    peak_memory_mib: Annotated[Measure | None, Column("peak MiB", "peak MiB", 1)]
 
     @model_validator(mode="after")
     def _counts_its_updates(self) -> "Row":

@@ -4,10 +4,12 @@ import math
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
+from asap_exp.ops.products import AS_ALLOWED, IEEE, float32_products
 
 SMALLEST_SLOPE = 1e-9
 """Logit factor at or below which it counts as 0: the bfloat16 kernels divide duals by it."""
@@ -32,13 +34,23 @@ class Launch(NamedTuple):
     padding: Tensor | None
     num_iters: int
     slope: float
+    products: str = IEEE
+    """Products of float32 matrices. Not read for others."""
 
     @staticmethod
     def of(
-        q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, num_iters: int, slope: float
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        padding: Tensor | None,
+        num_iters: int,
+        slope: float,
+        products: str = AS_ALLOWED,
     ) -> "Launch":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        return Launch(q, k, v, mask_bytes(padding), num_iters, slope)
+        has_float32 = torch.float32 in (q.dtype, v.dtype)
+        products = float32_products(products) if has_float32 else IEEE
+        return Launch(q, k, v, mask_bytes(padding), num_iters, slope, products)
 
     def call(
         self,
@@ -49,7 +61,7 @@ class Launch(NamedTuple):
         logit_features: bool = False,
     ) -> Call:
         """Return the `Call` that routes decide by. Built by position: every call pays for it."""
-        q, _, v, padding, num_iters, slope = self
+        q, _, v, padding, num_iters, slope, _ = self
         batch, heads, n, head_dim = q.shape
         _, _, m, value_dim = v.shape
         device = device_of(q)
@@ -96,7 +108,7 @@ class Launch(NamedTuple):
             "D": d,
             "BLOCK_D": block(d),
             "OPERAND": operand(self.q),
-            "PRECISION": "ieee",
+            "PRECISION": self.products,
             "HAS_PADDING": has_padding,
         }
 
@@ -115,27 +127,57 @@ class Launch(NamedTuple):
     def register_warps(self, up_to_64: int, beyond: int) -> int:
         """Return the warps per program for a head's logits in registers: enough not to spill."""
         long = max(self.n, self.m) > 64
-        if torch.float32 in (self.q.dtype, self.v.dtype):
-            least = 16 if long else 8
-        elif max(self.q.shape[3], self.v.shape[3]) > 64:
+        if self.has_float32:
+            least = 8 if long else 4
+            least *= 2 if self.products == IEEE else 1
+        elif self.widest > 64:
             least = 8 if long else 4
         else:
             least = 1
         return max(beyond if long else up_to_64, least)
 
     @property
+    def has_float32(self) -> bool:
+        return torch.float32 in (self.q.dtype, self.v.dtype)
+
+    @property
+    def widest(self) -> int:
+        return max(self.q.shape[3], self.v.shape[3])
+
+    @property
+    def few_blocks(self) -> bool:
+        """True if blocks of 128 tokens leave half of the GPU idle."""
+        blocks = self.programs * triton.cdiv(max(self.n, self.m), 128)
+        return 2 * blocks <= device_of(self.q).multiprocessors
+
+    @property
     def tile(self) -> tuple[int, int, int]:
         """Tile of a pass over the logits: anchored tokens, streamed tokens and warps."""
-        widest = max(self.q.shape[3], self.v.shape[3])
-        if widest > 64 or torch.float32 in (self.q.dtype, self.v.dtype):
-            return 64, 32, 4
-        return 128, 64, 4
+        wide = self.widest > 64
+        if not self.has_float32:
+            return (64, 32, 4) if wide else (128, 64, 4)
+        if self.products == IEEE:
+            return (64, 32, 4) if wide else (64, 64, 4)
+        if wide:
+            return 32, 64, 4
+        return (32, 128, 4) if self.few_blocks else (128, 128, 8)
+
+    @property
+    def attention_tile(self) -> tuple[int, int, int]:
+        """Tile of a pass that also multiplies with values: anchored, streamed tokens and warps."""
+        if not self.has_float32 or self.products == IEEE or self.few_blocks:
+            return self.tile
+        return (128, 32, 8) if self.widest > 64 else (128, 64, 8)
 
     @property
     def gradient_tile(self) -> tuple[int, int, int]:
         """Tile of a pass that holds several tiles at once: anchored, streamed tokens, warps."""
-        x_block, y_block, warps = self.tile
-        return x_block, y_block, max(warps, x_block // 16)
+        if not self.has_float32:
+            x_block, y_block, warps = self.tile
+            return x_block, y_block, max(warps, x_block // 16)
+        if self.widest <= 64 and self.products == IEEE:
+            return 64, 64, 4
+        return (32, 64, 4) if self.few_blocks and self.products != IEEE else (64, 32, 4)
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn.passes import launch_attention_pass
+from asap_exp.ops.products import IEEE
 from asap_exp.ops.routing import choose
 
 
@@ -22,9 +23,18 @@ def pytorch_slower(call: Call) -> str | None:
 
 
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_padding_mask: Tensor | None,
+    products: str = IEEE,
+    **options: Any,
 ) -> Tensor:
-    """Compute row softmax attention by the fastest route; no gradient."""
+    """Compute row softmax attention by the fastest route; no gradient.
+
+    Float32 inputs run in PyTorch, whatever `products` says.
+    """
     call = Call(
         q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype,
         padded=key_padding_mask is not None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from asap_exp.ops.kernels.launch import Launch, strides
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, load_tile, product, valid_tokens
 from asap_exp.ops.masking import blank, centre, effective_padding
+from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference import logit_rows as reference
 
 CONSTANT = tl.constexpr(reference.CONSTANT)
@@ -27,16 +28,22 @@ def logit_dual(
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    products: str = AS_ALLOWED,
 ) -> Tensor:
     """Compute logit_weight `[H, 3]` . `logit_features`, centred, `[B, H, N]` float32."""
-    return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps)
+    return _logit_dual(q, k, logit_weight, key_padding_mask, scale / eps, products)
 
 
 @torch.library.custom_op("asap_exp::logit_dual", mutates_args=())
 def _logit_dual(
-    q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope: float
+    q: Tensor,
+    k: Tensor,
+    logit_weight: Tensor,
+    padding: Tensor | None,
+    slope: float,
+    products: str,
 ) -> Tensor:
-    p = Launch.of(q, k, k, padding, 1, slope)
+    p = Launch.of(q, k, k, padding, 1, slope, products)
     dual = q.new_empty(q.shape[:3], dtype=torch.float32)
     if dual.numel() == 0:
         return dual
@@ -52,7 +59,14 @@ def _logit_dual(
 
 
 @_logit_dual.register_fake
-def _(q: Tensor, k: Tensor, logit_weight: Tensor, padding: Tensor | None, slope: float) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    logit_weight: Tensor,
+    padding: Tensor | None,
+    slope: float,
+    products: str,
+) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 

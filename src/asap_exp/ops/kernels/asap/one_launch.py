@@ -53,6 +53,7 @@ from asap_exp.ops.kernels.tiles import (
     store_tile,
     valid_tokens,
 )
+from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference.logit_rows import COUNT
 from asap_exp.ops.routing import choose
 from asap_exp.ops.sliced_map import SlicedMap
@@ -95,6 +96,7 @@ def one_operator(
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    products: str = AS_ALLOWED,
 ) -> Tensor:
     """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`.
 
@@ -103,7 +105,7 @@ def one_operator(
     """
     weights = (map.theta, map.weight, map.query_weight, map.adaptive_weight, map.logit_weight)
     relaxation = map.relaxation if refine else None
-    return _asap(q, k, v, *weights, relaxation, key_padding_mask, refine, scale / eps)
+    return _asap(q, k, v, *weights, relaxation, key_padding_mask, refine, scale / eps, products)
 
 
 @torch.library.custom_op("asap_exp::asap", mutates_args=())
@@ -120,6 +122,7 @@ def _asap(
     padding: Tensor | None,
     refine: int,
     slope: float,
+    products: str,
 ) -> Tensor:
     map = SlicedMap(
         theta,
@@ -129,7 +132,7 @@ def _asap(
         logit_weight=logit_weight,
         relaxation=relaxation,
     )
-    p = Launch.of(q, k, v, padding, refine + 1, slope)
+    p = Launch.of(q, k, v, padding, refine + 1, slope, products)
     features = logit_weight is not None
     call = p.call(slices=theta.shape[1], refine=refine, logit_features=features)
     return choose("short_asap", call).launch(p, map, padding)
@@ -149,6 +152,7 @@ def _(
     padding: Tensor | None,
     refine: int,
     slope: float,
+    products: str,
 ) -> Tensor:
     return unwritten_output(q, v)
 

@@ -1,6 +1,7 @@
 """ASAP by fused operators: the dual from sliced potentials, then updates and the closure.
 
-`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
+`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them, and the
+`products` of float32 logits. Projections on slices are multiplied in IEEE arithmetic.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from asap_exp.ops.kernels.asap.logit_features import logit_dual
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
 from asap_exp.ops.masking import blank
+from asap_exp.ops.products import AS_ALLOWED, IEEE
 from asap_exp.ops.routing import choose
 from asap_exp.ops.sliced_map import SlicedMap
 
@@ -27,8 +29,10 @@ FEATURE_KERNELS: dict[str, Callable[..., Tensor]] = {"logit_weight": logit_dual}
 """Kernels that compute the weighted sum of features, by weight."""
 
 
-def sliced_potentials(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> Tensor:
-    """Compute the potentials, without a gradient."""
+def sliced_potentials(
+    q: Tensor, k: Tensor, theta: Tensor, *, products: str = IEEE, **options: Any
+) -> Tensor:
+    """Compute the potentials, without a gradient; there are no logits, so no `products`."""
     call = _call(q, k, theta, q.dtype)
     return choose("sliced_potentials", call).launch(q, k, theta, **options)
 
@@ -57,7 +61,7 @@ def separate_operators(
 
 def separate_launches(p: Launch, map: SlicedMap, padding: Tensor | None) -> Tensor:
     """Run `separate_operators` inside one operator: no trace depends on the number of heads."""
-    options = {"eps": 1.0, "scale": p.slope, "key_padding_mask": padding}
+    options = {"eps": 1.0, "scale": p.slope, "key_padding_mask": padding, "products": p.products}
     return separate_operators(p.q, p.k, p.v, map, refine=p.num_iters - 1, **options)
 
 
@@ -76,14 +80,17 @@ def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
     return choose("sliced_dual", call).launch(q, k, map, **options)
 
 
-def dual_by_kernels(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
+def dual_by_kernels(
+    q: Tensor, k: Tensor, map: SlicedMap, *, products: str = AS_ALLOWED, **options: Any
+) -> Tensor:
     """Compute f_hat `[B, H, N]`, without a gradient."""
     f_hat = dual.sliced_dual(
         q, k, map.theta, map.weight, map.query_weight, map.adaptive_weight, **options
     )
     for feature, weight in map.features():
         if feature.weight in FEATURE_KERNELS:
-            f_hat = f_hat + FEATURE_KERNELS[feature.weight](q, k, weight, **options)
+            kernel = FEATURE_KERNELS[feature.weight]
+            f_hat = f_hat + kernel(q, k, weight, products=products, **options)
     return f_hat
 
 
@@ -110,4 +117,8 @@ def _call(
     )  # fmt: skip
 
 
-dual_by_reference = reference.asap.sliced_dual
+def dual_by_reference(
+    q: Tensor, k: Tensor, map: SlicedMap, *, products: str = IEEE, **options: Any
+) -> Tensor:
+    """Compute f_hat `[B, H, N]`; PyTorch multiplies, whatever `products` says."""
+    return reference.asap.sliced_dual(q, k, map, **options)

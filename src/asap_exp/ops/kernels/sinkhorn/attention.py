@@ -1,6 +1,7 @@
 """The operators on q, k and v: the teacher, its duals, the closure and relaxed updates.
 
-`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them.
+`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them, and the
+`products` of float32 matrices.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention
 from asap_exp.ops.kernels.tiles import LOG2_E
 from asap_exp.ops.masking import blank
+from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 from asap_exp.ops.routing import choose
 
@@ -63,9 +65,11 @@ def relaxed_in_registers(
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    products: str = AS_ALLOWED,
 ) -> Tensor:
     """Run relaxed updates and the closure in one launch."""
-    return _relaxed_sinkhorn(q, k, v, key_padding_mask, num_iters, relaxation, scale / eps)
+    numbers = num_iters, relaxation, scale / eps
+    return _relaxed_sinkhorn(q, k, v, key_padding_mask, *numbers, products)
 
 
 def updates_then_closure(
@@ -85,11 +89,12 @@ def _relaxed_sinkhorn(
     num_iters: int,
     relaxation: float,
     slope: float,
+    products: str,
 ) -> Tensor:
     out = unwritten_output(q, v)
     if out.numel():
         with torch.cuda.device_of(q):
-            launch = Launch.of(q, k, v, padding, num_iters, slope)
+            launch = Launch.of(q, k, v, padding, num_iters, slope, products)
             logits_in_registers.launch_relaxed(launch, out, relaxation)
     return out
 
@@ -103,5 +108,6 @@ def _(
     num_iters: int,
     relaxation: float,
     slope: float,
+    products: str,
 ) -> Tensor:
     return unwritten_output(q, v)

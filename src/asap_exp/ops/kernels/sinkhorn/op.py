@@ -12,6 +12,7 @@ from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
 from asap_exp.ops.kernels.tiles import unit_stride
 from asap_exp.ops.masking import blank
+from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.routing import choose
 
 
@@ -38,15 +39,18 @@ def sinkhorn(
     scale: float,
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
+    products: str = AS_ALLOWED,
 ) -> Solution:
     """Run `num_iters` updates from f^0 = `start` (zeros if None) and multiply the plan with v.
 
-    Pass values of width 0 to compute the duals alone. The result is differentiable in q, k, v and
-    `start`; the duals carry no gradient.
+    Pass values of width 0 to compute the duals alone. `products` are those of float32 matrices. The
+    result is differentiable in q, k, v and `start`; the duals carry no gradient.
     """
     save = keep_duals or gradient_needed(q, k, v, start)
     start = None if start is None else blank(start.float(), key_padding_mask, 2)
-    return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save))
+    return Solution(
+        *_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save, products)
+    )
 
 
 @torch.library.custom_op("asap_exp::sinkhorn", mutates_args=())
@@ -59,13 +63,14 @@ def _sinkhorn(
     num_iters: int,
     slope: float,
     save: bool,
+    products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, rows, cols = _results(q, k, v, num_iters, save)
     if q.numel() == 0:
         return out, rows, cols
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
-        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        launch = Launch.of(q, k, v, padding, num_iters, slope, products)
         route = choose("sinkhorn", launch.call(keeps_duals=save))
         route.launch(launch, start, out, Duals(rows, cols) if save else None)
     return out, rows, cols
@@ -81,6 +86,7 @@ def _(
     num_iters: int,
     slope: float,
     save: bool,
+    products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _results(q, k, v, num_iters, save)
 
@@ -108,12 +114,13 @@ def _sinkhorn_backward(
     cols: Tensor,
     num_iters: int,
     slope: float,
+    products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = _gradients(q, k, v)
     if grad_out.numel() == 0:
         return grads
     with torch.cuda.device_of(q):
-        launch = Launch.of(q, k, v, padding, num_iters, slope)
+        launch = Launch.of(q, k, v, padding, num_iters, slope, products)
         route = choose("sinkhorn_backward", launch.call(keeps_duals=True))
         route.launch(launch, unit_stride(grad_out), Duals(rows, cols), grads)
     return grads
@@ -130,6 +137,7 @@ def _(
     cols: Tensor,
     num_iters: int,
     slope: float,
+    products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gradients(q, k, v)
 
@@ -141,7 +149,7 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, start, padding, ctx.num_iters, ctx.slope, _ = inputs
+    q, k, v, start, padding, ctx.num_iters, ctx.slope, _, ctx.products = inputs
     ctx.has_start = start is not None
     _, rows, cols = output
     ctx.mark_non_differentiable(rows, cols)
@@ -151,10 +159,11 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_out, *_):
     q, k, v, padding, rows, cols = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_start = _sinkhorn_backward(
-        grad_out, q, k, v, padding, rows, cols, ctx.num_iters, ctx.slope
+        grad_out, q, k, v, padding, rows, cols, ctx.num_iters, ctx.slope, ctx.products
     )
     return (
-        grad_q, grad_k, grad_v, grad_start if ctx.has_start else None, None, None, None, None,
+        grad_q, grad_k, grad_v, grad_start if ctx.has_start else None,
+        None, None, None, None, None,
     )  # fmt: skip
 
 

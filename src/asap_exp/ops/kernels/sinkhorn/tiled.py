@@ -247,7 +247,7 @@ def attention(
     p: Launch, col: Tensor, row: Tensor | None, out: Tensor, last: Tensor, save: bool
 ) -> None:
     """Write softmax_j(S + col) v, and with `save` its dual into `last`; `row` is an earlier f."""
-    n_block, m_block, warps = p.tile
+    n_block, m_block, warps = p.attention_tile
     attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
         p.q, p.k, p.v, col, row, p.padding, out, last,
         *strides(p.q, p.k, p.v, out), *head_strides(col, row, last),

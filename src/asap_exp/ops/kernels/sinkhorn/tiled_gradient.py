@@ -21,8 +21,9 @@ from asap_exp.ops.kernels.tiles import (
     store_tile,
     valid_tokens,
 )
+from asap_exp.ops.products import ONE_PASS, THREE_PASSES
 
-RANK_PRECISION = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
+RANK_PRECISION = {torch.float16: THREE_PASSES, torch.bfloat16: ONE_PASS}
 """Precision of the products that sum the updates' contributions, finer than the inputs'."""
 
 RANK_UPDATES = 32
@@ -359,7 +360,7 @@ def through_logits(
         *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
         **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
-        RANK_PRECISION=RANK_PRECISION[p.q.dtype], X_IS_QUERY=x_is_query, num_warps=warps,
+        RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, num_warps=warps,
         **EVERY_LAUNCH,
     )  # fmt: skip
 
@@ -367,3 +368,8 @@ def through_logits(
 def largest_change(duals: Tensor) -> Tensor:
     """Return the largest difference of any dual from the last, `[B, H]`, in units of log 2."""
     return (duals - duals[:, :, -1:]).abs().amax(dim=(2, 3))
+
+
+def rank_products(p: Launch) -> str:
+    """Return how the gradient's products of low rank, of float32 tiles, are computed."""
+    return RANK_PRECISION.get(p.q.dtype, p.products)

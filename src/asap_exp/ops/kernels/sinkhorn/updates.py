@@ -9,6 +9,7 @@ from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
 from asap_exp.ops.kernels.tiles import LOG2_E
 from asap_exp.ops.masking import effective_padding
+from asap_exp.ops.products import IEEE
 from asap_exp.ops.reference.sinkhorn import logits, update
 from asap_exp.ops.routing import choose
 
@@ -25,8 +26,8 @@ def refined_attention(
 ) -> Tensor:
     """Return the closure of `f_hat` `[B, H, N]` after `refine` updates, `[B, H, N, width of v]`.
 
-    `options` are eps, scale and key_padding_mask. If a gradient is needed, the reference runs the
-    relaxed updates, with the logits in memory.
+    `options` are eps, scale, key_padding_mask and the products of float32 matrices. If a gradient
+    is needed, the reference runs the relaxed updates, with the logits in memory.
     """
     if relaxation is not None:
         f_hat = refined_dual(q, k, f_hat, refine, relaxation, **options)
@@ -80,8 +81,12 @@ def reference_updates(
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    products: str = IEEE,
 ) -> Tensor:
-    """Return f after `refine` relaxed updates, `[B, H, N]`, with the logits in memory."""
+    """Return f after `refine` relaxed updates, `[B, H, N]`, with the logits in memory.
+
+    PyTorch multiplies, as it is set to, whatever `products` says.
+    """
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     return update(S, f, refine, effective_padding(key_padding_mask), relaxation)
 

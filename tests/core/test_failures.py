@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asap_exp.core.errors import UserError
-from asap_exp.core.mishaps import explained, sentences
+from asap_exp.core.failures import explained, sentences
 
 
 def failure(call) -> Exception:

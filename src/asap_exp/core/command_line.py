@@ -1,0 +1,35 @@
+"""The command of this process as it was typed."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PROGRAM = "asap-exp"
+
+_typed: list[str] | None = None
+
+
+@contextmanager
+def typed(stage: str, words: Sequence[str]) -> Iterator[None]:
+    """Set the command of this process while a stage runs; Hydra gets it in another form."""
+    global _typed
+    before, _typed = _typed, ["-m", f"asap_exp.{stage}", *words]
+    try:
+        yield
+    finally:
+        _typed = before
+
+
+def command() -> str:
+    """Return the command as typed: a module or a script, without its folder, and its arguments.
+
+    A stage is named as a module, however it was started.
+    """
+    if _typed is not None:
+        return shlex.join(["python", *_typed])
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    module = None if spec is None else spec.name.removesuffix(".__main__")
+    program = Path(sys.argv[0]).name if module is None else f"-m {module}"
+    return shlex.join(["python", *program.split(), *sys.argv[1:]])

@@ -1,0 +1,77 @@
+"""The result of a group in one line: its teacher, ASAP, and the best method that is as fast."""
+
+from dataclasses import dataclass
+
+from asap_exp.core.records.words import settings_of_label
+from asap_exp.report.averages import AveragedRow, main_rows
+from asap_exp.report.groups import Group
+from asap_exp.report.names import CONTROL, NO_SLICES
+from asap_exp.report.pareto import goodness, points, quality
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Rows of a group that are compared; `rival` is None if no other method is as fast as ASAP."""
+
+    group: Group
+    teacher: AveragedRow
+    asap: AveragedRow
+    rival: AveragedRow | None
+
+    @property
+    def seeds(self) -> str:
+        """The number of trained models and, of a single one, how many maps are averaged."""
+        models = len(self.group.records)
+        if models == 1 and self.asap.n > 1:
+            return f"1 ({self.asap.n} maps)"
+        return str(models)
+
+    @property
+    def title_words(self) -> str:
+        """The same for a title."""
+        models, maps = len(self.group.records), self.asap.n
+        words = f"{models} seed{'s' if models > 1 else ''}"
+        return f"{words}, {maps} maps" if models == 1 and maps > 1 else words
+
+
+def headline(group: Group) -> Headline:
+    """Compare ASAP with the best truncation or control of the same weights that is as fast.
+
+    Of several models every number is the mean over the models. Of a single one, a map's number is
+    the mean over the maps that differ from it in the seed of their calibration alone, if the
+    evaluation measured them.
+    """
+    rows = compared_rows(group)
+    asap = rows["asap"]
+    rivals = [
+        row
+        for row in rows.values()
+        if (row.group in ("truncated", "relaxed", "control") or row.key == "softmax_swapped")
+        and row["model_ms"] is not None
+        and asap["model_ms"] is not None
+        and row.mean("model_ms") <= asap.mean("model_ms")
+    ]
+    column = quality(group)
+    best = max(rivals, key=lambda row: goodness(row, column), default=None)
+    return Headline(group, rows["teacher"], asap, best)
+
+
+def compared_rows(group: Group) -> dict[str, AveragedRow]:
+    """Return the rows by key, each method once; that of the group's own map is `asap`."""
+    main = {row.key: row for row in main_rows(group)}
+    maps = group.first.maps
+    if len(group.records) > 1 or not maps:
+        return main
+    averaged = {row.key: row for row in points(group)}
+    own = {key: averaged[maps[key].key] for key in main if key in maps}
+    others = {key: row for key, row in averaged.items() if row not in own.values()}
+    return {**main, **others, **own}
+
+
+def rival_words(row: AveragedRow) -> str:
+    """Name a rival in a few words."""
+    settings = settings_of_label(row.label)
+    if settings is None:
+        return row.name.removeprefix(CONTROL)
+    refined = "" if settings.refine == "0" else f", refine {settings.refine}"
+    return f"{NO_SLICES.removeprefix(CONTROL)}{refined}"

@@ -1,0 +1,65 @@
+"""First figure of the report: one data set at several lengths, time relative to the teachers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from asap_exp.core.escaping import on_figure
+from asap_exp.report.accuracy_figure import draw_group, label_updates
+from asap_exp.report.captions import group_title
+from asap_exp.report.drawing import subplots
+from asap_exp.report.groups import Group
+from asap_exp.report.headline import headline
+from asap_exp.report.pareto import has_maps, quality
+
+GAP = 22
+"""Pixels between labelled truncations."""
+
+
+def summary(groups: Sequence[Group]) -> Figure | None:
+    """Draw a panel per length.
+
+    Choose, among data sets whose maps were all measured, the one with the most lengths; return None
+    if there is none.
+    """
+    chosen = lengths(groups)
+    if not chosen:
+        return None
+    figure, grid = subplots(8, 3.6, ncols=len(chosen), squeeze=False)
+    scales = [100 / headline(group).teacher.mean("model_ms") for group in chosen]
+    for axes, group, scale in zip(grid.flat, chosen, scales, strict=True):
+        draw_group(axes, group, scale=scale)
+        n, times = group.first.training.tokens, headline(group).asap.mean("model_speedup")
+        length = f"{n:,} tokens" if n else on_figure(group_title(group), 30)
+        axes.set_title(f"{length}\nASAP {times:.1f}x as fast as its teacher", fontsize=9.5)
+        axes.set_xlim(0, 110)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.tick_params(labelsize=9)
+    record = chosen[0].first
+    norm = f"{record.data} {'with' if record.qk_norm else 'without'} qk_norm"
+    grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
+    words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
+    figure.supxlabel(words, fontsize=10)
+    entries: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": 3}
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", **style)
+    for axes, group, scale in zip(grid.flat, chosen, scales, strict=True):
+        label_updates(figure, axes, group, scale=scale, size=8, gap=GAP)
+    return figure
+
+
+def lengths(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups of one data set and norm whose maps were all measured, by length."""
+    families: dict[tuple[str, bool], list[Group]] = {}
+    for group in groups:
+        record = group.first
+        usual = record.all_layers and record.corruption is None
+        if has_maps(group) and usual and headline(group).asap["model_speedup"] is not None:
+            families.setdefault((record.data, record.qk_norm), []).append(group)
+    best = max(families.values(), key=len, default=[])
+    return sorted(best, key=lambda group: group.first.training.tokens or 0)

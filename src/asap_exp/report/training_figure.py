@@ -1,0 +1,72 @@
+"""Training curves of a group: loss, validation, and how its plans change."""
+
+import statistics
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from asap_exp.core.records.evaluation import Curve
+from asap_exp.report.drawing import BLUE, heading, subplots
+from asap_exp.report.groups import Group
+from asap_exp.report.pareto import quality
+
+PLANS = {"column_error": "column error of the plans", "largest_logit": "largest logit"}
+"""Numbers logged for each layer, and their axes."""
+
+
+def training(group: Group) -> Figure:
+    """Draw the training loss and, where they were logged, validation and the state of the plans."""
+    column = quality(group)
+    curves = [record.curves for record in group.records]
+    logged = {name for each in curves for row in each for name in row}
+    panels = [(["train/loss_epoch"], 1.0, "training loss (as trained)")]
+    validated = f"val/{column.key}" in logged
+    if validated:  # a final recipe trains on the validation rows too
+        panels.append(([f"val/{column.key}"], column.scale, f"validation {column.title}"))
+    for what, words in PLANS.items():
+        if layers := sorted(name for name in logged if name.endswith(f"/{what}")):
+            panels.append((layers, 1.0, words))
+    width = min(len(panels), 2)
+    height = -(-len(panels) // width)
+    figure, grid = subplots(8, 2.9 * height, nrows=height, ncols=width, squeeze=False)
+    for axes, (names, scale, words) in zip(grid.flat, panels, strict=False):
+        for number, name in enumerate(names):
+            draw(axes, curves, name, scale, layer=(number, len(names)))
+        if len(names) > 1:
+            axes.legend(title="layer", fontsize=8, title_fontsize=8, ncols=2)
+        axes.set_ylabel(words)
+        if names == [f"val/{column.key}"] and column.lower_is_better:
+            axes.set_yscale("log")  # a perplexity falls by factors
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    seeds = len(group.records)
+    more = f"; mean of {seeds} seeds" if seeds > 1 else ""
+    more += "" if validated else "; trained on train+val, no validation"
+    figure.suptitle(heading(group, more), fontsize=10)
+    return figure
+
+
+def draw(
+    axes: Axes, curves: Iterable[Curve], name: str, scale: float, *, layer: tuple[int, int]
+) -> None:
+    """Draw the mean over the seeds and, if there is but one curve per seed, each seed thin.
+
+    `layer` is the place of the curve among several: deeper layers are darker.
+    """
+    number, of = layer
+    seeds = [
+        {row["epoch"] + 1: scale * row[name] for row in each if name in row} for each in curves
+    ]
+    epochs = sorted({epoch for seed in seeds for epoch in seed})
+    means = [statistics.fmean(seed[e] for seed in seeds if e in seed) for e in epochs]
+    alpha = 1.0 if of == 1 else 0.25 + 0.75 * number / (of - 1)
+    axes.plot(epochs, means, color=BLUE, alpha=alpha, label=f"{number}")
+    if of == 1 and len(seeds) > 1:
+        for seed in seeds:
+            axes.plot(list(seed), list(seed.values()), color=BLUE, alpha=0.3, linewidth=0.7)

@@ -1,0 +1,89 @@
+"""Sweeps: the table at the end, a folder per sweep, and what a sweeper is given."""
+
+import csv
+import math
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from asap_exp.core import app, sweep
+from asap_exp.core.config import TrainConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.score import Score
+from asap_exp.core.sweep import Job
+from asap_exp.core.sweep_table import as_csv, best_first, varying
+
+
+def job(number: int, value: float | None = None, *, lower: bool = False, **more) -> Job:
+    score = None if value is None else Score(name="loss", value=value, lower_is_better=lower)
+    given = {"overrides": [f"seed={number}", "task=digits"], "status": 0, "logs": []}
+    return Job(**{"number": number, "score": score, "seconds": 1.0, **given, **more})
+
+
+def test_jobs_are_listed_best_first_and_those_without_a_score_last():
+    jobs = [job(0), job(1, 0.2), job(2, 0.9), job(3)]
+    assert [each.number for each in best_first(jobs)] == [2, 1, 0, 3]
+    jobs = [job(0), job(1, 0.2, lower=True), job(2, 0.9, lower=True), job(3)]
+    assert [each.number for each in best_first(jobs)] == [1, 2, 0, 3]
+
+
+def test_table_names_what_differs_and_the_file_everything():
+    jobs = [job(0, 0.5), job(1, 0.25), job(2, status=2, error='a "mistake", this')]
+    assert varying(jobs) == ["seed"]
+    rows = list(csv.DictReader(as_csv(jobs).splitlines()))
+    assert [row["seed"] for row in rows] == ["0", "1", "2"]
+    assert {row["task"] for row in rows} == {"digits"}
+    assert [row["loss"] for row in rows] == ["0.5", "0.25", ""]
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
+    assert rows[2]["error"] == 'a "mistake", this'
+
+
+def run_sweep(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> list[object]:
+    """Run a sweep of stand-ins for trainings, and return what a sweeper would be given."""
+    returned: list[object] = []
+
+    def noted(self: sweep.Ledger, config: object, job_return: JobReturn, **_: object) -> None:
+        assert job_return.status == JobStatus.COMPLETED
+        returned.append(job_return.return_value)
+
+    def train(config: TrainConfig) -> Score:
+        if config.seed == 7:
+            raise UserError("a mistake")
+        return Score(name="validation accuracy", value=config.seed / 10, text=f"{config.seed}0 %")
+
+    monkeypatch.setattr(sweep.Ledger, "on_job_end", noted)
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "task=digits", *words])
+    monkeypatch.chdir(results)
+    with suppress(SystemExit):
+        app.main("train", TrainConfig, train)
+    return returned
+
+
+def test_newcomer_c8_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(
+    monkeypatch, tmp_path, capsys
+):
+    returned = run_sweep(monkeypatch, tmp_path, "seed=1,9,7,4")
+    assert returned[:2] == [0.1, 0.9]
+    assert math.isnan(returned[2])
+    out, err = capsys.readouterr()
+    assert "Sweep of 4 jobs, best first" in out
+    order = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert order == ["1", "3", "0", "2"]
+    assert "1 of 4 jobs failed" in err
+    (folder,) = (tmp_path / "results/runs/.multirun").iterdir()
+    assert f"Table: results/runs/.multirun/{folder.name}/sweep.csv" in out
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert [row["validation accuracy"] for row in rows] == ["0.9", "0.4", "0.1", ""]
+
+
+def test_newcomer_c8_later_sweep_overwrites_nothing(monkeypatch, tmp_path):
+    for seeds in ("seed=1,2", "seed=3,4"):
+        run_sweep(monkeypatch, tmp_path, seeds)
+    first, second = sorted((tmp_path / "results/runs/.multirun").iterdir())
+    assert "seed=1" in (first / "multirun.yaml").read_text() + (first / "sweep.csv").read_text()
+    assert (first / "multirun.yaml").is_file()
+    assert (second / "multirun.yaml").is_file()
