@@ -22,7 +22,7 @@ def total_memory() -> int:
 
 
 def of_machine() -> int:
-    """Return what the kernel says is available without swapping; all memory where it says nothing."""
+    """Return what the kernel says is available without swapping, else all memory."""
     try:
         return 1024 * numbers(PROC / "meminfo")["MemAvailable:"]
     except (OSError, KeyError):
@@ -30,7 +30,7 @@ def of_machine() -> int:
 
 
 def of_groups() -> Iterator[int]:
-    """Yield what the control groups of this process, of version 1 or 2, and those above leave it."""
+    """Yield what the control groups of this process (version 1 or 2), and those above, leave."""
     try:
         lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

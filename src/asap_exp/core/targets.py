@@ -1,7 +1,7 @@
 """Classes named by a path in a configuration: `{_target_: my_package.MyCallback, x: 1}`.
 
-A path is followed only if it was given to this process, on its command line or in a YAML file that was
-composed: a configuration that a run has saved may come from somebody else and executes nothing.
+A path is followed only if it was given to this process, on its command line or in a YAML file that
+was composed: a configuration that a run has saved may come from somebody else and executes nothing.
 """
 
 from typing import Any, TypeVar
@@ -46,8 +46,8 @@ def check_target(key: str, value: dict[str, Any]) -> None:
 def instance(key: str, value: dict[str, Any], kind: type[T], /, *arguments: Any, **more: Any) -> T:
     """Return an instance of the class that `value` names, made with its other keys and `arguments`.
 
-    Raises UserError if the path was not given to this process, if it cannot be followed, or if what it
-    names is not a subclass of `kind`.
+    Raises UserError if the path was not given to this process, if it cannot be followed, or if what
+    it names is not a subclass of `kind`.
     """
     import hydra.utils
 

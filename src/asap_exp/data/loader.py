@@ -78,7 +78,7 @@ class BatchLoader(ABC):
         return self.first(1)
 
     def longest(self) -> tuple[Batch, int]:
-        """Return a batch of the longest sample, and how many such samples fill the largest batch."""
+        """Return a batch of the longest sample, and how many of it fill the largest batch."""
         return next(iter(self.first(1))), min(self.batch_size, self.num_samples)
 
     @abstractmethod

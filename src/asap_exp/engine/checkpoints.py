@@ -143,6 +143,8 @@ class LastCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # so that this epoch is validated too
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self.stop.signal is not None and stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
@@ -150,7 +152,6 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-        last |= trainer.global_step == trainer.max_steps
         due = time.monotonic() - self.saved >= self.seconds
         if last or due or self.stop.signal is not None:
             trainer.save_checkpoint(self.path)

@@ -9,6 +9,7 @@ from torch import nn
 from asap_exp.attention import attention_layers, record_inputs
 from asap_exp.attention.diagnostics import column_error, entropy, largest_logit
 from asap_exp.engine.micro_batches import split
+from asap_exp.engine.module import net_of
 
 
 class PlanDiagnostics(L.Callback):
@@ -28,7 +29,7 @@ class PlanDiagnostics(L.Callback):
         for batch in trainer.val_dataloaders.first(self.samples):
             for inputs, _, _ in split(batch, micro_batch):
                 with trainer.precision_plugin.forward_context():
-                    reports.append(describe_plans(pl_module.net, inputs))
+                    reports.append(describe_plans(net_of(pl_module), inputs))
                 sizes.append(len(inputs))
         pl_module.log_dict(merged(reports, sizes), batch_size=sum(sizes))
 

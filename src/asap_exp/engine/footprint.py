@@ -33,8 +33,8 @@ SPARE = 256 * 2**20
 class Footprint:
     """Bytes that a training takes in addition to the network and the data.
 
-    `fixed` are gradients, optimiser, averaged and kept weights; `sample` is a forward and backward pass
-    of one sample, the longest; `inputs` is one such sample itself.
+    `fixed` are gradients, optimiser, averaged and kept weights; `sample` is a forward and backward
+    pass of one sample, the longest; `inputs` is one such sample itself.
     """
 
     fixed: int
@@ -62,7 +62,7 @@ def footprint(
     The state of PyTorch's random generators is restored.
     """
     device = sample[1].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+    with unchanged_generators(device), torch.enable_grad():
         model = copy.deepcopy(model).to(device).train()
         own = {storage(t) for t in (*model.parameters(), *model.buffers(), *tree_leaves(sample))}
         saved: dict[int, int] = {}
@@ -87,6 +87,11 @@ def footprint(
     )
 
 
+def unchanged_generators(device: torch.device) -> AbstractContextManager:
+    """Return the context after which PyTorch's random generators are as before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def storage(tensor: object) -> int:
     """Return the address of a tensor's memory; 0 for anything else."""
     return tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else 0
@@ -108,9 +113,9 @@ def samples_at_once(
 ) -> int:
     """Return how many samples of a batch pass at once: those `given`, else as many as is sensible.
 
-    Raises UserError, with a number that fits, if the memory that is available does not suffice. `name`
-    is that of samples. A number given for a GPU is not checked, since kernels there may save less. If
-    the module never `splits` a batch, that is the batch.
+    Raises UserError, with a number that fits, if the memory that is available does not suffice.
+    `name` is that of samples. A number given for a GPU is not checked, since kernels there may save
+    less. If the module never `splits` a batch, the number is that of the batch.
     """
     gpu = device.type == "cuda"
     wanted = min(batch, given or batch)
@@ -123,7 +128,9 @@ def samples_at_once(
     fits = found.most(there, batch)
     advice = "Not even one fits: choose a smaller model or shorter samples"
     if fits and splits:
-        advice = f"Set trainer.micro_batch={fits}: batches then pass in parts, and the run is the same"
+        advice = (
+            f"Set trainer.micro_batch={fits}: batches then pass in parts, and the run is the same"
+        )
     elif fits:
         advice = f"Set recipe.batch_size={fits}"
     raise UserError(

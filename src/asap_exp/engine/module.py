@@ -17,15 +17,21 @@ from asap_exp.engine.nan_check import LossCheck
 from asap_exp.engine.optimisers import build_optimizer, build_schedule
 
 
+def net_of(module: L.LightningModule) -> nn.Module:
+    """Return the network that a module trains."""
+    assert isinstance(module.net, nn.Module)
+    return module.net
+
+
 class Classifier(L.LightningModule):
     """Training of `net` (inputs to logits `[targets, classes]`) with the optimiser of `recipe`.
 
     All randomness in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
     interrupted run that resumes at the start of an epoch ends with the same weights.
 
-    A batch passes in parts if `micro_batch` is set: `training_step` returns the loss of the first part,
-    and `backward` computes the others, each weighted by its share of the targets. A subclass that
-    changes `loss_of` alone keeps that.
+    A batch passes in parts if `micro_batch` is set: `training_step` returns the loss of the first
+    part, and `backward` computes the others, each weighted by its share of the targets. A subclass
+    that changes `loss_of` alone keeps that.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class Classifier(L.LightningModule):
         return self._part_loss(first)
 
     def _part_loss(self, part: Part) -> Tensor:
-        """Return the loss of a part, weighted by its share, and queue the check that it is finite."""
+        """Return the loss of a part, weighted by its share, and queue its check."""
         loss = self.loss_of(part.inputs, part.targets)
         self._checks.append(LossCheck(loss, self.net, part.inputs, step=self.global_step))
         loss = loss if part.share == 1 else loss * part.share

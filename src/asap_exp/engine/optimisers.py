@@ -85,6 +85,8 @@ def build_schedule(
         "step_on_epochs": False,
         "updates_per_epoch": max(round(steps / recipe.epochs), 1),
     }
+    if recipe.schedule == "poly":
+        options["decay_rate"] = 1.0  # timm's name of the power: a straight line
     try:
         schedule, _ = create_scheduler_v2(
             optimizer, recipe.schedule, **{**options, **(recipe.schedule_options or {})}

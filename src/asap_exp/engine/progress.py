@@ -58,8 +58,8 @@ class TerminalBar(RichProgressBar):
 class EpochLines(Callback):
     """Callback that prints one line per epoch: metrics, its time, its rate, and the time left.
 
-    The rate is that of training alone; the time left, with validations, is that of the epochs of this
-    process so far.
+    The rate is that of training alone. The time left is computed from all epochs of this process,
+    validations included.
     """
 
     def __init__(self) -> None:

@@ -35,10 +35,10 @@ from asap_exp.data.tokens import TokenBatch
 from asap_exp.engine.checkpoints import LastCheckpoint, SafeCheckpointIO, StampIdentity
 from asap_exp.engine.csv_log import CsvLog
 from asap_exp.engine.diagnostics import PlanDiagnostics
-from asap_exp.engine.footprint import footprint, samples_at_once
+from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_generators
 from asap_exp.engine.history import History
 from asap_exp.engine.micro_batches import MicroBatch
-from asap_exp.engine.module import Classifier
+from asap_exp.engine.module import Classifier, net_of
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.train.export import best_weights
 
@@ -100,7 +100,8 @@ def set_micro_batch(
 
     Raises UserError if the memory does not suffice.
     """
-    sample, batch = data.train_dataloader().longest()
+    with unchanged_generators(device):
+        sample, batch = data.train_dataloader().longest()
     splits = splits_batches(module)
     if not splits and config.trainer.micro_batch is not None:
         raise UserError(
@@ -109,8 +110,8 @@ def set_micro_batch(
         )
 
     found = footprint(
-        module if splits else module.net,
-        (lambda model, batch: model.loss_of(*batch)) if splits else plain_loss,
+        module if splits else net_of(module),
+        own_loss if splits else plain_loss,
         sample,
         config.recipe,
         autocast(config.trainer.precision, device),
@@ -118,6 +119,7 @@ def set_micro_batch(
     given = config.trainer.micro_batch
     at_once = samples_at_once(found, given, batch, device, data.sample_name, splits=splits)
     if at_once < batch:
+        assert isinstance(module, Classifier)
         inputs = sample[0]
         length = inputs.ids.shape[1] if isinstance(inputs, TokenBatch) else None
         module.micro_batch = MicroBatch(at_once, None if length is None else at_once * length)
@@ -125,6 +127,11 @@ def set_micro_batch(
             f"Batches pass in parts of {at_once} {data.sample_name}: whole ones would take "
             f"{gib(batch * found.sample)} (trainer.micro_batch)"
         )
+
+
+def own_loss(module: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(module, Classifier)
+    return module.loss_of(*batch)
 
 
 def plain_loss(net: nn.Module, batch: Batch) -> Tensor:
@@ -139,33 +146,51 @@ def build_trainer(
     tracker: Any,
     callbacks: list[L.Callback],
 ) -> L.Trainer:
-    """Build the Lightning trainer of a run; raise UserError if it refuses an argument."""
+    """Build the Lightning trainer of a run."""
     trainer = config.trainer
     loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
         loggers.append(WandbLogger(experiment=tracker))
-    given = {name: getattr(trainer, name) for name in PASSED_ON}
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.recipe.epochs,
+        gradient_clip_val=config.recipe.clip_norm,
+        check_val_every_n_epoch=config.callbacks.val_every_n_epochs,
+        limit_val_batches=trainer.limit_val_batches if validates(config) else 0,
+        logger=loggers,
+        callbacks=callbacks,
+        profiler=build_profiler(trainer.profiler, run),
+        plugins=[SafeCheckpointIO()],
+        enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
+        default_root_dir=run.path,
+        **passed_on(config),
+    )
+
+
+def passed_on(config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of the Trainer that are given below `trainer`."""
+    given = {name: getattr(config.trainer, name) for name in PASSED_ON}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def refusals_in_words(config: TrainConfig) -> Iterator[None]:
+    """Raise UserError where Lightning refuses an argument that is given below `trainer`."""
     try:
-        return L.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=trainer.devices,
-            num_nodes=trainer.num_nodes,
-            precision=trainer.precision,  # type: ignore[arg-type]
-            max_epochs=config.recipe.epochs,
-            gradient_clip_val=config.recipe.clip_norm,
-            check_val_every_n_epoch=config.callbacks.val_every_n_epochs,
-            limit_val_batches=trainer.limit_val_batches if validates(config) else 0,
-            logger=loggers,
-            callbacks=callbacks,
-            profiler=build_profiler(trainer.profiler, run),
-            plugins=[SafeCheckpointIO()],
-            enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
-            default_root_dir=run.path,
-            **{name: value for name, value in given.items() if value is not None},
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        said = {name: value for name, value in given.items() if value is not None}
-        raise UserError(f"Lightning refuses {said} below trainer: {error}") from error
+        yield
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError) as error:
+        for name, value in passed_on(config).items():
+            if f"`{name}`" in str(error):
+                words = " ".join(str(error).split())
+                raise UserError(
+                    f"trainer.{name}={value} is refused by Lightning: {words}"
+                ) from error
+        raise
 
 
 def build_profiler(name: str | None, run: Run) -> Profiler | None:

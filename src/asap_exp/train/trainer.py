@@ -40,6 +40,7 @@ from asap_exp.train.building import (
     build_trainer,
     own_callbacks,
     quiet_lightning,
+    refusals_in_words,
     set_micro_batch,
 )
 from asap_exp.train.export import export, summary
@@ -130,6 +131,7 @@ def fit(
         ) as tracker,
         manifest(run.path / "manifest.json", stage="train", seed=config.seed, **facts) as record,
         quiet_lightning(),
+        refusals_in_words(config),
     ):
         with postponed() as stop:
             callbacks = build_callbacks(config, run, device, stop, stamp, training.callbacks)

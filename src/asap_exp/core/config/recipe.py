@@ -18,17 +18,20 @@ from asap_exp.core.config.fields import (
 )
 from asap_exp.core.errors import UserError, check_range
 
-OPTIMIZERS = tuple(
-    """
-    adabelief adadelta adafactor adafactorbv adafactorbvc adagrad adam adamax adamc adamp adamuon
-    adamw adamwlegacy adan adanw adopt adoptc adoptw cadafactor cadafactorbv cadafactorbvc cadamc
-    cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb clambw claprop clion clionc cmars cnadamc
-    cnadamw crmsproptf csgdc csgdp csgdw kron kronc kronw lamb lambc lambcd lambcw lambw laprop
-    lapropc larc lars lion lionc madgrad madgradw mars momentum muon nadam nadamc nadamlegacy nadamuon
-    nadamw nesterov nesterovw nlarc nlars nmuon novograd novogradc novogradw radabelief radam
-    radamlegacy radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdp sgdw
-    """.split()
+# fmt: off
+OPTIMIZERS = (
+    "adabelief", "adadelta", "adafactor", "adafactorbv", "adafactorbvc", "adagrad", "adam",
+    "adamax", "adamc", "adamp", "adamuon", "adamw", "adamwlegacy", "adan", "adanw", "adopt",
+    "adoptc", "adoptw", "cadafactor", "cadafactorbv", "cadafactorbvc", "cadamc", "cadamp",
+    "cadamw", "cadan", "cadanw", "cadopt", "cadoptc", "cadoptw", "clamb", "clambw", "claprop",
+    "clion", "clionc", "cmars", "cnadamc", "cnadamw", "crmsproptf", "csgdc", "csgdp", "csgdw",
+    "kron", "kronc", "kronw", "lamb", "lambc", "lambcd", "lambcw", "lambw", "laprop", "lapropc",
+    "larc", "lars", "lion", "lionc", "madgrad", "madgradw", "mars", "momentum", "muon", "nadam",
+    "nadamc", "nadamlegacy", "nadamuon", "nadamw", "nesterov", "nesterovw", "nlarc", "nlars",
+    "nmuon", "novograd", "novogradc", "novogradw", "radabelief", "radam", "radamlegacy", "radamw",
+    "rmsprop", "rmsproptf", "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdp", "sgdw",
 )
+# fmt: on
 """Optimisers of timm, without those that need other packages or second derivatives."""
 
 SCHEDULES = ("cosine", "constant", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
@@ -65,8 +68,8 @@ class RecipeConfig:
         )
         if self.schedule == "cosine" and self.schedule_options:
             raise UserError(
-                f"recipe.schedule_options={self.schedule_options} is refused: recipe.schedule=cosine "
-                "has none beside recipe.warmup_epochs and recipe.final_lr_ratio"
+                f"recipe.schedule_options={self.schedule_options} is refused: "
+                "recipe.schedule=cosine has none beside recipe.warmup_epochs and recipe.final_lr_ratio"
             )
 
 

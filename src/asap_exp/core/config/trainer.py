@@ -42,8 +42,8 @@ PASSED_ON = (
 """Arguments of Lightning's Trainer whose values are those below `trainer`; null is its default."""
 
 OTHERWISE = {
-    "barebones": "a run needs its checkpoints and logs; use callbacks.progress_bar=false, logger=csv",
-    "callbacks": "use callbacks.early_stopping.patience=5 or callbacks.extra=[{_target_: MODULE.CLASS}]",
+    "barebones": "a run needs its checkpoints; use callbacks.progress_bar=false and logger=csv",
+    "callbacks": "use callbacks.early_stopping.patience or callbacks.extra=[{_target_: MODULE.CLASS}]",
     "check_val_every_n_epoch": "use callbacks.val_every_n_epochs",
     "default_root_dir": "use paths.results",
     "enable_checkpointing": "the last state is always saved; use callbacks.checkpoint_seconds",
