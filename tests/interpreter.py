@@ -75,7 +75,8 @@ def remember_types(core: Any, semantic: Any) -> None:
 
 
 def remember_dtypes(interpreter: Any) -> None:
-    find, found = interpreter._get_np_dtype, {}
+    find = interpreter._get_np_dtype
+    found: dict[str, Any] = {}
 
     def get_np_dtype(type: Any) -> Any:
         if (dtype := found.get(type.name)) is None:
