@@ -174,6 +174,7 @@ def test_a_record_is_refused_with_the_reason(change: Callable[[Any], Any], words
     assert any(re.search(words, reason) for reason in reasons(value))
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_test_split_is_refused_and_a_subset_of_a_row_is_not() -> None:
     digits = with_test_rows(published("digits-vit-sinkhorn-18c43027-s0"), 300, 540)
     digits["manifests"]["evaluate"]["config"]["max_test_rows"] = 300

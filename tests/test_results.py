@@ -47,6 +47,7 @@ def test_table_of_a_document_that_names_nothing_is_refused() -> None:
             with_tables(document, found)
 
 
+@pytest.mark.slow
 def test_every_record_names_its_code_and_its_machine(groups: list[Group]) -> None:
     for group in groups:
         for record in group.records:

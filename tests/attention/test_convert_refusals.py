@@ -207,6 +207,7 @@ def test_wrong_arguments_are_refused_before_anything_is_done(
     assert type(vit.blocks[0].attn) is TimmAttention
 
 
+@pytest.mark.slow
 def test_graphs_are_refused(vit: nn.Module) -> None:
     compiled: Any = torch.compile(vit)
     with pytest.raises(UserError, match=r"convert\(model\._orig_mod\)"):

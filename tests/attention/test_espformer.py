@@ -113,6 +113,7 @@ def test_gradient_is_finite_where_a_query_is_a_key() -> None:
     assert gradient.isfinite().all()
 
 
+@pytest.mark.slow
 def test_training_keeps_no_plan_of_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 more slices cost less memory than 4 plans; keeping P, R and G of each would cost 72."""
 

@@ -56,6 +56,7 @@ def test_tables_and_figure_come_from_the_records(shared_results: Path) -> None:
     check_benchmarks_are_generated(shared_results / "report")
 
 
+@pytest.mark.slow
 def test_edited_table_is_found(tmp_path: Path, shared_results: Path) -> None:
     write_json(tmp_path / "records/benchmark/a.json", only_record(shared_results))
     (tmp_path / "benchmark.md").write_text(

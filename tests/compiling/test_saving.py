@@ -20,6 +20,7 @@ from tests.conftest import Pipeline
 from tests.small_model import Classifier, compile_small, loader, tokens
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_model_is_the_same(
     teacher: Classifier, compiled: nn.Module, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_map_of_the_stage_loads_into_its_teacher(shared_pipeline: Pipeline) -> N
     asap_exp.load_compiled(net, shared_pipeline.artifact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"refine": 1, "relaxed": True, "logits": True}])
 def test_state_dict_restores_a_compiled_model_without_its_folder(options: dict) -> None:
     compiled = compile_small(Classifier().eval(), loader(), **options)

@@ -72,6 +72,7 @@ def kl_of_plans(teacher: nn.Module, path: str, attend: Any, x: torch.Tensor) -> 
     return (plan * (plan / other).log()).sum(dim=-1).mean().item()
 
 
+@pytest.mark.slow
 def test_layers_are_compared_with_fewer_updates(
     teacher: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_every_kind_of_calibration_is_summarised(
     ]
 
 
+@pytest.mark.slow
 def test_padded_tokens_count_for_nothing(teacher: Classifier, capfd: pytest.CaptureFixture) -> None:
     mask = torch.arange(8) >= (torch.arange(48) % 7 + 2)[:, None]
     tables = []

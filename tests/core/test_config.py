@@ -223,11 +223,13 @@ def test_report_goes_into_the_results_folder():
     assert composed("report", "paths.results=elsewhere", "out=here").out == "here"
 
 
+@pytest.mark.slow
 def test_frozen_is_the_default_layer():
     assert composed("distill").layer.which == "frozen"
     assert composed("distill") == composed("distill", "+layer=frozen")
 
 
+@pytest.mark.slow
 def test_layer_by_index():
     assert composed("distill", "layer=index", "layer.index=3").layer.index == 3
     assert composed("distill", "layer=index", "layer.index=0").layer.index == 0
@@ -871,6 +873,7 @@ def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
         parse(tree, SCHEMAS[stage])
 
 
+@pytest.mark.slow
 def test_bugs_f16_every_path_of_a_schema_is_marked():
     """Every key that holds a path is found by its name, including new ones."""
     for stage, schema in SCHEMAS.items():

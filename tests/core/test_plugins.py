@@ -54,6 +54,7 @@ def test_module_is_no_part_of_the_configuration(forget, plus):
     assert run_name(compose("train", OWN[:2], TrainConfig)) == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [False, True])
 def test_module_is_taken_from_a_file_of_the_user(forget, tmp_path, monkeypatch, sweep):
     own = tmp_path / "conf"

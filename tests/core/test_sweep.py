@@ -63,6 +63,7 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> li
     return returned
 
 
+@pytest.mark.slow
 def test_newcomer_c8_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(
     monkeypatch, tmp_path, capsys
 ):
@@ -80,6 +81,7 @@ def test_newcomer_c8_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(
     assert [row["validation accuracy"] for row in rows] == ["0.9", "0.4", "0.1", ""]
 
 
+@pytest.mark.slow
 def test_newcomer_c8_later_sweep_overwrites_nothing(monkeypatch, tmp_path):
     for seeds in ("seed=1,2", "seed=3,4"):
         run_sweep(monkeypatch, tmp_path, seeds)

@@ -131,6 +131,7 @@ def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_SILENT", "WANDB_QUIET", "WANDB_INIT_TIMEOUT", "WANDB_RESUME"):

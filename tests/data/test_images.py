@@ -86,6 +86,7 @@ def test_labels_stay_with_their_images(loaded):
         assert torch.equal(loader.images.labels, LABELS[numbers(loader.images)])
 
 
+@pytest.mark.slow
 def test_validation_rows_depend_on_the_split_seed_alone(loaded):
     expected = train_and_val(module())
     assert train_and_val(module("recipe.batch_size=7", seed=5)) == expected

@@ -114,6 +114,7 @@ def test_broken_w1_evaluation_refuses_another_order_of_the_classes(
         run_evaluate(results)
 
 
+@pytest.mark.slow
 def test_broken_w9_repair_that_would_need_other_data_is_refused(
     trained: tuple[Path, Run], results: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_broken_w9_repair_that_would_need_other_data_is_refused(
         run_text(results, trained[0], "task=agnews")
 
 
+@pytest.mark.slow
 def test_broken_w9_damage_is_told_where_the_data_is_gone(
     trained: tuple[Path, Run], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

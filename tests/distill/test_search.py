@@ -128,6 +128,7 @@ def test_search_in_one_layer_equals_brute_force(pairs: list, holding: set[int]) 
     assert fastest_that_holds(ladders, [], lambda plan: plan in chosen) == chosen[0]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=5), st.floats(0.0, 5.0))
 def test_search_in_layers_alike_in_time_equals_brute_force(pairs: list, limit: float) -> None:
     """Two candidates a layer, of the same two times everywhere: as of a model's equal layers."""

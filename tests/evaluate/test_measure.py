@@ -57,6 +57,7 @@ def test_every_variant_is_measured(rows: dict[str, dict[str, Any]]) -> None:
     assert 0 < rows["asap"]["kl"] < rows["softmax_swapped"]["kl"]
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_network(
     net: Classifier, rows: dict[str, dict[str, Any]]
 ) -> None:

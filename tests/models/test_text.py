@@ -204,6 +204,7 @@ def test_weights_are_the_same_whatever_the_attention(name):
     )
 
 
+@pytest.mark.slow
 def test_causal_models_are_refused_with_the_reason():
     with pytest.raises(UserError) as error:
         make_net("model.causal=true")

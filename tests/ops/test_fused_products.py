@@ -107,6 +107,7 @@ def gradient(operators, q, k, v, options) -> None:
     out.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [SHORT, LONG])
 def test_ieee_reaches_every_launch(launched, n):
     for name, call in calls(backend.fused_ieee, n):
@@ -115,6 +116,7 @@ def test_ieee_reaches_every_launch(launched, n):
         assert set(launched) == {IEEE}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [SHORT, LONG])
 def test_three_passes_reach_every_launch_that_asks_for_nothing(launched, n):
     for name, call in calls(backend.fused, n):

@@ -31,6 +31,7 @@ def gradcheck(operator, inputs: Inputs, **options) -> bool:
     return torch.autograd.gradcheck(function, sources, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [3, 4])
 @every_operator
 def test_gradients_are_those_of_finite_differences(operator, keys):

@@ -125,6 +125,7 @@ def test_fused_where_an_update_goes_hardly_anywhere(relaxation):
         check(inputs, num_iters=num_iters, relaxation=relaxation)
 
 
+@pytest.mark.slow
 @fused
 def test_fused_beyond_what_fits_into_registers():
     check(inputs_for(batch=1, heads=1, queries=140, head_dim=16))

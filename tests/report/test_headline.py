@@ -47,6 +47,7 @@ def test_a_method_has_one_name_whatever_its_label(key: str, label: str, name: st
     assert method_name(key, label) == (name or label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["agnews", "imdb", "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c"])
 def test_tables_and_figures_use_the_same_names(name: str) -> None:
     group = only(name)
@@ -109,6 +110,7 @@ def test_each_method_is_compared_once() -> None:
     assert rows["control_query"].n == 3
 
 
+@pytest.mark.slow
 def test_summary_labels_its_truncations() -> None:
     groups = grouped(
         typed(published(name))

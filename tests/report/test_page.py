@@ -48,6 +48,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_page_needs_no_other_file_and_is_small(page: Path) -> None:
     html = page.read_text()
     assert not re.search(r'\b(src|href)="(?!data:|#)|url\(|@import|https?:', html)
@@ -55,6 +56,7 @@ def test_page_needs_no_other_file_and_is_small(page: Path) -> None:
     assert len(html) < 40_000 * (FIGURES + len(some_groups()))
 
 
+@pytest.mark.slow
 def test_result_comes_first_and_marks_the_better_of_asap_and_its_rival() -> None:
     groups = some_groups()
     table = result_table(groups)

@@ -43,6 +43,7 @@ def test_rows_are_in_order_of_speed_and_name_what_beats_them() -> None:
     assert alone == {"asap_layer_0", "asap_layer_1", "asap_layer_2", "softmax_trained"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["digits", "imdb", "wikitext"])
 def test_no_cell_is_cut_and_no_name_of_the_own_map_is_wrapped(
@@ -57,6 +58,7 @@ def test_no_cell_is_cut_and_no_name_of_the_own_map_is_wrapped(
     assert "accuracy" in text or "acc." in text or "ppl" in text
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_does_without_columns_and_says_which(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

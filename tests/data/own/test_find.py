@@ -21,6 +21,7 @@ from tests.data.own.made import (
 )
 
 
+@pytest.mark.slow
 def test_images_show_their_size_colours_classes_and_statistics(tmp_path, capsys):
     config = looked_up("images", write_folder(tmp_path / "pets", 20, size=(40, 33)))
     data, model = config.data, config.model
@@ -96,6 +97,7 @@ def test_masked_language_model_needs_no_classes(tmp_path):
     assert (data.text_column, data.label_column, data.num_classes) == ("words", None, None)
 
 
+@pytest.mark.slow
 def test_splits_of_the_data_need_no_fraction(tmp_path):
     for split in ("train", "val", "test"):
         write_csv(tmp_path / f"{split}.csv", **sentences(30))
@@ -107,6 +109,7 @@ def test_splits_of_the_data_need_no_fraction(tmp_path):
         looked_up("texts", tmp_path / "train.csv", "data.test_fraction=null")
 
 
+@pytest.mark.slow
 def test_path_is_saved_so_that_it_holds_anywhere(tmp_path, monkeypatch):
     write_csv(tmp_path / "news" / "train.csv", **sentences(60))
     monkeypatch.chdir(tmp_path)
@@ -126,6 +129,7 @@ def test_configuration_is_saved_and_read_again(tmp_path):
     assert type(again) is OwnImageTrainConfig
 
 
+@pytest.mark.slow
 def test_identity_is_that_of_the_data_and_not_of_its_place(tmp_path):
     write_folder(tmp_path / "pets")
     first = looked_up("images", tmp_path / "pets")
@@ -139,6 +143,7 @@ def test_identity_is_that_of_the_data_and_not_of_its_place(tmp_path):
     assert run_name(looked_up("images", tmp_path / "moved" / "pets")) != run_name(first)
 
 
+@pytest.mark.slow
 def test_other_labels_of_files_as_large_are_other_data(tmp_path):
     names = []
     for labels in (["a", "b"] * 20, ["b", "a"] * 20):
@@ -234,6 +239,7 @@ def test_usual_side_is_the_shorter_one_of_the_most_frequent_size():
     assert usual_side([image.shape[1::-1] for image in noise(3, (9, 7))]) == 7
 
 
+@pytest.mark.slow
 def test_length_and_vocabulary_grow_with_the_texts():
     assert usual_length(["x" * 40] * 9 + ["x" * 100_000]) == 64
     assert usual_length(["x" * 700]) == 192

@@ -47,6 +47,7 @@ def test_one_folder_is_split_without_a_row_in_two_parts(tmp_path):
     assert data.class_names == NAMES
 
 
+@pytest.mark.slow
 def test_other_split_seed_holds_out_other_rows(tmp_path):
     folder = write_folder(tmp_path / "pets", 40)
     tests = [
@@ -60,6 +61,7 @@ def test_other_split_seed_holds_out_other_rows(tmp_path):
     assert tests[0] == tests[1] != tests[2]
 
 
+@pytest.mark.slow
 def test_splits_of_the_data_are_used_as_they_are(tmp_path):
     for number, split in enumerate(("train", "valid", "test")):
         write_folder(tmp_path / split, 10 + number, seed=number)
@@ -68,6 +70,7 @@ def test_splits_of_the_data_are_used_as_they_are(tmp_path):
     assert data.test_dataloader().num_samples == 36
 
 
+@pytest.mark.slow
 def test_limit_is_of_each_split_and_decodes_no_more(tmp_path, monkeypatch):
     decoded, real = [], pixels.decoded_pixels
     monkeypatch.setattr(
@@ -85,6 +88,7 @@ def test_limit_is_of_each_split_and_decodes_no_more(tmp_path, monkeypatch):
     assert len(decoded) == 2, "from the cache"
 
 
+@pytest.mark.slow
 def test_images_are_resized_to_one_size(tmp_path):
     write_folder(tmp_path / "pets", 20, ("a", "b"), size=(16, 16))
     write_folder(tmp_path / "pets", 5, ("c",), size=(50, 30))
@@ -184,6 +188,7 @@ def test_texts_of_a_file_are_split_and_keep_their_classes(tmp_path, make):
     assert set(labels.tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_empty_texts_are_refused_or_left_out(tmp_path):
     rows = sentences(60)
     rows["text"][4] = rows["text"][9] = "  "
@@ -223,6 +228,7 @@ def test_masked_language_model_of_own_texts(tmp_path):
     assert data.num_classes == data.config.vocab_size
 
 
+@pytest.mark.slow
 def test_blocks_of_a_subset_are_counted_among_those_of_all_texts(tmp_path):
     for split in ("train", "val", "test"):
         texts = [" ".join(sentences(30)["text"]) for _ in range(40)]
@@ -237,6 +243,7 @@ def test_blocks_of_a_subset_are_counted_among_those_of_all_texts(tmp_path):
     assert every.identity["test_rows_in_all"] == blocks[1]
 
 
+@pytest.mark.slow
 def test_own_images_are_normalised_by_their_statistics(tmp_path):
     file = write_images(tmp_path / "train.parquet", ["a", "b"] * 60)
     data = loaded("images", file, cache=tmp_path / "cache")
