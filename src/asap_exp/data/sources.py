@@ -302,5 +302,5 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(memoryview(tensor.cpu().contiguous().numpy()))  # no copy
+        digest.update(tensor.cpu().contiguous().numpy().data)  # no copy
     return digest.hexdigest()
