@@ -81,6 +81,10 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         """Number of rows of each complete split."""
         return self.dataset.rows
 
+    def samples_in_all(self, split: str) -> int:
+        """Return the number of samples of a complete split."""
+        return self.rows_in_all[split]
+
     @property
     def limit(self) -> Limit:
         """Limit on the rows of each split."""
@@ -203,7 +207,7 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         self.identity |= {
             "test_sha256": rows.fingerprint(),
             "test_rows": min(samples.rows, max_rows or samples.rows),
-            "test_rows_in_all": samples.rows if complete else self.rows_in_all["test"],
+            "test_rows_in_all": samples.rows if complete else self.samples_in_all("test"),
         }
         loader = self.plain_loader(samples, self.batch_size)
         return loader if max_rows is None else loader.first(max_rows)

@@ -86,6 +86,15 @@ class TextDataModule(TaskDataModule[Texts]):
             return pooled(train, test, split, seed=self.config.split_seed)
         return load_texts(self.dataset, split, *where)
 
+    def samples_in_all(self, split: str) -> int:
+        rows = super().samples_in_all(split)
+        if self.config.layout != "blocks" or self.config.limit is None:
+            return rows
+        # The number of blocks depends on all texts. Of a catalogued split not all may be there.
+        raw = self.whole(split)
+        count = self.arranged(self._encoded(raw)).rows
+        return count if len(raw.texts) == rows else max(count, rows)
+
     @property
     def limit(self) -> Limit:
         return super().limit._replace(one_text=self.dataset.joined)
@@ -122,9 +131,13 @@ class TextDataModule(TaskDataModule[Texts]):
         return self.tokenizer.get_vocab_size() + SPECIAL_TOKENS
 
     def load(self, split: str) -> Texts:
-        raw, cache = self.raw(split), cache_dir(self.config.cache)
+        raw = self.raw(split)
         if split == "train":
             self.class_names = raw.names
+        return self._encoded(raw)
+
+    def _encoded(self, raw: RawTexts) -> Texts:
+        cache = cache_dir(self.config.cache)
         return cached_encoding(self.tokenizer, raw.texts, raw.labels, raw.source, raw.sha256, cache)
 
     def check(self, split: str) -> None:

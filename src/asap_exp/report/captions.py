@@ -18,7 +18,7 @@ def record_title(record: EvaluationRecord) -> str:
     n, half_steps = training.tokens, training.attention.half_steps
     compiled = len(record.artifact.layers)
     parts = [
-        f"{record.data} (subset)" if record.is_subset else record.data,
+        record.data_title,
         record.trained_for.title,
         f"n ≤ {training.data.max_length}" if n is None else f"n = {n}",
         "" if half_steps is None else f"Sinkformer of {half_steps} half-steps",

@@ -38,7 +38,7 @@ def summary(groups: Sequence[Group]) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.tick_params(labelsize=9)
     record = chosen[0].first
-    norm = f"{record.data} {'with' if record.qk_norm else 'without'} qk_norm"
+    norm = f"{record.data_title} {'with' if record.qk_norm else 'without'} qk_norm"
     grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
     words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
     figure.supxlabel(words, fontsize=10)
@@ -60,6 +60,7 @@ def lengths(groups: Sequence[Group]) -> list[Group]:
         record = group.first
         usual = record.all_layers and record.corruption is None
         if has_maps(group) and usual and headline(group).asap["model_speedup"] is not None:
-            families.setdefault((record.data, record.qk_norm, group.published), []).append(group)
+            family = record.data_title, record.qk_norm, group.published
+            families.setdefault(family, []).append(group)
     best = max(families.values(), key=len, default=[])
     return sorted(best, key=lambda group: group.first.training.tokens or 0)

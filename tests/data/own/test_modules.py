@@ -223,6 +223,20 @@ def test_masked_language_model_of_own_texts(tmp_path):
     assert data.num_classes == data.config.vocab_size
 
 
+def test_blocks_of_a_subset_are_counted_among_those_of_all_texts(tmp_path):
+    for split in ("train", "val", "test"):
+        texts = [" ".join(sentences(30)["text"]) for _ in range(40)]
+        write_csv(tmp_path / f"{split}.csv", text=texts)
+    few, every = (
+        loaded("texts_mlm", tmp_path, "data.max_length=32", *limit, cache=tmp_path / "cache")
+        for limit in (["data.limit=20"], [])
+    )
+    blocks = [data.test_dataloader().num_samples for data in (few, every)]
+    assert 40 < blocks[0] < blocks[1], "more than there are texts"
+    assert (few.identity["test_rows"], few.identity["test_rows_in_all"]) == (blocks[0], blocks[1])
+    assert every.identity["test_rows_in_all"] == blocks[1]
+
+
 def test_own_images_are_normalised_by_their_statistics(tmp_path):
     file = write_images(tmp_path / "train.parquet", ["a", "b"] * 60)
     data = loaded("images", file, cache=tmp_path / "cache")

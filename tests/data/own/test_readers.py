@@ -4,13 +4,14 @@ import gzip
 import json
 import urllib.request
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from asap_exp.core.errors import DataNotFound, UserError
-from asap_exp.data import parquet
+from asap_exp.data import hub, parquet
 from asap_exp.data.own.readers import open_own
 from asap_exp.data.own.text_files import read_table
 from tests.data.own.made import sentences, write_csv, write_folder, write_images, write_json_lines
@@ -187,6 +188,24 @@ def test_name_on_the_hub_is_read_from_the_copy_of_an_earlier_run(tmp_path, no_ne
     ]
     (part,) = reader.read("validation", ["text"], np.array([4]))
     assert part.place(0) == "row 4 (counted from 0) of Hugging Face hub, somebody/news"
+
+
+def test_name_on_the_hub_is_fetched_where_that_is_reachable(tmp_path, monkeypatch):
+    asked, real = [], datasets.load_dataset
+    for split in ("train", "test"):
+        pq.write_table(pa.table(sentences(12)), tmp_path / f"{split}.parquet")
+
+    def load(*name: str, split: str, cache_dir: str, **options: str):
+        asked.append((name, split))
+        return real("parquet", data_files=str(tmp_path / f"{split}.parquet"), split="train")
+
+    monkeypatch.setattr(hub, "require_reachable", lambda url: None)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *name: ["train", "test"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    reader = open_own("somebody/news", None, tmp_path / "cache", "english", "texts")
+    assert (reader.splits, reader.count("test")) == (("train", "test"), 12)
+    assert asked == [(("somebody/news", "english"), split) for split in ("train", "test")]
+    assert reader.source == "Hugging Face hub, somebody/news english"
 
 
 def test_name_that_the_hub_does_not_answer_is_not_found(tmp_path, no_network):

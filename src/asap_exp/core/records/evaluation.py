@@ -173,6 +173,11 @@ class EvaluationRecord:
         return self.trained_on.is_subset or not self.test.whole
 
     @property
+    def data_title(self) -> str:
+        """Name of the data set; a subset is called one."""
+        return f"{self.data} (subset)" if self.is_subset else self.data
+
+    @property
     def all_layers(self) -> bool:
         """True if every layer was compiled."""
         return len(self.artifact.layers) == self.num_layers

@@ -117,8 +117,10 @@ def looked_at_texts(splits: TextSplits, tree: dict[str, Any]) -> list[str]:
         data["max_length"] = usual_length(texts)
     if data["vocab_size"] is None:
         data["vocab_size"] = vocabulary(texts)
+    empty = sum(splits.count_empty(split) for split in splits.reader.splits)
     return [
         *lines,
+        *([f"  {empty:,} empty texts are left out (data.drop_empty)"] if empty else []),
         f"  texts: column {data['text_column']} (data.text_column), up to {data['max_length']} "
         f"tokens (data.max_length) out of at most {data['vocab_size']} (data.vocab_size)",
     ]

@@ -32,6 +32,10 @@ class TextSplits(OwnSplits):
     def given_column(self) -> str | None:
         return self.config.text_column
 
+    def count_empty(self, where: str) -> int:
+        """Return the number of texts that are left out of a split that the data has."""
+        return len(self.texts(where)) - len(self.usable(where))
+
     def split_texts(self, split: str) -> list[str]:
         """Return the texts of a split."""
         where, numbers = self.rows(split)

@@ -21,13 +21,13 @@ class OwnTextDataModule(OwnDataModule, TextDataModule):
         self.own = TextSplits(config, self.dataset.trained_names)
         self.trained = folder is not None
 
-    def raw(self, split: str) -> RawTexts:
-        if split not in self._raw:
-            where, numbers = self.own_rows(split)
-            self._raw[split] = RawTexts(
-                self.own.split_texts(split),
-                self.own.labels(where)[numbers].tolist(),
-                self.own.reader.source,
-                self.own.names,
-            )
-        return self._raw[split]
+    def whole(self, split: str) -> RawTexts:
+        self.own_rows(split)
+        where, numbers = self.own.whole(split)
+        texts = self.own.texts(where)
+        return RawTexts(
+            [texts[number] for number in numbers],
+            self.own.labels(where)[numbers].tolist(),
+            self.own.reader.source,
+            self.own.names,
+        )
