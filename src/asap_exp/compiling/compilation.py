@@ -76,10 +76,10 @@ def compile(
     "reference" on a GPU.
 
     The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
-    and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings of the steps by name, for example
-    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
-    samples: pass several thousand. A layer that runs more than once in a forward pass is fitted to
-    all its calls. The function also works under `no_grad`.
+    and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
+    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
+    `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
+    once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
 
     With `progress` it shows, on stderr, what it does and how close each layer came.
 
