@@ -64,9 +64,9 @@ def test_nothing_is_imported_before_the_stage_is_known() -> None:
 
 
 def test_unknown_stage_is_refused_with_the_nearest(folder: Path) -> None:
-    done = run(folder, "asap-exp", "trian", "task=digits")
+    done = run(folder, "asap-exp", "trainn", "task=digits")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trian is no stage. Did you mean train? Choose one of")
+    assert done.stderr.startswith("error: trainn is no stage. Did you mean train? Choose one of")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_newcomer_k9_shell_completes_after_one_line(folder: Path) -> None:
     script = """
 eval "$(asap-exp -sc install=bash)"
 complete -p asap-exp
-COMP_LINE="asap-exp train task=im" COMP_POINT=22 COMP_CWORD=2
+COMP_LINE="asap-exp train task=imd" COMP_POINT=23 COMP_CWORD=2
 hydra_bash_completion
 printf '%s\\n' "${COMPREPLY[@]}"
 """

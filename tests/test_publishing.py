@@ -1,7 +1,6 @@
 """Published results and one's own: no stage touches what is published, and publishing refuses."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from asap_exp.core.config import PathsConfig
+from asap_exp.core.config import PathsConfig, ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmarks import report_benchmarks
 from asap_exp.report.published import MARK, own_folder
 from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.records import published, typed, typed_benchmark, with_test_rows, write_sealed_record
-from tests.stages import BENCHMARK, CALIBRATION, EVALUATION, TINY, run_report
+from tests.stages import CALIBRATION, EVALUATION, TINY, run_benchmark, run_report
 from tests.test_scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,6 @@ SMALL = {
     "train": [*TINY, "recipe.epochs=2"],
     "distill": CALIBRATION,
     "evaluate": EVALUATION,
-    "benchmark": BENCHMARK,
     "report": [],
 }
 
@@ -76,10 +75,8 @@ def test_stages_demo_and_reproduce_leave_the_published_results_alone(
     small(script("reproduce"), monkeypatch).main()
     monkeypatch.setattr(sys, "argv", ["x"])
     small(script("demo"), monkeypatch).main()
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    for stage in ("benchmark", "report"):
-        command = [sys.executable, "-m", f"asap_exp.{stage}", *SMALL[stage]]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_benchmark(Path("results"))
+    run_report_stage(composed("report", [], ReportConfig))
     assert git("status", "--porcelain") == ""
     report = clone / "results" / "report"
     for name in ("tables.md", "tables.csv", "benchmark.md", "benchmark.csv", "index.html"):

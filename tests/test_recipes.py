@@ -22,8 +22,6 @@ BLOCK = re.compile(r"^```(python|yaml|diff) title=\"(\S+)\"\n(.*?)^```$", re.DOT
 MOST_FILES = {"How do I add a feature of the map?": 4}
 """Of code and YAML, per recipe; 3 for the others."""
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass
 class Block:
@@ -133,6 +131,7 @@ def test_recipe_touches_few_files(heading: str) -> None:
     assert f"(#{re.sub(r'[^a-z ]', '', heading.lower()).replace(' ', '-')})" in PAGE
 
 
+@pytest.mark.slow
 def test_task(run: Callable[[str], str]) -> None:
     printed = run(stage("train", "task=cifar10", "model.depth=2", "--cfg", "job"))
     assert "name: cifar10\n" in printed
@@ -153,6 +152,7 @@ FASHION = ImageDataset(
 )
 
 
+@pytest.mark.slow
 def test_data_set_and_attention(run: Callable[[str], str], tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     pixels = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
@@ -171,6 +171,7 @@ def test_data_set_and_attention(run: Callable[[str], str], tmp_path: Path) -> No
     assert "eps: 0.25" in config.read_text()
 
 
+@pytest.mark.slow
 def test_calibration_step(run: Callable[[str], str]) -> None:
     printed = run(
         """
@@ -200,6 +201,7 @@ for path in ("first.weight", "second.weight"):
     assert factors != {1.0}
 
 
+@pytest.mark.slow
 def test_feature_of_the_map(run: Callable[[str], str], tmp_path: Path) -> None:
     printed = run(
         f"""
@@ -230,6 +232,7 @@ print(torch.equal(loaded(tokens(9)), compiled(tokens(9))))
     ]
 
 
+@pytest.mark.slow
 def test_column(run: Callable[[str], str]) -> None:
     records = ROOT / "results/records"
     printed = run(
@@ -257,6 +260,7 @@ print(tables_markdown(grouped([dataclasses.replace(record, rows=rows)])))
     assert teacher.split("|")[place].strip() == "62.5"
 
 
+@pytest.mark.slow
 def test_kernel(run: Callable[[str], str]) -> None:
     printed = run(
         """

@@ -16,7 +16,7 @@ KEYS_ABSENT = torch.arange(M) >= torch.tensor([7, 3, 5])[:, None]
 ABSENT = torch.arange(N) >= torch.tensor([5, 2, 4])[:, None]
 
 
-def attention(**options: Any) -> nn.MultiheadAttention:
+def attention(**options: Any) -> nn.Module:
     return randomised(nn.MultiheadAttention(DIM, HEADS, **{"batch_first": True, **options}))
 
 

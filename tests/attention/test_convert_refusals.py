@@ -208,9 +208,10 @@ def test_wrong_arguments_are_refused_before_anything_is_done(
 
 
 def test_graphs_are_refused(vit: nn.Module) -> None:
+    compiled: Any = torch.compile(vit)
     with pytest.raises(UserError, match=r"convert\(model\._orig_mod\)"):
-        asap_exp.convert(torch.compile(vit))
-    script = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
+        asap_exp.convert(compiled)
+    script: Any = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
     with pytest.raises(UserError, match="TorchScript"):
         asap_exp.convert(script)
 

@@ -102,6 +102,7 @@ def test_masks_mean_what_they_do_in_timm_with_softmax_alone(name):
     own = TimmAttention(DIM, HEADS, qkv_bias=True)
     own.load_state_dict(layer.state_dict())
     assert_close(layer(x, **arguments), own(x, **arguments))
+    assert isinstance(layer.attend, SoftmaxAttention)
     plan = layer.attend.plan(*qk(layer, x), bias=bias_of(**arguments))
     v = layer.qkv(x).unflatten(-1, (3, HEADS, DIM // HEADS))[..., 2, :, :].transpose(1, 2)
     assert_close(layer.proj((plan @ v).transpose(1, 2).flatten(2)), own(x, **arguments))

@@ -29,8 +29,6 @@ from asap_exp.core.errors import UserError
 from asap_exp.ops import sinkhorn_attention
 from asap_exp.ops.backend import INTERPRETED
 
-pytestmark = pytest.mark.slow
-
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
 NAMES = ("flash", "sinkhorn_3", "sinkhorn_eager_3", "closure", "asap_2", "asap_2_refine_1")
@@ -54,6 +52,7 @@ def cell(method: Method, data: Inputs) -> dict[str, Any]:
     return measure({"flash": flash, "it": method}, data, rounds=3, cuda_graph=False)["it"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("train", [False, True])
 def test_every_method_is_right_and_timed(train: bool, dtype: torch.dtype) -> None:
@@ -74,6 +73,7 @@ PASSES = ("closure_flex", "attention_pass", "attention_pass_flex")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="kernels take tensors of the CPU there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=interpreted)])
 def test_passes_of_the_closure_by_themselves_are_right(backend: str) -> None:
     setting = Setting(SHAPE, torch.device("cpu"), backend, seed=0)
@@ -86,6 +86,7 @@ def test_passes_of_the_closure_by_themselves_are_right(backend: str) -> None:
     assert measured["attention_pass_flex"]["routes"] == []
 
 
+@pytest.mark.slow
 @interpreted
 def test_cell_names_the_routes_of_its_kernels() -> None:
     fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
@@ -94,6 +95,7 @@ def test_cell_names_the_routes_of_its_kernels() -> None:
     assert found["routes"] == [f"sinkhorn: {registers}", f"sinkhorn_backward: {registers}"]
 
 
+@pytest.mark.slow
 @interpreted
 def test_pass_without_a_gradient_is_unavailable_in_training() -> None:
     fused = Setting(SHAPE, torch.device("cpu"), "triton", seed=0)
@@ -103,6 +105,7 @@ def test_pass_without_a_gradient_is_unavailable_in_training() -> None:
         assert "gradient" in refused["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_gate_of_one_head_is_that_of_all(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference of one head agrees with that of all; a wrong last head is found."""
@@ -165,6 +168,7 @@ def test_wrong_gradient_is_wrong_where_it_is_timed() -> None:
     assert wrong["gate_errors"]["dq"] < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried much"), ValueError("CUDA\nno")]
 )
@@ -193,6 +197,7 @@ def fits(samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return attend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "measured"), [(1, 1), (2, 2), (3, 2), (5, 5)])
 def test_method_that_needs_too_much_memory_is_measured_on_fewer_samples(
     samples: int, measured: int, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +216,7 @@ def test_method_that_needs_too_much_memory_is_measured_on_fewer_samples(
     assert found["ratio"] == found["ms"]["median"]
 
 
+@pytest.mark.slow
 def test_method_that_takes_too_long_is_measured_on_fewer_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,6 +240,7 @@ def test_reference_for_which_memory_does_not_suffice_is_an_error_of_the_whole_ba
     assert (broken["status"], broken["batch_measured"]) == ("error", 3)
 
 
+@pytest.mark.slow
 def test_method_for_which_memory_never_suffices_is_an_error() -> None:
     broken = cell(softmax(fits(0)), inputs())
     assert (broken["status"], broken["batch_measured"]) == ("error", 1)
@@ -252,6 +259,7 @@ def test_method_that_breaks_while_it_is_timed_is_an_error() -> None:
     assert (broken["status"], broken["message"]) == ("error", "RuntimeError: too late")
 
 
+@pytest.mark.slow
 def test_backend_that_cannot_run_is_unavailable_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -264,6 +272,7 @@ def test_backend_that_cannot_run_is_unavailable_with_the_reason(
         assert "not on a CUDA device" in refused["message"]
 
 
+@pytest.mark.slow
 def test_method_without_a_gradient_is_unavailable_in_training() -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return softmax_attention(q, k, v).detach()
@@ -271,6 +280,7 @@ def test_method_without_a_gradient_is_unavailable_in_training() -> None:
     assert cell(softmax(attend), inputs(train=True))["message"] == "it has no gradient"
 
 
+@pytest.mark.slow
 def test_fastest_operator_that_runs_is_the_method() -> None:
     def slow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for _ in range(50):

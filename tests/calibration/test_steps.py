@@ -112,6 +112,9 @@ def test_records_hold_the_settings_of_any_step_that_was_taken() -> None:
     read = from_json(CalibrationRecipe, given, Path("file"))
     assert read.settings["new"].updates == 3
     assert to_json(read, exclude_none=True) == given
+    given = recipe(steps=["ridge", "own"], own={"factor": 0.5, "word": "half", "updates": 0})
+    read = from_json(CalibrationRecipe, given, Path("file"))
+    assert to_json(read, exclude_none=True) == given
 
 
 def test_records_hold_any_feature_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -594,6 +594,7 @@ def test_budget_refuses_calibrations_in_which_layers_depend_on_each_other(name):
     assert f"calibration={name} fits layers by one another" in words
 
 
+@pytest.mark.slow
 def test_calibrations_differ_in_what_their_names_say():
     calibrations = {
         name: composed("distill", f"calibration={name}").calibration

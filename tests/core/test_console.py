@@ -1,5 +1,6 @@
 """What the library prints: where it goes, how a table or a path looks, prefixes of jobs."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -36,6 +37,19 @@ def test_text_is_printed_as_it_stands_and_the_rest_with_its_kind(capsys):
     out, err = capsys.readouterr()
     assert out == "100 % of it, {x}\n"
     assert err == "warning: a warning\nerror: a mistake\n"
+
+
+@pytest.mark.parametrize("no_colour", ["", "1"])
+def test_newcomer_k8_kind_of_a_message_is_coloured_on_a_terminal(monkeypatch, no_colour):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    fail("a mistake")
+    red = "error: " if no_colour else "\033[31merror: \033[0m"
+    assert terminal.getvalue() == f"{red}a mistake\n"
 
 
 def test_debug_output_is_printed_if_asked_for(capsys, quiet_again):

@@ -105,6 +105,12 @@ def test_option_that_no_configuration_can_hold_is_refused(forget, tmp_path):
     assert "the option sizes of the attention tempered must be a number" in str(refusal(*OWN))
 
 
+def test_option_without_a_type_is_refused(forget, tmp_path):
+    text = TEMPERED.replace("label: str | None = None", "label=None")
+    (tmp_path / "own_tempered.py").write_text(text)
+    assert "the option label of the attention tempered must be" in str(refusal(*OWN))
+
+
 def test_name_of_another_attention_is_refused(forget, tmp_path):
     (tmp_path / "own_tempered.py").write_text(TEMPERED.replace('"tempered"', '"sinkhorn"'))
     message = str(refusal("task=digits", "attention._module=own_tempered"))

@@ -342,9 +342,9 @@ def test_bugs_f19_images_of_another_size_are_resized(cifar, size):
 
 
 def test_reliability_f14_size_beyond_the_memory_is_refused(loaded, monkeypatch):
-    monkeypatch.setattr(memory_check.os, "sysconf", {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 3 * 4096)
     module("data.image_size=6")
-    with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples .*GiB"):
+    with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples of .*MiB"):
         module("data.image_size=7", "model.patch_size=7")
 
 

@@ -118,6 +118,7 @@ def test_nothing_fits_where_the_fastest_does_not() -> None:
 SHARES = st.floats(0.01, 1.0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=6), st.sets(st.integers(0, 5)))
 def test_search_in_one_layer_equals_brute_force(pairs: list, holding: set[int]) -> None:
     """Whatever it is that holds; the search is greedy, so of many layers this is not so."""

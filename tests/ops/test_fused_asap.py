@@ -183,6 +183,7 @@ def test_empty_batch():
     assert ASAP(inputs, backend="triton")[0].shape == (0, 2, 5, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trained", ["q", "v", "theta", "weight", "query_weight", "adaptive_weight", "logit_weight"]
 )
@@ -221,6 +222,7 @@ def test_compiled_without_a_graph_break():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heads")
 @pytest.mark.parametrize("refine", [0, 1])
 @pytest.mark.parametrize("mask", [None, [[False] * 4 + [True]]])

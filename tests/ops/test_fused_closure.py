@@ -39,6 +39,7 @@ def launches():
         yield Count(taken, "keys and values in registers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
 @pytest.mark.parametrize(
     "lengths", [(129, 129), (197, 197), (256, 256), (140, 20), (20, 140)], ids=str

@@ -58,6 +58,7 @@ if GPU:
     LENGTHS += [(1000, 200), (129, 1025)]
 
 
+@pytest.mark.slow
 @pairs_of(lengths=LENGTHS, size=SIZES, kernels=KERNELS)
 def test_teacher(lengths, size, kernels):
     queries, keys = lengths
@@ -89,6 +90,7 @@ def test_scalings_that_go_on_moving(kernels):
     assert_as_good_as_the_reference(TEACHER, replace(inputs, q=q, k=k), num_iters=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iters", [2, 5, 6, 9])
 def test_any_number_of_updates(num_iters, kernels):
     inputs = inputs_for(4.0, queries=20)

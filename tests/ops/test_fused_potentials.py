@@ -117,6 +117,7 @@ def test_dual_without_query_weight(dtype):
     assert_close(f_hat, reference_dual(*arguments, None, None, None, **OPTIONS), dtype)
 
 
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize(("slices", "head_dim"), [(1, 3), (2, 8), (5, 17), (17, 16)])
 def test_any_number_of_slices_and_channels(slices, head_dim, dtype):
@@ -163,6 +164,7 @@ SORTS = {
 }
 
 
+@pytest.mark.slow
 @pairs_of(mask=MASKS, names=SORTS, dtype=tuple(TOLERANCE))
 def test_padded_tokens_are_zero_and_change_nothing(mask, names, dtype):
     mask = torch.tensor(mask, device=DEVICE)
@@ -234,6 +236,7 @@ def test_no_samples():
     assert phi.shape == (0, 1, 3, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, torch.tensor([[False] * 4 + [True]])])
 def test_operators_are_well_formed_for_the_compiler(mask):
     inputs = inputs_of(5, torch.float32)

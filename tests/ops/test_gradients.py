@@ -39,6 +39,7 @@ def test_gradients_are_those_of_finite_differences(operator, keys):
     assert gradcheck(operator, inputs, **options)
 
 
+@pytest.mark.slow
 @every_operator
 def test_gradients_with_padding_are_those_of_finite_differences(operator):
     inputs = make_inputs(batch=2, heads=2, queries=3, head_dim=2, value_dim=2, slices=2)

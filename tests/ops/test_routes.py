@@ -143,6 +143,7 @@ EXPLAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["separate operators", "updates, then closure"]])
 @pytest.mark.parametrize("operator", EXPLAINED)
 def test_explained_is_what_runs(operator, names):

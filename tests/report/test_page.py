@@ -14,7 +14,8 @@ from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.page import html_page
-from asap_exp.report.page_tables import methods_table, result_table, verdict
+from asap_exp.report.page_tables import in_words, methods_table, result_table
+from asap_exp.report.verdict import verdict
 from tests.records import published, typed, with_seed
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -73,8 +74,9 @@ def test_result_comes_first_and_marks_the_better_of_asap_and_its_rival() -> None
     place = titles.index("model speed-up")
     speeds = [line.cells[place].value or 0.0 for line in table.bodies[0].lines]
     assert speeds == sorted(speeds, reverse=True)
-    counts = [int(count) for count in re.findall(r"\d+", verdict(groups))]
+    counts = [int(count) for count in re.findall(r"\d+", in_words(groups))]
     assert counts[0] == len(groups) == sum(counts[1:])
+    assert in_words(groups[:1]) == " ".join(verdict(groups[0]))
 
 
 def test_methods_are_in_order_of_speed_and_a_map_is_the_mean_over_its_seeds() -> None:

@@ -13,7 +13,7 @@ from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import FURTHER_FEATURES
 from asap_exp.calibration.steps import STEPS, with_settings
-from asap_exp.core.errors import UserError, check_choice
+from asap_exp.core.errors import UserError, check_choice, check_range
 
 PREFIX = "calibration."
 SINKHORN = (
@@ -63,10 +63,12 @@ def check_switches(**given: Any) -> None:
             raise UserError(f"{name}={value!r} has the wrong type; it must be True or False")
 
 
-def check_numbers(**given: Any) -> None:
+def check_shares(**given: Any) -> None:
+    """Raise UserError unless each is a number, and `holdout` a share."""
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise UserError(f"{name}={value!r} has the wrong type; it must be a number")
+    check_range("holdout", given["holdout"], above=0, below=1)
 
 
 def check_steps(steps: Any) -> None:

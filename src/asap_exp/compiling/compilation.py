@@ -14,7 +14,7 @@ from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.batches import call, content_hash, num_samples, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import calibration_schema
+from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.compiling.arguments import (
@@ -22,7 +22,7 @@ from asap_exp.compiling.arguments import (
     check_has_weights,
     check_loader,
     check_more,
-    check_numbers,
+    check_shares,
     check_steps,
     check_switches,
     check_whole_numbers,
@@ -54,7 +54,7 @@ def compile(
     sequential: bool = False,
     ridge: float = 1e-6,
     layers: Sequence[str] | None = None,
-    samples: int = 1280,
+    samples: int = 512,
     holdout: float = 0.2,
     memory_mib: int = 4096,
     precision: str = "32-true",
@@ -75,29 +75,24 @@ def compile(
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export` can trace
     "reference" on a GPU.
 
-    The default is a regression, which takes seconds. `steps=("ridge", "learned_slices")` takes
-    minutes on a CPU and comes closer where plans are far from uniform. The other keywords are the
-    keys of conf/distill/calibration/; `more` are the settings of the steps by name, for example
-    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
-    samples: pass several thousand. A layer that runs more than once in a forward pass is fitted to
-    all its calls. The function also works under `no_grad`.
+    The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
+    and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
+    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
+    `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
+    once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
 
     With `progress` it shows, on stderr, what it does and how close each layer came.
 
     Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
     or queries and keys are not finite on one of them.
     """
-    settings: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "slices": slices,
         "candidates": candidates,
         "refine": refine,
         "memory_mib": memory_mib,
         "seed": seed,
     }
-    check_loader(loader)
-    check_whole_numbers(samples=samples, **settings)
-    check_steps(steps)
-    check_more(more, steps)
     switches = {
         "query_features": query_features,
         "adaptive": adaptive,
@@ -105,9 +100,12 @@ def compile(
         "relaxed": relaxed,
         "sequential": sequential,
     }
+    check_loader(loader)
+    check_whole_numbers(samples=samples, **numbers)
+    check_steps(steps)
+    check_more(more, steps)
     check_switches(progress=progress, **switches)
-    check_numbers(holdout=holdout, ridge=ridge)
-    check_range("holdout", holdout, above=0, below=1)
+    check_shares(holdout=holdout, ridge=ridge)
     check_range("samples", samples, minimum=2)
     check_choice("precision", precision, PRECISIONS)
     check_choice("backend", backend, BACKENDS)
@@ -116,19 +114,13 @@ def compile(
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
-    with in_words_of_arguments():
-        schema = calibration_schema()
-        config = schema(
-            name="sequential" if sequential else ([*steps] or ["ridge"])[-1],
-            steps=list(steps),
-            ridge=ridge,
-            samples=sum(map(num_samples, fit)),
-            holdout=sum(map(num_samples, held_out)),
-            batch_size=max(map(num_samples, batches)),
-            **(settings | {"candidates": max(candidates, slices)} | switches | more),
-        )
-        check_fields(schema, asdict(config), PREFIX)
+    keys = numbers | switches | more
+    config = configured(fit, held_out, keys | {"steps": list(steps), "ridge": ridge})
     shown = Progress(shown=progress)
+    shown.line(
+        f"Compiling {len(paths)} layers: {', '.join(steps)} on {config.samples} samples, "
+        f"{config.holdout} to check on"
+    )
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     data = CalibrationData(compiled, fit, held_out, config, precision, forward, shown)
     result = calibrate(data, paths)
@@ -144,3 +136,23 @@ def compile(
         shown.line(line)
     remember(compiled, make_artifact(result.maps, result.controls, identity), backend)
     return compiled
+
+
+def configured(
+    fit: Sequence[Any], held_out: Sequence[Any], keys: dict[str, Any]
+) -> CalibrationConfig:
+    """Return the configuration of a calibration; UserError for a value that is not allowed."""
+    steps = keys["steps"] or ["ridge"]
+    with in_words_of_arguments():
+        config = CalibrationConfig(
+            **{
+                **keys,
+                "name": "sequential" if keys["sequential"] else steps[-1],
+                "candidates": max(keys["candidates"], keys["slices"]),
+                "samples": sum(map(num_samples, fit)),
+                "holdout": sum(map(num_samples, held_out)),
+                "batch_size": max(map(num_samples, [*fit, *held_out])),
+            }
+        )
+        check_fields(CalibrationConfig, asdict(config), PREFIX)
+    return config

@@ -12,6 +12,7 @@ from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
+from asap_exp.core.console import fail
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 
@@ -41,10 +42,10 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
                 stop.obey()  # a library may have turned the signal into an error
                 raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        fail(str(error))
         status = 2
     except Interrupted as stop:
-        print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
+        fail(f"{stop}; the same command goes on from what was saved")
         status = stop.exit_status
     except Exception as error:
         traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))

@@ -91,7 +91,7 @@ def option_of(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
     kinds = typing.get_args(kind) if union else (kind,)
     if not set(kinds) <= {*SCALARS, types.NoneType} or kinds == (types.NoneType,):
         kinds = (type(parameter.default),)
-    if not set(kinds) <= {*SCALARS, types.NoneType}:
+    if not set(kinds) <= {*SCALARS, types.NoneType} or not set(kinds) & set(SCALARS):
         raise UserError(
             f"the option {parameter.name} of the attention {name} must be a number, a text, true "
             "or false: give it such a type or default, since a configuration holds nothing else"

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from asap_exp.core import plugins
+from asap_exp.core import plugins, targets
 from asap_exp.core.attention_options import check_attention
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import OWN_SCHEMAS, REQUEST_SCHEMAS, TRAIN_SCHEMAS, TrainConfig
@@ -99,9 +99,11 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
     """Return `config`, composed for this process, as a `schema`; follow the modules that it names.
 
-    UserError names the key, the value and what is allowed.
+    The paths of classes in it are allowed. UserError names the key, the value and what is allowed.
     """
-    return typed(without_modules(config, schema), schema)
+    parsed = typed(without_modules(config, schema), schema)
+    targets.allow(dataclasses.asdict(parsed))  # type: ignore[call-overload]
+    return parsed
 
 
 def without_modules(config: DictConfig, schema: type) -> DictConfig:
@@ -227,6 +229,7 @@ def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None
     for key in config:
         node = config._get_node(key)
         if key not in fields:
-            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields))
+            otherwise = getattr(schema, "otherwise", {})
+            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields), otherwise=otherwise)
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
             check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]

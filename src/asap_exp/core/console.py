@@ -29,6 +29,9 @@ LINE_SECONDS = 5
 
 PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
+COLOURS = {logging.DEBUG: "\033[2m", logging.WARNING: "\033[33m", logging.ERROR: "\033[31m"}
+"""Colours of the prefixes on a terminal: faint, yellow, red."""
+
 LOGGER = logging.getLogger("asap_exp")
 
 
@@ -42,7 +45,10 @@ class Printer(logging.Handler):
             return
         usual = sys.stdout if record.levelno == logging.INFO else sys.stderr
         stream = getattr(record, "stream", usual)
-        print(PREFIXES.get(record.levelno, "") + record.getMessage(), file=stream, flush=True)
+        prefix = PREFIXES.get(record.levelno, "")
+        if prefix and stream.isatty() and not os.environ.get("NO_COLOR"):
+            prefix = f"{COLOURS[record.levelno]}{prefix}\033[0m"
+        print(prefix + record.getMessage(), file=stream, flush=True)
 
 
 PRINTER = Printer(logging.INFO)

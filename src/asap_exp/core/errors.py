@@ -40,7 +40,7 @@ def check_choice(key: str, value: object, allowed: tuple) -> None:
 
 def not_allowed(key: str, value: object, allowed: tuple) -> UserError:
     """Return the UserError for a value that is not one of `allowed`."""
-    close = difflib.get_close_matches(str(value), [str(each) for each in allowed], n=1)
+    close = difflib.get_close_matches(str(value).lower(), [str(each) for each in allowed], n=1)
     choose = f". Did you mean {close[0]}? Choose" if close else "; choose"
     return UserError(
         f"{key}={value} is not allowed{choose} one of {', '.join(map(str, allowed))}",

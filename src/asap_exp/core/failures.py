@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asap_exp.core.console import fail
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 
@@ -97,7 +98,7 @@ def sentences() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as stop:
-        print(f"error: {stop}; the same command goes on from what was saved", file=sys.stderr)
+        fail(f"{stop}; the same command goes on from what was saved")
         sys.exit(stop.exit_status)
     except Exception as error:
         if (sentence := explained(error)) is None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.core.command_line import command
@@ -67,7 +67,7 @@ class Plugin:
 
     kind: Literal["attention", "calibration"]
     name: str
-    module: str
+    module: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
     distribution: str | None
     version: str | None
     sha256: str | None
@@ -80,10 +80,12 @@ class Plugin:
     @property
     def remedy(self) -> str:
         """What makes it known, in words."""
-        named = f"add {self.argument} to the command, if you trust that module"
         if self.distribution is None:
-            return named
-        return f"install {self.distribution} {self.version}, or {named}"
+            return f"add {self.argument} to the command, if you trust that module"
+        return (
+            f"it is of {self.distribution} {self.version}. If you trust that, install it, or add "
+            f"{self.argument} to the command"
+        )
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -11,7 +11,8 @@ import json
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from asap_exp.core.attention_options import UnknownAttention
 from asap_exp.core.composing import load_saved, quoted
-from asap_exp.core.config import PathsConfig, TrainConfig
+from asap_exp.core.config import SAME_RESULTS, PathsConfig, TrainConfig
 from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
@@ -49,13 +50,10 @@ LOCATION_KEYS = (
 """
 
 HARDWARE_KEYS = (
-    "trainer.accelerator",
-    "trainer.compile",
-    "trainer.cpu_threads",
-    "trainer.log_every_n_steps",
+    *(f"trainer.{name}" for name in SAME_RESULTS),
     "callbacks.checkpoint_seconds",
 )
-"""Keys that change how fast a run is computed."""
+"""Keys that change how a run is computed, but not what."""
 
 
 def drop_keys(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -83,11 +81,23 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return `config` as a nested dict, without keys that older runs lack if they are null."""
-    tree = asdict(config)
-    tree = {key: x for key, x in tree.items() if x is not None or key not in ("init_from", "debug")}
-    limited = isinstance(tree.get("data"), dict) and tree["data"].get("limit")
-    return tree if limited else drop_keys(tree, ("data.limit",))
+    """Return `config` as a nested dict; that of a training has no keys that older runs lack.
+
+    A field with a default in its dataclass is younger than the first published runs, which had that
+    value: leaving it out keeps their names and hashes.
+    """
+    return without_defaults(config) if isinstance(config, TrainConfig) else asdict(config)
+
+
+def without_defaults(config: Any) -> dict[str, Any]:
+    """Return a dataclass as a nested dict, without the fields that have their declared default."""
+    tree = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value == (field.default_factory() if callable(field.default_factory) else field.default):
+            continue
+        tree[field.name] = without_defaults(value) if is_dataclass(value) else deepcopy(value)
+    return tree
 
 
 def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:

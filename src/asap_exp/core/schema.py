@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from asap_exp.core.config.fields import Path, Rule
@@ -75,15 +76,34 @@ def check_key(path: str, value: Any, schema: Any) -> None:
                 f"{path}={value}: {parent} is one value and has no keys below it", key=path
             )
         if part not in fields:
-            raise unknown_key(".".join([*parts[:depth], part]), value, tuple(fields), path)
+            otherwise = getattr(schema, "otherwise", {})
+            key = ".".join([*parts[:depth], part])
+            raise unknown_key(key, value, tuple(fields), path, otherwise)
         schema = split(fields[part])[0]
+        if part != FREE_FORM and is_free_form(schema):
+            return
 
 
-def unknown_key(key: str, value: Any, allowed: tuple[str, ...], given: str = "") -> UserError:
-    """Return the UserError for `key`, a part of the `given` key, with the allowed keys."""
+def unknown_key(
+    key: str,
+    value: Any,
+    allowed: tuple[str, ...],
+    given: str = "",
+    otherwise: Mapping[str, str] = types.MappingProxyType({}),
+) -> UserError:
+    """Return the UserError for `key`, a part of the `given` key, with the allowed keys.
+
+    `otherwise` says for some other names what to use instead.
+    """
     parent, _, name = key.rpartition(".")
-    close = difflib.get_close_matches(name, allowed, n=1)
+    if name in otherwise:
+        return UserError(
+            f"{given or key}={value} is refused: {otherwise[name]}", key=key, value=value
+        )
+    close = difflib.get_close_matches(name, (*allowed, *otherwise), n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
+    if close and close[0] in otherwise:
+        hint += f" That is refused: {otherwise[close[0]]}."
     where = f" below {parent}" if parent else ""
     return UserError(
         f"{given or key}={value}: there is no key {name}{where}.{hint} "
@@ -93,6 +113,13 @@ def unknown_key(key: str, value: Any, allowed: tuple[str, ...], given: str = "")
         allowed=allowed,
         hint=close[0] if close else None,
     )
+
+
+def is_free_form(kind: Any) -> bool:
+    """Return True for a group that takes any keys, also if it may be null."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    options = typing.get_args(kind) if union else (kind,)
+    return any(typing.get_origin(option) is dict for option in options)
 
 
 # Types
@@ -106,8 +133,8 @@ def type_name(schema: type, path: str) -> str:
         (kind,) = typing.get_args(kind) or (object,)
     if typing.get_origin(kind) is list:
         return "a list, for example [a,b]"
-    if typing.get_origin(kind) is dict:
-        return "a group of keys"
+    if is_free_form(kind):
+        return "a group of keys, for example {a: 1}"
     if dataclasses.is_dataclass(kind):
         return f"a group of the keys {', '.join(fields_of(kind))}"
     options = [t for t in (typing.get_args(kind) or (kind,)) if t is not type(None)]

@@ -77,6 +77,10 @@ class BatchLoader(ABC):
         """Return a loader of one sample that is small enough to plot."""
         return self.first(1)
 
+    def longest(self) -> tuple[Batch, int]:
+        """Return a batch of the longest sample, and how many of it fill the largest batch."""
+        return next(iter(self.first(1))), min(self.batch_size, self.num_samples)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return the SHA-256 of the samples."""

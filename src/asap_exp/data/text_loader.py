@@ -86,6 +86,13 @@ class TextLoader(BatchLoader):
         )
         return TextLoader(beginning, 1, max_length=length, length_multiple=1, max_tokens=None)
 
+    def longest(self) -> tuple[Batch, int]:
+        row, length = int(np.argmax(self.texts.lengths)), int(self._padded.max())
+        rows = torch.tensor([row], device=self.texts.ids.device)
+        batch = self._assembled(rows, Planned(np.array([row]), length))
+        tokens = max(self._batch_size(each) * each for each in np.unique(self._padded).tolist())
+        return batch, min(-(-tokens // length), self.num_samples)
+
     def fingerprint(self) -> str:
         return self.texts.fingerprint()
 

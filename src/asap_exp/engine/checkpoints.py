@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
 
     The interval matters because an epoch can be shorter than the time to write its weights. When a
     signal asks the training to stop, it saves at once and raises Interrupted: after the current
-    step, with the position in the epoch and the state of every generator; or, after the last step
+    update, with the position in the epoch and the state of every generator; or, after the last step
     of the epoch, once its validation is done.
     """
 
@@ -123,23 +123,35 @@ class LastCheckpoint(Checkpoint):
         self.resumed: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
         self.stop.listen()  # Lightning has just installed its own handler
-        if self.resumed is not None and trainer.fit_loop.restarted_mid_epoch:
+        if self.resumed is None:
+            return
+        # Saved after the last epoch, but stopped before the weights were exported.
+        trainer.should_stop = bool(self.resumed.get("stopped"))
+        if trainer.fit_loop.restarted_mid_epoch:
             # Lightning loses the position if the length of the epoch was queried earlier.
             loader_of(trainer).load_state_dict(self.resumed["place"])
-            pl_module.epoch_losses = list(self.resumed["losses"].to(pl_module.device))
+            if isinstance(pl_module, Classifier):
+                pl_module.epoch_losses = list(self.resumed["losses"].to(pl_module.device))
             set_generator_states(self.resumed["generators"])
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if self.stop.signal is not None and not trainer.is_last_batch:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # so that this epoch is validated too
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.stop.signal is not None and stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
             self.stop.obey()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         due = time.monotonic() - self.saved >= self.seconds
         if last or due or self.stop.signal is not None:
             trainer.save_checkpoint(self.path)
@@ -149,13 +161,13 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        assert isinstance(pl_module, Classifier)
         self.weights, self.epoch = checkpoint["state_dict"], checkpoint["epoch"]
-        losses = torch.stack(pl_module.epoch_losses).cpu()
+        losses = pl_module.epoch_losses if isinstance(pl_module, Classifier) else []
         checkpoint[EPOCH_STATE] = {
             "place": loader_of(trainer).state_dict(),
-            "losses": losses,
+            "losses": torch.stack(losses).cpu() if losses else torch.empty(0),
             "generators": generator_states(),
+            "stopped": trainer.should_stop,
         }
 
     def on_load_checkpoint(

@@ -8,7 +8,8 @@ from torch import nn
 
 from asap_exp.attention import attention_layers, record_inputs
 from asap_exp.attention.diagnostics import column_error, entropy, largest_logit
-from asap_exp.engine.module import Classifier
+from asap_exp.engine.micro_batches import split
+from asap_exp.engine.module import net_of
 
 
 class PlanDiagnostics(L.Callback):
@@ -19,16 +20,17 @@ class PlanDiagnostics(L.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not isinstance(pl_module, Classifier):
+        if trainer.sanity_checking:
             return
         assert trainer.val_dataloaders is not None
-        samples = trainer.val_dataloaders.first(self.samples)
+        micro_batch = getattr(pl_module, "micro_batch", None)
         reports: list[dict[str, float]] = []
         sizes: list[int] = []
-        for inputs, _ in samples:
-            with trainer.precision_plugin.forward_context():
-                reports.append(describe_plans(pl_module.net, inputs))
-            sizes.append(len(inputs))
+        for batch in trainer.val_dataloaders.first(self.samples):
+            for inputs, _, _ in split(batch, micro_batch):
+                with trainer.precision_plugin.forward_context():
+                    reports.append(describe_plans(net_of(pl_module), inputs))
+                sizes.append(len(inputs))
         pl_module.log_dict(merged(reports, sizes), batch_size=sum(sizes))
 
 

@@ -5,28 +5,33 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.optim import param_groups_weight_decay
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-    SequentialLR,
-)
 from torchmetrics.classification import MulticlassAccuracy
 
-from asap_exp.core.config import RecipeConfig, TextRecipeConfig
+from asap_exp.core.config import RecipeConfig
 from asap_exp.core.objectives import CLASSIFICATION, Objective
 from asap_exp.data.loader import Batch, epoch_seed
+from asap_exp.engine.micro_batches import MicroBatch, Part, split
 from asap_exp.engine.nan_check import LossCheck
+from asap_exp.engine.optimisers import build_optimizer, build_schedule
+
+
+def net_of(module: L.LightningModule) -> nn.Module:
+    """Return the network that a module trains."""
+    assert isinstance(module.net, nn.Module)
+    return module.net
 
 
 class Classifier(L.LightningModule):
-    """Training of `net` (inputs to logits `[targets, classes]`) with AdamW, warm-up and a cosine.
+    """Training of `net` (inputs to logits `[targets, classes]`) with the optimiser of `recipe`.
 
     All randomness in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
     interrupted run that resumes at the start of an epoch ends with the same weights.
+
+    A batch passes in parts if `micro_batch` is set: `training_step` returns the loss of the first
+    part, and `backward` computes the others, each weighted by its share of the targets. A subclass
+    that changes `loss_of` alone keeps that.
     """
 
     def __init__(
@@ -45,9 +50,11 @@ class Classifier(L.LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.val_loss = nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.micro_batch: MicroBatch | None = None
         self.epoch_losses: list[Tensor] = []
-        self.steps_done = 0
-        """Steps of this process, without those of earlier attempts."""
+        self._later: list[Part] = []
+        self._losses: list[Tensor] = []
+        self._checks: list[LossCheck] = []
 
     def forward(self, inputs: Any) -> Tensor:
         return self.net(inputs)
@@ -56,12 +63,36 @@ class Classifier(L.LightningModule):
         self.epoch_losses.clear()
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
 
+    def loss_of(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Return the training loss, the mean over the targets."""
+        return self.loss(self.net(inputs), targets)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        inputs, targets = batch
-        loss = self.loss(self.net(inputs), targets)
-        self.loss_check = LossCheck(loss, self.net, inputs, step=self.global_step)
-        self.log_loss(loss.detach())
+        first, *self._later = split(batch, self.micro_batch)
+        self._losses = []
+        return self._part_loss(first)
+
+    def _part_loss(self, part: Part) -> Tensor:
+        """Return the loss of a part, weighted by its share, and queue its check."""
+        loss = self.loss_of(part.inputs, part.targets)
+        self._checks.append(LossCheck(loss, self.net, part.inputs, step=self.global_step))
+        loss = loss if part.share == 1 else loss * part.share
+        self._losses.append(loss.detach())
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add up the gradients of all parts; Lightning calls this after it has cleared the last."""
+        super().backward(loss, *args, **kwargs)
+        precision = self.trainer.precision_plugin
+        while self._later:
+            with precision.forward_context():
+                loss = self._part_loss(self._later.pop(0))
+            loss = loss / self.trainer.accumulate_grad_batches
+            super().backward(precision.pre_backward(loss, self), *args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        if self._losses:  # empty if a subclass has its own training_step
+            self.log_loss(torch.stack(self._losses).sum() if self._losses[1:] else self._losses[0])
 
     def log_loss(self, loss: Tensor) -> None:
         """Log `train/loss_step` every few steps and `train/loss_epoch` at the end of an epoch.
@@ -72,23 +103,24 @@ class Classifier(L.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:
             self.log("train/loss_step", loss)
-        if self.trainer.is_last_batch:
+
+    def on_train_batch_end(self, *_: object) -> None:
+        ends = self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done
+        if self.epoch_losses and ends:
             mean = torch.stack(self.epoch_losses).mean()
             self.log("train/loss_epoch", mean, on_step=False, on_epoch=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         with self.trainer.precision_plugin.forward_context():  # the check may repeat the forward
-            self.loss_check.require_finite()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self.steps_done += 1
+            while self._checks:
+                self._checks.pop(0).require_finite()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        inputs, targets = batch
-        logits = self.net(inputs)
-        self.val_accuracy(logits, targets)
-        self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
-        self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))
+        for inputs, targets, _ in split(batch, self.micro_batch):
+            logits = self.net(inputs)
+            self.val_accuracy(logits, targets)
+            self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
+            self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))
 
     def on_validation_epoch_end(self) -> None:
         if self.objective.is_perplexity:
@@ -96,43 +128,17 @@ class Classifier(L.LightningModule):
             self.log(f"val/{self.objective.metric}", mean_loss.exp())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        recipe = self.recipe
-        groups = param_groups_weight_decay(self.net, weight_decay=recipe.weight_decay)
-        optimizer = adamw(groups, recipe.lr, fused=self.device.type == "cuda")
+        optimizer = build_optimizer(self.net, self.recipe)
         steps = int(self.trainer.estimated_stepping_batches)
-        drop = recipe.lr_drop_epoch if isinstance(recipe, TextRecipeConfig) else None
-        schedule: LRScheduler
-        if drop is None:
-            schedule = warmup_cosine(
-                optimizer,
-                steps=steps,
-                warmup_steps=round(steps * recipe.warmup_epochs / recipe.epochs),
-                final_lr=recipe.lr * recipe.final_lr_ratio,
-            )
-        else:
-            milestone = round(steps * drop / recipe.epochs)
-            schedule = MultiStepLR(optimizer, [milestone], gamma=recipe.final_lr_ratio)
+        schedule = build_schedule(optimizer, self.recipe, steps=steps)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},  # type: ignore[typeddict-item]
         }
 
-
-def adamw(groups: list[dict], lr: float, *, fused: bool) -> torch.optim.AdamW:
-    """Build AdamW; `fused` updates all weights in a few kernels, at a third of the host time."""
-    optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused or None)
-    # A fused optimiser announces that it unscales float16 gradients itself, and Lightning then
-    # refuses to clip them. Without that flag they are unscaled first, as for other optimisers.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
-
-
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, *, steps: int, warmup_steps: int, final_lr: float
-) -> LRScheduler:
-    """Build a linear warm-up over `warmup_steps`, then a cosine decay to `final_lr` at `steps`."""
-    cosine = CosineAnnealingLR(optimizer, T_max=max(steps - warmup_steps, 1), eta_min=final_lr)
-    if warmup_steps == 0:
-        return cosine
-    rise = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
-    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup_steps])
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule, of PyTorch or of timm, after an update."""
+        if isinstance(scheduler, Scheduler):
+            scheduler.step_update(self.global_step)
+        else:
+            super().lr_scheduler_step(scheduler, metric)

@@ -1,33 +1,97 @@
-"""Progress of a training run: a rich bar on a terminal, one line per epoch elsewhere."""
+"""Progress of a training run: one line per finished epoch, and a bar on a terminal."""
+
+import time
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
-SHOWN = {"train/loss_epoch": "loss", "val/accuracy": "val acc", "val/perplexity": "val ppl"}
+from asap_exp.core.console import say
+
+SHOWN = {
+    "train/loss_epoch": ("loss", "{:.4f}", 1),
+    "val/accuracy": ("val accuracy", "{:.2f} %", 100),
+    "val/perplexity": ("val perplexity", "{:.2f}", 1),
+}
+"""Metrics worth watching: their short name, format and scale."""
 
 
-def progress_callback() -> Callback:
-    """Return the bar for a terminal, or the callback that prints lines."""
-    return TerminalBar(leave=False) if Console().is_terminal else EpochLines()
+def progress_callbacks() -> list[Callback]:
+    """Return the callback that prints lines and, on a terminal, the bar."""
+    return [EpochLines(), *([TerminalBar(leave=False)] if Console().is_terminal else [])]
 
 
 def shown_metrics(trainer: L.Trainer) -> dict[str, str]:
     """Return the few metrics worth watching, under short names."""
     metrics = trainer.callback_metrics
-    return {short: f"{metrics[name]:.4f}" for name, short in SHOWN.items() if name in metrics}
+    return {
+        name: form.format(scale * float(metrics[key]))
+        for key, (name, form, scale) in SHOWN.items()
+        if key in metrics
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 class TerminalBar(RichProgressBar):
-    """Progress bar with the metrics of `shown_metrics`."""
+    """Progress bar of the present epoch, with the loss of its last logged step."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
-        return shown_metrics(trainer)
+        loss = trainer.callback_metrics.get("train/loss_step")
+        return {} if loss is None else {"loss": f"{float(loss):.4f}"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts from 0, the lines and the summary of a run from 1.
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class EpochLines(Callback):
-    """Callback that prints one line per epoch."""
+    """Callback that prints one line per epoch: metrics, its time, its rate, and the time left.
+
+    The rate is that of training alone. The time left is computed from all epochs of this process,
+    validations included.
+    """
+
+    def __init__(self) -> None:
+        self.samples, self.epochs = 0, 0
+        self.start = self.epoch_start = 0.0
+
+    def on_train_start(self, *_: object) -> None:
+        self.start = self.epoch_start = time.monotonic()
+        self.training = 0.0
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.batch_start = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.samples += len(batch[0])
+        self.training += time.monotonic() - self.batch_start
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        numbers = ", ".join(f"{name} {value}" for name, value in shown_metrics(trainer).items())
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {numbers}", flush=True)
+        now, epoch, last = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 0
+        self.epochs += 1
+        numbers = [f"{name} {value}" for name, value in shown_metrics(trainer).items()]
+        numbers.append(duration(now - self.epoch_start))
+        what = getattr(trainer.datamodule, "sample_name", "samples")  # type: ignore[attr-defined]
+        rate = f" ({self.samples / self.training:,.0f} {what}/s)" if self.training else ""
+        left = (now - self.start) / self.epochs * (last - epoch)
+        ahead = f", {duration(left)} left" if epoch < last else ""
+        say(f"epoch {epoch}/{last}: {', '.join(numbers)}{rate}{ahead}")
+        self.epoch_start, self.samples, self.training = now, 0, 0.0

@@ -112,6 +112,10 @@ class TextEncoder(nn.Module):
             self.head = ClassHead(config, num_classes)
         self.head.apply(initialise_weights)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that are not decayed, as timm's models do."""
+        return {"positions.table"}
+
     def forward(self, batch: TokenBatch) -> Tensor:
         x = self.dropout(self.positions(self.embed(batch.ids)))
         for block in self.blocks:

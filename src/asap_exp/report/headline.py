@@ -52,6 +52,8 @@ def headline(group: Group) -> Headline:
         and row.mean("model_ms") <= asap.mean("model_ms")
     ]
     column = quality(group)
+    # Of two that are as good, the faster one.
+    rivals.sort(key=lambda row: row.mean("model_ms"))
     best = max(rivals, key=lambda row: goodness(row, column), default=None)
     return Headline(group, rows["teacher"], asap, best)
 

@@ -16,10 +16,10 @@ from asap_exp.report.markdown import EXPLANATION, MEANINGS
 from asap_exp.report.notes import remarks
 from asap_exp.report.page_tables import (
     all_columns_table,
+    in_words,
     map_note,
     methods_table,
     result_table,
-    verdict,
 )
 from asap_exp.report.summary_figure import summary
 
@@ -62,7 +62,7 @@ def html_page(groups: Sequence[Group], figures: Mapping[str, Mapping[str, bytes]
     return environment.get_template("page.html.j2").render(
         explanation=EXPLANATION,
         meanings=MEANINGS,
-        verdict=verdict(groups),
+        verdict=in_words(groups),
         result=result_table(groups),
         summary=None if first is None else picture("summary", SUMMARY, image(first)),
         measured=measured(groups),

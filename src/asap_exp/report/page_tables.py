@@ -13,6 +13,7 @@ from asap_exp.report.groups import Group
 from asap_exp.report.headline import Headline, compared_rows, headline, rival_words
 from asap_exp.report.markdown import ONE_LAYER, columns, method
 from asap_exp.report.pareto import compared, goodness, quality
+from asap_exp.report.verdict import verdict
 
 UP, DOWN = "ascending", "descending"
 
@@ -138,9 +139,12 @@ def lead(found: Headline) -> int:
     return 1 if goodness(found.asap, column) > goodness(found.rival, column) else -1
 
 
-def verdict(groups: Sequence[Group]) -> str:
-    """Count the groups in which ASAP is better or worse than everything else that is as fast."""
-    leads = [lead(headline(group)) for group in groups]
+def in_words(groups: Sequence[Group]) -> str:
+    """Say what came of a single group, or count those in which ASAP is better or worse."""
+    found = [headline(group) for group in groups]
+    if len(found) == 1 and found[0].asap["model_ms"] is not None:
+        return " ".join(verdict(groups[0]))
+    leads = [lead(each) for each in found]
     return (
         f"Of {len(leads)} rows, ASAP is the best of what is as fast in {leads.count(1)}, equal to "
         f"the best in {leads.count(0)} and behind in {leads.count(-1)}; differences of less than "

@@ -14,13 +14,13 @@ from asap_exp.core.sealed import digest
 from asap_exp.core.tensors import fingerprint, require_finite, save_tensors
 from asap_exp.engine.checkpoints import BestWeights, LastCheckpoint
 from asap_exp.engine.history import History
-from asap_exp.engine.module import Classifier
+from asap_exp.engine.module import net_of
 from asap_exp.engine.nan_check import REMEDIES
 
 C = TypeVar("C", bound=L.Callback)
 
 
-def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer) -> dict:
+def export(config: TrainConfig, run: Run, module: L.LightningModule, trainer: L.Trainer) -> dict:
     """Write the weights of the epoch that `recipe.keep` chooses, and return the outcome.
 
     Raises UserError if there is no best epoch or the weights are not finite.
@@ -31,8 +31,8 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
         if best.score is None:
             raise UserError(
                 f"{run.checkpoint} has no best epoch to keep: {best.name} was NaN in every "
-                "validation; keep the last epoch with recipe.keep=last, or train again with "
-                "resume=never"
+                "validation, or there was none; keep the last epoch with recipe.keep=last, or "
+                "train again with resume=never"
             )
         state, epoch = best.weights, best.epoch
     else:
@@ -45,7 +45,7 @@ def export(config: TrainConfig, run: Run, module: Classifier, trainer: L.Trainer
         if name.startswith("net.")
     }
     require_finite(weights, f"the weights of epoch {epoch + 1}", REMEDIES)
-    module.net.load_state_dict(weights)
+    net_of(module).load_state_dict(weights)
     save_tensors(run.weights, weights)
     timer, history = find(trainer, Timer), find(trainer, History)
     assert timer is not None

@@ -1,29 +1,19 @@
 """One training run, from a configuration to the teacher's weights in its run directory."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    Timer,
-)
-from lightning.pytorch.loggers import Logger, WandbLogger
-from rich.console import Console
 
 from asap_exp.attention import attention_origin, build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
-from asap_exp.core.interruption import Request, postponed
+from asap_exp.core.interruption import postponed
 from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
 from asap_exp.core.run_log import run_log
@@ -41,37 +31,40 @@ from asap_exp.core.runs import (
 from asap_exp.core.tracking import wandb_run
 from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
-from asap_exp.engine.checkpoints import (
-    LastCheckpoint,
-    SafeCheckpointIO,
-    StampIdentity,
-    check_identity,
-)
-from asap_exp.engine.csv_log import CsvLog
-from asap_exp.engine.diagnostics import PlanDiagnostics
-from asap_exp.engine.history import History
-from asap_exp.engine.module import Classifier
-from asap_exp.engine.progress import progress_callback
+from asap_exp.engine.checkpoints import check_identity
 from asap_exp.models import build_net, compile_blocks
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
-from asap_exp.train.export import best_weights, export, summary
+from asap_exp.train.building import (
+    build_callbacks,
+    build_module,
+    build_trainer,
+    own_callbacks,
+    quiet_lightning,
+    refusals_in_words,
+    set_micro_batch,
+)
+from asap_exp.train.export import export, summary
 from asap_exp.train.finished import is_finished
 from asap_exp.train.restart import fresh_run
 
-EXPECTED_WARNINGS = (
-    r".*does not have many workers.*",
-    r".*number of training batches .* is smaller than the logging interval.*",
-    r".*lr_scheduler\.step\(\).* before .*optimizer\.step\(\).*",
-    r".*The epoch parameter in `scheduler\.step\(\)`.*",
-    r".*treespec, LeafSpec.* is deprecated.*",
-)
-"""Warnings of Lightning and PyTorch that do not apply to these runs."""
+
+@dataclass(frozen=True)
+class Training:
+    """What a run is trained with: its resolved configuration and what was built from it."""
+
+    config: TrainConfig
+    module: L.LightningModule
+    data: TaskDataModule
+    device: torch.device
+    callbacks: list[L.Callback]
+    """The user's own callbacks."""
 
 
 @run_log("train")
 def train(config: TrainConfig) -> Run:
     """Train or continue the run of `config`; a finished run is left as it is."""
     build_attention(config.attention)  # fails before anything is loaded or written
+    callbacks = own_callbacks(config)
     initial = initial_run(config)
     config = with_initial(resolved(config), initial)
     device = choose_device(config.trainer.accelerator)
@@ -83,6 +76,7 @@ def train(config: TrainConfig) -> Run:
     net = build_net(config)
     if initial is not None:
         initialise(net, initial)
+    module = build_module(config, net, data.num_classes)
     place = run_directory(config)
     with held(place), emptied_unless_begun(place):
         if config.resume != "never":
@@ -93,18 +87,12 @@ def train(config: TrainConfig) -> Run:
         data.train_dataloader()  # fails if the samples do not fill a batch
         if initial is not None:
             check_same_tokenizer(data.identity, initial)
+        set_micro_batch(config, module, data, device)
         run = claim(config)
         stamp = content_stamp(config, data, initial)
         checkpoint = checkpoint_to_resume(config, run, stamp)
-        module = Classifier(
-            net,
-            config.recipe,
-            num_classes=data.num_classes,
-            seed=config.seed,
-            objective=config.objective,
-        )
         if compiles(config, device):
-            compile_blocks(module.net, **compile_options(config))
+            compile_blocks(net, **compile_options(config))
         facts = {
             "config": public_config(config),
             "recipe_hash": recipe_hash(config, initial),
@@ -116,24 +104,22 @@ def train(config: TrainConfig) -> Run:
         }
         with ExitStack() as stack:
             if config.resume == "never":
-                run = stack.enter_context(fresh_run(config, run, lambda: module.steps_done > 0))
+                run = stack.enter_context(fresh_run(config, run, lambda: module.global_step > 0))
             say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
-            fit(config, run, module, data, device, stamp, checkpoint, facts)
+            fit(Training(config, module, data, device, callbacks), run, stamp, checkpoint, facts)
     return run
 
 
 def fit(
-    config: TrainConfig,
+    training: Training,
     run: Run,
-    module: Classifier,
-    data: TaskDataModule,
-    device: torch.device,
     stamp: dict[str, Any],
     checkpoint: Path | None,
     facts: dict[str, Any],
 ) -> None:
     """Run the training with its tracker and manifest, and write its results."""
+    config, module, device = training.config, training.module, training.device
     with (
         wandb_run(
             config.logger,
@@ -146,14 +132,20 @@ def fit(
         ) as tracker,
         manifest(run.path / "manifest.json", stage="train", seed=config.seed, **facts) as record,
         quiet_lightning(),
+        refusals_in_words(config),
     ):
         with postponed() as stop:
-            trainer = build_trainer(config, run, device, tracker, stamp, stop)
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            callbacks = build_callbacks(config, run, device, stop, stamp, training.callbacks)
+            trainer = build_trainer(config, run, device, tracker, callbacks)
+            trainer.fit(module, datamodule=training.data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)
         if not (run.path / "config.yaml").is_file():  # deleted during training
             write_config(config, run.path)
+    if record["epochs"] < config.recipe.epochs:
+        say(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
+    if config.trainer.profiler:
+        say(f"Profile: {shown(run.path / 'profile')}")
     say(f"Finished: {shown(run.path)}  {summary(record)}")
 
 
@@ -226,72 +218,3 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     check_identity(path, stamp)
     say(f"Continuing from {shown(path)}")
     return path
-
-
-def build_trainer(
-    config: TrainConfig,
-    run: Run,
-    device: torch.device,
-    tracker: Any,
-    stamp: dict[str, Any],
-    stop: Request,
-) -> L.Trainer:
-    """Build the Lightning trainer of a run."""
-    trainer = config.trainer
-    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
-    if tracker is not None:
-        loggers.append(WandbLogger(experiment=tracker))
-    validates = config.data.train_on == "train"
-    return L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        precision=trainer.precision,  # type: ignore[arg-type]
-        max_epochs=config.recipe.epochs,
-        gradient_clip_val=config.recipe.clip_norm,
-        check_val_every_n_epoch=config.callbacks.val_every_n_epochs,
-        limit_train_batches=trainer.limit_train_batches,
-        limit_val_batches=trainer.limit_val_batches if validates else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=trainer.log_every_n_steps,
-        logger=loggers,
-        callbacks=[*build_callbacks(config, run, validates, device, stop), StampIdentity(stamp)],
-        plugins=[SafeCheckpointIO()],
-        enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
-
-
-def build_callbacks(
-    config: TrainConfig, run: Run, validates: bool, device: torch.device, stop: Request
-) -> list[L.Callback]:
-    """Build the callbacks of a run, in the order in which they must be called."""
-    callbacks: list[L.Callback] = [Timer(), LearningRateMonitor("step"), History()]
-    if config.callbacks.progress_bar:
-        callbacks.append(progress_callback())
-    if validates and config.callbacks.diagnostic_samples:
-        callbacks.append(PlanDiagnostics(config.callbacks.diagnostic_samples))
-    if validates:
-        callbacks.append(best_weights(config))
-    if config.recipe.ema_decay is not None:
-        # After the callbacks above, because it restores the raw weights when validation ends.
-        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
-    last = LastCheckpoint(run.checkpoint, seconds=config.callbacks.checkpoint_seconds, stop=stop)
-    return [*callbacks, last]
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's notices and its advice for data loaders with workers."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

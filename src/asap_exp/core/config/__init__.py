@@ -39,6 +39,12 @@ from asap_exp.core.config.own_data import (
     OwnTextTrainConfig,
     OwnTextTrainRequest,
 )
+from asap_exp.core.config.recipe import (
+    OPTIMIZERS,
+    SCHEDULES,
+    RecipeConfig,
+    TextRecipeConfig,
+)
 from asap_exp.core.config.report import ReportConfig
 from asap_exp.core.config.shared import (
     DataLocation,
@@ -51,13 +57,12 @@ from asap_exp.core.config.shared import (
 from asap_exp.core.config.train import (
     TRAIN_SCHEMAS,
     CallbacksConfig,
+    EarlyStoppingConfig,
     ImageTrainConfig,
-    RecipeConfig,
-    TextRecipeConfig,
     TextTrainConfig,
     TrainConfig,
-    TrainerConfig,
 )
+from asap_exp.core.config.trainer import OTHERWISE, PASSED_ON, SAME_RESULTS, TrainerConfig
 
 __all__ = [
     "ACCELERATORS",
@@ -69,9 +74,14 @@ __all__ = [
     "MOST_THREADS",
     "MOST_UPDATES",
     "MOST_WIDTH",
+    "OPTIMIZERS",
+    "OTHERWISE",
     "OWN_SCHEMAS",
+    "PASSED_ON",
     "PRECISIONS",
     "REQUEST_SCHEMAS",
+    "SAME_RESULTS",
+    "SCHEDULES",
     "TRAIN_SCHEMAS",
     "AttentionOptions",
     "AugmentConfig",
@@ -81,6 +91,7 @@ __all__ = [
     "CorruptionConfig",
     "DataConfig",
     "DataLocation",
+    "EarlyStoppingConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "ImageDataConfig",

@@ -87,11 +87,23 @@ class Odd:
 
 
 @dataclass(frozen=True)
+class Portion:
+    """Whole number, which counts, or a share of all with a decimal point, as Lightning takes it."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise UserError unless the number is at least 1, or a share above 0 and at most 1.0."""
+        if isinstance(value, float):
+            check_range(key, value, above=0, maximum=1.0)
+        elif isinstance(value, int):
+            check_range(key, value, minimum=1)
+
+
+@dataclass(frozen=True)
 class Path:
     """Path; ~ is replaced by the home directory when a configuration is read."""
 
 
-Rule = Range | Choice | Distinct | Odd
+Rule = Range | Choice | Distinct | Odd | Portion
 PATH = Path()
 
 

@@ -1,81 +1,23 @@
 """The configuration of the stage `train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from asap_exp.core.config.data import DataConfig, ImageDataConfig, TextDataConfig
-from asap_exp.core.config.fields import (
-    LARGEST_RATE,
-    MOST_REPEATS,
-    MOST_THREADS,
-    PATH,
-    PRECISIONS,
-    Accelerator,
-    Count,
-    Probability,
-    Rate,
-    Seed,
-    above,
-    at_least,
-    at_most,
-    between,
-    one_of,
-    within,
-)
+from asap_exp.core.config.fields import PATH, Count, Seed, at_least
 from asap_exp.core.config.model import EncoderConfig, ModelConfig, ViTConfig
+from asap_exp.core.config.recipe import RecipeConfig, TextRecipeConfig
 from asap_exp.core.config.shared import LoggerConfig, PathsConfig, TaskConfig
-from asap_exp.core.errors import UserError, check_name, check_range
+from asap_exp.core.config.trainer import TrainerConfig
+from asap_exp.core.errors import UserError, check_name
 from asap_exp.core.objectives import CLASSIFICATION, OBJECTIVES, Objective
+from asap_exp.core.targets import check_target
 
 
 @dataclass
-class RecipeConfig:
-    epochs: Annotated[int, at_least(1), at_most(MOST_REPEATS)]
-    batch_size: Count
-    lr: Rate
-    weight_decay: Annotated[float, at_least(0), at_most(LARGEST_RATE)]
-    warmup_epochs: float
-    final_lr_ratio: Annotated[float, within(0, 1)]
-    label_smoothing: Probability
-    clip_norm: Annotated[float | None, above(0)]
-    ema_decay: Annotated[float | None, between(0, 1)]
-    keep: Annotated[str, one_of("best", "last")]
-
-    def __post_init__(self) -> None:
-        check_range(
-            "recipe.warmup_epochs",
-            self.warmup_epochs,
-            minimum=0,
-            below=self.epochs,
-            bound_by="recipe.epochs",
-        )
-
-
-@dataclass
-class TextRecipeConfig(RecipeConfig):
-    lr_drop_epoch: int | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lr_drop_epoch is not None:
-            check_range(
-                "recipe.lr_drop_epoch",
-                self.lr_drop_epoch,
-                minimum=1,
-                below=self.epochs,
-                bound_by="recipe.epochs",
-            )
-
-
-@dataclass
-class TrainerConfig:
-    accelerator: Accelerator
-    precision: Annotated[str, one_of(*PRECISIONS)]
-    compile: bool | None
-    cpu_threads: Annotated[int | None, at_least(1), at_most(MOST_THREADS)]
-    log_every_n_steps: Count
-    limit_train_batches: Annotated[int | None, at_least(1)]
-    limit_val_batches: Annotated[int | None, at_least(1)]
+class EarlyStoppingConfig:
+    patience: Annotated[int | None, at_least(0)] = None
+    min_delta: Annotated[float, at_least(0)] = 0.0
 
 
 @dataclass
@@ -83,8 +25,10 @@ class CallbacksConfig:
     progress_bar: bool
     val_every_n_epochs: Count
     diagnostic_samples: Annotated[int, at_least(0)]
-    # Configurations saved before this key existed lack it.
+    # Configurations saved before these keys existed lack them.
     checkpoint_seconds: Annotated[float, at_least(0)] = 60.0
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    extra: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -101,6 +45,7 @@ class TrainConfig:
     seed: Seed
     resume: Annotated[str, PATH]
     init_from: Annotated[str | None, PATH] = None
+    module: dict[str, Any] | None = None
     # The file of the group `debug` that shortened this run.
     debug: str | None = None
 
@@ -122,11 +67,19 @@ class TrainConfig:
                 f"validation in recipe.epochs={self.recipe.epochs} to choose the best epoch by; "
                 "validate more often, or set recipe.keep=last"
             )
-        if self.data.train_on == "train+val" and self.recipe.keep == "best":
-            raise UserError(
-                "data.train_on=train+val leaves no validation rows to choose the best epoch by; "
-                "set recipe.keep=last"
-            )
+        for index, callback in enumerate(self.callbacks.extra):
+            check_target(f"callbacks.extra[{index}]", callback)
+        if self.module is not None:
+            check_target("module", self.module)
+        if self.data.train_on == "train+val":
+            self._check_without_validation()
+
+    def _check_without_validation(self) -> None:
+        without = "data.train_on=train+val leaves no validation rows"
+        if self.recipe.keep == "best":
+            raise UserError(f"{without} to choose the best epoch by; set recipe.keep=last")
+        if self.callbacks.early_stopping.patience is not None:
+            raise UserError(f"{without} to stop by; set callbacks.early_stopping.patience=null")
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Identity of a compiled map, `asap.json`: its teacher, its calibration and its layers."""
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -25,6 +27,19 @@ class Descent:
     updates: Size
     lr: Positive
 
+
+def kind_of_settings(given: Any) -> str:
+    """Return "gradient" for the settings of a gradient step, and "own" for any others."""
+    keys = {"updates", "lr"}
+    gradient = isinstance(given, Descent) or (isinstance(given, dict) and set(given) == keys)
+    return "gradient" if gradient else "own"
+
+
+StepSettings = Annotated[
+    Annotated[Descent, Tag("gradient")] | Annotated[Options, Tag("own")],
+    Discriminator(kind_of_settings),
+]
+"""Settings of a calibration step; those of steps of other packages may have any keys."""
 
 GATHERED = frozenset({"settings", "further_features"})
 
@@ -49,11 +64,8 @@ class CalibrationRecipe:
     logits: bool | None = None
     relaxed: bool | None = None
     memory_mib: Size | None = None
-    settings: dict[str, Descent | Options] = Field(default_factory=dict)
-    """Settings of the steps that have any, by step; in the file each is a key of its own.
-
-    Those of steps of other packages may have any keys.
-    """
+    settings: dict[str, StepSettings] = Field(default_factory=dict)
+    """Settings of the steps that have any, by step; in the file each is a key of its own."""
     further_features: list[str] = Field(default_factory=list)
     """Other kinds of features that the map uses; in the file each is a key that is true."""
 

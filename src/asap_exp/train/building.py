@@ -1,0 +1,264 @@
+"""What a run is trained with: its LightningModule, Lightning's Trainer and the callbacks."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    RichModelSummary,
+    Timer,
+)
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from torch import Tensor, nn
+
+from asap_exp.core.config import PASSED_ON, TrainConfig
+from asap_exp.core.console import say
+from asap_exp.core.devices import autocast
+from asap_exp.core.errors import UserError
+from asap_exp.core.interruption import Request
+from asap_exp.core.memory import gib
+from asap_exp.core.runs import Run
+from asap_exp.core.targets import instance
+from asap_exp.data import TaskDataModule
+from asap_exp.data.loader import Batch
+from asap_exp.data.tokens import TokenBatch
+from asap_exp.engine.checkpoints import LastCheckpoint, SafeCheckpointIO, StampIdentity
+from asap_exp.engine.csv_log import CsvLog
+from asap_exp.engine.diagnostics import PlanDiagnostics
+from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_generators
+from asap_exp.engine.history import History
+from asap_exp.engine.micro_batches import MicroBatch
+from asap_exp.engine.module import Classifier, net_of
+from asap_exp.engine.progress import progress_callbacks
+from asap_exp.train.export import best_weights
+
+EXPECTED_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+    r".*lr_scheduler\.step\(\).* before .*optimizer\.step\(\).*",
+    r".*The epoch parameter in `scheduler\.step\(\)`.*",
+    r".*treespec, LeafSpec.* is deprecated.*",
+)
+"""Warnings of Lightning and PyTorch that do not apply to these runs."""
+
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
+
+
+def own_callbacks(config: TrainConfig) -> list[L.Callback]:
+    """Return the callbacks of `callbacks.extra`; raise UserError if one cannot be made."""
+    given = enumerate(config.callbacks.extra)
+    return [instance(f"callbacks.extra[{i}]", value, L.Callback) for i, value in given]
+
+
+def build_module(config: TrainConfig, net: nn.Module, num_classes: int) -> L.LightningModule:
+    """Return the module that trains `net`: a Classifier, or that of `module`.
+
+    Raises UserError if the latter cannot be made, or does not train `net`.
+    """
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "seed": config.seed,
+        "objective": config.objective,
+    }
+    if config.module is None:
+        return Classifier(net, config.recipe, **options)
+    module = instance("module", config.module, L.LightningModule, net, config.recipe, **options)
+    if getattr(module, "net", None) is not net:
+        raise UserError(
+            f"module: {type(module).__name__} must keep the network, its first argument, as "
+            "self.net, since the weights below net are those of the run"
+        )
+    return module
+
+
+def splits_batches(module: L.LightningModule) -> bool:
+    """Return True if a module can take a batch in parts: it has the Classifier's own step."""
+    return isinstance(module, Classifier) and (
+        type(module).training_step is Classifier.training_step
+        and type(module).backward is Classifier.backward
+    )
+
+
+def set_micro_batch(
+    config: TrainConfig, module: L.LightningModule, data: TaskDataModule, device: torch.device
+) -> None:
+    """Measure the memory that training takes, and let batches pass in parts if they must.
+
+    Raises UserError if the memory does not suffice.
+    """
+    with unchanged_generators(device):
+        sample, batch = data.train_dataloader().longest()
+    splits = splits_batches(module)
+    if not splits and config.trainer.micro_batch is not None:
+        raise UserError(
+            f"trainer.micro_batch={config.trainer.micro_batch} needs the Classifier's own "
+            f"training_step, and {type(module).__name__} has another; set it to null"
+        )
+
+    found = footprint(
+        module if splits else net_of(module),
+        own_loss if splits else plain_loss,
+        sample,
+        config.recipe,
+        autocast(config.trainer.precision, device),
+    )
+    given = config.trainer.micro_batch
+    at_once = samples_at_once(found, given, batch, device, data.sample_name, splits=splits)
+    if at_once < batch:
+        assert isinstance(module, Classifier)
+        inputs = sample[0]
+        length = inputs.ids.shape[1] if isinstance(inputs, TokenBatch) else None
+        module.micro_batch = MicroBatch(at_once, None if length is None else at_once * length)
+        say(
+            f"Batches pass in parts of {at_once} {data.sample_name}: whole ones would take "
+            f"{gib(batch * found.sample)} (trainer.micro_batch)"
+        )
+
+
+def own_loss(module: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(module, Classifier)
+    return module.loss_of(*batch)
+
+
+def plain_loss(net: nn.Module, batch: Batch) -> Tensor:
+    """Return a loss of any network: only the memory that its gradient takes counts."""
+    return net(batch[0]).float().square().mean()
+
+
+def build_trainer(
+    config: TrainConfig,
+    run: Run,
+    device: torch.device,
+    tracker: Any,
+    callbacks: list[L.Callback],
+) -> L.Trainer:
+    """Build the Lightning trainer of a run."""
+    trainer = config.trainer
+    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
+    if tracker is not None:
+        loggers.append(WandbLogger(experiment=tracker))
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.recipe.epochs,
+        gradient_clip_val=config.recipe.clip_norm,
+        check_val_every_n_epoch=config.callbacks.val_every_n_epochs,
+        limit_val_batches=trainer.limit_val_batches if validates(config) else 0,
+        logger=loggers,
+        callbacks=callbacks,
+        profiler=build_profiler(trainer.profiler, run),
+        plugins=[SafeCheckpointIO()],
+        enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
+        default_root_dir=run.path,
+        **passed_on(config),
+    )
+
+
+def passed_on(config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of the Trainer that are given below `trainer`."""
+    given = {name: getattr(config.trainer, name) for name in PASSED_ON}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def refusals_in_words(config: TrainConfig) -> Iterator[None]:
+    """Raise UserError where Lightning refuses an argument that is given below `trainer`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError) as error:
+        for name, value in passed_on(config).items():
+            if f"`{name}`" in str(error):
+                words = " ".join(str(error).split())
+                raise UserError(
+                    f"trainer.{name}={value} is refused by Lightning: {words}"
+                ) from error
+        raise
+
+
+def build_profiler(name: str | None, run: Run) -> Profiler | None:
+    """Return the profiler of this name, which writes below the run directory."""
+    return None if name is None else PROFILERS[name](dirpath=run.path / "profile", filename=name)
+
+
+def validates(config: TrainConfig) -> bool:
+    return config.data.train_on == "train"
+
+
+def build_callbacks(
+    config: TrainConfig,
+    run: Run,
+    device: torch.device,
+    stop: Request,
+    stamp: dict[str, Any],
+    own: list[L.Callback],
+) -> list[L.Callback]:
+    """Build the callbacks of a run, in the order in which they must be called."""
+    chosen = config.callbacks
+    callbacks: list[L.Callback] = [
+        Timer(duration=config.trainer.max_time),  # a Trainer with a Timer ignores its max_time
+        LearningRateMonitor("step"),
+        History(),
+    ]
+    if chosen.progress_bar:
+        callbacks += progress_callbacks()
+    if config.trainer.enable_model_summary:
+        callbacks.append(RichModelSummary())
+    if validates(config) and chosen.diagnostic_samples:
+        callbacks.append(PlanDiagnostics(chosen.diagnostic_samples))
+    if validates(config):
+        callbacks.append(best_weights(config))
+    if chosen.early_stopping.patience is not None:
+        callbacks.append(early_stopping(config))
+    callbacks += own
+    if config.recipe.ema_decay is not None:
+        # After the callbacks above, because it restores the raw weights when validation ends.
+        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
+    callbacks.append(LastCheckpoint(run.checkpoint, seconds=chosen.checkpoint_seconds, stop=stop))
+    return [*callbacks, StampIdentity(stamp)]
+
+
+def early_stopping(config: TrainConfig) -> EarlyStopping:
+    """Return the callback that stops when the quantity that chooses the best epoch stands still."""
+    chosen = config.callbacks.early_stopping
+    assert chosen.patience is not None
+    return EarlyStopping(
+        config.objective.validation,
+        mode="min" if config.objective.lower_is_better else "max",
+        patience=chosen.patience,
+        min_delta=chosen.min_delta,
+    )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's notices and its advice for data loaders with workers."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
