@@ -136,7 +136,7 @@ WITHOUT_BIAS: dict[str, Callable[[], Case]] = {
     "deit": lambda: of_timm("deit_tiny_distilled_patch16_224"),
     "eva02": lambda: of_timm("eva02_tiny_patch14_224"),
     "eva02 with parts apart": lambda: of_timm(
-        "eva02_tiny_patch14_224", qkv_fused=False, scale_attn_inner=True, qk_norm=True
+        "eva02_tiny_patch14_224", qkv_fused=False, scale_attn_inner=True
     ),
     "rope vit": lambda: of_timm("vit_base_patch16_rope_224"),
     "mixed rope vit": lambda: of_timm("vit_base_patch16_rope_mixed_224"),

@@ -1,11 +1,15 @@
 """asap_exp.convert: the same outputs with this project's layers, then trained and compiled."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
 import pytest
 import torch
+from timm.layers.attention import Attention, AttentionRope
+from timm.models import beit
+from timm.models.eva import EvaAttention
 from torch import nn
 
 import asap_exp
@@ -20,7 +24,17 @@ from asap_exp.attention import (
     record_inputs,
 )
 from asap_exp.core.errors import UserError
-from tests.attention.convertible import CASES, WITHOUT_BIAS, Case, bert, encoder, of_timm, swin
+from tests.attention.convertible import (
+    CASES,
+    WITHOUT_BIAS,
+    Case,
+    bert,
+    encoder,
+    normal,
+    of_timm,
+    randomised,
+    swin,
+)
 
 SINKHORN: dict[str, Any] = {"attention": "sinkhorn", "num_iters": 4}
 
@@ -249,6 +263,17 @@ def test_in_place_the_parameters_and_what_an_optimiser_holds_stay() -> None:
     assert all(p is parameters[name] for name, p in model.named_parameters())
 
 
+def test_in_place_layers_that_are_there_stay_the_same_objects() -> None:
+    model = asap_exp.convert(of_timm("vit_tiny_patch16_224").model)
+    layers = attention_layers(model)
+    assert asap_exp.convert(model, **SINKHORN, inplace=True) is model
+    assert attention_layers(model) == layers
+    assert {layer.attend.name for layer in layers.values()} == {"sinkhorn"}
+    asap_exp.convert(model, attention="softmax", attention_dropout=0.1)
+    assert {layer.attend.name for layer in layers.values()} == {"sinkhorn"}
+    assert {layer.attention_dropout_rate for layer in layers.values()} == {0}
+
+
 def test_mode_hooks_and_frozen_weights_are_kept() -> None:
     model = of_timm("vit_tiny_patch16_224").model
     seen: list[str] = []
@@ -317,3 +342,43 @@ def test_swins_windows_can_be_resized() -> None:
     for model in (case.model, converted):
         model.set_input_size((64, 64), window_size=8)
     torch.testing.assert_close(converted(x), case.model(x), rtol=0, atol=1e-5)
+
+
+LAYERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "gated": (Attention, {"gated": True, "qkv_bias": True}),
+    "wide heads": (Attention, {"attn_head_dim": 6, "dim_out": 5, "proj_bias": False}),
+    "rope, gated": (AttentionRope, {"gated": True, "num_prefix_tokens": 2}),
+    "rope, grouped keys": (AttentionRope, {"qkv_fused": False, "num_kv_heads": 2}),
+    "rope, halves": (AttentionRope, {"rotate_half": True, "qk_norm": True}),
+    "eva, norms": (EvaAttention, {"qk_norm": True, "scale_norm": True, "gated": True}),
+    "eva, bias apart": (EvaAttention, {"qkv_bias_separate": True, "scale_norm": False}),
+    "eva, no bias": (EvaAttention, {"qkv_bias": False, "scale_norm": False}),
+    "beit, bias apart": (beit.Attention, {"qkv_bias": True, "qkv_bias_separate": True}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_timm_with_rare_options(name: str) -> None:
+    kind, options = LAYERS[name]
+    known = inspect.signature(kind).parameters
+    if missing := sorted(options.keys() - known.keys()):
+        pytest.skip(f"this timm's {kind.__name__} has no {missing[0]} yet")
+    if "norm_layer" in known:
+        options = {"norm_layer": nn.LayerNorm, **options}
+    layer = randomised(kind(16, 4, **options))
+    converted = asap_exp.convert(layer)
+    x = normal(2, 7, 16, seed=0)
+    more: dict[str, Any] = {}
+    if "rope" in inspect.signature(layer.forward).parameters:
+        angles = normal(7 - layer.num_prefix_tokens, 4, seed=1)
+        more = {"rope": torch.cat([angles.sin(), angles.cos()], dim=-1)}
+    for given in (more, {}):
+        torch.testing.assert_close(converted(x, **given), layer(x, **given), rtol=0, atol=1e-5)
+    if "attn_mask" in inspect.signature(layer.forward).parameters:
+        more["attn_mask"] = normal(7, 7, seed=2)
+        torch.testing.assert_close(converted(x, **more), layer(x, **more), rtol=0, atol=1e-5)
+    sinkhorn = asap_exp.convert(layer, **SINKHORN)
+    padding = torch.arange(7) >= torch.tensor([7, 4])[:, None]
+    if "key_padding_mask" in inspect.signature(sinkhorn.forward).parameters:
+        out = sinkhorn(x, key_padding_mask=padding)
+        torch.testing.assert_close(out[1:, :4], sinkhorn(x[1:, :4]), rtol=0, atol=1e-5)

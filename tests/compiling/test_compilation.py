@@ -378,7 +378,7 @@ def test_defaults_are_those_of_the_stage() -> None:
         else:
             assert defaults[key] == value
     assert (defaults["steps"], defaults["candidates"]) == (("ridge",), 32)
-    assert defaults["samples"] == stage.samples + stage.holdout
+    assert defaults["samples"] == 512
     assert asdict(stage.kl).keys() == {"updates", "lr"}
 
 

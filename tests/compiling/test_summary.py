@@ -93,6 +93,7 @@ def test_layers_are_compared_with_fewer_updates(
             for n in (1, 2, 3, 5, 7)
         }
         assert each.updates == max((n for n, x in by_updates.items() if x >= kl), default=0)
+        assert each.one_update == pytest.approx(by_updates[1], rel=1e-3)
         assert 0 < each.r_squared < 1
         assert each.tokens == 8
     errors = {each.path: each.column_error for each in found}
@@ -104,7 +105,7 @@ def test_layers_are_compared_with_fewer_updates(
     assert max(each.updates for each in found) >= 2
 
 
-GOOD = LayerSummary("blocks.0.attn", 0.97, 0.001, 5, 0.003, 256)
+GOOD = LayerSummary("blocks.0.attn", 0.97, 0.001, 5, 0.3, 0.003, 256)
 
 
 def advised(*layers: LayerSummary, **keys: Any) -> list[str]:
@@ -141,6 +142,9 @@ def test_advice_is_given_where_there_is_reason_for_it() -> None:
         replace(GOOD, updates=0), logits=True, steps=["ridge", "learned_slices"], slices=4
     )
     assert weak.endswith("try slices=8")
+    assert advised(replace(GOOD, updates=0, kl=1e-5)) == []
+    (untrained,) = advised(replace(GOOD, updates=0, kl=1e-9, one_update=1e-8))
+    assert untrained.startswith("The teacher's plans are those of a single update")
     (unbalanced,) = advised(GOOD, replace(GOOD, path="blocks.1.attn", column_error=0.8))
     assert "miss their column sums, by 0.8 at blocks.1.attn" in unbalanced
     (short,) = advised(replace(GOOD, tokens=64))

@@ -54,7 +54,7 @@ def compile(
     sequential: bool = False,
     ridge: float = 1e-6,
     layers: Sequence[str] | None = None,
-    samples: int = 1280,
+    samples: int = 512,
     holdout: float = 0.2,
     memory_mib: int = 4096,
     precision: str = "32-true",
@@ -75,12 +75,11 @@ def compile(
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export` can trace
     "reference" on a GPU.
 
-    The default is a regression, which takes seconds. `steps=("ridge", "learned_slices")` takes
-    minutes on a CPU and comes closer where plans are far from uniform. The other keywords are the
-    keys of conf/distill/calibration/; `more` are the settings of the steps by name, for example
-    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`. `end_to_end` overfits a thousand
-    samples: pass several thousand. A layer that runs more than once in a forward pass is fitted to
-    all its calls. The function also works under `no_grad`.
+    The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
+    and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
+    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
+    `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
+    once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
 
     With `progress` it shows, on stderr, what it does and how close each layer came.
 

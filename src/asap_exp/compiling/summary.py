@@ -22,6 +22,9 @@ FEW_TOKENS = 160
 ENOUGH = 2
 """Updates than which a map should be closer."""
 
+NEGLIGIBLE = 1e-4
+"""Divergence of plans, in nats per row, that no prediction shows."""
+
 UNBALANCED = 0.1
 """Column error from which a teacher's plans are not nearly doubly stochastic."""
 
@@ -37,6 +40,8 @@ class LayerSummary:
     """KL(teacher's row || map's), nats."""
     updates: int
     """The largest of `UPDATES` after which plans are no closer; 0 if one update is closer."""
+    one_update: float
+    """KL(teacher's row || that after one update), nats."""
     column_error: float
     """Of the teacher's plans."""
     tokens: int
@@ -87,6 +92,7 @@ class LayerTotal:
             r_squared,
             self.kl[0] / rows,
             max(beaten, default=0),
+            self.kl.get(1, self.kl[0]) / rows,
             self.column_error / rows,
             self.tokens,
         )
@@ -108,7 +114,7 @@ def summary(data: CalibrationData, result: Calibration) -> list[str]:
     width = max(len("layer"), *(len(each.path) for each in found))
     lines = [f"{'layer':{width}}    R²  KL       closer than  teacher's column error"]
     for each in found:
-        closer = f"{each.updates} updates" if each.updates else "none"
+        closer = {0: "none", 1: "1 update"}.get(each.updates, f"{each.updates} updates")
         lines.append(
             f"{each.path:{width}}  {each.r_squared:4.2f}  {each.kl:<7.2g}  {closer:11}  "
             f"{each.column_error:.2g}"
@@ -118,6 +124,11 @@ def summary(data: CalibrationData, result: Calibration) -> list[str]:
 
 def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str]:
     """Say what these numbers suggest."""
+    if max(each.one_update for each in found) < NEGLIGIBLE:
+        return [
+            "The teacher's plans are those of a single update, and a map has nothing to gain. They "
+            "are nearly uniform before a model is trained"
+        ]
     lines = []
     worst = max(found, key=lambda each: each.column_error)
     if worst.column_error > UNBALANCED:
@@ -126,7 +137,7 @@ def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str
             f"{worst.path}: a norm on q and k, more updates or a larger eps bring them nearer"
         )
     weakest = min(found, key=lambda each: (each.updates, -each.kl))
-    if weakest.updates < ENOUGH:
+    if weakest.updates < ENOUGH and weakest.kl > NEGLIGIBLE:
         more = [f"slices={2 * config.slices}"]
         more += [] if config.logits else ["logits=True"]
         more += [] if "learned_slices" in config.steps else ['steps=("ridge", "learned_slices")']
