@@ -32,7 +32,7 @@ def read_each_file_once(repository: Any, is_config: Any) -> None:
         source = self._find_object_source(config_path, is_config)
         if source is None:
             return load(self, config_path)
-        key = (source.path, source.provider, config_path)
+        key: tuple = (source.path, source.provider, config_path)
         if source.scheme() == "file":
             file = Path(source.path, source._normalize_file_name(config_path))
             key += (file.stat().st_mtime_ns,)

@@ -263,6 +263,17 @@ def test_in_place_the_parameters_and_what_an_optimiser_holds_stay() -> None:
     assert all(p is parameters[name] for name, p in model.named_parameters())
 
 
+def test_in_place_layers_that_are_there_stay_the_same_objects() -> None:
+    model = asap_exp.convert(of_timm("vit_tiny_patch16_224").model)
+    layers = attention_layers(model)
+    assert asap_exp.convert(model, **SINKHORN, inplace=True) is model
+    assert attention_layers(model) == layers
+    assert {layer.attend.name for layer in layers.values()} == {"sinkhorn"}
+    asap_exp.convert(model, attention="softmax", attention_dropout=0.1)
+    assert {layer.attend.name for layer in layers.values()} == {"sinkhorn"}
+    assert {layer.attention_dropout_rate for layer in layers.values()} == {0}
+
+
 def test_mode_hooks_and_frozen_weights_are_kept() -> None:
     model = of_timm("vit_tiny_patch16_224").model
     seen: list[str] = []

@@ -34,19 +34,35 @@ class Found:
     obstacle: str | None = None
 
     def layer(self, attention: Attention | None, dropout: float | None) -> AttentionLayer:
-        """Return the layer to put there, without any effect on `module`."""
+        """Return the layer to put there; one that is this project's already is changed itself."""
         if self.kind is None:
             assert isinstance(self.module, AttentionLayer)
-            layer = with_state_of(self.module, type(self.module))
+            layer = self.module
         else:
             layer = self.kind.of(self.module)
             attention = attention or SoftmaxAttention()
         if dropout is not None:
             layer.attention_dropout_rate = dropout
         if attention is not None:
-            weights = next(layer.parameters(), None)
-            layer.attend = attention.to(None if weights is None else weights.device)
-        return layer.train(layer.training)
+            layer.attend = attention.to(next(layer.parameters()).device).train(layer.training)
+        return layer
+
+    def refusal(self, attention: Attention | None, dropout: float | None) -> str | None:
+        """Return why there cannot be a layer with this attention, or None if there can."""
+        if self.obstacle:
+            return self.obstacle
+        layer: AttentionLayer
+        if self.kind is not None:
+            layer = with_state_of(self.module, self.kind)
+            attention = attention or SoftmaxAttention()
+        else:
+            assert isinstance(self.module, AttentionLayer)
+            layer = with_state_of(self.module, type(self.module))
+            attention = attention or layer.attend
+        if dropout is not None:
+            layer.attention_dropout_rate = dropout
+        reason = layer.refusal(type(attention))
+        return reason and f"{attention.name} attention is not possible: {reason}"
 
 
 def convert(
@@ -78,7 +94,8 @@ def convert(
     made = maker(attention, options)
     found = without(list(search(model)), skip)
     check_found(model, found, attention, inplace)
-    if refused := list(refusals(found, made, attention_dropout)):
+    reasons = [(each, each.refusal(made(), attention_dropout)) for each in found]
+    if refused := [(each, reason) for each, reason in reasons if reason]:
         raise UserError(
             f"this {type(model).__name__} cannot be converted:\n  "
             + "\n  ".join(grouped(refused))
@@ -143,20 +160,6 @@ def maker(attention: str | None, options: Mapping[str, Any]) -> Any:
     config = {"name": attention, **options}
     build_attention(config)
     return lambda: build_attention(config)
-
-
-def refusals(
-    found: Iterable[Found], made: Any, dropout: float | None
-) -> Iterator[tuple[Found, str]]:
-    """Yield what cannot be converted, or cannot have the wanted attention, with the reason."""
-    for each in found:
-        if each.obstacle:
-            yield each, each.obstacle
-        else:
-            layer = each.layer(None, dropout)
-            wanted = made() or layer.attend
-            if reason := layer.refusal(type(wanted)):
-                yield each, f"{wanted.name} attention is not possible: {reason}"
 
 
 def grouped(refused: Iterable[tuple[Found, str]]) -> list[str]:
