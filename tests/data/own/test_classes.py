@@ -143,3 +143,9 @@ def test_column_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(UserError, match=r"data\.text_column=texts is not a column") as error:
         chosen("text", "texts")
     assert error.value.allowed == ("id", "review", "note", "stars")
+
+
+def test_two_columns_of_one_name_are_refused():
+    twice = pa.schema([("text", pa.string()), ("text", pa.string()), ("label", pa.int8())])
+    with pytest.raises(UserError, match="/data has two columns text; rename or drop one"):
+        chosen("text", schema=twice)

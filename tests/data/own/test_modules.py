@@ -219,6 +219,13 @@ def test_split_without_a_column_is_refused(tmp_path):
         looked_up("texts", tmp_path)
 
 
+def test_split_without_rows_is_refused(tmp_path):
+    write_csv(tmp_path / "train.csv", **sentences(60))
+    (tmp_path / "test.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match=r"split test of .* has no rows; .*data\.path"):
+        looked_up("texts", tmp_path)
+
+
 def test_masked_language_model_of_own_texts(tmp_path):
     file = write_csv(tmp_path / "a.csv", **sentences(90))
     data = loaded("texts_mlm", file, "data.max_length=32", cache=tmp_path / "cache")

@@ -12,7 +12,7 @@ import pytest
 
 from asap_exp.core.errors import DataNotFound, UserError
 from asap_exp.data import hub, parquet
-from asap_exp.data.own.readers import open_own
+from asap_exp.data.own.opening import open_own
 from asap_exp.data.own.text_files import read_table
 from tests.data.own.made import sentences, write_csv, write_folder, write_images, write_json_lines
 

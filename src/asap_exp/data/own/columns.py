@@ -26,6 +26,8 @@ def chosen_column(
     one is meant.
     """
     key = f"data.{what}_column"
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise UserError(f"{place} has two columns {twice[0]}; rename or drop one of them")
     if given is not None:
         if given not in schema.names:
             raise UserError(

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asap_exp.data.image_decoding import Content, contents, decoded_image, header, named
+from asap_exp.core.console import progress
+from asap_exp.data.image_decoding import (
+    Content,
+    contents,
+    decoded_image,
+    header,
+    in_threads,
+    named,
+)
 from asap_exp.data.own.readers import Reader
 from asap_exp.data.own.sizes import usual_side
 from asap_exp.data.own.splits import Rows
@@ -39,9 +47,9 @@ class ImageFacts:
     def statistics(self, size: int) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation per channel, of pixels between 0 and 1."""
         count, total, squares = 0, np.zeros(self.channels), np.zeros(self.channels)
-        for file in self.files:
-            with named(self.name, file.place):
-                pixels = decoded_image(file.content, self.channels, size)
+        decoded = in_threads(lambda file: self._decoded(file, size), self.files)
+        words = f"Looking at {len(self.files):,} images of {self.name}"
+        for pixels in progress(decoded, words, len(self.files), size=lambda _: 1):
             values = pixels.reshape(self.channels, -1) / 255
             count += values.shape[1]
             total += values.sum(axis=1)
@@ -50,6 +58,10 @@ class ImageFacts:
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         # A channel without contrast would be divided by 0.
         return [round(float(x), 4) for x in mean], [max(round(float(x), 4), 1e-3) for x in std]
+
+    def _decoded(self, file: Sampled, size: int) -> np.ndarray:
+        with named(self.name, file.place):
+            return decoded_image(file.content, self.channels, size)
 
 
 def sample(reader: Reader, rows: Rows, column: str) -> list[Sampled]:

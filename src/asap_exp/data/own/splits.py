@@ -17,7 +17,8 @@ from asap_exp.data.carving import carved
 from asap_exp.data.labels import Names
 from asap_exp.data.own.classes import class_order, numbered, words_of
 from asap_exp.data.own.columns import check_has, chosen_column
-from asap_exp.data.own.readers import Reader, open_own
+from asap_exp.data.own.opening import open_own
+from asap_exp.data.own.readers import Reader
 from asap_exp.data.subset import Limit
 
 
@@ -74,6 +75,12 @@ class OwnSplits(ABC):
     def column(self, what: str, given: str | None, taken: Sequence[str] = ()) -> str:
         """Return the column of images, labels or texts; every split must have it."""
         reader, place = self.reader, f"{self.config.path} (train)"
+        for split in reader.splits:
+            if not reader.count(split):
+                raise UserError(
+                    f"the split {split} of {self.config.path} has no rows; give it some, or leave "
+                    "its file out of data.path"
+                )
         found = chosen_column(what, given, reader.schema("train"), place, taken)
         for split in reader.splits:
             check_has([found], reader.schema(split), f"{self.config.path} ({split})")
