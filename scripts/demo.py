@@ -33,6 +33,7 @@ CALIBRATION = (
     "calibration.candidates=64",
     "calibration.query_features=true",
     "calibration.adaptive=true",
+    "calibration.refine=1",
 )
 """What explains the dual best without a step by gradient, which takes minutes on a CPU."""
 

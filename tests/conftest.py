@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.hydra_files import read_each_file_once
+from tests import quick_hydra
 
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Report(path))
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         prepare_kernels()
-        read_each_file_once()
+        quick_hydra.hasten()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,13 +62,13 @@ def prepare_kernels() -> None:
     """Choose Triton's interpreter where there is no GPU, before the kernels are imported."""
     import torch
 
-    from tests.interpreter import hasten
+    from tests import interpreter
 
     assert "asap_exp.ops" not in sys.modules, "a conftest.py must not import the operators"
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
-        hasten()
+        interpreter.hasten()
         torch.cuda._cached_device_count = 0  # optimisers ask at every step, which takes their time
 
 

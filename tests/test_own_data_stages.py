@@ -1,6 +1,8 @@
 """All stages on own images and texts, without repeating where they are."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,8 @@ import pytest
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.runs import Run
-from asap_exp.data.own.find import found
 from asap_exp.data.run_files import CLASSES
-from asap_exp.train.trainer import train
+from asap_exp.train.__main__ import run
 from tests.data.own.made import CLASSES as NAMES
 from tests.data.own.made import request, sentences, write_csv, write_folder, write_images
 from tests.stages import SINKHORN, run_benchmark, run_distill, run_evaluate, run_report
@@ -46,7 +47,10 @@ class Made:
 def run_own(results: Path, task: str, path: Path, *overrides: str) -> Run:
     """Train as the command line does."""
     where = (f"paths.results={results}", f"data.cache={results.parent / 'cache'}")
-    return train(found(request(task, path, *TINY_OWN, *where, *overrides)))
+    score = run(request(task, path, *TINY_OWN, *where, *overrides))
+    assert score is not None
+    manifests = results.glob("runs/*/*/*/manifest.json")
+    return Run(max(manifests, key=lambda file: file.stat().st_mtime).parent)
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +62,10 @@ def no_data_folder(monkeypatch):
 def shared(tmp_path_factory) -> Made:
     root = tmp_path_factory.mktemp("own")
     folder = write_folder(root / "here" / "pets", 40, size=(8, 8))
-    run = run_own(root / "results", "images", folder, "data.limit=90")
+    trained = run_own(root / "results", "images", folder, "data.limit=90")
     run_distill(root / "results", "task=images")
     run_evaluate(root / "results", "task=images", *FEW)
-    return Made(root / "results", folder, run)
+    return Made(root / "results", folder, trained)
 
 
 @pytest.fixture
@@ -157,23 +161,38 @@ def test_inputs_of_a_benchmark_are_recorded_from_own_data(made):
 
 def test_texts_go_through_all_stages(tmp_path):
     file = write_csv(tmp_path / "news.csv", **sentences(150))
-    run = run_own(tmp_path / "results", "texts", file, *TEXTS)
+    trained = run_own(tmp_path / "results", "texts", file, *TEXTS)
     run_distill(tmp_path / "results")
     run_evaluate(tmp_path / "results", *FEW)
     record = metrics(tmp_path / "results")
     assert (record["data"], record["test"]["rows"]) == ("news", 30)
     baseline = next(row for row in record["rows"] if row["key"] == "baseline_svm")
     assert baseline["accuracy"] == 1.0, "each text names its class"
-    assert read_json(run.path / CLASSES) == list(NAMES)
+    assert read_json(trained.path / CLASSES) == list(NAMES)
 
 
 def test_masked_language_model_goes_through_all_stages_and_starts_a_classifier(tmp_path):
     for split, rows in (("train", 120), ("val", 40), ("test", 40)):
         write_csv(tmp_path / "news" / f"{split}.csv", **sentences(rows))
     results = tmp_path / "results"
-    run = run_own(results, "texts_mlm", tmp_path / "news", *TEXTS)
+    trained = run_own(results, "texts_mlm", tmp_path / "news", *TEXTS)
     run_distill(results)
     run_evaluate(results, *FEW)
     assert metrics(results)["objective"] == "mlm"
-    finer = run_own(results, "texts", tmp_path / "news", *TEXTS, f"init_from={run.name}")
-    assert finer.manifest.initial.run == run.name
+    finer = run_own(results, "texts", tmp_path / "news", *TEXTS, f"init_from={trained.name}")
+    assert finer.manifest.initial.run == trained.name
+
+
+def test_place_without_data_is_refused_before_pytorch_is_loaded(tmp_path):
+    code = (
+        "import sys; from asap_exp.core.composing import compose\n"
+        "from asap_exp.core.config import TrainConfig; from asap_exp.train.__main__ import run\n"
+        "try:\n    run(compose('train', sys.argv[1:], TrainConfig))\n"
+        "except ValueError as error:\n    print(error)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    words = ["task=images", f"data.path={tmp_path / 'nothing'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert "there is no such file or folder" in done.stdout

@@ -21,6 +21,7 @@ from asap_exp.engine.module import Classifier
 from asap_exp.models import load_net
 from asap_exp.train.trainer import train
 from tests.conftest import Pipeline
+from tests.documents import ROOT, blocks
 from tests.stages import run_distill, run_train, train_config
 
 HERE = __name__
@@ -139,7 +140,7 @@ def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "strange_classes.py").write_text(
         f"from pathlib import Path\nPath({str(tmp_path / 'imported')!r}).touch()\n"
         "from lightning import Callback\nclass Mine(Callback): pass\n"
-        "from asap_exp.engine.module import Classifier as Module\n"
+        "from asap_exp.engine.module import Classifier\nclass Module(Classifier): pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path / "imported"
@@ -204,6 +205,9 @@ def test_run_with_own_classes_is_compiled_without_them(tmp_path: Path, strange: 
     assert done.returncode == 0, done.stderr
     assert not strange.exists()
     assert run_train(tmp_path / "results", *words).path == run.path
+    recorded = {(each.kind, each.name, each.module) for each in run.manifest.plugins or []}
+    names = {("module", "Module"), ("callback", "Mine")}
+    assert recorded == {(kind, name, "strange_classes") for kind, name in names}
 
 
 def test_path_in_a_yaml_file_of_ones_own_is_followed(tmp_path: Path) -> None:
@@ -233,3 +237,13 @@ def test_only_paths_that_were_given_are_allowed() -> None:
     value = {"_target_": f"{HERE}.Counter", "start": {"_target_": "os.getpid"}}
     with pytest.raises(UserError, match=r"os\.getpid stands in a saved configuration"):
         targets.instance("callbacks.extra[0]", value, L.Callback)
+
+
+def test_module_of_the_documentation_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks(ROOT / "docs" / "training.md", "python")
+    (tmp_path / "focal_module.py").write_text(code)
+    monkeypatch.chdir(tmp_path)  # where modules are looked for, too
+    run = run_train(tmp_path, "module={_target_: focal_module.Focal, gamma: 2.0}")
+    assert run.finished

@@ -63,9 +63,9 @@ class Hardware:
 
 @dataclass(config=STRICT, kw_only=True)
 class Plugin:
-    """Attention or calibration step of another package: its name, and where its class is from."""
+    """Attention, step, module or callback of another package, and where its class is from."""
 
-    kind: Literal["attention", "calibration"]
+    kind: Literal["attention", "calibration", "module", "callback"]
     name: str
     module: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
     distribution: str | None

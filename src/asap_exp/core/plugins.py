@@ -58,8 +58,7 @@ def follow(key: str, module: Any) -> None:
 
 def imported(key: str, name: str) -> None:
     """Import a module; raise UserError if it, or a module that it imports, does not exist."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    search_current_folder()
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -70,6 +69,12 @@ def imported(key: str, name: str) -> None:
             key=key,
             value=name,
         ) from error
+
+
+def search_current_folder() -> None:
+    """Let Python find modules in the current folder, after all other places."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def followed() -> tuple[str, ...]:
@@ -163,7 +168,7 @@ def distribution_of(kind: str, name: str, module: str) -> tuple[str | None, str 
     """Return name and version of the installed distribution that a module belongs to."""
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
-    entry = installed(KINDS[kind]).get(name)
+    entry = installed(KINDS[kind]).get(name) if kind in KINDS else None
     if entry is not None and entry.dist is not None and entry.module.startswith(module):
         return entry.dist.name, entry.dist.version
     for distribution in packages_distributions().get(module.split(".")[0], []):

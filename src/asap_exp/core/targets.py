@@ -6,6 +6,7 @@ was composed: a configuration that a run has saved may come from somebody else a
 
 from typing import Any, TypeVar
 
+from asap_exp.core import plugins
 from asap_exp.core.errors import UserError
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ def instance(key: str, value: dict[str, Any], kind: type[T], /, *arguments: Any,
     """
     import hydra.utils
 
+    plugins.search_current_folder()
     if strange := paths(value) - _given:
         raise UserError(
             f"{key}: {min(strange)} stands in a saved configuration, whose paths are not followed; "

@@ -63,6 +63,8 @@ def warn_if_changed(run: Run) -> None:
     """Warn if the run's attention is of another package whose code has changed since."""
     name = run.config.attention["name"]
     for then in run.manifest.plugins or []:
+        if then.kind != "attention":
+            continue  # the trained weights do not need it
         now = plugins.origin(then.kind, name, attention_class(name)) or {}
         if then.sha256 and now.get("sha256") != then.sha256:
             warn(

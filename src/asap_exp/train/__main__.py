@@ -1,20 +1,18 @@
 """Stage 1: train a model. `python -m asap_exp.train task=digits`"""
 
 from asap_exp.core import app
-from asap_exp.core.config import TrainConfig
+from asap_exp.core.config import OwnImageTrainRequest, OwnTextTrainRequest, TrainConfig
 from asap_exp.core.score import Score
 
 
 def run(config: TrainConfig) -> Score:
     """Train and return the validation score; slow imports wait for a checked configuration."""
-    from asap_exp.core.config import OwnImageTrainRequest, OwnTextTrainRequest, TextDataConfig
+    from asap_exp.core.config import TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 
     # Before PyTorch is loaded, which takes seconds.
     if isinstance(config, OwnImageTrainRequest | OwnTextTrainRequest):
-        from asap_exp.data.own.find import found
-
-        config = found(config)
+        config = complete(config)
     else:
         known = text_dataset if isinstance(config.data, TextDataConfig) else image_dataset
         known(config.data.name)
@@ -24,6 +22,18 @@ def run(config: TrainConfig) -> Score:
     trained = train(config).manifest
     metric = getattr(trained, f"best_val_{config.objective.metric}")
     return config.objective.score("validation", metric)
+
+
+def complete(request: OwnImageTrainRequest | OwnTextTrainRequest) -> TrainConfig:
+    """Return the configuration of a request for own data, whose place is looked at first."""
+    from asap_exp.data.own.places import locate
+
+    of_images = isinstance(request, OwnImageTrainRequest)
+    locate(request.data.path, request.data.root, "images" if of_images else "texts")
+
+    from asap_exp.data.own.find import found
+
+    return found(request)
 
 
 if __name__ == "__main__":

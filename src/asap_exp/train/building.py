@@ -1,4 +1,4 @@
-"""What a run is trained with: its LightningModule, Lightning's Trainer and the callbacks."""
+"""What a run is trained with: micro-batches, Lightning's Trainer and the callbacks."""
 
 import logging
 import warnings
@@ -28,7 +28,6 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request
 from asap_exp.core.memory import gib
 from asap_exp.core.runs import Run
-from asap_exp.core.targets import instance
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import Batch
 from asap_exp.data.tokens import TokenBatch
@@ -56,33 +55,6 @@ PROFILERS: dict[str, type[Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
-
-
-def own_callbacks(config: TrainConfig) -> list[L.Callback]:
-    """Return the callbacks of `callbacks.extra`; raise UserError if one cannot be made."""
-    given = enumerate(config.callbacks.extra)
-    return [instance(f"callbacks.extra[{i}]", value, L.Callback) for i, value in given]
-
-
-def build_module(config: TrainConfig, net: nn.Module, num_classes: int) -> L.LightningModule:
-    """Return the module that trains `net`: a Classifier, or that of `module`.
-
-    Raises UserError if the latter cannot be made, or does not train `net`.
-    """
-    options: dict[str, Any] = {
-        "num_classes": num_classes,
-        "seed": config.seed,
-        "objective": config.objective,
-    }
-    if config.module is None:
-        return Classifier(net, config.recipe, **options)
-    module = instance("module", config.module, L.LightningModule, net, config.recipe, **options)
-    if getattr(module, "net", None) is not net:
-        raise UserError(
-            f"module: {type(module).__name__} must keep the network, its first argument, as "
-            "self.net, since the weights below net are those of the run"
-        )
-    return module
 
 
 def splits_batches(module: L.LightningModule) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from asap_exp.attention import attention_origin, build_attention, canonical_options
+from asap_exp.attention import build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
@@ -36,15 +36,14 @@ from asap_exp.models import build_net, compile_blocks
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.building import (
     build_callbacks,
-    build_module,
     build_trainer,
-    own_callbacks,
     quiet_lightning,
     refusals_in_words,
     set_micro_batch,
 )
 from asap_exp.train.export import export, summary
 from asap_exp.train.finished import is_finished
+from asap_exp.train.own_classes import build_module, origins, own_callbacks
 from asap_exp.train.restart import fresh_run
 
 
@@ -100,7 +99,7 @@ def train(config: TrainConfig) -> Run:
             "initial": None if initial is None else initial_facts(initial),
             "parameters": sum(p.numel() for p in net.parameters()),
             **attempt(run, checkpoint),
-            **attention_origin(config.attention["name"]),
+            **origins(config.attention["name"], module, callbacks),
         }
         with ExitStack() as stack:
             if config.resume == "never":

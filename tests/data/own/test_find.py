@@ -30,7 +30,7 @@ def test_images_show_their_size_colours_classes_and_statistics(tmp_path, capsys)
     assert (data.image_column, data.label_column, data.num_classes) == ("image", "label", 3)
     assert data.augment.crop_padding == 4
     assert (data.val_fraction, data.test_fraction) == (0.1, 0.2)
-    assert config.recipe.batch_size == 43, "60 rows: 12 for testing and 5 for validation"
+    assert config.recipe.batch_size == 32
     assert np.allclose(data.mean, 0.5, atol=0.02)
     assert np.allclose(data.std, 0.29, atol=0.02)
     lines = capsys.readouterr().out.splitlines()
@@ -76,6 +76,13 @@ def test_what_is_given_is_not_looked_for(tmp_path, capsys):
     assert (data.channels, data.mean, data.std) == (1, [0.25], [0.5])
     assert (data.augment.crop_padding, config.recipe.batch_size) == (0, 7)
     assert "a subset, data.limit=30" in capsys.readouterr().out
+
+
+def test_batch_is_no_larger_than_the_training_rows(tmp_path):
+    folder = write_folder(tmp_path / "pets", 10)
+    assert looked_up("images", folder, "data.val_fraction=0.2").recipe.batch_size == 19
+    both = ("data.val_fraction=0.2", "data.train_on=train+val", "recipe.keep=last")
+    assert looked_up("images", folder, *both).recipe.batch_size == 24
 
 
 def test_texts_show_their_columns_length_and_classes(tmp_path, capsys):

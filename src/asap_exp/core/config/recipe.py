@@ -69,8 +69,7 @@ class RecipeConfig:
         if self.schedule == "cosine" and self.schedule_options:
             raise UserError(
                 f"recipe.schedule_options={self.schedule_options} is refused: "
-                "recipe.schedule=cosine has none beside recipe.warmup_epochs and "
-                "recipe.final_lr_ratio"
+                "recipe.schedule=cosine has warmup_epochs and final_lr_ratio alone"
             )
 
 

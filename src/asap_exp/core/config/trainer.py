@@ -43,7 +43,7 @@ PASSED_ON = (
 
 OTHERWISE = {
     "barebones": "a run needs its checkpoints; use callbacks.progress_bar=false and logger=csv",
-    "callbacks": "use callbacks.early_stopping.patience or callbacks.extra=[{_target_: M.CLASS}]",
+    "callbacks": "use callbacks.early_stopping or callbacks.extra=[{_target_: MODULE.CLASS}]",
     "check_val_every_n_epoch": "use callbacks.val_every_n_epochs",
     "default_root_dir": "use paths.results",
     "enable_checkpointing": "the last state is always saved; use callbacks.checkpoint_seconds",
