@@ -96,8 +96,8 @@ def of_evaluation(record: EvaluationRecord, value: dict[str, Any]) -> Iterator[s
     """Yield what speaks against publishing an evaluation."""
     for stage in ("train", "distill", "evaluate"):
         yield from of_code(stage, vars(getattr(record.manifests, stage).code))
-    if limit := record.training.trainer.limit_train_batches:
-        yield f"trained on {limit} batches per epoch only"
+    if shortened := record.training.trainer.shortened:
+        yield f"trained on a part: {shortened}"
     name = row_of(value)
     if name is None:
         yield (

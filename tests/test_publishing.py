@@ -165,7 +165,15 @@ def test_every_published_record_could_be_published() -> None:
         (lambda r: r.update(run="digits/vit-sinkhorn/00000000-s0"), "no row of conf/reproduce"),
         (
             lambda r: r["manifests"]["train"]["config"]["trainer"].update(limit_train_batches=2),
-            "trained on 2 batches per epoch only",
+            "trained on a part: 2 batches per epoch only",
+        ),
+        (
+            lambda r: r["manifests"]["train"]["config"]["trainer"].update(limit_train_batches=0.5),
+            "trained on a part: 50% of the batches per epoch only",
+        ),
+        (
+            lambda r: r["manifests"]["train"]["config"]["trainer"].update(fast_dev_run=True),
+            "trained on a part: trainer.fast_dev_run=True",
         ),
     ],
 )
@@ -189,7 +197,10 @@ def test_a_toy_is_refused_unless_forced(
 ) -> None:
     with pytest.raises(UserError, match="no row of conf/reproduce makes it") as refused:
         PUBLISH.target(shared_pipeline.record, force=False)
-    for words in ("measured on 48 of 540 test images", "trained on 4 batches per epoch only"):
+    for words in (
+        "measured on 48 of 540 test images",
+        "trained on a part: 4 batches per epoch only",
+    ):
         assert words in str(refused.value)
     place = PUBLISH.target(shared_pipeline.record, force=True)
     run = shared_pipeline.teacher.name.replace("/", "-")

@@ -1,6 +1,7 @@
 """Run directories: their paths, and the choice of the teacher."""
 
 import json
+import os
 import re
 import time
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from asap_exp.core.composing import compose
 from asap_exp.core.config import PathsConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.locks import held
 from asap_exp.core.manifest import code_version, manifest
 from asap_exp.core.runs import (
     Run,
@@ -222,6 +224,14 @@ def test_teacher_of_another_task_is_refused(tmp_path):
     run = fake_run(tmp_path)
     with pytest.raises(UserError, match=r"trained on task digits, but task=cifar was asked for"):
         find_teacher(paths(tmp_path), "cifar", str(run.path))
+
+
+def test_killed_run_is_told_from_a_running_one(tmp_path):
+    """A killed process could not write how it ended, but no longer holds the directory."""
+    run = fake_run(tmp_path, status="running")
+    with held(run.path):
+        assert re.match(rf"still running: process {os.getpid()} on ", run.unfinished)
+    assert run.unfinished.startswith("killed, perhaps for lack of memory; it is continued by: ")
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])

@@ -129,6 +129,15 @@ def part_held(whole: Path, part: Path) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Return True if another process holds an existing folder, or if that cannot be found out."""
+    try:
+        require_free([folder])
+    except UserError:
+        return True
+    return False
+
+
 def require_free(parts: Iterable[Path]) -> None:
     """Raise UserError if another process holds one of the folders."""
     for part in parts:

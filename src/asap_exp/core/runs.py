@@ -25,6 +25,7 @@ from asap_exp.core.config import SAME_RESULTS, PathsConfig, TrainConfig
 from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
+from asap_exp.core.locks import holder_of, in_use
 from asap_exp.core.manifest import LaterManifest, Manifest, TrainManifest
 from asap_exp.core.typed import read
 
@@ -210,7 +211,13 @@ class Run:
         manifest = self.manifest
         if manifest.finished:
             return f"{self.weights.name} is missing. {repair(self)}"
-        return f"{manifest.status}; it is continued by: {own_command(self)}"
+        if manifest.status != "running":
+            status: str = manifest.status
+        elif in_use(self.path):
+            return f"still running: {holder_of(self.path)}"
+        else:
+            status = "killed, perhaps for lack of memory"  # or it would have written how it ended
+        return f"{status}; it is continued by: {own_command(self)}"
 
     @property
     def finished(self) -> bool:

@@ -75,9 +75,9 @@ def origins(group: Group) -> list[list[str]]:
 
 def training_rows(record: EvaluationRecord) -> str:
     """Describe the training rows: which, how many, and of how many. A subset is called a subset."""
-    data, limit = record.trained_on, record.training.trainer.limit_train_batches
+    data, shortened = record.trained_on, record.training.trainer.shortened
     subset = f", a SUBSET of the split's {data.train_split_rows_in_all}" if data.is_subset else ""
-    limited = f", {limit} batches per epoch only" if limit else ""
+    limited = f", {shortened}" if shortened else ""
     return f"{data.train_on} ({data.train_rows} rows{subset}{limited})"
 
 

@@ -89,6 +89,7 @@ def train(config: TrainConfig) -> Run:
         set_micro_batch(config, module, data, device)
         run = claim(config)
         stamp = content_stamp(config, data, initial)
+        tell_of_kill(run)
         checkpoint = checkpoint_to_resume(config, run, stamp)
         if compiles(config, device):
             compile_blocks(net, **compile_options(config))
@@ -168,6 +169,16 @@ def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None
     if initial is not None:
         stamp["initial_sha256"] = initial.manifest.teacher_sha256
     return stamp
+
+
+def tell_of_kill(run: Run) -> None:
+    """Say so if the last attempt at `run`, whose directory this process holds, was killed."""
+    attempts = earlier_attempts(run)
+    if attempts and attempts[-1]["status"] == "running":
+        say(
+            f"The last attempt at {shown(run.path)} was killed, perhaps for lack of memory: it did "
+            "not write how it ended"
+        )
 
 
 def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:

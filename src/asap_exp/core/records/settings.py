@@ -3,7 +3,7 @@
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from asap_exp.core.typed import VIEW, Name, Size
+from asap_exp.core.typed import VIEW, Count, Name, Share, Size
 
 RELAXATION = 1.6
 """Relaxation in records that do not state it: the value of conf/evaluate.yaml."""
@@ -53,7 +53,20 @@ class RecipeSettings:
 @dataclass(config=VIEW, kw_only=True)
 class TrainerSettings:
     precision: str
-    limit_train_batches: Size | None = None
+    limit_train_batches: Size | Share | None = None
+    fast_dev_run: bool | Count | None = None
+    overfit_batches: Size | Share | None = None
+    max_steps: Size | None = None
+    max_time: str | None = None
+
+    @property
+    def shortened(self) -> str:
+        """What shortened the training, in words; empty if nothing did."""
+        if (limit := self.limit_train_batches) is not None:
+            share = f"{limit:.0%} of the" if isinstance(limit, float) else str(limit)
+            return f"{share} batches per epoch only"
+        names = ("fast_dev_run", "overfit_batches", "max_steps", "max_time")
+        return ", ".join(f"trainer.{n}={x}" for n in names if (x := getattr(self, n)))
 
 
 @dataclass(config=VIEW, kw_only=True)
