@@ -69,12 +69,12 @@ def conclude(run: Run, page: Path | None, seconds: float) -> None:
     for line in verdict(group):
         say(line)
     if changes := where_it_changes(cifar_by_length()):
-        say("\nWhere that changes (published, on a GPU):")
+        say("\nWhere that changes (CIFAR-100 on a GPU, published):")
         for line in changes:
             say(f"  {line}")
     say(
-        "\nUp to some 160 tokens use a few relaxed updates. From 256 tokens on, and without a norm "
-        "of q and k, compile with ASAP."
+        "\nOn a GPU, a few relaxed updates are the better choice up to some 160 tokens, and ASAP "
+        "from 256 on, without a norm of q and k."
     )
     if page is not None:
         say(f"To see tables and figures, open {shown(page)} in a browser.")

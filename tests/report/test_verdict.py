@@ -7,7 +7,7 @@ import pytest
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.headline import compared_rows, headline
 from asap_exp.report.pareto import quality
-from asap_exp.report.verdict import honest_rival, verdict, where_it_changes
+from asap_exp.report.verdict import honest_rival, truncations, verdict, where_it_changes
 from tests.records import published, typed
 
 CIFAR_64 = "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c"
@@ -62,7 +62,14 @@ def test_a_faster_truncation_is_less_accurate(record):
     timed(record, "truncated_1", 0.5, 0.5)
     *_, rival, use = verdict(group_of(record))
     assert rival.startswith("The truncation to compare it with is Sinkhorn, T' = 2: 10.00x as fast")
-    assert use == "At 64 tokens, on this machine, ASAP is slower and more accurate."
+    assert use == (
+        "At 64 tokens, on this machine, ASAP is slower than it, and better; "
+        "no truncation that was measured is as good."
+    )
+    timed(record, "truncated_10", 8.0, 0.66)
+    timed(record, "truncated_5", 5.0, 0.65)
+    *_, use = verdict(group_of(record))
+    assert use.endswith("and better; as good is Sinkhorn, T' = 5, 2.00x as fast.")
 
 
 def test_a_truncation_is_better(record):
@@ -82,7 +89,9 @@ def test_untimed_models_have_no_verdict(record):
 def test_perplexity_is_better_where_it_is_lower():
     lines = verdict(group_of(published("wikitext")))
     assert "has perplexity 11.97; its teacher has perplexity 11.90" in lines[0]
-    assert lines[-1] == "Here, on this machine, ASAP is slower and more accurate."
+    assert lines[-1].startswith(
+        "Here, on this machine, ASAP is slower than it, and better; as good"
+    )
 
 
 def test_lengths_are_listed_in_order(record):
@@ -97,7 +106,7 @@ def test_the_rival_of_equals_is_the_faster_one(record):
     timed(record, "truncated_5", 1.5, 0.6)
     timed(record, "truncated_3", 1.0, 0.6)
     group = group_of(record)
-    rows = list(compared_rows(group).values())
+    rows = truncations(compared_rows(group).values())
     rival = honest_rival(rows, headline(group).asap, quality(group))
     assert rival is not None
     assert rival.key == "truncated_3"

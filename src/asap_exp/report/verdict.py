@@ -19,7 +19,8 @@ def verdict(group: Group) -> list[str]:
     found, column = headline(group), quality(group)
     if found.asap["model_ms"] is None:
         raise ValueError(f"the models of {group.slug} were not timed")
-    rival = honest_rival(list(compared_rows(group).values()), found.asap, column)
+    rows = truncations(compared_rows(group).values())
+    rival = honest_rival(rows, found.asap, column)
     tokens = group.first.training.tokens
     where = f"{'Here' if tokens is None else f'At {tokens} tokens'}, on this machine,"
     lines = [
@@ -33,23 +34,38 @@ def verdict(group: Group) -> list[str]:
         f"{result(rival, column)}, and it needs no calibration."
     )
     if no_worse(rival, found.asap, column):
-        lines.append(f"{where} the truncation is the better choice.")
-    elif rival.mean("model_ms") <= found.asap.mean("model_ms"):
-        lines.append(f"{where} ASAP is slower and more accurate.")
+        return [*lines, f"{where} the truncation is the better choice."]
+    if rival.mean("model_ms") > found.asap.mean("model_ms"):
+        return [*lines, f"{where} no truncation is as fast as ASAP."]
+    as_good = as_good_truncation(rows, found.asap, column)
+    if as_good is None:
+        other = "no truncation that was measured is as good"
     else:
-        lines.append(f"{where} no truncation is as fast as ASAP.")
-    return lines
+        other = f"as good is {as_good.name}, {speed(as_good, found.teacher)}"
+    return [*lines, f"{where} ASAP is slower than it, and better; {other}."]
+
+
+def truncations(rows: Iterable[AveragedRow]) -> list[AveragedRow]:
+    """Return the timed truncations, plain or relaxed."""
+    return [row for row in rows if row.group in ("truncated", "relaxed") and row["model_ms"]]
 
 
 def honest_rival(
     rows: Sequence[AveragedRow], asap: AveragedRow, column: Column
 ) -> AveragedRow | None:
-    """Return the best truncation, plain or relaxed, that is as fast as ASAP, else the fastest."""
-    truncations = [row for row in rows if row.group in ("truncated", "relaxed") and row["model_ms"]]
-    as_fast = [row for row in truncations if row.mean("model_ms") <= asap.mean("model_ms")]
+    """Return the best truncation that is as fast as ASAP, else the fastest."""
+    as_fast = [row for row in rows if row.mean("model_ms") <= asap.mean("model_ms")]
     if as_fast:
         return max(as_fast, key=lambda row: (goodness(row, column), -row.mean("model_ms")))
-    return min(truncations, key=lambda row: row.mean("model_ms"), default=None)
+    return min(rows, key=lambda row: row.mean("model_ms"), default=None)
+
+
+def as_good_truncation(
+    rows: Sequence[AveragedRow], asap: AveragedRow, column: Column
+) -> AveragedRow | None:
+    """Return the fastest truncation that is as good as ASAP, or None."""
+    as_good = [row for row in rows if goodness(row, column) >= goodness(asap, column)]
+    return min(as_good, key=lambda row: row.mean("model_ms"), default=None)
 
 
 def where_it_changes(groups: Iterable[Group]) -> list[str]:
