@@ -12,7 +12,7 @@ VERSIONS=${VERSIONS:-pinned}
     exit 2
 }
 
-echo "Installing into $VENV (a few GB, once)"
+echo "Installing into $VENV, once: 6 to 7 GB, mostly PyTorch with CUDA; minutes on a fast network"
 if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
     constraints=constraints.txt
@@ -23,9 +23,9 @@ if command -v uv >/dev/null 2>&1; then
         # The tools that check and run the tests keep their pinned versions.
         grep -E '^(codespell|mypy|pytest|ruff)==' constraints.txt | cat "$oldest" - >"$constraints"
     fi
-    uv pip install --quiet --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,hf,sweep]'
+    uv pip install --python "$VENV/bin/python" -c "$constraints" -e '.[dev,docs,hf,sweep]'
 else
     "$PYTHON" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+    "$VENV/bin/python" -m pip install --disable-pip-version-check \
         -c constraints.txt -e '.[dev,docs,hf,sweep]'
 fi
