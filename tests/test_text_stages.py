@@ -378,7 +378,7 @@ def test_published_sinkformer_goes_through_all_stages(
     assert "truncated_1" not in rows
     assert record["test"] == {"rows": 48, "of": 10_000}
     run_report(tmp_path)
-    tables = (tmp_path / "tables.md").read_text()
+    tables = (tmp_path / "report" / "tables.md").read_text()
     assert "## imdb (subset), n ≤ 48, Sinkformer of 3 half-steps, without qk_norm" in tables
     assert "training and test rows pooled and dealt again" in tables
 
@@ -492,7 +492,10 @@ def test_text_encoder_is_compiled_by_the_library(pipeline: TextPipeline) -> None
     data = run_data(pipeline.teacher, WHERE_IT_WAS, 8, torch.device("cpu"))
     data.setup()
     fit, _ = data.calibration_dataloaders(samples=32, holdout=8, batch_size=8, seed=0)
-    compiled = asap_exp.compile(net, fit, slices=2, candidates=6, learned_slices=FEW)
+    steps = ("ridge", "learned_slices")
+    compiled = asap_exp.compile(
+        net, fit, slices=2, candidates=6, steps=steps, learned_slices=FEW, progress=False
+    )
     assert all(layer.attend.name == "asap" for layer in attention_layers(compiled).values())
     artifact = compiled.asap_artifact
     batches = list(fit)

@@ -14,7 +14,7 @@ from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.batches import call, content_hash, num_samples, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.config import CalibrationConfig, calibration_schema
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.compiling.arguments import (
@@ -143,8 +143,9 @@ def configured(
 ) -> CalibrationConfig:
     """Return the configuration of a calibration; UserError for a value that is not allowed."""
     steps = keys["steps"] or ["ridge"]
+    schema = calibration_schema()
     with in_words_of_arguments():
-        config = CalibrationConfig(
+        config = schema(
             **{
                 **keys,
                 "name": "sequential" if keys["sequential"] else steps[-1],
@@ -154,5 +155,5 @@ def configured(
                 "batch_size": max(map(num_samples, [*fit, *held_out])),
             }
         )
-        check_fields(CalibrationConfig, asdict(config), PREFIX)
+        check_fields(schema, asdict(config), PREFIX)
     return config

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asap_exp.core import plugins
-from asap_exp.core.conf_files import attentions
+from asap_exp.core.conf_files import attention_names, attentions
 from asap_exp.core.config.fields import LARGEST_SETTING
 from asap_exp.core.config.model import MOST_ITERATIONS, AttentionOptions
 from asap_exp.core.errors import UserError, not_allowed
@@ -65,7 +65,7 @@ class UnknownAttention(UserError):
 
 def declare(name: str, init: Callable[..., None]) -> None:
     """Note the keywords of an attention's `__init__` as its options."""
-    if name not in attentions():
+    if name not in attention_names():
         parameters = inspect.signature(init).parameters.values()
         found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         hints = type_hints(init)

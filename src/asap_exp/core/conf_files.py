@@ -5,6 +5,7 @@ stages share. `own` is the user's folder of further files, given with `--config-
 subfolders are groups of the stage. Installed packages may have folders of their own too.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def own_data_tasks() -> list[str]:
     """Return the tasks of own data, which take `data.path`."""
     files = {task: option_file("train", "task", task) for task in tasks()}
     return [task for task, file in files.items() if file and "/data: own_" in file.read_text()]
+
+
+@cache
+def attention_names() -> frozenset[str]:
+    """Return the names of the built-in attentions, which needs no OmegaConf."""
+    files = (conf_dir() / "train" / "attention").glob("*.yaml")
+    found = (re.search(r"^name: *(\w+)", file.read_text(), flags=re.MULTILINE) for file in files)
+    return frozenset(match[1] for match in found if match)
 
 
 @cache
