@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    # wandb leaves the address of this process's service there, and commands that a test starts would
-    # write their runs through it instead of waiting for one of their own.
+    # wandb leaves the address of this process's service there, and commands that a test starts
+    # would write their runs through it instead of waiting for one of their own.
     os.environ.pop("WANDB_SERVICE", None)
     if item.get_closest_marker("gpu"):
         import torch

@@ -7,7 +7,7 @@ compiled = asap_exp.load_compiled(model, "folder")
 asap_exp.drift(compiled, batch)
 """
 
-from asap_exp.attention.conversion import convert
+from asap_exp.attention.conversion.convert import convert
 from asap_exp.compiling.compilation import compile
 from asap_exp.compiling.drifting import drift
 from asap_exp.compiling.saving import artifact_of, load_compiled, save_compiled
