@@ -15,10 +15,10 @@ from asap_exp.benchmark.accuracy_check import gate_errors, right, wrong_words
 from asap_exp.benchmark.calls import Results, results
 from asap_exp.benchmark.inputs import Inputs
 from asap_exp.benchmark.registry import Method, Operator, Unavailable
+from asap_exp.core.cuda_graph import graphed
 from asap_exp.core.records.benchmark import TEACHERS
 from asap_exp.core.typed import finite
 from asap_exp.ops.routing import recorded
-from asap_exp.timing.cuda_graph import graphed
 from asap_exp.timing.latency import interleaved_latency
 from asap_exp.timing.memory import peak_memory
 

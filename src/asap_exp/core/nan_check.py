@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LOSS_ALONE = "every layer's output is finite; the loss itself overflows"
+"""What is said of a network that is not at fault."""
+
 
 def on_inputs(net: nn.Module, inputs: Any) -> Any:
     """Run `net` on `inputs`."""
@@ -42,4 +45,4 @@ def first_non_finite(
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "every layer's output is finite; the loss itself overflows"
+    return found[0] if found else LOSS_ALONE

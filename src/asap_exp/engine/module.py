@@ -1,9 +1,11 @@
 """LightningModule of every task: predicts classes of samples or masked tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from asap_exp.data.loader import Batch, epoch_seed
 from asap_exp.engine.micro_batches import MicroBatch, Part, split
 from asap_exp.engine.nan_check import LossCheck
 from asap_exp.engine.optimisers import build_optimizer, build_schedule
+from asap_exp.engine.recording import RecordedTraining
 
 
 def net_of(module: L.LightningModule) -> nn.Module:
@@ -32,6 +35,10 @@ class Classifier(L.LightningModule):
     A batch passes in parts if `micro_batch` is set: `training_step` returns the loss of the first
     part, and `backward` computes the others, each weighted by its share of the targets. A subclass
     that changes `loss_of` alone keeps that.
+
+    With `record_steps`, `training_step` makes the whole update as one CUDA graph, and what
+    Lightning calls after it does nothing. Losses are then read some steps later, so that the host
+    need not wait; one that is not finite stops the run then, with the weights of the step before.
     """
 
     def __init__(
@@ -49,8 +56,11 @@ class Classifier(L.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.val_loss = nn.CrossEntropyLoss()
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        # A look for labels out of range would make the host wait; they are checked when loaded.
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.micro_batch: MicroBatch | None = None
+        self.record_steps: Callable[[Classifier], RecordedTraining] | None = None
+        self.recorded: RecordedTraining | None = None
         self.epoch_losses: list[Tensor] = []
         self._later: list[Part] = []
         self._losses: list[Tensor] = []
@@ -58,6 +68,10 @@ class Classifier(L.LightningModule):
 
     def forward(self, inputs: Any) -> Tensor:
         return self.net(inputs)
+
+    def on_train_start(self) -> None:
+        if self.record_steps is not None:
+            self.recorded = self.record_steps(self)
 
     def on_train_epoch_start(self) -> None:
         self.epoch_losses.clear()
@@ -68,6 +82,9 @@ class Classifier(L.LightningModule):
         return self.loss(self.net(inputs), targets)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        if self.recorded is not None:
+            self._losses = [self.recorded.step(batch)]
+            return self._losses[0]
         first, *self._later = split(batch, self.micro_batch)
         self._losses = []
         return self._part_loss(first)
@@ -82,6 +99,8 @@ class Classifier(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add up the gradients of all parts; Lightning calls this after it has cleared the last."""
+        if self.recorded is not None:
+            return
         super().backward(loss, *args, **kwargs)
         precision = self.trainer.precision_plugin
         while self._later:
@@ -101,11 +120,16 @@ class Classifier(L.LightningModule):
         """
         self.epoch_losses.append(loss)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
+        logs = (self.global_step + 1) % every == 0
+        if self.recorded is not None:
+            self.recorded.log_loss(loss, logs=logs)
+        elif logs:
             self.log("train/loss_step", loss)
 
     def on_train_batch_end(self, *_: object) -> None:
         ends = self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done
+        if ends and self.recorded is not None:
+            self.recorded.read_all()
         if self.epoch_losses and ends:
             mean = torch.stack(self.epoch_losses).mean()
             self.log("train/loss_epoch", mean, on_step=False, on_epoch=True, batch_size=1)
@@ -115,9 +139,32 @@ class Classifier(L.LightningModule):
             while self._checks:
                 self._checks.pop(0).require_finite()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.recorded is not None:
+            self.recorded.read_all()
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.recorded is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        if self.recorded is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        elif optimizer_closure is not None:
+            optimizer_closure()
+
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        predict = self.net if self.recorded is None else self.recorded.predict
         for inputs, targets, _ in split(batch, self.micro_batch):
-            logits = self.net(inputs)
+            logits = predict(inputs)
             self.val_accuracy(logits, targets)
             self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
             self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))

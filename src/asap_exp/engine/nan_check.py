@@ -1,12 +1,13 @@
 """Check that the loss is finite; otherwise the run stops and the layer is named."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asap_exp.core.errors import UserError
-from asap_exp.core.nan_check import first_non_finite
+from asap_exp.core.nan_check import LOSS_ALONE, first_non_finite
 
 REMEDIES = (
     "Try a smaller recipe.lr, recipe.clip_norm=1.0, model.qk_norm=true or trainer.precision=32-true"
@@ -37,8 +38,18 @@ class LossCheck:
             self.answered.synchronize()
         if self.finite:
             return
-        raise NonFiniteLoss(
-            f"the loss is {self.loss.item()} at step {self.step}: "
-            f"{first_non_finite(self.net, self.inputs)}. Earlier checkpoints are "
-            f"unharmed. {REMEDIES}"
-        )
+        raise non_finite_loss(self.loss.item(), self.net, [self.inputs], step=self.step)
+
+
+def non_finite_loss(
+    loss: float, net: nn.Module, parts: Sequence[Any], *, step: int
+) -> NonFiniteLoss:
+    """Return the error of a loss at `step` that is not finite, with the layer it comes from.
+
+    `parts` are the inputs whose losses were added up; the layer is that of the first at fault.
+    """
+    found = [first_non_finite(net, inputs) for inputs in parts]
+    layer = next((text for text in found if text != LOSS_ALONE), LOSS_ALONE)
+    return NonFiniteLoss(
+        f"the loss is {loss} at step {step}: {layer}. Earlier checkpoints are unharmed. {REMEDIES}"
+    )

@@ -28,8 +28,8 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
     fused = any(weight.is_cuda for weight in net.parameters())
     try:
         if recipe.optimizer == "adamw":
-            return adamw(decay_groups(net, recipe), recipe.lr, fused=fused, **options)
-        return create_optimizer_v2(
+            return clippable(adamw(decay_groups(net, recipe), recipe.lr, fused=fused, **options))
+        optimizer = create_optimizer_v2(
             net,
             recipe.optimizer,
             lr=recipe.lr,
@@ -37,6 +37,7 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
             param_group_fn=lambda model: decay_groups(model, recipe),
             **options,
         )
+        return clippable(optimizer)
     except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
         raise UserError(
             f"recipe.optimizer={recipe.optimizer} with recipe.optimizer_options={options}: {error}"
@@ -55,10 +56,16 @@ def decay_groups(net: nn.Module, recipe: RecipeConfig) -> list[dict]:
 
 def adamw(groups: list[dict], lr: float, *, fused: bool, **options: Any) -> torch.optim.AdamW:
     """Build AdamW; `fused` updates all weights in a few kernels, at a third of the host time."""
-    optimizer = torch.optim.AdamW(groups, lr=lr, **{"fused": fused or None, **options})
-    # A fused optimiser announces that it unscales float16 gradients itself, and Lightning then
-    # refuses to clip them. Without that flag they are unscaled first, as for other optimisers.
-    optimizer._step_supports_amp_scaling = False
+    return torch.optim.AdamW(groups, lr=lr, **{"fused": fused or None, **options})
+
+
+def clippable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimiser, whose gradients Lightning may clip under mixed precision.
+
+    A fused optimiser announces that it unscales float16 gradients itself, and Lightning then
+    refuses to clip them. Without that flag they are unscaled first, as for other optimisers.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 
 

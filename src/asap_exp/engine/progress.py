@@ -48,6 +48,8 @@ class TerminalBar(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
         loss = trainer.callback_metrics.get("train/loss_step")
+        if (recorded := getattr(pl_module, "recorded", None)) is not None:
+            loss = recorded.last_loss  # that of the metrics would make the host wait
         return {} if loss is None else {"loss": f"{float(loss):.4f}"}
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -58,20 +60,20 @@ class TerminalBar(RichProgressBar):
 class EpochLines(Callback):
     """Callback that prints one line per epoch: metrics, its time, its rate, and the time left.
 
-    The rate is that of training alone. The time left is computed from all epochs of this process,
+    The rate is that of training alone, without the time in which recorded steps were compiled,
+    which has a line of its own. The time left is computed from all epochs of this process,
     validations included.
     """
 
     def __init__(self) -> None:
-        self.samples, self.epochs = 0, 0
-        self.start = self.epoch_start = 0.0
+        self.samples, self.epochs, self.compiling = 0, 0, 0.0
+        self.start = self.epoch_start = self.training_end = 0.0
 
     def on_train_start(self, *_: object) -> None:
         self.start = self.epoch_start = time.monotonic()
-        self.training = 0.0
 
-    def on_train_batch_start(self, *_: object) -> None:
-        self.batch_start = time.monotonic()
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.training_start = self.training_end = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -82,7 +84,11 @@ class EpochLines(Callback):
         batch_idx: int,
     ) -> None:
         self.samples += len(batch[0])
-        self.training += time.monotonic() - self.batch_start
+        self.training_end = time.monotonic()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Only now has the host waited for the last steps, if they were recorded.
+        self.training_end = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now, epoch, last = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -90,8 +96,14 @@ class EpochLines(Callback):
         numbers = [f"{name} {value}" for name, value in shown_metrics(trainer).items()]
         numbers.append(duration(now - self.epoch_start))
         what = getattr(trainer.datamodule, "sample_name", "samples")  # type: ignore[attr-defined]
-        rate = f" ({self.samples / self.training:,.0f} {what}/s)" if self.training else ""
+        training = self.training_end - self.training_start
+        if (recorded := getattr(pl_module, "recorded", None)) is not None:
+            compiling, self.compiling = recorded.seconds - self.compiling, recorded.seconds
+            training -= compiling
+            if compiling > 1:
+                say(f"Compiled and recorded {recorded.count} CUDA graphs in {duration(compiling)}")
+        rate = f" ({self.samples / training:,.0f} {what}/s)" if training > 0 else ""
         left = (now - self.start) / self.epochs * (last - epoch)
         ahead = f", {duration(left)} left" if epoch < last else ""
         say(f"epoch {epoch}/{last}: {', '.join(numbers)}{rate}{ahead}")
-        self.epoch_start, self.samples, self.training = now, 0, 0.0
+        self.epoch_start, self.samples = now, 0

@@ -1,7 +1,21 @@
 """Networks that contain the attention layers."""
 
-from asap_exp.models.build import build_net, compile_blocks, load_net, load_weights
+from asap_exp.models.build import (
+    build_net,
+    compile_blocks,
+    compile_net,
+    load_net,
+    load_weights,
+)
 from asap_exp.models.text import TextEncoder
 from asap_exp.models.vit import build_vit
 
-__all__ = ["TextEncoder", "build_net", "build_vit", "compile_blocks", "load_net", "load_weights"]
+__all__ = [
+    "TextEncoder",
+    "build_net",
+    "build_vit",
+    "compile_blocks",
+    "compile_net",
+    "load_net",
+    "load_weights",
+]

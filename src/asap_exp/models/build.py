@@ -29,6 +29,17 @@ MOST_SHAPES = 64
 """Distinct input shapes per block (text lengths, last batches); raises Dynamo's recompile limit."""
 
 
+def compile_net(net: nn.Module, *, lengths_vary: bool) -> None:
+    """Compile, in place, a whole network; or its blocks, once for all lengths, where they vary.
+
+    Compiling a graph per length would take longer than many epochs.
+    """
+    if lengths_vary:
+        compile_blocks(net, dynamic=True)
+    else:
+        net.compile()
+
+
 def compile_blocks(net: nn.Module, **options: Any) -> None:
     """Compile, in place, every module that directly contains an attention layer.
 

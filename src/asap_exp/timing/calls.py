@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from asap_exp.attention import Attention, LayerInputs, swapped
+from asap_exp.core.cuda_graph import graphed
 from asap_exp.core.devices import autocast
-from asap_exp.timing.cuda_graph import graphed
 from asap_exp.timing.latency import Prepare
 
 

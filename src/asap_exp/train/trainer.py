@@ -32,7 +32,8 @@ from asap_exp.core.tracking import wandb_run
 from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.engine.checkpoints import check_identity
-from asap_exp.models import build_net, compile_blocks
+from asap_exp.engine.recording_choice import set_recording
+from asap_exp.models import build_net, compile_net
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.building import (
     build_callbacks,
@@ -92,7 +93,8 @@ def train(config: TrainConfig) -> Run:
         tell_of_kill(run)
         checkpoint = checkpoint_to_resume(config, run, stamp)
         if compiles(config, device):
-            compile_blocks(net, **compile_options(config))
+            compile_net(net, lengths_vary=config.lengths_vary)
+        set_recording(config, module, device, callbacks)
         facts = {
             "config": public_config(config),
             "recipe_hash": recipe_hash(config, initial),
@@ -201,18 +203,10 @@ def earlier_attempts(run: Run) -> list[dict[str, Any]]:
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
-    """Return True if the blocks are compiled: by default on a GPU."""
+    """Return True if the network is compiled: by default on a GPU."""
     if config.trainer.compile is None:
         return device.type == "cuda"
     return config.trainer.compile
-
-
-def compile_options(config: TrainConfig) -> dict[str, Any]:
-    """Return options of `torch.compile`: one dynamic graph where lengths vary.
-
-    Compiling a graph per length would take longer than many epochs.
-    """
-    return {"dynamic": True} if config.lengths_vary else {}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:

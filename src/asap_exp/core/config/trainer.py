@@ -66,6 +66,7 @@ SAME_RESULTS = (
     "benchmark",
     "compile",
     "cpu_threads",
+    "cuda_graphs",
     "detect_anomaly",
     "deterministic",
     "devices",
@@ -91,6 +92,7 @@ class TrainerConfig:
     limit_train_batches: Annotated[int | float | None, Portion()]
     limit_val_batches: Annotated[int | float | None, Portion()]
     micro_batch: Annotated[int | None, at_least(1)] = None
+    cuda_graphs: bool | None = None
     devices: Annotated[int, at_least(1)] = 1
     num_nodes: Annotated[int, at_least(1)] = 1
     # Passed on to Lightning, whose own default null is
