@@ -170,7 +170,7 @@ class StepGraphs:
         finally:
             del optimizer.found_inf  # type: ignore[attr-defined]
             for group, values in zip(groups, before, strict=True):
-                group.update(values)
+                group |= values
 
     def _options(self) -> list[dict[str, Any]]:
         """Return what a recorded step holds of the optimiser, besides the rates."""
