@@ -156,7 +156,7 @@ class StepGraphs:
     def _on_device(self) -> Iterator[None]:
         """Let the optimiser read its rates, and whether to update, from the device meanwhile."""
         groups, optimizer = self.optimizer.param_groups, self.optimizer
-        before = [
+        before: list[dict[str, Any]] = [
             {name: group[name] for name in ("lr", "capturable") if name in group}
             for group in groups
         ]
