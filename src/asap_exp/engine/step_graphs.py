@@ -69,8 +69,6 @@ class StepGraphs:
         self.found_inf = torch.zeros((), device=device)
         self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.kept = [] if self.whole else [torch.zeros_like(p) for p in self.parameters]
-        for parameter, gradient in zip(self.parameters, self.kept, strict=False):
-            parameter.grad = gradient
         self.shapes: dict[Shape, Recorded] = {}
         self.options = self._options()
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
@@ -98,6 +96,10 @@ class StepGraphs:
         entry.fixed.fill(batch, self.failed)
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(float(group["lr"]))
+        if self.kept and self.parameters[0].grad is not self.kept[0]:
+            # Lightning drops the gradients before a validation.
+            for parameter, gradient in zip(self.parameters, self.kept, strict=True):
+                parameter.grad = gradient
         self._run(entry)
         if not self.whole:
             self.raise_if_failed()
