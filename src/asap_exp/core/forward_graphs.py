@@ -21,6 +21,9 @@ class ForwardGraphs:
     rows than one recorded before is filled up, so that the last batch needs no graph of its own:
     rows must not depend on each other.
 
+    Compiled modules run kernel by kernel: a graph needs no compilation to be quick to start, and a
+    compilation takes longer than it saves here.
+
     A result is overwritten by the next call. The weights may change in place between calls, but no
     option of the network or of autocast may.
     """
@@ -45,15 +48,19 @@ class ForwardGraphs:
         full = not self.recorder.works or len(self._replays) >= MOST_GRAPHS
         if shape not in self._seen or full:
             self._seen.add(shape)
-            return self.forward(inputs)
+            return self._forward(inputs)
         fixed = FixedTensors(inputs)
         torch.clear_autocast_cache()  # a cast made before the capture would never be made again
-        replay = self.recorder(lambda: self.forward(fixed.tree))
+        replay = self.recorder(lambda: self._forward(fixed.tree))
         torch.clear_autocast_cache()
         if replay is None:
-            return self.forward(inputs)
+            return self._forward(inputs)
         self._fixed[shape], self._replays[shape] = fixed, replay
         return replay()
+
+    def _forward(self, inputs: Any) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return self.forward(inputs)
 
     def _filled(self, inputs: Any) -> Any:
         """Return a tensor with as many rows as a recorded one that differs in nothing else."""

@@ -50,14 +50,16 @@ def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
     """Return the diagnostics per layer: means over heads, and the maximum for the logits."""
     with record_inputs(net) as recorded:
         net(inputs)
-    report = {}
+    names, values = [], []
     for number, (path, layer) in enumerate(attention_layers(net).items()):
         q, k, _, mask = recorded[path][-1]
         plan = layer.attend.plan(q, k, key_padding_mask=mask)
         eps = getattr(layer.attend, "eps", 1.0)
-        report[f"plan/{number}/column_error"] = column_error(plan, mask).mean().item()
-        report[f"plan/{number}/entropy"] = entropy(plan, mask).mean().item()
-        report[f"plan/{number}/largest_logit"] = (
-            largest_logit(q, k, eps=eps, key_padding_mask=mask).max().item()
-        )
-    return report
+        found = {
+            "column_error": column_error(plan, mask).mean(),
+            "entropy": entropy(plan, mask).mean(),
+            "largest_logit": largest_logit(q, k, eps=eps, key_padding_mask=mask).max(),
+        }
+        names += [f"plan/{number}/{name}" for name in found]
+        values += [value.double() for value in found.values()]
+    return dict(zip(names, torch.stack(values).tolist(), strict=True))  # waits once

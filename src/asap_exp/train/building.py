@@ -10,8 +10,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
-    LearningRateMonitor,
     RichModelSummary,
     Timer,
 )
@@ -31,6 +29,7 @@ from asap_exp.core.runs import Run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import Batch
 from asap_exp.data.tokens import TokenBatch
+from asap_exp.engine.averaging import Averaging
 from asap_exp.engine.checkpoints import LastCheckpoint, SafeCheckpointIO, StampIdentity
 from asap_exp.engine.csv_log import CsvLog
 from asap_exp.engine.diagnostics import PlanDiagnostics
@@ -39,6 +38,7 @@ from asap_exp.engine.history import History
 from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
 from asap_exp.engine.progress import progress_callbacks
+from asap_exp.engine.rates import LearningRates
 from asap_exp.train.export import best_weights
 
 EXPECTED_WARNINGS = (
@@ -186,7 +186,7 @@ def build_callbacks(
     chosen = config.callbacks
     callbacks: list[L.Callback] = [
         Timer(duration=config.trainer.max_time),  # a Trainer with a Timer ignores its max_time
-        LearningRateMonitor("step"),
+        LearningRates(),
         History(),
     ]
     if chosen.progress_bar:
@@ -202,7 +202,7 @@ def build_callbacks(
     callbacks += own
     if config.recipe.ema_decay is not None:
         # After the callbacks above, because it restores the raw weights when validation ends.
-        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema_decay))
+        callbacks.append(Averaging(device=device, decay=config.recipe.ema_decay))
     callbacks.append(LastCheckpoint(run.checkpoint, seconds=chosen.checkpoint_seconds, stop=stop))
     return [*callbacks, StampIdentity(stamp)]
 
