@@ -4,10 +4,10 @@ Usage: python scripts/publish.py                           (or: make publish)
        python scripts/publish.py results/report/records/RECORD.json
        python scripts/publish.py results/runs/benchmark/NAME/metrics.json --force
 
-A record is an evaluation, a benchmark or the report of `make test-gpu`. It is refused, with every
-reason, if it is of uncommitted code, of no row of conf/reproduce, of a subset, or shorter than its
-row. Without a record only what is made from the published ones is written again: tables, figures,
-page, and the tables in README.md and docs/.
+A record is an evaluation, a benchmark, one of training steps or the report of `make test-gpu`. It
+is refused, with every reason, if it is of uncommitted code, of no row of conf/reproduce, of a
+subset, or shorter than its row. Without a record only what is made from the published ones is
+written again: tables, figures, page, and the tables in README.md and docs/.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from asap_exp.core.failures import sentences
 from asap_exp.core.files import read_json, read_text, write_bytes, write_json, write_text
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.steps import StepRecord
 from asap_exp.report import benchmark_records
 from asap_exp.report.benchmarks import write_benchmarks
 from asap_exp.report.csv_table import tables_csv
@@ -37,6 +38,9 @@ from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
 from asap_exp.report.records import EVALUATIONS, METRICS, load_records
+from asap_exp.report.step_records import STEPS
+from asap_exp.report.step_records import load_records as load_steps
+from asap_exp.report.step_table import write_steps
 from asap_exp.report.summary_figure import summary
 
 GPU_TESTS = "gpu_tests.json"
@@ -84,6 +88,9 @@ def examined(file: Path, value: Any) -> tuple[Path, list[str]]:
         benchmark = benchmark_records.BENCHMARKS.from_json(value, file)
         place = RESULTS / "records" / "benchmark" / f"{benchmark.name}.json"
         return place, [*of_benchmark(benchmark)]
+    if isinstance(value, dict) and "product_tflops" in value:
+        steps = STEPS.from_json(value, file)
+        return RESULTS / "records" / "steps" / f"{steps.name}.json", [*of_steps(steps)]
     if isinstance(value, dict) and "outcomes" in value:
         return RESULTS / GPU_TESTS, [*of_gpu_tests(value)]
     raise UserError(
@@ -139,6 +146,15 @@ def of_benchmark(record: BenchmarkRecord) -> Iterator[str]:
         yield "measured on a CPU; the published benchmarks are of a GPU"
 
 
+def of_steps(record: StepRecord) -> Iterator[str]:
+    """Yield what speaks against publishing a measurement of training steps."""
+    yield from of_code("benchmark", vars(record.manifest.code))
+    if not record.manifest.hardware.gpu:
+        yield "measured on a CPU; the published steps are of a GPU"
+    if changed := record.manifest.config["step"]["overrides"]:
+        yield f"the task was trained with other settings: step.overrides={changed}"
+
+
 def of_gpu_tests(value: dict[str, Any]) -> Iterator[str]:
     """Yield what speaks against publishing a report of `make test-gpu`."""
     yield from of_code("test", value["code"])
@@ -170,6 +186,8 @@ def make_all() -> None:
     write_text(RESULTS / "index.html", html_page(groups, drawn))
     benchmarks = benchmark_records.load_records(RESULTS / "records" / "benchmark", strict=True)
     write_benchmarks(RESULTS, benchmarks)
+    if steps := load_steps(RESULTS / "records" / "steps", strict=True):
+        write_steps(RESULTS, steps)
     update_documents()
     wanted = shown_figures()
     figures = {f"{slug}-{name}.png": x for slug, each in drawn.items() for name, x in each.items()}

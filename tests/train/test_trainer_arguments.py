@@ -17,7 +17,7 @@ from asap_exp.core.config import OTHERWISE, PASSED_ON, SAME_RESULTS, TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
-from asap_exp.train import building
+from asap_exp.engine import building
 from asap_exp.train.trainer import train
 from tests.stages import run_train, train_config
 

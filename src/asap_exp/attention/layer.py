@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asap_exp.attention.base import Attention
 from asap_exp.attention.softmax import SoftmaxAttention
 from asap_exp.core.errors import UserError
+from asap_exp.ops.backend import chosen
 
 CAUSAL = "with a causal mask the identity is the only doubly-stochastic plan"
 ADDITIVE = (
@@ -51,6 +52,10 @@ class AttentionLayer(nn.Module):
     @attention_dropout_rate.setter
     def attention_dropout_rate(self, rate: float) -> None:
         self.attn_drop = nn.Dropout(rate)
+
+    def backend_on(self, device: torch.device) -> str:
+        """Name the implementation that operators choose for this layer's heads on a device."""
+        return chosen("auto", torch.empty(1, 1, 1, self.head_dim, device=device))
 
     def refusal(self, kind: type[Attention]) -> str | None:
         """Return why this layer cannot have an attention of this kind, or None if it can."""

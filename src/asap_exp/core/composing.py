@@ -5,11 +5,13 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
@@ -47,12 +49,24 @@ OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=Tru
 def compose(stage: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
     """Return the checked configuration of `python -m asap_exp.STAGE OVERRIDES`, without an app."""
     words = check_overrides(stage, overrides, schema)
-    with hydra.initialize_config_dir(str(conf_dir() / stage), version_base="1.3"):
+    directory = str(conf_dir() / stage)
+    with beside_an_app(), hydra.initialize_config_dir(directory, version_base="1.3"):
         try:
             config = hydra.compose(stage, words)
         except HydraException as error:
             raise in_words(error) from error
     return parse(config, schema)
+
+
+@contextmanager
+def beside_an_app() -> Iterator[None]:
+    """Let a configuration be composed while a Hydra application runs, which allows only its own."""
+    holder = GlobalHydra.instance()
+    running, holder.hydra = holder.hydra, None
+    try:
+        yield
+    finally:
+        holder.hydra = running
 
 
 def in_words(error: HydraException) -> UserError:

@@ -18,7 +18,6 @@ from asap_exp.core.sealed import sealed
 from asap_exp.core.training_log import own_curves
 from asap_exp.evaluate.measure import Measured
 from asap_exp.evaluate.resolve import Subject
-from asap_exp.ops.backend import chosen
 from asap_exp.report.records import FORMAT, METRICS, write_record
 
 
@@ -81,5 +80,4 @@ def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
 
 def backend(net: nn.Module, device: torch.device) -> str:
     """Name the implementation of the operators that the model's attention layers run on."""
-    layer = next(iter(attention_layers(net).values()))
-    return chosen("auto", torch.empty(1, 1, 1, layer.head_dim, device=device))
+    return next(iter(attention_layers(net).values())).backend_on(device)

@@ -8,11 +8,13 @@ def run(config: ReportConfig) -> None:
     """Run the stage; slow imports wait until the configuration has been checked."""
     from asap_exp.report.benchmarks import report_benchmarks
     from asap_exp.report.report import report
+    from asap_exp.report.step_table import report_steps
 
     # A benchmark belongs to no task and no run.
     everything = config.task.name is None and config.run is None
     benchmarks = everything and report_benchmarks(config.paths, config.folder, config.figures)
-    report(config, required=not benchmarks)
+    steps = everything and report_steps(config.paths, config.folder)
+    report(config, required=not (benchmarks or steps))
 
 
 if __name__ == "__main__":

@@ -64,12 +64,6 @@ def export(config: TrainConfig, run: Run, module: L.LightningModule, trainer: L.
     return {**outcome, **config.objective.best(best.score)}
 
 
-def best_weights(config: TrainConfig) -> BestWeights:
-    """Return the callback that keeps the weights of the best epoch."""
-    objective = config.objective
-    return BestWeights(objective.validation, smallest=objective.lower_is_better)
-
-
 def find(trainer: L.Trainer, kind: type[C]) -> C | None:
     """Return the trainer's callback of this kind, or None."""
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

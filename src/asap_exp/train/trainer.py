@@ -31,17 +31,17 @@ from asap_exp.core.runs import (
 from asap_exp.core.tracking import wandb_run
 from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
-from asap_exp.engine.checkpoints import check_identity
-from asap_exp.engine.recording_choice import set_recording
-from asap_exp.models import build_net, compile_net
-from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
-from asap_exp.train.building import (
+from asap_exp.engine.building import (
     build_callbacks,
     build_trainer,
     quiet_lightning,
     refusals_in_words,
     set_micro_batch,
 )
+from asap_exp.engine.checkpoints import check_identity
+from asap_exp.engine.recording_choice import set_recording
+from asap_exp.models import build_net, compile_net
+from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.export import export, summary
 from asap_exp.train.finished import is_finished
 from asap_exp.train.own_classes import build_module, origins, own_callbacks

@@ -40,13 +40,25 @@ class SuiteConfig:
 
 
 @dataclass
+class StepConfig:
+    """What `mode=step` trains and times."""
+
+    attentions: Annotated[list[str], Distinct(empty=False)]
+    warm_up: Count
+    steps: Count
+    profiled: Count
+    overrides: list[str]
+
+
+@dataclass
 class BenchmarkConfig:
-    mode: Annotated[str, one_of("forward", "train")]
+    mode: Annotated[str, one_of("forward", "train", "step")]
     inputs: Annotated[str, one_of("random", "recorded")]
     backend: Annotated[str, one_of("auto", "reference", "triton")]
     cuda_graph: bool
     gpu: SuiteConfig
     cpu: SuiteConfig
+    step: StepConfig
     accelerator: Accelerator
     seed: Seed
     teacher: Annotated[str | None, PATH]
@@ -57,6 +69,14 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         self.gpu.check_rows("gpu")
         self.cpu.check_rows("cpu")
+        if self.mode == "step":
+            if self.task.name is None:
+                raise UserError(
+                    "mode=step trains the model of a task: give task=NAME, for example task=cifar"
+                )
+            if self.inputs == "recorded" or self.teacher is not None:
+                raise UserError("mode=step reads no teacher: leave out inputs and teacher")
+            return
         for key, value in (("teacher", self.teacher), ("task", self.task.name)):
             if value is not None and self.inputs != "recorded":
                 raise UserError(f"{key}={value} is read only with inputs=recorded")

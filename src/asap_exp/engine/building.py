@@ -30,7 +30,7 @@ from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import Batch
 from asap_exp.data.tokens import TokenBatch
 from asap_exp.engine.averaging import Averaging
-from asap_exp.engine.checkpoints import LastCheckpoint, SafeCheckpointIO, StampIdentity
+from asap_exp.engine.checkpoints import BestWeights, LastCheckpoint, SafeCheckpointIO, StampIdentity
 from asap_exp.engine.csv_log import CsvLog
 from asap_exp.engine.diagnostics import PlanDiagnostics
 from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_generators
@@ -39,7 +39,6 @@ from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.engine.rates import LearningRates
-from asap_exp.train.export import best_weights
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -205,6 +204,12 @@ def build_callbacks(
         callbacks.append(Averaging(device=device, decay=config.recipe.ema_decay))
     callbacks.append(LastCheckpoint(run.checkpoint, seconds=chosen.checkpoint_seconds, stop=stop))
     return [*callbacks, StampIdentity(stamp)]
+
+
+def best_weights(config: TrainConfig) -> BestWeights:
+    """Return the callback that keeps the weights of the best epoch."""
+    objective = config.objective
+    return BestWeights(objective.validation, smallest=objective.lower_is_better)
 
 
 def early_stopping(config: TrainConfig) -> EarlyStopping:

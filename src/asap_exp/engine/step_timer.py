@@ -1,0 +1,149 @@
+"""The pace of a training: time per step, the device's share in it, and what a step computes."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch.autograd.profiler import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from asap_exp.data.tokens import TokenBatch
+
+CALM_STEPS = 20
+"""Steps without one that compiles or is recorded, after which a training counts as warm."""
+
+MOST_WARM_UP = 2_000
+"""Steps after which the clock starts even if some shape of batch is still new."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Pace:
+    """What was measured of a training after its warm-up."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    shapes: Counter[Shape] = field(default_factory=Counter)
+    """Number of steps by the shape of their inputs."""
+    warm_up_steps: int = 0
+    warm_up_seconds: float = 0.0
+    profiled_steps: int = 0
+    device_seconds: float | None = None
+    """Time in which a kernel ran, during the profiled steps; None on a CPU."""
+    launches: int | None = None
+    """Kernels and copies of the profiled steps."""
+    peak_memory: int | None = None
+    """Most bytes of device memory that tensors took at once."""
+
+    @property
+    def step_ms(self) -> float:
+        return self.seconds / self.steps * 1e3
+
+    @property
+    def device_ms(self) -> float | None:
+        """Milliseconds per step in which a kernel ran."""
+        if self.device_seconds is None:
+            return None
+        return self.device_seconds / self.profiled_steps * 1e3
+
+    @property
+    def busy(self) -> float | None:
+        """Share of a step in which the device ran a kernel.
+
+        The kernels are timed by a profiler, which slows the host, and the step without it.
+        """
+        return None if self.device_ms is None else min(self.device_ms / self.step_ms, 1.0)
+
+
+class StepTimer(L.Callback):
+    """Callback that times `steps` steps of a warm training, profiles some more, and stops it."""
+
+    def __init__(self, *, warm_up: int, steps: int, profiled: int) -> None:
+        self.warm_up, self.steps, self.profiled = warm_up, steps, profiled
+        self.pace = Pace()
+        self._calm, self._recording = 0, 0.0
+        self._start = 0.0
+        self._profile: profile | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        pace, cuda = self.pace, pl_module.device.type == "cuda"
+        if not self._start:
+            if self._warm(trainer.global_step, pl_module):
+                wait(cuda)
+                if cuda:
+                    torch.cuda.reset_peak_memory_stats()
+                pace.warm_up_steps = trainer.global_step
+                self._recording = seconds_recording(pl_module)
+                self._start = time.perf_counter()
+                pace.warm_up_seconds = self._start - self._begin
+        elif pace.steps < self.steps:
+            pace.steps += 1
+            pace.samples += len(batch[0])
+            pace.shapes[shape_of_inputs(batch[0])] += 1
+            if pace.steps == self.steps:
+                wait(cuda)
+                recorded = seconds_recording(pl_module) - self._recording
+                pace.seconds = time.perf_counter() - self._start - recorded
+                if cuda:
+                    pace.peak_memory = torch.cuda.max_memory_allocated()
+                    self._profile = profile(activities=[ProfilerActivity.CUDA])
+                    self._profile.__enter__()
+                else:
+                    trainer.should_stop = True
+        elif self._profile is not None:
+            pace.profiled_steps += 1
+            if pace.profiled_steps == self.profiled:
+                wait(cuda)
+                self._profile.__exit__(None, None, None)
+                pace.device_seconds, pace.launches = busy_seconds(self._profile)
+                trainer.should_stop = True
+
+    def _warm(self, steps: int, module: L.LightningModule) -> bool:
+        seconds = seconds_recording(module)
+        calm, self._recording = seconds == self._recording, seconds
+        self._calm = self._calm + 1 if calm else 0
+        wanted = CALM_STEPS if seconds else 0
+        return steps >= self.warm_up and (self._calm >= wanted or steps >= MOST_WARM_UP)
+
+
+def seconds_recording(module: L.LightningModule) -> float:
+    recorded = getattr(module, "recorded", None)
+    return 0.0 if recorded is None else recorded.seconds
+
+
+def wait(cuda: bool) -> None:
+    if cuda:
+        torch.cuda.synchronize()
+
+
+def shape_of_inputs(inputs: Any) -> Shape:
+    return tuple((inputs.ids if isinstance(inputs, TokenBatch) else inputs).shape)
+
+
+def busy_seconds(profiled: profile) -> tuple[float, int]:
+    """Return the time in which at least one kernel or copy ran, and their number."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiled.events()
+        if event.device_type == DeviceType.CUDA
+    )
+    total, reached = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total / 1e6, len(spans)

@@ -1,0 +1,36 @@
+"""Records of training steps: written into run directories, then copied to `records/steps/`."""
+
+from pathlib import Path
+
+from asap_exp.core.config import PathsConfig
+from asap_exp.core.files import read_json
+from asap_exp.core.records.steps import StepRecord
+from asap_exp.core.records.store import RecordKind, gathered
+
+FORMAT = 1
+STEPS = RecordKind(
+    StepRecord,
+    "record of training steps",
+    "python -m asap_exp.benchmark mode=step",
+    FORMAT,
+    lambda value: {"benchmark": value.get("manifest")},
+)
+write_record, load_records = STEPS.write, STEPS.load
+
+
+def folder_of(paths: PathsConfig, name: str) -> Path:
+    """Return RESULTS/runs/steps/NAME; it holds manifest.json and, if finished, metrics.json."""
+    return paths.runs / "steps" / name
+
+
+def gather(paths: PathsConfig, folder: Path) -> list[Path]:
+    """Copy the record of every finished measurement into `folder`; return the copies.
+
+    A damaged one is left out with a warning.
+    """
+
+    def named(source: Path) -> tuple[str, object]:
+        value = read_json(source)
+        return f"{STEPS.from_json(value, source).name}.json", value
+
+    return gathered(sorted(folder_of(paths, "*").parent.glob("*/metrics.json")), named, folder)
