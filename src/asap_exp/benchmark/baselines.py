@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.registry import Method, Operator, Setting, method, of_any_heads
 
@@ -28,6 +29,10 @@ def flash(setting: Setting) -> Method:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute row softmax attention by its definition."""
-    S = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return S.softmax(dim=-1) @ v
+    """Compute row softmax attention by its definition, a block of queries at a time."""
+
+    def block(part: Tensor) -> Tensor:
+        S = part @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return S.softmax(dim=-1) @ v
+
+    return in_blocks(block, q, k.shape[2])
