@@ -10,12 +10,16 @@ from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.registry import Method, Operator, Setting, method, of_any_heads
 
-FUSED = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+FUSED = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,  # the only one for float32
+}
 
 
 @method("flash")
 def flash(setting: Setting) -> Method:
-    """Build softmax attention: PyTorch's faster fused kernel on a GPU, its choice on a CPU."""
+    """Build softmax attention: PyTorch's fastest fused kernel on a GPU, its choice on a CPU."""
     attend = F.scaled_dot_product_attention
     if setting.device.type == "cuda":
         label = "flash softmax"
