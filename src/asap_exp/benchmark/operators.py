@@ -9,6 +9,7 @@ from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.inputs import Place
 from asap_exp.benchmark.map_inputs import given_duals, map_weights
+from asap_exp.benchmark.precision import in_tf32
 from asap_exp.benchmark.registry import (
     Attend,
     Method,
@@ -27,6 +28,11 @@ WORDS = {"reference": "eager", "triton": "fused"}
 @method("sinkhorn_{num_iters}")
 def sinkhorn(setting: Setting, num_iters: int) -> Method:
     return teacher(num_iters, setting.backend, WORDS[setting.backend])
+
+
+@method("sinkhorn_tf32_{num_iters}")
+def sinkhorn_tf32(setting: Setting, num_iters: int) -> Method:
+    return in_tf32(sinkhorn(setting, num_iters))
 
 
 @method("sinkhorn_eager_{num_iters}")
