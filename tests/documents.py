@@ -49,7 +49,7 @@ def check_command(command: str) -> None:
         name = words[2].removeprefix("asap_exp.")
         overrides = [w for w in words[3:] if w not in ("-m", "-v", "--help", "--cfg", "job")]
         if "-m" in words[3:]:
-            overrides = [override.split(",")[0] for override in overrides]
+            overrides = [re.split(r",(?![^\[]*\])", override)[0] for override in overrides]
         if "--help" not in words:
             compose(name, overrides, SCHEMAS[name])
     elif words[0] == "make":

@@ -12,9 +12,9 @@ from torch import Tensor
 from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
 from asap_exp.benchmark.baselines import softmax_attention
 from asap_exp.benchmark.calls import results
-from asap_exp.benchmark.inputs import Inputs, Place
+from asap_exp.benchmark.inputs import Inputs, Place, largest_logit_of
 from asap_exp.benchmark.measure import measure
-from asap_exp.benchmark.operators import checkpointed_teacher
+from asap_exp.benchmark.operators import blockwise_teacher
 from asap_exp.benchmark.registry import (
     BUILDERS,
     Method,
@@ -121,11 +121,22 @@ def test_gate_of_one_head_is_that_of_all(train: bool, monkeypatch: pytest.Monkey
     assert cell(softmax(attend), inputs(train=train))["status"] == "wrong"
 
 
-def test_checkpointed_teacher_is_the_teacher() -> None:
+@pytest.mark.parametrize("entries", [1, 3 * SHAPE.heads * SHAPE.n, 2**25])
+def test_references_in_blocks_are_the_definitions(
+    entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With blocks of one row, of three (the last has two), and of all."""
+    monkeypatch.setattr("asap_exp.benchmark.blocks.BLOCK_ENTRIES", entries)
     data = inputs(train=True).exact(Place(0, slice(None)))
-    found = results(partial(checkpointed_teacher, num_iters=4), data)
+    found = results(partial(blockwise_teacher, num_iters=4), data)
     expected = results(partial(sinkhorn_attention, num_iters=4), data)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    softmax = results(softmax_attention, data)
+    dense = results(torch.nn.functional.scaled_dot_product_attention, data)
+    torch.testing.assert_close(softmax, dense, rtol=1e-12, atol=1e-14)
+    q, k, _ = data.qkv
+    largest = (q @ k.transpose(-1, -2)).abs().max().item() * SHAPE.head_dim**-0.5
+    assert largest_logit_of(data) == pytest.approx(largest, rel=1e-6)
 
 
 def test_wrong_method_has_its_error_and_no_time() -> None:

@@ -6,15 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.registry import Method, Operator, Setting, method, of_any_heads
 
-FUSED = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+FUSED = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,  # the only one for float32
+}
 
 
 @method("flash")
 def flash(setting: Setting) -> Method:
-    """Build softmax attention: PyTorch's faster fused kernel on a GPU, its choice on a CPU."""
+    """Build softmax attention: PyTorch's fastest fused kernel on a GPU, its choice on a CPU."""
     attend = F.scaled_dot_product_attention
     if setting.device.type == "cuda":
         label = "flash softmax"
@@ -28,6 +33,10 @@ def flash(setting: Setting) -> Method:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute row softmax attention by its definition."""
-    S = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return S.softmax(dim=-1) @ v
+    """Compute row softmax attention by its definition, a block of queries at a time."""
+
+    def block(part: Tensor) -> Tensor:
+        S = part @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return S.softmax(dim=-1) @ v
+
+    return in_blocks(block, q, k.shape[2])

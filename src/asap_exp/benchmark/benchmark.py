@@ -4,24 +4,26 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
+from asap_exp.benchmark import baselines, operators, passes, peers  # noqa: F401  (they register their methods)
 from asap_exp.benchmark.flops import count, floors
 from asap_exp.benchmark.inputs import Source, input_source, largest_logit_of, suite_name
 from asap_exp.benchmark.measure import measure
+from asap_exp.benchmark.precision import tf32
 from asap_exp.benchmark.registry import (
     Method,
     Operator,
     Setting,
     build,
-    find,
+    installed,
     of_any_heads,
+    versions,
 )
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
@@ -43,10 +45,12 @@ def benchmark(config: BenchmarkConfig) -> Path:
     if config.cuda_graph and device.type == "cpu":
         raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
     suite: SuiteConfig = getattr(config, suite_name(device))
-    for name in suite.methods:
-        find(name)
+    names, not_installed = installed(suite.methods)
+    suite = replace(suite, methods=names)
+    for reason in not_installed:
+        say(reason)
     source = input_source(config, suite, device)
-    shapes, left_out = split(suite, source)
+    shapes, no_inputs = split(suite, source)
 
     public = benchmark_config(config, device)
     name = benchmark_name(config, device, public, source)
@@ -54,8 +58,9 @@ def benchmark(config: BenchmarkConfig) -> Path:
     facts = {"stage": "benchmark", "seed": config.seed, "config": public}
     with (
         manifest(folder / "manifest.json", **facts) as record,
-        matrix_products(device, suite.dtype) as tf32,
+        matrix_products(device, suite.dtype) as tf32_allowed,
     ):
+        record["versions"] |= versions(names)
         reached = ceilings(device, getattr(torch, suite.dtype))
         rows = [
             row(config, suite, shape, source, device, reached)
@@ -68,14 +73,14 @@ def benchmark(config: BenchmarkConfig) -> Path:
             "mode": config.mode,
             "inputs": source.identity,
             "dtype": suite.dtype,
-            "tf32": tf32,
+            "tf32": tf32_allowed,
             "cuda_graph": config.cuda_graph,
             "triton_interpreted": os.environ.get("TRITON_INTERPRET") == "1",
             "rounds": suite.rounds,
             "tokens": suite.tokens,
             "ceilings": reached,
             "rows": rows,
-            "left_out": left_out,
+            "left_out": [*no_inputs, *not_installed],
             "manifest": sealed(record | outcome(record, "finished")),
         }
         # The record comes first: without it, nothing is reported as finished.
@@ -190,10 +195,6 @@ def matrix_products(device: torch.device, dtype: str) -> Iterator[bool]:
     float32 plan is rounded to TF32 before it is multiplied with v, and so are gradients. float32
     inputs are multiplied in IEEE float32.
     """
-    before = torch.get_float32_matmul_precision()
-    tf32 = device.type == "cuda" and dtype != "float32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        yield tf32
-    finally:
-        torch.set_float32_matmul_precision(before)
+    allowed = device.type == "cuda" and dtype != "float32"
+    with tf32(allowed):
+        yield allowed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention.diagnostics import largest_logit
+from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.recorded import recorder
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
@@ -107,7 +108,11 @@ def suite_name(device: torch.device) -> str:
 
 
 def largest_logit_of(inputs: Inputs) -> float:
-    """Return max |S_ij|, computed per sample since all plans at once may not fit in memory."""
+    """Return max |S_ij|, computed in blocks since all plans at once may not fit in memory."""
+
+    def rows(q: Tensor, k: Tensor) -> Tensor:
+        return in_blocks(lambda part: largest_logit(part, k)[None, :, None], q, k.shape[2])
+
     with torch.no_grad():
         pairs = zip(inputs.q.split(1), inputs.k.split(1), strict=True)
-        return torch.stack([largest_logit(q, k).max() for q, k in pairs]).max().item()
+        return torch.stack([rows(q, k).max() for q, k in pairs]).max().item()

@@ -4,11 +4,12 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from asap_exp.benchmark.blocks import in_blocks
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.inputs import Place
 from asap_exp.benchmark.map_inputs import given_duals, map_weights
+from asap_exp.benchmark.precision import in_tf32
 from asap_exp.benchmark.registry import (
     Attend,
     Method,
@@ -29,6 +30,11 @@ def sinkhorn(setting: Setting, num_iters: int) -> Method:
     return teacher(num_iters, setting.backend, WORDS[setting.backend])
 
 
+@method("sinkhorn_tf32_{num_iters}")
+def sinkhorn_tf32(setting: Setting, num_iters: int) -> Method:
+    return in_tf32(sinkhorn(setting, num_iters))
+
+
 @method("sinkhorn_eager_{num_iters}")
 def sinkhorn_eager(setting: Setting, num_iters: int) -> Method:
     return teacher(num_iters, "reference", "eager")
@@ -47,21 +53,33 @@ def teacher(num_iters: int, backend: str, word: str, *, compiled: bool = False) 
         f"Sinkhorn T = {num_iters}, {word}",
         backend,
         {word: Operator(attend, compiled=compiled)},
-        of_any_heads(functools.partial(checkpointed_teacher, num_iters=num_iters)),
+        of_any_heads(functools.partial(blockwise_teacher, num_iters=num_iters)),
         Recipe(passes=2 * num_iters),
     )
 
 
-def checkpointed_teacher(q: Tensor, k: Tensor, v: Tensor, *, num_iters: int) -> Tensor:
-    """Compute the teacher by the reference; for the gradient, keep T duals instead of 4 T plans.
+def blockwise_teacher(q: Tensor, k: Tensor, v: Tensor, *, num_iters: int) -> Tensor:
+    """Compute the teacher by the steps of the reference, a block of queries or keys at a time.
 
-    At n = 16,384, the plan of one head takes 2 GiB in float64.
+    At n = 65,536, all logits of one head would take 32 GiB in float64.
     """
-    S = definition.logits(q, k, eps=1.0, scale=q.shape[3] ** -0.5, mask=None)
-    f = definition.starting_dual(S)
+    slope, n = q.shape[3] ** -0.5, q.shape[2]
+
+    def step(x: Tensor, y: Tensor, dual: Tensor) -> Tensor:
+        """Return the dual of `x` from that of `y`: of keys and queries, the same step."""
+        return in_blocks(
+            lambda part: definition.row_step(
+                definition.logits(part, y, eps=1.0, scale=slope, mask=None), dual, None
+            ),
+            x,
+            n,
+        )
+
+    row = q.new_zeros(q.shape[:3])
     for _ in range(num_iters - 1):
-        f = checkpoint(definition.update, S, f, 1, None, use_reentrant=False)
-    return definition.average_values(definition.closure(S, f, None), v, None)
+        row = step(q, k, step(k, q, row))
+    col = step(k, q, row)
+    return in_blocks(lambda part: definition.attention_pass(part, k, v, col, None, slope), q, n)
 
 
 @method("closure")

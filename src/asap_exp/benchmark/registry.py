@@ -4,8 +4,9 @@ A name may hold whole numbers: `@method("asap_{slices}")` builds `asap_8` with s
 """
 
 import copy
+import importlib.metadata
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -73,15 +74,60 @@ class Setting:
 Builder = Callable[..., Method]
 BUILDERS: dict[str, Builder] = {}
 
+PACKAGES: dict[Builder, str] = {}
+"""Package of another library that a builder needs; the extra `peers` installs it."""
 
-def method(template: str) -> Callable[[Builder], Builder]:
+INSTALL = "pip install -e '.[peers]'"
+
+OPTIONAL = "?"
+"""Last character of a name that is left out where its package is not installed."""
+
+
+def method(template: str, *, package: str | None = None) -> Callable[[Builder], Builder]:
     """Register a builder, called with a Setting and the whole numbers that the name holds."""
 
     def add(builder: Builder) -> Builder:
         BUILDERS[template] = builder
+        if package is not None:
+            PACKAGES[builder] = package
         return builder
 
     return add
+
+
+def installed(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of methods that are installed, and why others are left out.
+
+    Only a method whose name ends in `?` is left out; without it, UserError says what to install.
+    """
+    names, left_out = [], []
+    for word in words:
+        name = word.removesuffix(OPTIONAL)
+        package = PACKAGES.get(find(name)[0])
+        if package is None or version(package) is not None:
+            names.append(name)
+            continue
+        reason = f"{package} is not installed; the extra `peers` has it: {INSTALL}"
+        if name == word:
+            raise UserError(f"the method {name} cannot run: {reason}")
+        left_out.append(f"{name} is left out: {reason}")
+    if not names:
+        raise UserError(f"no method is left to time: {'; '.join(left_out)}")
+    return list(dict.fromkeys(names)), left_out
+
+
+def versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Return the version of each other library that these methods need."""
+    packages = (PACKAGES.get(find(name)[0]) for name in names)
+    return {package: version(package) for package in packages if package is not None}
+
+
+def version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def build(name: str, setting: Setting) -> Method:
