@@ -24,6 +24,7 @@ def config(results: Path, *words: str) -> BenchmarkConfig:
     )
 
 
+@pytest.mark.slow
 def test_record_and_table_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = benchmark_steps(config(tmp_path))
     (record,) = load_records(file.parent)
@@ -42,6 +43,7 @@ def test_record_and_table_of_a_training(tmp_path: Path, capsys: pytest.CaptureFi
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_training_that_is_too_short_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ended after \d+ steps.*lower it.*recipe\.epochs"):
         benchmark_steps(
@@ -78,6 +80,7 @@ def test_products_of_a_step_are_those_of_its_weights() -> None:
     assert flops_of(net, example, (5, 12)) == 5 * (4 * 12 * 8 + 6 * 8 * 4)
 
 
+@pytest.mark.slow
 def test_tokens_of_texts_count_their_padding(tmp_path: Path) -> None:
     pace = Pace(steps=2, seconds=0.5)
     pace.shapes.update({(4, 32): 1, (2, 48): 1})

@@ -11,6 +11,7 @@ from asap_exp.engine import building
 from tests.stages import run_train
 
 
+@pytest.mark.slow
 def test_average_is_that_of_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("recipe.ema_decay=0.7", "recipe.keep=last")
     ours = load_tensors(run_train(tmp_path / "ours", *options).weights)

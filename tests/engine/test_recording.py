@@ -8,9 +8,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from asap_exp.core.cuda_graph import Recorder, recorded
+from asap_exp.core.errors import UserError
 from asap_exp.core.fixed_tensors import FixedTensors, shape_of
+from asap_exp.core.forward_graphs import ForwardGraphs
 from asap_exp.core.runs import Run
 from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
@@ -20,6 +23,7 @@ from asap_exp.engine.masked_portions import IGNORED, rounded_up
 from asap_exp.engine.module import Classifier
 from asap_exp.engine.nan_check import NonFiniteLoss
 from asap_exp.engine.recording import RecordedTraining
+from asap_exp.engine.recording_choice import refusal
 from asap_exp.train import trainer as training
 from tests.data.sentences import text_root
 from tests.stages import TINY_TEXT, train_config
@@ -79,6 +83,7 @@ def trained(results: Path, *options: str, **more: Any) -> Run:
     return training.train(train_config(results, *LONG, *options, **more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_recorded_run_is_the_ordinary_run(
     tmp_path: Path, recorders: list[Recorder], fused: None, options: tuple[str, ...]
@@ -86,6 +91,8 @@ def test_recorded_run_is_the_ordinary_run(
     plain = trained(tmp_path / "plain", *options, "trainer.cuda_graphs=false")
     run = trained(tmp_path / "recorded", *options)
     assert recorders[0].count
+    assert run.manifest.compile_seconds > 0
+    assert plain.manifest.compile_seconds is None
     assert_same_run(run, plain)
 
 
@@ -111,6 +118,7 @@ def losses_of_steps(path: Path) -> dict[int, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["agnews", "agnews_mlm"])
 def test_recorded_run_on_texts_is_the_ordinary_run(
     tmp_path: Path, recorders: list[Recorder], fused: None, task: str
@@ -135,6 +143,7 @@ class AtTheEnd(L.Callback):
 DIVERGING = ("recipe.lr=1e30", "recipe.clip_norm=null", "recipe.warmup_epochs=0")
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_a_recorded_run_with_the_layer_and_its_step(
     tmp_path: Path, recorders: list[Recorder], fused: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,3 +179,82 @@ def test_fixed_tensors_keep_their_values_where_asked() -> None:
     fixed.fill(new, keep=torch.tensor(False))
     assert torch.equal(fixed.tree[0], new[0])
     assert torch.equal(fixed.tree[2], new[2])
+
+
+class WatchesGradients(L.Callback):
+    """Callback that is called within a step."""
+
+    def on_before_optimizer_step(self, *args: Any) -> None: ...
+
+
+class OwnStep(Classifier):
+    """Classifier whose step a graph would leave out."""
+
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+        return super().training_step(batch, batch_index)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "callbacks", "reason"),
+    [
+        ([], Classifier, [], None),
+        ([], OwnStep, [], "OwnStep has a training_step of its own"),
+        ([], L.LightningModule, [], "LightningModule has a step of its own"),
+        ([], Classifier, [L.Callback()], None),
+        ([], Classifier, [WatchesGradients()], "WatchesGradients.on_before_optimizer_step"),
+        ([], Classifier, [GradientAccumulationScheduler({0: 1})], "adds up the gradients"),
+        (["trainer.precision=16-mixed"], Classifier, [], "float16"),
+        (["trainer.accumulate_grad_batches=2"], Classifier, [], "accumulate_grad_batches"),
+        (["trainer.detect_anomaly=true"], Classifier, [], "detect_anomaly"),
+        (["trainer.compile_options={mode: max-autotune}"], Classifier, [], "graphs of its own"),
+        (["trainer.compile_options={mode: default}"], Classifier, [], None),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_named(
+    tmp_path: Path,
+    options: list[str],
+    kind: type[L.LightningModule],
+    callbacks: list[L.Callback],
+    reason: str | None,
+) -> None:
+    config = train_config(tmp_path, *options)
+    arguments = {"net": torch.nn.Linear(2, 2), "recipe": config.recipe, "num_classes": 2, "seed": 0}
+    made = kind(**(arguments if issubclass(kind, Classifier) else {}))
+    found = refusal(config, made, torch.device("cuda"), callbacks)
+    assert found is None if reason is None else reason in found
+    assert refusal(config, made, torch.device("cpu"), callbacks) == "there is no GPU"
+
+
+@pytest.mark.slow
+def test_graphs_that_are_asked_for_and_not_possible_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.cuda_graphs=true is not possible: there is no"):
+        trained(tmp_path, "trainer.cuda_graphs=true", "trainer.accelerator=cpu")
+
+
+def failing(call: Any, pool: Any) -> Any:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def test_step_that_cannot_be_recorded_runs_kernel_by_kernel_with_a_word(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    recorder = Recorder(record=failing)
+    assert recorder(lambda: None) is None
+    assert not recorder.works
+    assert "without CUDA graphs: one cannot be recorded (operation not" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"cuda_graphs=true, but a step cannot be recorded"):
+        Recorder(required=True, record=failing)(lambda: None)
+
+
+def test_last_batch_is_filled_up_to_the_shape_that_was_recorded() -> None:
+    shapes = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        shapes.append(len(x))
+        return 2 * x
+
+    predict = ForwardGraphs(forward, Recorder(record=lambda call, pool: call))
+    batches = [torch.randn(4, 3), torch.randn(4, 3), torch.randn(2, 3)]
+    for batch in batches:
+        torch.testing.assert_close(predict(batch), 2 * batch)
+    assert shapes == [4, 4, 4]

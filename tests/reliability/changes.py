@@ -26,7 +26,15 @@ OF_METRICS = 60
 
 UNCHECKED = {
     *("code", "command", "ended", "hardware", "started", "versions", "wall_seconds"),
-    *("train_seconds", "validate_seconds", "accelerator", "callbacks", "logger", "resume"),
+    *(
+        "train_seconds",
+        "validate_seconds",
+        "compile_seconds",
+        "accelerator",
+        "callbacks",
+        "logger",
+        "resume",
+    ),
 }
 """Facts of a manifest, and keys of its configuration, that follow from nothing else in the run."""
 

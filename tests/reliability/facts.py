@@ -21,6 +21,7 @@ TIMES = {
     "wall_seconds",
     "train_seconds",
     "validate_seconds",
+    "compile_seconds",
     "earlier_attempts",
     "resumed_from",
     "command",

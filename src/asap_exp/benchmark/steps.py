@@ -122,7 +122,8 @@ def step_row(
     )
     set_micro_batch(training, module, data, device)
     if training.trainer.compile is not False and device.type == "cuda":
-        compile_net(net, lengths_vary=training.lengths_vary)
+        options = training.trainer.compile_options
+        compile_net(net, lengths_vary=training.lengths_vary, options=options)
     set_recording(training, module, device, [])
     timer = StepTimer(
         warm_up=config.step.warm_up, steps=config.step.steps, profiled=config.step.profiled

@@ -161,6 +161,8 @@ class TrainManifest(Manifest):
     teacher_sha256: str | None = None
     train_seconds: float | None = None
     validate_seconds: float | None = None
+    compile_seconds: float | None = None
+    """Part of train_seconds in which recorded steps were compiled; None if none was recorded."""
     best_val_accuracy: float | None = None
     best_val_perplexity: float | None = None
     curves_sha256: str | None = None

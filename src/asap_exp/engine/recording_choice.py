@@ -33,6 +33,9 @@ STEP_METHODS = (
 )
 """Methods of a Classifier that a recorded step replaces."""
 
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that record CUDA graphs themselves."""
+
 
 def refusal(
     config: TrainConfig,
@@ -61,6 +64,9 @@ def refusal(
         return "the scale of float16 losses is chosen by the host (trainer.precision=bf16-mixed)"
     if (config.trainer.accumulate_grad_batches or 1) > 1:
         return "the gradients of several batches are added up (trainer.accumulate_grad_batches)"
+    mode = (config.trainer.compile_options or {}).get("mode")
+    if mode in GRAPH_MODES and config.trainer.compile is not False:
+        return f"torch.compile records graphs of its own (trainer.compile_options.mode={mode})"
     if config.trainer.detect_anomaly:
         return "anomalies are looked for in every operation (trainer.detect_anomaly)"
     if module.micro_batch is not None and config.objective.of_tokens:

@@ -59,6 +59,8 @@ def export(config: TrainConfig, run: Run, module: L.LightningModule, trainer: L.
         "train_seconds": round(timer.time_elapsed("train"), 2),
         "validate_seconds": round(timer.time_elapsed("validate"), 2),
     }
+    if (recorded := getattr(module, "recorded", None)) is not None:
+        outcome["compile_seconds"] = round(recorded.seconds, 2)
     if best is None or best.score is None:
         return outcome
     return {**outcome, **config.objective.best(best.score)}

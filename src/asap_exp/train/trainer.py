@@ -93,7 +93,9 @@ def train(config: TrainConfig) -> Run:
         tell_of_kill(run)
         checkpoint = checkpoint_to_resume(config, run, stamp)
         if compiles(config, device):
-            compile_net(net, lengths_vary=config.lengths_vary)
+            compile_net(
+                net, lengths_vary=config.lengths_vary, options=config.trainer.compile_options
+            )
         set_recording(config, module, device, callbacks)
         facts = {
             "config": public_config(config),

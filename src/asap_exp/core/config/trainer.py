@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from asap_exp.core.config.fields import (
     MOST_THREADS,
@@ -65,6 +65,7 @@ SAME_RESULTS = (
     "accelerator",
     "benchmark",
     "compile",
+    "compile_options",
     "cpu_threads",
     "cuda_graphs",
     "detect_anomaly",
@@ -93,6 +94,7 @@ class TrainerConfig:
     limit_val_batches: Annotated[int | float | None, Portion()]
     micro_batch: Annotated[int | None, at_least(1)] = None
     cuda_graphs: bool | None = None
+    compile_options: dict[str, Any] | None = None
     devices: Annotated[int, at_least(1)] = 1
     num_nodes: Annotated[int, at_least(1)] = 1
     # Passed on to Lightning, whose own default null is
