@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
-from asap_exp.ops.reference.log_sum_exp import log_sum_exp
+from asap_exp.ops.reference.exponentials import log_sum_exp, softmax
 
 
 class SinkhornDuals(NamedTuple):
@@ -79,7 +79,7 @@ def update(
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
     """Return the plan softmax_j(S + g) `[B, H, N, M]`, where g is the column step of `row_dual`."""
     g = absent(column_step(S, row_dual, padding), padding)
-    return torch.softmax(S + g[..., None, :], dim=-1)
+    return softmax(S + g[..., None, :])
 
 
 def starting_dual(S: Tensor) -> Tensor:
