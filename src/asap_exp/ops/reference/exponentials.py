@@ -63,4 +63,4 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
-        return weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
