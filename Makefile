@@ -7,7 +7,7 @@ STAGES := train distill evaluate report benchmark
 
 # Words of the form key=value are variables of make. They are passed on quoted, as they were typed.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-KEYS := $(filter-out row record ARGS PYTHON VENV,$(GIVEN))
+KEYS := $(filter-out row record ARGS PYTHON VENV TORCH_INDEX,$(GIVEN))
 QUOTED = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach key,$(KEYS),$(call QUOTED,$(key)))
 $(foreach key,$(KEYS),$(eval unexport $(key)))
@@ -22,10 +22,10 @@ endif
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## Make .venv with pinned versions (uv if it is there, else pip)
+setup: $(VENV)/.installed ## Make .venv with pinned versions; without CUDA: TORCH_INDEX=URL of PyTorch's CPU wheels
 
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh scripts/setup.sh
 	@touch $@
 
 demo: setup ## Train, compile, evaluate and report on digits, in minutes on a CPU

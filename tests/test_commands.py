@@ -119,6 +119,13 @@ def test_newcomer_c3_make_passes_keys_to_reproduce() -> None:
     assert "'task=digits'" not in line
 
 
+@pytest.mark.parametrize("goal", ["setup", "demo", "train"])
+def test_make_takes_an_index_of_torch_with_any_target(goal: str, tmp_path: Path) -> None:
+    done = made(goal, "TORCH_INDEX=https://a.test/cpu", f"VENV={tmp_path}")
+    assert 'TORCH_INDEX="https://a.test/cpu" sh scripts/setup.sh' in done.stdout
+    assert "'TORCH_INDEX" not in done.stdout
+
+
 def test_make_refuses_what_it_would_not_pass_on() -> None:
     bad = made("test", "seed=1")
     assert bad.returncode == 2

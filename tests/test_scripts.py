@@ -76,6 +76,57 @@ esac
         assert f"is Python {version}; Python 3.11, 3.12 or 3.13 is needed. Choose" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("index", "installed", "commands"),
+    [
+        ("", "2.15.0", ["-c constraints.txt -e"]),
+        ("", "2.15.0+cpu", ["-c VENV/kept.txt -e"]),
+        (
+            "https://a.test/cpu",
+            "2.15.0+cpu",
+            [
+                "--no-deps --index-url https://a.test/cpu -c constraints.txt torch torchvision",
+                "-c VENV/kept.txt -e",
+            ],
+        ),
+    ],
+)
+def test_setup_keeps_a_build_of_torch_that_is_not_from_pypi(
+    index: str, installed: str, commands: list[str], tmp_path: Path
+) -> None:
+    """A stand-in for uv notes its commands; one for Python says that `installed` is there."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    stand_ins = {
+        tmp_path / "python": "exit 0",
+        tmp_path / "uv": f'[ "$1" = pip ] && echo "$*" >>{tmp_path}/commands; exit 0',
+        venv / "bin" / "python": f"echo {installed}",
+    }
+    for path, text in stand_ins.items():
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    subprocess.run(
+        ["sh", "scripts/setup.sh"],
+        cwd=ROOT,
+        env={
+            "PYTHON": str(tmp_path / "python"),
+            "VENV": str(venv),
+            "TORCH_INDEX": index,
+            "PATH": f"{tmp_path}:/bin",
+        },
+        check=True,
+        capture_output=True,
+    )
+    start = f"pip install --python {venv}/bin/python "
+    found = [line.removeprefix(start) for line in (tmp_path / "commands").read_text().splitlines()]
+    wanted = [words.replace("VENV", str(venv)) for words in commands]
+    assert [line[: len(start)] for line, start in zip(found, wanted, strict=True)] == wanted
+    if "+" in installed:
+        kept = (venv / "kept.txt").read_text()
+        assert "torchmetrics==" in kept
+        assert "\ntorch" not in kept.replace("\ntorchmetrics", "")
+
+
 def test_issue_17_python_is_bounded_alike_everywhere() -> None:
     assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">=3.11,<3.14")
     assert "Python 3.11, 3.12 or 3.13 and `make`" in (ROOT / "README.md").read_text()

@@ -214,6 +214,7 @@ def test_fast_debugging_wins_over_an_experiment():
     config = compose("train", ["experiment=demo", "debug=fast"], TrainConfig)
     assert config.recipe.epochs == 1
     assert config.trainer.limit_train_batches == 2
+    assert config.data.limit == 4000
     assert not config.model.qk_norm
 
 

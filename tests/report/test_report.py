@@ -213,6 +213,18 @@ def test_csv_has_every_row_unrounded(record: dict[str, Any]) -> None:
     assert float(rows[0]["layer_ms_median"]) == record["rows"][0]["layer_ms"]["median"]
 
 
+def test_csv_marks_rows_of_subsets(record: dict[str, Any]) -> None:
+    def marks(value: dict[str, Any]) -> set[tuple[str, str]]:
+        rows = csv.DictReader(io.StringIO(tables_csv(grouped([value]))))
+        return {(row["train_subset"], row["test_subset"]) for row in rows}
+
+    limited = copy.deepcopy(record)
+    limited["manifests"]["train"]["data"]["train_split_rows_in_all"] += 1
+    assert marks(with_test_rows(record, 540, 540)) == {("False", "False")}
+    assert marks(with_test_rows(record, 47, 540)) == {("False", "True")}
+    assert marks(with_test_rows(limited, 540, 540)) == {("True", "False")}
+
+
 def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run directory"):
         run_report(pipeline.results, f"run={tmp_path / 'nowhere'}")

@@ -41,6 +41,8 @@ def flat_row(group: Group, record: EvaluationRecord, row: Row) -> dict[str, Any]
         "seed": record.seed,
         "device": record.device,
         "test_rows": record.test.rows,
+        "train_subset": record.trained_on.is_subset,
+        "test_subset": not record.test.whole,
         "method_group": row.group,
         "key": row.key,
         "label": row.label,

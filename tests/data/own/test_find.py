@@ -218,14 +218,14 @@ def test_damaged_image_of_parquet_is_named_by_its_row(tmp_path):
 
 @pytest.mark.parametrize(
     ("side", "size", "patch"),
-    [(5, 5, 1), (8, 8, 1), (28, 28, 2), (32, 32, 4), (64, 64, 8), (72, 72, 9), (97, 96, 12),
-     (128, 128, 16), (500, 128, 16)],
+    [(1, 1, 1), (5, 4, 2), (8, 8, 2), (15, 14, 2), (16, 16, 2), (28, 28, 2), (32, 32, 4),
+     (64, 64, 8), (72, 72, 9), (97, 96, 12), (128, 128, 16), (500, 128, 16)],
 )  # fmt: skip
 def test_patch_divides_the_size(side, size, patch):
     assert chosen_sizes(side, None, None) == (size, patch)
 
 
-@pytest.mark.parametrize("side", range(8, 300))
+@pytest.mark.parametrize("side", range(16, 300))
 def test_there_are_64_to_256_tokens_whatever_the_size(side):
     size, patch = chosen_sizes(side, None, None)
     assert size % patch == 0
@@ -235,6 +235,9 @@ def test_there_are_64_to_256_tokens_whatever_the_size(side):
 
 def test_given_sizes_are_kept():
     assert chosen_sizes(50, 224, None) == (224, 28)
+    assert chosen_sizes(50, 8, None) == (8, 2)
+    assert chosen_sizes(50, 9, None) == (9, 1)
+    assert chosen_sizes(8, None, 1) == (8, 1)
     assert chosen_sizes(50, None, 7) == (49, 7)
     assert chosen_sizes(3, None, 7) == (7, 7)
     assert chosen_sizes(50, 30, 7) == (30, 7), "refused by the configuration"

@@ -7,6 +7,8 @@ from asap_exp.core.errors import UserError
 
 FEWEST, MOST = 8, 16
 """Patches per side: 64 to 256 tokens."""
+SMALLEST = 2
+"""Pixels per side of a patch: one pixel alone says little, and such models learn badly."""
 LARGEST = 128
 """Pixels per side to which larger images are resized."""
 
@@ -23,24 +25,25 @@ def chosen_sizes(side: int, size: int | None, patch: int | None) -> tuple[int, i
 
     The patch divides the size, which is `side` rounded down, at most `LARGEST`. There are 64 to 256
     patches if the images are large enough: the number that cuts off the fewest pixels, then the
-    smallest.
+    smallest. Smaller images have patches of `SMALLEST` pixels per side.
     """
     if size is not None:
         return size, patch if patch is not None else patch_of(size)
     side = min(side, LARGEST)
     if patch is not None:
         return max(side // patch, 1) * patch, patch
-    if side < FEWEST:
-        return side, 1
-    options = [(side - side // p * p, side // p, p) for p in range(1, side // FEWEST + 1)]
+    if side < FEWEST * SMALLEST:
+        patch = min(SMALLEST, side)
+        return side // patch * patch, patch
+    options = [(side - side // p * p, side // p, p) for p in range(SMALLEST, side // FEWEST + 1)]
     _, grid, best = min(option for option in options if option[1] <= MOST)
     return grid * best, best
 
 
 def patch_of(size: int) -> int:
     """Return the patch size for images of a given size; raise UserError if none fits."""
-    if size < FEWEST:
-        return 1
+    if size < FEWEST * SMALLEST:
+        return SMALLEST if size % SMALLEST == 0 else 1
     fitting = [size // grid for grid in range(FEWEST, MOST + 1) if size % grid == 0]
     if not fitting:
         near = [n for n in range(size, 0, -1) if any(n % g == 0 for g in range(FEWEST, MOST + 1))]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
+from asap_exp.ops.reference.exponentials import log_sum_exp, softmax
 
 
 class SinkhornDuals(NamedTuple):
@@ -41,7 +42,7 @@ def logits(q: Tensor, k: Tensor, *, eps: float, scale: float, mask: Tensor | Non
 def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
     """Return g `[B, H, M]` from f `[B, H, N]`."""
     f = absent(row_dual, padding)
-    g = -torch.logsumexp(S + f[..., :, None], dim=-2)
+    g = -log_sum_exp(S + f[..., :, None], dim=-2)
     n, m = S.shape[-2:]
     return g + math.log(n / m) if n != m else g
 
@@ -49,7 +50,7 @@ def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
 def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
     """Return f `[B, H, N]` from g `[B, H, M]`."""
     g = absent(col_dual, padding)
-    return -torch.logsumexp(S + g[..., None, :], dim=-1)
+    return -log_sum_exp(S + g[..., None, :], dim=-1)
 
 
 def update(
@@ -78,7 +79,7 @@ def update(
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
     """Return the plan softmax_j(S + g) `[B, H, N, M]`, where g is the column step of `row_dual`."""
     g = absent(column_step(S, row_dual, padding), padding)
-    return torch.softmax(S + g[..., None, :], dim=-1)
+    return softmax(S + g[..., None, :])
 
 
 def starting_dual(S: Tensor) -> Tensor:
