@@ -9,17 +9,18 @@ FLOOR, LEAST = -60.0, 1e-26
 """Exponents below `FLOOR` are raised to it, and weights below `LEAST` are 0.
 
 Beside the largest term, 1, they are lost in float64 too. On a CPU an exponential below -87 takes
-some 50 times as long, and arithmetic on numbers below 1e-38 several times as long."""
+some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. A GPU has no such
+numbers to avoid, and takes PyTorch's own functions."""
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Return log sum exp of finite `x` (single terms may be -inf) over `dim`."""
-    return LogSumExp.apply(x, dim)
+    return torch.logsumexp(x, dim) if x.is_cuda else LogSumExp.apply(x, dim)
 
 
 def softmax(x: Tensor) -> Tensor:
     """Return the softmax of finite `x` (single terms may be -inf) over its last dimension."""
-    return Softmax.apply(x)
+    return torch.softmax(x, -1) if x.is_cuda else Softmax.apply(x)
 
 
 class LogSumExp(torch.autograd.Function):
