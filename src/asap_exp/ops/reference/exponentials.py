@@ -9,8 +9,9 @@ FLOOR, LEAST = -60.0, 1e-26
 """Exponents below `FLOOR` are raised to it, and weights below `LEAST` are 0.
 
 Beside the largest term, 1, they are lost in float64 too. On a CPU an exponential below -87 takes
-some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. A GPU has no such
-numbers to avoid, and takes PyTorch's own functions."""
+some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. On a GPU neither
+takes longer, and the functions are PyTorch's own.
+"""
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
