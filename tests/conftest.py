@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import quick_hydra
+from tests import quick_hydra, quick_omegaconf
 
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         prepare_kernels()
         quick_hydra.hasten()
+        quick_omegaconf.hasten()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
