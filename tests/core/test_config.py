@@ -170,7 +170,6 @@ def test_commands_in_an_experiment_compose(file):
         assert compose(stage, overrides, SCHEMAS[stage])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", [f for f in EXPERIMENTS if "hydra" in OmegaConf.load(f)], ids=lambda f: f.stem
 )
