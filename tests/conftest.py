@@ -4,6 +4,7 @@ What takes seconds to import is imported where it is used: a test of an operator
 the process that hands the tests out needs none of it.
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import quick_hydra
+from tests import quick_hydra, quick_omegaconf
 
 if TYPE_CHECKING:
     from asap_exp.core.runs import Run
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
         prepare_kernels()
         quick_hydra.hasten()
+        quick_omegaconf.hasten()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_pipeline" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage among what the tests make, not in a million objects of the libraries."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else libraries report at the end what is left
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

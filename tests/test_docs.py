@@ -49,7 +49,13 @@ def test_command_of_a_page_is_one(command: str) -> None:
     check_command(command)
 
 
-@pytest.mark.parametrize("name", SNIPPETS)
+SLOW = ("own_data-1", "own_model-1", "own_model-3", "own_model-4")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SNIPPETS],
+)
 def test_snippet_of_a_page_runs_as_it_stands(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -114,6 +114,7 @@ def test_weights_go_both_ways_and_the_model_can_be_copied(name: str) -> None:
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_BIAS)
 def test_trained_on_with_sinkhorn_then_compiled(name: str) -> None:
     case = made(name)

@@ -49,6 +49,7 @@ def test_bias_shared_by_all_layers_is_refused_when_it_comes() -> None:
         model(case.batches[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "words"),
     [

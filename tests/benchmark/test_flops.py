@@ -65,6 +65,7 @@ def test_nothing_is_counted_without_a_recipe() -> None:
     assert set(floors(None, CEILINGS).values()) == {None}
 
 
+@pytest.mark.slow
 def test_ceilings_are_measured() -> None:
     reached = ceilings(torch.device("cpu"), torch.float32)
     assert 0 < reached["product_tflops"] < 1000

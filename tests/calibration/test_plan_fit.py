@@ -88,6 +88,7 @@ def test_gradient_reaches_slices_and_all_weights(refine: int, everything: bool) 
             torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @padded_or_not
 @pytest.mark.parametrize("slices", [False, True])
 def test_fit_lowers_the_divergence_of_every_head_on_held_out_data(

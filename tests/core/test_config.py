@@ -156,7 +156,6 @@ def test_option_of_a_group_composes_with_the_values_of_its_file(stage, file):
     assert expected.items() <= values.items()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [stage for stage in SCHEMAS if stage != "train"])
 @pytest.mark.parametrize("task", tasks())
 def test_task_is_a_key_of_the_later_stages(stage, task):
@@ -164,7 +163,6 @@ def test_task_is_a_key_of_the_later_stages(stage, task):
     assert composed(stage, f"task={task}", *recorded).task.name == task
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
 def test_commands_in_an_experiment_compose(file):
     assert commands_in(file)[0][0] == stage_of(file)
@@ -172,7 +170,6 @@ def test_commands_in_an_experiment_compose(file):
         assert compose(stage, overrides, SCHEMAS[stage])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", [f for f in EXPERIMENTS if "hydra" in OmegaConf.load(f)], ids=lambda f: f.stem
 )

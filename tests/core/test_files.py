@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_disk_that_fails_midway_is_a_sentence_and_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Limit files to 1,000 bytes, so that the kernel refuses as at a quota or a full disk.
+
+    No fixture, since pytest writes before it takes one down, and its output may be a file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 WRITERS = {
     "bytes": lambda path: write_bytes(path, b"x" * 10_000),
     "tensors": lambda path: save_tensors(path, {"x": torch.zeros(10_000)}),
@@ -80,14 +95,8 @@ WRITERS = {
 def test_full_disk_is_a_sentence_and_keeps_the_old_file(tmp_path, write):
     path = tmp_path / "result"
     path.write_text("old")
-    # A limit on the size of files fails in the kernel, as a full disk does.
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(UserError, match="could not be written"):
-            write(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with small_files(), pytest.raises(UserError, match="could not be written"):
+        write(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -244,18 +253,10 @@ SAVERS = {
 }
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Limit files to 1,000 bytes, so that the kernel refuses as at a quota or a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
-def test_reliability_f7_every_writer_gives_the_systems_reason(tmp_path, small_files, save):
-    with pytest.raises(UserError, match=r"last\.ckpt could not be written \(File too large\).*lim"):
+def test_reliability_f7_every_writer_gives_the_systems_reason(tmp_path, save):
+    refused = r"last\.ckpt could not be written \(File too large\).*lim"
+    with small_files(), pytest.raises(UserError, match=refused):
         write_atomically(tmp_path / "last.ckpt", save)
     assert not list(tmp_path.iterdir())
 
@@ -458,7 +459,7 @@ def test_records_w23_a_byte_order_mark_is_no_damage(tmp_path):
     assert read_json(tmp_path / "x.json") == {"a": 1}
 
 
-def test_records_w23_a_file_that_cannot_be_written_names_the_keys(small_files, tmp_path):
+def test_records_w23_a_file_that_cannot_be_written_names_the_keys(tmp_path):
     words = r"choose another folder with paths\.results=FOLDER, out=FOLDER or data\.cache=FOLDER$"
-    with pytest.raises(UserError, match=words):
+    with small_files(), pytest.raises(UserError, match=words):
         write_bytes(tmp_path / "x", bytes(2000))

@@ -140,6 +140,7 @@ def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
         assert run.group == "digits-vit"
 
 
+@pytest.mark.slow
 def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(RuntimeError, match="diverged"), start(tmp_path, wandb=True):

@@ -123,7 +123,6 @@ def test_hub_is_asked_for_its_name_and_configuration(tmp_path, monkeypatch):
     assert raw.source == "Hugging Face hub, stanfordnlp/imdb plain_text"
 
 
-@pytest.mark.slow
 def test_tokenizer_is_of_the_training_split_and_is_kept_in_the_run(root, tmp_path):
     data = module(root)
     data.setup()
@@ -336,7 +335,6 @@ def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
         assert len(batch.positions) == len(targets) > 0
 
 
-@pytest.mark.slow
 def test_bugs_f6_test_labels_are_refused_before_training(tmp_path):
     root = text_root(tmp_path, "agnews")
     rewrite(root, "test", ["a", "b"], [0, -1])
@@ -366,7 +364,6 @@ def test_bugs_f15_row_of_a_class_with_one_row_is_for_training(tmp_path):
     assert 3 not in data.val_dataloader().texts.labels
 
 
-@pytest.mark.slow
 def test_order_of_classes_is_kept_in_the_run(tmp_path):
     import datasets
 
@@ -394,7 +391,6 @@ def test_order_of_classes_is_kept_in_the_run(tmp_path):
         module(elsewhere, folder=run)
 
 
-@pytest.mark.slow
 def test_hashes_of_the_content_are_those_of_the_identity(root):
     data = module(root)
     hashes = module(root).content_hashes()

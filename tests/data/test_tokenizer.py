@@ -148,6 +148,7 @@ def test_content_hash_depends_on_texts_labels_and_their_order():
     assert raws[0].sha256 == RawTexts(["ab", "c"], [0, 1], "elsewhere").sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["abcdefghij" * 30_000, " " * 300_000, "漢" * 100_000])
 def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
     # Without the split, the trainer takes about 15 s for one of these.

@@ -109,6 +109,7 @@ def test_run_that_does_not_fit_is_refused_before_it_leaves_anything(
     assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [True, False])
 def test_batches_are_split_where_whole_ones_are_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, parts: bool

@@ -93,6 +93,7 @@ def test_parts_are_of_nearly_equal_size_and_of_as_many_tokens_as_allowed() -> No
     assert whole.share == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

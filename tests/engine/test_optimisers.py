@@ -1,5 +1,6 @@
 """Optimisers and schedules of timm, and which parameters are decayed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,16 @@ def net() -> nn.Module:
     return build_net(train_config(Path("unused")))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+COMPILED = ("kron", "kronc", "kronw")
+"""Optimisers of which timm compiles parts."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in COMPILED)) for name in OPTIMIZERS],
+)
 def test_every_optimiser_steps(net: nn.Module, name: str) -> None:
-    recipe = train_config(Path("unused"), f"recipe.optimizer={name}", "recipe.lr=1e-4").recipe
+    recipe = replace(train_config(Path("unused")).recipe, optimizer=name, lr=1e-4)
     optimizer = build_optimizer(net, recipe)
     nn.functional.cross_entropy(net(torch.randn(2, 1, 8, 8)), torch.tensor([1, 2])).backward()
     before = [parameter.detach().clone() for parameter in net.parameters()]
@@ -134,6 +142,7 @@ def test_options_reach_the_schedule() -> None:
         rates("recipe.schedule=step", "recipe.schedule_options={decay: 2}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

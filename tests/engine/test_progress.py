@@ -15,6 +15,7 @@ from tests.stages import TINY, TINY_TEXT, run_train, train_config
 EPOCH = r"epoch {}/3: loss \d\.\d{{4}}, val accuracy \d\d?\.\d\d %, \d+\.\d s \([\d,]+ images/s\)"
 
 
+@pytest.mark.slow
 def test_line_per_epoch_has_metrics_time_rate_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -26,6 +27,7 @@ def test_line_per_epoch_has_metrics_time_rate_and_time_left(
         assert re.fullmatch(EPOCH.format(number) + left, line), line
 
 
+@pytest.mark.slow
 def test_masked_language_model_shows_its_perplexity(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

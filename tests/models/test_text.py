@@ -147,7 +147,6 @@ def test_order_of_the_words_matters_through_the_positions_alone():
         torch.testing.assert_close(net(batch)[0], net(shuffled)[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_what_trains_of_the_positions_and_what_is_saved():
     assert "positions.table" in dict(make_net().named_parameters())
     for kind, saved in (("sinusoidal", False), ("frozen_noise", True)):
@@ -196,7 +195,6 @@ def test_softmax_in_the_head_gives_probabilities():
     torch.testing.assert_close(out.sum(dim=-1), torch.ones(len(LENGTHS)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_weights_are_the_same_whatever_the_attention(name):
     assert fingerprint(make_net(attention=name).state_dict()) == fingerprint(

@@ -183,7 +183,6 @@ def test_empty_batch():
     assert ASAP(inputs, backend="triton")[0].shape == (0, 2, 5, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "trained", ["q", "v", "theta", "weight", "query_weight", "adaptive_weight", "logit_weight"]
 )

@@ -102,6 +102,7 @@ def test_views_of_one_projection(launches):
     assert len(launches) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [{"queries": 128}, {"queries": 257}, {"value_dim": 65}, {"head_dim": 65}], ids=str
 )

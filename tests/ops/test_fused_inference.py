@@ -104,12 +104,14 @@ def test_closure(lengths, size, kernels):
     assert_as_good_as_the_reference(CLOSURE, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
 def test_any_scale(scale, kernels):
     inputs = inputs_for(queries=20)
     assert_as_good_as_the_reference(TEACHER, inputs, num_iters=4, scale=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 24, 64, *([50, 96, 128] if GPU else [])])
 def test_any_width(width, kernels):
     inputs = inputs_for(queries=20, head_dim=width, value_dim=width)
@@ -133,6 +135,7 @@ def test_first_tile_that_tells_nothing_of_the_others(height, kernels):
 MASK = torch.tensor([[False] * 20, [False] + [True] * 19, [True] * 20, [True] * 7 + [False] * 13])
 
 
+@pytest.mark.slow
 @pairs_of(
     operator={"teacher": TEACHER, "closure": CLOSURE, "softmax": SOFTMAX, "asap": ASAP},
     size=SIZES,

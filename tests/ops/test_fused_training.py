@@ -89,6 +89,7 @@ def test_checkpointing_keeps_no_duals():
     assert duals not in kept[True]
 
 
+@pytest.mark.slow
 @on_each_route
 def test_gradients_under_autocast_are_the_references(names):
     """Both see the same bfloat16 q, k, v, but round gradients to bfloat16 at different points."""

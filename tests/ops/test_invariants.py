@@ -6,6 +6,7 @@ Values are seeded normal numbers, so that no two projections tie; ties would sor
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,7 @@ def permuted(x: Tensor, dims: tuple[int, ...], order: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 @given(st.data(), OPTIONS)
 def test_a_constant_added_to_a_dual_changes_nothing(data, options):
     inputs = data.draw(inputs_of(keys_may_differ=True))
@@ -76,6 +78,7 @@ def test_a_constant_added_to_a_dual_changes_nothing(data, options):
         assert_close64(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(st.data(), operators, OPTIONS)
 def test_permuted_tokens_permute_the_results(data, name, options):
     inputs, operator = data.draw(inputs_of()), QUERY_KEY_OPERATORS[name]
@@ -89,6 +92,7 @@ def test_permuted_tokens_permute_the_results(data, name, options):
         assert_close64(found, permuted(result, dims, order), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(st.data(), attentions, OPTIONS)
 def test_permuted_keys_with_their_values_change_nothing(data, name, options):
     inputs = data.draw(inputs_of(keys_may_differ=True))
@@ -98,6 +102,7 @@ def test_permuted_keys_with_their_values_change_nothing(data, name, options):
     assert_close64(found, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(st.data(), operators, OPTIONS)
 def test_padding_equals_cutting(data, name, options):
     inputs, operator = data.draw(inputs_of()), QUERY_KEY_OPERATORS[name]

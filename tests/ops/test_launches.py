@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ def decorator_name(node: ast.expr) -> str:
     return ast.unparse(node.func if isinstance(node, ast.Call) else node)
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return the syntax of a file, or of none that cannot hold a kernel or a launch."""
+    text = path.read_text()
+    return list(ast.walk(ast.parse(text))) if "@triton." in text or "](" in text else []
+
+
 def launches(path: Path) -> Iterator[ast.Call]:
     """Yield the calls of the form kernel[grid](...)."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
             kernel = ast.unparse(node.func.value)
             if kernel.split(".")[-1] in KERNELS:
@@ -29,7 +37,7 @@ def compiled_functions() -> set[str]:
     return {
         node.name
         for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef)
         and any(decorator_name(d).startswith("triton.") for d in node.decorator_list)
     }

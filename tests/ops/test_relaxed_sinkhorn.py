@@ -90,6 +90,7 @@ def check(inputs: Inputs, **options) -> None:
     assert relative_rms(found, expected) <= TOLERANCE[inputs.q.dtype]
 
 
+@pytest.mark.slow
 @fused
 @pytest.mark.usefixtures("unwritten_is_nan", "heads")
 @few_and_many_heads
@@ -104,6 +105,7 @@ def test_fused(num_iters, dtype):
         check(inputs, key_padding_mask=mask, **options)
 
 
+@pytest.mark.slow
 @fused
 @pytest.mark.usefixtures("unwritten_is_nan", "heads")
 @few_and_many_heads

@@ -78,6 +78,7 @@ class Forgetful(Plain):
         super().__init__(nn.Identity(), *arguments, **options)
 
 
+@pytest.mark.slow
 def test_own_callback_is_called(tmp_path: Path) -> None:
     extra = f"callbacks.extra=[{{_target_: {HERE}.Counter, start: 5, notes: {{a: [1, 2]}}}}]"
     run = run_train(tmp_path, extra)
@@ -87,6 +88,7 @@ def test_own_callback_is_called(tmp_path: Path) -> None:
     assert run_train(tmp_path).path != run.path
 
 
+@pytest.mark.slow
 def test_own_subclass_of_the_classifier_trains(tmp_path: Path) -> None:
     module = f"module={{_target_: {HERE}.Halved, factor: 0.5}}"
     whole = run_train(tmp_path, module, "recipe.clip_norm=null")
@@ -99,6 +101,7 @@ def test_own_subclass_of_the_classifier_trains(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_own_module_trains_and_its_network_is_the_teacher(tmp_path: Path) -> None:
     run = run_train(tmp_path, f"module={{_target_: {HERE}.Plain}}", "data.augment.mixup=0")
     assert run.finished
@@ -180,6 +183,7 @@ def test_later_stages_and_resuming_do_not_follow_them(
     assert not strange.exists()
 
 
+@pytest.mark.slow
 def test_run_with_own_classes_is_compiled_without_them(tmp_path: Path, strange: Path) -> None:
     """The later stages run in another process, which could import the module but does not."""
     words = (
@@ -210,6 +214,7 @@ def test_run_with_own_classes_is_compiled_without_them(tmp_path: Path, strange: 
     assert recorded == {(kind, name, "strange_classes") for kind, name in names}
 
 
+@pytest.mark.slow
 def test_path_in_a_yaml_file_of_ones_own_is_followed(tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
@@ -239,6 +244,7 @@ def test_only_paths_that_were_given_are_allowed() -> None:
         targets.instance("callbacks.extra[0]", value, L.Callback)
 
 
+@pytest.mark.slow
 def test_module_of_the_documentation_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

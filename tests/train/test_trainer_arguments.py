@@ -74,6 +74,7 @@ def test_wrong_value_is_refused_with_what_is_allowed(override: str, words: str) 
     assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_arguments_reach_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict = {}
     make = L.Trainer
@@ -106,6 +107,7 @@ def test_what_lightning_refuses_is_a_sentence(tmp_path: Path) -> None:
         run_train(tmp_path, "trainer.val_check_interval=50")
 
 
+@pytest.mark.slow
 def test_fast_dev_run_trains_one_batch(tmp_path: Path) -> None:
     run = run_train(tmp_path, "trainer.fast_dev_run=true")
     assert run.finished
@@ -114,6 +116,7 @@ def test_fast_dev_run_trains_one_batch(tmp_path: Path) -> None:
     assert {"train/loss_epoch", "val/accuracy"} <= row.keys()
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     plain = ("data.augment.mixup=0", "recipe.clip_norm=0.1", "trainer.limit_train_batches=null")
     small = (*plain, "recipe.batch_size=16", "trainer.accumulate_grad_batches=2")
@@ -136,6 +139,7 @@ class TenSecondsPerStep(Timer):
         return 10.0 * self.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "epochs"),
     [
@@ -162,6 +166,7 @@ def test_training_that_stops_early_is_finished(
     assert all({"train/loss_epoch", "val/accuracy"} <= row.keys() for row in curves)
 
 
+@pytest.mark.slow
 def test_stopped_training_does_not_go_on_when_it_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +186,7 @@ def test_stopped_training_does_not_go_on_when_it_is_started_again(
     assert run.manifest.resumed_from == "last.ckpt"
 
 
+@pytest.mark.slow
 def test_profile_lies_in_the_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = run_train(tmp_path, "trainer.profiler=simple", "trainer.limit_train_batches=1")
     (file,) = (run.path / "profile").iterdir()

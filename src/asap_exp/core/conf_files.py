@@ -16,6 +16,7 @@ from asap_exp.core.errors import UserError
 COMMON = "common"
 
 
+@cache
 def conf_dir() -> Path:
     """Return the folder of the YAML files: in an installed package, else next to `src/`."""
     package = Path(__file__).resolve().parents[1]

@@ -5,6 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from asap_exp.core.config.fields import Path, Rule
@@ -24,6 +25,11 @@ def fields_of(schema: Any) -> dict[str, Any]:
     """Return the declared type of each field with its rules, by name; empty without fields."""
     if not dataclasses.is_dataclass(schema):
         return {}
+    return _declared(typing.cast(type, schema))
+
+
+@cache
+def _declared(schema: type) -> dict[str, Any]:
     return typing.get_type_hints(schema, include_extras=True)
 
 

@@ -99,6 +99,7 @@ def test_images_are_resized_to_one_size(tmp_path):
     assert images.shape[1:] == (1, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "words", "numbers", "names"])
 def test_trained_classes_are_found_by_name_in_data_of_another_order(tmp_path, kind):
     """Labels of a data set in which the classes have other numbers are the trained ones."""

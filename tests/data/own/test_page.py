@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from asap_exp.core.composing import compose
 from asap_exp.core.config import TrainConfig
 from asap_exp.data.own.find import found
@@ -10,6 +12,7 @@ from tests.documents import ROOT, blocks, commands
 PAGE = ROOT / "docs" / "own_data.md"
 
 
+@pytest.mark.slow
 def test_example_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (snippet,) = blocks(PAGE, "python")
