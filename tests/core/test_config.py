@@ -399,7 +399,7 @@ BAD_VALUES = {
         "accelerator=tpu": "auto, cpu, gpu",
     },
     "benchmark": {
-        "mode=backward": "forward, train",
+        "mode=backward": "forward, train, step",
         "inputs=zeros": "random, recorded",
         "backend=cuda": "auto, reference, triton",
         "accelerator=tpu": "auto, cpu, gpu",
