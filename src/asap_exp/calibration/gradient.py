@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -94,23 +94,6 @@ def restore(attend: AsapAttention, saved: Mapping[str, Tensor]) -> None:
     """Put `values` back, to the last bit."""
     for name, value in saved.items():
         getattr(attend, name).copy_(value)
-
-
-class CosineAdam:
-    """Adam whose learning rate falls from `lr` to 0 on a cosine over `updates`."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, updates: int) -> None:
-        self.parameters = list(parameters)
-        self.adam = torch.optim.Adam(self.parameters, lr=lr)
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, updates)
-
-    def update(self, loss: Tensor) -> None:
-        """Make one update; gradients go into these parameters and nowhere else."""
-        gradients = torch.autograd.grad(loss, self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.adam.step()
-        self.cosine.step()
 
 
 def check_points(updates: int, checks: int) -> set[int]:

@@ -41,6 +41,13 @@ class Target(NamedTuple):
         return int((~self.key_padding_mask).sum())
 
     @property
+    def rows_on_device(self) -> Tensor | int:
+        """`num_rows`, at least 1, without waiting for a GPU."""
+        if self.key_padding_mask is None:
+            return max(self.num_rows, 1)
+        return (~self.key_padding_mask).sum().clamp(min=1)
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self if tensor is not None)
 

@@ -6,7 +6,6 @@ from torch import Tensor
 from asap_exp.attention import AsapAttention
 from asap_exp.calibration.gradient import (
     CHECKS,
-    CosineAdam,
     check_points,
     reshuffled,
     restore,
@@ -15,6 +14,7 @@ from asap_exp.calibration.gradient import (
 )
 from asap_exp.calibration.kl import mean_kl, total_kl
 from asap_exp.calibration.steps import AdamFit, LayerData
+from asap_exp.calibration.updates import CosineAdam
 
 
 def fit_plans(
@@ -34,11 +34,16 @@ def fit_plans(
     best, lowest = values(attend), mean_kl(attend, data.held_out)
     checks = check_points(updates, CHECKS)
     with trainable(attend, scale, slices=slices) as parameters:
-        adam = CosineAdam(parameters, settings.lr, updates)
+        # Heads share no parameter: the sum of their means gives each its own gradient.
+        adam = CosineAdam(
+            lambda target: total_kl(attend, target).sum() / target.rows_on_device,
+            parameters,
+            settings.lr,
+            updates,
+        )
         batches = data.shown(reshuffled(data.fit, updates, data.seed), updates)
         for number, target in enumerate(batches, start=1):
-            # Heads share no parameter: the sum of their means gives each its own gradient.
-            adam.update(total_kl(attend, target).sum() / max(target.num_rows, 1))
+            adam.update(target)
             if number in checks:
                 now = mean_kl(attend, data.held_out)
                 better = now < lowest  # False for NaN

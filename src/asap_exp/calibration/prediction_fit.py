@@ -12,7 +12,6 @@ from asap_exp.attention import AsapAttention, swapped
 from asap_exp.calibration.capture import Forward, batch_name, device_of
 from asap_exp.calibration.gradient import (
     CHECKS,
-    CosineAdam,
     check_points,
     reshuffled,
     restore,
@@ -20,6 +19,7 @@ from asap_exp.calibration.gradient import (
     values,
 )
 from asap_exp.calibration.steps import AdamFit, ModelData
+from asap_exp.calibration.updates import CosineAdam
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 
@@ -92,6 +92,9 @@ def fit_end_to_end(
     def held_out_kl() -> float:
         return mean_prediction_kl(net, data.held_out, precision, forward)
 
+    def loss(example: Example) -> Tensor:
+        return prediction_kl(net, example, precision, forward) / num_predictions(example)
+
     checks = check_points(updates, CHECKS)
     with swapped(net, maps):
         best = {path: values(attend) for path, attend in maps.items()}
@@ -102,11 +105,10 @@ def fit_end_to_end(
                 for path, attend in maps.items()
                 for parameter in opened.enter_context(trainable(attend, scales[path], slices=True))
             ]
-            adam = CosineAdam(parameters, settings.lr, updates)
+            adam = CosineAdam(loss, parameters, settings.lr, updates)
             examples = data.shown(reshuffled(data.fit, updates, data.seed), updates)
             for number, example in enumerate(examples, start=1):
-                loss = prediction_kl(net, example, precision, forward)
-                adam.update(loss / num_predictions(example))
+                adam.update(example)
                 if number in checks and (now := held_out_kl()) < lowest:  # False for NaN
                     lowest = now
                     best = {path: values(attend) for path, attend in maps.items()}

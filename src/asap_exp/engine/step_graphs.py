@@ -1,8 +1,7 @@
 """Training steps recorded as CUDA graphs, so that the host starts one instead of its kernels."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.core.cuda_graph import Recorder, beside
+from asap_exp.core.device_rates import rates_on_device, set_rates
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
 from asap_exp.data.loader import Batch
 from asap_exp.engine.masked_portions import rounded_up
@@ -94,8 +94,7 @@ class StepGraphs:
         if (entry := self.shapes.get(shape)) is None:
             entry = self.shapes[shape] = Recorded(batch, self.device)
         entry.fixed.fill(batch, self.failed)
-        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
-            rate.fill_(float(group["lr"]))
+        set_rates(self.optimizer, self.rates)
         if self.kept and self.parameters[0].grad is not self.kept[0]:
             # Lightning drops the gradients before a validation.
             for parameter, gradient in zip(self.parameters, self.kept, strict=True):
@@ -150,29 +149,9 @@ class StepGraphs:
         self.clip()
         if self.whole:
             self.found_inf.copy_(self.failed)
-            with self._on_device():
+            with rates_on_device(self.optimizer, self.rates, self.found_inf):
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Let the optimiser read its rates, and whether to update, from the device meanwhile."""
-        groups, optimizer = self.optimizer.param_groups, self.optimizer
-        before: list[dict[str, Any]] = [
-            {name: group[name] for name in ("lr", "capturable") if name in group}
-            for group in groups
-        ]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = True
-        optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            del optimizer.found_inf  # type: ignore[attr-defined]
-            for group, values in zip(groups, before, strict=True):
-                group |= values
 
     def _options(self) -> list[dict[str, Any]]:
         """Return what a recorded step holds of the optimiser, besides the rates."""
