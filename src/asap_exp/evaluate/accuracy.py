@@ -1,6 +1,6 @@
 """Predictions of the variants, compared with the targets and with the teacher's predictions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asap_exp.attention import swapped
+from asap_exp.core.cuda_graph import Recorder
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
+from asap_exp.core.forward_graphs import ForwardGraphs
 from asap_exp.data.loader import Batch
 from asap_exp.evaluate.variants import Variant
 
@@ -60,16 +62,33 @@ def compare_predictions(
     """Return the means of `Comparison` by key of the variant; the first variant is the teacher.
 
     Works batch by batch: the logits of every masked token of a test split would not fit in memory.
+    On a GPU a variant's passes are recorded as CUDA graphs, which share one pool of memory.
     """
     comparisons = {row.key: Comparison() for row in rows}
+    recorder = Recorder() if next(rows[0].net.parameters()).is_cuda else None
+    predict = {row.key: predictor(row, precision, recorder) for row in rows}
     for inputs, targets in batches:
-        teacher = logits_of(rows[0], inputs, precision)
+        teacher = predict[rows[0].key](inputs)
         for row in rows:
-            logits = teacher if row is rows[0] else logits_of(row, inputs, precision)
+            logits = teacher if row is rows[0] else predict[row.key](inputs)
             comparisons[row.key].add(logits, teacher, targets)
     for row in rows:
         comparisons[row.key].require_defined(row.label)
     return {key: comparison.means() for key, comparison in comparisons.items()}
+
+
+def predictor(
+    variant: Variant, precision: str, recorder: Recorder | None
+) -> Callable[[Any], Tensor]:
+    """Return the function from inputs to logits, which a later call does not overwrite."""
+
+    def forward(inputs: Any) -> Tensor:
+        return logits_of(variant, inputs, precision)
+
+    if recorder is None:
+        return forward
+    graphs = ForwardGraphs(forward, recorder)
+    return lambda inputs: graphs(inputs).clone()
 
 
 def logits_of(variant: Variant, inputs: Any, precision: str) -> Tensor:
