@@ -96,7 +96,7 @@ def test_record_names_the_data_and_calls_it_a_subset(shared):
 def test_tables_call_the_data_a_subset(made, tmp_path, capsys):
     run_report(made.results, f"out={tmp_path / 'out'}")
     tables = (tmp_path / "out" / "tables.md").read_text()
-    assert "pets (subset), n = 64" in tables
+    assert "pets (subset), n = 16" in tables
     assert "a SUBSET of the split's 96" in tables
 
 

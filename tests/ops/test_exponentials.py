@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference.exponentials import log_sum_exp, softmax
+from asap_exp.ops.reference.exponentials import LogSumExp, Softmax, log_sum_exp, softmax
 
 FUNCTIONS = {
-    "rows": (partial(log_sum_exp, dim=-1), partial(torch.logsumexp, dim=-1)),
-    "columns": (partial(log_sum_exp, dim=-2), partial(torch.logsumexp, dim=-2)),
-    "softmax": (softmax, partial(torch.softmax, dim=-1)),
+    "rows": (
+        partial(log_sum_exp, dim=-1),
+        partial(torch.logsumexp, dim=-1),
+        lambda x: LogSumExp.apply(x, -1),
+    ),
+    "columns": (
+        partial(log_sum_exp, dim=-2),
+        partial(torch.logsumexp, dim=-2),
+        lambda x: LogSumExp.apply(x, -2),
+    ),
+    "softmax": (softmax, partial(torch.softmax, dim=-1), Softmax.apply),
 }
+"""Ours, PyTorch's, and ours whatever the dtype."""
+
 every_function = pytest.mark.parametrize("functions", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
@@ -28,7 +38,7 @@ def wide(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_value_and_gradient_are_those_of_pytorch(dtype, functions):
     results = []
-    for function in functions:
+    for function in functions[:2]:
         x = wide(dtype).requires_grad_()
         out = function(x)
         weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
@@ -49,12 +59,13 @@ def test_no_result_or_gradient_is_subnormal(functions):
 
 @every_function
 def test_second_derivatives_are_right(functions):
+    """Of the functions for float32, computed in float64."""
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(functions[0], x)
-    assert torch.autograd.gradgradcheck(functions[0], x)
+    assert torch.autograd.gradcheck(functions[2], x)
+    assert torch.autograd.gradgradcheck(functions[2], x)
 
 
 @every_function
 def test_they_can_be_mapped(functions):
-    x = wide(torch.float64)
+    x = wide(torch.float32)
     assert torch.equal(torch.func.vmap(functions[0])(x), functions[0](x))

@@ -8,20 +8,25 @@ from torch import Tensor
 FLOOR, LEAST = -60.0, 1e-26
 """Exponents below `FLOOR` are raised to it, and weights below `LEAST` are 0.
 
-Beside the largest term, 1, they are lost in float64 too. On a CPU an exponential below -87 takes
-some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. On a GPU neither
-takes longer, and the functions are PyTorch's own.
+Beside the largest term, 1, float32 has lost them anyway. On a CPU a float32 exponential below -87
+takes some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. On a GPU,
+and in float64, the functions are PyTorch's own.
 """
+
+
+def slows_down(x: Tensor) -> bool:
+    """Return True if exponentials of `x` take longer where they underflow, as they will."""
+    return x.dtype == torch.float32 and not x.is_cuda
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     """Return log sum exp of finite `x` (single terms may be -inf) over `dim`."""
-    return torch.logsumexp(x, dim) if x.is_cuda else LogSumExp.apply(x, dim)
+    return LogSumExp.apply(x, dim) if slows_down(x) else torch.logsumexp(x, dim)
 
 
 def softmax(x: Tensor) -> Tensor:
     """Return the softmax of finite `x` (single terms may be -inf) over its last dimension."""
-    return torch.softmax(x, -1) if x.is_cuda else Softmax.apply(x)
+    return Softmax.apply(x) if slows_down(x) else torch.softmax(x, -1)
 
 
 class LogSumExp(torch.autograd.Function):
