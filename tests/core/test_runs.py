@@ -186,13 +186,17 @@ def test_teacher_of_a_task(tmp_path):
 
 def test_newcomer_c5_run_shortened_for_debugging_is_taken_by_its_name_alone(tmp_path, capsys):
     short = fake_run(tmp_path, "debug=fast", ended="2026-01-03T00:00:00+00:00")
-    with pytest.raises(UserError, match=r"shortened by debug=:\n  \"teacher='.*'\"$"):
+    trial = fake_run(tmp_path, "trainer.fast_dev_run=true", ended="2026-01-04T00:00:00+00:00")
+    with pytest.raises(
+        UserError, match=r"shortened by debug= or trainer\.fast_dev_run=:\n  "
+    ) as error:
         find_teacher(paths(tmp_path), None, None)
     whole = fake_run(tmp_path, ended="2026-01-01T00:00:00+00:00")
     assert find_teacher(paths(tmp_path), None, None) == whole
-    assert f"Not considered, since shortened by debug=: \"teacher='{short.path}'\"" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    for run in (short, trial):
+        assert f"teacher='{run.path}'" in str(error.value)
+        assert f"teacher='{run.path}'" in said
     assert find_teacher(paths(tmp_path), None, str(short.path)) == short
 
 

@@ -110,3 +110,10 @@ def test_the_rival_of_equals_is_the_faster_one(record):
     rival = honest_rival(rows, headline(group).asap, quality(group))
     assert rival is not None
     assert rival.key == "truncated_3"
+
+
+def test_differences_that_a_small_test_set_cannot_show_are_named(record):
+    record["test"]["rows"] = record["manifests"]["evaluate"]["data"]["test_rows"] = 400
+    assert verdict(group_of(record))[-1] == (
+        "With 400 test samples, differences below 4.8 points may be chance."
+    )

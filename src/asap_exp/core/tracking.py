@@ -139,10 +139,12 @@ def wandb_run(
         raise UserError(
             f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
         ) from error
+    status = 1
     try:
-        with run:
-            yield run
+        yield run  # not `with run`, which prints the traceback of whatever ends it
+        status = 0
     finally:
+        run.finish(exit_code=status)
         if mode == "offline":
             place = shown(Path(run.dir).parent)  # RUN/wandb/offline-run-TIME-ID/files
             say(f"wandb, offline: {place}; upload it with: wandb sync {shlex.quote(place)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.core.config import DataConfig
+from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
 from asap_exp.core.objectives import CLASSIFICATION, Objective
@@ -217,13 +218,21 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     ) -> tuple[BatchLoader, BatchLoader]:
         """Return loaders of at most `samples` training samples to fit on and of `holdout` others.
 
-        The samples are unaugmented, drawn with `seed`, and contain no validation rows.
+        The samples are unaugmented, drawn with `seed`, and contain no validation rows. Raises
+        UserError if none is left to fit on.
         """
         train = self._splits["unaugmented_train"]
         if holdout >= train.rows:
             raise UserError(
                 f"calibration.holdout={holdout} leaves nothing to fit on: {self.config.name} has "
-                f"{train.rows} training {self.sample_name}; choose fewer"
+                f"{train.rows} training {self.sample_name}; choose fewer, for example "
+                f"calibration.holdout={max(train.rows // 4, 1)}"
+            )
+        if holdout > train.rows // 2:
+            warn(
+                f"calibration.holdout={holdout} of {train.rows} training {self.sample_name} leaves "
+                f"only {train.rows - holdout} to fit on; consider calibration.holdout="
+                f"{train.rows // 4}"
             )
         order = np.random.default_rng(seed).permutation(train.rows)
         parts = order[holdout : holdout + samples], order[:holdout]

@@ -71,7 +71,8 @@ class EpochLines(Callback):
         self.training = self.compiling = 0.0
 
     def on_train_start(self, *_: object) -> None:
-        self.start = self.epoch_start = time.monotonic()
+        # An epoch that is resumed does not start again.
+        self.start = self.epoch_start = self.resumed = time.monotonic()
 
     def on_train_epoch_start(self, *_: object) -> None:
         self.training, self.resumed = 0.0, time.monotonic()

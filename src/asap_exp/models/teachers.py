@@ -18,6 +18,8 @@ from asap_exp.core.runs import (
     stage_command,
 )
 
+TRIALS = "debug= or trainer.fast_dev_run="
+
 
 def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> Run:
     """Return the run at `teacher`, or the newest finished Sinkhorn teacher (of `task`); print it.
@@ -34,8 +36,8 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     manifests = {run.path: manifest for run, manifest in runs if manifest is not None}
     candidates = [run for run in current(run for run, _ in runs) if has_dual(run.config)]
     whole = [run for run in candidates if run.path in manifests]
-    finished = [run for run in whole if run.config.debug is None]
-    shortened = [by_name(run.path) for run in whole if run.config.debug is not None]
+    finished = [run for run in whole if not is_trial(run.config)]
+    shortened = [by_name(run.path) for run in whole if is_trial(run.config)]
     if not finished:
         unfinished = [run for run in candidates if run not in whole]
         aside = [by_name(path) for path in manifests if ASIDE.search(path.name)]
@@ -44,13 +46,18 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
             f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
             + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in unfinished])
             + listed("or take one moved aside", aside)
-            + listed("or take one that was shortened by debug=", shortened)
+            + listed(f"or take one that was shortened by {TRIALS}", shortened)
         )
     run = max(finished, key=lambda run: ended(manifests[run.path]))
     say(f"Teacher: {shown(run.path)} (the newest finished{f' of task {task}' if task else ''})")
     if shortened:
-        say(f"Not considered, since shortened by debug=: {', '.join(shortened)}")
+        say(f"Not considered, since shortened by {TRIALS}: {', '.join(shortened)}")
     return run
+
+
+def is_trial(config: TrainConfig) -> bool:
+    """Return True if a training was cut short only to see whether it runs."""
+    return config.debug is not None or bool(config.trainer.fast_dev_run)
 
 
 def by_name(path: Path) -> str:

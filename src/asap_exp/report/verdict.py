@@ -1,5 +1,6 @@
 """The result of a group in a few sentences: what ASAP costs and gains, and its best rival."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from asap_exp.core.records.columns import Column
@@ -21,6 +22,7 @@ def verdict(group: Group) -> list[str]:
         raise ValueError(f"the models of {group.slug} were not timed")
     rows = truncations(compared_rows(group).values())
     rival = honest_rival(rows, found.asap, column)
+    doubt = chance(group, found.asap, column)
     tokens = group.first.training.tokens
     where = f"{'Here' if tokens is None else f'At {tokens} tokens'}, on this machine,"
     lines = [
@@ -34,15 +36,27 @@ def verdict(group: Group) -> list[str]:
         f"{result(rival, column)}, and it needs no calibration."
     )
     if no_worse(rival, found.asap, column):
-        return [*lines, f"{where} the truncation is the better choice."]
+        return [*lines, f"{where} the truncation is the better choice.", *doubt]
     if rival.mean("model_ms") > found.asap.mean("model_ms"):
-        return [*lines, f"{where} no truncation is as fast as ASAP."]
+        return [*lines, f"{where} no truncation is as fast as ASAP.", *doubt]
     as_good = as_good_truncation(rows, found.asap, column)
     if as_good is None:
         other = "no truncation that was measured is as good"
     else:
         other = f"as good is {as_good.name}, {speed(as_good, found.teacher)}"
-    return [*lines, f"{where} ASAP is slower than it, and better; {other}."]
+    return [*lines, f"{where} ASAP is slower than it, and better; {other}.", *doubt]
+
+
+def chance(group: Group, asap: AveragedRow, column: Column) -> list[str]:
+    """Say which differences of accuracy may be chance, if the test set is small: two deviations."""
+    rows = group.first.test.rows
+    if not column.title.endswith(" %"):
+        return []
+    share = asap.mean(column.key)
+    points = 200 * math.sqrt(share * (1 - share) / (rows * len(group.records)))
+    if points < 1:
+        return []
+    return [f"With {rows} test samples, differences below {points:.1f} points may be chance."]
 
 
 def truncations(rows: Iterable[AveragedRow]) -> list[AveragedRow]:
