@@ -141,10 +141,11 @@ def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch):
+def test_error_inside_a_run_is_not_swallowed(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(RuntimeError, match="diverged"), start(tmp_path, wandb=True):
         raise RuntimeError("diverged")
+    assert "Traceback" not in capfd.readouterr().err, "wandb prints none of its own"
 
 
 def settle(file, **settings):
