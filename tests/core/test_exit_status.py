@@ -41,7 +41,7 @@ def test_reliability_f20_ctrl_c_before_the_training_is_a_sentence(
 ) -> None:
     assert main(monkeypatch, interrupt, "task=digits") == 130
     err = capsys.readouterr().err
-    assert err == "error: stopped by SIGINT; the same command goes on from what was saved\n"
+    assert err == "error: stopped by SIGINT; start the same command again: what was saved is kept\n"
 
 
 def test_what_takes_seconds_to_import_is_imported_where_signals_are_met() -> None:

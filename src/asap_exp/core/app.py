@@ -45,7 +45,7 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         fail(str(error))
         status = 2
     except Interrupted as stop:
-        fail(f"{stop}; the same command goes on from what was saved")
+        fail(f"{stop}; start the same command again: what was saved is kept")
         status = stop.exit_status
     except Exception as error:
         traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))

@@ -98,7 +98,7 @@ def sentences() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as stop:
-        fail(f"{stop}; the same command goes on from what was saved")
+        fail(f"{stop}; start the same command again: what was saved is kept")
         sys.exit(stop.exit_status)
     except Exception as error:
         if (sentence := explained(error)) is None:

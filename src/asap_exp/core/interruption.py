@@ -49,7 +49,8 @@ class Request:
             _interrupt(number, frame)
         self.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping once this step is saved", file=sys.stderr, flush=True)
+        words = "stopping once this step is saved; a second one stops at once"
+        print(f"\n{name}: {words}", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
         """Replace a handler that was installed later."""
