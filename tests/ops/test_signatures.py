@@ -18,6 +18,11 @@ SIGNATURES = {
     "logit_features": f"q k * {COMMON}",
     "asap_attention": "q k v theta weight query_weight=None * adaptive_weight=None "
     f"logit_weight=None refine=0 relaxation=None {COMMON}",
+    "choose_subset": "x count * choice='sequence' weights='equal' seed=0 grid_width=0 "
+    "key_padding_mask=None",
+    "coarse_attention": f"q k v * subset key_subset=None num_iters=20 one_pass=False {COMMON}",
+    "coarse_duals": f"q k * subset key_subset=None num_iters=20 {COMMON}",
+    "coarse_plan": f"q k * subset key_subset=None num_iters=20 one_pass=False {COMMON}",
     "attention_plan": f"q k row_dual * {COMMON}",
 }
 

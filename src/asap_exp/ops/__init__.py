@@ -1,11 +1,17 @@
 """Doubly-stochastic attention as pure functions on tensors; torch is the only dependency."""
 
 from asap_exp.ops.api import (
+    CoarseDuals,
     SinkhornDuals,
+    Subset,
     adaptive_features,
     asap_attention,
     attention_plan,
+    choose_subset,
     closure_attention,
+    coarse_attention,
+    coarse_duals,
+    coarse_plan,
     logit_features,
     map_attention,
     map_dual,
@@ -22,13 +28,19 @@ from asap_exp.ops.explanation import Explanation, explain
 from asap_exp.ops.sliced_map import SlicedMap
 
 __all__ = [
+    "CoarseDuals",
     "Explanation",
     "SinkhornDuals",
     "SlicedMap",
+    "Subset",
     "adaptive_features",
     "asap_attention",
     "attention_plan",
+    "choose_subset",
     "closure_attention",
+    "coarse_attention",
+    "coarse_duals",
+    "coarse_plan",
     "explain",
     "logit_features",
     "map_attention",

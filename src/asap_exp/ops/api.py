@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from asap_exp.ops import checks as check
-from asap_exp.ops import reference
+from asap_exp.ops import reference, subsets
 from asap_exp.ops.backend import full_precision, resolve
+from asap_exp.ops.reference.coarse import CoarseDuals
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 from asap_exp.ops.sliced_map import SlicedMap
+from asap_exp.ops.subsets import CHOICES, WEIGHTS, Subset, check_grid
 
 
 def sinkhorn_attention(
@@ -148,6 +150,130 @@ def softmax_attention(
         return resolve(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
             q, k, v, **options
         )
+
+
+def choose_subset(
+    x: Tensor,
+    count: int,
+    *,
+    choice: str = "sequence",
+    weights: str = "equal",
+    seed: int = 0,
+    grid_width: int = 0,
+    key_padding_mask: Tensor | None = None,
+) -> Subset:
+    """Choose `count` of the tokens of `x` `[B, H, N, D]` for a coarse dual, or all if no more.
+
+    `choice` is "sequence" (every N/count-th valid token), "grid" (every such row and column of an
+    image whose rows have `grid_width` tokens, 0 for a square; at most `count`; takes no mask),
+    "random" (by `seed`, alike in all samples of one length), "farthest" (each as far as possible
+    from those before it, from the longest vector on) or "kmeans" (the tokens nearest to the centres
+    of k-means; fewer where two share one). The last two are made per head, by Euclidean distances
+    between the vectors: give the keys. `weights` are "equal" or "voronoi": to how many tokens each
+    is the nearest. The choice depends on the valid tokens and the seed alone, and has no gradient.
+    """
+    check.check_query_key(x, x)
+    for name, number, least in (
+        ("count", count, 1),
+        ("seed", seed, 0),
+        ("grid_width", grid_width, 0),
+    ):
+        check.check_count(name, number, least)
+    check.check_among("choice", choice, tuple(CHOICES))
+    check.check_among("weights", weights, WEIGHTS)
+    check.check_mask(key_padding_mask, x, x)
+    if choice == "grid":
+        check_grid(x.shape[2], grid_width, key_padding_mask)
+    with full_precision(x):
+        return subsets.choose_subset(
+            x,
+            count,
+            choice=choice,
+            weights=weights,
+            seed=seed,
+            grid_width=grid_width,
+            key_padding_mask=key_padding_mask,
+        )
+
+
+def coarse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    subset: Subset,
+    key_subset: Subset | None = None,
+    num_iters: int = 20,
+    one_pass: bool = False,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute attention with a dual of some tokens extended to all, `[B, H, N, width of v]`.
+
+    `subset` says which queries stand for all, and `key_subset` which keys: by default the same
+    tokens. `num_iters` updates on these give a row dual, whose closure is returned, or with
+    `one_pass` a column dual g and softmax_j(S + g) v: one attention pass and no column step, so
+    that columns sum to n/m less exactly. With a subset of all tokens, each of weight 1, both are
+    `sinkhorn_attention`. On a GPU the full-size passes are fused, the rest is plain PyTorch with
+    memory for N x C logits; the gradient of `one_pass` is not fused. (This project's.)
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_value(v, k)
+    options |= _of_subsets(q, k, subset, key_subset, num_iters)
+    check.check_switch("one_pass", one_pass)
+    with full_precision(q):
+        unfused = (q, k, v) if one_pass else ()
+        return resolve(backend, q, v, no_gradient_of=unfused).coarse_attention(
+            q, k, v, one_pass=one_pass, **options
+        )
+
+
+def coarse_duals(
+    q: Tensor,
+    k: Tensor,
+    *,
+    subset: Subset,
+    key_subset: Subset | None = None,
+    num_iters: int = 20,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> CoarseDuals:
+    """Compute the duals of `coarse_attention`: `ready` `[B, H, N]` and `col` `[B, H, M]`.
+
+    `ready` predicts f^{T-1} of `sinkhorn_duals`, and its closure is the two-sided form; `col`
+    predicts g^T and is the bias of the keys in one pass.
+    """
+    options = _common(q, k, eps, scale, key_padding_mask)
+    options |= _of_subsets(q, k, subset, key_subset, num_iters)
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
+    with full_precision(q):
+        return reference.coarse_duals(q, k, **options)
+
+
+def coarse_plan(
+    q: Tensor,
+    k: Tensor,
+    *,
+    subset: Subset,
+    key_subset: Subset | None = None,
+    num_iters: int = 20,
+    one_pass: bool = False,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the plan of `coarse_attention`, `[B, H, N, M]`; for diagnostics only."""
+    options = _common(q, k, eps, scale, key_padding_mask)
+    options |= _of_subsets(q, k, subset, key_subset, num_iters)
+    check.check_switch("one_pass", one_pass)
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
+    with full_precision(q):
+        return reference.coarse_plan(q, k, one_pass=one_pass, **options)
 
 
 def sliced_potentials(
@@ -397,6 +523,22 @@ def _packed(
         logit_weight=logit_weight,
         relaxation=relaxation,
     )
+
+
+def _of_subsets(
+    q: Tensor, k: Tensor, subset: Subset, key_subset: Subset | None, num_iters: int
+) -> dict:
+    """Check the options that coarse operators share beside the common ones, and return them."""
+    check.check_count("num_iters", num_iters, 1)
+    check.check_subset("subset", subset, q)
+    if key_subset is not None:
+        check.check_subset("key_subset", key_subset, k)
+    elif q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"key_subset must be given for {q.shape[2]} queries and {k.shape[2]} keys: without "
+            "it, subset names the same tokens as queries and as keys"
+        )
+    return {"subset": subset, "key_subset": key_subset, "num_iters": num_iters}
 
 
 def _common(

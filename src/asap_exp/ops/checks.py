@@ -10,6 +10,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from asap_exp.ops.subsets import Subset
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -76,6 +78,16 @@ def check_count(name: str, count: int, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {count}")
 
 
+def check_switch(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_among(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
 def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
     if mask is None:
         return
@@ -113,6 +125,31 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
             f"theta must be [heads, slices, head_dim] = [{q.shape[1]}, any, {q.shape[3]}], "
             f"got {tuple(theta.shape)}"
         )
+
+
+def check_subset(name: str, subset: Subset, x: Tensor) -> None:
+    """Refuse what is no `Subset` of the tokens of `x`; indices themselves are not read."""
+    if not isinstance(subset, tuple) or len(subset) != 2:
+        raise TypeError(
+            f"{name} must be a Subset(tokens, weight), as choose_subset makes it; "
+            f"got {type(subset).__name__}"
+        )
+    tokens, weight = subset
+    check_tensor(f"{name}.weight", weight, "[batch, heads, tokens]", 3)
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"{name}.tokens must be an int64 tensor of indices, got {got}")
+    of_all, count = x.shape[:2], tokens.shape[-1] if tokens.dim() == 3 else 0
+    for part, given in (("tokens", tokens), ("weight", weight)):
+        sizes = zip(given.shape, (*of_all, count), strict=False)
+        fits = all(size in (1, whole) for size, whole in sizes) and given.shape[-1] == count
+        if given.dim() != 3 or not count or not fits:
+            raise ValueError(
+                f"{name}.{part} must be [batch, heads, tokens of the subset] = "
+                f"[{of_all[0]} or 1, {of_all[1]} or 1, the same for both], "
+                f"got {tuple(given.shape)}"
+            )
+        check_device(f"{name}.{part}", given, x)
 
 
 def gradient_needed(*inputs: Tensor | None) -> bool:

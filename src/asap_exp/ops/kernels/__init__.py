@@ -1,6 +1,7 @@
 """Fused operators with the names of `ops.reference`; nothing of size n x m is stored."""
 
 from asap_exp.ops.kernels.asap.op import map_attention, map_dual, sliced_potentials
+from asap_exp.ops.kernels.coarse import coarse_attention
 from asap_exp.ops.kernels.sinkhorn.attention import (
     closure_attention,
     relaxed_sinkhorn_attention,
@@ -13,6 +14,7 @@ from asap_exp.ops.kernels.softmax import softmax_attention
 __all__ = [
     "attention_pass",
     "closure_attention",
+    "coarse_attention",
     "column_pass",
     "map_attention",
     "map_dual",

@@ -3,6 +3,7 @@
 from asap_exp.ops.features.query_features import query_features
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import map_attention, map_dual, map_features
+from asap_exp.ops.reference.coarse import coarse_attention, coarse_duals, coarse_plan
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
@@ -24,6 +25,9 @@ __all__ = [
     "attention_pass",
     "attention_plan",
     "closure_attention",
+    "coarse_attention",
+    "coarse_duals",
+    "coarse_plan",
     "column_pass",
     "column_step",
     "logit_features",

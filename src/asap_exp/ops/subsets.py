@@ -1,0 +1,215 @@
+"""Subsets of tokens that stand for all tokens of a sample, and how many each of them stands for.
+
+A choice depends on a sample's valid tokens and a seed alone, so a padded sample and the same sample
+without its padding get the same tokens. A sample with no more valid tokens than asked for gets all
+of them, with weight 1. No choice waits for the device, and none carries a gradient.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.masking import blank, compute_dtype, effective_padding
+
+WEIGHTS = ("equal", "voronoi")
+ROUNDS = 5
+"""Rounds of k-means."""
+
+
+class Subset(NamedTuple):
+    """Indices `tokens` `[B, H, C]` and `weight` `[B, H, C]`; B and H may be 1, for all alike.
+
+    Token c stands for a share of the mass in proportion to its weight; 0 leaves it out, so that
+    samples may have fewer than C tokens.
+    """
+
+    tokens: Tensor
+    weight: Tensor
+
+
+class Picked(NamedTuple):
+    """Indices of the tokens that a choice took, and False where there is none."""
+
+    tokens: Tensor
+    present: Tensor
+
+
+class Points(NamedTuple):
+    """What a choice is made of: vectors `x` `[B, H, N, D]`, 0 at padded tokens.
+
+    `padding` is `[B or 1, N]`; `order` `[B or 1, 1, N]` lists the valid tokens first, and
+    `num_valid` `[B or 1, 1, 1]` counts them.
+    """
+
+    x: Tensor
+    padding: Tensor
+    order: Tensor
+    num_valid: Tensor
+
+
+@torch.no_grad()
+def choose_subset(
+    x: Tensor,
+    count: int,
+    *,
+    choice: str,
+    weights: str,
+    seed: int,
+    grid_width: int,
+    key_padding_mask: Tensor | None,
+) -> Subset:
+    points = points_of(x, key_padding_mask)
+    few = everything(points, count)
+    if x.shape[2] <= count:
+        return Subset(few.tokens, few.present.to(points.x.dtype))
+    picked = CHOICES[choice](points, count, seed, grid_width)
+    if weights == "voronoi":
+        weight = cell_sizes(points, picked)
+    else:
+        present = picked.present.to(points.x.dtype)
+        weight = present * (points.num_valid / present.sum(dim=-1, keepdim=True))
+    if key_padding_mask is None:
+        return Subset(picked.tokens, weight)
+    all_of_them = points.num_valid <= count
+    tokens = torch.where(all_of_them, few.tokens, picked.tokens)
+    return Subset(tokens, torch.where(all_of_them, few.present.to(weight.dtype), weight))
+
+
+def points_of(x: Tensor, key_padding_mask: Tensor | None) -> Points:
+    x = blank(x, key_padding_mask, 2).to(compute_dtype(x))
+    padding = effective_padding(key_padding_mask)
+    if padding is None:
+        padding = torch.zeros(1, x.shape[2], dtype=torch.bool, device=x.device)
+    order = padding.to(torch.uint8).argsort(dim=-1, stable=True)[:, None]
+    return Points(x, padding, order, (~padding).sum(dim=-1)[:, None, None])
+
+
+def everything(points: Points, count: int) -> Picked:
+    """Take the first valid tokens: all of them where there are no more than `count`."""
+    tokens = points.order[..., :count]
+    return Picked(tokens, torch.arange(tokens.shape[-1], device=tokens.device) < points.num_valid)
+
+
+def by_rank(points: Points, ranks: Tensor) -> Picked:
+    """Take valid tokens by their numbers among the valid ones, `[B or 1, 1, C]`."""
+    order = points.order.expand(*ranks.shape[:-1], -1)
+    return Picked(order.gather(-1, ranks), torch.ones_like(ranks, dtype=torch.bool))
+
+
+def along_the_sequence(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    c = torch.arange(count, device=points.x.device)
+    return by_rank(points, (2 * c + 1) * points.num_valid // (2 * count))
+
+
+def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
+    """Raise ValueError unless `n` tokens without a mask fill a grid."""
+    if key_padding_mask is not None:
+        raise ValueError(
+            "choice='grid' takes no key_padding_mask, since an image has no padded tokens; "
+            "take 'sequence'"
+        )
+    width = grid_width or math.isqrt(n)
+    if n % width or (not grid_width and width * width != n):
+        shape = f"rows of grid_width={grid_width}" if grid_width else "a square (grid_width=0)"
+        raise ValueError(
+            f"choice='grid' cannot lay out {n} tokens in {shape}; give another grid_width, or take "
+            "'sequence'"
+        )
+
+
+def on_a_grid(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    n = points.x.shape[2]
+    width = grid_width or math.isqrt(n)
+    height = n // width
+    rows = min(max(math.isqrt(count * height // width), 1), height, count)
+    columns = min(count // rows, width)
+    rows = min(count // columns, height)
+    y, x = (
+        (2 * torch.arange(some, device=points.x.device) + 1) * side // (2 * some)
+        for some, side in ((rows, height), (columns, width))
+    )
+    return by_rank(points, (y[:, None] * width + x).flatten()[None, None])
+
+
+def at_random(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    n = points.x.shape[2]
+    scores = mixed(torch.arange(n, device=points.x.device), seed)
+    beyond = torch.arange(n, device=points.x.device) >= points.num_valid
+    scores = scores.expand(beyond.shape).masked_fill(beyond, 2**32)
+    return by_rank(points, scores.argsort(dim=-1)[..., :count])
+
+
+def mixed(numbers: Tensor, seed: int) -> Tensor:
+    """Return 32-bit hashes of whole numbers: a permutation, equal on every device.
+
+    A random generator would give other numbers on a GPU, and to sequences of another length.
+    """
+    x = (numbers + ((seed + 1) * 0x9E3779B9 & 0xFFFFFFFF)) & 0xFFFFFFFF
+    for factor in (0x7FEB352D, 0x21F0AAAD, 0x31848BAB):  # below 2^31, so that products fit 63 bits
+        x = ((x ^ (x >> 16)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def farthest(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    x = points.x
+    absent = points.padding[:, None]
+    index = x.square().sum(dim=-1).masked_fill(absent, -1.0).argmax(dim=-1, keepdim=True)
+    distance = torch.full_like(x[..., 0], torch.inf).masked_fill(absent, -torch.inf)
+    taken = []
+    for _ in range(count):
+        taken.append(index)
+        distance = torch.minimum(distance, (x - at(x, index)).square().sum(dim=-1))
+        distance = distance.scatter(-1, index, -torch.inf)
+        index = distance.argmax(dim=-1, keepdim=True)
+    tokens = torch.cat(taken, dim=-1)
+    return Picked(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+
+def near_centres(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    x, valid = points.x, ~points.padding[:, None, :, None]
+    centres = at(x, along_the_sequence(points, count, seed, grid_width).tokens)
+    for _ in range(ROUNDS):
+        cells = one_hot(distances(x, centres).argmin(dim=-1), count) & valid
+        number = cells.sum(dim=-2)[..., None]
+        mean = cells.to(x.dtype).transpose(-1, -2) @ x / number.clamp(min=1)
+        centres = torch.where(number > 0, mean, centres)
+    tokens = distances(x, centres).masked_fill(~valid, torch.inf).argmin(dim=-2)
+    again = (tokens[..., :, None] == tokens[..., None, :]).tril(diagonal=-1).any(dim=-1)
+    return Picked(tokens, ~again)
+
+
+Choice = Callable[[Points, int, int, int], Picked]
+CHOICES: dict[str, Choice] = {
+    "sequence": along_the_sequence,
+    "grid": on_a_grid,
+    "random": at_random,
+    "farthest": farthest,
+    "kmeans": near_centres,
+}
+"""Choices of `count` among more tokens, from points, `count`, `seed` and `grid_width`."""
+
+
+def cell_sizes(points: Points, picked: Picked) -> Tensor:
+    """Count the valid tokens nearest to each that was taken, `[B, H, C]`; the first wins a tie."""
+    apart = distances(points.x, at(points.x, picked.tokens))
+    apart = apart.masked_fill(~picked.present[..., None, :], torch.inf)
+    nearest = one_hot(apart.argmin(dim=-1), apart.shape[-1])
+    return (nearest & ~points.padding[:, None, :, None]).sum(dim=-2).to(points.x.dtype)
+
+
+def at(x: Tensor, tokens: Tensor) -> Tensor:
+    """Return the vectors `[B, H, C, D]` of `x` `[B, H, N, D]` at `tokens` `[B or 1, H or 1, C]`."""
+    tokens = tokens.expand(*x.shape[:2], -1)
+    return x.gather(2, tokens[..., None].expand(-1, -1, -1, x.shape[3]))
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances `[B, H, N, C]`, exactly 0 between equal vectors."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def one_hot(index: Tensor, count: int) -> Tensor:
+    return index[..., None] == torch.arange(count, device=index.device)
