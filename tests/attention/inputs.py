@@ -50,6 +50,12 @@ MAKERS: dict[str, Callable[[], Attention]] = {
     "sinkhorn of other options": partial(
         build_attention, {"name": "sinkhorn", "num_iters": 3, "eps": 0.7}
     ),
+    "coarse of few tokens": partial(
+        build_attention, {"name": "coarse", "tokens": 3, "subset": "random", "weights": "voronoi"}
+    ),
+    "coarse in one pass": partial(
+        build_attention, {"name": "coarse", "tokens": 3, "subset": "farthest", "one_pass": True}
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from asap_exp.attention import (
     ATTENTIONS,
     AsapAttention,
+    CoarseAttention,
     EspformerAttention,
     SinkhornAttention,
     SoftmaxAttention,
@@ -189,6 +190,7 @@ def test_only_asap_has_weights_and_none_of_them_is_trained():
 def test_registry():
     expected = {
         "asap": AsapAttention,
+        "coarse": CoarseAttention,
         "espformer": EspformerAttention,
         "sinkhorn": SinkhornAttention,
         "softmax": SoftmaxAttention,

@@ -685,6 +685,16 @@ WRONG_OPTIONS = {
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
     "espformer": {"temperature": -1.0, "tau": 0.0},
+    "coarse": {
+        "tokens": 0,
+        "subset": "all",
+        "weights": "none",
+        "seed": -1,
+        "grid_width": -1,
+        "num_iters": 0,
+        "eps": 0.0,
+        "backend": "cuda",
+    },
 }
 """The same values are refused by the classes."""
 
@@ -919,7 +929,7 @@ ABSURD = {
     "train": {
         "~attention.name": "attention.name=None is not allowed; choose one of",
         "recipe=null": "recipe is missing; it must be a group of the keys",
-        "attention=null": "attention=null is not allowed; choose one of espformer",
+        "attention=null": "attention=null is not allowed; choose one of coarse",
         "model=null": "model=null is not allowed; choose one of encoder, vit",
         "hydra=null": "hydra=null is not allowed",
         "attention=[1]": "attention=[1] is not allowed",

@@ -21,6 +21,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from asap_exp.attention.asap import AsapAttention  # noqa: E402
+from asap_exp.attention.coarse import CoarseAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
 from asap_exp.attention.relaxed_sinkhorn import RelaxedSinkhornAttention  # noqa: E402
 from asap_exp.attention.sinkhorn import SinkhornAttention  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "AsapAttention",
     "Attention",
     "AttentionLayer",
+    "CoarseAttention",
     "EspformerAttention",
     "LayerInputs",
     "MultiHeadAttention",

@@ -79,3 +79,8 @@ class AttentionOptions:
     backend: Annotated[str, one_of("auto", "reference", "triton", "ieee")]
     gradient: Annotated[str, one_of("unroll", "detach_col")]
     padding: Annotated[str, one_of("exact", "sinkformer")]
+    tokens: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
+    subset: Annotated[str, one_of("sequence", "grid", "random", "farthest", "kmeans")]
+    weights: Annotated[str, one_of("equal", "voronoi")]
+    seed: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
+    grid_width: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]

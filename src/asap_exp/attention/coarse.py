@@ -1,0 +1,91 @@
+"""Coarse attention: Sinkhorn on some of the tokens, extended to all; to train, or without a fit."""
+
+from typing import Any
+
+from torch import Tensor
+
+from asap_exp.attention.base import Attention, register
+from asap_exp.ops import Subset, choose_subset, coarse_attention, coarse_plan
+from asap_exp.ops.backend import check_backend
+from asap_exp.ops.checks import check_among, check_count, check_switch, check_temperature
+from asap_exp.ops.subsets import CHOICES, WEIGHTS
+
+
+@register("coarse")
+class CoarseAttention(Attention):
+    """Plan of `num_iters` updates on `tokens` of the tokens, extended to all of them.
+
+    `subset`, `weights`, `seed` and `grid_width` say which tokens, as `asap_exp.ops.choose_subset`
+    does. The keys are chosen from; in cross-attention with another number of queries, these are
+    chosen from by themselves. Closure of the predicted row dual, or, with `one_pass`, row softmax
+    with the predicted column dual as a bias of the keys. With all tokens it is Sinkhorn attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int = 64,
+        subset: str = "sequence",
+        weights: str = "equal",
+        seed: int = 0,
+        grid_width: int = 0,
+        one_pass: bool = False,
+        num_iters: int = 20,
+        eps: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_count("tokens", tokens, 1)
+        check_among("subset", subset, tuple(CHOICES))
+        check_among("weights", weights, WEIGHTS)
+        check_count("seed", seed, 0)
+        check_count("grid_width", grid_width, 0)
+        check_switch("one_pass", one_pass)
+        check_count("num_iters", num_iters, 1)
+        check_temperature(eps, None, 1)
+        check_backend(backend)
+        self.tokens, self.subset, self.weights = tokens, subset, weights
+        self.seed, self.grid_width = seed, grid_width
+        self.one_pass, self.num_iters = one_pass, num_iters
+        self.eps, self.backend = eps, backend
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        return coarse_attention(
+            q, k, v, **self._options(q, k, key_padding_mask), backend=self.backend
+        )
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return coarse_plan(q, k, **self._options(q, k, key_padding_mask))
+
+    def _options(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> dict[str, Any]:
+        """Choose the subsets; return the arguments of the operators."""
+        of_keys = self._chosen(k, key_padding_mask)
+        as_many = q.shape[2] == k.shape[2]
+        return {
+            "subset": of_keys if as_many else self._chosen(q, None),
+            "key_subset": None if as_many else of_keys,
+            "num_iters": self.num_iters,
+            "one_pass": self.one_pass,
+            "eps": self.eps,
+            "key_padding_mask": key_padding_mask,
+        }
+
+    def _chosen(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
+        return choose_subset(
+            x,
+            self.tokens,
+            choice=self.subset,
+            weights=self.weights,
+            seed=self.seed,
+            grid_width=self.grid_width,
+            key_padding_mask=key_padding_mask,
+        )
+
+    def extra_repr(self) -> str:
+        form = "one_pass" if self.one_pass else "two-sided"
+        return (
+            f"tokens={self.tokens}, subset={self.subset}, {form}, num_iters={self.num_iters}, "
+            f"eps={self.eps}"
+        )

@@ -1,0 +1,86 @@
+"""Coarse attention: its options, and Sinkhorn as its limit."""
+
+import pytest
+import torch
+
+from asap_exp.attention import CoarseAttention, SinkhornAttention, build_attention
+from asap_exp.attention.diagnostics import column_error
+from asap_exp.core.errors import UserError
+from asap_exp.ops import choose_subset, coarse_attention
+from tests.attention.inputs import MASK, assert_close, make_qkv
+
+FEW = {"tokens": 3, "num_iters": 5}
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_with_all_tokens_it_is_sinkhorn(one_pass, mask):
+    q, k, v = make_qkv()
+    coarse = CoarseAttention(tokens=7, num_iters=4, eps=0.7, one_pass=one_pass)
+    sinkhorn = SinkhornAttention(num_iters=4, eps=0.7)
+    found, expected = (
+        (attend(q, k, v, key_padding_mask=mask), attend.plan(q, k, key_padding_mask=mask))
+        for attend in (coarse, sinkhorn)
+    )
+    assert_close(found[0], expected[0])
+    assert_close(found[1], expected[1])
+
+
+def test_every_option_changes_the_output():
+    q, k, v = make_qkv(tokens=16)
+    options = {
+        "tokens": 4,
+        "subset": "random",
+        "weights": "voronoi",
+        "seed": 1,
+        "grid_width": 8,
+        "one_pass": True,
+        "num_iters": 2,
+        "eps": 0.5,
+    }
+    for name, value in options.items():
+        base = dict(FEW)
+        if name in ("seed", "grid_width"):
+            base["subset"] = {"seed": "random", "grid_width": "grid"}[name]
+        outs = [build_attention({"name": "coarse", **given})(q, k, v) for given in
+                (base, base | {name: value})]  # fmt: skip
+        assert (outs[0] - outs[1]).abs().max() > 1e-4, name
+
+
+def test_queries_and_keys_get_subsets_of_their_own_where_their_numbers_differ():
+    q, k, v = make_qkv()
+    k, v = k[:, :, :5], v[:, :, :5]
+    chosen = {"choice": "farthest", "weights": "voronoi"}
+    subsets = {"subset": choose_subset(q, 3, **chosen), "key_subset": choose_subset(k, 3, **chosen)}
+    attend = CoarseAttention(subset="farthest", weights="voronoi", **FEW)
+    assert torch.equal(attend(q, k, v), coarse_attention(q, k, v, num_iters=5, **subsets))
+
+
+def test_two_sided_columns_are_nearer_to_one_than_those_of_one_pass():
+    """The closure makes a column step over all tokens."""
+    q, k, _ = make_qkv(tokens=64)
+    errors = [
+        column_error(CoarseAttention(tokens=4, one_pass=one_pass).plan(q, k)).mean()
+        for one_pass in (False, True)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_texts_are_refused_as_a_grid():
+    q, k, v = make_qkv()
+    with pytest.raises(ValueError, match="choice='grid' takes no key_padding_mask"):
+        CoarseAttention(subset="grid")(q, k, v, key_padding_mask=MASK)
+    with pytest.raises(UserError, match=r"attention=coarse: subset must be one of sequence, grid"):
+        build_attention({"name": "coarse", "subset": "all"})
+
+
+def test_gradients_reach_queries_keys_and_values():
+    for one_pass in (False, True):
+        leaves = [x.requires_grad_() for x in make_qkv()]
+        CoarseAttention(one_pass=one_pass, **FEW)(*leaves).square().sum().backward()
+        assert all(leaf.grad.abs().amax() > 1e-3 for leaf in leaves)
+
+
+def test_repr_says_what_it_is():
+    text = repr(CoarseAttention(one_pass=True, **FEW))
+    assert text == "CoarseAttention(tokens=3, subset=sequence, one_pass, num_iters=5, eps=1.0)"
