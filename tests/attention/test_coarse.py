@@ -39,7 +39,7 @@ def test_every_option_changes_the_output():
         "eps": 0.5,
     }
     for name, value in options.items():
-        base = dict(FEW)
+        base: dict[str, object] = dict(FEW)
         if name in ("seed", "grid_width"):
             base["subset"] = {"seed": "random", "grid_width": "grid"}[name]
         outs = [build_attention({"name": "coarse", **given})(q, k, v) for given in

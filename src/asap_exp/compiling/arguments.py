@@ -39,6 +39,11 @@ def in_words_of_arguments() -> Iterator[None]:
 
 def check_loader(loader: Any) -> None:
     """Raise UserError unless `loader` gives batches."""
+    if loader is None:
+        raise UserError(
+            "loader must be given: batches to fit maps to, for example loader=x.split(64). Only "
+            "method='coarse' needs none"
+        )
     if isinstance(loader, Tensor):
         raise UserError(
             f"loader is one tensor of shape {tuple(loader.shape)}; it must give batches, for "

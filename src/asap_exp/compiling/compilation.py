@@ -29,6 +29,7 @@ from asap_exp.compiling.arguments import (
     in_words_of_arguments,
     sinkhorn_paths,
 )
+from asap_exp.compiling.coarse import check_not_given, compile_coarse
 from asap_exp.compiling.drifting import PRECISIONS
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.compiling.summary import summary
@@ -37,12 +38,15 @@ from asap_exp.core.errors import check_choice, check_range
 from asap_exp.core.schema import check_fields
 from asap_exp.ops.backend import BACKENDS
 
+METHODS = ("asap", "coarse")
+
 
 @torch.inference_mode(False)
 def compile(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | None = None,
     *,
+    method: str = "asap",
     steps: Sequence[str] = ("ridge",),
     slices: int = 8,
     candidates: int = 32,
@@ -64,7 +68,7 @@ def compile(
     progress: bool = True,
     **more: Any,
 ) -> nn.Module:
-    """Return a copy of `model` with its Sinkhorn layers compiled to ASAP.
+    """Return a copy of `model` with its Sinkhorn layers compiled to ASAP, or made coarse.
 
     The copy is in evaluation mode and frozen (`requires_grad_()` lets it train); `model`, which
     holds layers with `SinkhornAttention`, is left unchanged. `layers` names the paths of those to
@@ -83,6 +87,11 @@ def compile(
 
     With `progress` it shows, on stderr, what it does and how close each layer came.
 
+    `method="coarse"` fits nothing and takes no loader: the layers become `CoarseAttention` with
+    their own T and eps. It reads `layers`, `backend`, `seed` and, in `more`, the other options of
+    that attention: tokens, subset, weights, grid_width and one_pass. Such a model has no map, so
+    that `save_compiled` and `drift` refuse it; its state_dict is the teacher's.
+
     Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
     or queries and keys are not finite on one of them.
     """
@@ -100,6 +109,23 @@ def compile(
         "relaxed": relaxed,
         "sequential": sequential,
     }
+    check_choice("method", method, METHODS)
+    if method == "coarse":
+        fit_alone = {name: value for name, value in numbers.items() if name != "seed"}
+        check_not_given(
+            compile,
+            loader=loader,
+            steps=steps,
+            ridge=ridge,
+            samples=samples,
+            holdout=holdout,
+            precision=precision,
+            forward=forward,
+            **fit_alone,
+            **switches,
+        )
+        check_switches(progress=progress)
+        return compile_coarse(model, layers, more, seed=seed, backend=backend, progress=progress)
     check_loader(loader)
     check_whole_numbers(samples=samples, **numbers)
     check_steps(steps)
@@ -111,6 +137,7 @@ def compile(
     check_choice("backend", backend, BACKENDS)
     check_has_weights(model)
     paths = sinkhorn_paths(model, layers)
+    assert loader is not None, "checked"
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]

@@ -20,6 +20,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.capture import device_of
 from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.compiling.coarse import has_coarse
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops import SlicedMap
@@ -103,6 +104,12 @@ def artifact_of(model: nn.Module) -> Artifact:
     """Return the map that `model` was compiled to, with its identity."""
     artifact = getattr(model, "asap_artifact", None)
     if not isinstance(artifact, Artifact):
+        if has_coarse(model):
+            raise UserError(
+                f"the layers of this {type(model).__name__} are coarse: nothing was fitted to "
+                "them, so there is no map to save or to ask for its drift. Keep the teacher's "
+                'state_dict, and make it again with asap_exp.compile(model, method="coarse")'
+            )
         raise UserError(
             f"this {type(model).__name__} was not made by asap_exp.compile, or by load_compiled "
             "from a folder; only what they return can be saved or asked for its drift"

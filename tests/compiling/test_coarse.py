@@ -1,0 +1,118 @@
+"""asap_exp.compile(model, method="coarse"): without a fit, and without a map to save."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import asap_exp
+from asap_exp.attention import (
+    CoarseAttention,
+    SinkhornAttention,
+    attention_layers,
+    build_attention,
+)
+from asap_exp.core.errors import UserError
+from tests.small_model import Classifier, compile_small, kl, loader, tokens
+
+
+def compiled(model: nn.Module, **options: object) -> nn.Module:
+    return asap_exp.compile(model, method="coarse", progress=False, **options)
+
+
+def test_layers_become_coarse_with_the_updates_and_eps_of_the_teacher(teacher: Classifier) -> None:
+    model = copy.deepcopy(teacher).train()
+    model.second.attend = SinkhornAttention(num_iters=3, eps=0.5)
+    options = {"tokens": 4, "subset": "farthest", "weights": "voronoi", "one_pass": True}
+    coarse = compiled(model, **options, seed=2, backend="reference")
+    for path, layer in attention_layers(coarse).items():
+        attend, before = layer.attend, model.get_submodule(path).attend
+        assert isinstance(attend, CoarseAttention)
+        assert isinstance(before, SinkhornAttention), "the teacher stays"
+        assert (attend.num_iters, attend.eps) == (before.num_iters, before.eps)
+        assert {name: getattr(attend, name) for name in options} == options
+        assert (attend.seed, attend.backend) == (2, "reference")
+    assert not coarse.training
+    assert not any(parameter.requires_grad for parameter in coarse.parameters())
+    coarse.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_predictions_come_closer_with_more_tokens(teacher: Classifier, one_pass: bool) -> None:
+    x = tokens(9)
+    few, more, every = (
+        kl(teacher, compiled(teacher, tokens=count, one_pass=one_pass), x) for count in (2, 4, 8)
+    )
+    assert few > 1.5 * more
+    assert every < 1e-9
+
+
+def test_only_the_named_layers_become_coarse(teacher: Classifier) -> None:
+    coarse = compiled(teacher, layers=["second"], tokens=4)
+    kinds = {path: layer.attend.name for path, layer in attention_layers(coarse).items()}
+    assert kinds == {"first": "sinkhorn", "second": "coarse"}
+
+
+def test_progress_says_what_it_does(
+    teacher: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asap_exp.compile(teacher, method="coarse")
+    assert "Compiling 2 layers: coarse duals, without a fit" in capsys.readouterr().err
+
+
+def test_there_is_no_map_to_save(teacher: Classifier, tmp_path: Path) -> None:
+    coarse = compiled(teacher, tokens=4)
+    for refused in (
+        lambda: asap_exp.save_compiled(coarse, tmp_path),
+        lambda: asap_exp.drift(coarse, tokens(9)),
+    ):
+        with pytest.raises(UserError, match="this Classifier are coarse: nothing was fitted"):
+            refused()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_map_of_other_layers_is_not_saved_in_its_place(teacher: Classifier, tmp_path: Path) -> None:
+    half = compile_small(teacher, loader(), layers=["first"], steps=("ridge",))
+    both = compiled(half, tokens=4)
+    assert [a.attend.name for a in attention_layers(both).values()] == ["asap", "coarse"]
+    with pytest.raises(UserError, match="are coarse"):
+        asap_exp.save_compiled(both, tmp_path)
+    asap_exp.save_compiled(half, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loader": loader()}, "loader cannot be given with method='coarse'"),
+        ({"slices": 4, "refine": 1}, "slices, refine cannot be given with method='coarse'"),
+        ({"tokens": 0}, "attention=coarse: tokens must be at least 1, got 0"),
+        ({"subset": "all"}, "subset must be one of sequence, grid"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"backend": "cuda"}, "backend must be one of"),
+        ({"layers": ["third"]}, "no attention layer at third"),
+        ({"progress": 1}, "progress=1 has the wrong type"),
+        ({"method": "fine"}, "method=fine is not allowed; choose one of asap, coarse"),
+    ],
+)
+def test_wrong_arguments(teacher: Classifier, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        asap_exp.compile(teacher, **{"method": "coarse", **options})
+
+
+def test_keywords_of_other_methods_are_refused(teacher: Classifier) -> None:
+    with pytest.raises(TypeError, match=r"no keyword 'num_iters'; it takes tokens, subset"):
+        compiled(teacher, num_iters=3)
+    with pytest.raises(UserError, match=r"loader must be given.*method='coarse' needs none"):
+        asap_exp.compile(teacher)
+
+
+def test_other_updates_than_sinkhorns_are_refused(teacher: Classifier) -> None:
+    model = copy.deepcopy(teacher)
+    model.second.attend = build_attention({"name": "sinkformer"})
+    with pytest.raises(UserError, match=r"at second has sinkformer attention.*layers="):
+        compiled(model)
+    with torch.no_grad():
+        assert compiled(model, layers=["first"])(tokens(9)).isfinite().all()
