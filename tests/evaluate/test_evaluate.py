@@ -105,6 +105,17 @@ def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None
     assert "softmax_trained" in rows
 
 
+@pytest.mark.slow
+def test_coarse_attention_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None:
+    coarse = run_train(pipeline.results, attention=("attention=coarse", "attention.tokens=2"))
+    record = read_json(run_evaluate(pipeline.results))
+    assert record["coarse_run"] == coarse.name
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["coarse_trained"]["label"] == "coarse duals, trained alike"
+    assert rows["coarse_trained"]["layer_ms"]["median"] > 0
+    assert rows["coarse_trained"]["column_error"] > 0
+
+
 def test_every_row_is_timed_and_weighed(rows: dict[str, dict[str, Any]]) -> None:
     for row in rows.values():
         for name in ("layer_ms", "model_ms"):

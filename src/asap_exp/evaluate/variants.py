@@ -20,7 +20,11 @@ from asap_exp.core.records.words import map_label, refine_words
 from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
-MATCHED_BASELINES: dict[RowGroup, str] = {"softmax": "softmax", "espformer": "ESPFormer"}
+MATCHED_BASELINES: dict[RowGroup, str] = {
+    "softmax": "softmax",
+    "espformer": "ESPFormer",
+    "coarse": "coarse duals",
+}
 """Attentions of the matched baselines, which are compared with the teacher if trained."""
 
 

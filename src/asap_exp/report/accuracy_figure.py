@@ -23,10 +23,11 @@ from asap_exp.report.drawing import (
     LIGHT_BLUE,
     ORANGE,
     PINK,
+    YELLOW,
     subplots,
 )
 from asap_exp.report.groups import Group
-from asap_exp.report.names import ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
+from asap_exp.report.names import COARSE, ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
 DEPTH = 0.1
@@ -54,6 +55,7 @@ FAMILIES = {
     "uniform": Family(UNIFORM, GREY, "P", ""),
     "softmax": Family(SOFTMAX, GREEN, "^", ""),
     "espformer": Family(ESPFORMER, PINK, "v", ""),
+    "coarse": Family(COARSE, YELLOW, "h", ""),
 }
 CUT = ("truncated", "relaxed")
 """Families whose points are labelled with their number of updates."""

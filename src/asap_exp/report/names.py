@@ -10,6 +10,7 @@ NO_SLICES = f"{CONTROL}no slices"
 UNIFORM = f"{CONTROL}uniform attention"
 SOFTMAX = "softmax, same recipe"
 ESPFORMER = "ESPFormer, same recipe"
+COARSE = "coarse duals, same recipe"
 LINEAR = "tf-idf + linear SVM"
 
 NAMES = {
@@ -18,6 +19,7 @@ NAMES = {
     "control_zero": f"{CONTROL}all weights zero",
     "softmax_trained": SOFTMAX,
     "espformer_trained": ESPFORMER,
+    "coarse_trained": COARSE,
     "baseline_svm": LINEAR,
 }
 """Names by the key of the row; a method without an entry is called by its label."""

@@ -106,6 +106,7 @@ class Manifests:
     evaluate: LaterManifest
     softmax: TrainManifest | None = None
     espformer: TrainManifest | None = None
+    coarse: TrainManifest | None = None
 
 
 Curve = list[dict[str, float]]
@@ -126,6 +127,7 @@ class EvaluationRecord:
     maps: dict[str, MapPoint] = Field(default_factory=dict)
     softmax_run: RunName | None
     espformer_run: RunName | None = None
+    coarse_run: RunName | None = None
     samples: str = "images"
     objective: ObjectiveName = "classification"
     test: Test
@@ -252,6 +254,7 @@ class EvaluationRecord:
                 "manifests",
                 self.manifests.espformer is None,
             ),
+            ("coarse_run", self.coarse_run is None, "manifests", self.manifests.coarse is None),
         ):
             if mine != theirs:
                 yield f"{key} is not what {other} says ({mine}, {theirs})"

@@ -11,7 +11,15 @@ from asap_exp.core.records.latency import Latency
 from asap_exp.core.typed import STRICT, Divergence, Measure, Name, Positive, Share
 
 RowGroup = Literal[
-    "teacher", "asap", "truncated", "relaxed", "control", "softmax", "espformer", "baseline"
+    "teacher",
+    "asap",
+    "truncated",
+    "relaxed",
+    "control",
+    "softmax",
+    "espformer",
+    "coarse",
+    "baseline",
 ]
 Perplexity = Annotated[float | None, Field(ge=1)]
 

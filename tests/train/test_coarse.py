@@ -1,0 +1,38 @@
+"""Training with coarse duals, on images and on texts of several lengths."""
+
+from pathlib import Path
+
+import pytest
+
+from asap_exp.core.training_log import training_curves
+from tests.data.sentences import text_root
+from tests.stages import run_text, run_train
+
+pytestmark = pytest.mark.slow
+
+FORMS = pytest.mark.parametrize("one_pass", ["false", "true"])
+COARSE = ("attention=coarse", "attention.num_iters=4")
+
+
+def check(run: Path) -> None:
+    curves = training_curves(run)
+    assert curves[-1]["train/loss_epoch"] < curves[0]["train/loss_epoch"]
+    for layer in (0, 1):
+        assert 0 < curves[-1][f"plan/{layer}/column_error"] < 1
+        assert 0 < curves[-1][f"plan/{layer}/entropy"] <= 1
+
+
+@FORMS
+def test_images(tmp_path: Path, one_pass: str) -> None:
+    chosen = ("attention.tokens=4", "attention.subset=grid", f"attention.one_pass={one_pass}")
+    run = run_train(tmp_path, "model.patch_size=2", attention=(*COARSE, *chosen))
+    assert run.manifest.config["attention"]["one_pass"] == (one_pass == "true")
+    check(run.path)
+
+
+@FORMS
+def test_texts(tmp_path: Path, one_pass: str) -> None:
+    chosen = ("attention.tokens=8", "attention.subset=random", f"attention.one_pass={one_pass}")
+    root = text_root(tmp_path, "agnews")
+    run = run_text(tmp_path / "results", root, "task=agnews", attention=(*COARSE, *chosen))
+    check(run.path)
