@@ -60,6 +60,8 @@ class Call(NamedTuple):
     """Compute capability; None in Triton's interpreter, where every kernel runs."""
     other_features: tuple[str, ...] = ()
     """Weights of features beside those of queries, samples and logits."""
+    one_pass: bool = False
+    """True for coarse attention without a column step."""
 
     @property
     def longest(self) -> int:

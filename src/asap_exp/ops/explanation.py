@@ -23,6 +23,13 @@ def _duals(call: Call) -> Offers:
     yield "sinkhorn", call._replace(value_dim=0, keeps_duals=True)
 
 
+def _coarse(call: Call) -> Offers:
+    if call.one_pass:
+        yield "attention_pass", call._replace(num_iters=1)
+    else:
+        yield from _sinkhorn(call, 1)
+
+
 def _predicted_dual(call: Call) -> Offers:
     yield "sliced_dual", call
     if call.refine > 0 and call.relaxed:
@@ -38,6 +45,7 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
     "relaxed_sinkhorn_attention": lambda call: iter(
         [("relaxed_sinkhorn", call._replace(relaxed=True))]
     ),
+    "coarse_attention": _coarse,
     "softmax_attention": lambda call: iter([("softmax", call)]),
     "sliced_potentials": lambda call: iter([("sliced_potentials", call)]),
     "asap_attention": lambda call: iter([("asap", call)]),
@@ -50,6 +58,7 @@ READ_BY = {
     "sinkhorn_attention": ("num_iters",),
     "sinkhorn_duals": ("num_iters",),
     "relaxed_sinkhorn_attention": ("num_iters",),
+    "coarse_attention": ("one_pass",),
     "sliced_potentials": ("slices",),
     "asap_attention": ASAP_OPTIONS,
     "predicted_dual": ASAP_OPTIONS,
@@ -135,6 +144,7 @@ def explain(
     slices: int = 8,
     relaxed: bool = False,
     logit_features: bool = False,
+    one_pass: bool = False,
     padded: bool = False,
     gradient: bool = False,
     constant_logits: bool = False,
@@ -149,8 +159,9 @@ def explain(
     tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
-    relaxation) and `logit_features` are options of ASAP; `constant_logits` means scale = 0. Raises
-    ValueError for an unknown operator, or if neither tensors nor n are given.
+    relaxation) and `logit_features` are options of ASAP, `one_pass` is one of coarse attention;
+    `constant_logits` means scale = 0. Raises ValueError for an unknown operator, or if neither
+    tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:
@@ -181,6 +192,7 @@ def explain(
         refine=refine,
         relaxed=relaxed,
         logit_features=logit_features,
+        one_pass=one_pass,
         one_wave=one_wave(batch * heads, device),
         capability=device.capability,
     )
@@ -220,7 +232,8 @@ def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> 
     if name not in ("sinkhorn_duals", "sliced_potentials", "predicted_dual"):
         reason = reason or backends.input_refusal("v", call.value_dtype, call.value_dim)
     without = ("sinkhorn_duals", "sliced_potentials", "softmax_attention")
-    if call.gradient and (name in without or (name == "predicted_dual" and call.refine > 0)):
+    refined = name == "predicted_dual" and call.refine > 0
+    if call.gradient and (name in without or refined or call.one_pass):
         return reason or backends.NO_GRADIENT
     return reason
 
