@@ -7,6 +7,7 @@ from asap_exp.attention import CoarseAttention, SinkhornAttention, build_attenti
 from asap_exp.attention.diagnostics import column_error
 from asap_exp.core.errors import UserError
 from asap_exp.ops import choose_subset, coarse_attention
+from asap_exp.ops.subsets import CHOICES
 from tests.attention.inputs import MASK, assert_close, make_qkv
 
 FEW = {"tokens": 3, "num_iters": 5}
@@ -79,6 +80,26 @@ def test_gradients_reach_queries_keys_and_values():
         leaves = [x.requires_grad_() for x in make_qkv()]
         CoarseAttention(one_pass=one_pass, **FEW)(*leaves).square().sum().backward()
         assert all(leaf.grad.abs().amax() > 1e-3 for leaf in leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("subset", CHOICES)
+def test_it_compiles_into_one_graph_for_all_lengths(subset, one_pass):
+    torch._dynamo.reset()
+    attend = CoarseAttention(tokens=4, subset=subset, weights="voronoi", one_pass=one_pass)
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=True)
+    for tokens in (16, 25):
+        qkv = make_qkv(tokens=tokens)
+        lengths = torch.tensor([[tokens], [9], [4], [2]])
+        mask = None if subset == "grid" else torch.arange(tokens) >= lengths
+        gradients = []
+        for function in (attend, compiled):
+            leaves = [x.clone().requires_grad_() for x in qkv]
+            out = function(*leaves, key_padding_mask=mask)
+            gradients.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for found, expected in zip(*gradients, strict=True):
+            assert_close(found, expected)
 
 
 def test_repr_says_what_it_is():

@@ -5,7 +5,6 @@ without its padding get the same tokens. A sample with no more valid tokens than
 of them, with weight 1. No choice waits for the device, and none carries a gradient.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,6 +103,14 @@ def along_the_sequence(points: Points, count: int, seed: int, grid_width: int) -
     return by_rank(points, (2 * c + 1) * points.num_valid // (2 * count))
 
 
+def root(n: int) -> int:
+    """Return the whole part of the square root; torch.compile cannot trace math.isqrt."""
+    side = 0
+    while (side + 1) ** 2 <= n:
+        side += 1
+    return side
+
+
 def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
     """Raise ValueError unless `n` tokens without a mask fill a grid."""
     if key_padding_mask is not None:
@@ -111,7 +118,7 @@ def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None
             "choice='grid' takes no key_padding_mask, since an image has no padded tokens; "
             "take 'sequence'"
         )
-    width = grid_width or math.isqrt(n)
+    width = grid_width or root(n)
     if n % width or (not grid_width and width * width != n):
         shape = f"rows of grid_width={grid_width}" if grid_width else "a square (grid_width=0)"
         raise ValueError(
@@ -122,9 +129,9 @@ def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None
 
 def on_a_grid(points: Points, count: int, seed: int, grid_width: int) -> Picked:
     n = points.x.shape[2]
-    width = grid_width or math.isqrt(n)
+    width = grid_width or root(n)
     height = n // width
-    rows = min(max(math.isqrt(count * height // width), 1), height, count)
+    rows = min(max(root(count * height // width), 1), height, count)
     columns = min(count // rows, width)
     rows = min(count // columns, height)
     y, x = (
