@@ -368,7 +368,7 @@ def test_published_sinkformer_goes_through_all_stages(
     )
     run = train(config)
     with next(run.path.rglob("metrics.csv")).open() as file:
-        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
     assert rates[: len(rates) // 2] == pytest.approx([3e-3] * (len(rates) // 2))
     assert rates[len(rates) // 2 :] == pytest.approx([3e-4] * (len(rates) // 2))
     run_distill(tmp_path)

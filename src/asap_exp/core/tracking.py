@@ -101,12 +101,13 @@ def wandb_run(
     job_type: str,
     tags: list[str],
     run_id: str | None = None,
+    part: str | None = None,
 ) -> Iterator[Any]:
     """Open a wandb run for one stage; yield None if wandb was not chosen or is disabled.
 
     Open it before the stage's manifest, so that a tracker that fails to start leaves no record
-    behind. The stages of one training run share a `group`. With `run_id`, a later attempt continues
-    the run of that name.
+    behind. The stages of one training run share a `group`; `part` tells several of one stage apart
+    by name. With `run_id`, a later attempt continues the run of that name.
     """
     if not logger.wandb or (mode := wandb_mode()) == "disabled":
         yield None
@@ -123,7 +124,7 @@ def wandb_run(
             dir=str(folder),
             group=group,
             job_type=job_type,
-            name=f"{group}-{job_type}",
+            name="-".join(filter(None, (group, job_type, part))),
             tags=[*logger.tags, *tags],
             mode=mode,  # type: ignore[arg-type]
             id=run_id,

@@ -100,10 +100,11 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
         with (
             wandb_run(
                 config.logger,
-                public,
+                {**public, "teacher_config": public_config(run.config)},
                 folder=run.path,
                 group=run.group,
                 job_type="distill",
+                part=folder.name,
                 tags=[str(run.config.task.name), calibration.name],
             ) as tracker,
             manifest(folder / "manifest.json", **facts) as record,

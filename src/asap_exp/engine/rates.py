@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 class LearningRates(LearningRateMonitor):
     """Lightning's monitor of the rates at every logged step, which stay on the host.
 
+    Where all groups have the same rate, it is `lr`; else each has the name that Lightning gives it.
+
     Lightning's own also puts each into the metrics of callbacks, as a tensor on the device: a copy
     from ordinary memory, for which the host waits until the device has done all it was given.
     """
@@ -26,8 +28,10 @@ class LearningRates(LearningRateMonitor):
         if len(rates) != len(self.lrs):  # a callback has added a group, which Lightning can name
             super().on_train_batch_start(trainer, *args, **kwargs)
             return
-        found = dict(zip(self.lrs, rates, strict=True))
-        for name, rate in found.items():
+        for name, rate in zip(self.lrs, rates, strict=True):
             self.lrs[name].append(rate)
+        # The groups that are decayed and those that are not have the same rate.
+        same = len(set(rates)) == 1
+        found = {"lr": rates[0]} if same else dict(zip(self.lrs, rates, strict=True))
         for logger in trainer.loggers:
             logger.log_metrics(found, step=step)

@@ -38,10 +38,15 @@ def evaluate(config: EvaluateConfig) -> Path:
         part_held(run.path, folder),
         wandb_run(
             config.logger,
-            public,
+            {
+                **public,
+                "teacher_config": public_config(run.config),
+                "map": subject.artifact.identity,
+            },
             folder=run.path,
             group=run.group,
             job_type="evaluate",
+            part=folder.name,
             tags=[str(run.config.task.name), subject.artifact.identity["calibration"]["name"]],
         ) as tracker,
         manifest(folder / "manifest.json", **facts) as started,

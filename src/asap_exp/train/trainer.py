@@ -16,6 +16,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import postponed
 from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
+from asap_exp.core.objectives import Objective
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
     Run,
@@ -138,6 +139,8 @@ def fit(
         quiet_lightning(),
         refusals_in_words(config),
     ):
+        if tracker is not None:
+            set_axes(tracker, config.objective)
         with postponed() as stop:
             callbacks = build_callbacks(config, run, device, stop, stamp, training.callbacks)
             trainer = build_trainer(config, run, device, tracker, callbacks)
@@ -146,11 +149,35 @@ def fit(
         record |= export(config, run, module, trainer)
         if not (run.path / "config.yaml").is_file():  # deleted during training
             write_config(config, run.path)
+        if tracker is not None:
+            tracker.summary.update({name: record[name] for name in SUMMARY if name in record})
     if record["epochs"] < config.recipe.epochs:
         say(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
     if config.trainer.profiler:
         say(f"Profile: {shown(run.path / 'profile')}")
     say(f"Finished: {shown(run.path)}  {summary(record)}")
+
+
+SUMMARY = (
+    "parameters",
+    "kept_epoch",
+    "epochs",
+    "train_seconds",
+    "validate_seconds",
+    "compile_seconds",
+    "best_val_accuracy",
+    "best_val_perplexity",
+)
+"""Facts of a manifest that a run's summary on wandb holds, beside the last metrics."""
+
+
+def set_axes(tracker: Any, objective: Objective) -> None:
+    """Draw metrics on wandb over the step, and keep the best validation in the summary."""
+    step = "trainer/global_step"
+    tracker.define_metric(step)
+    tracker.define_metric("*", step_metric=step)
+    best = "min" if objective.lower_is_better else "max"
+    tracker.define_metric(objective.validation, step_metric=step, summary=best)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
