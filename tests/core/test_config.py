@@ -268,6 +268,19 @@ def test_unknown_key_is_refused_however_it_is_given(case, plus):
     assert set(allowed) <= set(error.allowed)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("relaxed=[6,7,8]", "relaxed_truncations"),
+        ("samples=4", "fidelity_samples"),
+        ("latency.cuda=true", "cuda_graph"),
+        ("re=1", None),
+    ],
+)
+def test_part_of_a_key_suggests_the_key(given, meant):
+    assert refusal("evaluate", given).hint == meant
+
+
 def test_key_of_another_stage_is_unknown():
     assert "calibration" in refused("train", "+calibration.slices=4")
     assert "seed" in refused("distill", "+seed=1")

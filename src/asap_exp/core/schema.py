@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -17,6 +17,9 @@ LARGEST = 3e38
 
 FREE_FORM = "attention"
 """Key below which the files of `conf/`, not a dataclass, say what is allowed."""
+
+SHORTEST = 3
+"""Letters of a name from which a longer key is suggested for it."""
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
@@ -106,7 +109,8 @@ def unknown_key(
         return UserError(
             f"{given or key}={value} is refused: {otherwise[name]}", key=key, value=value
         )
-    close = difflib.get_close_matches(name, (*allowed, *otherwise), n=1)
+    known = (*allowed, *otherwise)
+    close = difflib.get_close_matches(name, known, n=1) or longer(name, known)
     hint = f" Did you mean {close[0]}?" if close else ""
     if close and close[0] in otherwise:
         hint += f" That is refused: {otherwise[close[0]]}."
@@ -119,6 +123,13 @@ def unknown_key(
         allowed=allowed,
         hint=close[0] if close else None,
     )
+
+
+def longer(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known keys that begin with `name`, or have it among their words."""
+    if len(name) < SHORTEST:
+        return []
+    return [key for key in known if key.startswith(name) or name in key.split("_")]
 
 
 def is_free_form(kind: Any) -> bool:
