@@ -13,7 +13,7 @@ from asap_exp.attention import SinkhornAttention, attention_layers, record_input
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.steps import AdamFit
 from asap_exp.compiling import summary
-from asap_exp.compiling.summary import LayerSummary, advice
+from asap_exp.compiling.summary import LayerSummary, LayerTotal, advice, table
 from tests.small_model import Classifier, loader, tokens
 
 QUICK: dict[str, Any] = {"slices": 2, "candidates": 4}
@@ -106,6 +106,24 @@ def test_layers_are_compared_with_fewer_updates(
 
 
 GOOD = LayerSummary("blocks.0.attn", 0.97, 0.001, 5, 0.3, 0.003, 256)
+
+
+def test_numbers_stand_below_their_headings() -> None:
+    small = replace(GOOD, path="blocks.10.attn", r_squared=-0.25, kl=4.4e-9, updates=0)
+    heading, *lines = table([GOOD, small])
+    ends = heading.index("R²") + len("R²")
+    for line in lines:
+        assert line[:ends].endswith(f" {line.split()[1]}")
+        for title, place in (("KL", 2), ("closer than", 3)):
+            assert line[heading.index(title) :].startswith(f"{line.split()[place]} ")
+
+
+def test_a_divergence_is_at_least_0_whatever_rounding_makes_of_it(teacher: Classifier) -> None:
+    compiled = asap_exp.compile(teacher, loader(), **QUICK, progress=False)
+    first, own = (attention_layers(net)["first"].attend for net in (compiled, teacher))
+    total = LayerTotal(first, own)
+    total.kl[0], total.rows = -4.4e-9, 1
+    assert total.summary("first", 1.0).kl == 0
 
 
 def advised(*layers: LayerSummary, **keys: Any) -> list[str]:

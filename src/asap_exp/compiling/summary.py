@@ -90,7 +90,7 @@ class LayerTotal:
         return LayerSummary(
             path,
             r_squared,
-            self.kl[0] / rows,
+            max(self.kl[0] / rows, 0.0),  # rounding may leave a sum of differences below it
             max(beaten, default=0),
             self.kl.get(1, self.kl[0]) / rows,
             self.column_error / rows,
@@ -111,15 +111,20 @@ def truncations(map: AsapAttention, num_iters: int) -> dict[int, AsapAttention]:
 def summary(data: CalibrationData, result: Calibration) -> list[str]:
     """Return a line per layer, and some of advice."""
     found = layer_summaries(data, result)
+    return [*table(found), *advice(found, data.config)]
+
+
+def table(found: Sequence[LayerSummary]) -> list[str]:
+    """Return a heading, and a line per layer below it."""
     width = max(len("layer"), *(len(each.path) for each in found))
-    lines = [f"{'layer':{width}}    R²  KL       closer than  teacher's column error"]
+    lines = [f"{'layer':{width}}  {'R²':>5}  KL       closer than  teacher's column error"]
     for each in found:
         closer = {0: "none", 1: "1 update"}.get(each.updates, f"{each.updates} updates")
         lines.append(
-            f"{each.path:{width}}  {each.r_squared:4.2f}  {each.kl:<7.2g}  {closer:11}  "
+            f"{each.path:{width}}  {each.r_squared:5.2f}  {each.kl:<7.2g}  {closer:11}  "
             f"{each.column_error:.2g}"
         )
-    return [*lines, *advice(found, data.config)]
+    return lines
 
 
 def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str]:
