@@ -37,7 +37,7 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
     candidates = [run for run in current(run for run, _ in runs) if has_dual(run.config)]
     whole = [run for run in candidates if run.path in manifests]
     finished = [run for run in whole if not is_trial(run.config)]
-    shortened = [by_name(run.path) for run in whole if is_trial(run.config)]
+    shortened = [run.path for run in whole if is_trial(run.config)]
     if not finished:
         unfinished = [run for run in candidates if run not in whole]
         aside = [by_name(path) for path in manifests if ASIDE.search(path.name)]
@@ -46,12 +46,12 @@ def find_teacher(paths: PathsConfig, task: str | None, teacher: str | None) -> R
             f"make one with: {stage_command('train', paths, f'task={task or DEFAULT_TASK}')}"
             + listed("or finish one", [f"{run.path}: {run.unfinished}" for run in unfinished])
             + listed("or take one moved aside", aside)
-            + listed(f"or take one that was shortened by {TRIALS}", shortened)
+            + listed(f"or take one that was shortened by {TRIALS}", [*map(by_name, shortened)])
         )
     run = max(finished, key=lambda run: ended(manifests[run.path]))
     say(f"Teacher: {shown(run.path)} (the newest finished{f' of task {task}' if task else ''})")
     if shortened:
-        say(f"Not considered, since shortened by {TRIALS}: {', '.join(shortened)}")
+        say(f"Not considered, since shortened by {TRIALS}: {', '.join(map(shown, shortened))}")
     return run
 
 
