@@ -15,6 +15,7 @@ from asap_exp.report.accuracy_figure import accuracy_latency, front
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
 from asap_exp.report.markdown import summary_lines, tables_markdown
@@ -201,6 +202,14 @@ def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]
         for name in [name for name in row if name.startswith("plan/")]:
             del row[name]
     assert panels(record) == ["training loss (as trained)"]
+
+
+@pytest.mark.slow
+def test_records_without_curves_have_no_figure_of_the_training(record: dict[str, Any]) -> None:
+    without = with_seed(record, 7) | {"curves": []}
+    figures = [list(group_figures(*grouped(some))) for some in ([without], [record, without])]
+    assert figures[0] == ["accuracy_latency", "plans", "fidelity"]
+    assert figures[1] == ["accuracy_latency", "training", "plans", "fidelity"]
 
 
 def panels(record: dict[str, Any]) -> list[str]:
