@@ -13,7 +13,7 @@ import pytest
 from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.page import html_page
+from asap_exp.report.page import figure_caption, html_page
 from asap_exp.report.page_tables import in_words, methods_table, result_table
 from asap_exp.report.verdict import verdict
 from tests.records import published, typed, with_seed
@@ -90,6 +90,18 @@ def test_methods_are_in_order_of_speed_and_a_map_is_the_mean_over_its_seeds() ->
     speeds = [line.cells[-1].value or 0.0 for line in table.bodies[0].lines]
     assert speeds == sorted(speeds, reverse=True)
     assert "tf-idf + linear SVM" in {line.cells[0].text for line in table.bodies[1].lines}
+
+
+def test_caption_of_the_plans_states_the_column_error_of_their_head() -> None:
+    record = published("digits-vit-sinkhorn-5088834e-s3")
+    (group,) = grouped([typed(record)])
+    words = figure_caption(group, "plans")
+    head = (record["plans"]["layer"], record["plans"]["head"])
+    (row,) = (row for row in record["fidelity"] if (row["layer"], row["head"]) == head)
+    assert f"(column error {row['teacher_column_error']:.2g} in this head)" in words
+    row["teacher_column_error"] = None
+    (group,) = grouped([typed(record)])
+    assert "as far as the teacher's updates reach; those" in figure_caption(group, "plans")
 
 
 HOOK = "<script>parent.postMessage(JSON.stringify((%s)()), '*')</script>"

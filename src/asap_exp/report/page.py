@@ -27,8 +27,8 @@ CAPTIONS = {
     "accuracy_latency": "Quality on the test split against the time of the whole model. A curve of "
     "maps joins those that no faster map is better than.",
     "training": "Training, epoch by epoch.",
-    "plans": "One plan of the teacher, of ASAP and of row softmax. Only the first two have equal "
-    "column sums.",
+    "plans": "One plan of the teacher, of ASAP and of row softmax. The column sums of the first "
+    "two are near 1, as far as the teacher's updates reach{error}; those of row softmax need not.",
     "fidelity": "Fidelity of the compiled layers on held-out samples.",
 }
 SUMMARY = (
@@ -84,8 +84,20 @@ def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:
         "origins": origins(group),
         "methods": methods_table(group),
         "all_columns": all_columns_table(group),
-        "pictures": [picture(name, CAPTIONS[name], png) for name, png in figures.items()],
+        "pictures": [picture(name, figure_caption(group, name), png) for name, png in figures.items()],
     }
+
+
+def figure_caption(group: Group, name: str) -> str:
+    """Describe a figure; that of the plans with the teacher's column error, if it was measured."""
+    drawn = group.first.plans
+    errors = [
+        row.teacher_column_error
+        for row in group.first.fidelity
+        if (row.layer, row.head) == (drawn.layer, drawn.head)
+    ]
+    known = [f" (column error {error:.2g} in this head)" for error in errors if error is not None]
+    return CAPTIONS[name].format(error="".join(known))
 
 
 def measured(groups: Sequence[Group]) -> dict[str, str]:
