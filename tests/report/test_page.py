@@ -13,7 +13,7 @@ import pytest
 from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.page import figure_caption, html_page
+from asap_exp.report.page import figure_caption, html_page, measured
 from asap_exp.report.page_tables import in_words, methods_table, result_table
 from asap_exp.report.verdict import verdict
 from tests.records import published, typed, with_seed
@@ -102,6 +102,12 @@ def test_caption_of_the_plans_states_the_column_error_of_their_head() -> None:
     row["teacher_column_error"] = None
     (group,) = grouped([typed(record)])
     assert "as far as the teacher's updates reach; those" in figure_caption(group, "plans")
+
+
+def test_machine_is_the_gpu_or_the_processor_by_its_name() -> None:
+    names = {group.first.task: measured([group])["machine"] for group in some_groups()}
+    assert names["digits"] == "AMD EPYC"
+    assert names["imdb"] == "NVIDIA H200"
 
 
 HOOK = "<script>parent.postMessage(JSON.stringify((%s)()), '*')</script>"

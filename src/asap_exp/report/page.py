@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report.captions import caption, commits, group_title, origins
 from asap_exp.report.drawing import image
 from asap_exp.report.groups import Group
@@ -35,6 +36,8 @@ SUMMARY = (
     "One data set at several lengths: quality on the test split against time relative to the "
     "teacher. Numbers at the squares are T', the updates that are left."
 )
+CPU = "CPU"
+"""Device of a record whose models ran on the processor."""
 COLOURS = 64
 """Colours of embedded figures, which makes them a fifth of a plain PNG."""
 
@@ -100,6 +103,11 @@ def figure_caption(group: Group, name: str) -> str:
     return CAPTIONS[name].format(error="".join(known))
 
 
+def machine(record: EvaluationRecord) -> str:
+    """Return the name of the GPU, or that of the processor if the models ran on it."""
+    return record.manifests.evaluate.hardware.cpu if record.device == CPU else record.device
+
+
 def measured(groups: Sequence[Group]) -> dict[str, str]:
     """Return machine, code and time of the measurements, each as words."""
     records = [record for group in groups for record in group.records]
@@ -107,7 +115,7 @@ def measured(groups: Sequence[Group]) -> dict[str, str]:
     code = {commit for group in groups for commit in commits(group, "evaluate").split(", ")}
     hours = sum(record.train_seconds for record in records) / 3600
     return {
-        "machine": ", ".join(sorted({record.device for record in records})),
+        "machine": ", ".join(sorted({machine(record) for record in records})),
         "commit": ", ".join(sorted(code)),
         "measured": days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}",
         "training time": f"{hours:.1f} h" if hours >= 0.1 else f"{60 * hours:.1f} min",
