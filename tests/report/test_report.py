@@ -19,12 +19,14 @@ from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
 from asap_exp.report.markdown import summary_lines, tables_markdown
+from asap_exp.report.notes import UNFUSED, remarks
 from asap_exp.report.pareto import quality
 from asap_exp.report.summary_figure import summary
 from asap_exp.report.training_figure import training
 from tests.conftest import Pipeline
 from tests.records import (
     of_one_layer,
+    published,
     typed,
     with_budget,
     with_objective,
@@ -168,6 +170,21 @@ def test_figure_ends_where_methods_are_far_worse_than_the_teacher(
     names = axes.get_legend_handles_labels()[1]
     assert "ASAP" in names
     assert "control: uniform" not in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "hollow"), [("wikitext", True), ("cifar-vit-sinkhorn-c88251a1-s0-a2ecd18d", False)]
+)
+def test_controls_that_were_not_fused_are_hollow_and_said_to_be(name: str, hollow: bool) -> None:
+    (group,) = grouped([published(name)])
+    (axes,) = accuracy_latency(group).axes
+    names = axes.get_legend_handles_labels()[1]
+    assert ("control: no slices (hollow: not fused)" in names) == hollow
+    assert (UNFUSED in remarks(group)) == hollow
+    assert axes.get_ylabel() == (
+        "test perplexity, lower is better" if name == "wikitext" else "test accuracy %"
+    )
 
 
 def test_curve_of_maps_joins_what_no_faster_one_is_better_than(record: dict[str, Any]) -> None:

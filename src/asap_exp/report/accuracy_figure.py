@@ -28,6 +28,7 @@ from asap_exp.report.drawing import (
 )
 from asap_exp.report.groups import Group
 from asap_exp.report.names import COARSE, ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
+from asap_exp.report.notes import controls_are_unfused
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
 DEPTH = 0.1
@@ -87,13 +88,19 @@ def accuracy_latency(group: Group) -> Figure:
             f"(log scale), {group.first.device}"
         )
     )
-    axes.set_ylabel(f"test {quality(group).title}")
+    axes.set_ylabel(quality_title(group))
     milliseconds(axes)
     axes.legend(fontsize=9, frameon=False)
     seeds = f", mean of {len(group.records)} seeds" if len(group.records) > 1 else ""
     axes.set_title(on_figure(f"{group_title(group)}{seeds}", 80), fontsize=10)
     label_updates(figure, axes, group)
     return figure
+
+
+def quality_title(group: Group) -> str:
+    """Return the title of the quality axis."""
+    column = quality(group)
+    return f"test {column.title}{', lower is better' if column.lower_is_better else ''}"
 
 
 def rows_of(group: Group) -> list[AveragedRow]:
@@ -128,7 +135,8 @@ def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
     for kind, family in FAMILIES.items():
         if any(family_of(row) == kind for row in shown):
             mine = [row for row in rows_of(group) if family_of(row) == kind]
-            draw_family(axes, mine, family, column, scale)
+            hollow = kind == "control" and controls_are_unfused(group)
+            draw_family(axes, mine, family, column, scale, hollow=hollow)
     axes.grid(alpha=0.25)
     if shown:
         x, y = coordinates(shown, column, scale)
@@ -139,17 +147,25 @@ def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
 
 
 def draw_family(
-    axes: Axes, rows: Sequence[AveragedRow], family: Family, column: Column, scale: float
+    axes: Axes,
+    rows: Sequence[AveragedRow],
+    family: Family,
+    column: Column,
+    scale: float,
+    *,
+    hollow: bool = False,
 ) -> None:
+    """Draw a curve, and beside it the rows that it does not join; hollow if it was not fused."""
     joined = list(rows) if family.joins_all else front(rows, column)
     spread = [column.scale * (average.std or 0) for row in joined if (average := row[column.key])]
     order = 4 if family is FAMILIES["asap"] else 3
     axes.errorbar(
         *coordinates(joined, column, scale),
         yerr=spread if any(spread) else None,
-        label=family.name,
+        label=f"{family.name} (hollow: not fused)" if hollow else family.name,
         color=family.colour,
         marker=family.marker,
+        markerfacecolor="white" if hollow else family.colour,
         linestyle=family.line,
         markersize=11 if family.marker == "*" else 6,
         linewidth=1.6,

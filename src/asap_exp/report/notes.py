@@ -19,14 +19,36 @@ NEEDLESS = (
 )
 
 
+UNFUSED = (
+    "The controls without slices were timed without a fused kernel, which that version lacked: "
+    "their times are not those of the present one."
+)
+SLOWER = 1.5
+"""Time of a control's layer over that of its map from which it cannot have been fused."""
+
+
 def remarks(group: Group) -> list[str]:
-    """Return notes: that attention is not needed, and what others published."""
+    """Return notes: on attention that is not needed, unfused controls, what others published."""
     found = [NEEDLESS] if attention_is_needless(group) else []
+    found += [UNFUSED] if controls_are_unfused(group) else []
     record = group.first
     plain = record.trained_for is CLASSIFICATION and record.corruption is None
     if plain and record.data in PUBLISHED:
         found.append(f"Published Sinkformer on {PUBLISHED[record.data]}")
     return found
+
+
+def controls_are_unfused(group: Group) -> bool:
+    """Return True if the control without slices ran in plain PyTorch, and its map fused.
+
+    Records do not say so. But a control computes a part of what its map does, so that a fused one
+    is no slower.
+    """
+    if group.first.latency.backend != "triton":
+        return False
+    times = {row.key: row["layer_ms"] for row in averaged_rows(group)}
+    control, asap = times.get("control_query"), times.get("asap")
+    return control is not None and asap is not None and control.mean > SLOWER * asap.mean
 
 
 def attention_is_needless(group: Group) -> bool:

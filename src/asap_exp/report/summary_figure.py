@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from asap_exp.core.escaping import on_figure
-from asap_exp.report.accuracy_figure import draw_group, label_updates
+from asap_exp.report.accuracy_figure import draw_group, label_updates, quality_title
 from asap_exp.report.captions import group_title
 from asap_exp.report.drawing import subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import headline
-from asap_exp.report.pareto import has_maps, quality
+from asap_exp.report.pareto import has_maps
 
 GAP = 22
 """Pixels between labelled truncations."""
@@ -39,7 +39,7 @@ def summary(groups: Sequence[Group]) -> Figure | None:
         axes.tick_params(labelsize=9)
     record = chosen[0].first
     norm = f"{record.data_title} {'with' if record.qk_norm else 'without'} qk_norm"
-    grid.flat[0].set_ylabel(f"{on_figure(norm)}\ntest {quality(chosen[0]).title}")
+    grid.flat[0].set_ylabel(f"{on_figure(norm)}\n{quality_title(chosen[0])}")
     words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
     figure.supxlabel(words, fontsize=10)
     entries: dict[str, Any] = {}
