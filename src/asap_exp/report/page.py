@@ -87,7 +87,9 @@ def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:
         "origins": origins(group),
         "methods": methods_table(group),
         "all_columns": all_columns_table(group),
-        "pictures": [picture(name, figure_caption(group, name), png) for name, png in figures.items()],
+        "pictures": [
+            picture(name, figure_caption(group, name), png) for name, png in figures.items()
+        ],
     }
 
 
