@@ -6,12 +6,19 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.columns import Average
-from asap_exp.report.accuracy_figure import accuracy_latency, front
+from asap_exp.report.accuracy_figure import (
+    PALE,
+    accuracy_latency,
+    coordinates,
+    front,
+    visible,
+)
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
@@ -185,6 +192,21 @@ def test_controls_that_were_not_fused_are_hollow_and_said_to_be(name: str, hollo
     assert axes.get_ylabel() == (
         "test perplexity, lower is better" if name == "wikitext" else "test accuracy %"
     )
+
+
+@pytest.mark.slow
+def test_labels_of_truncations_keep_off_markers_and_pale_ones_are_explained() -> None:
+    """On the teacher with the most maps."""
+    (group,) = grouped([published("cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c")])
+    figure = accuracy_latency(group)
+    (axes,) = figure.axes
+    assert PALE in axes.get_legend_handles_labels()[1]
+    figure.draw_without_rendering()
+    points = np.transpose(coordinates(visible(group), quality(group), 1.0))
+    boxes = [text.get_window_extent().padded(2) for text in axes.texts]
+    assert len(boxes) > 15
+    for point in axes.transData.transform(points):
+        assert not any(box.contains(*point) for box in boxes)
 
 
 def test_curve_of_maps_joins_what_no_faster_one_is_better_than(record: dict[str, Any]) -> None:

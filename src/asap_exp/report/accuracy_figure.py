@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from adjustText import adjust_text
@@ -33,6 +34,14 @@ from asap_exp.report.pareto import goodness, has_maps, points, quality
 
 DEPTH = 0.1
 """Depth of the quality axis below the teacher's accuracy, or as a share above its perplexity."""
+PALE = "pale: beaten by a faster one"
+PALER: dict[str, Any] = {
+    "linestyle": "",
+    "markersize": 4,
+    "alpha": 0.35,
+    "markeredgewidth": 0,
+    "zorder": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ FAMILIES = {
 }
 CUT = ("truncated", "relaxed")
 """Families whose points are labelled with their number of updates."""
+MARKER = 4.5
+"""Half the width of a marker, in pixels."""
 LABELS = {"truncated": BLUE, "relaxed": "#1F7FB5"}
 """Colours of these labels: a thin letter needs a darker one than a marker."""
 
@@ -75,7 +86,7 @@ def family_of(row: AveragedRow) -> str | None:
 
 def accuracy_latency(group: Group) -> Figure:
     """Draw the figure of a group, with all its maps if they were measured."""
-    figure, axes = subplots(8, 4.2)
+    figure, axes = subplots(8, 4.6)
     draw_group(axes, group)
     for row in averaged_rows(group):
         if row.group == "baseline" and row[quality(group).key] is not None:
@@ -90,11 +101,22 @@ def accuracy_latency(group: Group) -> Figure:
     )
     axes.set_ylabel(quality_title(group))
     milliseconds(axes)
-    axes.legend(fontsize=9, frameon=False)
     seeds = f", mean of {len(group.records)} seeds" if len(group.records) > 1 else ""
     axes.set_title(on_figure(f"{group_title(group)}{seeds}", 80), fontsize=10)
+    legend(figure)
     label_updates(figure, axes, group)
     return figure
+
+
+def legend(figure: Figure) -> None:
+    """Draw one legend of all axes above them, where it hides nothing."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    entries |= {PALE: entries.pop(PALE)} if PALE in entries else {}  # the last one
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": 3}
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", **style)
 
 
 def quality_title(group: Group) -> str:
@@ -131,12 +153,15 @@ def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
 
     Curves continue below the axes to rows that are far worse than the teacher.
     """
-    column, shown = quality(group), visible(group)
+    column, shown, pale = quality(group), visible(group), set[str]()
     for kind, family in FAMILIES.items():
         if any(family_of(row) == kind for row in shown):
             mine = [row for row in rows_of(group) if family_of(row) == kind]
             hollow = kind == "control" and controls_are_unfused(group)
             draw_family(axes, mine, family, column, scale, hollow=hollow)
+            pale |= {row.key for row in mine} - {row.key for row in joined(mine, family, column)}
+    if pale & {row.key for row in shown}:
+        axes.plot([], [], color=GREY, marker="o", label=PALE, **PALER)
     axes.grid(alpha=0.25)
     if shown:
         x, y = coordinates(shown, column, scale)
@@ -156,11 +181,11 @@ def draw_family(
     hollow: bool = False,
 ) -> None:
     """Draw a curve, and beside it the rows that it does not join; hollow if it was not fused."""
-    joined = list(rows) if family.joins_all else front(rows, column)
-    spread = [column.scale * (average.std or 0) for row in joined if (average := row[column.key])]
+    curve = joined(rows, family, column)
+    spread = [column.scale * (average.std or 0) for row in curve if (average := row[column.key])]
     order = 4 if family is FAMILIES["asap"] else 3
     axes.errorbar(
-        *coordinates(joined, column, scale),
+        *coordinates(curve, column, scale),
         yerr=spread if any(spread) else None,
         label=f"{family.name} (hollow: not fused)" if hollow else family.name,
         color=family.colour,
@@ -173,16 +198,9 @@ def draw_family(
         capsize=2,
         zorder=order,
     )
-    others = [row for row in rows if row not in joined]
+    others = [row for row in rows if row not in curve]
     axes.plot(
-        *coordinates(others, column, scale),
-        color=family.colour,
-        marker=family.marker,
-        linestyle="",
-        markersize=4,
-        alpha=0.35,
-        markeredgewidth=0,
-        zorder=2,
+        *coordinates(others, column, scale), color=family.colour, marker=family.marker, **PALER
     )
 
 
@@ -193,6 +211,11 @@ def coordinates(
         [scale * row.mean("model_ms") for row in rows],
         [column.scale * row.mean(column.key) for row in rows],
     )
+
+
+def joined(rows: Sequence[AveragedRow], family: Family, column: Column) -> Sequence[AveragedRow]:
+    """Return the rows that the family's curve joins."""
+    return rows if family.joins_all else front(rows, column)
 
 
 def front(rows: Iterable[AveragedRow], column: Column) -> list[AveragedRow]:
@@ -227,8 +250,8 @@ def label_updates(
     texts, places = [], list[tuple[float, float]]()
     for row in rows:
         if family_of(row) in CUT:
-            (x,), (y,) = coordinates([row], column, scale)
-            place = tuple(axes.transData.transform((x, y)))
+            (at,) = zip(*coordinates([row], column, scale), strict=True)
+            place = tuple(axes.transData.transform(at))
             if not axes.bbox.contains(*place) or any(
                 math.dist(place, other) < gap for other in places
             ):
@@ -245,9 +268,20 @@ def label_updates(
     if texts:
         adjust_text(
             texts,
-            *coordinates(rows, column, scale),
+            *edges(axes, coordinates(rows, column, scale)),
             ax=axes,
             expand=(1.4, 1.4),
             iter_lim=500,  # by default it always runs for one second
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
         )
+
+
+def edges(
+    axes: Axes, points: tuple[Sequence[float], Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of the markers at these points: labels must not touch a marker."""
+    corners = [(-MARKER, -MARKER), (-MARKER, MARKER), (MARKER, -MARKER), (MARKER, MARKER), (0, 0)]
+    middles = axes.transData.transform(np.transpose(points))
+    around = (middles[:, None] + np.array(corners)).reshape(-1, 2)
+    x, y = axes.transData.inverted().transform(around).T
+    return x, y

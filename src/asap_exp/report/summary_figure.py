@@ -1,13 +1,12 @@
 """First figure of the report: one data set at several lengths, time relative to the teachers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from asap_exp.core.escaping import on_figure
-from asap_exp.report.accuracy_figure import draw_group, label_updates, quality_title
+from asap_exp.report.accuracy_figure import draw_group, label_updates, legend, quality_title
 from asap_exp.report.captions import group_title
 from asap_exp.report.drawing import subplots
 from asap_exp.report.groups import Group
@@ -42,12 +41,7 @@ def summary(groups: Sequence[Group]) -> Figure | None:
     grid.flat[0].set_ylabel(f"{on_figure(norm)}\n{quality_title(chosen[0])}")
     words = "time of the whole model, % of the Sinkhorn teacher's (left is faster)"
     figure.supxlabel(words, fontsize=10)
-    entries: dict[str, Any] = {}
-    for axes in grid.flat:
-        handles, names = axes.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": 3}
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", **style)
+    legend(figure)
     for axes, group, scale in zip(grid.flat, chosen, scales, strict=True):
         label_updates(figure, axes, group, scale=scale, size=8, gap=GAP)
     return figure
