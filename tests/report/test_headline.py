@@ -118,6 +118,8 @@ def test_summary_labels_its_truncations() -> None:
     )
     figure = summary(groups)
     assert figure is not None
+    words = figure.get_supxlabel().splitlines()[1:]
+    assert words == ["not measured: softmax, same recipe (at 1,024 tokens)"]
     by_length = sorted(groups, key=lambda g: g.first.training.tokens or 0)
     for axes, group in zip(figure.axes, by_length, strict=True):
         labels = {int(text.get_text()) for text in axes.texts}
