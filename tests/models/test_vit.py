@@ -94,7 +94,7 @@ def test_weights_are_the_same_whatever_the_attention(name):
 
 def test_attention_makes_a_difference():
     # With all tokens in its subset, coarse attention is Sinkhorn's.
-    part = {"coarse": ["attention.tokens=4"]}
+    part = {"coarse": ["attention.tokens=2"]}
     outs = [loud(make_net(f"attention={n}", *part.get(n, ())))(images()) for n in TRAINABLE]
     for i, out in enumerate(outs):
         assert all((out - other).abs().max() > 1e-4 for other in outs[:i])
