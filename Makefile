@@ -56,7 +56,7 @@ publish: setup ## Move records to the published results, for maintainers: make p
 test: setup ## Run the tests: make test ARGS="tests/ops -k padding"
 	@$(PY) -m pytest $(ARGS)
 
-test-quick: setup ## Run four fifths of them within a minute: those not marked slow
+test-quick: setup ## Run four fifths of them, in little over a minute: those not marked slow
 	@$(PY) -m pytest -m "not slow" $(ARGS)
 
 coverage: setup ## Run the tests and say which lines of the package none of them reaches

@@ -52,7 +52,7 @@ def heading(text: str) -> None:
 def main() -> None:
     """Run the four stages, and say what came of them and how long they took."""
     started = time.monotonic()
-    say("About four minutes on two CPU cores; all files go below results/ (5 MB).")
+    say("Three to four minutes on two CPU cores; all files go below results/ (5 MB).")
     heading("1 of 4: train a Vision Transformer with Sinkhorn attention, T = 20, on digits")
     run = train(compose("train", ["experiment=demo"], TrainConfig))
     heading("2 of 4: compile every attention layer from unlabelled images")
