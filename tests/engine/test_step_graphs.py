@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asap_exp.core.cuda_graph import Recorder, recorded
-from asap_exp.engine.step_graphs import WARM_UPS, StepGraphs
+from asap_exp.core.cuda_graph import WARM_UPS, Recorder, recorded
+from asap_exp.engine.step_graphs import StepGraphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 record: Any = recorded if DEVICE == "cuda" else lambda call, pool: call

@@ -28,7 +28,7 @@ from asap_exp.engine.module import Classifier
 from asap_exp.engine.rates import LearningRates
 from asap_exp.engine.recording_choice import set_recording
 from asap_exp.engine.step_timer import Pace, StepTimer
-from asap_exp.models import build_net, compile_net
+from asap_exp.models import build_net, compile_as_configured
 from asap_exp.report.step_records import FORMAT, folder_of, write_record
 from asap_exp.report.step_table import print_steps, report_steps
 from asap_exp.timing.roofline import ceilings
@@ -121,9 +121,7 @@ def step_row(
         objective=training.objective,
     )
     set_micro_batch(training, module, data, device)
-    if training.trainer.compile is not False and device.type == "cuda":
-        options = training.trainer.compile_options
-        compile_net(net, lengths_vary=training.lengths_vary, options=options)
+    compile_as_configured(net, training, device)
     set_recording(training, module, device, [])
     timer = StepTimer(
         warm_up=config.step.warm_up, steps=config.step.steps, profiled=config.step.profiled

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from asap_exp.core.cuda_graph import Recorder, beside
+from asap_exp.core.cuda_graph import WARM_UPS, Recorder, beside
 from asap_exp.core.device_rates import rates_on_device, set_rates
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
-
-WARM_UPS = 3
-"""Updates on a shape of item that run before one is recorded."""
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of what may stand beside the tensors of an item; equal values share a graph."""

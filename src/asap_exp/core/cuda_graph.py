@@ -11,7 +11,10 @@ from asap_exp.core.errors import UserError
 Result = TypeVar("Result")
 
 WARM_UPS = 3
-"""Calls before the capture, for lazy initialisation."""
+"""Calls before the capture: they compile, choose kernels and initialise what is lazy."""
+
+MOST_GRAPHS = 128
+"""Graphs that one user of a Recorder keeps; calls on further shapes run kernel by kernel."""
 
 
 def graphed(call: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:

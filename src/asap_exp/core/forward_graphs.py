@@ -7,11 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.core.cuda_graph import Recorder
+from asap_exp.core.cuda_graph import MOST_GRAPHS, Recorder
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
-
-MOST_GRAPHS = 128
-"""Shapes that are recorded; inputs of further ones run kernel by kernel."""
 
 
 class ForwardGraphs:

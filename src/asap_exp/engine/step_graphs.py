@@ -8,17 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.core.cuda_graph import Recorder, beside
+from asap_exp.core.cuda_graph import MOST_GRAPHS, WARM_UPS, Recorder, beside
 from asap_exp.core.device_rates import rates_on_device, set_rates
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
 from asap_exp.data.loader import Batch
 from asap_exp.engine.masked_portions import rounded_up
-
-WARM_UPS = 3
-"""Steps of a shape that run before it is recorded: they compile, and choose kernels."""
-
-MOST_GRAPHS = 128
-"""Shapes that are recorded; the batches of further ones run kernel by kernel."""
 
 
 class Recorded:

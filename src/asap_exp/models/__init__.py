@@ -2,6 +2,7 @@
 
 from asap_exp.models.build import (
     build_net,
+    compile_as_configured,
     compile_blocks,
     compile_net,
     load_net,
@@ -14,6 +15,7 @@ __all__ = [
     "TextEncoder",
     "build_net",
     "build_vit",
+    "compile_as_configured",
     "compile_blocks",
     "compile_net",
     "load_net",

@@ -49,6 +49,13 @@ def compile_net(
         ) from error
 
 
+def compile_as_configured(net: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Compile `net` as its training asks for: by default on a GPU."""
+    asked = config.trainer.compile
+    if device.type == "cuda" if asked is None else asked:
+        compile_net(net, lengths_vary=config.lengths_vary, options=config.trainer.compile_options)
+
+
 def compile_blocks(net: nn.Module, **options: Any) -> None:
     """Compile, in place, every module that directly contains an attention layer.
 

@@ -41,7 +41,7 @@ from asap_exp.engine.building import (
 )
 from asap_exp.engine.checkpoints import check_identity
 from asap_exp.engine.recording_choice import set_recording
-from asap_exp.models import build_net, compile_net
+from asap_exp.models import build_net, compile_as_configured
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.export import export, summary
 from asap_exp.train.finished import is_finished
@@ -93,10 +93,7 @@ def train(config: TrainConfig) -> Run:
         stamp = content_stamp(config, data, initial)
         tell_of_kill(run)
         checkpoint = checkpoint_to_resume(config, run, stamp)
-        if compiles(config, device):
-            compile_net(
-                net, lengths_vary=config.lengths_vary, options=config.trainer.compile_options
-            )
+        compile_as_configured(net, config, device)
         set_recording(config, module, device, callbacks)
         facts = {
             "config": public_config(config),
@@ -229,13 +226,6 @@ def earlier_attempts(run: Run) -> list[dict[str, Any]]:
         return []  # damaged; already reported when it was read
     facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
     return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
-
-
-def compiles(config: TrainConfig, device: torch.device) -> bool:
-    """Return True if the network is compiled: by default on a GPU."""
-    if config.trainer.compile is None:
-        return device.type == "cuda"
-    return config.trainer.compile
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:
