@@ -1,12 +1,10 @@
 """Benchmark records: written into run directories, then copied to `records/benchmark/`."""
 
 from pathlib import Path
-from typing import Any
 
 from asap_exp.core.config import PathsConfig
-from asap_exp.core.files import read_json
 from asap_exp.core.records.benchmark import BenchmarkRecord
-from asap_exp.core.records.store import RecordKind, gathered
+from asap_exp.core.records.store import RecordKind, gathered_by_name
 
 FORMAT = 3
 BENCHMARKS = RecordKind(
@@ -30,13 +28,8 @@ def gather(paths: PathsConfig, folder: Path) -> list[Path]:
 
     A damaged one is left out with a warning.
     """
-    return gathered(sorted(folder_of(paths, "*").parent.glob("*/metrics.json")), named, folder)
-
-
-def named(source: Path) -> tuple[str, Any]:
-    """Return the record's own name, used for its copy, and its JSON."""
-    value = read_json(source)
-    return f"{BENCHMARKS.from_json(value, source).name}.json", value
+    sources = sorted(folder_of(paths, "*").parent.glob("*/metrics.json"))
+    return gathered_by_name(BENCHMARKS, sources, folder)
 
 
 def notes(record: BenchmarkRecord) -> list[str]:

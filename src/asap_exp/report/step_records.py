@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from asap_exp.core.config import PathsConfig
-from asap_exp.core.files import read_json
 from asap_exp.core.records.steps import StepRecord
-from asap_exp.core.records.store import RecordKind, gathered
+from asap_exp.core.records.store import RecordKind, gathered_by_name
 
 FORMAT = 1
 STEPS = RecordKind(
@@ -28,9 +27,5 @@ def gather(paths: PathsConfig, folder: Path) -> list[Path]:
 
     A damaged one is left out with a warning.
     """
-
-    def named(source: Path) -> tuple[str, object]:
-        value = read_json(source)
-        return f"{STEPS.from_json(value, source).name}.json", value
-
-    return gathered(sorted(folder_of(paths, "*").parent.glob("*/metrics.json")), named, folder)
+    sources = sorted(folder_of(paths, "*").parent.glob("*/metrics.json"))
+    return gathered_by_name(STEPS, sources, folder)

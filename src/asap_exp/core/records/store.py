@@ -93,6 +93,16 @@ def gathered(
     return [folder / name for name, _ in found]
 
 
+def gathered_by_name(kind: RecordKind[Any], sources: Iterable[Path], folder: Path) -> list[Path]:
+    """Copy records, which name themselves, into `folder`; leave damaged ones out with a warning."""
+
+    def named(source: Path) -> tuple[str, Any]:
+        value = read_json(source)
+        return f"{kind.from_json(value, source).name}.json", value
+
+    return gathered(sources, named, folder)
+
+
 def readable(files: Iterable[Path], read: Callable[[Path], T], *, strict: bool) -> list[T]:
     """Return what `read` returns for each file; name a refused file on stderr and leave it out.
 
