@@ -254,4 +254,4 @@ def test_gpu_has_a_column_for_each_method(tmp_path: Path, mode: str, graph: str)
             forward = ("closure_flex", "attention_pass", "flash_sinkhorn_20")
             alone = mode == "train" and cell["method"] in forward
             assert cell["status"] == ("unavailable" if alone else "timed"), cell["message"]
-        assert row["cells"][0]["operator"] in ("flash", "cudnn")
+        assert row["cells"][0]["operator"] in ("flash", "cudnn", "efficient")

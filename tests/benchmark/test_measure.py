@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
+from asap_exp.benchmark.accuracy_check import right
 from asap_exp.benchmark.baselines import softmax_attention
 from asap_exp.benchmark.calls import results
 from asap_exp.benchmark.inputs import Inputs, Place, largest_logit_of
@@ -119,6 +120,13 @@ def test_gate_of_one_head_is_that_of_all(train: bool, monkeypatch: pytest.Monkey
         return softmax_attention(q, k, v) * torch.tensor([1.0, 1.1])[:, None, None]
 
     assert cell(softmax(attend), inputs(train=train))["status"] == "wrong"
+
+
+def test_error_of_tf32_products_is_right_for_a_method_that_asks_for_them() -> None:
+    errors = {"out": 2e-3}
+    assert not right(errors, torch.float32)
+    assert right(errors, torch.float32, tf32=True)
+    assert right({"out": 1e-2}, torch.bfloat16, tf32=True)
 
 
 @pytest.mark.parametrize("entries", [1, 3 * SHAPE.heads * SHAPE.n, 2**25])

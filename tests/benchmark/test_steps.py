@@ -1,16 +1,18 @@
 """`benchmark mode=step`: a training of a task, timed as it is."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd.profiler import DeviceType
 
 from asap_exp.benchmark.steps import benchmark_steps, computed, flops_of, train_config
 from asap_exp.core.config import BenchmarkConfig
 from asap_exp.core.errors import UserError
 from asap_exp.data.tokens import TokenBatch
-from asap_exp.engine.step_timer import Pace
+from asap_exp.engine.step_timer import Pace, kernel_times
 from asap_exp.report.step_records import load_records
 from tests.composed import composed
 
@@ -78,6 +80,18 @@ def test_products_of_a_step_are_those_of_its_weights() -> None:
     example = (torch.zeros(1, 12), torch.zeros(1))
     # The gradient of the inputs themselves is not computed.
     assert flops_of(net, example, (5, 12)) == 5 * (4 * 12 * 8 + 6 * 8 * 4)
+
+
+def test_busy_time_counts_overlapping_kernels_once() -> None:
+    def event(start: int, end: int, device: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(time_range=span, device_type=device)
+
+    events = [event(60, 100), event(0, 30), event(20, 40), event(0, 900, DeviceType.CPU)]
+    found = kernel_times(SimpleNamespace(events=lambda: events))
+    assert found == pytest.approx((80e-6, 100e-6, 3))
+    pace = Pace(device_seconds=found[0], profiled_seconds=found[1])
+    assert pace.busy == pytest.approx(0.8)
 
 
 @pytest.mark.slow

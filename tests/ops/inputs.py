@@ -102,7 +102,7 @@ class Operator:
 def make_cotangents(results: tuple[Tensor, ...], seed: int = 1) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in results
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in results
     )
 
 

@@ -16,6 +16,7 @@ if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from asap_exp.ops.kernels.launch import Launch
+from asap_exp.ops.kernels.tiles import INTERPRETED
 from asap_exp.ops.sliced_map import SlicedMap
 
 SETTINGS = {
@@ -139,6 +140,18 @@ def exact(q, k, v):
     return ops.sinkhorn_attention(
         *(x.double() for x in (q, k, v)), num_iters=20, backend="reference"
     )
+
+
+@pytest.mark.parametrize(("queries", "keys", "head_dim"), [(200, 200, 64), (150, 180, 40)])
+def test_ieee_products_of_some_channels_at_a_time_are_those_of_all(queries, keys, head_dim):
+    generator = torch.Generator().manual_seed(0)
+    lengths = (queries, keys, keys)
+    device = "cpu" if INTERPRETED else "cuda"
+    q, k, v = (torch.randn(1, 2, n, head_dim, generator=generator).to(device) for n in lengths)
+    with ops.routes.force("tiled"):
+        found = ops.sinkhorn_attention(q, k, v, num_iters=5, backend="ieee")
+    truth = ops.sinkhorn_attention(q.double(), k.double(), v.double(), num_iters=5)
+    torch.testing.assert_close(found.double(), truth, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

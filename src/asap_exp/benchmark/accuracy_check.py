@@ -40,7 +40,10 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return relative_rms(found, exact) if exact.any() else found.norm().item()
 
 
-def right(errors: dict[str, float], dtype: torch.dtype) -> bool:
+def right(errors: dict[str, float], dtype: torch.dtype, *, tf32: bool = False) -> bool:
+    """Return whether the errors are those of `dtype`; with `tf32`, of its products as TF32."""
+    if tf32 and dtype == torch.float32:
+        dtype = torch.float16  # as many digits
     return all(
         passes(error if name == "out" else error / GRADIENT_FACTOR, dtype)
         for name, error in errors.items()

@@ -169,7 +169,7 @@ def gated(cell: Cell, prepare: Prepare, method: Method, inputs: Inputs) -> bool:
         cell |= failure(error)
         return False
     cell["gate_errors"] = {name: finite(error) for name, error in errors.items()}
-    if right(errors, inputs.v.dtype):
+    if right(errors, inputs.v.dtype, tf32=method.tf32):
         return True
     cell |= {"status": "wrong", "message": wrong_words(errors)}
     return False

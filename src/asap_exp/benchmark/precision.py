@@ -25,4 +25,4 @@ def in_tf32(method: Method) -> Method:
         name: replace(operator, context=lambda: tf32(True))
         for name, operator in method.operators.items()
     }
-    return replace(method, label=f"{method.label}, TF32", operators=operators)
+    return replace(method, label=f"{method.label}, TF32", operators=operators, tf32=True)

@@ -49,7 +49,7 @@ class Method:
     """A column of the table: the fastest of its operators, each checked against `reference`.
 
     `reference` returns the function of q, k, v of some heads of a sample in float64. Without a
-    `recipe`, no arithmetic is counted.
+    `recipe`, no arithmetic is counted. With `tf32`, float32 matrices are multiplied as TF32.
     """
 
     label: str
@@ -57,6 +57,7 @@ class Method:
     operators: Mapping[str, Operator]
     reference: Reference
     recipe: Recipe | None = None
+    tf32: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,12 @@ class Recorder:
     ) -> None:
         """Set up the recording; if it is `required`, a call that cannot be recorded is an error."""
         self.required, self.works, self._record = required, True, record
-        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self.renew()
         self.count = 0
+
+    def renew(self) -> None:
+        """Start another pool of memory: one whose graphs are all gone cannot be used again."""
+        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def __call__(self, call: Callable[[], Result]) -> Callable[[], Result] | None:
         """Return the replay of `call`, or None, and say once why, if it cannot be recorded."""

@@ -83,6 +83,7 @@ class StepGraphs:
             self.raise_if_failed()
             self.options = options
             self.shapes.clear()  # a changed option is part of every recorded step
+            self.recorder.renew()
         batch = rounded_up(batch)
         shape = shape_of(batch)
         if (entry := self.shapes.get(shape)) is None:

@@ -35,6 +35,8 @@ class Pace:
     profiled_steps: int = 0
     device_seconds: float | None = None
     """Time in which a kernel ran, during the profiled steps; None on a CPU."""
+    profiled_seconds: float | None = None
+    """Time from the first of those kernels to the end of the last."""
     launches: int | None = None
     """Kernels and copies of the profiled steps."""
     peak_memory: int | None = None
@@ -53,11 +55,13 @@ class Pace:
 
     @property
     def busy(self) -> float | None:
-        """Share of a step in which the device ran a kernel.
+        """Share of the profiled steps in which the device ran a kernel.
 
-        The kernels are timed by a profiler, which slows the host, and the step without it.
+        The profiler slows the host, so the share without it is no smaller.
         """
-        return None if self.device_ms is None else min(self.device_ms / self.step_ms, 1.0)
+        if self.device_seconds is None or not self.profiled_seconds:
+            return None
+        return self.device_seconds / self.profiled_seconds
 
 
 class StepTimer(L.Callback):
@@ -110,7 +114,8 @@ class StepTimer(L.Callback):
             if pace.profiled_steps == self.profiled:
                 wait(cuda)
                 self._profile.__exit__(None, None, None)
-                pace.device_seconds, pace.launches = busy_seconds(self._profile)
+                found = kernel_times(self._profile)
+                pace.device_seconds, pace.profiled_seconds, pace.launches = found
                 trainer.should_stop = True
 
     def _warm(self, steps: int, module: L.LightningModule) -> bool:
@@ -135,15 +140,18 @@ def shape_of_inputs(inputs: Any) -> Shape:
     return tuple((inputs.ids if isinstance(inputs, TokenBatch) else inputs).shape)
 
 
-def busy_seconds(profiled: profile) -> tuple[float, int]:
-    """Return the time in which at least one kernel or copy ran, and their number."""
+def kernel_times(profiled: profile) -> tuple[float, float, int]:
+    """Return the time in which a kernel or copy ran, that from first to last, and their number."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in profiled.events()
         if event.device_type == DeviceType.CUDA
     )
-    total, reached = 0.0, float("-inf")
+    if not spans:
+        return 0.0, 0.0, 0
+    total, begin = 0.0, spans[0][0]
+    reached = begin
     for start, end in spans:
         total += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
-    return total / 1e6, len(spans)
+    return total / 1e6, (reached - begin) / 1e6, len(spans)

@@ -41,10 +41,11 @@ COLUMNS: dict[str, Callable[[Step], str]] = {
 MEANINGS = (
     "A step is a whole update as `python -m asap_exp.train` makes it: batch, augmentation, forward "
     "and backward pass, clipping, optimiser, schedule and log. Tokens include padding. *GPU ms* is "
-    "the time per step in which a kernel ran, *GPU busy* its share in the step; *utilisation* "
-    "compares the matrix products of the model, with softmax attention in any case, with a large "
-    "matrix product measured in the same run. *Warm-up* compiles, and records CUDA *graphs*; it is "
-    "not part of the other columns."
+    "the time per step in which a kernel ran, *GPU busy* its share, both in profiled steps after "
+    "the timed ones, whose texts may be longer or shorter; *utilisation* compares the matrix "
+    "products of the model, with softmax attention in any case, with a large matrix product "
+    "measured in the same run. *Warm-up* compiles, and records CUDA *graphs*; it is not part of "
+    "the other columns."
 )
 
 

@@ -163,6 +163,13 @@ class Launch(NamedTuple):
         return (32, 128, 4) if self.few_blocks else (128, 128, 8)
 
     @property
+    def half_step_tile(self) -> tuple[int, int, int, int]:
+        """Tile of a half step, and the channels that its products read at a time; 0 for all."""
+        if self.q.dtype != torch.float32 or self.products != IEEE:
+            return *self.tile, 0
+        return (32, 128, 4, 32) if self.few_blocks else (64, 128, 4, 16)
+
+    @property
     def attention_tile(self) -> tuple[int, int, int]:
         """Tile of a pass that also multiplies with values: anchored, streamed tokens and warps."""
         if not self.has_float32 or self.products == IEEE or self.few_blocks:

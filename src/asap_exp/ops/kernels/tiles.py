@@ -77,6 +77,35 @@ def product(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
+# fmt: off
+@triton.jit
+def product_in_chunks(
+    x, i, valid_i, x_stride, y, j, valid_j, y_stride,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):
+    # fmt: on
+    """Return rows `i` of x times rows `j` of y, `[len(i), len(j)]`, from CHUNK columns at a time.
+
+    Without the matrix units, whole rows of float32 tiles would not stay in registers. The sums are
+    in the order of `product`.
+    """
+    S = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    for first in tl.static_range(0, BLOCK, CHUNK):
+        d = first + tl.arange(0, CHUNK)
+        x_tile = tl.load(
+            x + i[:, None].to(tl.int64) * x_stride + d[None, :],
+            mask=valid_i[:, None] & (d < WIDTH)[None, :],
+            other=0.0,
+        )
+        y_tile = tl.load(
+            y + j[None, :].to(tl.int64) * y_stride + d[:, None],
+            mask=valid_j[None, :] & (d < WIDTH)[:, None],
+            other=0.0,
+        )
+        S = tl.dot(x_tile, y_tile, S, input_precision=PRECISION)
+    return S
+
+
 @triton.jit
 def concat_rows(a, b):
     """Stack the rows of a above the rows of b, so that one pass, with its waits, serves both."""

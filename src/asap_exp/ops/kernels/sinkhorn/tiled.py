@@ -19,6 +19,7 @@ from asap_exp.ops.kernels.tiles import (
     load_tile,
     log2_plan,
     product,
+    product_in_chunks,
     store_tile,
     valid_tokens,
 )
@@ -70,20 +71,23 @@ def half_step_kernel(
     D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
-    HAS_PADDING: tl.constexpr,
+    HAS_PADDING: tl.constexpr, CHUNK: tl.constexpr,
 ):
     # fmt: on
     """Compute result_x = log2_ratio - LSE_y(S_xy + dual_y).
 
     With `previous`, there is no running maximum: it must be a dual for which
-    sum_y exp(S + dual_y + previous_x) is of moderate size.
+    sum_y exp(S + dual_y + previous_x) is of moderate size. With CHUNK, the products read as many
+    channels at a time.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
-    # [BLOCK_X, BLOCK_D]
-    x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
+    x += b * x_b + h * x_h
     y += b * y_b + h * y_h
+    if not CHUNK:
+        # [BLOCK_X, BLOCK_D]
+        x_tile = load_tile(x, i, valid_i, x_n, D, BLOCK_D)
     if HAS_PREVIOUS:
         shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
     else:
@@ -93,10 +97,15 @@ def half_step_kernel(
     for first in range(0, num_y, BLOCK_Y):
         j = first + tl.arange(0, BLOCK_Y)
         valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
-        # [BLOCK_Y, BLOCK_D]
-        y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
         # [BLOCK_X, BLOCK_Y]
-        S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
+        if CHUNK:
+            S = product_in_chunks(
+                x, i, valid_i, x_n, y, j, valid_j, y_n, D, BLOCK_D, CHUNK, PRECISION
+            )
+        else:
+            # [BLOCK_Y, BLOCK_D]
+            y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
+            S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         if HAS_DUAL:
             bias = tl.load(dual_y + head * dual_y_stride + j, mask=valid_j, other=float("-inf"))
         else:
@@ -231,7 +240,7 @@ def _half_step(
     *,
     x_is_query: bool,
 ) -> None:
-    x_block, y_block, warps = p.tile
+    x_block, y_block, warps, chunk = p.half_step_tile
     num_x, num_y = x.shape[2], y.shape[2]
     half_step_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x, y, dual_y, previous, p.padding, result,
@@ -239,7 +248,7 @@ def _half_step(
         p.heads, num_x, num_y, p.to_log2, log2_ratio,
         **p.logits, BLOCK_X=x_block, BLOCK_Y=y_block,
         X_IS_QUERY=x_is_query, HAS_DUAL=dual_y is not None, HAS_PREVIOUS=previous is not None,
-        num_warps=warps, **EVERY_LAUNCH,
+        CHUNK=chunk, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
