@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+# Else torch.compile picks kernels by their time, so that two runs on a GPU differ in the last bits.
+os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

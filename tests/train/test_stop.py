@@ -97,7 +97,9 @@ def test_stop_in_the_middle_of_an_epoch_saves_the_place(
 def test_stopped_masked_language_model_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("task=wikitext", "experiment=wikitext_excerpt", "model.dropout=0.1")
+    # Compiled kernels depend on the shape of the first batch, which is another after a resume.
+    plain = ("model.dropout=0.1", "trainer.compile=false")
+    options = ("task=wikitext", "experiment=wikitext_excerpt", *plain)
     tiny = (*TINY_TEXT, "data.vocab_size=400", "data.mask_share=0.3")
     whole = train(train_config(tmp_path / "whole", *options, tiny=tiny))
     config = train_config(tmp_path / "parts", *options, tiny=tiny)
