@@ -1,15 +1,18 @@
 """ASAP: the plan of a trained Sinkhorn layer in one shot, from fitted slices and weights."""
 
 import warnings
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops import SlicedMap, attention_plan, map_attention, map_dual
+from asap_exp.ops import CoarseSettings, SlicedMap, attention_plan, map_attention, map_dual
 from asap_exp.ops.backend import check_backend
 from asap_exp.ops.checks import check_count, check_temperature
+from asap_exp.ops.sliced_map import TENSORS
+from asap_exp.ops.subsets import CHOICES, WEIGHTS
 
 FROZEN = (
     "a compiled model is frozen (requires_grad=False). model.requires_grad_() lets it train; its "
@@ -33,25 +36,40 @@ class AsapAttention(Attention):
         *more: Tensor | None,
         refine: int = 0,
         eps: float = 1.0,
+        coarse: CoarseSettings | Mapping[str, Any] | None = None,
         backend: str = "auto",
         **named: Tensor | None,
     ) -> None:
-        """`more` and `named` are the other fields of `SlicedMap`, in their order or by name."""
+        """`more` and `named` are the other tensors of `SlicedMap`, in their order or by name."""
         super().__init__()
         check_count("refine", refine, 0)
         check_temperature(eps, None, 1)
         check_backend(backend)
-        for name, x in SlicedMap(theta, weight, *more, **named)._asdict().items():
+        tensors = SlicedMap(theta, weight, *more, **named).tensors
+        for name, x in zip(TENSORS, tensors, strict=True):
             setattr(self, name, None if x is None else nn.Parameter(x, requires_grad=False))
+        self.coarse = CoarseSettings(**coarse) if isinstance(coarse, Mapping) else coarse
+        if self.coarse is not None:
+            self.coarse.validate()
         self.refine, self.eps, self.backend = refine, eps, backend
 
+    @classmethod
+    def of(cls, map: SlicedMap, **options: Any) -> Self:
+        """Build the attention with `map`; `options` are `refine`, `eps` and `backend`."""
+        return cls(*map.tensors, coarse=map.coarse, **options)
+
     def get_extra_state(self) -> Tensor:
-        """Return `refine` and eps, so that a state_dict says all that there is to a map."""
-        return torch.tensor([self.refine, self.eps], dtype=torch.float64)
+        """Return what is no tensor of a map, so that a state_dict says all that there is to it."""
+        numbers: list[float] = [self.refine, self.eps]
+        if self.coarse is not None:
+            tokens, choice, weights, *others = self.coarse
+            numbers += [tokens, list(CHOICES).index(choice), WEIGHTS.index(weights), *others]
+        return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        refine, self.eps = state.tolist()
-        self.refine = int(refine)
+        options = options_in(state)
+        self.refine, self.eps = options["refine"], options["eps"]
+        self.coarse = options["coarse"]
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode as any module does; warn that a frozen map stops a backward pass."""
@@ -61,7 +79,7 @@ class AsapAttention(Attention):
 
     @property
     def map(self) -> SlicedMap:
-        return SlicedMap(*(getattr(self, name) for name in SlicedMap._fields))
+        return SlicedMap(*(getattr(self, name) for name in TENSORS), coarse=self.coarse)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
@@ -89,4 +107,15 @@ class AsapAttention(Attention):
 
     def extra_repr(self) -> str:
         heads, slices, head_dim = self.theta.shape
-        return f"heads={heads}, slices={slices}, head_dim={head_dim}, refine={self.refine}"
+        coarse = "" if self.coarse is None else f", coarse={self.coarse.tokens} tokens"
+        return f"heads={heads}, slices={slices}, head_dim={head_dim}, refine={self.refine}{coarse}"
+
+
+def options_in(state: Tensor) -> dict[str, Any]:
+    """Return refine, eps and coarse, as `AsapAttention.get_extra_state` wrote them."""
+    refine, eps, *coarse = state.tolist()
+    settings = None
+    if coarse:
+        tokens, choice, weights, *others = map(int, coarse)
+        settings = CoarseSettings(tokens, list(CHOICES)[choice], WEIGHTS[weights], *others)
+    return {"refine": int(refine), "eps": eps, "coarse": settings}

@@ -5,9 +5,16 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops import Subset, choose_subset, coarse_attention, coarse_plan
-from asap_exp.ops.backend import check_backend
-from asap_exp.ops.checks import check_among, check_count, check_switch, check_temperature
+from asap_exp.ops import CoarseSettings, coarse_attention, coarse_plan
+from asap_exp.ops.backend import check_backend, full_precision
+from asap_exp.ops.checks import (
+    check_among,
+    check_count,
+    check_mask,
+    check_query_key,
+    check_switch,
+    check_temperature,
+)
 from asap_exp.ops.subsets import CHOICES, WEIGHTS
 
 
@@ -49,6 +56,13 @@ class CoarseAttention(Attention):
         self.one_pass, self.num_iters = one_pass, num_iters
         self.eps, self.backend = eps, backend
 
+    @property
+    def settings(self) -> CoarseSettings:
+        """Which tokens, and how many updates."""
+        return CoarseSettings(
+            self.tokens, self.subset, self.weights, self.num_iters, self.seed, self.grid_width
+        )
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
@@ -61,27 +75,18 @@ class CoarseAttention(Attention):
 
     def _options(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> dict[str, Any]:
         """Choose the subsets; return the arguments of the operators."""
-        of_keys = self._chosen(k, key_padding_mask)
-        as_many = q.shape[2] == k.shape[2]
+        check_query_key(q, k)
+        check_mask(key_padding_mask, q, k)
+        with full_precision(q):
+            subset, key_subset = self.settings.subsets(q, k, key_padding_mask)
         return {
-            "subset": of_keys if as_many else self._chosen(q, None),
-            "key_subset": None if as_many else of_keys,
+            "subset": subset,
+            "key_subset": key_subset,
             "num_iters": self.num_iters,
             "one_pass": self.one_pass,
             "eps": self.eps,
             "key_padding_mask": key_padding_mask,
         }
-
-    def _chosen(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
-        return choose_subset(
-            x,
-            self.tokens,
-            choice=self.subset,
-            weights=self.weights,
-            seed=self.seed,
-            grid_width=self.grid_width,
-            key_padding_mask=key_padding_mask,
-        )
 
     def extra_repr(self) -> str:
         form = "one_pass" if self.one_pass else "two-sided"

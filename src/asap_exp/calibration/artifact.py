@@ -28,6 +28,7 @@ from asap_exp.core.sealed import SEAL, check_seal, write_sealed
 from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.core.typed import Newer, check_format, from_json, made
 from asap_exp.ops import SlicedMap
+from asap_exp.ops.sliced_map import TENSORS
 
 FORMAT = 2
 DISTILL = "python -m asap_exp.distill"
@@ -58,7 +59,7 @@ class Artifact:
 
     def attention(self, path: str) -> Attention:
         """Build the compiled attention of the layer at `path`."""
-        map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in SlicedMap._fields})
+        map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in TENSORS})
         return self._built(path, map)
 
     def zero_weights(self, path: str) -> Attention:
@@ -90,7 +91,7 @@ class Artifact:
         if options["name"] != AsapAttention.name:
             return build_attention(options)
         del options["name"]
-        return AsapAttention(*map.map(Tensor.clone), **options)
+        return AsapAttention(*map.map(Tensor.clone).tensors, **options)
 
 
 def make_artifact(
@@ -122,8 +123,12 @@ def make_artifact(
 
 def attention_config(attend: Attention) -> dict[str, Any]:
     """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice."""
-    options = [option for option in attention_options(attend.name) if option != "backend"]
-    return {"name": attend.name, **{option: getattr(attend, option) for option in options}}
+    names = [option for option in attention_options(attend.name) if option != "backend"]
+    options = {name: getattr(attend, name) for name in names}
+    if isinstance(attend, AsapAttention):
+        coarse = options.pop("coarse")  # left out where there is none: older maps have no such key
+        options |= {} if coarse is None else {"coarse": coarse._asdict()}
+    return {"name": attend.name, **options}
 
 
 def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:

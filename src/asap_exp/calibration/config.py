@@ -14,6 +14,8 @@ from asap_exp.calibration.steps import (
 )
 from asap_exp.core import plugins
 from asap_exp.core.config.fields import (
+    COARSE_CHOICES,
+    COARSE_WEIGHTS,
     LARGEST_SETTING,
     MOST_REPEATS,
     MOST_SLICES,
@@ -22,11 +24,37 @@ from asap_exp.core.config.fields import (
     above,
     at_least,
     at_most,
+    one_of,
 )
 from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.features import FEATURES
 
 AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+COARSE = "coarse"
+FORMS = ("two_sided", "one_pass")
+
+
+@dataclass
+class CoarseKeys:
+    """Which tokens a coarse dual is made of; without `tokens` there is none.
+
+    `num_iters` is the number T of updates on them, that of the teacher if None.
+    """
+
+    tokens: Annotated[int | None, at_least(1), at_most(MOST_REPEATS)] = None
+    choice: Annotated[str, one_of(*COARSE_CHOICES)] = "sequence"
+    weights: Annotated[str, one_of(*COARSE_WEIGHTS)] = "equal"
+    num_iters: Annotated[int | None, at_least(1), at_most(MOST_REPEATS)] = None
+    seed: Seed = 0
+    grid_width: Annotated[int, at_least(0), at_most(MOST_REPEATS)] = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result."""
+        read_by = {"seed": "random", "grid_width": "grid"}
+        unread = [key for key, choice in read_by.items() if self.choice != choice]
+        return {key: value for key, value in asdict(self).items() if key not in unread}
 
 
 @dataclass
@@ -36,7 +64,7 @@ class CalibrationKeys:
     name: str
     steps: list[str]
     sequential: bool
-    slices: Annotated[int, at_least(1), at_most(MOST_SLICES)]
+    slices: Annotated[int, at_least(0), at_most(MOST_SLICES)]
     candidates: Annotated[int, at_most(10 * MOST_SLICES)]
     query_features: bool
     adaptive: bool
@@ -49,11 +77,17 @@ class CalibrationKeys:
     batch_size: Size
     memory_mib: Size
     seed: Seed
+    coarse: CoarseKeys = field(default_factory=CoarseKeys)
+    form: Annotated[str, one_of(*FORMS)] = "two_sided"
 
     def __post_init__(self) -> None:
-        check_choice("calibration.name", self.name, (*STEPS, "sequential"))
+        check_choice("calibration.name", self.name, (*STEPS, "sequential", COARSE))
+        if not self.fits:
+            check_without_fit(self)
+            return
         check_steps(self.steps)
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
+        check_form(self)
         for key in self.features:
             if not self.query_features:
                 raise UserError(
@@ -70,9 +104,18 @@ class CalibrationKeys:
         return [step for step in steps if isinstance(step, kind)]
 
     @property
+    def fits(self) -> bool:
+        """False if the layers become coarse and nothing is fitted."""
+        return bool(self.steps) or self.coarse.tokens is None
+
+    def uses(self, feature: str) -> bool:
+        """Return True if the map has the features of this key."""
+        return bool(self.coarse.tokens if feature == COARSE else getattr(self, feature))
+
+    @property
     def features(self) -> list[str]:
         """The kinds of features that the map uses, by their keys."""
-        return [key for key in FEATURES if getattr(self, key)]
+        return [key for key in FEATURES if self.uses(key)]
 
     @property
     def relaxes(self) -> bool:
@@ -90,10 +133,26 @@ class CalibrationKeys:
         A key that is new must be left out where it changes nothing, so that the hashes of finished
         runs stay valid.
         """
+        if not self.fits:
+            return recipe_without_fit(self.coarse, self.form)
         unread = [step for step in with_settings() if step not in self.steps]
-        unread += [key for key in FEATURES if key != QUERY and not getattr(self, key)]
+        unread += [key for key in FEATURES if key != QUERY and not self.uses(key)]
         unread += [] if self.relaxes else ["relaxed"]
-        return {key: value for key, value in asdict(self).items() if key not in unread}
+        found = asdict(self) | {COARSE: self.coarse.identity()}
+        return {key: value for key, value in found.items() if key not in (*unread, "form")}
+
+
+def recipe_without_fit(coarse: CoarseKeys, form: str) -> dict[str, Any]:
+    """Return `CalibrationConfig.identity` of coarse duals that nothing is fitted to."""
+    return {
+        "name": COARSE,
+        "steps": [],
+        "slices": 0,
+        "query_features": False,
+        "refine": 0,
+        "coarse": coarse.identity(),
+        "form": form,
+    }
 
 
 QUERY = "query_features"
@@ -137,6 +196,51 @@ else:
     CalibrationConfig = _with_settings(tuple(with_settings().values()))
 
 
+WITHOUT_FIT = {
+    "slices": 0,
+    "query_features": False,
+    "adaptive": False,
+    "logits": False,
+    "refine": 0,
+    "relaxed": False,
+    "sequential": False,
+}
+"""What the keys of a fit must be where nothing is fitted."""
+
+
+def check_without_fit(config: CalibrationKeys) -> None:
+    """UserError if a key asks for something that needs a fit."""
+    keys = {**WITHOUT_FIT, **dict.fromkeys(FURTHER_FEATURES, False)}
+    for key, value in keys.items():
+        if (given := getattr(config, key)) != value:
+            words, of = str(given).lower(), str(value).lower()
+            raise UserError(
+                f"calibration.{key}={words} needs a map that is fitted, but calibration.steps=[] "
+                f"fits nothing: set calibration.{key}={of}, or calibration.steps=[ridge] to fit a "
+                "map with the coarse dual among its features"
+            )
+
+
+def check_form(config: CalibrationKeys) -> None:
+    """UserError for a map that has nothing to fit, and for one pass, which has no map."""
+    if config.form != "two_sided":
+        raise UserError(
+            f"calibration.form={config.form} is for coarse duals without a fit, "
+            f"calibration.steps=[], got {config.steps}: a map predicts the dual of the queries. Use "
+            "calibration=coarse, or calibration.form=two_sided"
+        )
+    if config.slices == 0 and config.adaptive:
+        raise UserError(
+            "calibration.adaptive=true has no effect with calibration.slices=0: these features are "
+            "of slices; set calibration.adaptive=false, or slices"
+        )
+    if config.slices == 0 and not config.features:
+        raise UserError(
+            "calibration.slices=0 leaves nothing to fit; set slices, or features such as "
+            "calibration.query_features=true"
+        )
+
+
 def check_steps(steps: list[str]) -> None:
     """UserError unless `steps` begins with a start, and each later scope follows the former."""
     for step in steps:
@@ -146,7 +250,8 @@ def check_steps(steps: list[str]) -> None:
     if not begins or len(set(steps)) < len(steps):
         raise UserError(
             f"calibration.steps={steps} must begin with {' or '.join(starts)}, which the other "
-            "steps start from, and name no step twice"
+            "steps start from, and name no step twice; without any, calibration.coarse.tokens must "
+            "be given"
         )
     of_model = [step for step in steps if step in names_of(ModelStep)]
     if of_model != steps[len(steps) - len(of_model) :]:

@@ -5,7 +5,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from asap_exp.attention import AsapAttention, attention_class, attention_options, build_attention
-from asap_exp.core.records.identity import Identity, Options
+from asap_exp.core.records.identity import AttentionConfig, Identity
 from asap_exp.core.typed import STRICT
 
 
@@ -20,7 +20,7 @@ class MapIdentity(Identity):
         return self
 
 
-def check_attention(key: str, options: Options) -> None:
+def check_attention(key: str, options: AttentionConfig) -> None:
     """ValueError unless it is an attention that there is, with options that it takes."""
     try:
         cls = attention_class(str(options["name"]))

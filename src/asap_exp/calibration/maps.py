@@ -35,9 +35,10 @@ class RidgeFit:
                 "theta": equations.theta.clone(),
                 **equations.weights(self.solution.weight.float()),
                 "relaxation": self.relaxation(config),
+                "coarse": equations.coarse,
             }
         )
-        return AsapAttention(*map, refine=config.refine, eps=eps)
+        return AsapAttention.of(map, refine=config.refine, eps=eps)
 
     def control(self, config: CalibrationConfig, eps: float) -> AsapAttention:
         """Return the map with query features and no slices."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asap_exp.attention import attention_layers
 from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
+from asap_exp.calibration.coarse import coarse_settings
 from asap_exp.calibration.data import Batches, CalibrationData
 from asap_exp.calibration.kl import Target, teacher_target
 from asap_exp.calibration.ridge import NormalEquations, random_slices
@@ -22,8 +23,13 @@ def record(
     """
     layers = attention_layers(data.net)
     config = data.config
-    sums = {path: NormalEquations(candidates(data, path), config.features) for path in group}
     teachers = {path: sinkhorn(layers[path]) for path in group}
+    sums = {
+        path: NormalEquations(
+            candidates(data, path), config.features, coarse_settings(config, teacher.num_iters)
+        )
+        for path, teacher in teachers.items()
+    }
     name = partial(data.batch_name, batches)
     inputs = checked_inputs(data.net, batches, group, data.precision, data.forward, name)
     what = "Batches to fit on" if batches is data.fit else "Batches to check on"

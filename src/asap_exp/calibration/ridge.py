@@ -1,7 +1,7 @@
 """The ridge fit of the sliced dual map: streaming normal equations in float64, one a head.
 
 Features are the sliced potentials, behind them the centred query features, and behind these, where
-the map is to have them, the adaptive features and the logit features; the target is the
+the map is to have them, the adaptive and logit features and the coarse dual; the target is the
 closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
-from asap_exp.ops import map_features, sliced_potentials
+from asap_exp.ops import CoarseSettings, map_features, sliced_potentials
 from asap_exp.ops.features import FEATURES
 
 POTENTIALS = "potentials"
@@ -56,10 +56,15 @@ class NormalEquations:
     P. Sums of disjoint batches, or of ranks, add up exactly.
     """
 
-    def __init__(self, theta: Tensor, features: Collection[str] = ()) -> None:
-        """`theta` `[H, L, D]`: the slices, at unit norm; `features` beside the query's own."""
+    def __init__(
+        self, theta: Tensor, features: Collection[str] = (), coarse: CoarseSettings | None = None
+    ) -> None:
+        """`theta` `[H, L, D]`: the slices, at unit norm; `features` beside the query's own.
+
+        `coarse` are the settings of the feature of that name.
+        """
         heads, slices, head_dim = theta.shape
-        self.theta = theta
+        self.theta, self.coarse = theta, coarse
         self.blocks = feature_blocks(features, slices, head_dim)
         *_, last = self.blocks.values()
         zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
@@ -92,6 +97,7 @@ class NormalEquations:
         q, k, _, mask = inputs
         options: dict[str, Any] = {"eps": teacher.eps, "key_padding_mask": mask}
         phi = sliced_potentials(q, k, self.theta, **options)
+        options["coarse"] = self.coarse
         parts = [phi, *map_features(q, k, self.theta, self.features, phi=phi, **options)]
         features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
@@ -103,7 +109,7 @@ class NormalEquations:
         """Return the equations of the slices `chosen` `[H, L]` and of features without slices."""
         heads, slices, head_dim = self.theta.shape
         theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
-        result = NormalEquations(theta, self.features)
+        result = NormalEquations(theta, self.features, self.coarse)
         index = torch.arange(self.gram.shape[1], device=chosen.device)
         parts = [chosen]
         for name in self.features:

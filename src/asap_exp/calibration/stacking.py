@@ -46,6 +46,7 @@ def stackable(
     """
     return (
         maps[first].eps == maps[second].eps
+        and maps[first].coarse == maps[second].coarse
         and maps[first].theta.shape[1:] == maps[second].theta.shape[1:]
         and len(targets[first]) == len(targets[second])
         and all(
@@ -81,7 +82,9 @@ def stack_maps(attends: Sequence[AsapAttention]) -> AsapAttention:
     """Build one map with the heads of all of them."""
     parts = [values(attend) for attend in attends]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return AsapAttention(*SlicedMap.of(whole), refine=attends[0].refine, eps=attends[0].eps)
+    first = attends[0]
+    map = SlicedMap.of({**whole, "coarse": first.coarse})
+    return AsapAttention.of(map, refine=first.refine, eps=first.eps)
 
 
 def unstack_into(whole: AsapAttention, attends: Sequence[AsapAttention]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asap_exp.attention import attention_layers
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import teacher_layers
-from asap_exp.calibration.config import FURTHER_FEATURES
+from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
 from asap_exp.calibration.steps import STEPS, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
 
@@ -93,10 +93,13 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
         if name in FURTHER_FEATURES:
             check_switches(**{name: value})
             continue
+        if name == COARSE:
+            check_coarse(value)
+            continue
         if name not in settings:
             raise TypeError(
                 f"compile() takes no keyword {name!r}; the steps with settings are "
-                f"{', '.join(settings)}"
+                f"{', '.join(settings)}, and {COARSE} is the feature that has some"
             )
         wanted = type(settings[name].settings)
         if not isinstance(value, wanted):
@@ -108,6 +111,14 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
             raise UserError(
                 f"{name}={value!r} has no effect: {name} is not among steps={list(steps)}"
             )
+
+
+def check_coarse(value: Any) -> None:
+    """Raise UserError unless `value` says which tokens a coarse dual is made of."""
+    if not isinstance(value, CoarseKeys) or value.tokens is None:
+        raise UserError(
+            f"coarse={value!r} must be CoarseKeys(tokens=...) of asap_exp.calibration.config"
+        )
 
 
 def check_has_weights(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import AsapAttention, attention_layers, swap_attention
+from asap_exp.attention.asap import options_in
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
     Artifact,
@@ -25,6 +26,7 @@ from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops import SlicedMap
 from asap_exp.ops.backend import BACKENDS
+from asap_exp.ops.sliced_map import TENSORS
 
 SETTINGS = "attend._extra_state"
 
@@ -76,10 +78,10 @@ def from_state(model: nn.Module, state: Mapping[str, Tensor], backend: str) -> n
                 f"the state_dict does not say how often {path} refines its plans: it was saved by "
                 "an older version. Load the map from its folder"
             )
-        refine, eps = state[f"{inner}{SETTINGS}"].tolist()
-        tensors = {name: state.get(f"{inner}attend.{name}") for name in SlicedMap._fields}
+        options = options_in(state[f"{inner}{SETTINGS}"])
+        tensors = {name: state.get(f"{inner}attend.{name}") for name in TENSORS}
         map = SlicedMap.of(tensors).map(Tensor.clone)
-        attends[path] = AsapAttention(*map, refine=int(refine), eps=eps, backend=backend)
+        attends[path] = AsapAttention(*map.tensors, **options, backend=backend)
     if not attends:
         raise UserError(
             f"the state_dict holds no compiled layer of this {type(model).__name__}, whose layers "

@@ -24,11 +24,13 @@ from asap_exp.ops.api import (
     sliced_potentials,
     softmax_attention,
 )
+from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.explanation import Explanation, explain
 from asap_exp.ops.sliced_map import SlicedMap
 
 __all__ = [
     "CoarseDuals",
+    "CoarseSettings",
     "Explanation",
     "SinkhornDuals",
     "SlicedMap",

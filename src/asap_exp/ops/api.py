@@ -23,6 +23,7 @@ from torch import Tensor
 from asap_exp.ops import checks as check
 from asap_exp.ops import reference, subsets
 from asap_exp.ops.backend import full_precision, resolve
+from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.reference.coarse import CoarseDuals
 from asap_exp.ops.reference.sinkhorn import SinkhornDuals
 from asap_exp.ops.sliced_map import SlicedMap
@@ -407,7 +408,7 @@ def map_dual(
     check.check_theta(map.theta, q)
     map.validate()
     with full_precision(q):
-        unfused = (q, k, *map) if refine else ()
+        unfused = (q, k, *map.tensors) if refine else ()
         return resolve(backend, q, no_gradient_of=unfused).map_dual(
             q, k, map, refine=refine, **options
         )
@@ -420,6 +421,7 @@ def map_features(
     names: Sequence[str],
     *,
     phi: Tensor,
+    coarse: CoarseSettings | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -427,12 +429,16 @@ def map_features(
     """Compute the named kinds of features (`asap_exp.ops.features`), for fitting.
 
     Each is `[B, H, its number of features, N]`, centred over the valid tokens. `phi` are the
-    `sliced_potentials` on `theta`.
+    `sliced_potentials` on `theta`; `coarse` are the settings of the feature of that name.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
+    if coarse is not None:
+        coarse.validate()
     with full_precision(q):
-        return reference.map_features(q, k, theta, phi, tuple(names), **options)
+        return reference.map_features(
+            q, k, theta, phi, tuple(names), coarse=coarse, **options
+        )
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -1,11 +1,12 @@
 """A sliced map: the tensors from which a row dual is predicted, as one object."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from asap_exp.ops.checks import check_device, check_tensor
+from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.features import FEATURES, Feature
 
 if TYPE_CHECKING:
@@ -16,36 +17,53 @@ if TYPE_CHECKING:
         query_weight: Tensor | None = None
         adaptive_weight: Tensor | None = None
         logit_weight: Tensor | None = None
+        coarse_weight: Tensor | None = None
         relaxation: Tensor | None = None
+        coarse: CoarseSettings | None = None
 
 else:
     OPTIONAL = [*(feature.weight for feature in FEATURES.values()), "relaxation"]
     _Tensors = NamedTuple(
         "_Tensors",
-        [("theta", Tensor), ("weight", Tensor), *((name, Tensor | None) for name in OPTIONAL)],
+        [
+            ("theta", Tensor),
+            ("weight", Tensor),
+            *((name, Tensor | None) for name in OPTIONAL),
+            ("coarse", CoarseSettings | None),
+        ],
     )
-    _Tensors.__new__.__defaults__ = (None,) * len(OPTIONAL)
+    _Tensors.__new__.__defaults__ = (None,) * (len(OPTIONAL) + 1)
+
+TENSORS = _Tensors._fields[:-1]
+"""Fields of a map that are tensors: all but `coarse`."""
 
 
 class SlicedMap(_Tensors):
-    """The tensors of a map: a field for each kind of features, None where it does not use them.
+    """A map: its tensors, a field for each kind of features, None where it does not use them.
 
     `theta` `[H, L, D]` are the slices, at unit norm; `weight` `[H, L]` weighs their potentials.
-    `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]` and `logit_weight` `[H, 3]` weigh
-    features (`asap_exp.ops.features`). `relaxation` `[H]` says how far each further Sinkhorn update
-    goes; None: plain updates.
+    `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]` and
+    `coarse_weight` `[H, 1]` weigh features (`asap_exp.ops.features`). `relaxation` `[H]` says how
+    far each further Sinkhorn update goes; None: plain updates. `coarse`, which is no tensor, says
+    which tokens the coarse dual is made of.
     """
 
     __slots__ = ()
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor | None]) -> "SlicedMap":
-        """Build the map of tensors by field; other entries are ignored."""
-        return cls(**{name: tensors.get(name) for name in cls._fields})  # type: ignore[arg-type]
+    def of(cls, fields: Mapping[str, Any]) -> "SlicedMap":
+        """Build the map of tensors, and settings, by field; other entries are ignored."""
+        return cls(**{name: fields.get(name) for name in cls._fields})
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors in the order of their fields."""
+        return self[: len(TENSORS)]
 
     def present(self) -> dict[str, Tensor]:
         """Return the tensors that there are, by field."""
-        return {name: x for name, x in self._asdict().items() if x is not None}
+        named = zip(TENSORS, self.tensors, strict=True)
+        return {name: x for name, x in named if x is not None}
 
     def features(self) -> Iterator[tuple[Feature, Tensor]]:
         """Yield each kind of features that the map uses, with its weight."""
@@ -56,7 +74,8 @@ class SlicedMap(_Tensors):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "SlicedMap":
         """Apply `change` to every tensor."""
-        return SlicedMap.of({name: change(x) for name, x in self.present().items()})
+        changed = {name: change(x) for name, x in self.present().items()}
+        return SlicedMap.of({**changed, "coarse": self.coarse})
 
     def heads(self, heads: slice) -> "SlicedMap":
         """Return the map of some heads."""
@@ -82,3 +101,10 @@ class SlicedMap(_Tensors):
             check_device(name, x, self.theta)
             if x.shape != shape:
                 raise ValueError(f"{name} must be {layout} = {shape}, got {tuple(x.shape)}")
+        if self.coarse is not None:
+            self.coarse.validate()
+        elif self.coarse_weight is not None:
+            raise ValueError(
+                "coarse_weight weighs a coarse dual, but the map does not say of which tokens; "
+                "give coarse=CoarseSettings(tokens) too"
+            )

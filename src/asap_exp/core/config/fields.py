@@ -18,6 +18,9 @@ from asap_exp.core.errors import (
     check_range,
 )
 
+COARSE_CHOICES = ("sequence", "grid", "random", "farthest", "kmeans")
+COARSE_WEIGHTS = ("equal", "voronoi")
+"""Choices of a coarse dual's tokens, and their weights: those of `asap_exp.ops.subsets`."""
 MOST_THREADS = 1024
 """Upper bound of CPU threads; PyTorch starts as many as requested and dies if it cannot."""
 MOST_WIDTH = 10**6

@@ -16,7 +16,9 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.features import FEATURES
 from asap_exp.core.typed import STRICT, Count, Divergence, Measure, Positive, Sha256, Share, Size
 
-Options = dict[str, str | bool | int | float | None]
+Scalar = str | bool | int | float | None
+Options = dict[str, Scalar]
+AttentionConfig = dict[str, Scalar | dict[str, Scalar]]
 """Attention as `{name, **options}`."""
 
 
@@ -45,18 +47,38 @@ GATHERED = frozenset({"settings", "further_features"})
 
 
 @dataclass(config=STRICT, kw_only=True)
+class CoarseRecipe:
+    """Settings of a coarse dual; None for the teacher's number of updates, and where unread."""
+
+    tokens: Size
+    choice: str
+    weights: str
+    num_iters: Size | None = None
+    seed: Count | None = None
+    grid_width: Count | None = None
+
+
+OF_A_FIT = ("ridge", "samples", "holdout", "batch_size", "seed")
+
+
+@dataclass(config=STRICT, kw_only=True)
 class CalibrationRecipe:
-    """Configuration of a calibration; unused settings are None."""
+    """Configuration of a calibration; unused settings are None.
+
+    Without steps nothing was fitted, and the settings of a fit are missing.
+    """
 
     name: str
-    slices: Size
+    slices: Count
     query_features: bool
     refine: Count
-    ridge: Positive
-    samples: Size
-    holdout: Size
-    batch_size: Size
-    seed: Count
+    ridge: Positive | None = None
+    samples: Size | None = None
+    holdout: Size | None = None
+    batch_size: Size | None = None
+    seed: Count | None = None
+    coarse: CoarseRecipe | None = None
+    form: str | None = None
     steps: list[str] | None = None
     sequential: bool | None = None
     candidates: Size | None = None
@@ -84,6 +106,20 @@ class CalibrationRecipe:
         rest = {key: x for key, x in given.items() if key not in settings and key not in features}
         return rest | {"settings": settings, "further_features": features}
 
+    @model_validator(mode="after")
+    def _of_a_fit_or_without(self) -> "CalibrationRecipe":
+        missing = [key for key in OF_A_FIT if getattr(self, key) is None]
+        if self.fitted and missing:
+            raise ValueError(f"{missing[0]} is missing")
+        if not self.fitted and (self.coarse is None or self.form is None):
+            raise ValueError("coarse or form is missing, and steps is empty")
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """False for coarse duals without a fit."""
+        return self.steps != []
+
     @model_serializer(mode="wrap")
     def _under_their_names(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = written(self)
@@ -93,7 +129,7 @@ class CalibrationRecipe:
     @property
     def features(self) -> list[str]:
         """The kinds of features that the map uses beside its slices, by their keys."""
-        known = ("query_features", "adaptive", "logits")
+        known = ("query_features", "adaptive", "logits", "coarse")
         return [*(key for key in known if getattr(self, key)), *self.further_features]
 
 
@@ -150,12 +186,12 @@ class Identity:
 
     format: Literal[1, 2]
     teacher_sha256: Sha256
-    slices: Size
+    slices: Count
     query_features: bool
     refine: Count
     dtype: str
     calibration: CalibrationRecipe
-    calibration_set: CalibrationSet
+    calibration_set: CalibrationSet | None = None
     layers: list[str] = Field(min_length=1)
     tensors_sha256: Sha256
     adaptive: bool | None = None
@@ -165,7 +201,7 @@ class Identity:
     """Hash of the weights of the compiled layers, to which `load_compiled` binds a map."""
     teacher_layers: dict[str, TeacherLayer] | None = None
     column_error: dict[str, Measure] | None = None
-    attentions: dict[str, Options] | None = None
+    attentions: dict[str, AttentionConfig] | None = None
     budget: Budget | None = None
     fidelity_sha256: Sha256 | None = None
     """Hash of the rows of fidelity.json."""
@@ -178,9 +214,12 @@ class Identity:
 
     @model_validator(mode="after")
     def _about_its_layers(self) -> "Identity":
-        of_all = (self.attentions, self.column_error, self.teacher_layers)
+        of_all = (self.attentions, self.teacher_layers)
         if self.format > 1 and None in of_all:
-            raise ValueError("attentions, column_error or teacher_layers is missing")
+            raise ValueError("attentions or teacher_layers is missing")
+        of_a_fit = (self.calibration_set, *((self.column_error,) if self.format > 1 else ()))
+        if self.calibration.fitted and None in of_a_fit:
+            raise ValueError("calibration_set or column_error is missing")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError("layers names one twice")
         parts: dict[str, dict[str, Any] | None] = {

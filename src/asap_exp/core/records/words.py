@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from asap_exp.core.records.identity import CalibrationRecipe, Identity
+from asap_exp.core.records.identity import CalibrationRecipe, CoarseRecipe, Identity
 
+COARSE = "coarse"
 PARTS = re.compile(
     r"(?:ASAP, (?P<slices>\d+(?: of \d+)?) slices(?: \+ (?P<features>.+?) features)?"
     r"|control: query features), "
@@ -36,14 +37,15 @@ class MapSettings:
 
 def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
     """Return the settings of a map, or of its control without slices."""
-    made = about.calibration
+    made, on = about.calibration, about.calibration_set
+    assert on is not None, "of a map that was fitted"
     chosen = f" of {made.candidates}" if (made.candidates or 0) > made.slices else ""
     return MapSettings(
         slices="" if control else f"{made.slices}{chosen}",
         features="query" if control else feature_words(made),
         refine=refine_words(made.refine, made.relaxed).removeprefix("refine "),
         calibration=calibration_words(made),
-        samples=str(about.calibration_set.rows),
+        samples=str(on.rows),
     )
 
 
@@ -68,6 +70,8 @@ def settings_of_label(label: str) -> MapSettings | None:
 
 def map_label(about: Identity, *, control: bool) -> str:
     """Return the label of the row of a map or its control; with a budget it lists the layers."""
+    if not about.calibration.fitted:
+        return coarse_label(about.calibration)
     if about.budget is None:
         return map_settings(about, control=control).label
     layers = layer_words(about)
@@ -88,8 +92,37 @@ def calibration_words(made: CalibrationRecipe) -> str:
 def feature_words(made: CalibrationRecipe) -> str:
     """Describe the features that a map uses besides its slices: "query, adaptive and logit"."""
     used = [key.removesuffix("_features").removesuffix("s") for key in made.features]
-    *first, last = [word.replace("_", " ") for word in used] or [""]
+    words = [coarse_words(made) if key == COARSE else key.replace("_", " ") for key in used]
+    *first, last = words or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def coarse_words(made: CalibrationRecipe) -> str:
+    """Describe the feature: "coarse (16 tokens)"; usual settings are left out."""
+    assert made.coarse is not None
+    return f"coarse ({'; '.join(subset_words(made.coarse))})"
+
+
+def coarse_label(made: CalibrationRecipe) -> str:
+    """Describe coarse duals without a fit: "coarse duals, 16 tokens, two-sided"."""
+    assert made.coarse is not None
+    assert made.form is not None
+    size, *others = subset_words(made.coarse)
+    return ", ".join(["coarse duals", size, form_words(made.form), *others])
+
+
+def subset_words(coarse: CoarseRecipe) -> list[str]:
+    """Return the size of a subset and, where they are not the usual ones, its other settings."""
+    words = [f"{coarse.tokens} tokens"]
+    words += [] if coarse.choice == "sequence" else [coarse.choice]
+    words += [] if coarse.weights == "equal" else [f"{coarse.weights} weights"]
+    words += [] if coarse.num_iters is None else [f"T = {coarse.num_iters}"]
+    return words + ([f"rows of {coarse.grid_width}"] if coarse.grid_width else [])
+
+
+def form_words(form: str) -> str:
+    """Return "two-sided" or "one pass"."""
+    return {"two_sided": "two-sided", "one_pass": "one pass"}.get(form, form)
 
 
 def refine_words(refine: int, relaxed: bool | None) -> str:

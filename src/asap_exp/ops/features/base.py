@@ -7,12 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asap_exp.ops.coarse_settings import CoarseSettings
+
 
 class Tokens(NamedTuple):
     """Inputs of features: q, k `[B, H, N, D]`, the options, and the slices.
 
     `phi`, `x` and `y` `[B, H, L, N]` are potentials and projections on the slices, scaled up where
-    tiny (`reference.adaptive.enlarged`); None unless some feature is per slice.
+    tiny (`reference.adaptive.enlarged`); None unless some feature is per slice. `coarse` says which
+    tokens a coarse dual is made of; None unless the map has one.
     """
 
     q: Tensor
@@ -23,6 +26,7 @@ class Tokens(NamedTuple):
     phi: Tensor | None = None
     x: Tensor | None = None
     y: Tensor | None = None
+    coarse: CoarseSettings | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """ASAP attention: the row dual predicted from sliced potentials, then its closure.
 
     f_hat_i = sum_l w_l phi_l(i) + u . ([q_i ; |q_i|^2] - its mean over the valid tokens)
-              + sum_l sum_p c_pl psi_pl(i) + sum_p d_p chi_p(i)
+              + sum_l sum_p c_pl psi_pl(i) + sum_p d_p chi_p(i) + a f^C(i)
 
 The first term is from ASAP (arXiv 2605.12879); the query features, the features psi of `adaptive`
-and chi of `logit_rows`, and `refine` are this project's.
+and chi of `logit_rows`, the coarse dual f^C of `coarse`, and `refine` are this project's.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.features import FEATURES, Tokens
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference import adaptive, potentials
@@ -26,6 +27,7 @@ def map_features(
     phi: Tensor,
     names: tuple[str, ...],
     *,
+    coarse: CoarseSettings | None,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -33,11 +35,11 @@ def map_features(
     """Compute the named kinds of features, each `[B, H, its total, N]`, from potentials `phi`."""
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     chosen = [FEATURES[name] for name in names]
-    tokens = Tokens(q, k, **options)
+    tokens = Tokens(q, k, **options, coarse=coarse)
     if any(feature.per_slice for feature in chosen):
         x, y = potentials.projections(q, k, theta, **options)
         x, y, factor = adaptive.enlarged(x, y, key_padding_mask)
-        tokens = Tokens(q, k, **options, phi=phi * factor, x=x, y=y)
+        tokens = tokens._replace(phi=phi * factor, x=x, y=y)
     return [feature.flat(tokens) for feature in chosen]
 
 
@@ -60,7 +62,7 @@ def sliced_dual(
     phi = potentials.of_projections(x, y, key_padding_mask)
     own_size = phi if factor is None else phi / factor
     f_hat = torch.einsum("hl,bhln->bhn", map.weight.to(phi.dtype), own_size)
-    tokens = Tokens(q, k, **options, phi=phi, x=x, y=y)
+    tokens = Tokens(q, k, **options, phi=phi, x=x, y=y, coarse=map.coarse)
     for feature, weight in used:
         f_hat = f_hat + feature.weighted(weight, tokens)
     return f_hat

@@ -56,13 +56,11 @@ def coarse_duals(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> CoarseDuals:
-    options: dict[str, Any] = {
-        "num_iters": num_iters, "eps": eps, "scale": scale, "key_padding_mask": key_padding_mask
-    }  # fmt: skip
-    return CoarseDuals(
-        coarse_ready(q, k, subset, key_subset, **options),
-        coarse_col(q, k, subset, key_subset, **options),
-    )
+    part = coarse(q, k, subset, key_subset, key_padding_mask)
+    row, col = duals_of(part, num_iters - 1, eps=eps, scale=scale)
+    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
+    ready = zero_dual(q) if num_iters == 1 else to_queries(q, col, part, **options)
+    return CoarseDuals(ready, to_keys(k, row, part, **options))
 
 
 def coarse_ready(
@@ -78,12 +76,10 @@ def coarse_ready(
 ) -> Tensor:
     """Extend the subset's column dual to all queries, `[B, H, N]`; 0 at padded ones."""
     if num_iters == 1:
-        return q.new_zeros(q.shape[:3], dtype=compute_dtype(q))
+        return zero_dual(q)
     part = coarse(q, k, subset, key_subset, key_padding_mask)
-    col = duals_of(part, num_iters - 1, eps=eps, scale=scale)[1]
-    q = blank(q, key_padding_mask, 2)
-    S = logits(q, part.k, eps=eps, scale=scale, mask=None)
-    return blank(row_step(S, col, part), key_padding_mask, 2)
+    _, col = duals_of(part, num_iters - 1, eps=eps, scale=scale)
+    return to_queries(q, col, part, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
 
 
 def coarse_col(
@@ -99,7 +95,28 @@ def coarse_col(
 ) -> Tensor:
     """Extend the subset's row dual to all keys, `[B, H, M]`; 0 at padded ones."""
     part = coarse(q, k, subset, key_subset, key_padding_mask)
-    row = duals_of(part, num_iters - 1, eps=eps, scale=scale)[0]
+    row, _ = duals_of(part, num_iters - 1, eps=eps, scale=scale)
+    return to_keys(k, row, part, eps=eps, scale=scale, key_padding_mask=key_padding_mask)
+
+
+def zero_dual(q: Tensor) -> Tensor:
+    """Return the row dual `[B, H, N]` that T = 1 starts from."""
+    return q.new_zeros(q.shape[:3], dtype=compute_dtype(q))
+
+
+def to_queries(
+    q: Tensor, col: Tensor, part: Coarse, *, eps: float, scale: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """Return f `[B, H, N]` of all queries from g of the subset's keys; 0 at padded ones."""
+    q = blank(q, key_padding_mask, 2)
+    S = logits(q, part.k, eps=eps, scale=scale, mask=None)
+    return blank(row_step(S, col, part), key_padding_mask, 2)
+
+
+def to_keys(
+    k: Tensor, row: Tensor, part: Coarse, *, eps: float, scale: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """Return g `[B, H, M]` of all keys from f of the subset's queries; 0 at padded ones."""
     k = blank(k, key_padding_mask, 2)
     S = logits(part.q, k, eps=eps, scale=scale, mask=None)
     return blank(column_step(S, row, part), key_padding_mask, 2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from asap_exp.ops import reference
 from asap_exp.ops.call import Call
 from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.features import Tokens
 from asap_exp.ops.kernels.asap import dual
 from asap_exp.ops.kernels.asap.logit_features import logit_dual
 from asap_exp.ops.kernels.launch import Launch
@@ -27,6 +28,9 @@ IN_THE_DUAL = ("query_weight", "adaptive_weight")
 
 FEATURE_KERNELS: dict[str, Callable[..., Tensor]] = {"logit_weight": logit_dual}
 """Kernels that compute the weighted sum of features, by weight."""
+
+IN_PYTORCH = ("coarse_weight",)
+"""Weights of the features that plain PyTorch adds to what the kernels compute."""
 
 
 def sliced_potentials(
@@ -45,7 +49,7 @@ def map_attention(
     _, _, m, value_dim = v.shape
     call = Call(
         n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
-        gradient_needed(q, k, v, *map), map.theta.shape[1], refine, map.relaxation is not None,
+        gradient_needed(q, k, v, *map.tensors), map.theta.shape[1], refine, map.relaxation is not None,
         map.logit_weight is not None, other_features=other_features(map),
     )  # fmt: skip
     return choose("asap", call).launch(q, k, v, map, refine=refine, **options)
@@ -74,7 +78,7 @@ def map_dual(q: Tensor, k: Tensor, map: SlicedMap, *, refine: int, **options: An
 
 def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
     """Compute f_hat `[B, H, N]`."""
-    gradient = gradient_needed(q, k, *map._replace(relaxation=None))
+    gradient = gradient_needed(q, k, *map._replace(relaxation=None).tensors)
     call = _call(q, k, map.theta, q.dtype, gradient=gradient)
     call = call._replace(other_features=other_features(map))
     return choose("sliced_dual", call).launch(q, k, map, **options)
@@ -91,12 +95,15 @@ def dual_by_kernels(
         if feature.weight in FEATURE_KERNELS:
             kernel = FEATURE_KERNELS[feature.weight]
             f_hat = f_hat + kernel(q, k, weight, products=products, **options)
+        elif feature.weight in IN_PYTORCH:
+            f_hat = f_hat + feature.weighted(weight, Tokens(q, k, **options, coarse=map.coarse))
     return f_hat
 
 
 def dual_refusal(call: Call) -> str | None:
     """Return why the kernels do not compute the dual, or None if they do."""
-    unknown = [weight for weight in call.other_features if weight not in FEATURE_KERNELS]
+    known = (*FEATURE_KERNELS, *IN_PYTORCH)
+    unknown = [weight for weight in call.other_features if weight not in known]
     if unknown:
         return f"has no kernel for the features of {', '.join(unknown)}"
     return dual.self_attention_alone(call)
