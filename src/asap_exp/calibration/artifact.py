@@ -236,7 +236,9 @@ def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
     about = artifact.about
     assert about.heads is not None, "of a map that distill made"
     with made_again(folder):
-        return read_fidelity(folder, about.layers, about.heads, about.fidelity_sha256)
+        # Nothing was measured where nothing was fitted.
+        layers = about.layers if about.calibration.fitted else []
+        return read_fidelity(folder, layers, about.heads, about.fidelity_sha256)
 
 
 OTHER_TEACHER = "Distill this teacher, or evaluate the artifact's own"

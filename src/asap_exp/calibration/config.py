@@ -90,9 +90,14 @@ class CalibrationKeys:
         check_form(self)
         for key in self.features:
             if not self.query_features:
+                on, off = (
+                    (f"{key}.tokens={self.coarse.tokens}", f"{key}.tokens=null")
+                    if key == COARSE
+                    else (f"{key}=true", f"{key}=false")
+                )
                 raise UserError(
-                    f"calibration.{key}=true needs calibration.query_features=true, got false; set "
-                    f"that, or calibration.{key}=false"
+                    f"calibration.{on} needs calibration.query_features=true, got false; set that, "
+                    f"or calibration.{off}"
                 )
 
     def chosen(self, kind: type[AnyStep]) -> list[AnyStep]:

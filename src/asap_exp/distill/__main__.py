@@ -10,7 +10,10 @@ def run(config: DistillConfig) -> Score:
     from asap_exp.distill.budget import distill_within_budget
     from asap_exp.distill.distill import distill
     from asap_exp.distill.fidelity_table import score
+    from asap_exp.distill.without_fit import distill_without_fit
 
+    if not config.calibration.fits:
+        return score(distill_without_fit(config))
     return score((distill_within_budget if config.budget.asked else distill)(config))
 
 

@@ -56,7 +56,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         if tracker is not None:
             log_evaluation(tracker, found)
     print_evaluation(found)
-    print_drift(measured.drift)
+    if measured.drift is not None:
+        print_drift(measured.drift)
     say(f"Record: {shown(folder / METRICS)}")
     return folder / METRICS
 

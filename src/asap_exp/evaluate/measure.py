@@ -32,8 +32,8 @@ class Measured:
 
     rows: list[dict[str, Any]]
     """Rows, one per variant; the keys are the fields of `asap_exp.core.records.row.Row`."""
-    drift: dict[str, float]
-    """Column error on the test samples over that at calibration, by layer path."""
+    drift: dict[str, float] | None
+    """Column error on the test samples over that at calibration, by layer path; None without a fit."""
     plans: dict[str, Any]
     """Plans of teacher, map and softmax for one sample, in the map's last layer."""
 
@@ -65,6 +65,7 @@ def measure_map(
     """
     last = artifact.layers[-1]
     device = next(net.parameters()).device
+    knows_drift = artifact.about.column_error is not None  # else nothing was fitted to data
     return Measured(
         measure(
             variants,
@@ -74,7 +75,7 @@ def measure_map(
             fidelity_samples=fidelity_samples,
             validation=validation,
         ),
-        drift(net, artifact, test.first(fidelity_samples), precision),
+        drift(net, artifact, test.first(fidelity_samples), precision) if knows_drift else None,
         example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
     )
 

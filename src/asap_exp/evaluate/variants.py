@@ -15,8 +15,9 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.truncation import Truncation
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
+from asap_exp.core.records.identity import AttentionConfig
 from asap_exp.core.records.row import RowGroup
-from asap_exp.core.records.words import map_label, refine_words
+from asap_exp.core.records.words import coarse_label, map_label, refine_words
 from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
@@ -75,18 +76,18 @@ def variants(
         return everywhere(lambda _: truncation.attention(teacher.eps))
 
     about = artifact.about
-    made = about.calibration
+    made, kind = about.calibration, group_of(artifact)
     refine = "refine by layer" if about.budget else refine_words(made.refine, made.relaxed)
-    name = "by budget" if about.budget else "ASAP"
+    name = "by budget" if about.budget else "ASAP" if made.fitted else coarse_label(made)
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
     rows = [
         Variant("teacher", f"Sinkhorn teacher, {teacher.updates}", "teacher", net, paths),
-        row("asap", f"{name}, {where}", "asap", compiled),
+        row("asap", f"{name}, {where}", kind, compiled),
     ]
     if len(paths) > 1:
         rows += [
-            row(f"asap_layer_{number}", f"{name}, layer {number} alone", "asap", attends)
+            row(f"asap_layer_{number}", f"{name}, layer {number} alone", kind, attends)
             for number, attends in alone
         ]
     rows += [
@@ -94,19 +95,22 @@ def variants(
         for cut in cuts
         if teacher.num_iters > cut.num_iters
     ]
+    if made.fitted:  # else there are no weights, and no map to be without slices
+        rows += [
+            row(
+                "control_zero",
+                f"control: ASAP, all weights zero, {refine}",
+                "control",
+                everywhere(artifact.zero_weights),
+            ),
+            row(
+                "control_query",
+                "control: query features, no slices",
+                "control",
+                everywhere(artifact.query_features_only),
+            ),
+        ]
     rows += [
-        row(
-            "control_zero",
-            f"control: ASAP, all weights zero, {refine}",
-            "control",
-            everywhere(artifact.zero_weights),
-        ),
-        row(
-            "control_query",
-            "control: query features, no slices",
-            "control",
-            everywhere(artifact.query_features_only),
-        ),
         row(
             "control_uniform",
             "control: uniform attention",
@@ -142,13 +146,13 @@ def further_maps(
     """
     device = next(net.parameters()).device
     rows = []
-    points = {
-        "asap": map_point(artifact, control=False),
-        "control_query": map_point(artifact, control=True),
-    }
-    controls = {(points["control_query"].key, seed_of(artifact))}
+    points = {"asap": map_point(artifact, control=False)}
+    controls = set()
+    if artifact.about.calibration.fitted:
+        points["control_query"] = map_point(artifact, control=True)
+        controls.add((points["control_query"].key, seed_of(artifact)))
     for number, other in enumerate(others):
-        for control in (False, True):
+        for control in (False, True) if other.about.calibration.fitted else (False,):
             point, seed = map_point(other, control=control), seed_of(other)
             if control and (point.key, seed) in controls:
                 continue
@@ -157,24 +161,46 @@ def further_maps(
             attends = {path: make(path).to(device) for path in other.layers}
             key = f"{OTHER_MAP}{number}{'_query' if control else ''}"
             points[key] = point
-            kind: RowGroup = "control" if control else "asap"
-            label = f"{point.label}, seed {seed}"
+            kind: RowGroup = "control" if control else group_of(other)
+            label = point.label if seed is None else f"{point.label}, seed {seed}"
             rows.append(Variant(key, label, kind, net, other.layers, attends))
     return rows, points
 
 
-def seed_of(artifact: Artifact) -> int:
-    return artifact.about.calibration.seed
+def group_of(artifact: Artifact) -> RowGroup:
+    """Return the kind of method of an artifact's row: ASAP, or coarse duals without a fit."""
+    return "asap" if artifact.about.calibration.fitted else "coarse"
+
+
+def seed_of(artifact: Artifact) -> int | None:
+    """Return the seed of a calibration; without a fit that of random tokens, or None."""
+    made = artifact.about.calibration
+    if made.fitted:
+        return made.seed
+    assert made.coarse is not None
+    return made.coarse.seed
 
 
 def map_point(artifact: Artifact, *, control: bool) -> MapPoint:
     """Return the point of a map or its control, which has no slices and ignores their settings."""
     about = artifact.about
-    of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "name")
+    of_slices = ("slices", "candidates", "query_features", "adaptive", "logits", "coarse", "name")
     unread = of_slices if control else ()
     calibration = to_json(about.calibration, exclude_none=True)
-    name = short_hash([drop_keys(calibration, ("seed", *unread)), about.attentions, control])
+    attentions = {
+        path: without_subset(options, control) for path, options in (about.attentions or {}).items()
+    }
+    name = short_hash(
+        [drop_keys(calibration, ("seed", "coarse.seed", *unread)), attentions, control]
+    )
     return MapPoint(key=f"{OTHER_MAP}{name}", label=map_label(about, control=control))
+
+
+def without_subset(options: AttentionConfig, control: bool) -> AttentionConfig:
+    """Return an attention without the seed of its subset and, for a control, without the subset."""
+    if options["name"] == "coarse":
+        return drop_keys(options, ("seed",))
+    return drop_keys(options, ("coarse" if control else "coarse.seed",))
 
 
 def numbers(paths: list[str], layers: Mapping[str, nn.Module]) -> str:

@@ -14,11 +14,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.columns import Column
+from asap_exp.core.records.words import size_and_form
 from asap_exp.report.averages import AveragedRow, averaged_rows, main_rows
 from asap_exp.report.captions import group_title
 from asap_exp.report.drawing import (
     BLACK,
     BLUE,
+    DARK_YELLOW,
     GREEN,
     GREY,
     LIGHT_BLUE,
@@ -28,7 +30,7 @@ from asap_exp.report.drawing import (
     subplots,
 )
 from asap_exp.report.groups import Group
-from asap_exp.report.names import COARSE, ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
+from asap_exp.report.names import COARSE, COARSE_ALONE, ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
 from asap_exp.report.notes import controls_are_unfused
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
@@ -51,7 +53,7 @@ class Family:
     name: str
     colour: str
     marker: str
-    line: str
+    line: str | tuple[int, tuple[int, ...]]
     joins_all: bool = False
     """True if the curve joins all points, not only those better than every faster one."""
 
@@ -65,13 +67,22 @@ FAMILIES = {
     "uniform": Family(UNIFORM, GREY, "P", ""),
     "softmax": Family(SOFTMAX, GREEN, "^", ""),
     "espformer": Family(ESPFORMER, PINK, "v", ""),
+    "coarse two-sided": Family(f"{COARSE_ALONE}, two-sided", YELLOW, "p", (0, (1, 1))),
+    "coarse one pass": Family(f"{COARSE_ALONE}, one pass", DARK_YELLOW, "d", (0, (3, 1, 1, 1))),
     "coarse": Family(COARSE, YELLOW, "h", ""),
 }
 CUT = ("truncated", "relaxed")
 """Families whose points are labelled with their number of updates."""
+NUMBERED = (*CUT, "coarse two-sided", "coarse one pass")
+"""Families whose points are labelled with a number: of updates, or of tokens of the subset."""
 MARKER = 4.5
 """Half the width of a marker, in pixels."""
-LABELS = {"truncated": BLUE, "relaxed": "#1F7FB5"}
+LABELS = {
+    "truncated": BLUE,
+    "relaxed": "#1F7FB5",
+    "coarse two-sided": "#8A7A00",
+    "coarse one pass": "#7A5C00",
+}
 """Colours of these labels: a thin letter needs a darker one than a marker."""
 
 
@@ -81,7 +92,15 @@ def family_of(row: AveragedRow) -> str | None:
         return None
     if row.key == "control_uniform":
         return "uniform"
+    if row.group == "coarse" and (found := size_and_form(row.label)) is not None:
+        return f"coarse {found[1]}"
     return row.group if row.group in FAMILIES else None
+
+
+def number_of(row: AveragedRow) -> str:
+    """Return the number of updates of a truncation, or of tokens that a coarse dual is made of."""
+    found = size_and_form(row.label)
+    return row.key.removeprefix(f"{row.group}_") if found is None else str(found[0])
 
 
 def accuracy_latency(group: Group) -> Figure:
@@ -241,15 +260,15 @@ def milliseconds(axes: Axes) -> None:
 def label_updates(
     figure: Figure, axes: Axes, group: Group, *, scale: float = 1, size: float = 9, gap: float = 0
 ) -> None:
-    """Label each truncation with its number of updates, unless another label is within `gap` px.
+    """Label truncations with their updates, coarse duals with their tokens.
 
-    Milliseconds are multiplied by `scale`.
+    A label within `gap` px of another is left out. Milliseconds are multiplied by `scale`.
     """
     column, rows = quality(group), visible(group)
     figure.draw_without_rendering()  # the layout settles before labels are placed in it
     texts, places = [], list[tuple[float, float]]()
     for row in rows:
-        if family_of(row) in CUT:
+        if (family := family_of(row)) in NUMBERED:
             (at,) = zip(*coordinates([row], column, scale), strict=True)
             place = tuple(axes.transData.transform(at))
             if not axes.bbox.contains(*place) or any(
@@ -260,9 +279,8 @@ def label_updates(
             # Start with plain truncations labelled below their curve and relaxed ones above it.
             shift = (5, -15) if row.group == "truncated" else (-8, 5)
             x, y = axes.transData.inverted().transform(np.add(place, shift))
-            number = row.key.removeprefix(f"{row.group}_")
-            colour = LABELS[row.group]
-            text = axes.text(x, y, number, color=colour, fontsize=size, zorder=6)
+            colour = LABELS[family]
+            text = axes.text(x, y, number_of(row), color=colour, fontsize=size, zorder=6)
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
             texts.append(text)
     if texts:

@@ -1,7 +1,7 @@
 """Titles, conditions and origins of records, for tables and figures."""
 
 from asap_exp.core.records.evaluation import EvaluationRecord
-from asap_exp.core.records.words import layer_words, map_settings
+from asap_exp.core.records.words import coarse_label, layer_words, map_settings
 from asap_exp.report.groups import Group
 from asap_exp.report.markdown_table import commit
 
@@ -39,15 +39,19 @@ def caption(record: EvaluationRecord) -> str:
     return (
         f"Measured on {test} test {samples}, in {record.precision} on {record.device}. "
         f"Latency per batch of {latency.batch_size}: median of {latency.rounds} interleaved "
-        f"rounds, {kernels}, {graph}. ASAP: {map_words(record)}."
+        f"rounds, {kernels}, {graph}. {map_words(record)}."
     )
 
 
 def map_words(record: EvaluationRecord) -> str:
-    """Describe the settings of the record's own map, layer by layer if a budget chose."""
+    """Describe the record's own map, layer by layer if a budget chose, or its coarse duals."""
+    made = record.artifact.calibration
+    if not made.fitted:
+        words = coarse_label(made)
+        return f"{words[0].upper()}{words[1:]}, without a fit"
     if record.artifact.budget is not None:
-        return layer_words(record.artifact)
-    return map_settings(record.artifact).label.removeprefix("ASAP, ")
+        return f"ASAP: {layer_words(record.artifact)}"
+    return f"ASAP: {map_settings(record.artifact).label.removeprefix('ASAP, ')}"
 
 
 def origins(group: Group) -> list[list[str]]:

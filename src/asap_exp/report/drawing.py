@@ -14,6 +14,7 @@ from asap_exp.report.groups import Group
 # Okabe and Ito's palette, distinct for colour-blind readers.
 BLACK, ORANGE, BLUE, LIGHT_BLUE = "#000000", "#D55E00", "#0072B2", "#56B4E9"
 GREEN, PINK, YELLOW, GREY = "#009E73", "#CC79A7", "#E69F00", "#777777"
+DARK_YELLOW = "#8C6100"
 
 
 def new_figure(width: float, height: float) -> Figure:

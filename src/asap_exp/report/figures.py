@@ -12,12 +12,12 @@ from asap_exp.report.training_figure import training
 def group_figures(group: Group) -> dict[str, Figure]:
     """Return figures by name: quality and latency, training curves, example plans, fidelity.
 
-    There are no training curves if no record has any.
+    There are no training curves if no record has any, and no fidelity where nothing was fitted.
     """
     curves = any(record.curves for record in group.records)
     return {
         "accuracy_latency": accuracy_latency(group),
         **({"training": training(group)} if curves else {}),
         "plans": plans(group),
-        "fidelity": fidelity(group),
+        **({"fidelity": fidelity(group)} if group.first.fidelity else {}),
     }

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from asap_exp.core.records.words import settings_of_label
+from asap_exp.core.records.evaluation import OTHER_MAP
+from asap_exp.core.records.words import coarse_label, settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.groups import Group
 from asap_exp.report.names import CONTROL, NO_SLICES
@@ -27,6 +28,17 @@ class Headline:
         return str(models)
 
     @property
+    def name(self) -> str:
+        """The compiled map's method: "ASAP", or that of coarse duals without a fit."""
+        made = self.group.first.artifact.calibration
+        return "ASAP" if self.is_map else coarse_label(made)
+
+    @property
+    def is_map(self) -> bool:
+        """False for coarse duals without a fit."""
+        return self.group.first.artifact.calibration.fitted
+
+    @property
     def title_words(self) -> str:
         """The same for a title."""
         models, maps = len(self.group.records), self.asap.n
@@ -46,7 +58,7 @@ def headline(group: Group) -> Headline:
     rivals = [
         row
         for row in rows.values()
-        if (row.group in ("truncated", "relaxed", "control") or row.key == "softmax_swapped")
+        if is_rival(row)
         and row["model_ms"] is not None
         and asap["model_ms"] is not None
         and row.mean("model_ms") <= asap.mean("model_ms")
@@ -56,6 +68,13 @@ def headline(group: Group) -> Headline:
     rivals.sort(key=lambda row: row.mean("model_ms"))
     best = max(rivals, key=lambda row: goodness(row, column), default=None)
     return Headline(group, rows["teacher"], asap, best)
+
+
+def is_rival(row: AveragedRow) -> bool:
+    """Return True for other methods on the teacher's weights, coarse duals without a fit too."""
+    coarse = row.group == "coarse" and row.key.startswith(OTHER_MAP)
+    others = row.group in ("truncated", "relaxed", "control") or row.key == "softmax_swapped"
+    return coarse or others
 
 
 def compared_rows(group: Group) -> dict[str, AveragedRow]:

@@ -11,6 +11,7 @@ UNIFORM = f"{CONTROL}uniform attention"
 SOFTMAX = "softmax, same recipe"
 ESPFORMER = "ESPFormer, same recipe"
 COARSE = "coarse duals, same recipe"
+COARSE_ALONE = "coarse duals, no fit"
 LINEAR = "tf-idf + linear SVM"
 
 NAMES = {

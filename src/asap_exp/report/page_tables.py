@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column
 from asap_exp.core.records.row import COLUMN
-from asap_exp.core.records.words import map_settings
+from asap_exp.core.records.words import coarse_label, map_settings
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
@@ -113,6 +113,8 @@ def map_note(group: Group) -> str:
     """Describe the map of a group in a few words."""
     if group.first.artifact.budget is not None:
         return "maps chosen within a budget"
+    if not group.first.artifact.calibration.fitted:
+        return coarse_label(group.first.artifact.calibration)
     settings = map_settings(group.first.artifact)
     features = f"{settings.features} features" if settings.features else ""
     refine = "" if settings.refine == "0" else f"refine {settings.refine}"
@@ -144,7 +146,7 @@ def in_words(groups: Sequence[Group]) -> str:
     found = [headline(group) for group in groups]
     if len(found) == 1 and found[0].asap["model_ms"] is not None:
         return " ".join(verdict(groups[0]))
-    leads = [lead(each) for each in found]
+    leads = [lead(each) for each in found if each.is_map]
     return (
         f"Of {len(leads)} rows, ASAP is the best of what is as fast in {leads.count(1)}, equal to "
         f"the best in {leads.count(0)} and behind in {leads.count(-1)}; differences of less than "

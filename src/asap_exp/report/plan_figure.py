@@ -8,8 +8,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from asap_exp.core.escaping import on_figure
 from asap_exp.report.drawing import ORANGE, heading, subplots
 from asap_exp.report.groups import Group
+from asap_exp.report.headline import headline
 
 TITLES = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
 
@@ -30,7 +32,8 @@ def plans(group: Group) -> Figure:
     figure, grid = subplots(8, 4, nrows=2, ncols=3, sharex=True, height_ratios=(4, 1))
     for (upper, lower), (name, plan) in zip(grid.T, drawn.items(), strict=True):
         image = upper.imshow(plan, cmap="magma", norm=norm, aspect="auto", interpolation="none")
-        upper.set_title(TITLES[name], fontsize=10)
+        title = headline(group).name if name == "asap" else TITLES[name]
+        upper.set_title(on_figure(title, 30), fontsize=10)
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         upper.tick_params(labelsize=8)

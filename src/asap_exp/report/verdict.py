@@ -25,8 +25,10 @@ def verdict(group: Group) -> list[str]:
     doubt = chance(group, found.asap, column)
     tokens = group.first.training.tokens
     where = f"{'Here' if tokens is None else f'At {tokens} tokens'}, on this machine,"
+    name = found.name[0].upper() + found.name[1:]
+    short = found.name if found.is_map else "this"
     lines = [
-        f"ASAP runs the model {speed(found.asap, found.teacher)} and has "
+        f"{name} runs the model {speed(found.asap, found.teacher)} and has "
         f"{result(found.asap, column)}; its teacher has {result(found.teacher, column)}."
     ]
     if rival is None:
@@ -38,13 +40,13 @@ def verdict(group: Group) -> list[str]:
     if no_worse(rival, found.asap, column):
         return [*lines, f"{where} the truncation is the better choice.", *doubt]
     if rival.mean("model_ms") > found.asap.mean("model_ms"):
-        return [*lines, f"{where} no truncation is as fast as ASAP.", *doubt]
+        return [*lines, f"{where} no truncation is as fast as {short}.", *doubt]
     as_good = as_good_truncation(rows, found.asap, column)
     if as_good is None:
         other = "no truncation that was measured is as good"
     else:
         other = f"as good is {as_good.name}, {speed(as_good, found.teacher)}"
-    return [*lines, f"{where} ASAP is slower than it, and better; {other}.", *doubt]
+    return [*lines, f"{where} {short} is slower than it, and better; {other}.", *doubt]
 
 
 def chance(group: Group, asap: AveragedRow, column: Column) -> list[str]:

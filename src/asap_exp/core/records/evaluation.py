@@ -214,7 +214,8 @@ class EvaluationRecord:
         artifact = self.artifact
         if len(artifact.layers) > self.num_layers:
             yield f"num_layers={self.num_layers} is less than the layers of artifact"
-        if not is_about(self.fidelity, artifact.layers, artifact.heads):
+        measured = artifact.layers if artifact.calibration.fitted else []
+        if not is_about(self.fidelity, measured, artifact.heads):
             yield "fidelity is not about the layers and heads of artifact"
         if self.plans.layer not in artifact.layers or self.plans.head >= artifact.heads:
             yield "plans is of a layer or head that artifact does not have"

@@ -111,6 +111,15 @@ def coarse_label(made: CalibrationRecipe) -> str:
     return ", ".join(["coarse duals", size, form_words(made.form), *others])
 
 
+COARSE_PARTS = re.compile(r"coarse duals, (?P<tokens>\d+) tokens, (?P<form>two-sided|one pass)")
+
+
+def size_and_form(label: str) -> tuple[int, str] | None:
+    """Return the size of the subset and the form in a row's label; None for another method."""
+    found = COARSE_PARTS.match(label)
+    return None if found is None else (int(found["tokens"]), found["form"])
+
+
 def subset_words(coarse: CoarseRecipe) -> list[str]:
     """Return the size of a subset and, where they are not the usual ones, its other settings."""
     words = [f"{coarse.tokens} tokens"]

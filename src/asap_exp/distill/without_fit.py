@@ -1,0 +1,87 @@
+"""Compile a frozen teacher to coarse duals: nothing is fitted, so no data is read."""
+
+from pathlib import Path
+
+from asap_exp.attention import attention_layers
+from asap_exp.calibration.artifact import (
+    check_belongs,
+    layers_fingerprint,
+    load_artifact,
+    load_fidelity,
+    make_artifact,
+    save_artifact,
+)
+from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
+from asap_exp.calibration.teacher import teacher_identity
+from asap_exp.core.console import say, shown, warn
+from asap_exp.core.errors import UserError
+from asap_exp.core.locks import part_held
+from asap_exp.core.manifest import manifest
+from asap_exp.core.run_log import run_log
+from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
+from asap_exp.core.tracking import wandb_run
+from asap_exp.distill.config import DistillConfig
+from asap_exp.distill.distill import artifact_key, chosen_layers
+from asap_exp.models import load_net
+from asap_exp.models.teachers import find_teacher
+
+
+@run_log("distill")
+def distill_without_fit(config: DistillConfig) -> Path:
+    """Put coarse attention in the place of a teacher's layers; return the artifact's folder."""
+    run = find_teacher(config.paths, config.task.name, config.teacher)
+    keys, form = config.calibration.coarse, config.calibration.form
+    net = load_net(run, "cpu")
+    paths = chosen_layers(config.layer, list(attention_layers(net)))
+    attends = coarse_layers(net, paths, keys, one_pass=form == "one_pass")
+    public = public_config(config) | {"layers": paths}
+    folder = run.path / "distill" / short_hash(artifact_key(config, paths))
+    identity = {
+        **teacher_identity(run, net),
+        "layers_sha256": layers_fingerprint(net, paths),
+        **identity_without_fit(keys, form),
+    }
+    with part_held(run.path, folder):
+        if is_made(folder, identity):
+            return folder
+        facts = {
+            "stage": "distill",
+            "seed": config.calibration.seed,
+            "teacher": run.name,
+            "config": public,
+        }
+        with (
+            wandb_run(
+                config.logger,
+                {**public, "teacher_config": public_config(run.config)},
+                folder=run.path,
+                group=run.group,
+                job_type="distill",
+                part=folder.name,
+                tags=[str(run.config.task.name), config.calibration.name],
+            ),
+            manifest(folder / "manifest.json", **facts),
+        ):
+            save_artifact(folder, make_artifact(attends, {}, identity), [])
+    for path, attend in attends.items():
+        say(f"{path}: {attend.extra_repr()}")
+    say(
+        f"Compiled {len(paths)} of {len(attention_layers(net))} layers, without a fit and without "
+        f"data: {shown(folder)}"
+    )
+    return folder
+
+
+def is_made(folder: Path, identity: dict) -> bool:
+    """Return True, and print it, if there is such an artifact of this teacher; redo a damaged one."""
+    try:
+        if not stage_finished(folder):
+            return False
+        artifact = load_artifact(folder)
+        check_belongs(artifact, identity, folder)
+        load_fidelity(folder, artifact)
+    except UserError as error:
+        warn(f"{error}\nIt is compiled again")
+        return False
+    say(f"Already compiled: {shown(folder)} (remove it to compile again)")
+    return True
