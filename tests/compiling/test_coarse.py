@@ -1,4 +1,4 @@
-"""asap_exp.compile(model, method="coarse"): without a fit, and without a map to save."""
+"""asap_exp.compile(model, method="coarse"): without a fit; saved and loaded like a map."""
 
 import copy
 from pathlib import Path
@@ -15,6 +15,8 @@ from asap_exp.attention import (
     build_attention,
 )
 from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
+from asap_exp.core.sealed import SEAL, write_sealed
 from tests.small_model import Classifier, compile_small, kl, loader, tokens
 
 
@@ -62,25 +64,71 @@ def test_progress_says_what_it_does(
     assert "Compiling 2 layers: coarse duals, without a fit" in capsys.readouterr().err
 
 
-def test_there_is_no_map_to_save(teacher: Classifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens": 4},
+        {"tokens": 3, "subset": "random", "seed": 5, "weights": "voronoi", "one_pass": True},
+        {"tokens": 4, "subset": "grid", "grid_width": 4, "layers": ["second"]},
+    ],
+)
+def test_saved_and_loaded_model_is_the_same(
+    teacher: Classifier, tmp_path: Path, options: dict
+) -> None:
+    coarse, x = compiled(teacher, **options), tokens(9)
+    asap_exp.save_compiled(coarse, tmp_path / "map")
+    loaded = asap_exp.load_compiled(teacher, tmp_path / "map", backend="reference")
+    assert torch.equal(loaded(x), coarse(x))
+    assert {layer.attend.backend for layer in attention_layers(loaded).values()} <= {
+        "reference",
+        "auto",
+    }
+    asap_exp.save_compiled(loaded, tmp_path / "again")
+    first, again = (read_json(tmp_path / name / "asap.json") for name in ("map", "again"))
+    assert first == again
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.second.qkv.weight.mul_(2)
+    with pytest.raises(UserError, match="another teacher"):
+        asap_exp.load_compiled(other, tmp_path / "map")
+
+
+def test_drift_is_refused_without_a_calibration(teacher: Classifier, tmp_path: Path) -> None:
     coarse = compiled(teacher, tokens=4)
-    for refused in (
-        lambda: asap_exp.save_compiled(coarse, tmp_path),
-        lambda: asap_exp.drift(coarse, tokens(9)),
+    asap_exp.save_compiled(coarse, tmp_path)
+    for model in (coarse, asap_exp.load_compiled(teacher, tmp_path)):
+        with pytest.raises(UserError, match="nothing was fitted to the layers of this model"):
+            asap_exp.drift(model, tokens(9))
+
+
+def test_artifact_without_a_fit_must_say_so(teacher: Classifier, tmp_path: Path) -> None:
+    """What a map must have is missing only where nothing was fitted."""
+    asap_exp.save_compiled(compiled(teacher, tokens=4), tmp_path)
+    whole = {k: x for k, x in read_json(tmp_path / "asap.json").items() if k != SEAL}
+    for changes in (
+        {"steps": ["ridge"]},
+        {"coarse": None},
+        {"form": None},
+        {"coarse": {"tokens": 0, "choice": "sequence", "weights": "equal"}},
     ):
-        with pytest.raises(UserError, match="this Classifier are coarse: nothing was fitted"):
-            refused()
-    assert not list(tmp_path.iterdir())
+        write_sealed(
+            tmp_path / "asap.json", {**whole, "calibration": {**whole["calibration"], **changes}}
+        )
+        with pytest.raises(UserError, match="is damaged"):
+            asap_exp.load_compiled(teacher, tmp_path)
 
 
 @pytest.mark.slow
-def test_map_of_other_layers_is_not_saved_in_its_place(teacher: Classifier, tmp_path: Path) -> None:
+def test_coarse_layers_beside_a_map_belong_to_the_model_with_that_map(
+    teacher: Classifier, tmp_path: Path
+) -> None:
     half = compile_small(teacher, loader(), layers=["first"], steps=("ridge",))
-    both = compiled(half, tokens=4)
+    both, x = compiled(half, tokens=4), tokens(9)
     assert [a.attend.name for a in attention_layers(both).values()] == ["asap", "coarse"]
-    with pytest.raises(UserError, match="are coarse"):
-        asap_exp.save_compiled(both, tmp_path)
-    asap_exp.save_compiled(half, tmp_path)
+    asap_exp.save_compiled(both, tmp_path)
+    assert torch.equal(asap_exp.load_compiled(half, tmp_path)(x), both(x))
+    with pytest.raises(UserError, match="another teacher"):
+        asap_exp.load_compiled(teacher, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +160,7 @@ def test_keywords_of_other_methods_are_refused(teacher: Classifier) -> None:
 def test_other_updates_than_sinkhorns_are_refused(teacher: Classifier) -> None:
     model = copy.deepcopy(teacher)
     model.second.attend = build_attention({"name": "sinkformer"})
-    with pytest.raises(UserError, match=r"at second has sinkformer attention.*layers="):
+    with pytest.raises(UserError, match=r"at second has sinkformer attention.*other layers"):
         compiled(model)
     with torch.no_grad():
         assert compiled(model, layers=["first"])(tokens(9)).isfinite().all()

@@ -11,7 +11,7 @@ from asap_exp.attention.base import Attention, register
 from asap_exp.ops import CoarseSettings, SlicedMap, attention_plan, map_attention, map_dual
 from asap_exp.ops.backend import check_backend
 from asap_exp.ops.checks import check_count, check_temperature
-from asap_exp.ops.sliced_map import TENSORS
+from asap_exp.ops.sliced_map import MAP_TENSORS
 from asap_exp.ops.subsets import CHOICES, WEIGHTS
 
 FROZEN = (
@@ -46,7 +46,7 @@ class AsapAttention(Attention):
         check_temperature(eps, None, 1)
         check_backend(backend)
         tensors = SlicedMap(theta, weight, *more, **named).tensors
-        for name, x in zip(TENSORS, tensors, strict=True):
+        for name, x in zip(MAP_TENSORS, tensors, strict=True):
             setattr(self, name, None if x is None else nn.Parameter(x, requires_grad=False))
         self.coarse = CoarseSettings(**coarse) if isinstance(coarse, Mapping) else coarse
         if self.coarse is not None:
@@ -79,7 +79,7 @@ class AsapAttention(Attention):
 
     @property
     def map(self) -> SlicedMap:
-        return SlicedMap(*(getattr(self, name) for name in TENSORS), coarse=self.coarse)
+        return SlicedMap(*(getattr(self, name) for name in MAP_TENSORS), coarse=self.coarse)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None

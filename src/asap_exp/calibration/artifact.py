@@ -28,7 +28,7 @@ from asap_exp.core.sealed import SEAL, check_seal, write_sealed
 from asap_exp.core.tensors import fingerprint, load_tensors, save_tensors
 from asap_exp.core.typed import Newer, check_format, from_json, made
 from asap_exp.ops import SlicedMap
-from asap_exp.ops.sliced_map import TENSORS
+from asap_exp.ops.sliced_map import MAP_TENSORS
 
 FORMAT = 2
 DISTILL = "python -m asap_exp.distill"
@@ -59,7 +59,7 @@ class Artifact:
 
     def attention(self, path: str) -> Attention:
         """Build the compiled attention of the layer at `path`."""
-        map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in TENSORS})
+        map = SlicedMap.of({name: self.tensors.get(f"{path}.{name}") for name in MAP_TENSORS})
         return self._built(path, map)
 
     def zero_weights(self, path: str) -> Attention:

@@ -68,7 +68,7 @@ def coarse_layers(
             raise UserError(
                 f"the layer at {path} has {teacher.name} attention, whose updates are not those of "
                 "sinkhorn; coarse duals without a fit take the place of sinkhorn alone. Fit a map, "
-                "or compile other layers"
+                "or choose other layers"
             )
         attends[path] = coarse_attention(teacher, keys, one_pass=one_pass, backend=backend)
     return attends

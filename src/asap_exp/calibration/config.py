@@ -143,6 +143,7 @@ class CalibrationKeys:
         unread = [step for step in with_settings() if step not in self.steps]
         unread += [key for key in FEATURES if key != QUERY and not self.uses(key)]
         unread += [] if self.relaxes else ["relaxed"]
+        unread += [] if self.slices else ["candidates"]
         found = asdict(self) | {COARSE: self.coarse.identity()}
         return {key: value for key, value in found.items() if key not in (*unread, "form")}
 

@@ -77,7 +77,7 @@ def fit_ridge(
     equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig
 ) -> RidgeFit:
     """Fit the map on the best candidates, if there are more candidates than slices."""
-    if config.candidates > config.slices:
+    if equations.theta.shape[1] > config.slices:
         chosen = select_slices(
             equations, config.slices, query_features=config.query_features, ridge=config.ridge
         )

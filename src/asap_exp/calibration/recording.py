@@ -56,12 +56,13 @@ def num_bytes(kept: Sequence[dict[str, list[Target]]]) -> int:
 
 
 def candidates(data: CalibrationData, path: str) -> Tensor:
-    """Random slices `[H, candidates, D]`.
+    """Random slices `[H, candidates, D]`; none for a map without slices.
 
     Each layer has its own seed, which is the same whichever layers are compiled.
     """
     layers = attention_layers(data.net)
     layer, config = layers[path], data.config
     seed = config.seed * 1000 + list(layers).index(path)
-    theta = random_slices(layer.num_heads, config.candidates, layer.head_dim, seed=seed)
+    count = config.candidates if config.slices else 0
+    theta = random_slices(layer.num_heads, count, layer.head_dim, seed=seed)
     return theta.to(device_of(data.net))

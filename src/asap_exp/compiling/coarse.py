@@ -8,15 +8,16 @@ from typing import Any
 from torch import nn
 
 from asap_exp.attention import (
-    Attention,
     CoarseAttention,
-    SinkhornAttention,
     attention_options,
     build_attention,
     swap_attention,
 )
-from asap_exp.attention.swapping import layers_at
+from asap_exp.calibration.artifact import make_artifact
+from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
+from asap_exp.calibration.config import CoarseKeys
 from asap_exp.compiling.arguments import check_has_weights, sinkhorn_paths
+from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.core.console import Progress
 from asap_exp.core.errors import UserError
 
@@ -46,24 +47,32 @@ def compile_coarse(
             )
     check_has_weights(model)
     paths = sinkhorn_paths(model, layers)
-    attends: dict[str, Attention] = {}
-    for path, layer in layers_at(model, paths).items():
-        teacher = layer.attend
-        assert isinstance(teacher, SinkhornAttention)
-        if teacher.name != SinkhornAttention.name:
-            raise UserError(
-                f"the layer at {path} has {teacher.name} attention, whose updates are not those of "
-                "sinkhorn; method='coarse' takes sinkhorn alone. Use method='asap', or layers=[...]"
-            )
-        of_teacher = {name: getattr(teacher, name) for name in OF_THE_TEACHER}
-        attends[path] = build_attention(
-            {"name": "coarse", **of_teacher, "seed": seed, "backend": backend, **options}
-        )
+    keys, one_pass = settings({"seed": seed, **options})
+    attends = coarse_layers(model, paths, keys, one_pass=one_pass, backend=backend)
     Progress(shown=progress).line(f"Compiling {len(paths)} layers: coarse duals, without a fit")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     swap_attention(compiled, attends)
-    compiled.asap_artifact = None  # type: ignore[assignment]  # if the model had one
+    form = "one_pass" if one_pass else "two_sided"
+    identity = {**teacher_identity(model, paths), **identity_without_fit(keys, form)}
+    remember(compiled, make_artifact(attends, {}, identity), backend)
     return compiled
+
+
+def settings(options: Mapping[str, Any]) -> tuple[CoarseKeys, bool]:
+    """Return the tokens that these options of `CoarseAttention` ask for, and if it is one pass.
+
+    UserError for one that is not allowed.
+    """
+    attend = build_attention({"name": "coarse", **options})
+    assert isinstance(attend, CoarseAttention)
+    keys = CoarseKeys(
+        attend.tokens,
+        attend.subset,
+        attend.weights,
+        seed=attend.seed,
+        grid_width=attend.grid_width,
+    )
+    return keys, attend.one_pass
 
 
 def check_not_given(function: Callable, **given: Any) -> None:
@@ -75,7 +84,3 @@ def check_not_given(function: Callable, **given: Any) -> None:
             f"{', '.join(fitting)} cannot be given with method='coarse', which fits nothing and "
             "reads no batch; leave it out, or use method='asap'"
         )
-
-
-def has_coarse(model: nn.Module) -> bool:
-    return any(isinstance(module, CoarseAttention) for module in model.modules())

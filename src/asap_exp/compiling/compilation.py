@@ -81,7 +81,8 @@ def compile(
 
     The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
     and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
-    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`.
+    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`,
+    and `coarse=asap_exp.calibration.config.CoarseKeys(tokens=64)` makes coarse duals a feature.
     `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
     once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
 
@@ -89,8 +90,8 @@ def compile(
 
     `method="coarse"` fits nothing and takes no loader: the layers become `CoarseAttention` with
     their own T and eps. It reads `layers`, `backend`, `seed` and, in `more`, the other options of
-    that attention: tokens, subset, weights, grid_width and one_pass. Such a model has no map, so
-    that `save_compiled` and `drift` refuse it; its state_dict is the teacher's.
+    that attention: tokens, subset, weights, grid_width and one_pass. `save_compiled` and
+    `load_compiled` take such a model, whose state_dict is the teacher's; `drift` refuses it.
 
     Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
     or queries and keys are not finite on one of them.

@@ -9,7 +9,7 @@ from asap_exp.calibration.capture import Forward, device_of
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.compiling.saving import artifact_of
 from asap_exp.core.devices import AUTOCAST_DTYPES
-from asap_exp.core.errors import check_choice
+from asap_exp.core.errors import UserError, check_choice
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)
 
@@ -23,9 +23,18 @@ def drift(
     activations drift. Above 1.2 look at the data; above 1.5 compile again, on such data: there the
     compiled model has been several times as far from its teacher (docs/own_model.md). It builds the
     plans `[B, H, N, N]`, so it costs more than a forward pass: call it occasionally.
+
+    Raises UserError for coarse layers (`method="coarse"`), which were not calibrated.
     """
     check_choice("precision", precision, PRECISIONS)
     artifact = artifact_of(model)
+    at_calibration = artifact.about.column_error
+    if at_calibration is None:
+        raise UserError(
+            "nothing was fitted to the layers of this model, which are coarse: there are no column "
+            "errors at a calibration to compare with. Coarse duals follow the activations, so that "
+            "a drift asks for no new calibration"
+        )
     batches = [on_device(batch, device_of(model))]
     now = column_errors(model, batches, artifact.layers, precision, forward)
-    return drift_ratios(now, artifact.identity["column_error"])
+    return drift_ratios(now, at_calibration)

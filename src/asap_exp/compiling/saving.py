@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention import AsapAttention, attention_layers, swap_attention
+from asap_exp.attention import AsapAttention, CoarseAttention, attention_layers, swap_attention
 from asap_exp.attention.asap import options_in
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
@@ -21,12 +21,11 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.capture import device_of
 from asap_exp.compiling.arguments import check_has_weights
-from asap_exp.compiling.coarse import has_coarse
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops import SlicedMap
 from asap_exp.ops.backend import BACKENDS
-from asap_exp.ops.sliced_map import TENSORS
+from asap_exp.ops.sliced_map import MAP_TENSORS
 
 SETTINGS = "attend._extra_state"
 
@@ -79,13 +78,14 @@ def from_state(model: nn.Module, state: Mapping[str, Tensor], backend: str) -> n
                 "an older version. Load the map from its folder"
             )
         options = options_in(state[f"{inner}{SETTINGS}"])
-        tensors = {name: state.get(f"{inner}attend.{name}") for name in TENSORS}
+        tensors = {name: state.get(f"{inner}attend.{name}") for name in MAP_TENSORS}
         map = SlicedMap.of(tensors).map(Tensor.clone)
         attends[path] = AsapAttention(*map.tensors, **options, backend=backend)
     if not attends:
         raise UserError(
             f"the state_dict holds no compiled layer of this {type(model).__name__}, whose layers "
-            f"of attention are {', '.join(attention_layers(model)) or 'none'}"
+            f"of attention are {', '.join(attention_layers(model)) or 'none'}; of coarse layers, "
+            "which have no tensor, it would hold nothing: load them from a folder"
         )
     swap_attention(compiled, attends)
     try:
@@ -97,7 +97,7 @@ def from_state(model: nn.Module, state: Mapping[str, Tensor], backend: str) -> n
 
 def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
     for layer in layers_at(compiled, artifact.layers).values():
-        if isinstance(layer.attend, AsapAttention):
+        if isinstance(layer.attend, AsapAttention | CoarseAttention):
             layer.attend.backend = backend
     compiled.asap_artifact = artifact  # type: ignore[assignment]
 
@@ -106,12 +106,6 @@ def artifact_of(model: nn.Module) -> Artifact:
     """Return the map that `model` was compiled to, with its identity."""
     artifact = getattr(model, "asap_artifact", None)
     if not isinstance(artifact, Artifact):
-        if has_coarse(model):
-            raise UserError(
-                f"the layers of this {type(model).__name__} are coarse: nothing was fitted to "
-                "them, so there is no map to save or to ask for its drift. Keep the teacher's "
-                'state_dict, and make it again with asap_exp.compile(model, method="coarse")'
-            )
         raise UserError(
             f"this {type(model).__name__} was not made by asap_exp.compile, or by load_compiled "
             "from a folder; only what they return can be saved or asked for its drift"

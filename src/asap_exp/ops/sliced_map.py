@@ -34,7 +34,7 @@ else:
     )
     _Tensors.__new__.__defaults__ = (None,) * (len(OPTIONAL) + 1)
 
-TENSORS = _Tensors._fields[:-1]
+MAP_TENSORS = _Tensors._fields[:-1]
 """Fields of a map that are tensors: all but `coarse`."""
 
 
@@ -58,11 +58,11 @@ class SlicedMap(_Tensors):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors in the order of their fields."""
-        return self[: len(TENSORS)]
+        return self[: len(MAP_TENSORS)]
 
     def present(self) -> dict[str, Tensor]:
         """Return the tensors that there are, by field."""
-        named = zip(TENSORS, self.tensors, strict=True)
+        named = zip(MAP_TENSORS, self.tensors, strict=True)
         return {name: x for name, x in named if x is not None}
 
     def features(self) -> Iterator[tuple[Feature, Tensor]]:
