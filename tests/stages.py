@@ -113,6 +113,15 @@ def run_distill(results: Path, *overrides: str) -> Path:
     )
 
 
+def run_coarse(results: Path, *overrides: str) -> Path:
+    """Coarse duals of two tokens, without a fit."""
+    from asap_exp.distill.without_fit import distill_without_fit
+
+    given = ["calibration=coarse", "calibration.coarse.tokens=2", "logger=csv", *overrides]
+    where = f"paths.results={results}"
+    return distill_without_fit(composed("distill", [*given, where], DistillConfig))
+
+
 def run_evaluate(results: Path, *overrides: str) -> Path:
     from asap_exp.evaluate.evaluate import evaluate
 

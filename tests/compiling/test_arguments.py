@@ -37,7 +37,7 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"layers": ["third"]}, "no attention layer at third; the model has first, second"),
         ({"layers": "first"}, "layers='first' must be a list of paths; the model has first, sec"),
         ({"steps": "ridge"}, r"steps='ridge' must be a list .*\['ridge'\]"),
-        ({"slices": 0}, r"^slices=0 is not allowed; it must be at least 1$"),
+        ({"slices": -1}, r"^slices=-1 is not allowed; it must be at least 0$"),
         ({"refine": -1}, r"^refine=-1 is not allowed"),
         ({"seed": -1}, r"^seed=-1 is not allowed"),
         ({"steps": ("rigde",)}, r"^steps=rigde is not allowed\. Did you mean ridge\?"),

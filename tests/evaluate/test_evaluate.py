@@ -10,11 +10,20 @@ from asap_exp.core.composing import compose
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.records.evaluation import OTHER_MAP
 from asap_exp.core.sealed import SEAL, write_sealed
 from asap_exp.evaluate import measure
-from asap_exp.evaluate.resolve import find_matched_baseline
+from asap_exp.evaluate.resolve import matched_baselines
+from asap_exp.report.accuracy_figure import family_of, number_of, rows_of
+from asap_exp.report.figures import group_figures
+from asap_exp.report.groups import Group
+from asap_exp.report.headline import headline
+from asap_exp.report.markdown import tables_markdown
+from asap_exp.report.page_tables import map_note
+from asap_exp.report.records import read_record
+from asap_exp.report.verdict import verdict
 from tests.conftest import Pipeline
-from tests.stages import run_distill, run_evaluate, run_train
+from tests.stages import run_coarse, run_distill, run_evaluate, run_train
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +115,58 @@ def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None
 
 
 @pytest.mark.slow
-def test_coarse_attention_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None:
-    coarse = run_train(pipeline.results, attention=("attention=coarse", "attention.tokens=2"))
-    record = read_json(run_evaluate(pipeline.results))
-    assert record["coarse_run"] == coarse.name
-    rows = {row["key"]: row for row in record["rows"]}
-    assert rows["coarse_trained"]["label"] == "coarse duals, trained alike"
-    assert rows["coarse_trained"]["layer_ms"]["median"] > 0
-    assert rows["coarse_trained"]["column_error"] > 0
+def test_coarse_attentions_trained_alike_are_rows_by_size_and_form(pipeline: Pipeline) -> None:
+    """One here has the number of updates of the teacher, the other one has not."""
+    options = (
+        ("attention.tokens=2", "attention.num_iters=4"),
+        ("attention.tokens=3", "attention.num_iters=2", "attention.one_pass=true"),
+    )
+    runs = [run_train(pipeline.results, attention=("attention=coarse", *o)) for o in options]
+    file = run_evaluate(pipeline.results)
+    record = read_json(file)
+    assert {record["coarse_run"], *record["more_coarse_runs"]} == {run.name for run in runs}
+    assert len(record["manifests"]["more_coarse"]) == 1
+    rows = {row["label"]: row for row in record["rows"] if row["group"] == "coarse"}
+    assert rows.keys() == {
+        "coarse duals, 2 tokens, two-sided, trained alike",
+        "coarse duals, 3 tokens, one pass, T = 2, trained alike",
+    }
+    for row in rows.values():
+        assert row["key"].startswith("coarse_")
+        assert row["key"].endswith("_trained")
+        assert row["layer_ms"]["median"] > 0
+        assert row["column_error"] > 0
+    group = Group("", [read_record(file)])
+    drawn = {row.name: family_of(row) for row in rows_of(group) if row.group == "coarse"}
+    assert set(drawn.values()) == {"coarse"}
+    assert "coarse duals, 2 tokens, two-sided, same recipe" in drawn
+    assert {number_of(row) for row in rows_of(group) if row.group == "coarse"} == {"2", "3"}
+
+
+@pytest.mark.slow
+def test_coarse_duals_without_a_fit_are_evaluated_beside_a_map(pipeline: Pipeline) -> None:
+    """They have no controls of weights, no drift and no fidelity of a calibration."""
+    for form in ("two_sided", "one_pass"):
+        run_coarse(pipeline.results, f"calibration.form={form}")
+    file = run_evaluate(pipeline.results, "maps=all")
+    found = read_record(file)
+    rows = {row.key: row for row in found.rows}
+    assert rows["asap"].group == "coarse"
+    assert rows["asap"].label == "coarse duals, 2 tokens, one pass, all layers"
+    assert "control_zero" not in rows
+    assert (found.drift, found.fidelity) == (None, [])
+    labels = {row.label for row in found.rows if row.key.startswith(OTHER_MAP)}
+    assert "coarse duals, 2 tokens, two-sided" in labels
+    assert any(label.startswith("ASAP, 3 slices") for label in labels)
+    assert any(label.startswith("control: query features") for label in labels), "of that map"
+    group = Group("", [found])
+    families = {family_of(row) for row in rows_of(group)}
+    assert {"coarse two-sided", "coarse one pass", "asap", "control"} <= families
+    assert "fidelity" not in group_figures(group)
+    assert headline(group).name == "coarse duals, 2 tokens, one pass"
+    assert verdict(group)[0].startswith("Coarse duals, 2 tokens, one pass runs the model")
+    assert "Coarse duals, 2 tokens, one pass, without a fit" in tables_markdown([group])
+    assert map_note(group) == "coarse duals, 2 tokens, one pass"
 
 
 def test_every_row_is_timed_and_weighed(rows: dict[str, dict[str, Any]]) -> None:
@@ -254,14 +307,14 @@ def test_records_w3_a_model_of_other_data_is_no_matched_baseline(
     pipeline: Pipeline, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose("evaluate", [f"paths.results={pipeline.results}"], EvaluateConfig)
-    found = find_matched_baseline(pipeline.teacher, "softmax", config)
+    (found,) = matched_baselines(pipeline.teacher, "softmax", config)
     assert found is not None
     assert not capsys.readouterr().err
     file = found.path / "manifest.json"
     manifest = {name: value for name, value in read_json(file).items() if name != SEAL}
     manifest["data"][key] = "f" * 64
     write_sealed(file, manifest)
-    assert find_matched_baseline(pipeline.teacher, "softmax", config) is None
+    assert matched_baselines(pipeline.teacher, "softmax", config) == []
     warned = capsys.readouterr().err
     assert str(found.path) in warned
     assert f"trained on other data ({key})" in warned

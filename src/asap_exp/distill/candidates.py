@@ -10,19 +10,22 @@ from torch import Tensor
 from asap_exp.attention import (
     Attention,
     LayerInputs,
+    SinkhornAttention,
     SoftmaxAttention,
     attention_layers,
     swapped,
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.capture import layer_inputs, sinkhorn
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.coarse import coarse_attention
+from asap_exp.calibration.config import FORMS, CalibrationConfig, CoarseKeys
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.prediction_fit import log_probabilities
 from asap_exp.calibration.truncation import truncations
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
-from asap_exp.core.records.words import refine_words
+from asap_exp.core.records.identity import CoarseRecipe
+from asap_exp.core.records.words import coarse_duals_label, refine_words
 from asap_exp.data.loader import BatchLoader
 from asap_exp.distill.search import Candidate, ladder
 from asap_exp.timing.accuracy_check import gate_error, passes
@@ -136,9 +139,27 @@ def make_options(
             ("softmax", SoftmaxAttention()),
             *((cut.label, cut.attention(teacher.eps)) for cut in shorter),
             *((label, fit.maps[path]) for label, fit in fits.items()),
+            *coarse_options(teacher, data.config.coarse, budget.coarse_tokens),
             (f"the teacher's, {teacher.updates}", teacher),
         ]
     return options, fits
+
+
+def coarse_options(
+    teacher: SinkhornAttention, keys: CoarseKeys, sizes: Sequence[int]
+) -> list[Option]:
+    """Return coarse duals without a fit of these sizes, in both forms, labelled with both.
+
+    Which tokens of that number, and how many updates, say `keys`. There are none for an attention
+    whose updates are not those of Sinkhorn.
+    """
+    found: list[Option] = []
+    for tokens in sizes if teacher.name == SinkhornAttention.name else ():
+        mine = replace(keys, tokens=tokens)
+        for form in FORMS:
+            label = coarse_duals_label(CoarseRecipe(**mine.identity()), form)
+            found.append((label, coarse_attention(teacher, mine, one_pass=form == "one_pass")))
+    return found
 
 
 def option_label(config: CalibrationConfig) -> str:

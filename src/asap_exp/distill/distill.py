@@ -1,7 +1,7 @@
 """Compile a frozen teacher to a map: capture, fit, check, save."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
 def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
     """Return a key that is equal for compilations that give the same artifact."""
     key = {"calibration": config.fitted.identity(), "layers": paths}
-    return key | ({"budget": asdict(config.budget)} if config.budget.asked else {})
+    return key | ({"budget": config.budget.identity()} if config.budget.asked else {})
 
 
 def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact:

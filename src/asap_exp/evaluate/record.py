@@ -40,14 +40,21 @@ def write(
             name: run and read_json(run.path / "manifest.json")
             for name, run in subject.baselines.items()
         },
+        **more_manifests(subject),
         "evaluate": sealed(manifest | outcome(manifest, "finished")),
     }
     return write_record(folder / METRICS, content)
 
 
+def more_manifests(subject: Subject) -> dict[str, Any]:
+    """Return the manifests of further coarse runs, if there are any."""
+    found = [read_json(run.path / "manifest.json") for run in subject.more_baselines]
+    return {"more_coarse": found} if found else {}
+
+
 def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
     """Return the fields of the record about what was measured and how."""
-    run, data = subject.run, subject.data
+    run, data, more = subject.run, subject.data, subject.more_baselines
     return {
         "format": FORMAT,
         "run": run.name,
@@ -58,6 +65,7 @@ def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
         "artifact": subject.artifact.identity,
         "maps": subject.points,
         **{f"{name}_run": run and run.name for name, run in subject.baselines.items()},
+        **({"more_coarse_runs": [run.name for run in more]} if more else {}),
         "samples": data.sample_name,
         "objective": data.objective.name,
         "test": {"rows": data.identity["test_rows"], "of": data.identity["test_rows_in_all"]},

@@ -34,7 +34,7 @@ from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_data import check_same_data, run_data
 from asap_exp.evaluate.corruption import corrupted
-from asap_exp.evaluate.variants import MATCHED_BASELINES, Variant, further_maps, variants
+from asap_exp.evaluate.variants import COARSE, MATCHED_BASELINES, Variant, further_maps, variants
 from asap_exp.models import load_net
 from asap_exp.models.teachers import check_teacher, find_teacher
 
@@ -50,6 +50,8 @@ class Subject:
     net: nn.Module
     baselines: dict[RowGroup, Run | None]
     """Matched baselines by attention; None if none was trained."""
+    more_baselines: list[Run]
+    """Matched baselines whose attention has other options than that one: coarse duals."""
     others: list[Artifact]
     """Further maps of the same layers, with `maps=all`."""
     variants: list[Variant]
@@ -99,8 +101,10 @@ def resolve(config: EvaluateConfig) -> Subject:
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)
-    baselines = {name: find_matched_baseline(run, name, config) for name in MATCHED_BASELINES}
-    nets = {name: load_net(found, device) for name, found in baselines.items() if found is not None}
+    matched = {name: matched_baselines(run, name, config) for name in MATCHED_BASELINES}
+    baselines = {name: next(iter(found), None) for name, found in matched.items()}
+    more = matched[COARSE][1:]
+    nets = [load_net(found, device) for found in (*baselines.values(), *more) if found is not None]
     data = run_data(run, config.data, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     check_same_tokenizer(data.identity, run)
@@ -114,6 +118,7 @@ def resolve(config: EvaluateConfig) -> Subject:
         artifact,
         net,
         baselines,
+        more,
         others,
         rows + further,
         points if config.maps == "all" else {},
@@ -185,9 +190,12 @@ def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> li
     return others
 
 
-def find_matched_baseline(run: Run, attention: str, config: EvaluateConfig) -> Run | None:
-    """Find the matched baseline: same data, model, recipe and seed, trained with `attention`."""
-    mine = run.manifest
+def matched_baselines(run: Run, attention: str, config: EvaluateConfig) -> list[Run]:
+    """Find the matched baselines: same data, model, recipe and seed, trained with `attention`.
+
+    One, except of coarse duals: one for each choice of options, so that sizes can be compared.
+    """
+    mine, found = run.manifest, list[Run]()
     for other in all_runs(config.paths, run.config.task.name):
         if (
             other.config.attention["name"] != attention
@@ -203,8 +211,10 @@ def find_matched_baseline(run: Run, attention: str, config: EvaluateConfig) -> R
             )
             continue
         say(f"Matched baseline of {attention} attention: {shown(other.path)}")
-        return other
-    return None
+        found.append(other)
+        if attention != COARSE:
+            break
+    return found
 
 
 def differing_data(mine: dict[str, Any], its: dict[str, Any]) -> list[str]:

@@ -1,30 +1,38 @@
 """Variants that an evaluation compares: the teacher, and models with other attention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from asap_exp.attention import (
     Attention,
+    CoarseAttention,
     SoftmaxAttention,
     UniformAttention,
     attention_layers,
 )
-from asap_exp.calibration.artifact import Artifact
+from asap_exp.calibration.artifact import Artifact, attention_config
 from asap_exp.calibration.capture import sinkhorn
+from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.truncation import Truncation
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
-from asap_exp.core.records.identity import AttentionConfig
+from asap_exp.core.records.identity import AttentionConfig, CoarseRecipe
 from asap_exp.core.records.row import RowGroup
-from asap_exp.core.records.words import coarse_label, map_label, refine_words
+from asap_exp.core.records.words import (
+    coarse_duals_label,
+    coarse_label,
+    map_label,
+    refine_words,
+)
 from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
 
+COARSE: RowGroup = "coarse"
 MATCHED_BASELINES: dict[RowGroup, str] = {
     "softmax": "softmax",
     "espformer": "ESPFormer",
-    "coarse": "coarse duals",
+    COARSE: "coarse duals",
 }
 """Attentions of the matched baselines, which are compared with the teacher if trained."""
 
@@ -54,11 +62,11 @@ def variants(
     net: nn.Module,
     artifact: Artifact,
     cuts: list[Truncation],
-    baselines: Mapping[RowGroup, nn.Module] | None = None,
+    baselines: Sequence[nn.Module] = (),
 ) -> list[Variant]:
     """Return every row, the teacher first; controls and truncations replace the artifact's layers.
 
-    `baselines` are matched baselines of the teacher, by the name of their attention.
+    `baselines` are models trained like the teacher with another attention (`MATCHED_BASELINES`).
     """
     paths = artifact.layers
     layers = attention_layers(net)
@@ -124,16 +132,37 @@ def variants(
             everywhere(lambda _: SoftmaxAttention()),
         ),
     ]
-    return rows + [
-        Variant(
-            f"{name}_trained",
-            f"{MATCHED_BASELINES[name]}, trained alike",
-            name,
-            baseline,
-            list(attention_layers(baseline)),
-        )
-        for name, baseline in (baselines or {}).items()
-    ]
+    return rows + [trained(baseline, teacher.num_iters) for baseline in baselines]
+
+
+def trained(net: nn.Module, num_iters: int) -> Variant:
+    """Return the row of a model trained like its teacher, of `num_iters` updates.
+
+    Coarse duals of another size or form are another method, which the key and the label say.
+    """
+    layers = attention_layers(net)
+    attend = next(iter(layers.values())).attend
+    group: RowGroup = attend.name  # type: ignore[assignment]  # of MATCHED_BASELINES
+    key, words = f"{group}_trained", MATCHED_BASELINES[group]
+    if isinstance(attend, CoarseAttention):
+        key = f"coarse_{short_hash(attention_config(attend))}_trained"
+        words = trained_words(attend, num_iters)
+    return Variant(key, f"{words}, trained alike", group, net, list(layers))
+
+
+def trained_words(attend: CoarseAttention, num_iters: int) -> str:
+    """Describe coarse attention by its size and form, and by what is unusual."""
+    keys = CoarseKeys(
+        attend.tokens,
+        attend.subset,
+        attend.weights,
+        None if attend.num_iters == num_iters else attend.num_iters,
+        attend.seed,
+        attend.grid_width,
+    )
+    form = "one_pass" if attend.one_pass else "two_sided"
+    label = coarse_duals_label(CoarseRecipe(**keys.identity()), form)
+    return f"{label}, seed {attend.seed}" if attend.subset == "random" else label
 
 
 def further_maps(

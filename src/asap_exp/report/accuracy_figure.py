@@ -71,9 +71,7 @@ FAMILIES = {
     "coarse one pass": Family(f"{COARSE_ALONE}, one pass", DARK_YELLOW, "d", (0, (3, 1, 1, 1))),
     "coarse": Family(COARSE, YELLOW, "h", ""),
 }
-CUT = ("truncated", "relaxed")
-"""Families whose points are labelled with their number of updates."""
-NUMBERED = (*CUT, "coarse two-sided", "coarse one pass")
+NUMBERED = ("truncated", "relaxed", "coarse two-sided", "coarse one pass", "coarse")
 """Families whose points are labelled with a number: of updates, or of tokens of the subset."""
 MARKER = 4.5
 """Half the width of a marker, in pixels."""
@@ -82,6 +80,7 @@ LABELS = {
     "relaxed": "#1F7FB5",
     "coarse two-sided": "#8A7A00",
     "coarse one pass": "#7A5C00",
+    "coarse": "#8A6A00",
 }
 """Colours of these labels: a thin letter needs a darker one than a marker."""
 
@@ -92,15 +91,18 @@ def family_of(row: AveragedRow) -> str | None:
         return None
     if row.key == "control_uniform":
         return "uniform"
-    if row.group == "coarse" and (found := size_and_form(row.label)) is not None:
-        return f"coarse {found[1]}"
+    if row.group == "coarse" and not row.key.endswith("_trained"):
+        found = size_and_form(row.label)
+        return None if found is None else f"coarse {found[1]}"
     return row.group if row.group in FAMILIES else None
 
 
 def number_of(row: AveragedRow) -> str:
     """Return the number of updates of a truncation, or of tokens that a coarse dual is made of."""
     found = size_and_form(row.label)
-    return row.key.removeprefix(f"{row.group}_") if found is None else str(found[0])
+    if row.group == "coarse":
+        return "" if found is None else str(found[0])
+    return row.key.removeprefix(f"{row.group}_")
 
 
 def accuracy_latency(group: Group) -> Figure:

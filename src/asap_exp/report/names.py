@@ -30,6 +30,8 @@ def method_name(key: str, label: str) -> str:
     """Return the name of a method, given the key and the label of its row."""
     if key in NAMES:
         return NAMES[key]
+    if key.endswith("_trained"):
+        return label.replace("trained alike", "same recipe")
     settings = settings_of_label(label.partition(", seed ")[0])
     if settings is not None and not settings.slices:
         return label.replace(f"{CONTROL}query features", NO_SLICES)

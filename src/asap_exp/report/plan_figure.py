@@ -33,7 +33,7 @@ def plans(group: Group) -> Figure:
     for (upper, lower), (name, plan) in zip(grid.T, drawn.items(), strict=True):
         image = upper.imshow(plan, cmap="magma", norm=norm, aspect="auto", interpolation="none")
         title = headline(group).name if name == "asap" else TITLES[name]
-        upper.set_title(on_figure(title, 30), fontsize=10)
+        upper.set_title(on_figure(title, 36), fontsize=10)
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         upper.tick_params(labelsize=8)

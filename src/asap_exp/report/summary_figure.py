@@ -39,8 +39,9 @@ def summary(groups: Sequence[Group]) -> Figure | None:
     scales = [100 / headline(group).teacher.mean("model_ms") for group in chosen]
     for axes, group, scale in zip(grid.flat, chosen, scales, strict=True):
         draw_group(axes, group, scale=scale)
-        times = headline(group).asap.mean("model_speedup")
-        axes.set_title(f"{length(group)}\nASAP {times:.1f}x as fast as its teacher", fontsize=9.5)
+        found = headline(group)
+        words = f"{found.name} {found.asap.mean('model_speedup'):.1f}x as fast as its teacher"
+        axes.set_title(f"{length(group)}\n{on_figure(words)}", fontsize=9.5)
         axes.set_xlim(0, 110)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.tick_params(labelsize=9)

@@ -1,7 +1,7 @@
 """The configuration of the stage `distill`."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 from asap_exp.core.config.fields import (
     LARGEST_SETTING,
@@ -47,6 +47,7 @@ class BudgetConfig:
     relaxed_truncations: Counts
     relaxation: Relaxation
     latency: LatencyConfig
+    coarse_tokens: Counts = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if None not in (self.accuracy_drop, self.latency_ratio):
@@ -58,3 +59,8 @@ class BudgetConfig:
     @property
     def asked(self) -> bool:
         return self.accuracy_drop is not None or self.latency_ratio is not None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result; a key that older runs lack is left out where empty."""
+        found = asdict(self)
+        return found if self.coarse_tokens else {k: x for k, x in found.items() if k != "coarse_tokens"}

@@ -107,6 +107,7 @@ class Manifests:
     softmax: TrainManifest | None = None
     espformer: TrainManifest | None = None
     coarse: TrainManifest | None = None
+    more_coarse: list[TrainManifest] = Field(default_factory=list)
 
 
 Curve = list[dict[str, float]]
@@ -128,6 +129,8 @@ class EvaluationRecord:
     softmax_run: RunName | None
     espformer_run: RunName | None = None
     coarse_run: RunName | None = None
+    more_coarse_runs: list[RunName] = Field(default_factory=list)
+    """Coarse runs with other options than that one."""
     samples: str = "images"
     objective: ObjectiveName = "classification"
     test: Test
@@ -256,6 +259,12 @@ class EvaluationRecord:
                 self.manifests.espformer is None,
             ),
             ("coarse_run", self.coarse_run is None, "manifests", self.manifests.coarse is None),
+            (
+                "more_coarse_runs",
+                len(self.more_coarse_runs),
+                "manifests",
+                len(self.manifests.more_coarse),
+            ),
         ):
             if mine != theirs:
                 yield f"{key} is not what {other} says ({mine}, {theirs})"

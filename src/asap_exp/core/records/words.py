@@ -107,8 +107,13 @@ def coarse_label(made: CalibrationRecipe) -> str:
     """Describe coarse duals without a fit: "coarse duals, 16 tokens, two-sided"."""
     assert made.coarse is not None
     assert made.form is not None
-    size, *others = subset_words(made.coarse)
-    return ", ".join(["coarse duals", size, form_words(made.form), *others])
+    return coarse_duals_label(made.coarse, made.form)
+
+
+def coarse_duals_label(coarse: CoarseRecipe, form: str) -> str:
+    """Return the label of coarse duals of these tokens; usual settings are left out."""
+    size, *others = subset_words(coarse)
+    return ", ".join(["coarse duals", size, form_words(form), *others])
 
 
 COARSE_PARTS = re.compile(r"coarse duals, (?P<tokens>\d+) tokens, (?P<form>two-sided|one pass)")
