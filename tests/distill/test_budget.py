@@ -1,5 +1,6 @@
 """distill with a budget on the tiny teacher: the artifact, what it reaches, how it is evaluated."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from asap_exp.attention import (
     AsapAttention,
+    CoarseAttention,
     SinkhornAttention,
     SoftmaxAttention,
     attention_layers,
@@ -36,7 +38,16 @@ SMALL = (
     "budget.latency.batch_size=4",
     "budget.latency.rounds=3",
 )
-ORDER = ("softmax", "Sinkhorn, T' = 1", "Sinkhorn, T' = 2", "ASAP, 2", "ASAP, 3", "the teacher's")
+ORDER = (
+    "softmax",
+    "Sinkhorn, T' = 1",
+    "Sinkhorn, T' = 2",
+    "ASAP, 2",
+    "ASAP, 3",
+    "the teacher's",
+    "coarse duals, 2",
+    "coarse duals, 3",
+)
 
 
 CLOCK = candidates.ValidationScorer.layer_ms, candidates.ValidationScorer.model_ms
@@ -70,6 +81,8 @@ def place(label: str) -> float:
 def label_of(attend: torch.nn.Module) -> str:
     if isinstance(attend, AsapAttention):
         return f"ASAP, {attend.theta.shape[1]}"
+    if isinstance(attend, CoarseAttention):
+        return f"coarse duals, {attend.tokens}"
     if isinstance(attend, SinkhornAttention):
         return f"Sinkhorn, T' = {attend.num_iters}" if attend.num_iters < 4 else "the teacher's"
     return "softmax"
@@ -182,6 +195,33 @@ def test_relaxed_truncations_are_options_too(pipeline: Pipeline) -> None:
     }
     became = [layer["became"] for layer in artifact.identity["budget"]["layers"].values()]
     assert "Sinkhorn, T' = 2, relaxed by 1.3" in became
+
+
+def test_sizes_of_coarse_duals_are_options_too(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the four tokens two or three; here two are the fastest, and closest with softmax gone."""
+    order = ("coarse duals, 2", "coarse duals, 3", *ORDER[:6])
+    monkeypatch.setattr(sys.modules[__name__], "ORDER", order)
+    sizes = ("budget.coarse_tokens=[2,3]", "calibration.coarse.choice=farthest")
+    folder = within(pipeline.results, "budget.latency_ratio=0.4", "budget.slices=[]", *sizes)
+    artifact = load_artifact(folder)
+    kinds = list(artifact.identity["attentions"].values())
+    assert {kind["name"] for kind in kinds} == {"coarse"}
+    assert {kind["subset"] for kind in kinds} == {"farthest"}
+    assert {kind["num_iters"] for kind in kinds} == {4}
+    for layer, kind in zip(artifact.about.budget.layers.values(), kinds, strict=True):
+        form = "one pass" if kind["one_pass"] else "two-sided"
+        assert layer.became == f"coarse duals, {kind['tokens']} tokens, {form}, farthest"
+    loaded = attention_layers(load_compiled(load_net(pipeline.teacher), folder))
+    assert {layer.attend.name for layer in loaded.values()} == {"coarse"}
+
+
+def test_budget_without_sizes_has_the_name_that_it_had(pipeline: Pipeline) -> None:
+    config = composed("distill", [*CALIBRATION, "budget.accuracy_drop=1"], DistillConfig)
+    assert "coarse_tokens" not in config.budget.identity()
+    config.budget.coarse_tokens = [2]
+    assert config.budget.identity()["coarse_tokens"] == [2]
 
 
 def test_artifact_of_mixed_kinds_is_evaluated_like_any_other(pipeline: Pipeline) -> None:

@@ -123,7 +123,11 @@ def test_parts_of_a_map() -> None:
         ("query_weight", (HEADS, DIM), r"query_weight must be \[heads, head_dim \+ 1\] = \(2, 5\)"),
         ("adaptive_weight", (HEADS, 4, SLICES), r"\[heads, 5, slices\] = \(2, 5, 3\)"),
         ("logit_weight", (HEADS, 4), r"logit_weight must be \[heads, 3\] = \(2, 3\), got \(2, 4\)"),
-        ("coarse_weight", (HEADS, 2), r"coarse_weight must be \[heads, 1\] = \(2, 1\), got \(2, 2\)"),
+        (
+            "coarse_weight",
+            (HEADS, 2),
+            r"coarse_weight must be \[heads, 1\] = \(2, 1\), got \(2, 2\)",
+        ),
         ("relaxation", (HEADS, 1), r"relaxation must be \[heads\], got shape \(2, 1\)"),
     ],
 )

@@ -45,7 +45,7 @@ class AsapAttention(Attention):
         check_count("refine", refine, 0)
         check_temperature(eps, None, 1)
         check_backend(backend)
-        tensors = SlicedMap(theta, weight, *more, **named).tensors
+        tensors = SlicedMap(theta, weight, *more, **named).tensors  # type: ignore[arg-type]
         for name, x in zip(MAP_TENSORS, tensors, strict=True):
             setattr(self, name, None if x is None else nn.Parameter(x, requires_grad=False))
         self.coarse = CoarseSettings(**coarse) if isinstance(coarse, Mapping) else coarse
@@ -56,7 +56,7 @@ class AsapAttention(Attention):
     @classmethod
     def of(cls, map: SlicedMap, **options: Any) -> Self:
         """Build the attention with `map`; `options` are `refine`, `eps` and `backend`."""
-        return cls(*map.tensors, coarse=map.coarse, **options)
+        return cls(**map._asdict(), **options)
 
     def get_extra_state(self) -> Tensor:
         """Return what is no tensor of a map, so that a state_dict says all that there is to it."""
@@ -79,7 +79,7 @@ class AsapAttention(Attention):
 
     @property
     def map(self) -> SlicedMap:
-        return SlicedMap(*(getattr(self, name) for name in MAP_TENSORS), coarse=self.coarse)
+        return SlicedMap.of({name: getattr(self, name) for name in SlicedMap._fields})
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None

@@ -91,7 +91,7 @@ class Artifact:
         if options["name"] != AsapAttention.name:
             return build_attention(options)
         del options["name"]
-        return AsapAttention(*map.map(Tensor.clone).tensors, **options)
+        return AsapAttention(**{**map.map(Tensor.clone)._asdict(), **options})
 
 
 def make_artifact(

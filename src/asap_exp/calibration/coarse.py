@@ -4,7 +4,7 @@ A calibration without steps fits nothing: `attention=coarse` takes the place of 
 artifact holds its options and no tensor.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from asap_exp.attention import Attention, SinkhornAttention, attention_layers, b
 from asap_exp.calibration.config import CalibrationConfig, CoarseKeys, recipe_without_fit
 from asap_exp.core.errors import UserError
 from asap_exp.ops import CoarseSettings
+from asap_exp.ops.subsets import check_grid
 
 
 def coarse_settings(config: CalibrationConfig, num_iters: int) -> CoarseSettings | None:
@@ -74,6 +75,24 @@ def coarse_layers(
     return attends
 
 
+def check_grid_fits(keys: CoarseKeys, tokens: int | None) -> None:
+    """UserError if tokens are to be chosen on a grid that is not the model's.
+
+    `tokens` is their number in every image, None for texts.
+    """
+    if keys.tokens is None or keys.choice != "grid":
+        return
+    if tokens is None:
+        raise UserError(
+            "calibration.coarse.choice=grid is for images, and this teacher reads texts; take "
+            "sequence, random, farthest or kmeans"
+        )
+    try:
+        check_grid(tokens, keys.grid_width, None)
+    except ValueError as error:
+        raise UserError(f"calibration.coarse.grid_width={keys.grid_width}: {error}") from error
+
+
 def identity_without_fit(keys: CoarseKeys, form: str) -> dict[str, Any]:
     """Describe, for an artifact, how coarse duals without a fit were made."""
     recipe = recipe_without_fit(keys, form)
@@ -82,8 +101,3 @@ def identity_without_fit(keys: CoarseKeys, form: str) -> dict[str, Any]:
         "dtype": "float32",
         "calibration": recipe,
     }
-
-
-def is_fitted(identity: Mapping[str, Any]) -> bool:
-    """Return False for the identity of an artifact in which nothing was fitted."""
-    return identity["calibration"].get("steps") != []

@@ -232,7 +232,7 @@ def check_form(config: CalibrationKeys) -> None:
     if config.form != "two_sided":
         raise UserError(
             f"calibration.form={config.form} is for coarse duals without a fit, "
-            f"calibration.steps=[], got {config.steps}: a map predicts the dual of the queries. Use "
+            f"calibration.steps=[], got {config.steps}: a map predicts the dual of queries. Use "
             "calibration=coarse, or calibration.form=two_sided"
         )
     if config.slices == 0 and config.adaptive:

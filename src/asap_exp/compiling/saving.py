@@ -80,7 +80,7 @@ def from_state(model: nn.Module, state: Mapping[str, Tensor], backend: str) -> n
         options = options_in(state[f"{inner}{SETTINGS}"])
         tensors = {name: state.get(f"{inner}attend.{name}") for name in MAP_TENSORS}
         map = SlicedMap.of(tensors).map(Tensor.clone)
-        attends[path] = AsapAttention(*map.tensors, **options, backend=backend)
+        attends[path] = AsapAttention(**{**map._asdict(), **options}, backend=backend)
     if not attends:
         raise UserError(
             f"the state_dict holds no compiled layer of this {type(model).__name__}, whose layers "

@@ -32,9 +32,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.budget.asked and not self.calibration.fits:
             raise UserError(
-                f"calibration={self.calibration.name} fits nothing, and a budget chooses among maps "
-                "that the calibration fits and others; choose another calibration, and give the "
-                "sizes of subsets as budget.coarse_tokens=[16,64]"
+                f"calibration={self.calibration.name} fits nothing, and a budget chooses among "
+                "fitted maps and others; choose another calibration, and give the sizes of subsets "
+                "as budget.coarse_tokens=[16,64]"
             )
         if self.budget.asked and not self.calibration.fits_layers_apart:
             *others, last = reversed(names_of(StartStep, LayerStep))

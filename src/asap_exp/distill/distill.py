@@ -18,6 +18,7 @@ from asap_exp.calibration.artifact import (
     save_artifact,
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
+from asap_exp.calibration.coarse import check_grid_fits
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
@@ -71,6 +72,7 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
+    check_grid_fits(calibration.coarse, tokens_of(run))
     data = run_data(run, config.data, calibration.batch_size, device)
     public = public_config(config) | {"layers": paths}
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
@@ -175,6 +177,13 @@ def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:
             f"layer.index={index} is not there; the teacher has the layers 0 to {len(paths) - 1}"
         )
     return [paths[index]]
+
+
+def tokens_of(run: Run) -> int | None:
+    """Return the number of tokens of every image; None for texts, whose lengths differ."""
+    size = getattr(run.config.data, "image_size", None)
+    patch = getattr(run.config.model, "patch_size", None)
+    return None if size is None or patch is None else (size // patch) ** 2
 
 
 def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:

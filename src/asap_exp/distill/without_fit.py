@@ -11,17 +11,17 @@ from asap_exp.calibration.artifact import (
     make_artifact,
     save_artifact,
 )
-from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
+from asap_exp.calibration.coarse import check_grid_fits, coarse_layers, identity_without_fit
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
-from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
+from asap_exp.core.runs import public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import artifact_key, chosen_layers
+from asap_exp.distill.distill import artifact_key, chosen_layers, tokens_of
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher
 
@@ -31,6 +31,7 @@ def distill_without_fit(config: DistillConfig) -> Path:
     """Put coarse attention in the place of a teacher's layers; return the artifact's folder."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
     keys, form = config.calibration.coarse, config.calibration.form
+    check_grid_fits(keys, tokens_of(run))
     net = load_net(run, "cpu")
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     attends = coarse_layers(net, paths, keys, one_pass=form == "one_pass")
@@ -73,7 +74,7 @@ def distill_without_fit(config: DistillConfig) -> Path:
 
 
 def is_made(folder: Path, identity: dict) -> bool:
-    """Return True, and print it, if there is such an artifact of this teacher; redo a damaged one."""
+    """Return True, and print it, if this teacher has such an artifact; redo a damaged one."""
     try:
         if not stage_finished(folder):
             return False

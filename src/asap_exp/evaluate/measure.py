@@ -33,7 +33,7 @@ class Measured:
     rows: list[dict[str, Any]]
     """Rows, one per variant; the keys are the fields of `asap_exp.core.records.row.Row`."""
     drift: dict[str, float] | None
-    """Column error on the test samples over that at calibration, by layer path; None without a fit."""
+    """Column error on test samples over that at calibration, by layer path; None without a fit."""
     plans: dict[str, Any]
     """Plans of teacher, map and softmax for one sample, in the map's last layer."""
 

@@ -436,9 +436,7 @@ def map_features(
     if coarse is not None:
         coarse.validate()
     with full_precision(q):
-        return reference.map_features(
-            q, k, theta, phi, tuple(names), coarse=coarse, **options
-        )
+        return reference.map_features(q, k, theta, phi, tuple(names), coarse=coarse, **options)
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

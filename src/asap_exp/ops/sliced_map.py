@@ -1,7 +1,7 @@
 """A sliced map: the tensors from which a row dual is predicted, as one object."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -53,12 +53,12 @@ class SlicedMap(_Tensors):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "SlicedMap":
         """Build the map of tensors, and settings, by field; other entries are ignored."""
-        return cls(**{name: fields.get(name) for name in cls._fields})
+        return cls(**{name: fields.get(name) for name in cls._fields})  # type: ignore[arg-type]
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors in the order of their fields."""
-        return self[: len(MAP_TENSORS)]
+        return cast(tuple[Tensor | None, ...], self[: len(MAP_TENSORS)])
 
     def present(self) -> dict[str, Tensor]:
         """Return the tensors that there are, by field."""

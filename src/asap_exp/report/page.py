@@ -28,9 +28,9 @@ CAPTIONS = {
     "accuracy_latency": "Quality on the test split against the time of the whole model. A curve of "
     "maps joins those that no faster map is better than.",
     "training": "Training, epoch by epoch.",
-    "plans": "One plan of the teacher, of the compiled layer and of row softmax. The column sums of "
-    "the first two are near 1, as far as the teacher's updates reach{error}; those of row softmax need "
-    "not.",
+    "plans": "One plan of the teacher, of the compiled layer and of row softmax. The column sums "
+    "of the first two are near 1, as far as the teacher's updates reach{error}; those of row "
+    "softmax need not.",
     "fidelity": "Fidelity of the compiled layers on held-out samples.",
 }
 SUMMARY = (

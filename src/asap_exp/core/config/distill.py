@@ -63,4 +63,8 @@ class BudgetConfig:
     def identity(self) -> dict[str, Any]:
         """Return what decides the result; a key that older runs lack is left out where empty."""
         found = asdict(self)
-        return found if self.coarse_tokens else {k: x for k, x in found.items() if k != "coarse_tokens"}
+        return (
+            found
+            if self.coarse_tokens
+            else {k: x for k, x in found.items() if k != "coarse_tokens"}
+        )

@@ -105,7 +105,13 @@ def zero_dual(q: Tensor) -> Tensor:
 
 
 def to_queries(
-    q: Tensor, col: Tensor, part: Coarse, *, eps: float, scale: float, key_padding_mask: Tensor | None
+    q: Tensor,
+    col: Tensor,
+    part: Coarse,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
 ) -> Tensor:
     """Return f `[B, H, N]` of all queries from g of the subset's keys; 0 at padded ones."""
     q = blank(q, key_padding_mask, 2)
@@ -114,7 +120,13 @@ def to_queries(
 
 
 def to_keys(
-    k: Tensor, row: Tensor, part: Coarse, *, eps: float, scale: float, key_padding_mask: Tensor | None
+    k: Tensor,
+    row: Tensor,
+    part: Coarse,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
 ) -> Tensor:
     """Return g `[B, H, M]` of all keys from f of the subset's queries; 0 at padded ones."""
     k = blank(k, key_padding_mask, 2)

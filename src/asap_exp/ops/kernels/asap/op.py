@@ -49,8 +49,9 @@ def map_attention(
     _, _, m, value_dim = v.shape
     call = Call(
         n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
-        gradient_needed(q, k, v, *map.tensors), map.theta.shape[1], refine, map.relaxation is not None,
-        map.logit_weight is not None, other_features=other_features(map),
+        gradient_needed(q, k, v, *map.tensors), map.theta.shape[1], refine,
+        map.relaxation is not None, map.logit_weight is not None,
+        other_features=other_features(map),
     )  # fmt: skip
     return choose("asap", call).launch(q, k, v, map, refine=refine, **options)
 
