@@ -24,6 +24,7 @@ from asap_exp.attention import (
     attention_layers,
 )
 from asap_exp.calibration.batches import content_hash, num_samples, on_device
+from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.steps import with_settings
 from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
@@ -373,6 +374,9 @@ def test_defaults_are_those_of_the_stage() -> None:
             continue  # of the stage's own data
         if key in ("steps", "candidates"):
             continue  # of a calibration that takes seconds on a CPU
+        if key in ("coarse", "form"):
+            assert value == {"coarse": CoarseKeys(), "form": "two_sided"}[key]
+            continue
         if key in steps:
             assert value == steps[key].defaults() == steps[key]().settings
         else:

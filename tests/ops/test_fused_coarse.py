@@ -7,9 +7,10 @@ import torch
 
 from asap_exp import ops
 from asap_exp.ops import backend
-from tests.ops.inputs import Inputs, Operator, relative_rms
+from tests.ops.inputs import Inputs, Operator, make_inputs, relative_rms
 from tests.ops.test_coarse import coarse_of
 from tests.ops.test_fused_inference import (
+    DEVICE,
     HUNDREDS,
     USUAL,
     assert_as_good_as_the_reference,
@@ -97,3 +98,23 @@ def test_explained_is_what_runs(one_pass, gradient):
             out.sum().backward()
     assert set(found.taken) == set(taken)
     assert ("one_pass" in str(found).splitlines()[0]) == one_pass
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+@pytest.mark.parametrize("padded", [False, True])
+def test_map_with_a_coarse_dual_runs_its_slices_in_kernels(padded, refine):
+    """The coarse dual itself is plain PyTorch, added to what the kernels compute."""
+    x = make_inputs(batch=2, heads=2, queries=40, head_dim=16, value_dim=16, dtype=torch.float32)
+    x = x.map(lambda t: t.to(DEVICE))
+    mask = None
+    if padded:
+        mask = (torch.arange(40) >= torch.tensor([[33], [1]])).to(DEVICE)
+    coarse = ops.CoarseSettings(8, "farthest", "voronoi", num_iters=5)
+    weight = torch.tensor([[0.8], [1.1]], device=DEVICE)
+    map = ops.SlicedMap(x.theta, x.weight, coarse_weight=weight, coarse=coarse)
+    options = {"refine": refine, "key_padding_mask": mask}
+    with routes.recorded() as taken, torch.no_grad():
+        found = ops.map_attention(x.q, x.k, x.v, map, **options, backend="triton")
+    assert ("sliced_dual", "kernels") in taken
+    expected = ops.map_attention(x.q, x.k, x.v, map, **options, backend="reference")
+    assert relative_rms(found, expected) < 1e-4
