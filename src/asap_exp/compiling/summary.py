@@ -143,7 +143,7 @@ def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str
         )
     weakest = min(found, key=lambda each: (each.updates, -each.kl))
     if weakest.updates < ENOUGH and weakest.kl > NEGLIGIBLE:
-        more = [f"slices={2 * config.slices}"]
+        more = [f"slices={2 * config.slices or 8}"]
         more += [] if config.logits else ["logits=True"]
         more += [] if "learned_slices" in config.steps else ['steps=("ridge", "learned_slices")']
         lines.append(
