@@ -39,6 +39,7 @@ from tests.stages import (
     CALIBRATION,
     TINY_TEXT,
     run_benchmark,
+    run_coarse,
     run_distill,
     run_evaluate,
     run_report,
@@ -137,6 +138,25 @@ def test_fit_sees_the_valid_tokens_alone(pipeline: TextPipeline) -> None:
     for one, many in pairs:
         for measure in ("l1_row_distance", "column_error", "r_squared_held_out", "kl_ridge"):
             assert one[measure] == pytest.approx(many[measure], abs=1e-3)
+
+
+def test_coarse_duals_of_padded_texts(pipeline: TextPipeline) -> None:
+    """As a feature of a map it is fitted alike in batches and one by one; without a fit it runs."""
+    which = (f"teacher={pipeline.teacher.path}", "calibration.coarse.tokens=6")
+    fitted = (*which, "calibration.slices=0", "calibration.query_features=true")
+    many, alone = (
+        load_artifact(run_distill(pipeline.results, *fitted, f"calibration.batch_size={size}"))
+        for size in (16, 1)
+    )
+    for name, tensor in many.tensors.items():
+        torch.testing.assert_close(tensor, alone.tensors[name], atol=1e-3, rtol=1e-3)
+    folder = run_coarse(pipeline.results, *which, "calibration.coarse.choice=kmeans")
+    record = read_json(run_evaluate(pipeline.results, f"artifact={folder}", *EVALUATED))
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["asap"]["label"] == "coarse duals, 6 tokens, two-sided, kmeans, all layers"
+    assert rows["asap"]["row_error"] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(UserError, match="choice=grid is for images, and this teacher reads texts"):
+        run_coarse(pipeline.results, *which, "calibration.coarse.choice=grid")
 
 
 def test_compiled_model_treats_a_padded_batch_as_its_texts(pipeline: TextPipeline) -> None:

@@ -91,6 +91,8 @@ class Artifact:
         if options["name"] != AsapAttention.name:
             return build_attention(options)
         del options["name"]
+        if map.coarse_weight is None:
+            options.pop("coarse", None)  # read by the coarse dual alone, which a control lacks
         return AsapAttention(**{**map.map(Tensor.clone)._asdict(), **options})
 
 

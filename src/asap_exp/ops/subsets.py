@@ -196,7 +196,10 @@ CHOICES: dict[str, Choice] = {
     "farthest": farthest,
     "kmeans": near_centres,
 }
-"""Choices of `count` among more tokens, from points, `count`, `seed` and `grid_width`."""
+"""Choices of `count` among more tokens, from points, `count`, `seed` and `grid_width`.
+
+New ones come last: the state_dict of a compiled model holds a choice by its place.
+"""
 
 
 def cell_sizes(points: Points, picked: Picked) -> Tensor:
