@@ -12,6 +12,7 @@ import asap_exp
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention, attention_layers
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.gradient import trainable
+from asap_exp.calibration.identity import check_attention
 from asap_exp.calibration.kl import mean_kl, teacher_target, total_kl
 from asap_exp.calibration.plan_fit import fit_plans
 from asap_exp.calibration.ridge import NormalEquations, centred, random_slices
@@ -190,3 +191,17 @@ def test_what_says_no_tokens_is_refused(coarse: Any) -> None:
         compile_small(Classifier(), loader(), coarse=coarse)
     with pytest.raises(UserError, match=r"coarse\.tokens=0 is not allowed"):
         compile_small(Classifier(), loader(), coarse=CoarseKeys(tokens=0), steps=("ridge",))
+
+
+@pytest.mark.parametrize(
+    ("coarse", "words"),
+    [
+        ({"tokens": 0}, r"attentions\.x is no attention: coarse\.tokens must be at least 1, got 0"),
+        ({"tokens": 3, "choice": "all"}, r"coarse\.choice must be one of"),
+        ({"tokens": 3, "size": 3}, r"is no attention: .*unexpected keyword argument 'size'"),
+        ({}, r"is no attention: .*tokens"),
+    ],
+)
+def test_artifact_with_other_settings_is_refused(coarse: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_attention("attentions.x", {"name": "asap", "refine": 0, "coarse": coarse})
