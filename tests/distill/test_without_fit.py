@@ -1,5 +1,6 @@
 """distill with calibration=coarse: nothing is fitted, so no data is read."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,16 @@ def config(*overrides: str) -> DistillConfig:
 
 
 @pytest.fixture(scope="module")
-def folder(shared_pipeline: Pipeline) -> Path:
-    return run_coarse(shared_pipeline.results, "data.root=nowhere")
+def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the results with the tiny teacher, once: these tests only add maps to it."""
+    copy = tmp_path_factory.mktemp("without_fit") / "results"
+    shutil.copytree(shared_pipeline.results, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def folder(results: Path) -> Path:
+    return run_coarse(results, "data.root=nowhere")
 
 
 def test_artifact_holds_options_and_no_tensor(folder: Path, shared_pipeline: Pipeline) -> None:
@@ -47,13 +56,13 @@ def test_artifact_holds_options_and_no_tensor(folder: Path, shared_pipeline: Pip
         assert attend.num_iters == teacher[path].attend.num_iters == 4
 
 
-def test_label_says_size_form_and_what_is_unusual(shared_pipeline: Pipeline, folder: Path) -> None:
+def test_label_says_size_form_and_what_is_unusual(results: Path, folder: Path) -> None:
     assert (
         map_label(load_artifact(folder).about, control=False) == "coarse duals, 2 tokens, two-sided"
     )
     settings = {"choice": "grid", "weights": "voronoi", "num_iters": 3, "grid_width": 2}
     given = (f"calibration.coarse.{key}={value}" for key, value in settings.items())
-    other = run_coarse(shared_pipeline.results, *given, "calibration.form=one_pass")
+    other = run_coarse(results, *given, "calibration.form=one_pass")
     assert other != folder
     label = coarse_label(load_artifact(other).about.calibration)
     assert label == "coarse duals, 2 tokens, one pass, grid, voronoi weights, T = 3, rows of 2"
@@ -62,9 +71,8 @@ def test_label_says_size_form_and_what_is_unusual(shared_pipeline: Pipeline, fol
 
 
 def test_same_again_is_found_and_another_seed_matters_to_random_tokens_alone(
-    shared_pipeline: Pipeline, folder: Path, capsys: pytest.CaptureFixture[str]
+    results: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = shared_pipeline.results
     assert run_coarse(results, "calibration.seed=3", "calibration.samples=7") == folder
     assert "Already compiled" in capsys.readouterr().out
     random = "calibration.coarse.choice=random"
@@ -73,19 +81,21 @@ def test_same_again_is_found_and_another_seed_matters_to_random_tokens_alone(
 
 
 def test_damaged_artifact_is_made_again(
-    shared_pipeline: Pipeline, folder: Path, capsys: pytest.CaptureFixture[str]
+    results: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "asap.json").write_text("{")
-    assert run_coarse(shared_pipeline.results) == folder
+    assert run_coarse(results) == folder
     assert "It is compiled again" in capsys.readouterr().err
     load_artifact(folder)
 
 
 @pytest.mark.parametrize("form", ["two_sided", "one_pass"])
-def test_with_all_tokens_predictions_are_the_teachers(shared_pipeline: Pipeline, form: str) -> None:
+def test_with_all_tokens_predictions_are_the_teachers(
+    shared_pipeline: Pipeline, results: Path, form: str
+) -> None:
     net, x = load_net(shared_pipeline.teacher), torch.rand(4, 1, 8, 8)
     options = ("calibration.coarse.tokens=4", f"calibration.form={form}")
-    made = run_coarse(shared_pipeline.results, *options)
+    made = run_coarse(results, *options)
     artifact = load_artifact(made)
     with torch.no_grad():
         teacher = net(x)
@@ -132,10 +142,10 @@ def test_what_has_no_effect_or_no_meaning_is_refused(
         config("calibration=coarse", *overrides)
 
 
-def test_a_grid_that_does_not_fit_is_refused(shared_pipeline: Pipeline) -> None:
+def test_a_grid_that_does_not_fit_is_refused(results: Path) -> None:
     grid = ("calibration.coarse.choice=grid", "calibration.coarse.grid_width=3")
     with pytest.raises(UserError, match=r"grid_width=3: choice='grid' cannot lay out 4 tokens"):
-        run_coarse(shared_pipeline.results, *grid)
+        run_coarse(results, *grid)
     with pytest.raises(UserError, match="choice=grid is for images, and this teacher reads texts"):
         check_grid_fits(CoarseKeys(tokens=2, choice="grid"), None)
 
