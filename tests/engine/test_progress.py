@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asap_exp.engine.progress import duration
+from asap_exp.core.console import duration
 from tests.stages import TINY, TINY_TEXT, run_train, train_config
 
 EPOCH = r"epoch {}/3: loss \d\.\d{{4}}, val accuracy \d\d?\.\d\d %, \d+\.\d s \([\d,]+ images/s\)"

@@ -112,6 +112,17 @@ def shown(path: str | Path) -> str:
     return str(absolute.relative_to(here) if below else absolute)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def console() -> Console:
     """Return a console as wide as the terminal, or of fixed width if output goes to a file."""
     from rich.console import Console

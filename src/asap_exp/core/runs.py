@@ -42,6 +42,7 @@ LOCATION_KEYS = (
     "logger",
     "resume",
     "debug",
+    "check",
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
 )
@@ -115,9 +116,8 @@ def recipe_hash(config: TrainConfig, initial: "Run | None" = None) -> str:
 
 def public_config(config: Any) -> dict[str, Any]:
     """Return a configuration as records show it, without paths of one machine."""
-    return drop_keys(
-        to_dict(config), ("data.root", "data.cache", "data.path", "paths", "teacher", "artifact")
-    )
+    here = ("data.root", "data.cache", "data.path", "paths", "teacher", "artifact", "check")
+    return drop_keys(to_dict(config), here)
 
 
 def run_name(config: TrainConfig) -> str:

@@ -5,11 +5,13 @@ import importlib.util
 import netrc
 import os
 import shlex
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.console import say, shown
@@ -17,6 +19,8 @@ from asap_exp.core.errors import UserError, check_choice
 
 INIT_TIMEOUT_SECONDS = 20
 """Seconds that a stage waits for wandb's server."""
+REACH_SECONDS = 5
+"""Seconds that a check waits for it."""
 FLUSH_SECONDS = 1
 """Interval at which wandb writes its file: the most that a killed process can lose."""
 OWN_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -42,8 +46,7 @@ def wandb_mode() -> str:
     for file in settings_files():
         if chosen := own_settings(file).get("mode"):
             return known_mode(f"mode in {file}", chosen)
-    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    return "online" if any(map(os.environ.get, keys)) or has_netrc_key() else "offline"
+    return "online" if has_key() else "offline"
 
 
 def known_mode(key: str, chosen: str) -> str:
@@ -70,11 +73,23 @@ def own_settings(file: Path) -> Mapping[str, str]:
     return parser["default"] if parser.has_section("default") else {}
 
 
-def has_netrc_key() -> bool:
-    """Return True if `wandb login` has stored a key for the server."""
+def has_key() -> bool:
+    """Return True if there is a key for the server, in the environment or in a file."""
+    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    return any(map(os.environ.get, keys)) or has_netrc_key()
+
+
+def server_url() -> str | None:
+    """Return the address of a server of one's own that was chosen, or None."""
     urls = [os.environ.get("WANDB_BASE_URL")]
     urls += [own_settings(file).get("base_url") for file in settings_files()]
-    chosen = next((urlsplit(url).netloc for url in urls if url), None)
+    return next((url for url in urls if url), None)
+
+
+def has_netrc_key() -> bool:
+    """Return True if `wandb login` has stored a key for the server."""
+    url = server_url()
+    chosen = None if url is None else urlsplit(url).netloc
     hosts = OWN_HOSTS if chosen in (None, *OWN_HOSTS) else (chosen,)
     try:
         found = netrc.netrc(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))
@@ -89,6 +104,36 @@ def require_wandb() -> None:
         raise UserError(
             "wandb was chosen as a logger but is not installed; install it, or choose logger=csv"
         )
+
+
+def reachable(logger: LoggerConfig) -> str:
+    """Return in words how a stage would be tracked; UserError if wandb could not start.
+
+    Of its server only a connection is asked: nothing is sent, and the key is not tried.
+    """
+    if not logger.wandb or (mode := wandb_mode()) == "disabled":
+        return "off"
+    require_wandb()
+    if mode == "offline":
+        return "offline"
+    if not has_key():
+        raise UserError(
+            f"wandb has no key, and its mode is {mode}; run `wandb login`, set WANDB_API_KEY or "
+            "WANDB_MODE=offline, or choose logger=csv"
+        )
+    server = urlsplit(server_url() or f"https://{OWN_HOSTS[0]}")
+    proxy = None if proxy_bypass(server.hostname or "") else getproxies().get(server.scheme)
+    first = server if proxy is None else urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = first.port or (80 if first.scheme == "http" else 443)
+    try:
+        socket.create_connection((first.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        through = "" if proxy is None else f" through the proxy {first.hostname}:{port}"
+        raise UserError(
+            f"wandb's server {server.netloc} cannot be reached{through} "
+            f"({error.strerror or error}); set WANDB_MODE=offline, or choose logger=csv"
+        ) from error
+    return f"{mode}, {server.netloc} answers"
 
 
 @contextmanager

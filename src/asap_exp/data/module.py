@@ -200,6 +200,19 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
     def val_dataloader(self) -> BatchLoader:
         return self.plain_loader(self._splits["val"], self.batch_size)
 
+    def few_dataloaders(self, samples: int, batch_size: int) -> tuple[BatchLoader, BatchLoader]:
+        """Return loaders of at most `samples` samples: of training, as in training, and plain ones.
+
+        The latter are of the validation split.
+        """
+        picked = [
+            rows.take(np.sort(np.random.default_rng(0).permutation(rows.rows)[:samples]))
+            for rows in (self._splits["train"], self._splits["val"])
+        ]
+        training = self.training_loader(picked[0])
+        training.batch_size = batch_size
+        return training, self.plain_loader(picked[1], batch_size)
+
     def test_dataloader(self, max_rows: int | None = None) -> BatchLoader:
         """Return a loader of the test split, or of its first `max_rows` samples."""
         rows = self.load("test")

@@ -28,6 +28,7 @@ class DistillConfig:
     paths: PathsConfig
     layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))
     task: TaskConfig = field(default_factory=TaskConfig)
+    check: bool = False
 
     def __post_init__(self) -> None:
         if self.budget.asked and not self.calibration.fits:

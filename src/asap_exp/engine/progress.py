@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
-from asap_exp.core.console import say
+from asap_exp.core.console import duration, say
 
 SHOWN = {
     "train/loss_epoch": ("loss", "{:.4f}", 1),
@@ -30,17 +30,6 @@ def shown_metrics(trainer: L.Trainer) -> dict[str, str]:
         for key, (name, form, scale) in SHOWN.items()
         if key in metrics
     }
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: 4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 class TerminalBar(RichProgressBar):

@@ -17,6 +17,11 @@ def run(config: TrainConfig) -> Score:
         known = text_dataset if isinstance(config.data, TextDataConfig) else image_dataset
         known(config.data.name)
 
+    if config.check:
+        from asap_exp.train.check import check
+
+        return check(config)
+
     from asap_exp.train.trainer import train
 
     trained = train(config).manifest

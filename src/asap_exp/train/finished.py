@@ -19,9 +19,10 @@ CONTENT = {
 }
 
 
-def is_finished(run: Run, data: TaskDataModule) -> bool:
+def is_finished(run: Run, data: TaskDataModule, *, mend: bool = True) -> bool:
     """Return True, and say so, if `run` is finished; a damaged run is continued or repeated.
 
+    Files of its data that are missing or have changed are written again unless `mend` is False.
     Raises UserError if it was trained on other data than `data`.
     """
     try:
@@ -48,7 +49,8 @@ def is_finished(run: Run, data: TaskDataModule) -> bool:
             )
         return True
     require_same_data(run, data.identity)
-    restore(run, data)
+    if mend:
+        restore(run, data)
     say(f"Already finished: {shown(run.path)} ({advice})")
     return True
 

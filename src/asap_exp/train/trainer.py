@@ -40,6 +40,7 @@ from asap_exp.engine.building import (
     set_micro_batch,
 )
 from asap_exp.engine.checkpoints import check_identity
+from asap_exp.engine.module import net_of
 from asap_exp.engine.recording_choice import set_recording
 from asap_exp.models import build_net, compile_as_configured
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
@@ -59,12 +60,13 @@ class Training:
     device: torch.device
     callbacks: list[L.Callback]
     """The user's own callbacks."""
+    initial: Run | None
+    """Run whose weights the network starts from."""
 
 
-@run_log("train")
-def train(config: TrainConfig) -> Run:
-    """Train or continue the run of `config`; a finished run is left as it is."""
-    build_attention(config.attention)  # fails before anything is loaded or written
+def prepared(config: TrainConfig) -> Training:
+    """Resolve `config` and build what it names; nothing is loaded or written yet."""
+    build_attention(config.attention)  # fails before anything else is looked at
     callbacks = own_callbacks(config)
     initial = initial_run(config)
     config = with_initial(resolved(config), initial)
@@ -78,29 +80,46 @@ def train(config: TrainConfig) -> Run:
     if initial is not None:
         initialise(net, initial)
     module = build_module(config, net, data.num_classes)
+    return Training(config, module, data, device, callbacks, initial)
+
+
+def load(training: Training) -> None:
+    """Load the data, and see that the memory suffices."""
+    data, initial = training.data, training.initial
+    data.setup()
+    data.train_dataloader()  # fails if the samples do not fill a batch
+    if initial is not None:
+        check_same_tokenizer(data.identity, initial)
+    set_micro_batch(training.config, training.module, data, training.device)
+
+
+@run_log("train")
+def train(config: TrainConfig) -> Run:
+    """Train or continue the run of `config`; a finished run is left as it is."""
+    training = prepared(config)
+    config, module, data = training.config, training.module, training.data
+    device, callbacks, initial = training.device, training.callbacks, training.initial
     place = run_directory(config)
     with held(place), emptied_unless_begun(place):
         if config.resume != "never":
             refuse_other(config)
         if config.resume == "auto" and is_finished(Run(place), data):
             return Run(place)
-        data.setup()
-        data.train_dataloader()  # fails if the samples do not fill a batch
-        if initial is not None:
-            check_same_tokenizer(data.identity, initial)
-        set_micro_batch(config, module, data, device)
+        load(training)
         run = claim(config)
         stamp = content_stamp(config, data, initial)
         tell_of_kill(run)
         checkpoint = checkpoint_to_resume(config, run, stamp)
-        compile_as_configured(net, config, device)
+        if checkpoint is not None:
+            say(f"Continuing from {shown(checkpoint)}")
+        compile_as_configured(net_of(module), config, device)
         set_recording(config, module, device, callbacks)
         facts = {
             "config": public_config(config),
             "recipe_hash": recipe_hash(config, initial),
             "data": data.identity,
             "initial": None if initial is None else initial_facts(initial),
-            "parameters": sum(p.numel() for p in net.parameters()),
+            "parameters": num_parameters(module),
             **attempt(run, checkpoint),
             **origins(config.attention["name"], module, callbacks),
         }
@@ -109,7 +128,7 @@ def train(config: TrainConfig) -> Run:
                 run = stack.enter_context(fresh_run(config, run, lambda: module.global_step > 0))
             say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
-            fit(Training(config, module, data, device, callbacks), run, stamp, checkpoint, facts)
+            fit(training, run, stamp, checkpoint, facts)
     return run
 
 
@@ -191,6 +210,10 @@ def resolved(config: TrainConfig) -> TrainConfig:
     )
 
 
+def num_parameters(module: L.LightningModule) -> int:
+    return sum(p.numel() for p in net_of(module).parameters())
+
+
 def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None) -> dict[str, Any]:
     """Return what a checkpoint must match to be continued: configuration, data, initial weights."""
     stamp = {**identity(config), "seed": config.seed, "data_content": data.content_hashes()}
@@ -239,5 +262,4 @@ def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -
     if config.resume == "auto" and not path.is_file():
         return None
     check_identity(path, stamp)
-    say(f"Continuing from {shown(path)}")
     return path

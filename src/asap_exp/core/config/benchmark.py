@@ -65,6 +65,7 @@ class BenchmarkConfig:
     data: MovedData
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+    check: bool = False
 
     def __post_init__(self) -> None:
         self.gpu.check_rows("gpu")

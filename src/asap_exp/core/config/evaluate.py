@@ -46,3 +46,4 @@ class EvaluateConfig:
     logger: LoggerConfig
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+    check: bool = False

@@ -16,6 +16,7 @@ class ReportConfig:
     run: Annotated[str | None, PATH]
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+    check: bool = False
 
     @property
     def folder(self) -> Path:

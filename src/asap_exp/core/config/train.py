@@ -48,6 +48,7 @@ class TrainConfig:
     module: dict[str, Any] | None = None
     # The file of the group `debug` that shortened this run.
     debug: str | None = None
+    check: bool = False
 
     @property
     def objective(self) -> Objective:
