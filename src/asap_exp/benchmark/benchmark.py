@@ -41,14 +41,7 @@ from asap_exp.timing.roofline import ceilings
 
 def benchmark(config: BenchmarkConfig) -> Path:
     """Time the operators, and return the path of the record kept among those of the report."""
-    device = choose_device(config.accelerator)
-    if config.cuda_graph and device.type == "cpu":
-        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
-    suite: SuiteConfig = getattr(config, suite_name(device))
-    names, not_installed = installed(suite.methods)
-    suite = replace(suite, methods=names)
-    for reason in not_installed:
-        say(reason)
+    device, suite, not_installed = suite_of(config)
     source = input_source(config, suite, device)
     shapes, no_inputs = split(suite, source)
 
@@ -60,7 +53,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
         manifest(folder / "manifest.json", **facts) as record,
         matrix_products(device, suite.dtype) as tf32_allowed,
     ):
-        record["versions"] |= versions(names)
+        record["versions"] |= versions(suite.methods)
         reached = ceilings(device, getattr(torch, suite.dtype))
         rows = [
             row(config, suite, shape, source, device, reached)
@@ -89,6 +82,18 @@ def benchmark(config: BenchmarkConfig) -> Path:
     out = config.paths.report
     report_benchmarks(config.paths, out)
     return out / "records" / "benchmark" / f"{name}.json"
+
+
+def suite_of(config: BenchmarkConfig) -> tuple[torch.device, SuiteConfig, list[str]]:
+    """Return the device, what is timed on it, and which methods are not installed, as printed."""
+    device = choose_device(config.accelerator)
+    if config.cuda_graph and device.type == "cpu":
+        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
+    suite: SuiteConfig = getattr(config, suite_name(device))
+    names, not_installed = installed(suite.methods)
+    for reason in not_installed:
+        say(reason)
+    return device, replace(suite, methods=names), not_installed
 
 
 def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:

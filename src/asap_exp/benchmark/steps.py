@@ -42,7 +42,7 @@ def benchmark_steps(config: BenchmarkConfig) -> Path:
     trainings = {name: train_config(config, name) for name in config.step.attentions}
     first = next(iter(trainings.values()))
     precision = choose_precision(first.trainer.precision, device)
-    public = drop_keys(public_config(config), ("gpu", "cpu", "inputs", "backend", "cuda_graph"))
+    public = steps_config(config)
     name = step_name(config, device, public)
     folder = folder_of(config.paths, name)
     facts = {"stage": "benchmark", "seed": config.seed, "config": public}
@@ -76,6 +76,11 @@ def benchmark_steps(config: BenchmarkConfig) -> Path:
     print_steps(found)
     report_steps(config.paths, config.paths.report)
     return config.paths.report / "records" / "steps" / f"{name}.json"
+
+
+def steps_config(config: BenchmarkConfig) -> dict[str, Any]:
+    """Return the configuration for the record, without what only operators read."""
+    return drop_keys(public_config(config), ("gpu", "cpu", "inputs", "backend", "cuda_graph"))
 
 
 def train_config(config: BenchmarkConfig, attention: str) -> TrainConfig:

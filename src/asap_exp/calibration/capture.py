@@ -51,6 +51,13 @@ def layer_inputs(
         yield recorded_pass(model, batch, precision, forward)[0]
 
 
+def sample_bytes(model: nn.Module, batch_of_one: Any, precision: str) -> int:
+    """Return the bytes of what all attention layers receive of one sample."""
+    recorded = next(layer_inputs(model, [batch_of_one], precision))
+    calls = (call for calls in recorded.values() for call in calls)
+    return sum(tensor.nbytes for call in calls for tensor in call if tensor is not None)
+
+
 @torch.no_grad()
 def recorded_pass(
     model: nn.Module, batch: Any, precision: str, forward: Forward

@@ -108,6 +108,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         ended = sweep.jobs()
         conclude(ended)
         sweep.report_failures(ended)
+        sweep.remove_checks(ended)
     return sweep.exit_status(ended) or max(statuses, default=0)
 
 

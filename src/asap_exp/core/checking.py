@@ -8,13 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.console import duration, say
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import ELSEWHERE, UNSUPPORTED, unwritable
 from asap_exp.core.locks import LOCK, require_free
-from asap_exp.core.memory import available_memory, gib
+from asap_exp.core.memory import gib
 from asap_exp.core.score import Score
 from asap_exp.core.tracking import reachable
 
@@ -65,16 +66,15 @@ def reserve(handle: int, size: int) -> None:
             raise
 
 
-def check_memory(needed: int, there: int | None, advice: str) -> str:
-    """Return in words what a stage takes; UserError if less memory is left than is `needed`.
+def check_memory(needed: int, device: Any, advice: str) -> str:
+    """Return in words what a stage takes; UserError if the torch.device has less memory left."""
+    from asap_exp.core.devices import memory_left  # imports PyTorch
 
-    `there` is the memory of a GPU that is left; None for the main memory.
-    """
-    left = available_memory() if there is None else there
+    left = memory_left(device)
     if needed > left:
         raise UserError(
             f"this takes about {gib(needed)} more memory, and {gib(left)} "
-            f"{'of the GPU ' if there is not None else ''}are available; {advice}"
+            f"{'of the GPU ' if device.type == 'cuda' else ''}are available; {advice}"
         )
     return f"about {gib(needed)} of {gib(left)} available"
 

@@ -6,6 +6,7 @@ import torch
 
 from asap_exp.core.console import debug
 from asap_exp.core.errors import UserError
+from asap_exp.core.memory import available_memory
 
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -29,6 +30,11 @@ def choose_device(accelerator: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Return the name of the device for records."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def memory_left(device: torch.device) -> int:
+    """Return the bytes of memory that a GPU has left, or this process where there is none."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def use_cpu_threads(threads: int | None) -> None:

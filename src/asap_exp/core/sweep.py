@@ -1,6 +1,7 @@
 """Outcome of each job of a sweep, for every launcher and process."""
 
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -54,9 +55,14 @@ class Ledger(Callback):
 
     has_workers: ClassVar[bool] = False
 
+    made: ClassVar[list[Path]] = []
+    """Folders that a sweep of checks makes, and takes away again."""
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Ledger.has_workers = launched_by("joblib", config.hydra)
         Ledger.folder = Path(config.hydra.sweep.dir).expanduser().resolve()
+        if config.get("check") is True:
+            Ledger.made = [f for f in (Ledger.folder, *Ledger.folder.parents) if not f.exists()]
         os.environ[LEDGER] = str(Ledger.folder)
         if launched_by("submitit", config.hydra):
             logs = Path(str(config.hydra.launcher.submitit_folder)).expanduser().parent
@@ -227,6 +233,15 @@ def report_failures(ended: list[Job]) -> None:
         lines.append(f"  job {job.number} ({' '.join(job.overrides)}): {job.error}")
         lines += [f"    log: {log}" for log in job.logs]
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def remove_checks(ended: list[Job]) -> None:
+    """Take away what a sweep of checks has made, unless a job has a log there."""
+    if Ledger.made and not any(job.logs for job in ended if job.status):
+        shutil.rmtree(Ledger.made[0], ignore_errors=True)
+        with suppress(OSError):  # something else is there by now
+            for folder in Ledger.made[1:]:
+                folder.rmdir()
 
 
 def exit_status(ended: list[Job]) -> int:

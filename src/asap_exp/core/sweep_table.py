@@ -21,6 +21,8 @@ def conclude(jobs: Sequence[Job]) -> None:
         return
     ranked, file = best_first(jobs), Ledger.folder / FILE
     print_table(ranked)
+    if Ledger.made:  # a sweep of checks leaves nothing
+        return
     try:
         write_text(file, as_csv(ranked))
     except UserError as error:  # the jobs are done all the same

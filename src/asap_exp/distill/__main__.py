@@ -7,6 +7,11 @@ from asap_exp.distill.config import DistillConfig
 
 def run(config: DistillConfig) -> Score:
     """Run the stage and return the score of the map; slow imports wait for a checked config."""
+    if config.check:
+        from asap_exp.distill.check import check
+
+        return check(config)
+
     from asap_exp.distill.budget import distill_within_budget
     from asap_exp.distill.distill import distill
     from asap_exp.distill.fidelity_table import score

@@ -44,10 +44,8 @@ def compile_within(
     budget: BudgetConfig, data: CalibrationData, paths: list[str], task_data: TaskDataModule
 ) -> Compiled:
     """Make, time and judge options on the validation split; return the plan found."""
-    check_measurable(budget, task_data)
-    budget.latency.check_device("budget.latency", device_of(data.net).type)
     batches = task_data.val_dataloader()
-    check_enough(budget, batches.num_samples, task_data.sample_name)
+    check_budget(budget, data, task_data, batches.num_samples)
     scorer = ValidationScorer(data, batches, budget)
     options, fits = make_options(data, paths, budget)
     ms = scorer.layer_ms(options)
@@ -58,6 +56,15 @@ def compile_within(
     found = {**outcome(scorer, ladders, plan), "seen_in_training": seen}
     print_plan(found)
     return Compiled(attends_of(ladders, plan), chosen_calibration(fits, ladders, plan), found)
+
+
+def check_budget(
+    budget: BudgetConfig, data: CalibrationData, task_data: TaskDataModule, rows: int
+) -> None:
+    """Raise UserError if a budget cannot be measured on `rows` validation samples."""
+    check_measurable(budget, task_data)
+    budget.latency.check_device("budget.latency", device_of(data.net).type)
+    check_enough(budget, rows, task_data.sample_name)
 
 
 def check_measurable(budget: BudgetConfig, data: TaskDataModule) -> None:
@@ -126,13 +133,17 @@ def search_by_latency(
         if ms[COMPILED] <= ratio * ms[TEACHER]:
             return plan
         if plan == fastest(ladders):
-            raise UserError(
-                f"budget.latency_ratio={ratio} cannot be reached: with the fastest attention in "
-                f"every layer the whole model takes {ms[COMPILED] / ms[TEACHER]:.3g} of the "
-                "teacher's time; choose more than that"
-            )
+            raise out_of_reach(ratio, ms[COMPILED] / ms[TEACHER])
         excess = ms[COMPILED] - ratio * ms[TEACHER]
         limit = total_ms(ladders, plan) - max(excess, SMALLEST_STEP * total_ms(ladders, plan))
+
+
+def out_of_reach(ratio: float, least: float) -> UserError:
+    """Return the UserError for a ratio below the least one, of the fastest model."""
+    return UserError(
+        f"budget.latency_ratio={ratio} cannot be reached: with the fastest attention in every "
+        f"layer the whole model takes {least:.3g} of the teacher's time; choose more than that"
+    )
 
 
 def fits(ladders: Ladders, limit: float, plan: Plan) -> bool:

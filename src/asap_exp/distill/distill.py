@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from asap_exp.attention import Attention, attention_class, attention_layers, swapped
@@ -19,6 +20,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.coarse import check_grid_fits
+from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import plan_fidelity
@@ -63,30 +65,55 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
     return Compiled(calibration.maps, calibration)
 
 
-@run_log("distill")
-def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
-    """Compile a teacher's layers; return the artifact's folder."""
+@dataclass(frozen=True)
+class Asked:
+    """What a configuration asks to compile, found and loaded, and the folder of the result."""
+
+    run: Run
+    net: nn.Module
+    paths: list[str]
+    """Layers to compile."""
+    data: TaskDataModule
+    device: torch.device
+    folder: Path
+
+
+def asked(config: DistillConfig) -> Asked:
+    """Find the teacher, its layers and its data; print which teacher it is."""
     run = find_teacher(config.paths, config.task.name, config.teacher)
-    calibration, name = config.fitted, run.config.attention["name"]
     device = choose_device(config.accelerator)
     use_cpu_threads(run.config.trainer.cpu_threads)
     net = load_net(run, device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    check_grid_fits(calibration.coarse, tokens_of(run))
-    data = run_data(run, config.data, calibration.batch_size, device)
-    public = public_config(config) | {"layers": paths}
+    check_grid_fits(config.fitted.coarse, tokens_of(run))
+    data = run_data(run, config.data, config.fitted.batch_size, device)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
+    return Asked(run, net, paths, data, device, folder)
+
+
+def loaders(calibration: CalibrationConfig, subject: Asked) -> tuple[BatchLoader, BatchLoader]:
+    """Return loaders of the samples to fit on and to check on."""
+    subject.data.setup()
+    check_same_data(subject.data, subject.run)
+    return subject.data.calibration_dataloaders(
+        samples=calibration.samples,
+        holdout=calibration.holdout,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
+    )
+
+
+@run_log("distill")
+def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
+    """Compile a teacher's layers; return the artifact's folder."""
+    subject = asked(config)
+    run, net, paths, data = subject.run, subject.net, subject.paths, subject.data
+    calibration, name, folder = config.fitted, run.config.attention["name"], subject.folder
+    public = public_config(config) | {"layers": paths}
     with part_held(run.path, folder):
         if is_compiled(folder, run, net, data):
             return folder
-        data.setup()
-        check_same_data(data, run)
-        fit_samples, held_out = data.calibration_dataloaders(
-            samples=calibration.samples,
-            holdout=calibration.holdout,
-            batch_size=calibration.batch_size,
-            seed=calibration.seed,
-        )
+        fit_samples, held_out = loaders(calibration, subject)
         facts = {
             "stage": "distill",
             "seed": calibration.seed,

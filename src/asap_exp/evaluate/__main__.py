@@ -7,6 +7,11 @@ from asap_exp.core.score import Score
 
 def run(config: EvaluateConfig) -> Score:
     """Run the stage and return the map's score; slow imports wait for a checked configuration."""
+    if config.check:
+        from asap_exp.evaluate.check import check
+
+        return check(config)
+
     from asap_exp.evaluate.evaluate import evaluate, score
 
     return score(evaluate(config))

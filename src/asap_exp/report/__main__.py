@@ -6,6 +6,12 @@ from asap_exp.core.config import ReportConfig
 
 def run(config: ReportConfig) -> None:
     """Run the stage; slow imports wait until the configuration has been checked."""
+    if config.check:
+        from asap_exp.report.check import check
+
+        check(config)
+        return
+
     from asap_exp.report.benchmarks import report_benchmarks
     from asap_exp.report.report import report
     from asap_exp.report.step_table import report_steps

@@ -35,12 +35,7 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     if not groups and not required:
         return None
     if not groups:
-        task = f" task={config.task.name}" if config.task.name else ""
-        damaged = f" that is whole ({left_out} left out)" if left_out else ""
-        raise UserError(
-            f"no evaluation in {config.run or config.paths.runs} and no record in "
-            f"{out / 'records'}{damaged}; make one with: python -m asap_exp.evaluate{task}"
-        )
+        raise none_found(config, left_out)
     page = write_report(out, groups, config.figures)
     say(
         f"Records gathered from runs: {len(copied)}\nTables: {shown(out / 'tables.md')}\n"
@@ -49,6 +44,16 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     if left_out:
         say(f"Left out of {shown(out / 'records')}, named above: {left_out}")
     return page
+
+
+def none_found(config: ReportConfig, left_out: int = 0) -> UserError:
+    """Return the UserError of a report without an evaluation; `left_out` records are damaged."""
+    task = f" task={config.task.name}" if config.task.name else ""
+    damaged = f" that is whole ({left_out} left out)" if left_out else ""
+    return UserError(
+        f"no evaluation in {config.run or config.paths.runs} and no record in "
+        f"{config.folder / 'records'}{damaged}; make one with: python -m asap_exp.evaluate{task}"
+    )
 
 
 def published_groups(config: ReportConfig) -> list[Group]:

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 from asap_exp.core.checking import check_place, conclude, nothing_to_do
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
-from asap_exp.core.devices import device_name
+from asap_exp.core.devices import device_name, memory_left
 from asap_exp.core.interruption import Request
-from asap_exp.core.memory import available_memory, gib
+from asap_exp.core.memory import gib
 from asap_exp.core.runs import Run, refuse_other, run_directory
 from asap_exp.core.score import Score
 from asap_exp.data.loader import Batch
@@ -104,7 +104,12 @@ class Clock(L.Callback):
         self.marks[kind].append((time.perf_counter(), count))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, index: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        index: int,
     ) -> None:
         self.mark("train", batch)
         if index and self.marks["train"][-1][0] - self.marks["train"][0][0] > STEP_SECONDS:
@@ -187,7 +192,3 @@ def saved_bytes(trainer: L.Trainer, training: Training) -> int:
     optimizer = sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
     copies = 3 if training.config.recipe.ema_decay is not None else 2
     return 2 * (copies * weights + optimizer) + weights
-
-
-def memory_left(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
