@@ -168,6 +168,9 @@ def few_steps(
     own = [*training.callbacks, clock]
     callbacks = build_callbacks(shortened, run, training.device, Request(), stamp, own)
     kept = [each for each in callbacks if not isinstance(each, Checkpoint)]
+    kept.append(
+        Checkpoint()
+    )  # which saves nothing; without any, Lightning would add one of its own
     train, _ = training.data.few_dataloaders(STEPS * at_once, at_once)
     _, val = training.data.few_dataloaders(2 * at_once, at_once)
     with quiet_lightning(), refusals_in_words(config):
