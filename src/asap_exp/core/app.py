@@ -1,6 +1,5 @@
 """Entry point shared by the command lines of all stages."""
 
-import math
 import os
 import sys
 import traceback
@@ -48,10 +47,20 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         fail(f"{stop}; start the same command again: what was saved is kept")
         status = stop.exit_status
     except Exception as error:
-        traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))
-        status = 1
+        status = ended_by(error, stage)
     if status:
         sys.exit(status)
+
+
+def ended_by(error: Exception, stage: str) -> int:
+    """Print what ended a stage, and return its status: a sentence if the machine is the cause."""
+    from asap_exp.core.failures import explained
+
+    if (sentence := explained(error, stage)) is not None:
+        fail(str(sentence))
+        return 2
+    traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))
+    return 1
 
 
 def passed_on(number: int) -> bool:
@@ -92,12 +101,11 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         return run(parse(config, schema))
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
-    def job(config: DictConfig) -> float:
+    def job(config: DictConfig) -> float | None:
         with typed(stage, words):
             status, score = sweep.attempt(stage, lambda: work(config))
         statuses.append(status)
-        value = None if score is None else score.value
-        return math.nan if value is None else value  # for a sweeper that optimises it
+        return None if score is None else score.value  # for a sweeper that optimises it
 
     try:
         with for_hydra([*overrides, *without(words, [*for_us, *given.overrides])]):

@@ -81,6 +81,11 @@ def in_words(error: HydraException) -> UserError:
             key=key,
             allowed=tuple(choices),
         )
+    if "'hydra/sweeper/optuna'" in str(error):
+        return UserError(
+            "hydra/sweeper=tpe needs optuna, which is not installed here; install it with: "
+            "pip install 'asap_exp[optuna]'"
+        )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     text = f"{error}\n{cause}".partition("\nConfig search path")[0]
     return UserError(text.strip())

@@ -21,6 +21,8 @@ NO_MEMORY = (
     "alloc_failed",
 )
 """Phrases of PyTorch, NumPy and Python about exhausted memory."""
+NO_SLURM = 'Could not detect "srun"'
+"""What submitit says on a machine without SLURM."""
 TOO_LARGE = (
     "storage size calculation overflowed",
     "integer multiplication overflow",
@@ -85,6 +87,11 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
             )
         if isinstance(cause, OSError) and cause.errno is not None:
             return unavailable(cause)
+        if isinstance(cause, RuntimeError) and NO_SLURM in str(cause):
+            return UserError(
+                "this is no machine of a SLURM cluster: there is no srun. Start the sweep on a "
+                "login node, or choose hydra/launcher=joblib"
+            )
     return None
 
 

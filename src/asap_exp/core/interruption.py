@@ -1,5 +1,9 @@
-"""SIGINT and SIGTERM: what they raise, and how a stage postpones them until its work is saved."""
+"""Signals that stop a stage: what they raise, and how it postpones them until its work is saved.
 
+They are SIGINT and SIGTERM, and in a job of submitit the one that returns it to the queue.
+"""
+
+import os
 import signal
 import sys
 import threading
@@ -9,6 +13,14 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def requeueing() -> signal.Signals | None:
+    """Return the signal by which submitit stops a job whose time is up or whose place is needed."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -59,7 +71,7 @@ class Request:
 
 @contextmanager
 def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[Request]:
-    """Make both signals raise Interrupted; the Request records them even if a library swallows it.
+    """Make these signals raise Interrupted; the Request records them even if a library swallows it.
 
     If `pass_on` hands the first signal to other processes, which end because of it, this process
     waits for them.
@@ -89,7 +101,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Install `handler` for both signals while the context is open."""
+    """Install `handler` for these signals while the context is open."""
     before = hear(handler)
     try:
         yield
@@ -99,14 +111,16 @@ def handled(handler: Handler) -> Iterator[None]:
 
 
 def hear(handler: Handler) -> dict[signal.Signals, Any]:
-    """Install `handler` for both signals and return the previous handlers.
+    """Install `handler` for these signals and return the previous handlers.
 
     A signal that this process was told to ignore stays ignored. Python handles signals only in its
     main thread; in other threads this changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    queue = requeueing()
+    numbers = SIGNALS if queue is None else (*SIGNALS, queue)
+    before = {number: signal.getsignal(number) for number in numbers}
     heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
     for number in heard:
         signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from asap_exp.core.console import fail, prefixed, print_debug, say, shown
 from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
-from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.interruption import Interrupted, interruptible, requeueing
 from asap_exp.core.run_log import run_log
 from asap_exp.core.score import Score
 
@@ -94,7 +95,19 @@ def attempt(stage: str, work: Callable[[], object]) -> tuple[int, Score | None]:
     hydra = HydraConfig.get()
     if hydra.verbose:
         print_debug()
-    ledger, found = None, Outcome()
+    found = Outcome()
+    try:
+        run_logged(stage, work, hydra, found)
+    except Interrupted as stop:
+        if stop.signal == requeueing():
+            signal.raise_signal(stop.signal)  # now that all is saved, submitit requeues the job
+        raise
+    return found.status, found.score
+
+
+def run_logged(stage: str, work: Callable[[], object], hydra: HydraConf, found: Outcome) -> None:
+    """Run a job with its log, and in a sweep with its outcome written down."""
+    ledger = None
     with ExitStack() as stack:
         if hydra.mode == RunMode.MULTIRUN:
             ledger = Path(os.environ[LEDGER]) if LEDGER in os.environ else None
@@ -110,7 +123,6 @@ def attempt(stage: str, work: Callable[[], object]) -> tuple[int, Score | None]:
             run_job(stage, work, hydra, None, found)
         else:
             recorded(stage, work, hydra, ledger, found)
-    return found.status, found.score
 
 
 def overrides_of(hydra: HydraConf) -> list[str]:

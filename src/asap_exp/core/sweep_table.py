@@ -11,8 +11,8 @@ from asap_exp.core.sweep import Job, Ledger
 
 FILE = "sweep.csv"
 
-ENDS = {0: "finished", 130: "stopped", 143: "stopped"}
-"""Exit statuses in words; any other one is a failure."""
+STOPPED = 128
+"""Largest exit status of a job that no signal stopped."""
 
 
 def conclude(jobs: Sequence[Job]) -> None:
@@ -64,7 +64,9 @@ def score_name(jobs: Sequence[Job]) -> str:
 
 
 def end_of(job: Job) -> str:
-    return ENDS.get(job.status, "failed")
+    if job.status > STOPPED:
+        return "stopped"
+    return "failed" if job.status else "finished"
 
 
 def print_table(jobs: Sequence[Job]) -> None:
