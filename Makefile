@@ -7,17 +7,17 @@ STAGES := train distill evaluate report benchmark
 
 # Words of the form key=value are variables of make. They are passed on quoted, as they were typed.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter line,$(origin $(name))),$(name)))
-KEYS := $(filter-out row record ARGS PYTHON VENV TORCH_INDEX,$(GIVEN))
+KEYS := $(filter-out row record sweep ARGS PYTHON VENV TORCH_INDEX,$(GIVEN))
 QUOTED = '$(subst ','\'',$(1)=$(value $(1)))'
 OVERRIDES = $(foreach key,$(KEYS),$(call QUOTED,$(key)))
 $(foreach key,$(KEYS),$(eval unexport $(key)))
-OTHERS := $(filter-out $(STAGES) reproduce setup,$(MAKECMDGOALS))
+OTHERS := $(filter-out $(STAGES) reproduce sweep setup,$(MAKECMDGOALS))
 ifneq ($(and $(KEYS),$(OTHERS)),)
 $(error make $(firstword $(OTHERS)) does not know $(KEYS): give its arguments as ARGS="...")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train distill evaluate report benchmark reproduce publish test test-quick coverage test-gpu reliability lint lock docs
+.PHONY: help setup demo train distill evaluate report benchmark sweep reproduce publish test test-quick coverage test-gpu reliability lint lock docs
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ report: setup ## Tables, figures and a page from all evaluations and benchmarks
 
 benchmark: setup ## Time the attention operators alone: make benchmark mode=train
 	@$(PY) -m asap_exp.benchmark $(OVERRIDES) $(ARGS)
+
+sweep: setup ## Train, compile and evaluate combinations: make sweep task=digits attention=softmax,sinkhorn seed=0,1,2
+	@$(PY) scripts/sweep.py $(sweep) $(OVERRIDES) $(ARGS)
 
 reproduce: setup ## Make published rows again: make reproduce row=cifar_plain (or task=cifar)
 	@$(PY) scripts/reproduce.py $(row) $(if $(task),--task $(task)) \

@@ -225,9 +225,12 @@ def workers(process: int) -> list[int]:
 
 def jobs() -> list[Job]:
     """Return the ended jobs of this process's sweep, by number; none outside a sweep."""
-    if Ledger.folder is None:
-        return []
-    found = [read_json(file) for file in Ledger.folder.glob("*.json")]
+    return [] if Ledger.folder is None else jobs_in(Ledger.folder)
+
+
+def jobs_in(folder: Path) -> list[Job]:
+    """Return the ended jobs of the sweep with this folder, by number."""
+    found = [read_json(file) for file in folder.glob("*.json")]
     ended = [
         Job(**{**job, "score": None if job["score"] is None else Score(**job["score"])})
         for job in found

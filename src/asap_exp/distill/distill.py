@@ -27,7 +27,7 @@ from asap_exp.calibration.fidelity import plan_fidelity
 from asap_exp.calibration.steps import STEPS
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core import plugins
-from asap_exp.core.config import LayerConfig
+from asap_exp.core.config import LayerConfig, TrainConfig
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import choose_device, use_cpu_threads
 from asap_exp.core.errors import UserError
@@ -43,7 +43,7 @@ from asap_exp.data.sources import DataNotFound
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.models import load_net
-from asap_exp.models.teachers import find_teacher
+from asap_exp.models.teachers import find_teacher, has_dual
 
 
 @dataclass
@@ -191,6 +191,11 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
     check_same_data(data, run)
     say(f"Already compiled: {shown(folder)} ({advice})")
     return True
+
+
+def can_compile(config: TrainConfig) -> bool:
+    """Return True if the attention of a training has a dual, which a map is fitted to."""
+    return has_dual(config)
 
 
 def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:

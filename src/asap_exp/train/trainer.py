@@ -68,8 +68,7 @@ def prepared(config: TrainConfig) -> Training:
     """Resolve `config` and build what it names; nothing is loaded or written yet."""
     build_attention(config.attention)  # fails before anything else is looked at
     callbacks = own_callbacks(config)
-    initial = initial_run(config)
-    config = with_initial(resolved(config), initial)
+    config, initial = settled(config)
     device = choose_device(config.trainer.accelerator)
     data = build_data(
         config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
@@ -194,6 +193,12 @@ def set_axes(tracker: Any, objective: Objective) -> None:
     tracker.define_metric("*", step_metric=step)
     best = "min" if objective.lower_is_better else "max"
     tracker.define_metric(objective.validation, step_metric=step, summary=best)
+
+
+def settled(config: TrainConfig) -> tuple[TrainConfig, Run | None]:
+    """Return `config` as its run will have it, and the run that its weights start from."""
+    initial = initial_run(config)
+    return with_initial(resolved(config), initial), initial
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
