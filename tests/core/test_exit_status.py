@@ -168,3 +168,21 @@ def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
     manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]
     assert [manifest["status"] for manifest in manifests] == ["interrupted"] * 2
     assert len(list(tmp_path.rglob("last.ckpt"))) == 2
+
+
+def test_job_that_submitit_stops_is_requeued_and_goes_on(tmp_path: Path) -> None:
+    words = (*TINY, *SINKHORN, "recipe.epochs=30", "callbacks.checkpoint_seconds=1000", "seed=0,1")
+    launcher = ("-m", "hydra/launcher=submitit_local")
+    with training(tmp_path, *launcher, *words, stdout=subprocess.DEVNULL) as process:
+        while not (begun := list(tmp_path.rglob("*-s0/logs/version_0/metrics.csv"))):
+            assert process.poll() is None
+            time.sleep(0.1)
+        holder = json.loads((begun[0].parents[2] / ".lock.json").read_text())
+        os.kill(holder["pid"], signal.SIGUSR2)
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]
+    first, second = sorted(manifests, key=lambda manifest: manifest["seed"])
+    assert first["resumed_from"] == "last.ckpt"
+    assert [each["status"] for each in first["earlier_attempts"]] == ["interrupted"]
+    assert second["resumed_from"] is None

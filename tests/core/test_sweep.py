@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from asap_exp.core import app, sweep
+from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.score import Score
@@ -91,3 +93,27 @@ def test_newcomer_c8_later_sweep_overwrites_nothing(monkeypatch, tmp_path):
     assert "seed=1" in (first / "multirun.yaml").read_text() + (first / "sweep.csv").read_text()
     assert (first / "multirun.yaml").is_file()
     assert (second / "multirun.yaml").is_file()
+
+
+def test_slurm_gets_place_time_and_signal_of_a_job(monkeypatch, tmp_path):
+    import submitit
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    words = ["task=digits", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    with initialize_config_dir(str(conf_dir() / "train"), version_base="1.3"):
+        config = compose("train", words, return_hydra_config=True)
+    config.hydra.launcher.submitit_folder = str(tmp_path)
+    texts = []
+
+    def submitted(executor, *_):
+        texts.append(executor._executor._make_submission_file_text("run", "job"))
+        return []
+
+    monkeypatch.setattr(submitit.slurm.slurm.shutil, "which", lambda _: "srun")
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", submitted)
+    launcher = instantiate(config.hydra.launcher)
+    launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    launcher.launch([["seed=1"]], 0)
+    for line in ("partition=gpu", "time=240", "gpus-per-node=1", "signal=USR2@120", "requeue"):
+        assert f"#SBATCH --{line}" in texts[0]

@@ -1,0 +1,146 @@
+"""`make sweep`: all stages over a grid of settings, an interruption, failures and the table."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from asap_exp.core.config import EvaluateConfig
+from asap_exp.core.errors import UserError
+from asap_exp.core.files import write_json
+from asap_exp.core.sweep import Job
+from asap_exp.distill.config import DistillConfig
+from tests.composed import composed
+from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY, train_config
+from tests.test_scripts import ROOT, script
+
+sweep = script("sweep")
+results = sys.modules["sweep_results"]
+
+LATER = tuple(
+    f"{stage}.{word}"
+    for stage, words in (("distill", CALIBRATION), ("evaluate", EVALUATION))
+    for word in words
+    if word != "logger=csv"
+)
+
+
+def test_words_go_to_the_stages_that_take_them() -> None:
+    given = ["task=digits", "seed=0,1", "logger=csv", "paths.results=r", "distill.layer=last"]
+    words = sweep.separated([*given, "evaluate.batch_size=8", "hydra/launcher=joblib"])
+    assert words.train == given[:4]
+    assert words.of("distill") == ["logger=csv", "paths.results=r", "layer=last"]
+    assert words.of("evaluate") == ["logger=csv", "paths.results=r", "batch_size=8"]
+    assert words.hydra == ["hydra/launcher=joblib"]
+    with pytest.raises(UserError, match="give one"):
+        sweep.separated(["distill.calibration.seed=0,1"])
+
+
+def test_mean_and_deviation_leave_out_what_was_not_measured() -> None:
+    assert results.spread([0.5, 0.7, None], 100) == "60.00 ± 14.14"
+    assert results.spread([0.5], 100) == "50.00"
+    assert results.spread([None], 100) == ""
+
+
+def test_failures_of_every_stage_are_kept_with_their_logs(tmp_path, monkeypatch, capsys) -> None:
+    failed = Job(number=1, overrides=["seed=1"], status=2, error="why", logs=["l"], seconds=1)
+
+    def stage(command: list[str]) -> int:
+        folder = next(tmp_path.glob("runs/.multirun/*"), None)
+        assert folder is None
+        place = command[-1].partition("=")[2].strip("'")
+        write_json(Path(place) / "1.json", asdict(failed))
+        return 2
+
+    monkeypatch.setattr(sweep, "wait_for", stage)
+    under_way = sweep.Sweep(sweep.separated(["task=digits"]), tmp_path)
+    under_way.run("train", ["task=digits"])
+    assert (under_way.ended, under_way.status) == ([failed], 2)
+    monkeypatch.setattr(sweep, "wait_for", lambda _: 2)
+    with pytest.raises(SystemExit):  # refused before its first job
+        under_way.run("distill", [])
+
+
+@pytest.mark.slow
+def test_runs_maps_and_evaluations_are_found_again(pipeline, capsys) -> None:
+    asked = composed("distill", [*CALIBRATION], DistillConfig)
+    settings = composed("evaluate", [*EVALUATION], EvaluateConfig)
+    runs = [pipeline.teacher, pipeline.softmax]
+    folder = results.map_of(pipeline.teacher, asked)
+    assert folder == pipeline.artifact
+    assert results.evaluated(pipeline.teacher, folder, settings, runs) is not None
+    other = composed("distill", [*CALIBRATION, "calibration.seed=1"], DistillConfig)
+    assert results.map_of(pipeline.teacher, other) is None
+    planned = [
+        results.Planned({"attention": name, "seed": seed}, results.settled(config)[0])
+        for name, seed, config in (
+            ("softmax", "0", train_config(pipeline.results, attention=("attention=softmax",))),
+            ("sinkhorn", "0", train_config(pipeline.results)),
+            ("sinkhorn", "7", train_config(pipeline.results, "seed=7")),
+        )
+    ]
+    assert [run and run.path for run in results.runs_of(planned)] == [
+        pipeline.softmax.path,
+        pipeline.teacher.path,
+        None,
+    ]
+    results.print_results(planned, (asked, settings))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " of " in line]
+    softmax, sinkhorn = (row for row in rows if row[0] in ("softmax", "sinkhorn"))
+    assert softmax[1:4] == ["1", "of", "1"]
+    assert sinkhorn[1:4] == ["1", "of", "2"]
+    assert len(softmax) == 4 + 2 + 2  # validation and test, and the time
+    assert len(sinkhorn) == 4 + 5 + 2
+
+
+@contextmanager
+def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the script in a session of its own, and kill what is left of it."""
+    with subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "sweep.py", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_interrupted_sweep_goes_on_and_ends_with_its_table(tmp_path: Path) -> None:
+    words = (*TINY, *SINKHORN, "seed=0,1", "recipe.epochs=6", *LATER)
+    with started(tmp_path, *words) as process:
+        while not list(tmp_path.rglob("teacher.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert process.returncode == 143
+    assert "start the same command again" in err
+    assert "Traceback" not in err
+    assert len(list(tmp_path.rglob("teacher.safetensors"))) < 3
+    with started(tmp_path, *words) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Already finished" in out or "2 finished before" in out
+    table = out[out.rindex("Sweep of 2 runs") :]
+    assert "2 of 2" in table
+    assert table.count("±") == 6  # of the title, and five numbers
+
+
+def test_launcher_of_one_machine_is_kept_from_latencies() -> None:
+    hydra = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.verbose=true"]
+    assert [word for word in hydra if not word.startswith(sweep.ALONE)] == ["hydra.verbose=true"]
