@@ -206,11 +206,11 @@ def found_of(
 def tests_of_baselines(found: Sequence[Found]) -> dict[str, float]:
     """Return the test metric of the runs that evaluations show beside their own, by name."""
     tests = {}
-    for each in found:
-        for row in () if each.record is None else each.record.rows:
+    for record in (each.record for each in found if each.record is not None):
+        metric = OBJECTIVES[record.objective].metric
+        for row in record.rows:
             if row.key.endswith("_trained"):
-                name = getattr(each.record, f"{row.group}_run")
-                tests[name] = getattr(row, OBJECTIVES[each.record.objective].metric)
+                tests[getattr(record, f"{row.group}_run")] = getattr(row, metric)
     return tests
 
 

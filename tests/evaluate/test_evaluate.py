@@ -169,6 +169,18 @@ def test_coarse_duals_without_a_fit_are_evaluated_beside_a_map(pipeline: Pipelin
     assert map_note(group) == "coarse duals, 2 tokens, one pass"
 
 
+@pytest.mark.slow
+def test_relaxed_sinkhorn_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None:
+    attention = ("attention=relaxed_sinkhorn", "attention.num_iters=2")
+    other = run_train(pipeline.results, attention=attention)
+    record = read_json(run_evaluate(pipeline.results))
+    assert record["relaxed_sinkhorn_run"] == other.name
+    row = {row["key"]: row for row in record["rows"]}["relaxed_sinkhorn_trained"]
+    assert row["label"] == "relaxed Sinkhorn, trained alike"
+    assert row["layer_ms"]["median"] > 0
+    assert row["column_error"] > 0
+
+
 def test_every_row_is_timed_and_weighed(rows: dict[str, dict[str, Any]]) -> None:
     for row in rows.values():
         for name in ("layer_ms", "model_ms"):

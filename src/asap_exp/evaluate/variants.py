@@ -33,6 +33,7 @@ MATCHED_BASELINES: dict[RowGroup, str] = {
     "softmax": "softmax",
     "espformer": "ESPFormer",
     COARSE: "coarse duals",
+    "relaxed_sinkhorn": "relaxed Sinkhorn",
 }
 """Attentions of the matched baselines, which are compared with the teacher if trained."""
 

@@ -30,7 +30,15 @@ from asap_exp.report.drawing import (
     subplots,
 )
 from asap_exp.report.groups import Group
-from asap_exp.report.names import COARSE, COARSE_ALONE, ESPFORMER, NO_SLICES, SOFTMAX, UNIFORM
+from asap_exp.report.names import (
+    COARSE,
+    COARSE_ALONE,
+    ESPFORMER,
+    NO_SLICES,
+    RELAXED,
+    SOFTMAX,
+    UNIFORM,
+)
 from asap_exp.report.notes import controls_are_unfused
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
@@ -70,6 +78,7 @@ FAMILIES = {
     "coarse two-sided": Family(f"{COARSE_ALONE}, two-sided", YELLOW, "p", (0, (1, 1))),
     "coarse one pass": Family(f"{COARSE_ALONE}, one pass", DARK_YELLOW, "d", (0, (3, 1, 1, 1))),
     "coarse": Family(COARSE, YELLOW, "h", ""),
+    "relaxed_sinkhorn": Family(RELAXED, LIGHT_BLUE, "H", ""),
 }
 NUMBERED = ("truncated", "relaxed", "coarse two-sided", "coarse one pass", "coarse")
 """Families whose points are labelled with a number: of updates, or of tokens of the subset."""

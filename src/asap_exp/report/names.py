@@ -12,6 +12,7 @@ SOFTMAX = "softmax, same recipe"
 ESPFORMER = "ESPFormer, same recipe"
 COARSE = "coarse duals, same recipe"
 COARSE_ALONE = "coarse duals, no fit"
+RELAXED = "relaxed Sinkhorn, same recipe"
 LINEAR = "tf-idf + linear SVM"
 
 NAMES = {
@@ -21,6 +22,7 @@ NAMES = {
     "softmax_trained": SOFTMAX,
     "espformer_trained": ESPFORMER,
     "coarse_trained": COARSE,
+    "relaxed_sinkhorn_trained": RELAXED,
     "baseline_svm": LINEAR,
 }
 """Names by the key of the row; a method without an entry is called by its label."""

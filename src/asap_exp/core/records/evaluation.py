@@ -108,6 +108,7 @@ class Manifests:
     espformer: TrainManifest | None = None
     coarse: TrainManifest | None = None
     more_coarse: list[TrainManifest] = Field(default_factory=list)
+    relaxed_sinkhorn: TrainManifest | None = None
 
 
 Curve = list[dict[str, float]]
@@ -131,6 +132,7 @@ class EvaluationRecord:
     coarse_run: RunName | None = None
     more_coarse_runs: list[RunName] = Field(default_factory=list)
     """Coarse runs with other options than that one."""
+    relaxed_sinkhorn_run: RunName | None = None
     samples: str = "images"
     objective: ObjectiveName = "classification"
     test: Test
@@ -264,6 +266,12 @@ class EvaluationRecord:
                 len(self.more_coarse_runs),
                 "manifests",
                 len(self.manifests.more_coarse),
+            ),
+            (
+                "relaxed_sinkhorn_run",
+                self.relaxed_sinkhorn_run is None,
+                "manifests",
+                self.manifests.relaxed_sinkhorn is None,
             ),
         ):
             if mine != theirs:

@@ -19,6 +19,7 @@ RowGroup = Literal[
     "softmax",
     "espformer",
     "coarse",
+    "relaxed_sinkhorn",
     "baseline",
 ]
 Perplexity = Annotated[float | None, Field(ge=1)]
