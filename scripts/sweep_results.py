@@ -29,10 +29,10 @@ from asap_exp.core.runs import (
     stage_finished,
 )
 from asap_exp.core.sealed import SEAL
+from asap_exp.data.own.find import found as looked_up
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import can_compile
 from asap_exp.report.records import METRICS, read_record
-from asap_exp.train.__main__ import complete
 from asap_exp.train.trainer import settled
 
 NOT_COMPARED = ("logger", "accelerator", "task", "data", "layers")
@@ -66,7 +66,7 @@ def plan(words: list[str]) -> Planned:
     """Compose one training; UserError if it is not sound."""
     config = compose("train", words, TrainConfig)
     if isinstance(config, OwnImageTrainRequest | OwnTextTrainRequest):
-        config = complete(config)
+        config = looked_up(config)
     # It may be trained elsewhere: a login node has no GPU.
     anywhere = replace(config.trainer, accelerator="auto", precision="auto")
     config, _ = settled(replace(config, trainer=anywhere))

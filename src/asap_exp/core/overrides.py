@@ -149,7 +149,7 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
             f"{key}={override.value()} is not allowed: Hydra would make a folder named ~; give "
             "the whole path"
         )
-    if key.startswith("hydra"):
+    if key.startswith(("hydra/", "hydra.")):
         return  # Hydra knows which of its groups and plugins there are
     for option in names(override):
         check_renamed(stage, key, option, own)
@@ -157,7 +157,7 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
         check_option(override, folders)
     elif own is not None and key.partition(".")[0] in plugins.KINDS:
         return  # a file of the user's may name a module that has to be imported first
-    elif not override.is_delete():
+    elif not (override.is_delete() or key.startswith("hydra")):
         check_override_key(stage, key, override.value(), schema)
 
 
