@@ -1,6 +1,7 @@
 """Sweeps: the table at the end, a folder per sweep, and what a sweeper is given."""
 
 import csv
+import importlib.util
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -60,6 +61,7 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> li
 
     monkeypatch.setattr(sweep.Ledger, "on_job_end", noted)
     monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.setattr(sweep.Ledger, "made", [])
     monkeypatch.setattr(sys, "argv", ["train", "-m", "task=digits", *words])
     monkeypatch.chdir(results)
     with suppress(SystemExit):
@@ -117,3 +119,36 @@ def test_slurm_gets_place_time_and_signal_of_a_job(monkeypatch, tmp_path):
     launcher.launch([["seed=1"]], 0)
     for line in ("partition=gpu", "time=240", "gpus-per-node=1", "signal=USR2@120", "requeue"):
         assert f"#SBATCH --{line}" in texts[0]
+
+
+HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_OPTUNA, reason="optuna is not installed (the extra `optuna`)")
+def test_optuna_searches_by_the_score_and_a_failed_job_is_a_failed_trial(
+    monkeypatch, tmp_path, capsys
+):
+    words = ("hydra/sweeper=tpe", "hydra.sweeper.n_trials=6", "seed=choice(1,7)")
+    storage = f"hydra.sweeper.storage=sqlite:///{tmp_path / 'study.db'}"
+    returned = run_sweep(monkeypatch, tmp_path, *words, storage)
+    assert set(returned) == {0.1, None}
+    assert len(returned) == 6
+    (folder,) = (tmp_path / "results/runs/.multirun").iterdir()
+    found = (folder / "optimization_results.yaml").read_text()
+    assert "best_value: 0.1" in found
+
+
+@pytest.mark.skipif(HAS_OPTUNA, reason="optuna is installed")
+def test_missing_optuna_is_a_sentence(monkeypatch, tmp_path, capsys):
+    assert run_sweep(monkeypatch, tmp_path, "hydra/sweeper=tpe", "seed=choice(1,2)") == []
+    assert "pip install 'asap_exp[optuna]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sweep_of_checks_leaves_nothing(monkeypatch, tmp_path, capsys):
+    run_sweep(monkeypatch, tmp_path, "seed=1,7", "check=true")
+    out, err = capsys.readouterr()
+    assert "Sweep of 2 jobs" in out
+    assert "1 of 2 jobs failed" in err
+    assert not list(tmp_path.iterdir())
