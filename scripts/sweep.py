@@ -24,8 +24,9 @@ from rows import swept
 from sweep_results import Planned, evaluated, map_of, plan, print_results, runs_of
 
 from asap_exp.core.composing import compose, quoted
+from asap_exp.core.conf_files import option_file
 from asap_exp.core.config import EvaluateConfig
-from asap_exp.core.console import say
+from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
 from asap_exp.core.interruption import Interrupted, interruptible
@@ -108,7 +109,8 @@ def main() -> None:
         words = separated(given.overrides)
         combinations = swept(words.train)
         if any(word.lstrip("+") == "check=true" for word in words.train):
-            sys.exit(wait_for([sys.executable, "-m", "asap_exp.train", "-m", *given.overrides]))
+            check = [sys.executable, "-m", "asap_exp.train", "-m", *words.train, *words.hydra]
+            sys.exit(wait_for(check))
         planned = [plan(each) for each in combinations]
         sweep = Sweep(words, Path(planned[0].config.paths.results))
         say(f"{len(planned)} runs: {' '.join(words.train)}")
@@ -142,7 +144,20 @@ def separated(overrides: list[str]) -> Words:
             words.later[stage].append(rest)
         else:
             (words.hydra if word.startswith("hydra") else words.train).append(word)
+    for word in words.train:
+        check_sweeps_not(word)
     return words
+
+
+def check_sweeps_not(word: str) -> None:
+    """Raise UserError for an experiment whose file has a sweep of its own."""
+    key, _, name = word.lstrip("+").partition("=")
+    file = option_file("train", "experiment", name) if key == "experiment" else None
+    if file is not None and "sweeper:" in file.read_text(encoding="utf-8"):
+        raise UserError(
+            f"{word} sweeps by itself, and this command by its own words: give those that the file "
+            f"varies, {shown(file)}, or run it alone: asap-exp train {word}"
+        )
 
 
 def configs(words: Words) -> tuple[DistillConfig, EvaluateConfig]:

@@ -41,6 +41,8 @@ def test_words_go_to_the_stages_that_take_them() -> None:
     assert words.hydra == ["hydra/launcher=joblib"]
     with pytest.raises(UserError, match="give one"):
         sweep.separated(["distill.calibration.seed=0,1"])
+    with pytest.raises(UserError, match="sweeps by itself"):
+        sweep.separated(["experiment=ablation_eps", "seed=0,1"])
 
 
 def test_mean_and_deviation_leave_out_what_was_not_measured() -> None:
