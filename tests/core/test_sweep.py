@@ -150,5 +150,6 @@ def test_sweep_of_checks_leaves_nothing(monkeypatch, tmp_path, capsys):
     run_sweep(monkeypatch, tmp_path, "seed=1,7", "check=true")
     out, err = capsys.readouterr()
     assert "Sweep of 2 jobs" in out
+    assert "One after another they would take about 0.1 s" in out
     assert "1 of 2 jobs failed" in err
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from asap_exp.core.console import plain_table, say, show, shown, warn
+from asap_exp.core.console import duration, plain_table, say, show, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
 from asap_exp.core.sweep import Job, Ledger
@@ -22,6 +22,8 @@ def conclude(jobs: Sequence[Job]) -> None:
     ranked, file = best_first(jobs), Ledger.folder / FILE
     print_table(ranked)
     if Ledger.made:  # a sweep of checks leaves nothing
+        seconds = sum(job.score.value or 0 for job in jobs if job.score is not None)
+        say(f"One after another they would take about {duration(seconds)} (an estimate)")
         return
     try:
         write_text(file, as_csv(ranked))
