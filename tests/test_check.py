@@ -81,6 +81,8 @@ def test_sound_training_is_estimated_and_leaves_nothing(tmp_path, capsys) -> Non
     assert ESTIMATE.search(out)
     assert "3 epochs of 4 batches, from the start" in out
     assert not list(tmp_path.iterdir())
+    check_train(tmp_path, "trainer.max_steps=5")
+    assert "2 epochs of 4 batches" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["task=wikitext", "task=digits"])

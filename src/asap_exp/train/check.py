@@ -1,5 +1,6 @@
 """`check=true`: all that a training needs is looked at, one step is taken, nothing is written."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -70,9 +71,13 @@ def check(config: TrainConfig) -> Score:
         at_once = min(at_once, max(int(BATCH_SECONDS / sample_seconds), 1), MOST_AT_ONCE)
     trainer = few_steps(training, run, stamp, at_once, clock)
     found |= check_place(run.path, saved_bytes(trainer, training))
-    epochs = max(config.recipe.epochs - begun, 0)
-    seconds = epochs * epoch_seconds(training, clock) + setup_seconds
     train, val = data.train_dataloader(), data.val_dataloader()
+    per_epoch = batches(training, len(train))
+    epochs = max(config.recipe.epochs - begun, 0)
+    if config.trainer.max_steps is not None:
+        steps = per_epoch / (config.trainer.accumulate_grad_batches or 1)
+        epochs = min(epochs, math.ceil(config.trainer.max_steps / steps))
+    seconds = epochs * epoch_seconds(training, clock) + setup_seconds
     start = "from the start" if checkpoint is None else f"from {shown(checkpoint)}"
     say(f"Run directory: {shown(run.path)}")
     return conclude(
@@ -86,7 +91,7 @@ def check(config: TrainConfig) -> Score:
             **found,
         },
         seconds,
-        f"{epochs} epochs of {batches(training, len(train))} batches, {start}",
+        f"{epochs} epochs of {per_epoch} batches, {start}",
     )
 
 
