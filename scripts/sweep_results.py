@@ -19,24 +19,27 @@ from asap_exp.core.console import duration, plain_table, show
 from asap_exp.core.files import read_json
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.row import Row
 from asap_exp.core.runs import (
     Run,
     all_runs,
     drop_keys,
     finished_artifacts,
+    flatten,
     identity,
     public_config,
+    short_hash,
     stage_finished,
 )
 from asap_exp.core.sealed import SEAL
 from asap_exp.data.own.find import found as looked_up
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import can_compile
+from asap_exp.distill.distill import artifact_key, can_compile
 from asap_exp.report.records import METRICS, read_record
 from asap_exp.train.trainer import settled
 
-NOT_COMPARED = ("logger", "accelerator", "task", "data", "layers")
-"""Keys of a later stage that do not change what it makes."""
+NOT_COMPARED = ("logger", "accelerator", "task", "data")
+"""Keys of an evaluation that do not change what it measures."""
 
 
 @dataclass(frozen=True)
@@ -88,41 +91,51 @@ def runs_of(planned: Sequence[Planned]) -> list[Run | None]:
 
 def map_of(run: Run, asked: DistillConfig) -> Path | None:
     """Return the newest finished map of `run` that was made with these settings, or None."""
-    wanted = compared(public_config(asked))
-    folders = [folder for _, folder in finished_artifacts(run)]
-    return next((f for f in reversed(folders) if settings_of(f) == wanted), None)
+    for _, folder in reversed(finished_artifacts(run)):
+        layers = read_json(folder / "manifest.json")["config"]["layers"]
+        if folder.name == short_hash(artifact_key(asked, layers)):
+            return folder
+    return None
 
 
 def evaluated(
     run: Run, folder: Path, settings: EvaluateConfig, runs: Sequence[Run]
 ) -> EvaluationRecord | None:
     """Return the evaluation of a map with these settings, beside the baselines among `runs`."""
-    wanted = compared(public_config(settings))
+    wanted = flatten(drop_keys(public_config(settings), NOT_COMPARED))
     artifact = drop_keys(read_json(folder / "asap.json"), (SEAL,))
-    baselines = {
-        other.config.attention["name"]
+    expected = {
+        other.name
         for other in runs
-        if other.config.seed == run.config.seed
+        if f"{other.config.attention['name']}_run" in EvaluationRecord.__dataclass_fields__
+        and other.config.seed == run.config.seed
         and other.manifest.recipe_hash == run.manifest.recipe_hash
     }
     for place in sorted(run.path.glob("evaluate/*")):
-        if not (stage_finished(place) and settings_of(place) == wanted):
+        if not stage_finished(place):
             continue
+        made = flatten(read_json(place / "manifest.json")["config"])
+        if any(made.get(key, value) != value for key, value in wanted.items()):
+            continue  # a key that it lacks is younger
         record = read_record(place / METRICS)
-        known = {name for name in baselines if hasattr(record, f"{name}_run")}
-        complete = all(getattr(record, f"{name}_run") is not None for name in known)
+        complete = expected <= {name for _, name in baselines_of(record)}
         if complete and read_json(place / METRICS)["artifact"] == artifact:
             return record
     return None
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return the settings of a finished map or evaluation that decide what it is."""
-    return compared(read_json(folder / "manifest.json")["config"])
-
-
-def compared(config: dict[str, Any]) -> dict[str, Any]:
-    return drop_keys(config, NOT_COMPARED)
+def baselines_of(record: EvaluationRecord) -> list[tuple[Row, str]]:
+    """Return the row of each run that an evaluation shows beside its own, and the run's name."""
+    more: dict[str, list[str]] = {"coarse": [*record.more_coarse_runs]}
+    found: list[tuple[Row, str]] = []
+    for row in record.rows:
+        if row.key.endswith("_trained"):
+            # Rows of one attention come in the order of their runs.
+            first = getattr(record, f"{row.group}_run")
+            names = more.setdefault(row.group, [])
+            known = any(name == first for _, name in found)
+            found.append((row, names.pop(0) if known else first))
+    return found
 
 
 # The table
@@ -205,12 +218,10 @@ def found_of(
 
 def tests_of_baselines(found: Sequence[Found]) -> dict[str, float]:
     """Return the test metric of the runs that evaluations show beside their own, by name."""
-    tests = {}
+    tests: dict[str, float] = {}
     for record in (each.record for each in found if each.record is not None):
         metric = OBJECTIVES[record.objective].metric
-        for row in record.rows:
-            if row.key.endswith("_trained"):
-                tests[getattr(record, f"{row.group}_run")] = getattr(row, metric)
+        tests |= {name: getattr(row, metric) for row, name in baselines_of(record)}
     return tests
 
 

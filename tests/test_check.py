@@ -106,7 +106,9 @@ def test_later_stages_are_checked_and_leave_nothing(pipeline, untouched, capsys)
         pipeline.results, "budget.accuracy_drop=1", "budget.latency.rounds=3"
     ).value
     assert check_evaluate(pipeline.results).value
-    assert len(ESTIMATE.findall(capsys.readouterr().out)) == 3
+    coarse = ("calibration=coarse", "calibration.coarse.tokens=2", "calibration.slices=0")
+    check_distill(pipeline.results, *coarse)
+    assert len(ESTIMATE.findall(capsys.readouterr().out)) == 4
     check_report(pipeline.results)
     assert "1 evaluations and 0 benchmarks" in capsys.readouterr().out
 

@@ -36,6 +36,9 @@ def check(config: DistillConfig) -> Score:
     subject = asked(config)
     calibration, device = config.fitted, subject.device
     found = check_place(subject.folder, 0, config.logger)
+    if not calibration.steps:  # coarse duals: nothing is fitted, and no data is read
+        found = {"teacher": shown(subject.run.path), "device": device_name(device), **found}
+        return conclude(found, 0.0, f"{calibration.name} on {len(subject.paths)} layers, no fit")
     if is_compiled(subject.folder, subject.run, subject.net, subject.data):
         return nothing_to_do()
     fit, held_out = loaders(calibration, subject)
