@@ -85,6 +85,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         overrides.append("hydra.verbose=asap_exp")
     statuses: list[int] = []
     modules = plugins.followed()
+    shared = shared_by_jobs(words, given.overrides)
 
     def work(config: DictConfig) -> object:
         for module in modules:  # in a worker's process too
@@ -93,7 +94,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> float:
-        with typed(stage, words):
+        with typed(stage, words, sweep.own_words(shared)):
             status, score = sweep.attempt(stage, lambda: work(config))
         statuses.append(status)
         value = None if score is None else score.value
@@ -109,6 +110,17 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         conclude(ended)
         sweep.report_failures(ended)
     return sweep.exit_status(ended) or max(statuses, default=0)
+
+
+def shared_by_jobs(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the words that each job of a sweep needs besides its own overrides."""
+    from asap_exp.core.overrides import names_module, parsed_override
+
+    flags = without(words, overrides)
+    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    search = [each for each in overrides if each.startswith("hydra.searchpath=")]
+    named = [each for each in overrides if "=" in each and names_module(parsed_override(each))]
+    return [*kept, *search, *named]
 
 
 def without(words: Sequence[str], others: Iterable[str]) -> list[str]:

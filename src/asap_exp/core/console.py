@@ -27,9 +27,19 @@ PLAIN_WIDTH = 140
 LINE_SECONDS = 5
 """Seconds between two lines of progress in output that goes to a file."""
 
-PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
+PREFIXES = {
+    logging.DEBUG: "debug: ",
+    logging.WARNING: "warning: ",
+    logging.ERROR: "error: ",
+    logging.CRITICAL: "error: ",
+}
 
-COLOURS = {logging.DEBUG: "\033[2m", logging.WARNING: "\033[33m", logging.ERROR: "\033[31m"}
+COLOURS = {
+    logging.DEBUG: "\033[2m",
+    logging.WARNING: "\033[33m",
+    logging.ERROR: "\033[31m",
+    logging.CRITICAL: "\033[31m",
+}
 """Colours of the prefixes on a terminal: faint, yellow, red."""
 
 LOGGER = logging.getLogger("asap_exp")
@@ -68,9 +78,9 @@ def warn(text: str) -> None:
     LOGGER.warning(text)
 
 
-def fail(text: str) -> None:
-    """Print an error on stderr."""
-    LOGGER.error(text)
+def fail(text: str, *, always: bool = False) -> None:
+    """Print an error on stderr; `always` in a quiet process too."""
+    LOGGER.log(logging.CRITICAL if always else logging.ERROR, text)
 
 
 def debug(text: str) -> None:
@@ -95,6 +105,11 @@ class Plain:
         drawn = io.StringIO()
         Console(file=drawn, width=PLAIN_WIDTH).print(self.table)
         return drawn.getvalue().rstrip("\n")
+
+
+def quiet() -> None:
+    """Print nothing from now on: another process says it."""
+    PRINTER.setLevel(logging.CRITICAL)
 
 
 def print_debug() -> None:

@@ -112,6 +112,12 @@ def overrides_of(hydra: HydraConf) -> list[str]:
     return [override.lstrip("+") for override in hydra.overrides.task]
 
 
+def own_words(shared: list[str]) -> list[str] | None:
+    """Return the words that run this job of a sweep alone; None outside a sweep."""
+    hydra = HydraConfig.get()
+    return None if hydra.mode != RunMode.MULTIRUN else [*shared, *overrides_of(hydra)]
+
+
 def recorded(
     stage: str, work: Callable[[], object], hydra: HydraConf, ledger: Path, found: Outcome
 ) -> None:

@@ -14,6 +14,12 @@ from asap_exp.core.objectives import CLASSIFICATION, OBJECTIVES, Objective
 from asap_exp.core.targets import check_target
 
 
+def listed(numbers: list[int]) -> str:
+    """Return numbers in words; of more than eight the smallest."""
+    *most, last = map(str, numbers[:8])
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 @dataclass
 class EarlyStoppingConfig:
     patience: Annotated[int | None, at_least(0)] = None
@@ -67,12 +73,28 @@ class TrainConfig:
                 f"validation in recipe.epochs={self.recipe.epochs} to choose the best epoch by; "
                 "validate more often, or set recipe.keep=last"
             )
+        self._check_batch_splits()
         for index, callback in enumerate(self.callbacks.extra):
             check_target(f"callbacks.extra[{index}]", callback)
         if self.module is not None:
             check_target("module", self.module)
         if self.data.train_on == "train+val":
             self._check_without_validation()
+
+    def _check_batch_splits(self) -> None:
+        batch, world = self.recipe.batch_size, self.trainer.world
+        if batch % world:
+            near = [n for n in (batch - batch % world, batch + -batch % world) if n]
+            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            raise UserError(
+                f"recipe.batch_size={batch} is the batch of all devices together and cannot be "
+                f"split evenly over {world}; set recipe.batch_size="
+                f"{' or '.join(map(str, near))}, or train on {listed(divisors)} devices "
+                "(trainer.devices times trainer.num_nodes)",
+                key="recipe.batch_size",
+                value=batch,
+                allowed=near,
+            )
 
     def _check_without_validation(self) -> None:
         without = "data.train_on=train+val leaves no validation rows"

@@ -1,0 +1,39 @@
+"""Rank of this process among those that train one model together, one per device."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+Rows = TypeVar("Rows", bound=Sequence)
+
+
+class Ranks(NamedTuple):
+    """Number of this process and of all of them; each takes its part of every batch."""
+
+    rank: int = 0
+    world: int = 1
+
+    def parts(self, size: int) -> list[slice]:
+        """Return the part of each rank in a batch of `size` rows: one after another, near equal."""
+        ends = [size * rank // self.world for rank in range(self.world + 1)]
+        return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+
+    def part(self, rows: Rows) -> Rows:
+        """Return this rank's part of the rows of a batch.
+
+        One that has none, where there are fewer rows than ranks, gets the first row, which must not
+        count: every rank makes every step.
+        """
+        if self.world == 1:
+            return rows
+        part = self.parts(len(rows))[self.rank]
+        return rows[part] if part.start < part.stop else rows[:1]  # type: ignore[return-value]
+
+    def weight(self, targets: Sequence[int]) -> float:
+        """Return the weight of this rank's mean loss, if each rank has so many targets.
+
+        The mean over the ranks is then that over all targets. It is 0 for a rank with none.
+        """
+        return self.world * targets[self.rank] / sum(targets)
+
+
+ALONE = Ranks()
