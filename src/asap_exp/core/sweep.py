@@ -126,7 +126,13 @@ def recorded(
     try:
         run_job(stage, work, hydra, ledger, found)
     finally:
-        write_down(hydra, ledger, found, time.monotonic() - started)
+        if not of_another_rank(hydra):
+            write_down(hydra, ledger, found, time.monotonic() - started)
+
+
+def of_another_rank(hydra: HydraConf) -> bool:
+    """Return True in a task of SLURM's beside the first, with which it trains one model."""
+    return launched_by("submitit", hydra) and os.environ.get("SLURM_PROCID", "0") != "0"
 
 
 def run_job(

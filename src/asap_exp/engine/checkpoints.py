@@ -160,10 +160,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         due = time.monotonic() - self.saved >= self.seconds
-        if self._asked() or last or of_first(due):
+        asked, due = self._asked(), of_first(due)
+        if asked or last or due:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
-        self.stop.obey()
+        if asked:  # one that came meanwhile, perhaps to another rank, has its turn at the next step
+            self.stop.obey()
 
     def _asked(self) -> bool:
         """Return whether a signal has asked any rank to stop; then it has asked all."""

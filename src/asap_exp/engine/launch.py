@@ -49,7 +49,7 @@ class Children:
 
     def lost(self, wait: float = 0.0) -> str | None:
         """Return a sentence about a process that has failed, or None; `wait` for one in seconds."""
-        until = time.monotonic() + wait
+        until = time.monotonic() + (wait if self.started else 0.0)
         while True:
             for rank, child in self.started.items():
                 if child.poll():
@@ -87,11 +87,12 @@ class Children:
 def sentence(rank: int, child: subprocess.Popen) -> str:
     """Describe how the process of a rank failed."""
     code = child.returncode
-    how = (
-        f"was killed by {signal.Signals(-code).name}, perhaps for lack of memory"
-        if code < 0
-        else f"failed with status {code}, for the reason above"
-    )
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}, perhaps for lack of memory"
+    elif code > 128:
+        how = f"was stopped by {signal.Signals(code - 128).name}"
+    else:
+        how = f"failed with status {code}, for the reason above"
     return (
         f"rank {rank} of this training (process {child.pid}) {how}. Start the same command again: "
         "what was saved is kept"

@@ -1,9 +1,10 @@
 """Team of processes that train one model, one per device: who they are, how they begin and end."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +30,12 @@ from asap_exp.engine.nan_check import NonFiniteLoss
 
 PREPARES = timedelta(hours=6)
 """Time in which rank 0 must have prepared the data."""
+
+ARRIVE = timedelta(minutes=1)
+"""Time in which the other ranks must arrive to hear that there is nothing to do."""
+
+TRAIN, DONE, FAILED = "train", "done", "failed"
+"""What rank 0 tells the others: to begin, or that the run is finished or could not begin."""
 
 TOGETHER = (Interrupted, NonFiniteLoss)
 """Errors that every rank raises at the same step."""
@@ -90,15 +97,17 @@ class Team:
             end_with_parent()
         try:
             yield
-            if self.leads and not self.begun and not self.starts:
-                self._open()
-                of_first((False, None))
+            self._dismiss()
             if self.begun:
                 largest(0)  # wait for all
         except BaseException as error:
-            if not self.leads and not isinstance(error, TOGETHER) and self.is_own(error):
-                fail(f"rank {self.ranks.rank}: {explained(error) or error}", always=True)
+            with suppress(Exception):
+                self._dismiss(failed=True)
             self.children.end(5 if isinstance(error, TOGETHER) else 0)
+            if not self.leads and not isinstance(error, (*TOGETHER, SystemExit)):
+                if another_has_gone(error):
+                    sys.exit(1)
+                fail(f"rank {self.ranks.rank}: {explained(error) or error}", always=True)
             raise
         else:
             self.children.end()
@@ -119,15 +128,24 @@ class Team:
         """
         if self.environment is None:
             return
-        self._open()
+        self._open(PREPARES)
         self.trains = True
-        of_first((True, orders))
+        of_first((TRAIN, orders))
 
     def orders(self) -> Any:
         """Wait for rank 0, and return what it gave to `begin`; None if there is nothing to do."""
-        self._open()
-        self.trains, orders = of_first(None)
+        self._open(PREPARES)
+        what, orders = of_first(None)
+        if what == FAILED:
+            sys.exit(1)
+        self.trains = what == TRAIN
         return orders
+
+    def _dismiss(self, *, failed: bool = False) -> None:
+        """Tell ranks that were not started here, and wait for rank 0, that it does not begin."""
+        if self.leads and not self.begun and not self.starts:
+            self._open(ARRIVE)
+            of_first((FAILED if failed else DONE, None))
 
     def threads(self, given: int | None) -> int | None:
         """Return the CPU threads of this process: those `given`, or its part of all on a CPU."""
@@ -145,25 +163,23 @@ class Team:
                 raise UserError(lost) from error
             raise
 
-    def is_own(self, error: BaseException) -> bool:
-        """Return True unless an error only says that another rank has gone."""
-        return not (isinstance(error, RuntimeError) and "peer" in str(error).lower())
+    def _open(self, timeout: timedelta) -> None:
+        """Open the group of processes, on which tensors of the host can be exchanged too.
 
-    def _open(self) -> None:
-        """Open the group of processes, on which tensors of the host can be exchanged too."""
+        Every rank must arrive within the timeout.
+        """
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         rank, environment = self.ranks.rank, self.environment
         if isinstance(environment, OwnProcesses):
-            dist.init_process_group(
-                backend, store=self._met(), rank=rank, world_size=self.world, timeout=PREPARES
-            )
+            store = self._met(timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=self.world)
         else:
             assert environment is not None
             _ = environment.main_address, environment.main_port  # SLURM's are set by a look at them
-            dist.init_process_group(backend, rank=rank, world_size=self.world, timeout=PREPARES)
+            dist.init_process_group(backend, rank=rank, world_size=self.world, timeout=timeout)
         self.begun = True
 
-    def _met(self) -> dist.Store:
+    def _met(self, timeout: timedelta) -> dist.Store:
         """Return the store at which all ranks have arrived; start those of this machine before."""
         given = os.environ.get("MASTER_PORT") if self.nodes > 1 or not self.starts else None
         host = os.environ.get("MASTER_ADDR", "127.0.0.1") if given else "127.0.0.1"
@@ -173,7 +189,7 @@ class Team:
             self.world,
             is_master=self.leads,
             wait_for_workers=False,
-            timeout=PREPARES,
+            timeout=timeout,
         )
         first = self.ranks.rank - self.local
         if self.starts:
@@ -182,11 +198,20 @@ class Team:
                 {first + i: {**shared, "LOCAL_RANK": str(i)} for i in range(1, self.devices)}
             )
         store.set(str(self.ranks.rank), "here")
+        until = time.monotonic() + timeout.total_seconds()
         while not store.check([str(rank) for rank in range(self.world)]):
             if (lost := self.children.lost()) is not None:
                 raise UserError(lost)
+            if time.monotonic() > until:
+                raise UserError(f"not all of {self.world} processes have started within {timeout}")
             time.sleep(0.05)
         return store
+
+
+def another_has_gone(error: BaseException) -> bool:
+    """Return True if an exchange failed because another rank has ended."""
+    gone = ("peer", "connection closed", "connection reset", "timed out", "heartbeat")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in gone)
 
 
 def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:

@@ -8,6 +8,13 @@ from asap_exp.core.config.fields import PATH, Count, Rounds
 from asap_exp.core.errors import UserError, check_name
 
 
+ONE_DEVICE = {
+    name: "only train takes several devices; this stage works on one, and accelerator says which"
+    for name in ("devices", "num_nodes", "strategy", "trainer")
+}
+"""Keys of several devices that the later stages lack, and why."""
+
+
 @dataclass
 class TaskConfig:
     """Task, written `task: NAME` on a command line and in `conf/`.

@@ -55,6 +55,8 @@ class TrainConfig:
     # The file of the group `debug` that shortened this run.
     debug: str | None = None
 
+    otherwise = {name: f"use trainer.{name}" for name in ("devices", "num_nodes", "strategy")}
+
     @property
     def objective(self) -> Objective:
         """Objective: what the model predicts."""
