@@ -38,7 +38,7 @@ def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 60) -> li
         sending.close()
         started.append((process, receiving))
     found: list[Ended | None] = []
-    for process, receiving in started:
+    for _, receiving in started:
         try:
             found.append(receiving.recv() if receiving.poll(seconds) else None)
         except EOFError:

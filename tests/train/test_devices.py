@@ -92,7 +92,12 @@ def test_texts_train_as_on_one_device(tmp_path: Path) -> None:
     root = text_root(tmp_path / "data", "agnews")
     given = (
         *("task=agnews", f"data.root={root}", f"data.cache={root / 'cache'}", "data.limit=75"),
-        *("model.dropout=0", "model.drop_path=0", "data.mask_share=0", "trainer.log_every_n_steps=1"),
+        *(
+            "model.dropout=0",
+            "model.drop_path=0",
+            "data.mask_share=0",
+            "trainer.log_every_n_steps=1",
+        ),
     )
     one = train(train_config(tmp_path / "one", *given, tiny=TINY_TEXT))
     two, _ = trained(train_config(tmp_path / "two", *given, *TWO, tiny=TINY_TEXT))

@@ -13,9 +13,7 @@ _job: list[str] | None = None
 
 
 @contextmanager
-def typed(
-    stage: str, words: Sequence[str], job: Sequence[str] | None = None
-) -> Iterator[None]:
+def typed(stage: str, words: Sequence[str], job: Sequence[str] | None = None) -> Iterator[None]:
     """Set the command of this process while a stage runs; Hydra gets it in another form.
 
     `job` are the words that run this job alone, where the command is that of a sweep.

@@ -1,9 +1,10 @@
 """Rank of this process among those that train one model together, one per device."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-Rows = TypeVar("Rows", bound=Sequence)
+Rows = TypeVar("Rows", bound=Any)
+"""A tensor or an array."""
 
 
 class Ranks(NamedTuple):
@@ -26,7 +27,7 @@ class Ranks(NamedTuple):
         if self.world == 1:
             return rows
         part = self.parts(len(rows))[self.rank]
-        return rows[part] if part.start < part.stop else rows[:1]  # type: ignore[return-value]
+        return rows[part] if part.start < part.stop else rows[:1]
 
     def weight(self, targets: Sequence[int]) -> float:
         """Return the weight of this rank's mean loss, if each rank has so many targets.

@@ -41,6 +41,7 @@ from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.engine.rates import LearningRates
+from asap_exp.engine.sharding import Sharded
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -75,6 +76,8 @@ def set_micro_batch(
 
     Raises UserError if the memory does not suffice.
     """
+    if config.trainer.strategy == "fsdp":
+        return  # a whole model, which is measured, need not fit
     with unchanged_generators(device):
         sample, batch = data.train_dataloader().longest()
     several = config.trainer.world > 1
@@ -169,7 +172,7 @@ def build_trainer(
 
 def build_strategy(trainer: TrainerConfig) -> Strategy | str:
     """Return Lightning's strategy for several devices."""
-    return "ddp"
+    return Sharded(trainer.world) if trainer.strategy == "fsdp" else "ddp"
 
 
 def passed_on(config: TrainConfig) -> dict[str, Any]:

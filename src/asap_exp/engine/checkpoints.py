@@ -231,7 +231,8 @@ class BestWeights(L.Callback):
         score = float(trainer.callback_metrics[self.name])
         if self.better(score):
             self.score, self.epoch = score, trainer.current_epoch
-            self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+            weights = trainer.strategy.lightning_module_state_dict()
+            self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def better(self, score: float) -> bool:
         """Return True if `score` beats the best so far; NaN never does, not even as the first."""

@@ -168,15 +168,21 @@ class Team:
 
         Every rank must arrive within the timeout.
         """
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        gpu = self.device.type == "cuda"
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        options: dict[str, Any] = {"device_id": self.device} if gpu else {}
         rank, environment = self.ranks.rank, self.environment
         if isinstance(environment, OwnProcesses):
             store = self._met(timeout)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=self.world)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=self.world, **options
+            )
         else:
             assert environment is not None
             _ = environment.main_address, environment.main_port  # SLURM's are set by a look at them
-            dist.init_process_group(backend, rank=rank, world_size=self.world, timeout=timeout)
+            dist.init_process_group(
+                backend, rank=rank, world_size=self.world, timeout=timeout, **options
+            )
         self.begun = True
 
     def _met(self, timeout: timedelta) -> dist.Store:
@@ -243,7 +249,9 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
         return TorchElasticEnvironment()
     if slurm:
         return SLURMEnvironment()
-    missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    missing = [
+        name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)
+    ]
     if nodes > 1 and missing:
         raise UserError(
             f"trainer.num_nodes={nodes} needs torchrun or SLURM's srun on every node, or the same "

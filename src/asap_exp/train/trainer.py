@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
@@ -100,9 +99,7 @@ def built(
     return Training(config, module, data, team, callbacks)
 
 
-def lead(
-    config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]
-) -> Run:
+def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]) -> Run:
     """Train as rank 0, which prepares the run and writes its results."""
     training = built(config, team, initial, callbacks)
     data, module, device = training.data, training.module, team.device

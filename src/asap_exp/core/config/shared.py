@@ -7,11 +7,10 @@ from typing import Annotated
 from asap_exp.core.config.fields import PATH, Count, Rounds
 from asap_exp.core.errors import UserError, check_name
 
-
-ONE_DEVICE = {
-    name: "only train takes several devices; this stage works on one, and accelerator says which"
-    for name in ("devices", "num_nodes", "strategy", "trainer")
-}
+ONE_DEVICE = dict.fromkeys(
+    ("devices", "num_nodes", "strategy", "trainer"),
+    "only train takes several devices; this stage works on one, and accelerator says which",
+)
 """Keys of several devices that the later stages lack, and why."""
 
 

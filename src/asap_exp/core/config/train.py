@@ -76,6 +76,8 @@ class TrainConfig:
                 "validate more often, or set recipe.keep=last"
             )
         self._check_batch_splits()
+        if self.trainer.strategy == "fsdp":
+            self._check_sharded()
         for index, callback in enumerate(self.callbacks.extra):
             check_target(f"callbacks.extra[{index}]", callback)
         if self.module is not None:
@@ -97,6 +99,24 @@ class TrainConfig:
                 value=batch,
                 allowed=near,
             )
+
+    def _check_sharded(self) -> None:
+        refused: list[tuple[str, Any, Any]] = [
+            ("recipe.ema_decay", self.recipe.ema_decay, None),
+            ("recipe.optimizer", self.recipe.optimizer, "adamw"),
+            ("module", self.module and self.module.get("_target_"), None),
+        ]
+        if self.trainer.precision == "16-mixed":
+            refused.append(("trainer.precision", "16-mixed", "bf16-mixed"))
+        for key, value, allowed in refused:
+            if value != allowed:
+                raise UserError(
+                    f"{key}={value} does not work with trainer.strategy=fsdp; set {key}="
+                    f"{'null' if allowed is None else allowed}, or trainer.strategy=ddp",
+                    key=key,
+                    value=value,
+                    allowed=allowed,
+                )
 
     def _check_without_validation(self) -> None:
         without = "data.train_on=train+val leaves no validation rows"
