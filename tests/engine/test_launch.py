@@ -12,8 +12,9 @@ import pytest
 from asap_exp.core.app import shared_by_jobs
 from asap_exp.core.command_line import again, typed
 from asap_exp.core.errors import UserError
+from asap_exp.core.ranks import PARENT
 from asap_exp.engine import launch
-from asap_exp.engine.launch import PARENT, Children
+from asap_exp.engine.launch import Children
 
 
 @pytest.fixture

@@ -118,6 +118,12 @@ def interrupted_train(config: TrainConfig) -> Any:
         return train(config)
 
 
+def errors(ended: list[Ended | None]) -> list[str]:
+    """What every rank raised."""
+    assert None not in ended, "it was killed"
+    return [one.error for one in ended if one]
+
+
 RANDOM = ("data.augment.crop_padding=1", "data.augment.cutmix=1.0", "model.dropout=0.1")
 
 
@@ -134,7 +140,7 @@ def test_signal_to_one_rank_stops_both_and_nothing_is_lost(
         none = ("on_train_batch_end", -1, -1)
         in_callbacks(patch, lambda: Signal(*(at if rank() == reached else none), signal.SIGTERM))
         ended = in_ranks(lambda: interrupted_train(config))
-    assert [one.error for one in ended if one] == ["Interrupted: stopped by SIGTERM"] * 2
+    assert errors(ended) == ["Interrupted: stopped by SIGTERM", "SystemExit: 143"]
     run = Run(run_directory(resolved(config)))
     assert run.manifest.status == "interrupted"
     trained(config)
@@ -154,7 +160,7 @@ def test_run_goes_on_with_another_number_of_devices(
     with monkeypatch.context() as patch:
         in_callbacks(patch, lambda: Signal("on_train_batch_end", 0, 1, signal.SIGTERM))
         ended = in_ranks(lambda: interrupted_train(two))
-        assert all(one and one.error.startswith("Interrupted") for one in ended)
+        assert errors(ended) == ["Interrupted: stopped by SIGTERM", "SystemExit: 143"]
     alone = train_config(tmp_path / "parts", *EXACT)
     with monkeypatch.context() as patch:
         in_callbacks(patch, lambda: Signal("on_train_batch_end", 1, 0, signal.SIGTERM))
@@ -210,10 +216,11 @@ def test_loss_that_is_not_finite_on_one_rank_stops_both(
     monkeypatch.setattr("asap_exp.train.own_classes.Classifier", Overflow)
     config = train_config(tmp_path, *TWO)
     ended = in_ranks(lambda: train(config).path)
-    for one in ended:
-        assert isinstance(one, Ended)
-        assert one.error.startswith("NonFiniteLoss: the loss is inf at step 2")
-    assert ended[1].printed == ""
+    first, second = errors(ended)
+    assert first.startswith("NonFiniteLoss: the loss is inf at step 2: every layer's output is")
+    assert second == "SystemExit: 1"
+    assert ended[1] is not None
+    assert ended[1].printed == "", "rank 0 says it"
 
 
 @pytest.mark.slow

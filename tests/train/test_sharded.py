@@ -20,6 +20,7 @@ from tests.train.test_devices import (
     EXACT,
     Overflow,
     assert_equal_training,
+    errors,
     in_callbacks,
     interrupted_train,
     trained,
@@ -52,7 +53,7 @@ def test_checkpoint_is_that_of_one_device(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         in_callbacks(patch, lambda: Signal("on_train_batch_end", 0, 2, signal.SIGTERM))
         ended = in_ranks(lambda: interrupted_train(sharded))
-    assert [one.error for one in ended if one] == ["Interrupted: stopped by SIGTERM"] * 2
+    assert errors(ended) == ["Interrupted: stopped by SIGTERM", "SystemExit: 143"]
     with monkeypatch.context() as patch:
         in_callbacks(patch, lambda: Signal("on_train_batch_end", 1, 0, signal.SIGTERM))
         with pytest.raises(Interrupted), interruptible():
@@ -70,9 +71,9 @@ def test_loss_that_is_not_finite_names_the_layer(
 ) -> None:
     monkeypatch.setattr("asap_exp.train.own_classes.Classifier", Overflow)
     config = train_config(tmp_path, *SHARDED)
-    for one in in_ranks(lambda: train(config).path):
-        assert one is not None
-        assert one.error.startswith("NonFiniteLoss: the loss is inf at step 2")
+    first, second = errors(in_ranks(lambda: train(config).path))
+    assert first.startswith("NonFiniteLoss: the loss is inf at step 2: every layer's output is")
+    assert second == "SystemExit: 1"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
-from asap_exp.core.console import fail
+from asap_exp.core.console import fail, quiet
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.ranks import PARENT
 
 VERBOSE = ("-v", "--verbose")
 """Flags that print debug output; all other flags are Hydra's."""
@@ -34,6 +35,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
     # a notebook's backend that is not installed here.
     os.environ["MPLBACKEND"] = "Agg"
+    if PARENT in os.environ:
+        quiet(f"rank {os.environ.get('LOCAL_RANK')}")
     try:
         with typed(stage, words), interruptible(passed_on) as stop:
             try:
@@ -75,6 +78,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     from asap_exp.core.overrides import check_overrides
     from asap_exp.core.sweep_table import conclude
 
+    refuse_torchrun(stage, words)
     for_us = [word for word in words if word in VERBOSE]
     given = get_args_parser().parse_intermixed_args(without(words, for_us))
     overrides = given.overrides
@@ -110,6 +114,21 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         conclude(ended)
         sweep.report_failures(ended)
     return sweep.exit_status(ended) or max(statuses, default=0)
+
+
+def refuse_torchrun(stage: str, words: Sequence[str]) -> None:
+    """Raise UserError if torchrun started several processes of what has but one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if stage != "train":
+        raise UserError(
+            f"torchrun started several processes, but {stage} works in one; start it without"
+        )
+    if {"-m", "--multirun"} & set(words):
+        raise UserError(
+            "torchrun would start the whole sweep in each of its processes; start it without: "
+            "each job then starts its own"
+        )
 
 
 def shared_by_jobs(words: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -27,22 +27,15 @@ PLAIN_WIDTH = 140
 LINE_SECONDS = 5
 """Seconds between two lines of progress in output that goes to a file."""
 
-PREFIXES = {
-    logging.DEBUG: "debug: ",
-    logging.WARNING: "warning: ",
-    logging.ERROR: "error: ",
-    logging.CRITICAL: "error: ",
-}
+PREFIXES = {logging.DEBUG: "debug: ", logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
-COLOURS = {
-    logging.DEBUG: "\033[2m",
-    logging.WARNING: "\033[33m",
-    logging.ERROR: "\033[31m",
-    logging.CRITICAL: "\033[31m",
-}
+COLOURS = {logging.DEBUG: "\033[2m", logging.WARNING: "\033[33m", logging.ERROR: "\033[31m"}
 """Colours of the prefixes on a terminal: faint, yellow, red."""
 
 LOGGER = logging.getLogger("asap_exp")
+
+_name: str | None = None
+"""Name of this process, if it is quiet."""
 
 
 class Printer(logging.Handler):
@@ -78,9 +71,9 @@ def warn(text: str) -> None:
     LOGGER.warning(text)
 
 
-def fail(text: str, *, always: bool = False) -> None:
-    """Print an error on stderr; `always` in a quiet process too."""
-    LOGGER.log(logging.CRITICAL if always else logging.ERROR, text)
+def fail(text: str) -> None:
+    """Print an error on stderr."""
+    LOGGER.error(text if _name is None else f"{_name}: {text}")
 
 
 def debug(text: str) -> None:
@@ -107,14 +100,17 @@ class Plain:
         return drawn.getvalue().rstrip("\n")
 
 
-def quiet() -> None:
-    """Print nothing from now on: another process says it."""
-    PRINTER.setLevel(logging.CRITICAL)
+def quiet(name: str) -> None:
+    """Print nothing but errors from now on, with the name of this process: another one speaks."""
+    global _name
+    _name = name
+    PRINTER.setLevel(logging.ERROR)
 
 
 def print_debug() -> None:
-    """Print what `debug` is given from now on."""
-    PRINTER.setLevel(logging.DEBUG)
+    """Print what `debug` is given from now on, unless this process is quiet."""
+    if _name is None:
+        PRINTER.setLevel(logging.DEBUG)
 
 
 def shown(path: str | Path) -> str:

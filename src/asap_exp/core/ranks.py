@@ -1,6 +1,7 @@
 """Rank of this process among those that train one model together, one per device."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 Rows = TypeVar("Rows", bound=Any)
@@ -16,7 +17,7 @@ class Ranks(NamedTuple):
     def parts(self, size: int) -> list[slice]:
         """Return the part of each rank in a batch of `size` rows: one after another, near equal."""
         ends = [size * rank // self.world for rank in range(self.world + 1)]
-        return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        return [slice(*pair) for pair in pairwise(ends)]
 
     def part(self, rows: Rows) -> Rows:
         """Return this rank's part of the rows of a batch.
@@ -38,3 +39,6 @@ class Ranks(NamedTuple):
 
 
 ALONE = Ranks()
+
+PARENT = "ASAP_EXP_PARENT"
+"""Environment variable with the process that started this one as a rank."""

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from asap_exp.core.command_line import again
 from asap_exp.core.console import fail
 from asap_exp.core.errors import UserError
-
-PARENT = "ASAP_EXP_PARENT"
-"""Environment variable with the process that started this one and that it must not survive."""
+from asap_exp.core.ranks import PARENT
 
 GRACE = 30.0
 """Seconds after the end of a rank in which the others must notice; then they are ended."""

@@ -18,10 +18,9 @@ from lightning.fabric.plugins.environments import (
 )
 
 from asap_exp.core.config import TrainerConfig
-from asap_exp.core.console import fail, quiet
+from asap_exp.core.console import quiet
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
-from asap_exp.core.failures import explained
 from asap_exp.core.interruption import Interrupted
 from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.engine.agreement import largest, of_first
@@ -87,13 +86,13 @@ class Team:
     def working(self) -> Iterator[None]:
         """Work together: all ranks end when one of them fails, and rank 0 as the last.
 
-        Other ranks than 0 print nothing but an error of their own.
+        Other ranks than 0 print nothing but errors of their own.
         """
         if self.environment is None:
             yield
             return
         if not self.leads:
-            quiet()
+            quiet(f"rank {self.ranks.rank}")
             end_with_parent()
         try:
             yield
@@ -104,10 +103,11 @@ class Team:
             with suppress(Exception):
                 self._dismiss(failed=True)
             self.children.end(5 if isinstance(error, TOGETHER) else 0)
-            if not self.leads and not isinstance(error, (*TOGETHER, SystemExit)):
-                if another_has_gone(error):
+            if not self.leads:  # what rank 0 says too is said once
+                if isinstance(error, Interrupted):
+                    sys.exit(error.exit_status)
+                if isinstance(error, NonFiniteLoss) or another_has_gone(error):
                     sys.exit(1)
-                fail(f"rank {self.ranks.rank}: {explained(error) or error}", always=True)
             raise
         else:
             self.children.end()

@@ -33,15 +33,14 @@ def run(config: TrainConfig) -> Score:
 
 
 def refuse_sweep_in_each_process(trainer: TrainerConfig) -> None:
-    """Raise UserError if this process, one of several that torchrun or SLURM started, sweeps."""
+    """Raise UserError if this process, one of several that SLURM started, sweeps."""
     from asap_exp.core import sweep
     from asap_exp.engine.team import Team
 
     if sweep.Ledger.folder is not None and not Team(trainer).starts:
         raise UserError(
-            "torchrun and srun would start the whole sweep in each of their processes; start it "
-            "without them: each job then starts its own processes, or is one of "
-            "hydra/launcher=submitit_slurm"
+            "srun would start the whole sweep in each of its processes; start it without: each "
+            "job then starts its own, or SLURM's where hydra/launcher=submitit_slurm"
         )
 
 

@@ -9,7 +9,7 @@ from asap_exp.core.errors import UserError, check_name
 
 ONE_DEVICE = dict.fromkeys(
     ("devices", "num_nodes", "strategy", "trainer"),
-    "only train takes several devices; this stage works on one, and accelerator says which",
+    "only train takes several devices; this stage works on one, which accelerator names",
 )
 """Keys of several devices that the later stages lack, and why."""
 

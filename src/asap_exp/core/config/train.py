@@ -13,6 +13,9 @@ from asap_exp.core.errors import UserError, check_name
 from asap_exp.core.objectives import CLASSIFICATION, OBJECTIVES, Objective
 from asap_exp.core.targets import check_target
 
+BELOW_TRAINER = {name: f"use trainer.{name}" for name in ("devices", "num_nodes", "strategy")}
+"""Keys of several devices that are looked for in the wrong place."""
+
 
 def listed(numbers: list[int]) -> str:
     """Return numbers in words; of more than eight the smallest."""
@@ -55,7 +58,7 @@ class TrainConfig:
     # The file of the group `debug` that shortened this run.
     debug: str | None = None
 
-    otherwise = {name: f"use trainer.{name}" for name in ("devices", "num_nodes", "strategy")}
+    otherwise = BELOW_TRAINER
 
     @property
     def objective(self) -> Objective:
