@@ -100,8 +100,9 @@ class Team:
             if self.begun:
                 largest(0)  # wait for all
         except BaseException as error:
-            with suppress(Exception):
-                self._dismiss(failed=True)
+            if not isinstance(error, Interrupted):  # a signal reaches those that wait as well
+                with suppress(Exception):
+                    self._dismiss(failed=True)
             self.children.end(5 if isinstance(error, TOGETHER) else 0)
             if not self.leads:  # what rank 0 says too is said once
                 if isinstance(error, Interrupted):
@@ -225,25 +226,24 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
 
     Raises UserError if torchrun or SLURM started another number of processes than configured.
     """
-    devices, nodes = trainer.devices, trainer.num_nodes
+    devices, nodes, world = trainer.devices, trainer.num_nodes, trainer.world
     torchrun = TorchElasticEnvironment.detect()
-    slurm = not torchrun and SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
-    if devices * nodes == 1:
-        started = int(os.environ["WORLD_SIZE"]) if torchrun else 1
-    elif torchrun or slurm:
+    slurm = world > 1 and not torchrun and started_by_slurm()
+    started = world
+    if torchrun or slurm:
         started = int(os.environ["WORLD_SIZE" if torchrun else "SLURM_NTASKS"])
-    else:
-        started = devices * nodes
-    if started != devices * nodes:
-        asked = f"trainer.devices={devices} on trainer.num_nodes={nodes} make {devices * nodes}"
-        how = "--nproc-per-node" if torchrun else "--ntasks-per-node"
-        raise UserError(
-            f"{'torchrun' if torchrun else 'SLURM'} started {started} processes, but {asked}; set "
-            f"{how} to trainer.devices, and --nnodes to trainer.num_nodes".replace(
-                "--nnodes", "--nnodes" if torchrun else "--nodes"
-            )
+    if started != world:
+        who, each, machines = (
+            ("torchrun", "--nproc-per-node", "--nnodes")
+            if torchrun
+            else ("SLURM", "--ntasks-per-node", "--nodes")
         )
-    if devices * nodes == 1:
+        raise UserError(
+            f"{who} started {started} processes, but trainer.devices={devices} on "
+            f"trainer.num_nodes={nodes} make {world}; set {each} to trainer.devices, and "
+            f"{machines} to trainer.num_nodes"
+        )
+    if world == 1:
         return None
     if torchrun:
         return TorchElasticEnvironment()
@@ -259,6 +259,17 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
             f"{missing[0]}"
         )
     return OwnProcesses()
+
+
+def started_by_slurm() -> bool:
+    """Return True if SLURM started several processes; one of its tasks may start others itself.
+
+    Raises UserError if their number on each machine is not given.
+    """
+    try:
+        return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    except RuntimeError as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def check_devices(trainer: TrainerConfig, device: torch.device) -> None:

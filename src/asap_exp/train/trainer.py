@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import lightning as L
 
@@ -151,7 +152,7 @@ def follow(
     training = built(config, team, initial, callbacks)
     training.data.setup()
     compile_as_configured(net_of(training.module), config, team.device)
-    with quiet_lightning(), postponed(quiet=True) as stop:
+    with quiet_lightning(), catch_warnings(action="ignore"), postponed(quiet=True) as stop:
         callbacks = build_callbacks(config, run, team.device, stop, {}, callbacks)
         trainer = build_trainer(config, run, team.device, None, callbacks, team.environment)
         trainer.fit(
