@@ -228,7 +228,7 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
     """
     devices, nodes, world = trainer.devices, trainer.num_nodes, trainer.world
     torchrun = TorchElasticEnvironment.detect()
-    slurm = world > 1 and not torchrun and started_by_slurm()
+    slurm = None if torchrun or world == 1 else slurm_environment()
     started = world
     if torchrun or slurm:
         started = int(os.environ["WORLD_SIZE" if torchrun else "SLURM_NTASKS"])
@@ -248,7 +248,7 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
     if torchrun:
         return TorchElasticEnvironment()
     if slurm:
-        return SLURMEnvironment()
+        return slurm
     missing = [
         name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)
     ]
@@ -261,13 +261,14 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
     return OwnProcesses()
 
 
-def started_by_slurm() -> bool:
-    """Return True if SLURM started several processes; one of its tasks may start others itself.
+def slurm_environment() -> SLURMEnvironment | None:
+    """Return SLURM's environment if it started several processes; a single one may start others.
 
     Raises UserError if their number on each machine is not given.
     """
     try:
-        return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+        several = SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+        return SLURMEnvironment() if several else None
     except RuntimeError as error:
         raise UserError(" ".join(str(error).split())) from error
 
