@@ -19,6 +19,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import interruptible
 from asap_exp.core.runs import Run, run_directory
 from asap_exp.core.tensors import load_tensors
+from asap_exp.engine.building import require_weighted
 from asap_exp.engine.module import Classifier
 from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import resolved, train
@@ -308,3 +309,26 @@ def test_each_job_of_a_sweep_starts_its_own_ranks(tmp_path: Path) -> None:
     folders = [file.parent.name[-3:] for file in tmp_path.glob("runs/digits/*/*/manifest.json")]
     assert sorted(folders) == ["-s0", "-s1"]
     assert len(list((tmp_path / "runs" / ".multirun").iterdir())) == 1
+
+
+class OwnStep(Classifier):
+    """Module whose own step does not weight its loss."""
+
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+        inputs, targets = batch
+        return self.loss_of(inputs, targets)
+
+
+def test_step_of_ones_own_is_refused_for_unequal_parts(tmp_path: Path) -> None:
+    given = ("task=agnews", *TWO)
+    texts = train_config(tmp_path, *given, tiny=TINY_TEXT)
+    images = train_config(tmp_path, *TWO)
+    net = torch.nn.Linear(1, 1)
+    for config, refused in ((texts, True), (images, False)):
+        own = OwnStep(net, config.recipe, num_classes=2, seed=0)
+        require_weighted(config, Classifier(net, config.recipe, num_classes=2, seed=0))
+        if refused:
+            with pytest.raises(UserError, match="OwnStep has a training_step of its own"):
+                require_weighted(config, own)
+        else:
+            require_weighted(config, own)

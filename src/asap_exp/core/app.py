@@ -12,7 +12,7 @@ from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
-from asap_exp.core.console import fail, quiet
+from asap_exp.core.console import fail, is_quiet, quiet
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.ranks import PARENT
@@ -48,7 +48,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         fail(str(error))
         status = 2
     except Interrupted as stop:
-        fail(f"{stop}; start the same command again: what was saved is kept")
+        if not is_quiet():
+            fail(f"{stop}; start the same command again: what was saved is kept")
         status = stop.exit_status
     except Exception as error:
         traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))

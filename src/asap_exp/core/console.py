@@ -107,6 +107,11 @@ def quiet(name: str) -> None:
     PRINTER.setLevel(logging.ERROR)
 
 
+def is_quiet() -> bool:
+    """Return True if another process speaks for this one."""
+    return _name is not None
+
+
 def print_debug() -> None:
     """Print what `debug` is given from now on, unless this process is quiet."""
     if _name is None:

@@ -69,6 +69,19 @@ def splits_batches(module: L.LightningModule) -> bool:
     )
 
 
+def require_weighted(config: TrainConfig, module: L.LightningModule) -> None:
+    """Raise UserError if devices with unequal parts of a batch would count the same.
+
+    The Classifier's own step weights the loss of each by its targets.
+    """
+    if config.trainer.world > 1 and config.lengths_vary and not splits_batches(module):
+        raise UserError(
+            f"{type(module).__name__} has a training_step of its own, and several devices have "
+            "unequal numbers of texts, which the Classifier's step weights; change loss_of alone, "
+            "or set trainer.devices=1"
+        )
+
+
 def set_micro_batch(
     config: TrainConfig, module: L.LightningModule, data: TaskDataModule, device: torch.device
 ) -> None:

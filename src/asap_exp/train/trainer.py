@@ -37,6 +37,7 @@ from asap_exp.engine.building import (
     build_trainer,
     quiet_lightning,
     refusals_in_words,
+    require_weighted,
     set_micro_batch,
 )
 from asap_exp.engine.checkpoints import check_identity
@@ -115,6 +116,7 @@ def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L
         data.train_dataloader()  # fails if the samples do not fill a batch
         if initial is not None:
             check_same_tokenizer(data.identity, initial)
+        require_weighted(config, module)
         set_micro_batch(config, module, data, device)
         run = claim(config)
         stamp = content_stamp(config, data, initial)
