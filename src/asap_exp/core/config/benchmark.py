@@ -13,7 +13,7 @@ from asap_exp.core.config.fields import (
     at_least,
     one_of,
 )
-from asap_exp.core.config.shared import MovedData, PathsConfig, TaskConfig
+from asap_exp.core.config.shared import ONE_DEVICE, MovedData, PathsConfig, TaskConfig
 from asap_exp.core.errors import UserError
 
 
@@ -65,6 +65,8 @@ class BenchmarkConfig:
     data: MovedData
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+
+    otherwise = ONE_DEVICE
 
     def __post_init__(self) -> None:
         self.gpu.check_rows("gpu")

@@ -14,6 +14,7 @@ from asap_exp.core.config.fields import (
     within,
 )
 from asap_exp.core.config.shared import (
+    ONE_DEVICE,
     LatencyConfig,
     LoggerConfig,
     MovedData,
@@ -46,3 +47,5 @@ class EvaluateConfig:
     logger: LoggerConfig
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
+
+    otherwise = ONE_DEVICE
