@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.kernels.closure import keys_and_values_in_registers as keys_and_values
 from asap_exp.ops.kernels.coarse import dual, extension
 from asap_exp.ops.kernels.coarse import subset as updates
@@ -17,6 +18,7 @@ from asap_exp.ops.kernels.coarse.extension import Sides
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import tiled_bf16
 from asap_exp.ops.kernels.sinkhorn.attention import closure_attention
+from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference.coarse import CoarseDuals
 from asap_exp.ops.routing import choose
@@ -53,6 +55,15 @@ def coarse_duals(
     options |= {"num_iters": num_iters}
     of = (launch(q, k, subset, key_subset, of_queries=which, **options) for which in (True, False))
     return CoarseDuals(*of)
+
+
+def centred_dual(q: Tensor, k: Tensor, settings: CoarseSettings, **options: Any) -> Tensor:
+    """Return the row dual of the feature `coarse`, `[B, H, N]`: its mean over valid tokens is 0."""
+    mask, num_iters = options["key_padding_mask"], settings.num_iters
+    subset, key_subset = settings.subsets(q, k, mask)
+    launch = choose("coarse_dual", _call(q, k, k, subset, key_subset, num_iters)).launch
+    f_hat = launch(q, k, subset, key_subset, of_queries=True, num_iters=num_iters, **options)
+    return blank(centre(f_hat, effective_padding(mask)), mask, 2)
 
 
 def _call(
