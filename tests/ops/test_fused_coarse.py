@@ -104,6 +104,23 @@ def test_gradient_with_padding(one_pass):
         assert not gradient[2].any(), "a sample without a valid token"
 
 
+@every_form
+def test_padded_tokens_of_a_subset_weigh_nothing(one_pass):
+    inputs = inputs_for(queries=20, batch=2).map(torch.Tensor.float)
+    mask = (torch.arange(20) >= torch.tensor([[20], [9]])).to(inputs.q.device)
+
+    def call(q, k, v, **options):
+        tokens = torch.arange(4, 16, device=q.device)[None, None]
+        subset = ops.Subset(tokens, 1.0 + tokens.float())
+        return ops.coarse_attention(q, k, v, subset=subset, **options)
+
+    operator = Operator(call, ("q", "k", "v"), ((2,),), {"one_pass": one_pass, "num_iters": 3})
+    assert_same_gradients(operator, inputs, key_padding_mask=mask)
+    exact = operator(inputs.map(torch.Tensor.double), key_padding_mask=mask)[0]
+    found = operator(inputs, backend="triton", key_padding_mask=mask)[0]
+    assert relative_rms(found.double(), exact) < 1e-5
+
+
 def assert_same_gradients(operator, inputs, most=1e-4, **options) -> dict[str, torch.Tensor]:
     """Compare with the reference in float64."""
     expected = operator.run(inputs.map(torch.Tensor.double), **options)[1]
