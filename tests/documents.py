@@ -45,6 +45,8 @@ def check_command(command: str) -> None:
     words = shlex.split(command)
     if words[0] == "asap-exp":
         words = ["python", "-m", f"asap_exp.{words[1]}", *words[2:]]
+    if words[0] in ("torchrun", "srun"):
+        words = ["python", *words[words.index("-m") :]]
     if words[:2] == ["python", "-m"]:
         name = words[2].removeprefix("asap_exp.")
         overrides = [w for w in words[3:] if w not in ("-m", "-v", "--help", "--cfg", "job")]

@@ -22,6 +22,7 @@ OPS = "tests/ops"
 FUSED, INFERENCE = f"{OPS}/test_fused.py", f"{OPS}/test_fused_inference.py"
 CLOSURE, ONE_LAUNCH = f"{OPS}/test_fused_closure.py", f"{OPS}/test_fused_asap.py"
 RELAXED = f"{OPS}/test_relaxed_sinkhorn.py {ONE_LAUNCH}"
+COARSE = f"{OPS}/test_fused_coarse.py"
 POTENTIALS, LOGITS = f"{OPS}/test_fused_potentials.py", f"{OPS}/test_fused_logits.py"
 
 
@@ -152,9 +153,28 @@ FAULTS = {
     "logit features on chip: sign of a mean": Fault(
         "    Z -= mean[:, None]\n", "    Z += mean[:, None]\n", ONE_LAUNCH
     ),
+    # Coarse attention.
+    "coarse: a weight left out of an update": Fault(
+        "a_i = tl.where(valid_i, w / tl.sum(E * b_j[None, :], axis=1), 0.0)\n        for t in",
+        "a_i = tl.where(valid_i, 1 / tl.sum(E * b_j[None, :], axis=1), 0.0)\n        for t in",
+        COARSE,
+    ),
+    "coarse: a padded token has mass": Fault(
+        "w = tl.where(tl.load(padding + index, mask=inside, other=1) == 0, w, 0.0)",
+        "w = tl.where(tl.load(padding + index, mask=inside, other=1) == 2, 0.0, w)",
+        COARSE,
+    ),
+    "coarse, gradient: sign of a column step": Fault(
+        "        dS -= C\n", "        dS += C\n", COARSE
+    ),
+    "coarse, gradient: swapped marginal of the extension": Fault(
+        "P = plan_tile(S, to_log2, fx - log2_ratio, fy, X_IS_QUERY)",
+        "P = plan_tile(S, to_log2, fx + log2_ratio, fy, X_IS_QUERY)",
+        COARSE,
+    ),
     # The reference.
     "reference: swapped marginal": Fault(
-        "math.log(n / m) if n != m", "math.log(m / n) if n != m", f"{OPS}/test_sinkhorn.py"
+        "g + math.log(n / m) if n != m", "g + math.log(m / n) if n != m", f"{OPS}/test_sinkhorn.py"
     ),
     "reference: sign of the potentials": Fault(
         "pad(-steps.cumsum(dim=-1), (1, 0))",

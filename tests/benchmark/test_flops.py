@@ -48,6 +48,15 @@ def test_slices_add_their_projections_of_both_sides() -> None:
     assert (sliced.exponentials, sliced.bytes) == (plain.exponentials, plain.bytes)
 
 
+def test_coarse_duals_add_half_steps_on_the_subset_and_one_to_all_tokens() -> None:
+    plain, coarse = (
+        count(Recipe(1, subset=c, subset_passes=6), SHAPE, train=False, itemsize=2) for c in (0, 5)
+    )
+    entries = 2 * 3 * (6 * 5 * 5 + 10 * 5)
+    assert coarse.exponentials - plain.exponentials == entries
+    assert coarse.flops - plain.flops == 2 * 4 * entries
+
+
 def test_floor_is_the_larger_of_products_and_bytes() -> None:
     assert floors(Work(500.0, 0.0, 200.0), CEILINGS)["floor_ms"] == pytest.approx(0.5)
     assert floors(Work(100.0, 0.0, 200.0), CEILINGS)["floor_ms"] == pytest.approx(0.2)

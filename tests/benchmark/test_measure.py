@@ -32,7 +32,10 @@ from asap_exp.ops.backend import INTERPRETED
 
 SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
-NAMES = ("flash", "sinkhorn_3", "sinkhorn_eager_3", "closure", "asap_2", "asap_2_refine_1")
+NAMES = (
+    "flash", "sinkhorn_3", "sinkhorn_eager_3", "closure", "asap_2", "asap_2_refine_1", "coarse_4",
+    "coarse_4_one_pass",
+)  # fmt: skip
 
 
 def inputs(*, train: bool = False, dtype: torch.dtype = torch.float32) -> Inputs:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from asap_exp.core.ranks import Ranks
 from asap_exp.data.loader import DeviceLoader, epoch_seed
 from asap_exp.data.sources import Images
 
@@ -114,3 +115,34 @@ def test_epoch_seeds_are_distinct():
     seeds = {epoch_seed(seed, epoch) for seed, epoch in pairs}
     assert len(seeds) == len(pairs)
     assert max(seeds) < 2**63
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_ranks_partition_every_batch(world: int, seed: int | None) -> None:
+    whole = loader(13, 6, seed=seed)
+    ranks = [loader(13, 6, seed=seed, ranks=Ranks(rank, world)) for rank in range(world)]
+    assert {len(each) for each in ranks} == {len(whole)}
+    for number, (batch, *parts) in enumerate(zip(whole, *ranks, strict=True)):
+        weights = [each.weight(number) for each in ranks]
+        counted = [part[1] for part, weight in zip(parts, weights, strict=True) if weight]
+        assert torch.equal(torch.cat(counted), batch[1])
+        assert all(len(labels) for _, labels in parts), "every rank makes every step"
+        means = [w * y.float().mean() for w, (_, y) in zip(weights, parts, strict=True)]
+        torch.testing.assert_close(torch.stack(means).mean(), batch[1].float().mean())
+
+
+def test_ranks_draw_from_seeds_of_their_own() -> None:
+    seeds = {
+        epoch_seed(seed, epoch, rank)
+        for seed in (0, 1, 2**32 - 1)
+        for epoch in (0, 10**6)
+        for rank in (0, 1, 1023)
+    }
+    assert len(seeds) == 18
+    assert max(seeds) < 2**63
+    assert epoch_seed(3, 5, 0) == epoch_seed(3, 5)
+
+
+def test_first_samples_are_the_same_on_all_ranks() -> None:
+    assert order(loader(13, 6, ranks=Ranks(1, 2)).first(5)) == list(range(5))

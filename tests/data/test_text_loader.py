@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from asap_exp.data.masking import WordDropout, with_fixed_masks
+from asap_exp.core.ranks import Ranks
+from asap_exp.data.masking import DynamicMasking, WordDropout, with_fixed_masks
 from asap_exp.data.text_loader import EXAMPLE_TOKENS, TextLoader
 from asap_exp.data.tokens import PAD, Texts, truncated
 from tests.data.test_tokens import ragged
@@ -139,3 +140,27 @@ def test_short_last_texts_are_batched_with_longer_ones():
     batches = list(found)
     assert len(batches) == 1
     assert batches[0][0].ids.shape == (5, 64)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_ranks_partition_every_batch(world: int) -> None:
+    """Ranks make equal numbers of steps on texts padded to equal lengths."""
+    whole = loader(seed=1)
+    ranks = [loader(seed=1, ranks=Ranks(rank, world)) for rank in range(world)]
+    for number, (batch, *parts) in enumerate(zip(whole, *ranks, strict=True)):
+        weights = [each.weight(number) for each in ranks]
+        counted = [part for part, weight in zip(parts, weights, strict=True) if weight]
+        assert torch.equal(torch.cat([part[1] for part in counted]), batch[1])
+        assert {part[0].ids.shape[1] for part in parts} == {batch[0].ids.shape[1]}
+        rows = [len(part[1]) for part in counted]
+        assert [w for w in weights if w] == pytest.approx([world * n / sum(rows) for n in rows])
+        assert sum(weights) == pytest.approx(world)
+
+
+def test_weight_of_masked_texts_is_their_share_of_the_predicted_tokens() -> None:
+    options = {"seed": 1, "transform": DynamicMasking(0.15, 100)}
+    ranks = [loader(ranks=Ranks(rank, 2), **options) for rank in range(2)]
+    for number, parts in enumerate(zip(*ranks, strict=True)):
+        weights = [each.weight(number) for each in ranks]
+        targets = [len(part[1]) * bool(w) for part, w in zip(parts, weights, strict=True)]
+        assert weights == pytest.approx([2 * n / sum(targets) for n in targets])

@@ -206,6 +206,7 @@ class OwnStep(Classifier):
         (["trainer.precision=16-mixed"], Classifier, [], "float16"),
         (["trainer.accumulate_grad_batches=2"], Classifier, [], "accumulate_grad_batches"),
         (["trainer.detect_anomaly=true"], Classifier, [], "detect_anomaly"),
+        (["trainer.devices=2"], Classifier, [], "2 devices exchange their gradients within a step"),
         (["trainer.compile_options={mode: max-autotune}"], Classifier, [], "graphs of its own"),
         (["trainer.compile_options={mode: default}"], Classifier, [], None),
     ],

@@ -10,9 +10,11 @@ pass recomputes the logits, because nothing of size n x n is stored:
 
 The backward pass needs one product for the adjoint of each earlier half-step, then the five
 products of flash attention. Slices add 4 N D L for the projections of both sides, query features
-4 N D, and the backward pass twice as much again; sorting is not counted. Bytes count each input of
-the operator read once and each output written once: q, k, v and out in the forward pass; the same
-and the four gradients in the backward pass.
+4 N D, and the backward pass twice as much again; sorting is not counted. A coarse dual adds its
+half-steps over the C^2 logits of a head's subset and one over n C, each with a product and an
+exponential per entry, and twice as much again backward. Bytes count each input of the operator read
+once and each output written once: q, k, v and out in the forward pass; the same and the four
+gradients in the backward pass.
 
 A kernel that keeps its logits or a head's keys on chip, which is possible up to some hundreds of
 tokens, does less work and may be faster: it computes the logits once, or once per update.
@@ -37,6 +39,10 @@ class Recipe:
     """Adaptive features: means of keys and queries for all slices, multiplied with the queries."""
     row_dual: bool = False
     """True if the row dual is an input, read once."""
+    subset: int = 0
+    """Tokens of the subset of a coarse dual."""
+    subset_passes: int = 0
+    """Half-steps on the subset alone, before its dual is extended to all tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,13 @@ def count(recipe: Recipe, shape: Shape, *, train: bool, itemsize: int) -> Work:
     exponentials = 3 * s - 1 if train else s
     directions = recipe.slices + recipe.query_features + 2 * recipe.adaptive
     features = 4 * tokens * width * directions
-    tensors = 12 if train else 4
+    subset = min(recipe.subset, shape.n)
+    coarse = tokens // shape.n * subset * (recipe.subset_passes * subset + shape.n)
+    tensors, also_backward = (12, 3) if train else (4, 1)
     return Work(
-        flops=2 * width * shape.pairs * products + features * (3 if train else 1),
-        exponentials=shape.pairs * exponentials,
+        flops=2 * width * (shape.pairs * products + also_backward * coarse)
+        + also_backward * features,
+        exponentials=shape.pairs * exponentials + also_backward * coarse,
         bytes=tensors * tokens * width * itemsize + recipe.row_dual * DUAL_BYTES * tokens,
     )
 

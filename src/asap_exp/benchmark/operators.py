@@ -19,10 +19,21 @@ from asap_exp.benchmark.registry import (
     method,
     of_any_heads,
 )
-from asap_exp.ops import SlicedMap, closure_attention, map_attention, sinkhorn_attention
+from asap_exp.ops import (
+    SlicedMap,
+    Subset,
+    choose_subset,
+    closure_attention,
+    coarse_attention,
+    map_attention,
+    sinkhorn_attention,
+)
 from asap_exp.ops.reference import sinkhorn as definition
 
 WORDS = {"reference": "eager", "triton": "fused"}
+
+COARSE_UPDATES = 20
+"""Updates of coarse attention."""
 
 
 @method("sinkhorn_{num_iters}")
@@ -138,4 +149,41 @@ def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool =
         {word: Operator(operator(setting.backend, weights))},
         lambda place: operator("reference", weights.heads(place.heads)),
         Recipe(passes=2 + 2 * refine, slices=slices, query_features=True, adaptive=adaptive),
+    )
+
+
+@method("coarse_{tokens}")
+def coarse(setting: Setting, tokens: int) -> Method:
+    return coarse_form(setting, tokens, one_pass=False)
+
+
+@method("coarse_{tokens}_one_pass")
+def coarse_one_pass(setting: Setting, tokens: int) -> Method:
+    return coarse_form(setting, tokens, one_pass=True)
+
+
+def coarse_form(setting: Setting, tokens: int, *, one_pass: bool) -> Method:
+    """Build coarse attention on tokens at equal distances, chosen before the clock starts."""
+    somewhere = torch.empty(1, 1, setting.shape.n, 1, device=setting.device)
+    subset = choose_subset(somewhere, tokens)
+
+    def operator(backend: str, subset: Subset) -> Attend:
+        return functools.partial(
+            coarse_attention,
+            subset=subset,
+            num_iters=COARSE_UPDATES,
+            one_pass=one_pass,
+            backend=backend,
+        )
+
+    word, form = WORDS[setting.backend], "one pass" if one_pass else "two-sided"
+    recipe = Recipe(
+        passes=1 if one_pass else 2, subset=tokens, subset_passes=2 * (COARSE_UPDATES - 1)
+    )
+    return Method(
+        f"coarse, {tokens} tokens, T = {COARSE_UPDATES}, {form}, {word}",
+        setting.backend,
+        {word: Operator(operator(setting.backend, subset))},
+        lambda place: operator("reference", subset),
+        recipe,
     )

@@ -41,6 +41,11 @@ def benchmark_steps(config: BenchmarkConfig) -> Path:
     device = choose_device(config.accelerator)
     trainings = {name: train_config(config, name) for name in config.step.attentions}
     first = next(iter(trainings.values()))
+    if (world := first.trainer.world) > 1:
+        raise UserError(
+            f"step.overrides has trainer.devices={world}, but mode=step times the steps of one "
+            "device; leave it out"
+        )
     precision = choose_precision(first.trainer.precision, device)
     public = steps_config(config)
     name = step_name(config, device, public)

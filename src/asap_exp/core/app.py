@@ -11,9 +11,10 @@ from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
-from asap_exp.core.console import fail
+from asap_exp.core.console import fail, is_quiet, quiet
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.ranks import PARENT
 
 VERBOSE = ("-v", "--verbose")
 """Flags that print debug output; all other flags are Hydra's."""
@@ -33,6 +34,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
     # a notebook's backend that is not installed here.
     os.environ["MPLBACKEND"] = "Agg"
+    if PARENT in os.environ:
+        quiet(f"rank {os.environ.get('LOCAL_RANK')}")
     try:
         with typed(stage, words), interruptible(passed_on) as stop:
             try:
@@ -44,7 +47,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         fail(str(error))
         status = 2
     except Interrupted as stop:
-        fail(f"{stop}; start the same command again: what was saved is kept")
+        if not is_quiet():
+            fail(f"{stop}; start the same command again: what was saved is kept")
         status = stop.exit_status
     except Exception as error:
         status = ended_by(error, stage)
@@ -84,6 +88,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     from asap_exp.core.overrides import check_overrides
     from asap_exp.core.sweep_table import conclude
 
+    refuse_torchrun(stage, words)
     for_us = [word for word in words if word in VERBOSE]
     given = get_args_parser().parse_intermixed_args(without(words, for_us))
     overrides = given.overrides
@@ -94,6 +99,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         overrides.append("hydra.verbose=asap_exp")
     statuses: list[int] = []
     modules = plugins.followed()
+    shared = shared_by_jobs(words, given.overrides)
 
     def work(config: DictConfig) -> object:
         for module in modules:  # in a worker's process too
@@ -102,7 +108,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> float | None:
-        with typed(stage, words):
+        with typed(stage, words, sweep.own_words(shared)):
             status, score = sweep.attempt(stage, lambda: work(config))
         statuses.append(status)
         return None if score is None else score.value  # for a sweeper that optimises it
@@ -118,6 +124,32 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
         sweep.report_failures(ended)
         sweep.remove_checks(ended)
     return sweep.exit_status(ended) or max(statuses, default=0)
+
+
+def refuse_torchrun(stage: str, words: Sequence[str]) -> None:
+    """Raise UserError if torchrun started several processes of what has but one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if stage != "train":
+        raise UserError(
+            f"torchrun started several processes, but {stage} works in one; start it without"
+        )
+    if {"-m", "--multirun"} & set(words):
+        raise UserError(
+            "torchrun would start the whole sweep in each of its processes; start it without: "
+            "each job then starts its own"
+        )
+
+
+def shared_by_jobs(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the words that each job of a sweep needs besides its own overrides."""
+    from asap_exp.core.overrides import names_module, parsed_override
+
+    flags = without(words, overrides)
+    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    search = [each for each in overrides if each.startswith("hydra.searchpath=")]
+    named = [each for each in overrides if "=" in each and names_module(parsed_override(each))]
+    return [*kept, *search, *named]
 
 
 def without(words: Sequence[str], others: Iterable[str]) -> list[str]:

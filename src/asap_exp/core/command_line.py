@@ -9,17 +9,31 @@ from pathlib import Path
 PROGRAM = "asap-exp"
 
 _typed: list[str] | None = None
+_job: list[str] | None = None
 
 
 @contextmanager
-def typed(stage: str, words: Sequence[str]) -> Iterator[None]:
-    """Set the command of this process while a stage runs; Hydra gets it in another form."""
-    global _typed
-    before, _typed = _typed, ["-m", f"asap_exp.{stage}", *words]
+def typed(stage: str, words: Sequence[str], job: Sequence[str] | None = None) -> Iterator[None]:
+    """Set the command of this process while a stage runs; Hydra gets it in another form.
+
+    `job` are the words that run this job alone, where the command is that of a sweep.
+    """
+    global _typed, _job
+    before = _typed, _job
+    _typed = ["-m", f"asap_exp.{stage}", *words]
+    _job = _typed if job is None else ["-m", f"asap_exp.{stage}", *job]
     try:
         yield
     finally:
-        _typed = before
+        _typed, _job = before
+
+
+def again() -> list[str] | None:
+    """Return the arguments with which Python runs this job in another process.
+
+    None if it was not begun by the command of a stage.
+    """
+    return _job
 
 
 def command() -> str:

@@ -34,6 +34,9 @@ COLOURS = {logging.DEBUG: "\033[2m", logging.WARNING: "\033[33m", logging.ERROR:
 
 LOGGER = logging.getLogger("asap_exp")
 
+_name: str | None = None
+"""Name of this process, if it is quiet."""
+
 
 class Printer(logging.Handler):
     """Handler that prints text and tables on stdout, and everything else on stderr."""
@@ -70,7 +73,7 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Print an error on stderr."""
-    LOGGER.error(text)
+    LOGGER.error(text if _name is None else f"{_name}: {text}")
 
 
 def debug(text: str) -> None:
@@ -97,9 +100,22 @@ class Plain:
         return drawn.getvalue().rstrip("\n")
 
 
+def quiet(name: str) -> None:
+    """Print nothing but errors from now on, with the name of this process: another one speaks."""
+    global _name
+    _name = name
+    PRINTER.setLevel(logging.ERROR)
+
+
+def is_quiet() -> bool:
+    """Return True if another process speaks for this one."""
+    return _name is not None
+
+
 def print_debug() -> None:
-    """Print what `debug` is given from now on."""
-    PRINTER.setLevel(logging.DEBUG)
+    """Print what `debug` is given from now on, unless this process is quiet."""
+    if _name is None:
+        PRINTER.setLevel(logging.DEBUG)
 
 
 def shown(path: str | Path) -> str:

@@ -45,10 +45,11 @@ class Interrupted(BaseException):
 
 
 class Request:
-    """Record of a postponed signal."""
+    """Record of a postponed signal, which a `quiet` one does not announce."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int | None = None
+        self.quiet = quiet
 
     def obey(self) -> None:
         """Raise Interrupted if a signal has arrived."""
@@ -60,6 +61,8 @@ class Request:
         if self.signal is not None:
             _interrupt(number, frame)
         self.signal = number
+        if self.quiet:
+            return
         name = signal.Signals(number).name
         words = "stopping once this step is saved; a second one stops at once"
         print(f"\n{name}: {words}", file=sys.stderr, flush=True)
@@ -88,9 +91,9 @@ def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[
 
 
 @contextmanager
-def postponed() -> Iterator[Request]:
+def postponed(*, quiet: bool = False) -> Iterator[Request]:
     """Note the first signal in the Request; a second one raises Interrupted at once."""
-    request = Request()
+    request = Request(quiet=quiet)
     with handled(request.note):
         yield request
 

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from asap_exp.core.conf_files import conf_dir, option_file, options
+from asap_exp.core.config.trainer import STRATEGIES
 from asap_exp.core.errors import UserError
 
 RENAMED = {
@@ -37,6 +38,14 @@ def check_renamed(stage: str, key: str, option: str, own: Path | None = None) ->
     if option_file(stage, key, option, own):
         return
     given = f"{key}={option}"
+    if key == "trainer" and option in STRATEGIES:
+        hint = f"trainer.strategy={option} trainer.devices=2"
+        raise UserError(
+            f"{given} is not allowed: trainer is a group of keys; write {hint}",
+            key=key,
+            value=option,
+            hint=hint,
+        )
     if given == "attention=asap":
         raise UserError(FITTED.format(name=option), key=key, value=option)
     for old, new in (RENAMED.get(stage, {}) | RENAMED["*"]).items():

@@ -130,6 +130,12 @@ def overrides_of(hydra: HydraConf) -> list[str]:
     return [override.lstrip("+") for override in hydra.overrides.task]
 
 
+def own_words(shared: list[str]) -> list[str] | None:
+    """Return the words that run this job of a sweep alone; None outside a sweep."""
+    hydra = HydraConfig.get()
+    return None if hydra.mode != RunMode.MULTIRUN else [*shared, *overrides_of(hydra)]
+
+
 def recorded(
     stage: str, work: Callable[[], object], hydra: HydraConf, ledger: Path, found: Outcome
 ) -> None:
@@ -138,7 +144,13 @@ def recorded(
     try:
         run_job(stage, work, hydra, ledger, found)
     finally:
-        write_down(hydra, ledger, found, time.monotonic() - started)
+        if not of_another_rank(hydra):
+            write_down(hydra, ledger, found, time.monotonic() - started)
+
+
+def of_another_rank(hydra: HydraConf) -> bool:
+    """Return True in a task of SLURM's beside the first, with which it trains one model."""
+    return launched_by("submitit", hydra) and os.environ.get("SLURM_PROCID", "0") != "0"
 
 
 def run_job(

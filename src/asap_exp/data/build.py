@@ -11,6 +11,7 @@ from asap_exp.core.config import (
     OwnTextDataConfig,
     TextDataConfig,
 )
+from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.data.images import ImageDataModule
 from asap_exp.data.module import TaskDataModule
 from asap_exp.data.own.images import OwnImageDataModule
@@ -23,12 +24,14 @@ def build_data(
     seed: int,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TaskDataModule:
     """Build the data module of `config`.
 
     `folder` is the run directory of the model that will read the data, if it is already trained.
+    `batch_size` is that of all `ranks` together.
     """
-    options = {"batch_size": batch_size, "seed": seed, "device": device}
+    options = {"batch_size": batch_size, "seed": seed, "device": device, "ranks": ranks}
     if isinstance(config, TextDataConfig):
         # Imported here because image tasks also run where `tokenizers` is not installed.
         if isinstance(config, OwnTextDataConfig):

@@ -57,11 +57,12 @@ class ImageDataModule(TaskDataModule[Images]):
             TrainingTransform(self.dataset, self.config.augment).to(self.device),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            ranks=self.ranks,
         )
 
     def plain_loader(self, samples: Images, batch_size: int) -> DeviceLoader:
         transform = EvaluationTransform(self.dataset).to(self.device)
-        return DeviceLoader(samples, batch_size, transform)
+        return DeviceLoader(samples, batch_size, transform, ranks=self.ranks)
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

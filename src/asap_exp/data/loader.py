@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.core.errors import UserError
+from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.core.tensors import fingerprint
 from asap_exp.data.sources import Images
 
@@ -28,10 +29,15 @@ class BatchLoader(ABC):
     With `seed`, the order of an epoch depends only on the seed and on `epoch()`, so that a resumed
     run sees the same batches as an uninterrupted one. The loader's state is its position in an
     epoch; Lightning stores it in checkpoints.
+
+    Of every batch each of the `ranks` gives out its part alone, so the order of an epoch, and a
+    position in it, are the same for any number of them.
     """
 
-    def __init__(self, batch_size: int, seed: int | None, epoch: Callable[[], int]) -> None:
-        self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
+    def __init__(
+        self, batch_size: int, seed: int | None, epoch: Callable[[], int], ranks: Ranks = ALONE
+    ) -> None:
+        self.batch_size, self.seed, self.epoch, self.ranks = batch_size, seed, epoch, ranks
         self._given, self._resumed = Place(-1, 0), Place(-1, 0)
 
     def state_dict(self) -> dict[str, int]:
@@ -61,6 +67,10 @@ class BatchLoader(ABC):
         """Number of samples."""
 
     @abstractmethod
+    def weight(self, number: int) -> float:
+        """Return the weight of the mean loss of this rank's part of a batch; see Ranks.weight."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
@@ -70,7 +80,8 @@ class BatchLoader(ABC):
     def first(self, samples: int, batch_size: int | None = None) -> Self:
         """Return an unshuffled loader of the first `samples` samples in their stored order.
 
-        With `batch_size`, every batch except the last has exactly that many samples.
+        With `batch_size`, every batch except the last has exactly that many samples. Every rank
+        gets all of them.
         """
 
     def example(self) -> Self:
@@ -105,8 +116,9 @@ class DeviceLoader(BatchLoader):
         *,
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(batch_size, seed, epoch)
+        super().__init__(batch_size, seed, epoch, ranks)
         self.images, self.transform = images, transform
 
     @property
@@ -121,8 +133,11 @@ class DeviceLoader(BatchLoader):
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
         for i in self._numbers():
-            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
+            rows = self.ranks.part(order[i * self.batch_size : (i + 1) * self.batch_size])
             yield self.transform(self.images.pixels[rows], self.images.labels[rows])
+
+    def weight(self, number: int) -> float:
+        return weight_of_rows(self, number)
 
     def first(self, samples: int, batch_size: int | None = None) -> "DeviceLoader":
         pixels, labels = self.images.pixels[:samples], self.images.labels[:samples]
@@ -163,6 +178,9 @@ class TensorLoader(BatchLoader):
             part = slice(i * self.batch_size, (i + 1) * self.batch_size)
             yield self.inputs[part], self.labels[part]
 
+    def weight(self, number: int) -> float:
+        return weight_of_rows(self, number)
+
     def first(self, samples: int, batch_size: int | None = None) -> "TensorLoader":
         size = batch_size or self.batch_size
         return TensorLoader(self.inputs[:samples], self.labels[:samples], size)
@@ -171,6 +189,13 @@ class TensorLoader(BatchLoader):
         return fingerprint({"inputs": self.inputs, "labels": self.labels})
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
+def weight_of_rows(loader: BatchLoader, number: int) -> float:
+    """Return the weight of a part of a batch of `batch_size` rows, or of those that are left."""
+    ranks, start = loader.ranks, number * loader.batch_size
+    rows = min(loader.num_samples - start, loader.batch_size)
+    return ranks.weight([part.stop - part.start for part in ranks.parts(rows)])
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Return the seed for all randomness in one epoch; distinct arguments give distinct seeds."""
-    return (seed << 20) + epoch
+    return (rank << 52) + (seed << 20) + epoch

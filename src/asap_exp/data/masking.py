@@ -22,9 +22,13 @@ class DynamicMasking:
     def __init__(self, share: float, vocab_size: int) -> None:
         self.share, self.vocab_size = share, vocab_size
 
+    def count(self, tokens: int) -> int:
+        """Return how many tokens of a batch are predicted."""
+        return max(round(self.share * tokens), 1)
+
     def __call__(self, batch: TokenBatch, labels: Tensor, tokens: int) -> tuple[TokenBatch, Tensor]:
         """Return the masked batch and its targets; `tokens` excludes padding and CLS."""
-        count = max(round(self.share * tokens), 1)
+        count = self.count(tokens)
         scores = torch.rand(batch.ids.shape, device=batch.device)
         scores = scores.masked_fill(batch.ids < SPECIAL_TOKENS, -1.0).flatten()
         positions = scores.topk(count).indices

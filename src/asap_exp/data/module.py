@@ -16,6 +16,7 @@ from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
 from asap_exp.core.objectives import CLASSIFICATION, Objective
+from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.data.carving import carved
 from asap_exp.data.catalog import Dataset
 from asap_exp.data.labels import Names
@@ -69,9 +70,10 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.config, self.batch_size, self.seed, self.ranks = config, batch_size, seed, ranks
         self.device = torch.device(device)
         self.class_names: Names = dataset.trained_names
         self._splits: dict[str, Kind] = {}

@@ -181,5 +181,6 @@ class TextDataModule(TaskDataModule[Texts]):
             max_length=self.config.max_length,
             length_multiple=self.config.length_multiple,
             max_tokens=self.config.batch_tokens,
+            ranks=self.ranks,
             **options,
         )

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.data.loader import Batch, BatchLoader
+from asap_exp.data.masking import DynamicMasking
 from asap_exp.data.tokens import NO_TARGET, PAD, Texts, TokenBatch
 
 Transform = Callable[[TokenBatch, Tensor, int], Batch]
@@ -43,11 +45,13 @@ class TextLoader(BatchLoader):
         transform: Transform | None = None,
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(batch_size, seed, epoch)
+        super().__init__(batch_size, seed, epoch, ranks)
         self.texts, self.transform = texts, transform
         self.max_length, self.length_multiple = max_length, length_multiple
         self.max_tokens = max_tokens
+        self._plan: tuple[int, list[Planned]] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -57,13 +61,25 @@ class TextLoader(BatchLoader):
         return len(self._planned(np.arange(self.num_samples)))
 
     def __iter__(self) -> Iterator[Batch]:
-        plan = self._epoch()
+        plan = [Planned(self.ranks.part(rows), length) for rows, length in self._epoch()]
         device = self.texts.ids.device
         every = np.concatenate([batch.rows for batch in plan]) if plan else np.zeros(0, np.int64)
         rows = torch.from_numpy(every).to(device)  # one copy per epoch: each one blocks the host
         ends = np.cumsum([len(batch.rows) for batch in plan])
         for i in self._numbers():
             yield self._assembled(rows[ends[i] - len(plan[i].rows) : ends[i]], plan[i])
+
+    def weight(self, number: int) -> float:
+        if self.ranks.world == 1:
+            return 1.0
+        rows = self._epoch()[number].rows
+        return self.ranks.weight([self._targets(rows[p]) for p in self.ranks.parts(len(rows))])
+
+    def _targets(self, rows: np.ndarray) -> int:
+        """Return the number of targets that a training batch of these rows has."""
+        if not (isinstance(self.transform, DynamicMasking) and len(rows)):
+            return len(rows)
+        return self.transform.count(int(self.texts.lengths[rows].sum()) - len(rows))
 
     def first(self, samples: int, batch_size: int | None = None) -> "TextLoader":
         return TextLoader(
@@ -104,6 +120,12 @@ class TextLoader(BatchLoader):
 
     def _epoch(self) -> list[Planned]:
         """Return the batches of this epoch in the order in which they are given out."""
+        epoch = self.epoch()
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, self._drawn())
+        return self._plan[1]
+
+    def _drawn(self) -> list[Planned]:
         if not self.shuffled:
             return self._planned(np.arange(self.num_samples))
         generator = self.generator()

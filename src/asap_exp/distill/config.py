@@ -14,6 +14,7 @@ from asap_exp.core.config import (
     TaskConfig,
 )
 from asap_exp.core.config.fields import PATH, Accelerator
+from asap_exp.core.config.shared import ONE_DEVICE
 from asap_exp.core.errors import UserError
 
 
@@ -29,6 +30,8 @@ class DistillConfig:
     layer: LayerConfig = field(default_factory=lambda: LayerConfig("frozen"))
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
+
+    otherwise = ONE_DEVICE
 
     def __post_init__(self) -> None:
         if self.budget.asked and not self.calibration.fits:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     RichModelSummary,
@@ -15,11 +16,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
 
-from asap_exp.core.config import PASSED_ON, TrainConfig
+from asap_exp.core.config import PASSED_ON, TrainConfig, TrainerConfig
 from asap_exp.core.console import say
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
@@ -39,6 +41,7 @@ from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.engine.rates import LearningRates
+from asap_exp.engine.sharding import Sharded
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -46,6 +49,8 @@ EXPECTED_WARNINGS = (
     r".*lr_scheduler\.step\(\).* before .*optimizer\.step\(\).*",
     r".*The epoch parameter in `scheduler\.step\(\)`.*",
     r".*treespec, LeafSpec.* is deprecated.*",
+    r"Grad strides do not match bucket view strides.*",  # of weights with a dimension of one
+    r".*It is recommended to use .*sync_dist=True.*",  # every rank has the diagnostics of all
 )
 """Warnings of Lightning and PyTorch that do not apply to these runs."""
 
@@ -64,6 +69,19 @@ def splits_batches(module: L.LightningModule) -> bool:
     )
 
 
+def require_weighted(config: TrainConfig, module: L.LightningModule) -> None:
+    """Raise UserError if devices with unequal parts of a batch would count the same.
+
+    The Classifier's own step weights the loss of each by its targets.
+    """
+    if config.trainer.world > 1 and config.lengths_vary and not splits_batches(module):
+        raise UserError(
+            f"{type(module).__name__} has a training_step of its own, and several devices have "
+            "unequal numbers of texts, which the Classifier's step weights; change loss_of alone, "
+            "or set trainer.devices=1"
+        )
+
+
 def set_micro_batch(
     config: TrainConfig, module: L.LightningModule, data: TaskDataModule, device: torch.device
 ) -> None:
@@ -71,9 +89,14 @@ def set_micro_batch(
 
     Raises UserError if the memory does not suffice.
     """
+    if config.trainer.strategy == "fsdp":
+        return  # a whole model, which is measured, need not fit
     with unchanged_generators(device):
         sample, batch = data.train_dataloader().longest()
-    splits = splits_batches(module)
+    several = config.trainer.world > 1
+    if several:
+        batch = -(-batch // config.trainer.world)
+    splits = splits_batches(module) and not several
     if not splits and config.trainer.micro_batch is not None:
         raise UserError(
             f"trainer.micro_batch={config.trainer.micro_batch} needs the Classifier's own "
@@ -81,14 +104,23 @@ def set_micro_batch(
         )
 
     found = footprint(
-        module if splits else net_of(module),
-        own_loss if splits else plain_loss,
+        module if splits_batches(module) else net_of(module),
+        own_loss if splits_batches(module) else plain_loss,
         sample,
         config.recipe,
         autocast(config.trainer.precision, device),
     )
     given = config.trainer.micro_batch
-    at_once = samples_at_once(found, given, batch, device, data.sample_name, splits=splits)
+    at_once = samples_at_once(
+        found,
+        given,
+        batch,
+        device,
+        data.sample_name,
+        splits=splits,
+        world=config.trainer.world,
+        beside=config.trainer.devices,
+    )
     if at_once < batch:
         assert isinstance(module, Classifier)
         inputs = sample[0]
@@ -116,9 +148,17 @@ def build_trainer(
     device: torch.device,
     tracker: Any,
     callbacks: list[L.Callback],
+    environment: ClusterEnvironment | None = None,
 ) -> L.Trainer:
-    """Build the Lightning trainer of a run."""
+    """Build the Lightning trainer of a run, for several devices with their `environment`.
+
+    Loggers and the profiler write on rank 0 alone.
+    """
     trainer = config.trainer
+    first = environment is None or environment.global_rank() == 0
+    plugins: list[Any] = [SafeCheckpointIO()]
+    if environment is not None:
+        plugins.append(environment)
     loggers: list[Logger] = [CsvLog(run.path, name="logs")]
     if tracker is not None:
         loggers.append(WandbLogger(experiment=tracker))
@@ -126,6 +166,7 @@ def build_trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
+        strategy="auto" if environment is None else build_strategy(trainer),
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=config.recipe.epochs,
         gradient_clip_val=config.recipe.clip_norm,
@@ -133,12 +174,18 @@ def build_trainer(
         limit_val_batches=trainer.limit_val_batches if validates(config) else 0,
         logger=loggers,
         callbacks=callbacks,
-        profiler=build_profiler(trainer.profiler, run),
-        plugins=[SafeCheckpointIO()],
+        profiler=build_profiler(trainer.profiler if first else None, run),
+        plugins=plugins,
+        use_distributed_sampler=False,  # the loaders split every batch
         enable_progress_bar=config.callbacks.progress_bar and Console().is_terminal,
         default_root_dir=run.path,
         **passed_on(config),
     )
+
+
+def build_strategy(trainer: TrainerConfig) -> Strategy | str:
+    """Return Lightning's strategy for several devices."""
+    return Sharded(trainer.world) if trainer.strategy == "fsdp" else "ddp"
 
 
 def passed_on(config: TrainConfig) -> dict[str, Any]:

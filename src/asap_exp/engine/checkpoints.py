@@ -19,8 +19,9 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import check_readable, write_atomically
 from asap_exp.core.interruption import Request
 from asap_exp.core.runs import describe_differences
-from asap_exp.data.loader import BatchLoader
-from asap_exp.engine.module import Classifier
+from asap_exp.data.loader import epoch_seed
+from asap_exp.engine.agreement import largest, mean, of_all, of_first
+from asap_exp.engine.module import Classifier, loader_of
 
 IDENTITY, EPOCH_STATE = "asap_exp_identity", "asap_exp_epoch"
 
@@ -110,7 +111,8 @@ class LastCheckpoint(Checkpoint):
     The interval matters because an epoch can be shorter than the time to write its weights. When a
     signal asks the training to stop, it saves at once and raises Interrupted: after the current
     update, with the position in the epoch and the state of every generator; or, after the last step
-    of the epoch, once its validation is done.
+    of the epoch, once its validation is done. All ranks save and stop at the same step, whichever
+    of them a signal reaches.
     """
 
     def __init__(self, path: Path, *, seconds: float, stop: Request) -> None:
@@ -130,10 +132,15 @@ class LastCheckpoint(Checkpoint):
         trainer.should_stop = bool(self.resumed.get("stopped"))
         if trainer.fit_loop.restarted_mid_epoch:
             # Lightning loses the position if the length of the epoch was queried earlier.
-            loader_of(trainer).load_state_dict(self.resumed["place"])
+            loader_of(trainer.train_dataloader).load_state_dict(self.resumed["place"])
             if isinstance(pl_module, Classifier):
                 pl_module.epoch_losses = list(self.resumed["losses"].to(pl_module.device))
-            set_generator_states(self.resumed["generators"])
+            rank, states = trainer.global_rank, self.resumed["generators"]
+            of_ranks = [states, *self.resumed.get("generators_of_others", ())]
+            if rank < len(of_ranks):
+                set_generator_states(of_ranks[rank])
+            elif isinstance(pl_module, Classifier):  # saved by fewer ranks
+                torch.manual_seed(epoch_seed(pl_module.seed, trainer.current_epoch, rank))
 
     def on_train_batch_end(
         self,
@@ -146,27 +153,36 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # so that this epoch is validated too
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.stop.signal is not None and stepped and not trainer.is_last_batch:
+        if stepped and not trainer.is_last_batch and self._asked():
             trainer.save_checkpoint(self.path)
             self.stop.obey()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         due = time.monotonic() - self.saved >= self.seconds
-        if last or due or self.stop.signal is not None:
+        asked, due = self._asked(), of_first(due)
+        if asked or last or due:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
-        self.stop.obey()
+        if asked:  # one that came meanwhile, perhaps to another rank, has its turn at the next step
+            self.stop.obey()
+
+    def _asked(self) -> bool:
+        """Return whether a signal has asked any rank to stop; then it has asked all."""
+        self.stop.signal = largest(self.stop.signal or 0) or None
+        return self.stop.signal is not None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.weights, self.epoch = checkpoint["state_dict"], checkpoint["epoch"]
         losses = pl_module.epoch_losses if isinstance(pl_module, Classifier) else []
+        generators, *others = of_all(generator_states())
         checkpoint[EPOCH_STATE] = {
-            "place": loader_of(trainer).state_dict(),
-            "losses": torch.stack(losses).cpu() if losses else torch.empty(0),
-            "generators": generator_states(),
+            "place": loader_of(trainer.train_dataloader).state_dict(),
+            "losses": mean(torch.stack(losses).cpu()) if losses else torch.empty(0),
+            "generators": generators,
+            "generators_of_others": others,
             "stopped": trainer.should_stop,
         }
 
@@ -177,19 +193,12 @@ class LastCheckpoint(Checkpoint):
         self.resumed = checkpoint.get(EPOCH_STATE)
 
 
-def loader_of(trainer: L.Trainer) -> BatchLoader:
-    """Return the training loader of `trainer`."""
-    loader = trainer.train_dataloader
-    assert isinstance(loader, BatchLoader)
-    return loader
-
-
 def generator_states() -> dict[str, Any]:
     """Return the state of every generator a training step may draw from, as plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "python": random.getstate(),
         "numpy": (name, np.asarray(keys).tolist(), *rest),
     }
@@ -198,7 +207,8 @@ def generator_states() -> dict[str, Any]:
 def set_generator_states(states: dict[str, Any]) -> None:
     """Restore what `generator_states` returned."""
     torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
 
@@ -221,7 +231,8 @@ class BestWeights(L.Callback):
         score = float(trainer.callback_metrics[self.name])
         if self.better(score):
             self.score, self.epoch = score, trainer.current_epoch
-            self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+            weights = trainer.strategy.lightning_module_state_dict()
+            self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def better(self, score: float) -> bool:
         """Return True if `score` beats the best so far; NaN never does, not even as the first."""

@@ -110,18 +110,21 @@ def samples_at_once(
     name: str,
     *,
     splits: bool = True,
+    world: int = 1,
+    beside: int = 1,
 ) -> int:
     """Return how many samples of a batch pass at once: those `given`, else as many as is sensible.
 
     Raises UserError, with a number that fits, if the memory that is available does not suffice.
     `name` is that of samples. A number given for a GPU is not checked, since kernels there may save
-    less. If the module never `splits` a batch, the number is that of the batch.
+    less. If the module never `splits` a batch, the number is that of the batch. A batch is the part
+    of one of `world` devices; as many processes as are `beside` each other share a CPU's memory.
     """
     gpu = device.type == "cuda"
     wanted = min(batch, given or batch)
     if given is None and splits and not gpu:
         wanted = min(batch, max(ACTIVATIONS_ON_CPU // max(found.sample, 1), 1))
-    there = torch.cuda.mem_get_info(device)[0] if gpu else available_memory()
+    there = torch.cuda.mem_get_info(device)[0] if gpu else available_memory() // beside
     needed = found.total(wanted, batch)
     if needed <= there or (gpu and given is not None):
         return wanted
@@ -132,7 +135,7 @@ def samples_at_once(
             f"Set trainer.micro_batch={fits}: batches then pass in parts, and the run is the same"
         )
     elif fits:
-        advice = f"Set recipe.batch_size={fits}"
+        advice = f"Set recipe.batch_size={fits * world}"
     raise UserError(
         f"this training takes about {gib(needed)} more memory, and {gib(there)} "
         f"{'of the GPU' if gpu else ''} are available. Gradients, optimiser and kept weights take "

@@ -13,7 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from asap_exp.core.config import RecipeConfig
 from asap_exp.core.objectives import CLASSIFICATION, Objective
-from asap_exp.data.loader import Batch, epoch_seed
+from asap_exp.data.loader import Batch, BatchLoader, epoch_seed
+from asap_exp.engine.mean_loss import MeanLoss
 from asap_exp.engine.micro_batches import MicroBatch, Part, split
 from asap_exp.engine.nan_check import LossCheck
 from asap_exp.engine.optimisers import build_optimizer, build_schedule
@@ -26,11 +27,19 @@ def net_of(module: L.LightningModule) -> nn.Module:
     return module.net
 
 
+def loader_of(loader: Any) -> BatchLoader:
+    """Return the loader that Lightning holds."""
+    assert isinstance(loader, BatchLoader)
+    return loader
+
+
 class Classifier(L.LightningModule):
     """Training of `net` (inputs to logits `[targets, classes]`) with the optimiser of `recipe`.
 
     All randomness in an epoch (augmentation, dropout) follows from the seed and the epoch, so an
-    interrupted run that resumes at the start of an epoch ends with the same weights.
+    interrupted run that resumes at the start of an epoch ends with the same weights. On several
+    devices each draws its own; the loss of each is weighted by its share of the batch's targets,
+    so that the mean of the gradients, which Lightning's strategy takes, is that of the batch.
 
     A batch passes in parts if `micro_batch` is set: `training_step` returns the loss of the first
     part, and `backward` computes the others, each weighted by its share of the targets. A subclass
@@ -55,7 +64,7 @@ class Classifier(L.LightningModule):
         self.objective = objective
         self.net, self.recipe, self.seed = net, recipe, seed
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self.val_loss = nn.CrossEntropyLoss()
+        self.val_loss, self.val_mean_loss = nn.CrossEntropyLoss(), MeanLoss()
         # A look for labels out of range would make the host wait; they are checked when loaded.
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.micro_batch: MicroBatch | None = None
@@ -75,7 +84,7 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.epoch_losses.clear()
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
 
     def loss_of(self, inputs: Any, targets: Tensor) -> Tensor:
         """Return the training loss, the mean over the targets."""
@@ -87,6 +96,9 @@ class Classifier(L.LightningModule):
             return self._losses[0]
         first, *self._later = split(batch, self.micro_batch)
         self._losses = []
+        if self.trainer.world_size > 1:
+            weight = loader_of(self.trainer.train_dataloader).weight(batch_index)
+            first = first._replace(share=first.share * weight)
         return self._part_loss(first)
 
     def _part_loss(self, part: Part) -> Tensor:
@@ -124,7 +136,7 @@ class Classifier(L.LightningModule):
         if self.recorded is not None:
             self.recorded.log_loss(loss, logs=logs)
         elif logs:
-            self.log("train/loss_step", loss)
+            self.log("train/loss_step", loss, sync_dist=True)
 
     def on_train_batch_end(self, *_: object) -> None:
         ends = self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done
@@ -132,7 +144,13 @@ class Classifier(L.LightningModule):
             self.recorded.read_all()
         if self.epoch_losses and ends:
             mean = torch.stack(self.epoch_losses).mean()
-            self.log("train/loss_epoch", mean, on_step=False, on_epoch=True, batch_size=1)
+            self.log(
+                *("train/loss_epoch", mean),
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                sync_dist=True,
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         with self.trainer.precision_plugin.forward_context():  # the check may repeat the forward
@@ -163,11 +181,16 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         predict = self.net if self.recorded is None else self.recorded.predict
+        stands_in = (
+            self.trainer.world_size > 1
+            and loader_of(self.trainer.val_dataloaders).weight(batch_index) == 0
+        )
         for inputs, targets, _ in split(batch, self.micro_batch):
-            logits = predict(inputs)
-            self.val_accuracy(logits, targets)
-            self.log("val/loss", self.val_loss(logits, targets), batch_size=len(targets))
-            self.log("val/accuracy", self.val_accuracy, batch_size=len(targets))
+            logits, count = predict(inputs), 0 if stands_in else len(targets)
+            self.val_accuracy(logits[:count], targets[:count])
+            self.val_mean_loss.update(self.val_loss(logits, targets), count)
+            self.log("val/loss", self.val_mean_loss, batch_size=count)
+            self.log("val/accuracy", self.val_accuracy, batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
         if self.objective.is_perplexity:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import LOSS_ALONE, first_non_finite
+from asap_exp.engine.agreement import all_true, of_all
 
 REMEDIES = (
     "Try a smaller recipe.lr, recipe.clip_norm=1.0, model.qk_norm=true or trainer.precision=32-true"
@@ -27,18 +28,24 @@ class LossCheck:
 
     def __init__(self, loss: Tensor, net: nn.Module, inputs: Any, *, step: int) -> None:
         self.loss, self.net, self.inputs, self.step = loss.detach(), net, inputs, step
-        self.finite = torch.isfinite(self.loss).to("cpu", non_blocking=loss.is_cuda)
+        finite = all_true(torch.isfinite(self.loss))
+        self.finite = finite.to("cpu", non_blocking=loss.is_cuda)
         self.answered = torch.cuda.Event() if loss.is_cuda else None
         if self.answered is not None:
             self.answered.record()
 
     def require_finite(self) -> None:
-        """Raise NonFiniteLoss for a non-finite loss; call before the optimiser changes weights."""
+        """Raise NonFiniteLoss for a non-finite loss; call before the optimiser changes weights.
+
+        All ranks raise the error of the first of them whose loss is not finite.
+        """
         if self.answered is not None:
             self.answered.synchronize()
         if self.finite:
             return
-        raise non_finite_loss(self.loss.item(), self.net, [self.inputs], step=self.step)
+        error = non_finite_loss(self.loss.item(), self.net, [self.inputs], step=self.step)
+        found = of_all(None if torch.isfinite(self.loss) else str(error))
+        raise NonFiniteLoss(next(text for text in found if text is not None))
 
 
 def non_finite_loss(

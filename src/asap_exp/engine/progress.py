@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
 from asap_exp.core.console import duration, say
+from asap_exp.engine.agreement import total
 
 SHOWN = {
     "train/loss_epoch": ("loss", "{:.4f}", 1),
@@ -95,6 +96,7 @@ class EpochLines(Callback):
             training -= compiling
             if compiling > 1:
                 say(f"Compiled and recorded {recorded.count} CUDA graphs in {duration(compiling)}")
+        self.samples = total(self.samples)
         rate = f" ({self.samples / training:,.0f} {what}/s)" if training > 0 else ""
         left = (now - self.start) / self.epochs * (last - epoch)
         ahead = f", {duration(left)} left" if epoch < last else ""

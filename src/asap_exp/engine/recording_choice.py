@@ -49,6 +49,11 @@ def refusal(
     """
     if device.type != "cuda":
         return "there is no GPU"
+    if config.trainer.world > 1:
+        return (
+            f"{config.trainer.world} devices exchange their gradients within a step "
+            "(trainer.devices)"
+        )
     if not isinstance(module, Classifier):
         return f"{type(module).__name__} has a step of its own"
     for name in STEP_METHODS:

@@ -52,7 +52,11 @@ def compile_net(
 def compile_as_configured(net: nn.Module, config: TrainConfig, device: torch.device) -> None:
     """Compile `net` as its training asks for: by default on a GPU."""
     asked = config.trainer.compile
-    if device.type == "cuda" if asked is None else asked:
+    if not (device.type == "cuda" if asked is None else asked):
+        return
+    if config.trainer.strategy == "fsdp":
+        compile_blocks(net, **(config.trainer.compile_options or {}))  # the units that are sharded
+    else:
         compile_net(net, lengths_vary=config.lengths_vary, options=config.trainer.compile_options)
 
 

@@ -217,18 +217,15 @@ def coarse_attention(
     tokens. `num_iters` updates on these give a row dual, whose closure is returned, or with
     `one_pass` a column dual g and softmax_j(S + g) v: one attention pass and no column step, so
     that columns sum to n/m less exactly. With a subset of all tokens, each of weight 1, both are
-    `sinkhorn_attention`. On a GPU the full-size passes are fused, the rest is plain PyTorch with
-    memory for N x C logits; the gradient of `one_pass` is not fused. (This project's.)
+    `sinkhorn_attention`. On a GPU all of it is fused, with its gradient; for a subset of more than
+    128 tokens (64 for the gradient in float32) its own updates are plain PyTorch. (This project's.)
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     options |= _of_subsets(q, k, subset, key_subset, num_iters)
     check.check_switch("one_pass", one_pass)
     with full_precision(q):
-        unfused = (q, k, v) if one_pass else ()
-        return resolve(backend, q, v, no_gradient_of=unfused).coarse_attention(
-            q, k, v, one_pass=one_pass, **options
-        )
+        return resolve(backend, q, v).coarse_attention(q, k, v, one_pass=one_pass, **options)
 
 
 def coarse_duals(
@@ -250,9 +247,8 @@ def coarse_duals(
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     options |= _of_subsets(q, k, subset, key_subset, num_iters)
-    resolve(backend, q)  # as in attention_plan: there is only one implementation
     with full_precision(q):
-        return reference.coarse_duals(q, k, **options)
+        return resolve(backend, q).coarse_duals(q, k, **options)
 
 
 def coarse_plan(

@@ -62,6 +62,8 @@ class Call(NamedTuple):
     """Weights of features beside those of queries, samples and logits."""
     one_pass: bool = False
     """True for coarse attention without a column step."""
+    subset: int = 0
+    """Tokens of the subset of coarse attention."""
 
     @property
     def longest(self) -> int:

@@ -1,11 +1,14 @@
 """Settings of a coarse dual: which tokens it is made of, and by how many updates."""
 
+import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from asap_exp.ops.checks import check_among, check_count
-from asap_exp.ops.subsets import CHOICES, WEIGHTS, Subset, check_grid, choose_subset
+from asap_exp.ops.masking import compute_dtype
+from asap_exp.ops.subsets import BY_PLACE, CHOICES, WEIGHTS, Subset, check_grid, choose_subset
 
 
 class CoarseSettings(NamedTuple):
@@ -41,6 +44,11 @@ class CoarseSettings(NamedTuple):
     def _chosen(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
         if self.choice == "grid":
             check_grid(x.shape[2], self.grid_width, key_padding_mask)
+        if key_padding_mask is None and self.choice in BY_PLACE and self.weights == "equal":
+            return by_place(self, x.shape[2], x.device, compute_dtype(x))
+        return self._choose(x, key_padding_mask)
+
+    def _choose(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
         return choose_subset(
             x,
             self.tokens,
@@ -50,3 +58,23 @@ class CoarseSettings(NamedTuple):
             grid_width=self.grid_width,
             key_padding_mask=key_padding_mask,
         )
+
+
+def by_place(settings: CoarseSettings, n: int, device: torch.device, dtype: torch.dtype) -> Subset:
+    """Return the subset of any `n` tokens without padding; it is made once, outside of graphs."""
+    if torch.compiler.is_compiling() or graph_is_captured(device):
+        return settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)
+    return kept_by_place(settings, n, device, dtype)
+
+
+def graph_is_captured(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured: what it allocates is overwritten later."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@functools.lru_cache(maxsize=256)
+def kept_by_place(
+    settings: CoarseSettings, n: int, device: torch.device, dtype: torch.dtype
+) -> Subset:
+    with torch.inference_mode(False):  # a gradient may read it later
+        return settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)

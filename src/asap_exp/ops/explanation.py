@@ -23,13 +23,6 @@ def _duals(call: Call) -> Offers:
     yield "sinkhorn", call._replace(value_dim=0, keeps_duals=True)
 
 
-def _coarse(call: Call) -> Offers:
-    if call.one_pass:
-        yield "attention_pass", call._replace(num_iters=1)
-    else:
-        yield from _sinkhorn(call, 1)
-
-
 def _predicted_dual(call: Call) -> Offers:
     yield "sliced_dual", call
     if call.refine > 0 and call.relaxed:
@@ -45,7 +38,8 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
     "relaxed_sinkhorn_attention": lambda call: iter(
         [("relaxed_sinkhorn", call._replace(relaxed=True))]
     ),
-    "coarse_attention": _coarse,
+    "coarse_attention": lambda call: iter([("coarse_attention", call)]),
+    "coarse_duals": lambda call: iter([("coarse_dual", call)]),
     "softmax_attention": lambda call: iter([("softmax", call)]),
     "sliced_potentials": lambda call: iter([("sliced_potentials", call)]),
     "asap_attention": lambda call: iter([("asap", call)]),
@@ -58,7 +52,8 @@ READ_BY = {
     "sinkhorn_attention": ("num_iters",),
     "sinkhorn_duals": ("num_iters",),
     "relaxed_sinkhorn_attention": ("num_iters",),
-    "coarse_attention": ("one_pass",),
+    "coarse_attention": ("num_iters", "one_pass", "subset"),
+    "coarse_duals": ("num_iters", "subset"),
     "sliced_potentials": ("slices",),
     "asap_attention": ASAP_OPTIONS,
     "predicted_dual": ASAP_OPTIONS,
@@ -145,6 +140,7 @@ def explain(
     relaxed: bool = False,
     logit_features: bool = False,
     one_pass: bool = False,
+    subset: int = 64,
     padded: bool = False,
     gradient: bool = False,
     constant_logits: bool = False,
@@ -159,9 +155,9 @@ def explain(
     tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
-    relaxation) and `logit_features` are options of ASAP, `one_pass` is one of coarse attention;
-    `constant_logits` means scale = 0. Raises ValueError for an unknown operator, or if neither
-    tensors nor n are given.
+    relaxation) and `logit_features` are options of ASAP, `one_pass` and `subset` (its number of
+    tokens) of coarse attention; `constant_logits` means scale = 0. Raises ValueError for an unknown
+    operator, or if neither tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:
@@ -193,6 +189,7 @@ def explain(
         relaxed=relaxed,
         logit_features=logit_features,
         one_pass=one_pass,
+        subset=min(subset, max(n, m or 0)),
         one_wave=one_wave(batch * heads, device),
         capability=device.capability,
     )
@@ -229,11 +226,11 @@ def _backend_refusal(name: str, call: Call, kind: str, *, interpreted: bool) -> 
     interpreted = interpreted and backends.INTERPRETED
     reason = backends.device_refusal(kind, call.capability, interpreted=interpreted)
     reason = reason or backends.input_refusal("q", call.dtype, call.head_dim)
-    if name not in ("sinkhorn_duals", "sliced_potentials", "predicted_dual"):
+    if name not in ("sinkhorn_duals", "coarse_duals", "sliced_potentials", "predicted_dual"):
         reason = reason or backends.input_refusal("v", call.value_dtype, call.value_dim)
     without = ("sinkhorn_duals", "sliced_potentials", "softmax_attention")
     refined = name == "predicted_dual" and call.refine > 0
-    if call.gradient and (name in without or refined or call.one_pass):
+    if call.gradient and (name in without or refined):
         return reason or backends.NO_GRADIENT
     return reason
 

@@ -43,6 +43,24 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "n = 128": ("softmax_attention", {"n": 128, "padded": True}),
         "n = 200": ("softmax_attention", {"n": 200, "padded": True}),
     },
+    "coarse_attention": {
+        "no gradient": ("coarse_attention", {"n": 300}),
+        "gradient": ("coarse_attention", {"n": 300, "gradient": True}),
+        "subset of 200": ("coarse_attention", {"n": 300, "subset": 200}),
+    },
+    "coarse_dual": {
+        "subset of 64": ("coarse_duals", {"n": 300}),
+        "subset of 200": ("coarse_duals", {"n": 300, "subset": 200}),
+    },
+    "biased_pass": {
+        "n = 128": ("coarse_attention", {"n": 128, "one_pass": True}),
+        "n = 200": ("coarse_attention", {"n": 200, "one_pass": True}),
+    },
+    "predicted_closure": {
+        "n = 128": ("coarse_attention", {"n": 128}),
+        "n = 200": ("coarse_attention", {"n": 200}),
+        "n = 300": ("coarse_attention", {"n": 300}),
+    },
     "asap": {
         "n = 64": ("asap_attention", {"n": 64}),
         "n = 64, 17 slices": ("asap_attention", {"n": 64, "slices": 17}),

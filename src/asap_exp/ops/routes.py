@@ -13,6 +13,8 @@ from asap_exp.ops.kernels import softmax
 from asap_exp.ops.kernels.asap import dual, one_launch
 from asap_exp.ops.kernels.asap import op as asap
 from asap_exp.ops.kernels.closure import keys_and_values_in_registers
+from asap_exp.ops.kernels.coarse import dual as coarse_dual
+from asap_exp.ops.kernels.coarse import op as coarse
 from asap_exp.ops.kernels.sinkhorn import (
     attention,
     keys_in_registers,
@@ -57,6 +59,26 @@ def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
 def of_relaxed_sinkhorn(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the updates from 0 and the closure."""
     return updates_then_closure(call._replace(refine=call.num_iters - 1))
+
+
+def of_coarse(call: Call) -> Iterator[tuple[str, Call]]:
+    """Yield what reads the predicted dual."""
+    closure = call._replace(num_iters=1)
+    if call.one_pass:
+        yield "biased_pass", closure
+    elif call.num_iters == 1:  # the closure of 0
+        yield "sinkhorn", closure
+    else:
+        yield "predicted_closure", closure
+
+
+def of_separate_coarse(call: Call) -> Iterator[tuple[str, Call]]:
+    """Yield the dual, then the attention pass or the closure."""
+    yield "coarse_dual", call
+    if not call.one_pass:
+        yield sinkhorn_call(call, 1)
+    elif not call.gradient:
+        yield "attention_pass", call._replace(num_iters=1)
 
 
 def of_separate_asap(call: Call) -> Iterator[tuple[str, Call]]:
@@ -123,6 +145,31 @@ ROUTES["softmax"] = (
         "attention pass",
         softmax.in_one_pass,
         then=lambda call: [("attention_pass", call._replace(num_iters=1))],
+    ),
+)
+ROUTES["coarse_attention"] = (
+    Route("one operator", coarse.one_operator, coarse.one_operator_refusal, then=of_coarse),
+    Route("separate operators", coarse.separate_operators, then=of_separate_coarse),
+)
+ROUTES["coarse_dual"] = (
+    Route("subset in registers", coarse_dual.in_registers, coarse_dual.refusal),
+    Route("PyTorch", coarse_dual.in_pytorch),
+)
+ROUTES["biased_pass"] = (
+    Route("tiled, bfloat16", tiled_bf16.biased_pass, tiled_bf16.refusal, tiled_bf16.slower),
+    Route("tiled", tiled.biased_pass),
+)
+ROUTES["predicted_closure"] = (
+    Route(
+        "tiled, bfloat16",
+        tiled_bf16.predicted_closure,
+        tiled_bf16.refusal,
+        coarse.closure_is_faster,
+    ),
+    Route(
+        "closure",
+        coarse.closure_of_natural,
+        then=lambda call: [("sinkhorn", call)],
     ),
 )
 ROUTES["asap"] = (

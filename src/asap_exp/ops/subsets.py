@@ -201,6 +201,9 @@ CHOICES: dict[str, Choice] = {
 New ones come last: the state_dict of a compiled model holds a choice by its place.
 """
 
+BY_PLACE = ("sequence", "grid", "random")
+"""Choices that read no vectors: without padding they are the same for all samples and heads."""
+
 
 def cell_sizes(points: Points, picked: Picked) -> Tensor:
     """Count the valid tokens nearest to each that was taken, `[B, H, C]`; the first wins a tie."""

@@ -65,9 +65,9 @@ def check(config: TrainConfig) -> Score:
     stamp = content_stamp(config, data, training.initial)
     checkpoint = checkpoint_to_resume(config, run, stamp)
     begun = 0 if checkpoint is None else load_checkpoint(checkpoint)["epoch"] + 1
-    set_recording(config, training.module, training.device, training.callbacks)
+    set_recording(config, training.module, training.team.device, training.callbacks)
     clock, at_once = Clock(), config.recipe.batch_size
-    if training.device.type == "cpu":
+    if training.team.device.type == "cpu":
         at_once = min(at_once, max(int(BATCH_SECONDS / sample_seconds), 1), MOST_AT_ONCE)
     trainer = few_steps(training, run, stamp, at_once, clock)
     found |= check_place(run.path, saved_bytes(trainer, training))
@@ -78,6 +78,8 @@ def check(config: TrainConfig) -> Score:
         steps = per_epoch / (config.trainer.accumulate_grad_batches or 1)
         epochs = min(epochs, math.ceil(config.trainer.max_steps / steps))
     seconds = epochs * epoch_seconds(training, clock) + setup_seconds
+    if training.team.device.type == "cuda":  # on a CPU the processes share its cores
+        seconds /= config.trainer.world
     start = "from the start" if checkpoint is None else f"from {shown(checkpoint)}"
     say(f"Run directory: {shown(run.path)}")
     return conclude(
@@ -86,8 +88,8 @@ def check(config: TrainConfig) -> Score:
             f"{data.sample_name} ({data.identity['source']})",
             "model": f"{config.model.name} with {config.attention['name']} attention, "
             f"{num_parameters(training.module):,} parameters",
-            "device": f"{device_name(training.device)}, {config.trainer.precision}",
-            "memory": f"{gib(memory_left(training.device))} left, which suffices",
+            "device": f"{device_name(training.team.device)}, {config.trainer.precision}",
+            "memory": f"{gib(memory_left(training.team.device))} left, which suffices",
             **found,
         },
         seconds,
@@ -171,7 +173,7 @@ def few_steps(
         ),
     )
     own = [*training.callbacks, clock]
-    callbacks = build_callbacks(shortened, run, training.device, Request(), stamp, own)
+    callbacks = build_callbacks(shortened, run, training.team.device, Request(), stamp, own)
     kept = [each for each in callbacks if not isinstance(each, Checkpoint)]
     kept.append(
         Checkpoint()
@@ -179,7 +181,7 @@ def few_steps(
     train, _ = training.data.few_dataloaders(STEPS * at_once, at_once)
     _, val = training.data.few_dataloaders(2 * at_once, at_once)
     with quiet_lightning(), refusals_in_words(config):
-        trainer = build_trainer(shortened, run, training.device, None, kept)
+        trainer = build_trainer(shortened, run, training.team.device, None, kept)
         trainer.fit(module, train_dataloaders=train, val_dataloaders=val)
     return trainer
 

@@ -45,7 +45,8 @@ def export(config: TrainConfig, run: Run, module: L.LightningModule, trainer: L.
         if name.startswith("net.")
     }
     require_finite(weights, f"the weights of epoch {epoch + 1}", REMEDIES)
-    net_of(module).load_state_dict(weights)
+    if config.trainer.strategy != "fsdp":  # there the network holds but a part of each
+        net_of(module).load_state_dict(weights)
     save_tensors(run.weights, weights)
     timer, history = find(trainer, Timer), find(trainer, History)
     assert timer is not None

@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import lightning as L
-import torch
 
 from asap_exp.attention import build_attention, canonical_options
 from asap_exp.core.config import TrainConfig
@@ -37,11 +37,13 @@ from asap_exp.engine.building import (
     build_trainer,
     quiet_lightning,
     refusals_in_words,
+    require_weighted,
     set_micro_batch,
 )
 from asap_exp.engine.checkpoints import check_identity
 from asap_exp.engine.module import net_of
 from asap_exp.engine.recording_choice import set_recording
+from asap_exp.engine.team import Team
 from asap_exp.models import build_net, compile_as_configured
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.export import export, summary
@@ -57,47 +59,77 @@ class Training:
     config: TrainConfig
     module: L.LightningModule
     data: TaskDataModule
-    device: torch.device
+    team: Team
     callbacks: list[L.Callback]
     """The user's own callbacks."""
     initial: Run | None
     """Run whose weights the network starts from."""
 
 
-def prepared(config: TrainConfig) -> Training:
-    """Resolve `config` and build what it names; nothing is loaded or written yet."""
-    build_attention(config.attention)  # fails before anything else is looked at
+@run_log("train")
+def train(config: TrainConfig) -> Run:
+    """Train or continue the run of `config`; a finished run is left as it is.
+
+    On several devices each process calls this, and rank 0 alone writes.
+    """
+    build_attention(config.attention)  # fails before anything is loaded or written
     callbacks = own_callbacks(config)
+    team = Team(config.trainer)
+    with team.working():
+        config, initial = settled(config)
+        if team.leads:
+            return lead(config, team, initial, callbacks)
+        return follow(config, team, initial, callbacks)
+
+
+def prepared(config: TrainConfig) -> Training:
+    """Resolve `config` and build what it names, for one device; nothing is loaded or written yet.
+
+    Raises UserError if there are fewer devices than it asks for.
+    """
+    build_attention(config.attention)
+    callbacks = own_callbacks(config)
+    Team(config.trainer)
+    alone = Team(replace(config.trainer, devices=1, num_nodes=1))
     config, initial = settled(config)
-    device = choose_device(config.trainer.accelerator)
+    return built(config, alone, initial, callbacks)
+
+
+def built(
+    config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]
+) -> Training:
+    """Return what `config` is trained with; the data are not loaded yet."""
     data = build_data(
-        config.data, batch_size=config.recipe.batch_size, seed=config.seed, device=device
+        config.data,
+        batch_size=config.recipe.batch_size,
+        seed=config.seed,
+        device=team.device,
+        ranks=team.ranks,
     )
-    use_cpu_threads(config.trainer.cpu_threads)
+    use_cpu_threads(team.threads(config.trainer.cpu_threads))
     L.seed_everything(config.seed, workers=True, verbose=False)
     net = build_net(config)
     if initial is not None:
         initialise(net, initial)
     module = build_module(config, net, data.num_classes)
-    return Training(config, module, data, device, callbacks, initial)
+    return Training(config, module, data, team, callbacks, initial)
 
 
 def load(training: Training) -> None:
     """Load the data, and see that the memory suffices."""
-    data, initial = training.data, training.initial
+    config, data, initial = training.config, training.data, training.initial
     data.setup()
     data.train_dataloader()  # fails if the samples do not fill a batch
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
-    set_micro_batch(training.config, training.module, data, training.device)
+    require_weighted(config, training.module)
+    set_micro_batch(config, training.module, data, training.team.device)
 
 
-@run_log("train")
-def train(config: TrainConfig) -> Run:
-    """Train or continue the run of `config`; a finished run is left as it is."""
-    training = prepared(config)
-    config, module, data = training.config, training.module, training.data
-    device, callbacks, initial = training.device, training.callbacks, training.initial
+def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]) -> Run:
+    """Train as rank 0, which prepares the run and writes its results."""
+    training = built(config, team, initial, callbacks)
+    data, module, device = training.data, training.module, team.device
     place = run_directory(config)
     with held(place), emptied_unless_begun(place):
         if config.resume != "never":
@@ -127,7 +159,28 @@ def train(config: TrainConfig) -> Run:
                 run = stack.enter_context(fresh_run(config, run, lambda: module.global_step > 0))
             say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
+            team.begin(None if checkpoint is None else str(checkpoint))
             fit(training, run, stamp, checkpoint, facts)
+    return run
+
+
+def follow(
+    config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]
+) -> Run:
+    """Train as another rank than 0, which writes nothing, once rank 0 has prepared the run."""
+    run = Run(run_directory(config))
+    checkpoint = team.orders()
+    if not team.trains:
+        return run
+    training = built(config, team, initial, callbacks)
+    training.data.setup()
+    compile_as_configured(net_of(training.module), config, team.device)
+    with quiet_lightning(), catch_warnings(action="ignore"), postponed(quiet=True) as stop:
+        callbacks = build_callbacks(config, run, team.device, stop, {}, callbacks)
+        trainer = build_trainer(config, run, team.device, None, callbacks, team.environment)
+        trainer.fit(
+            training.module, datamodule=training.data, ckpt_path=checkpoint, weights_only=True
+        )
     return run
 
 
@@ -139,7 +192,7 @@ def fit(
     facts: dict[str, Any],
 ) -> None:
     """Run the training with its tracker and manifest, and write its results."""
-    config, module, device = training.config, training.module, training.device
+    config, module, team = training.config, training.module, training.team
     with (
         wandb_run(
             config.logger,
@@ -156,9 +209,9 @@ def fit(
     ):
         if tracker is not None:
             set_axes(tracker, config.objective)
-        with postponed() as stop:
-            callbacks = build_callbacks(config, run, device, stop, stamp, training.callbacks)
-            trainer = build_trainer(config, run, device, tracker, callbacks)
+        with team.unbroken(), postponed() as stop:
+            callbacks = build_callbacks(config, run, team.device, stop, stamp, training.callbacks)
+            trainer = build_trainer(config, run, team.device, tracker, callbacks, team.environment)
             trainer.fit(module, datamodule=training.data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)

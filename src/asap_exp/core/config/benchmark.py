@@ -13,7 +13,7 @@ from asap_exp.core.config.fields import (
     at_least,
     one_of,
 )
-from asap_exp.core.config.shared import MovedData, PathsConfig, TaskConfig
+from asap_exp.core.config.shared import ONE_DEVICE, MovedData, PathsConfig, TaskConfig
 from asap_exp.core.errors import UserError
 
 
@@ -66,6 +66,8 @@ class BenchmarkConfig:
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
+
+    otherwise = ONE_DEVICE
 
     def __post_init__(self) -> None:
         self.gpu.check_rows("gpu")

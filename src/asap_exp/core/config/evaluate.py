@@ -14,6 +14,7 @@ from asap_exp.core.config.fields import (
     within,
 )
 from asap_exp.core.config.shared import (
+    ONE_DEVICE,
     LatencyConfig,
     LoggerConfig,
     MovedData,
@@ -47,3 +48,5 @@ class EvaluateConfig:
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
+
+    otherwise = ONE_DEVICE

@@ -7,6 +7,12 @@ from typing import Annotated
 from asap_exp.core.config.fields import PATH, Count, Rounds
 from asap_exp.core.errors import UserError, check_name
 
+ONE_DEVICE = dict.fromkeys(
+    ("devices", "num_nodes", "strategy", "trainer"),
+    "only train takes several devices; this stage works on one, which accelerator names",
+)
+"""Keys of several devices that the later stages lack, and why."""
+
 
 @dataclass
 class TaskConfig:

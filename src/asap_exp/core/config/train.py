@@ -13,6 +13,15 @@ from asap_exp.core.errors import UserError, check_name
 from asap_exp.core.objectives import CLASSIFICATION, OBJECTIVES, Objective
 from asap_exp.core.targets import check_target
 
+BELOW_TRAINER = {name: f"use trainer.{name}" for name in ("devices", "num_nodes", "strategy")}
+"""Keys of several devices that are looked for in the wrong place."""
+
+
+def listed(numbers: list[int]) -> str:
+    """Return numbers in words; of more than eight the smallest."""
+    *most, last = map(str, numbers[:8])
+    return f"{', '.join(most)} or {last}" if most else last
+
 
 @dataclass
 class EarlyStoppingConfig:
@@ -50,6 +59,8 @@ class TrainConfig:
     debug: str | None = None
     check: bool = False
 
+    otherwise = BELOW_TRAINER
+
     @property
     def objective(self) -> Objective:
         """Objective: what the model predicts."""
@@ -68,12 +79,48 @@ class TrainConfig:
                 f"validation in recipe.epochs={self.recipe.epochs} to choose the best epoch by; "
                 "validate more often, or set recipe.keep=last"
             )
+        self._check_batch_splits()
+        if self.trainer.strategy == "fsdp":
+            self._check_sharded()
         for index, callback in enumerate(self.callbacks.extra):
             check_target(f"callbacks.extra[{index}]", callback)
         if self.module is not None:
             check_target("module", self.module)
         if self.data.train_on == "train+val":
             self._check_without_validation()
+
+    def _check_batch_splits(self) -> None:
+        batch, world = self.recipe.batch_size, self.trainer.world
+        if batch % world:
+            near = [n for n in (batch - batch % world, batch + -batch % world) if n]
+            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            raise UserError(
+                f"recipe.batch_size={batch} is the batch of all devices together and cannot be "
+                f"split evenly over {world}; set recipe.batch_size="
+                f"{' or '.join(map(str, near))}, or train on {listed(divisors)} devices "
+                "(trainer.devices times trainer.num_nodes)",
+                key="recipe.batch_size",
+                value=batch,
+                allowed=near,
+            )
+
+    def _check_sharded(self) -> None:
+        refused: list[tuple[str, Any, Any]] = [
+            ("recipe.ema_decay", self.recipe.ema_decay, None),
+            ("recipe.optimizer", self.recipe.optimizer, "adamw"),
+            ("module", self.module and self.module.get("_target_"), None),
+        ]
+        if self.trainer.precision == "16-mixed":
+            refused.append(("trainer.precision", "16-mixed", "bf16-mixed"))
+        for key, value, allowed in refused:
+            if value != allowed:
+                raise UserError(
+                    f"{key}={value} does not work with trainer.strategy=fsdp; set {key}="
+                    f"{'null' if allowed is None else allowed}, or trainer.strategy=ddp",
+                    key=key,
+                    value=value,
+                    allowed=allowed,
+                )
 
     def _check_without_validation(self) -> None:
         without = "data.train_on=train+val leaves no validation rows"

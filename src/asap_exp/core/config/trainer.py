@@ -16,7 +16,9 @@ from asap_exp.core.config.fields import (
 )
 from asap_exp.core.errors import UserError
 
-ONE_DEVICE = "training runs on one device; several are not supported yet"
+STRATEGIES = ("auto", "ddp", "fsdp")
+"""Ways to train on several devices: auto is ddp."""
+
 EVALUATED = "the test split belongs to `python -m asap_exp.evaluate`, which has max_test_rows"
 
 PASSED_ON = (
@@ -55,9 +57,8 @@ OTHERWISE = {
     "max_epochs": "use recipe.epochs",
     "model_registry": "weights are kept in the run directory alone",
     "plugins": "it takes objects, which no configuration can hold",
-    "strategy": ONE_DEVICE,
-    "sync_batchnorm": ONE_DEVICE,
-    "use_distributed_sampler": ONE_DEVICE,
+    "sync_batchnorm": "no model here has batch normalisation",
+    "use_distributed_sampler": "every batch is split over the devices as it is",
 }
 """Arguments of Lightning's Trainer that are no keys below `trainer`, and what to use instead."""
 
@@ -79,6 +80,7 @@ SAME_RESULTS = (
     "num_nodes",
     "num_sanity_val_steps",
     "profiler",
+    "strategy",
 )
 """Keys below `trainer` that do not change what is computed, except for rounding."""
 
@@ -97,6 +99,7 @@ class TrainerConfig:
     compile_options: dict[str, Any] | None = None
     devices: Annotated[int, at_least(1)] = 1
     num_nodes: Annotated[int, at_least(1)] = 1
+    strategy: Annotated[str, one_of(*STRATEGIES)] = "auto"
     # Passed on to Lightning, whose own default null is
     accumulate_grad_batches: Annotated[int | None, at_least(1)] = None
     benchmark: bool | None = None
@@ -120,9 +123,7 @@ class TrainerConfig:
     otherwise = OTHERWISE
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes"):
-            if (count := getattr(self, name)) > 1:
-                raise UserError(f"trainer.{name}={count} is refused: {ONE_DEVICE}")
+        self._check_devices()
         if isinstance(self.deterministic, str) and self.deterministic != "warn":
             raise UserError(
                 f"trainer.deterministic={self.deterministic} is not allowed; choose one of true, "
@@ -132,4 +133,31 @@ class TrainerConfig:
             raise UserError(
                 f"trainer.max_time={self.max_time} is not allowed; it must be DAYS:HH:MM:SS, for "
                 "example 00:12:00:00 for half a day"
+            )
+
+    @property
+    def world(self) -> int:
+        """Number of devices in all."""
+        return self.devices * self.num_nodes
+
+    def _check_devices(self) -> None:
+        if self.world == 1:
+            if self.strategy != "auto":
+                raise UserError(
+                    f"trainer.strategy={self.strategy} is for several devices; give their number "
+                    "with trainer.devices=2, or set trainer.strategy=auto",
+                    key="trainer.strategy",
+                    value=self.strategy,
+                )
+            return
+        if self.micro_batch is not None:
+            raise UserError(
+                f"trainer.micro_batch={self.micro_batch} is for one device: {self.world} devices "
+                "have a part of each batch already. Set it to null, and take more devices or "
+                "trainer.accumulate_grad_batches if a part does not fit"
+            )
+        if self.strategy == "fsdp" and self.accelerator == "cpu":
+            raise UserError(
+                "trainer.strategy=fsdp needs GPUs, and trainer.accelerator=cpu has none; set "
+                "trainer.strategy=ddp"
             )

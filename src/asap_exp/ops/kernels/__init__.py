@@ -1,7 +1,7 @@
 """Fused operators with the names of `ops.reference`; nothing of size n x m is stored."""
 
 from asap_exp.ops.kernels.asap.op import map_attention, map_dual, sliced_potentials
-from asap_exp.ops.kernels.coarse import coarse_attention
+from asap_exp.ops.kernels.coarse.op import coarse_attention, coarse_duals
 from asap_exp.ops.kernels.sinkhorn.attention import (
     closure_attention,
     relaxed_sinkhorn_attention,
@@ -15,6 +15,7 @@ __all__ = [
     "attention_pass",
     "closure_attention",
     "coarse_attention",
+    "coarse_duals",
     "column_pass",
     "map_attention",
     "map_dual",

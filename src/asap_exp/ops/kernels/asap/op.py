@@ -13,9 +13,9 @@ from torch import Tensor
 from asap_exp.ops import reference
 from asap_exp.ops.call import Call
 from asap_exp.ops.checks import gradient_needed
-from asap_exp.ops.features import Tokens
 from asap_exp.ops.kernels.asap import dual
 from asap_exp.ops.kernels.asap.logit_features import logit_dual
+from asap_exp.ops.kernels.coarse.op import centred_dual
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
 from asap_exp.ops.masking import blank
@@ -28,9 +28,6 @@ IN_THE_DUAL = ("query_weight", "adaptive_weight")
 
 FEATURE_KERNELS: dict[str, Callable[..., Tensor]] = {"logit_weight": logit_dual}
 """Kernels that compute the weighted sum of features, by weight."""
-
-IN_PYTORCH = ("coarse_weight",)
-"""Weights of the features that plain PyTorch adds to what the kernels compute."""
 
 
 def sliced_potentials(
@@ -96,14 +93,15 @@ def dual_by_kernels(
         if feature.weight in FEATURE_KERNELS:
             kernel = FEATURE_KERNELS[feature.weight]
             f_hat = f_hat + kernel(q, k, weight, products=products, **options)
-        elif feature.weight in IN_PYTORCH:
-            f_hat = f_hat + feature.weighted(weight, Tokens(q, k, **options, coarse=map.coarse))
+        elif feature.weight == "coarse_weight":
+            assert map.coarse is not None
+            f_hat = f_hat + weight * centred_dual(q, k, map.coarse, products=products, **options)
     return f_hat
 
 
 def dual_refusal(call: Call) -> str | None:
     """Return why the kernels do not compute the dual, or None if they do."""
-    known = (*FEATURE_KERNELS, *IN_PYTORCH)
+    known = (*FEATURE_KERNELS, "coarse_weight")
     unknown = [weight for weight in call.other_features if weight not in known]
     if unknown:
         return f"has no kernel for the features of {', '.join(unknown)}"

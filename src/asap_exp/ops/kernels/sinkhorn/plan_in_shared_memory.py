@@ -217,4 +217,4 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = N
         **p.logits, BLOCK_N=n_block, BLOCK_ROWS=BLOCK_QUERIES, BLOCK_M=m_block,
         num_warps=warps, num_stages=1, **EVERY_LAUNCH,
     )  # fmt: skip
-    tiled_bf16.attention(p, queries, keys, out)
+    tiled_bf16.attention(p, queries.dual, keys, out)

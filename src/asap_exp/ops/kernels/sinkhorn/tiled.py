@@ -6,6 +6,8 @@ are shifted by a running maximum, as in flash attention, or by an earlier dual. 
 every call. Letters: see `kernels.tiles`.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -264,6 +266,15 @@ def attention(
         **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
         HAS_PREVIOUS=row is not None, SAVE=save, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
+
+
+def biased_pass(
+    p: Launch, predict: Callable[[Tensor, Tensor | None], None], out: Tensor
+) -> None:
+    """Write softmax_j(S + col) v; `predict` writes col into its first argument."""
+    col = p.k.new_empty(p.k.shape[:3], dtype=torch.float32)
+    predict(col, None)
+    attention(p, col, None, out, col, save=False)
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:

@@ -11,6 +11,8 @@ uses `tiled`, since all its passes must see the same logits. Any length. Letters
 `kernels.tiles`.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -241,10 +243,10 @@ def attention_kernel(
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
+    HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Compute softmax_j(S + col) v from the `parts` of col; `previous` is a dual of q."""
+    """Compute softmax_j(S + col) v from the `parts` of col; `previous` is a dual of q, if any."""
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -253,7 +255,9 @@ def attention_kernel(
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     parts += head * 3 * padded_m
-    shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
+    shift = tl.zeros([BLOCK_N], tl.float32)
+    if HAS_PREVIOUS:
+        shift += tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
     # [BLOCK_N, 16]
     totals = tl.zeros([BLOCK_N, 16], tl.float32)
     # [BLOCK_N, BLOCK_V]
@@ -320,7 +324,7 @@ def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = N
     for _ in range(1, p.num_iters):
         half_step(p, queries, keys, 0.0)
         half_step(p, keys, queries, p.log2_ratio)
-    attention(p, queries, keys, out)
+    attention(p, queries.dual, keys, out)
 
 
 def set_dual(p: Launch, side: Side, dual: Tensor | None) -> None:
@@ -348,16 +352,32 @@ def half_step(p: Launch, x: Side, y: Side, log2_ratio: float) -> None:
     )  # fmt: skip
 
 
-def attention(p: Launch, queries: Side, keys: Side, out: Tensor) -> None:
-    """Write softmax_j(S + g) v; the queries' dual approximates minus the log of the sums."""
+def attention(p: Launch, row: Tensor | None, keys: Side, out: Tensor) -> None:
+    """Write softmax_j(S + g) v; `row` approximates minus the log of the sums, None for zeros."""
     n_block, m_block, warps = p.tile
     attention_kernel[(p.programs * triton.cdiv(p.n, n_block),)](
-        p.q, p.k, p.v, keys.parts, queries.dual, p.padding, out,
-        *strides(p.q, p.k, p.v, out), *head_strides(queries.dual),
+        p.q, p.k, p.v, keys.parts, row, p.padding, out,
+        *strides(p.q, p.k, p.v, out), *head_strides(row),
         p.heads, p.n, p.m, keys.padded, p.to_log2,
         **p.values, BLOCK_N=n_block, BLOCK_M=m_block,
-        NO_TAIL=p.m % m_block == 0, num_warps=warps, **EVERY_LAUNCH,
+        HAS_PREVIOUS=row is not None, NO_TAIL=p.m % m_block == 0, num_warps=warps,
+        **EVERY_LAUNCH,
     )  # fmt: skip
+
+
+def biased_pass(p: Launch, predict: Callable[[Tensor, Tensor], None], out: Tensor) -> None:
+    """Write softmax_j(S + col) v; `predict` writes col, in units of log 2 and in parts."""
+    keys = Side(p.k)
+    predict(keys.dual, keys.parts)
+    attention(p, None, keys, out)
+
+
+def predicted_closure(p: Launch, predict: Callable[[Tensor, Tensor], None], out: Tensor) -> None:
+    """Write the closure of f; `predict` writes f, in units of log 2 and in parts."""
+    queries, keys = Side(p.q), Side(p.k)
+    predict(queries.dual, queries.parts)
+    half_step(p, keys, queries, p.log2_ratio)
+    attention(p, queries.dual, keys, out)
 
 
 def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tensor) -> None:
@@ -368,7 +388,7 @@ def attention_pass(p: Launch, col: Tensor | None, row: Tensor | None, out: Tenso
     queries, keys = Side(p.q), Side(p.k)
     set_dual(p, queries, row)
     set_dual(p, keys, col)
-    attention(p, queries, keys, out)
+    attention(p, queries.dual, keys, out)
 
 
 def column_pass(p: Launch, row: Tensor) -> Tensor:

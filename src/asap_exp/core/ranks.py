@@ -1,0 +1,44 @@
+"""Rank of this process among those that train one model together, one per device."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+Rows = TypeVar("Rows", bound=Any)
+"""A tensor or an array."""
+
+
+class Ranks(NamedTuple):
+    """Number of this process and of all of them; each takes its part of every batch."""
+
+    rank: int = 0
+    world: int = 1
+
+    def parts(self, size: int) -> list[slice]:
+        """Return the part of each rank in a batch of `size` rows: one after another, near equal."""
+        ends = [size * rank // self.world for rank in range(self.world + 1)]
+        return [slice(*pair) for pair in pairwise(ends)]
+
+    def part(self, rows: Rows) -> Rows:
+        """Return this rank's part of the rows of a batch.
+
+        One that has none, where there are fewer rows than ranks, gets the first row, which must not
+        count: every rank makes every step.
+        """
+        if self.world == 1:
+            return rows
+        part = self.parts(len(rows))[self.rank]
+        return rows[part] if part.start < part.stop else rows[:1]
+
+    def weight(self, targets: Sequence[int]) -> float:
+        """Return the weight of this rank's mean loss, if each rank has so many targets.
+
+        The mean over the ranks is then that over all targets. It is 0 for a rank with none.
+        """
+        return self.world * targets[self.rank] / sum(targets)
+
+
+ALONE = Ranks()
+
+PARENT = "ASAP_EXP_PARENT"
+"""Environment variable with the process that started this one as a rank."""

@@ -1,0 +1,66 @@
+"""What the ranks of a training agree on; for a single one, its own value."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def alone() -> bool:
+    """Return True if this process trains without others."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
+def largest(value: int) -> int:
+    """Return the largest value of all ranks."""
+    if alone():
+        return value
+    shared = torch.tensor(value)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared)
+
+
+def total(value: int) -> int:
+    """Return the sum of the values of all ranks."""
+    if alone():
+        return value
+    shared = torch.tensor(value)
+    dist.all_reduce(shared)
+    return int(shared)
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the mean of a tensor, on the CPU, over all ranks."""
+    if alone() or not values.numel():
+        return values
+    shared = values.clone()
+    dist.all_reduce(shared)
+    return shared / dist.get_world_size()
+
+
+def all_true(flag: Tensor) -> Tensor:
+    """Return whether a boolean scalar is True on all ranks; on a GPU the host does not wait."""
+    if alone():
+        return flag
+    shared = flag.to(torch.int32)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+    return shared.bool()
+
+
+def of_all(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order."""
+    if alone():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def of_first(value: Any) -> Any:
+    """Return the value of rank 0."""
+    if alone():
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
