@@ -38,6 +38,7 @@ COMMON_GROUPS = {"logger": ("train", "distill", "evaluate")}
 OWN_DATA = {
     ("data", "own_images"): "task=images",
     ("data", "own_texts"): "task=texts",
+    ("experiment", "imagenet"): "experiment=imagenet",
     ("task", "images"): "",
     ("task", "texts"): "",
     ("task", "texts_mlm"): "",

@@ -38,6 +38,7 @@ LOCATION_KEYS = (
     "data.root",
     "data.cache",
     "data.path",
+    "data.placement",
     "paths",
     "logger",
     "resume",

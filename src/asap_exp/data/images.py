@@ -8,6 +8,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from asap_exp.core.config import ImageDataConfig
+from asap_exp.core.console import say
+from asap_exp.core.devices import memory_left
+from asap_exp.core.memory import gib
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import ImageDataset
 from asap_exp.data.describing import described_images
@@ -16,6 +19,9 @@ from asap_exp.data.memory_check import check_fits
 from asap_exp.data.module import TaskDataModule
 from asap_exp.data.run_files import as_trained
 from asap_exp.data.sources import Images, check_labels, load_images
+
+LARGEST_SHARE = 0.5
+"""Share of the memory that a GPU has left, up to which images are placed there by themselves."""
 
 RESIZED_AT_ONCE = 1000
 """Images resized per step; bounds the memory of the intermediate results."""
@@ -45,7 +51,14 @@ class ImageDataModule(TaskDataModule[Images]):
         pixels, size = images.pixels, self.config.image_size
         if tuple(pixels.shape[2:]) != (size, size):
             pixels = resized(pixels, size)
-        return Images(pixels.to(self.device), images.labels.to(self.device), images.source)
+        return self.placed(Images(pixels, images.labels, images.source))
+
+    def placed(self, images: Images) -> Images:
+        """Return the images where training finds them: on the device or in main memory."""
+        if stays_on_host(images.pixels, self.config.placement, self.device):
+            return images.uncopied()
+        pixels, labels = images.pixels.to(self.device), images.labels.to(self.device)
+        return images._replace(pixels=pixels, labels=labels)
 
     def check(self, split: str) -> None:
         check_labels(self.dataset, split, self.config.root, self.config.cache)
@@ -58,11 +71,28 @@ class ImageDataModule(TaskDataModule[Images]):
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             ranks=self.ranks,
+            device=self.device,
         )
 
     def plain_loader(self, samples: Images, batch_size: int) -> DeviceLoader:
         transform = EvaluationTransform(self.dataset).to(self.device)
-        return DeviceLoader(samples, batch_size, transform, ranks=self.ranks)
+        return DeviceLoader(samples, batch_size, transform, ranks=self.ranks, device=self.device)
+
+
+def stays_on_host(pixels: Tensor, placement: str, device: torch.device) -> bool:
+    """Return whether images stay in main memory; says so if that is decided here."""
+    if placement != "auto":
+        return placement == "host"
+    if device.type == "cpu":
+        return False
+    left = memory_left(device)
+    if pixels.nbytes <= LARGEST_SHARE * left:
+        return False
+    say(
+        f"Images stay in main memory: they take {gib(pixels.nbytes)}, and the GPU has {gib(left)} "
+        "left"
+    )
+    return True
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

@@ -1,15 +1,17 @@
-"""Batches from device memory: samples stay on the model's device and are prepared there."""
+"""Batches prepared on the model's device, where samples stay or to which batches are copied."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.core.tensors import fingerprint
+from asap_exp.data.ahead import copied_ahead
 from asap_exp.data.sources import Images
 
 Batch = tuple[Any, Tensor]
@@ -117,9 +119,12 @@ class DeviceLoader(BatchLoader):
         seed: int | None = None,
         epoch: Callable[[], int] = lambda: 0,
         ranks: Ranks = ALONE,
+        device: torch.device | None = None,
     ) -> None:
+        """Set up the loader; batches of images in main memory are copied to `device`."""
         super().__init__(batch_size, seed, epoch, ranks)
         self.images, self.transform = images, transform
+        self.device = images.pixels.device if device is None else device
 
     @property
     def num_samples(self) -> int:
@@ -132,17 +137,23 @@ class DeviceLoader(BatchLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
-        for i in self._numbers():
+
+        def gathered(i: int) -> tuple[Tensor, Tensor]:
             rows = self.ranks.part(order[i * self.batch_size : (i + 1) * self.batch_size])
-            yield self.transform(self.images.pixels[rows], self.images.labels[rows])
+            return self.images.gathered(rows, pinned=self.device.type == "cuda")
+
+        on_host = self.images.picked is not None
+        batches = copied_ahead(gathered, len(self), self.device) if on_host else gathered
+        for i in self._numbers():
+            yield self.transform(*batches(i))
 
     def weight(self, number: int) -> float:
         return weight_of_rows(self, number)
 
     def first(self, samples: int, batch_size: int | None = None) -> "DeviceLoader":
-        pixels, labels = self.images.pixels[:samples], self.images.labels[:samples]
-        images = Images(pixels, labels, self.images.source)
-        return DeviceLoader(images, batch_size or self.batch_size, self.transform)
+        images = self.images.take(np.arange(min(samples, self.num_samples)))
+        size = batch_size or self.batch_size
+        return DeviceLoader(images, size, self.transform, device=self.device)
 
     def fingerprint(self) -> str:
         return self.images.fingerprint()

@@ -47,30 +47,58 @@ Decode = Callable[[Found], Samples]
 
 SPLITS = ("train", "test")
 DIGITS_TEST_ROWS = 540
+HASHED_AT_ONCE = 1000
+"""Images that are hashed at once, where all of them do not fit in memory."""
 
 
 class Images(NamedTuple):
     """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source.
 
-    `names` are the class names, if the source has them.
+    `names` are the class names, if the source has them. With `picked` `[rows]`, the images are those
+    rows of `pixels`, which are more than can be copied.
     """
 
     pixels: Tensor
     labels: Tensor
     source: str
     names: Names = None
+    picked: Tensor | None = None
 
     @property
     def rows(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Images":
-        index = torch.from_numpy(rows).to(self.pixels.device)
-        return Images(self.pixels[index], self.labels[index], self.source, self.names)
+        chosen = torch.from_numpy(rows).to(self.pixels.device)
+        if self.picked is not None:
+            return self._replace(labels=self.labels[chosen], picked=self.picked[chosen])
+        return self._replace(pixels=self.pixels[chosen], labels=self.labels[chosen])
+
+    def uncopied(self) -> "Images":
+        """Return the same images such that `take` copies no pixels."""
+        return self._replace(picked=torch.arange(self.rows))
+
+    def gathered(self, rows: Tensor | slice, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+        """Return pixels and labels of some rows; `pinned` ones can be copied in the background."""
+        if self.picked is None:
+            return self.pixels[rows], self.labels[rows]
+        chosen, labels = self.picked[rows], self.labels[rows]
+        pixels = torch.empty(
+            len(chosen), *self.pixels.shape[1:], dtype=self.pixels.dtype, pin_memory=pinned
+        )
+        torch.index_select(self.pixels, 0, chosen, out=pixels)
+        return pixels, labels.pin_memory() if pinned else labels
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of pixels and labels in order; it does not depend on the source."""
-        return fingerprint(self.pixels, self.labels)
+        if self.picked is None:
+            return fingerprint(self.pixels, self.labels)
+        digest = hashlib.sha256(str((self.rows, *self.pixels.shape[1:])).encode())
+        for start in range(0, self.rows, HASHED_AT_ONCE):
+            pixels, _ = self.gathered(slice(start, start + HASHED_AT_ONCE))
+            digest.update(pixels.numpy().data)
+        update_digest(digest, self.labels)
+        return digest.hexdigest()
 
 
 def load_images(
@@ -301,6 +329,10 @@ def fingerprint(*tensors: Tensor) -> str:
     """Return the SHA-256 of shapes and values, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)  # no copy
+        update_digest(digest, tensor)
     return digest.hexdigest()
+
+
+def update_digest(digest: "hashlib._Hash", tensor: Tensor) -> None:
+    digest.update(str(tuple(tensor.shape)).encode())
+    digest.update(tensor.cpu().contiguous().numpy().data)  # no copy

@@ -56,10 +56,9 @@ def corrupted(loader: BatchLoader, config: CorruptionConfig) -> BatchLoader:
         )
     change, strengths = CORRUPTIONS[config.name]
     images = loader.images
-    pixels = functional.to_dtype(images.pixels, torch.float32, scale=True)
+    pixels, labels = (x.to(loader.device) for x in images.gathered(slice(None)))
+    pixels = functional.to_dtype(pixels, torch.float32, scale=True)
     changed = change(pixels, strengths[config.severity - 1])
     restored = functional.to_dtype(changed, torch.uint8, scale=True)
     source = f"{images.source}, with {config.name} of severity {config.severity}"
-    return DeviceLoader(
-        Images(restored, images.labels, source), loader.batch_size, loader.transform
-    )
+    return DeviceLoader(Images(restored, labels, source), loader.batch_size, loader.transform)

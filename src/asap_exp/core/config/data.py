@@ -52,7 +52,17 @@ class DataConfig(DataLocation):
 
 
 @dataclass
-class ImageDataConfig(DataConfig):
+class PlacedDataConfig(DataConfig):
+    """Settings of images that hold for any size."""
+
+    # Configurations saved before this key existed lack it.
+    placement: Annotated[str, one_of("auto", "device", "host")] = field(
+        default="auto", kw_only=True
+    )
+
+
+@dataclass
+class ImageDataConfig(PlacedDataConfig):
     image_size: Annotated[int, at_least(1), at_most(4096)]
     augment: AugmentConfig
 

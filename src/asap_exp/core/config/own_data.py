@@ -11,6 +11,7 @@ from asap_exp.core.config.data import (
     DataConfig,
     ImageDataConfig,
     LengthlessTextConfig,
+    PlacedDataConfig,
     SizelessAugmentConfig,
     TextDataConfig,
 )
@@ -55,7 +56,7 @@ class OwnAugmentRequest(SizelessAugmentConfig):
 
 
 @dataclass(kw_only=True)
-class OwnImageRequest(OwnDataConfig):
+class OwnImageRequest(OwnDataConfig, PlacedDataConfig):
     """Request for own images; null is found in them."""
 
     image_column: str | None

@@ -38,4 +38,4 @@ class OwnImageDataModule(OwnDataModule, ImageDataModule):
             self.config.image_size,
         )
         labels = torch.from_numpy(self.own.labels(rows.where)[rows.numbers])
-        return Images(pixels.to(self.device), labels.to(self.device), self.own.reader.source)
+        return self.placed(Images(pixels, labels, self.own.reader.source))
