@@ -1,4 +1,4 @@
-"""The recipe for ImageNet-size data on many devices, on a shrunk copy: two processes, small images."""
+"""The recipe for ImageNet-size data on many devices, shrunk: two processes, small images."""
 
 from pathlib import Path
 

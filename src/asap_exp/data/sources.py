@@ -54,8 +54,8 @@ HASHED_AT_ONCE = 1000
 class Images(NamedTuple):
     """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source.
 
-    `names` are the class names, if the source has them. With `picked` `[rows]`, the images are those
-    rows of `pixels`, which are more than can be copied.
+    `names` are the class names, if the source has them. With `picked` `[rows]`, the images are
+    those rows of `pixels`, which are more than can be copied.
     """
 
     pixels: Tensor
