@@ -48,4 +48,7 @@ if __name__ == "__main__":
     )
     trainer.validate(Module(), [torch.zeros(1, 1)], verbose=False)
 PY
-cd "$folder" && venv/bin/python trial.py
+cd "$folder"
+found=$(venv/bin/python trial.py)
+echo "$found"
+[ "$found" = "mean of 21 losses of 1: 1.050" ]

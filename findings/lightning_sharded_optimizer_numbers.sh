@@ -63,4 +63,8 @@ if __name__ == "__main__":
     state = torch.load("state.ckpt", weights_only=True)["optimizer_states"][0]["state"]
     print(sys.argv[1], {number: list(values["exp_avg"].shape) for number, values in state.items()})
 PY
-cd "$folder" && venv/bin/python trial.py plain && venv/bin/python trial.py sharded
+cd "$folder"
+found=$(venv/bin/python trial.py plain && venv/bin/python trial.py sharded)
+echo "$found"
+[ "$found" = "plain {0: [3], 1: [3, 2]}
+sharded {1: [3], 0: [3, 2]}" ]

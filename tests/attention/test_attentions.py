@@ -207,7 +207,7 @@ def test_options():
     assert attention_options("softmax") == attention_options("uniform") == ()
     assert attention_options("espformer") == ("temperature", "tau")
     assert attention_options("sinkhorn") == ("num_iters", "eps", "backend")
-    assert attention_options("asap") == ("refine", "eps", "backend")
+    assert attention_options("asap") == ("refine", "eps", "coarse", "backend")
 
 
 def test_unknown_attention_is_refused_with_those_there_are():
