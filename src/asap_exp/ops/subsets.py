@@ -81,7 +81,10 @@ def points_of(x: Tensor, key_padding_mask: Tensor | None) -> Points:
     x = blank(x, key_padding_mask, 2).to(compute_dtype(x))
     padding = effective_padding(key_padding_mask)
     if padding is None:
-        padding = torch.zeros(1, x.shape[2], dtype=torch.bool, device=x.device)
+        n, device = x.shape[2], x.device
+        nothing = torch.zeros(1, n, dtype=torch.bool, device=device)
+        in_order = torch.arange(n, device=device)[None, None]
+        return Points(x, nothing, in_order, torch.full((1, 1, 1), n, device=device))
     order = padding.to(torch.uint8).argsort(dim=-1, stable=True)[:, None]
     return Points(x, padding, order, (~padding).sum(dim=-1)[:, None, None])
 
