@@ -23,7 +23,7 @@ from typing import Any
 from tests.reliability import child
 from tests.reliability.bench import Base, Bench, Case, Trial, make_bases
 
-PARTS = ("kills", "pairs", "damages", "changes", "records", "settings", "disk")
+PARTS = ("kills", "ranks", "pairs", "damages", "changes", "records", "settings", "disk")
 BASES: dict[str, Base] = {}
 SHOWN = 10
 """Failures of a kind that are printed."""

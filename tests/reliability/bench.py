@@ -1,7 +1,9 @@
 """A folder for each case, stages run in it, and finished runs to copy into it."""
 
+import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ SHORT = [
     "callbacks.checkpoint_seconds=0",
 ]
 TINY = [*DIGITS, *SHORT, "recipe.epochs=6"]
+TWO = [*TINY, "trainer.devices=2", "trainer.accelerator=cpu"]
 REGULARISED = [
     *("attention=softmax", "recipe.ema_decay=0.9", "model.dropout=0.1", "model.drop_path=0.1"),
     *("data.augment.cutmix=0.5", "recipe.keep=last"),
@@ -115,6 +118,7 @@ class Bench:
             "HOME": str(self.folder / "home"),
             "ASAP_EXP_CACHE": str(self.folder / "cache"),
             "TMPDIR": str(self.temporary),
+            "PYTHONPATH": as_imported(),
             "WANDB_MODE": "offline",
         }
         return Stage(self.folder, stage, overrides, environment, prepare)
@@ -141,6 +145,12 @@ class Bench:
         ]
 
 
+def as_imported() -> str:
+    """Search path with which a new interpreter imports the same package as this one."""
+    source = str(Path(sys.modules["asap_exp"].__path__[0]).parent)
+    return os.pathsep.join([source, *sys.path])
+
+
 def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -160,6 +170,7 @@ def run_of(results: Path, leaf: str = "*-s*") -> Path:
 
 RECIPES: dict[str, tuple[str | None, str, list[str]]] = {
     "train": (None, "train", TINY),
+    "train-two": (None, "train", TWO),
     "train-last": (None, "train", [*TINY, "recipe.keep=last"]),
     "train-softmax": (None, "train", [*TINY, *REGULARISED]),
     "train-masked": (None, "train", MASKED),

@@ -21,6 +21,7 @@ from tests.reliability.bench import (
     Bench,
     Case,
     Trial,
+    as_imported,
     run_of,
 )
 from tests.reliability.child import Ended
@@ -143,11 +144,10 @@ def check_typed(bench: Bench, case: Case) -> list[Trial]:
     """The real command line: SIGTERM or SIGKILL once there is a checkpoint, then the rest."""
     number = (signal.SIGTERM, signal.SIGKILL)[case.detail[0] % 2]
     command = [sys.executable, "-m", "asap_exp.train", *TINY]
-    source = str(Path(sys.modules["asap_exp"].__path__[0]).parent)  # what is tested here
     environment = {
         **os.environ,
         "HOME": str(bench.folder / "home"),
-        "PYTHONPATH": os.pathsep.join([source, *sys.path]),
+        "PYTHONPATH": as_imported(),
     }
     with (bench.temporary / "typed.err").open("w") as log:
         child = subprocess.Popen(
