@@ -302,7 +302,7 @@ def test_each_job_of_a_sweep_starts_its_own_ranks(tmp_path: Path) -> None:
     said = tmp_path / "said"
     process = FORK.Process(target=sweep, args=(said,))
     process.start()
-    process.join(90)
+    process.join(180)
     assert process.exitcode == 0, said.read_text()
     assert said.read_text().count("Finished: ") == 2
     assert "warning" not in said.read_text().lower()

@@ -11,8 +11,8 @@ from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.tensors import load_tensors
-from asap_exp.engine import team
 from asap_exp.models import load_net
+from asap_exp.train import trainer
 from asap_exp.train.trainer import train
 from tests.several import in_ranks
 from tests.stages import SINKHORN, TINY, train_config
@@ -32,7 +32,7 @@ SHARDED = ("trainer.devices=2", "trainer.strategy=fsdp", "trainer.cpu_threads=1"
 
 @pytest.fixture
 def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "check_devices", lambda *_: None)
+    monkeypatch.setattr(trainer, "check_strategy", lambda *_: None)
 
 
 @pytest.mark.slow

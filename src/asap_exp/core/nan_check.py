@@ -6,8 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asap_exp.core.errors import UserError
+
 LOSS_ALONE = "every layer's output is finite; the loss itself overflows"
 """What is said of a network that is not at fault."""
+
+
+class NonFiniteLoss(UserError):
+    """Raised when the loss is NaN or infinite; the message names the first faulty layer."""
 
 
 def on_inputs(net: nn.Module, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rank of this process among those that train one model together, one per device."""
+"""Rank of this process among those that work on one model together, one per device."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -39,6 +39,22 @@ class Ranks(NamedTuple):
 
 
 ALONE = Ranks()
+
+
+class Devices(NamedTuple):
+    """Devices that a stage works on, as configured: `devices` on each of `nodes` machines."""
+
+    accelerator: str
+    devices: int
+    nodes: int
+    keys: str = ""
+    """What stands before the keys `devices` and `num_nodes`."""
+
+    @property
+    def world(self) -> int:
+        """Number of devices in all."""
+        return self.devices * self.nodes
+
 
 PARENT = "ASAP_EXP_PARENT"
 """Environment variable with the process that started this one as a rank."""

@@ -15,12 +15,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from asap_exp.core.agreement import largest, mean, of_all, of_first
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import check_readable, write_atomically
 from asap_exp.core.interruption import Request
 from asap_exp.core.runs import describe_differences
 from asap_exp.data.loader import epoch_seed
-from asap_exp.engine.agreement import largest, mean, of_all, of_first
 from asap_exp.engine.module import Classifier, loader_of
 
 IDENTITY, EPOCH_STATE = "asap_exp_identity", "asap_exp_epoch"

@@ -6,17 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.core.errors import UserError
-from asap_exp.core.nan_check import LOSS_ALONE, first_non_finite
-from asap_exp.engine.agreement import all_true, of_all
+from asap_exp.core.agreement import all_true, of_all
+from asap_exp.core.nan_check import LOSS_ALONE, NonFiniteLoss, first_non_finite
 
 REMEDIES = (
     "Try a smaller recipe.lr, recipe.clip_norm=1.0, model.qk_norm=true or trainer.precision=32-true"
 )
-
-
-class NonFiniteLoss(UserError):
-    """Raised when the loss is NaN or infinite; the message names the first faulty layer."""
 
 
 class LossCheck:

@@ -7,8 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
+from asap_exp.core.agreement import total
 from asap_exp.core.console import duration, say
-from asap_exp.engine.agreement import total
 
 SHOWN = {
     "train/loss_epoch": ("loss", "{:.4f}", 1),

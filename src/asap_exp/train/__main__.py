@@ -5,9 +5,7 @@ from asap_exp.core.config import (
     OwnImageTrainRequest,
     OwnTextTrainRequest,
     TrainConfig,
-    TrainerConfig,
 )
-from asap_exp.core.errors import UserError
 from asap_exp.core.score import Score
 
 
@@ -28,25 +26,13 @@ def run(config: TrainConfig) -> Score:
 
         return check(config)
 
+    from asap_exp.core.team import refuse_sweep_in_each_process
     from asap_exp.train.trainer import train
 
-    if config.trainer.world > 1:
-        refuse_sweep_in_each_process(config.trainer)
+    refuse_sweep_in_each_process(config.trainer.together)
     trained = train(config).manifest
     metric = getattr(trained, f"best_val_{config.objective.metric}")
     return config.objective.score("validation", metric)
-
-
-def refuse_sweep_in_each_process(trainer: TrainerConfig) -> None:
-    """Raise UserError if this process, one of several that SLURM started, sweeps."""
-    from asap_exp.core import sweep
-    from asap_exp.engine.team import Team
-
-    if sweep.Ledger.folder is not None and not Team(trainer).starts:
-        raise UserError(
-            "srun would start the whole sweep in each of its processes; start it without: each "
-            "job then starts its own, or SLURM's where hydra/launcher=submitit_slurm"
-        )
 
 
 def complete(request: OwnImageTrainRequest | OwnTextTrainRequest) -> TrainConfig:

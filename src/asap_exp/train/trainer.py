@@ -29,6 +29,7 @@ from asap_exp.core.runs import (
     run_directory,
     write_config,
 )
+from asap_exp.core.team import Team, alone
 from asap_exp.core.tracking import wandb_run
 from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
@@ -43,7 +44,6 @@ from asap_exp.engine.building import (
 from asap_exp.engine.checkpoints import check_identity
 from asap_exp.engine.module import net_of
 from asap_exp.engine.recording_choice import set_recording
-from asap_exp.engine.team import Team
 from asap_exp.models import build_net, compile_as_configured
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.export import export, summary
@@ -74,7 +74,8 @@ def train(config: TrainConfig) -> Run:
     """
     build_attention(config.attention)  # fails before anything is loaded or written
     callbacks = own_callbacks(config)
-    team = Team(config.trainer)
+    team = Team(config.trainer.together, stops_together=True)
+    check_strategy(config, team)
     with team.working():
         config, initial = settled(config)
         if team.leads:
@@ -89,10 +90,18 @@ def prepared(config: TrainConfig) -> Training:
     """
     build_attention(config.attention)
     callbacks = own_callbacks(config)
-    Team(config.trainer)
-    alone = Team(replace(config.trainer, devices=1, num_nodes=1))
+    team = alone(config.trainer.together)
+    check_strategy(config, team)
     config, initial = settled(config)
-    return built(config, alone, initial, callbacks)
+    return built(config, team, initial, callbacks)
+
+
+def check_strategy(config: TrainConfig, team: Team) -> None:
+    """Raise UserError if a strategy needs GPUs and there are none."""
+    if config.trainer.strategy == "fsdp" and team.device.type != "cuda":
+        raise UserError(
+            "trainer.strategy=fsdp needs GPUs, and there are none; set trainer.strategy=ddp"
+        )
 
 
 def built(
@@ -170,7 +179,7 @@ def follow(
     """Train as another rank than 0, which writes nothing, once rank 0 has prepared the run."""
     run = Run(run_directory(config))
     checkpoint = team.orders()
-    if not team.trains:
+    if not team.works:
         return run
     training = built(config, team, initial, callbacks)
     training.data.setup()

@@ -15,6 +15,7 @@ from asap_exp.core.config.fields import (
     one_of,
 )
 from asap_exp.core.errors import UserError
+from asap_exp.core.ranks import Devices
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 """Ways to train on several devices: auto is ddp."""
@@ -139,6 +140,11 @@ class TrainerConfig:
     def world(self) -> int:
         """Number of devices in all."""
         return self.devices * self.num_nodes
+
+    @property
+    def together(self) -> Devices:
+        """Devices that train together."""
+        return Devices(self.accelerator, self.devices, self.num_nodes, "trainer.")
 
     def _check_devices(self) -> None:
         if self.world == 1:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from asap_exp.core import launch
 from asap_exp.core.app import shared_by_jobs
 from asap_exp.core.command_line import again, typed
 from asap_exp.core.errors import UserError
+from asap_exp.core.launch import Children
 from asap_exp.core.ranks import PARENT
-from asap_exp.engine import launch
-from asap_exp.engine.launch import Children
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_ranks_get_their_variables_and_end(started, tmp_path: Path) -> None:
 def test_lost_rank_is_described(started, code: str, words: str) -> None:
     lost = started(code).lost(wait=20)
     assert lost is not None
-    assert lost.startswith("rank 1 of this training (process ")
+    assert lost.startswith("rank 1 (process ")
     assert words in lost
 
 
@@ -63,7 +63,7 @@ def test_rank_that_does_not_end_is_killed(started) -> None:
 @pytest.mark.slow
 def test_rank_ends_with_its_parent(tmp_path: Path) -> None:
     child = (
-        "import time; from asap_exp.engine.launch import end_with_parent as e; e();"
+        "import time; from asap_exp.core.launch import end_with_parent as e; e();"
         f"open(r'{tmp_path}/begun', 'w'); time.sleep(60)"
     )
     parent = (

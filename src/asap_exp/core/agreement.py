@@ -1,4 +1,4 @@
-"""What the ranks of a training agree on; for a single one, its own value."""
+"""What the ranks of a stage agree on; for a single one, its own value."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def alone() -> bool:
-    """Return True if this process trains without others."""
+    """Return True if this process works without others."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
@@ -37,6 +37,29 @@ def mean(values: Tensor) -> Tensor:
     shared = values.clone()
     dist.all_reduce(shared)
     return shared / dist.get_world_size()
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks, on its device."""
+    if alone():
+        return tensor
+    shared = tensor.detach().clone().contiguous()
+    dist.all_reduce(shared)
+    return shared
+
+
+def greatest(tensor: Tensor) -> Tensor:
+    """Return the element-wise maximum of a tensor over all ranks, on its device."""
+    if alone():
+        return tensor
+    shared = tensor.detach().clone().contiguous()
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared
+
+
+def wait_for_all() -> None:
+    """Wait until every rank has come here; it takes no time of a CPU or a GPU."""
+    largest(0)
 
 
 def all_true(flag: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Team of processes that train one model, one per device: who they are, how they begin and end."""
+"""Team of processes of one stage, one per device: who they are, how they begin and end."""
 
 import os
 import sys
@@ -17,15 +17,15 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from asap_exp.core.config import TrainerConfig
+from asap_exp.core.agreement import of_first, wait_for_all
 from asap_exp.core.console import quiet
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted
-from asap_exp.core.ranks import ALONE, Ranks
-from asap_exp.engine.agreement import largest, of_first
-from asap_exp.engine.launch import Children, end_with_parent
-from asap_exp.engine.nan_check import NonFiniteLoss
+from asap_exp.core.launch import Children, end_with_parent
+from asap_exp.core.nan_check import NonFiniteLoss
+from asap_exp.core.ranks import ALONE, Devices, Ranks
+from asap_exp.core.sweep import Ledger
 
 PREPARES = timedelta(hours=6)
 """Time in which rank 0 must have prepared the data."""
@@ -33,8 +33,8 @@ PREPARES = timedelta(hours=6)
 ARRIVE = timedelta(minutes=1)
 """Time in which the other ranks must arrive to hear that there is nothing to do."""
 
-TRAIN, DONE, FAILED = "train", "done", "failed"
-"""What rank 0 tells the others: to begin, or that the run is finished or could not begin."""
+WORK, DONE, FAILED = "work", "done", "failed"
+"""What rank 0 tells the others: to begin, or that all is done or it could not begin."""
 
 TOGETHER = (Interrupted, NonFiniteLoss)
 """Errors that every rank raises at the same step."""
@@ -53,20 +53,25 @@ class OwnProcesses(LightningEnvironment):
 
 
 class Team:
-    """Processes of one training; rank 0 leads: it prepares the run and alone writes files."""
+    """Processes of one stage; rank 0 leads: it prepares the work and alone writes files."""
 
-    def __init__(self, trainer: TrainerConfig) -> None:
-        """Find out the rank of this process; raise UserError if there are too few devices."""
-        self.devices, self.nodes = trainer.devices, trainer.num_nodes
-        self.world = trainer.devices * trainer.num_nodes
-        self.device = choose_device(trainer.accelerator)
-        self.environment = environment_of(trainer)
+    def __init__(self, given: Devices, *, stops_together: bool = False) -> None:
+        """Find out the rank of this process; raise UserError if there are too few devices.
+
+        With `stops_together`, a signal to one rank reaches the others, which save their work.
+        """
+        self.stops_together = stops_together
+        self.devices, self.nodes, self.world = given.devices, given.nodes, given.world
+        self.device = choose_device(given.accelerator)
+        self.environment = environment_of(given)
         self.ranks, self.children = ALONE, Children()
         self.store: dist.Store | None = None
-        self.begun = self.trains = False
+        self.begun = self.works = False
+        self.nothing_to_do: Any = None
+        """What `orders` returns if rank 0 finds all done."""
         if self.environment is None:
             return
-        check_devices(trainer, self.device)
+        check_devices(given, self.device)
         self.local = self.environment.local_rank()
         if isinstance(self.environment, OwnProcesses):
             self.environment.set_world_size(self.world)
@@ -98,12 +103,13 @@ class Team:
             yield
             self._dismiss()
             if self.begun:
-                largest(0)  # wait for all
+                wait_for_all()
         except BaseException as error:
             if not isinstance(error, Interrupted):  # a signal reaches those that wait as well
                 with suppress(Exception):
                     self._dismiss(failed=True)
-            self.children.end(5 if isinstance(error, TOGETHER) else 0)
+            together = isinstance(error, TOGETHER) and self.stops_together
+            self.children.end(5 if together else 0)
             if not self.leads:  # what rank 0 says too is said once
                 if isinstance(error, Interrupted):
                     sys.exit(error.exit_status)
@@ -130,23 +136,23 @@ class Team:
         if self.environment is None:
             return
         self._open(PREPARES)
-        self.trains = True
-        of_first((TRAIN, orders))
+        self.works = True
+        of_first((WORK, orders))
 
     def orders(self) -> Any:
-        """Wait for rank 0, and return what it gave to `begin`; None if there is nothing to do."""
+        """Wait for rank 0, and return what it gave to `begin`, or as `nothing_to_do`."""
         self._open(PREPARES)
         what, orders = of_first(None)
         if what == FAILED:
             sys.exit(1)
-        self.trains = what == TRAIN
+        self.works = what == WORK
         return orders
 
     def _dismiss(self, *, failed: bool = False) -> None:
         """Tell ranks that were not started here, and wait for rank 0, that it does not begin."""
         if self.leads and not self.begun and not self.starts:
             self._open(ARRIVE)
-            of_first((FAILED if failed else DONE, None))
+            of_first((FAILED if failed else DONE, self.nothing_to_do))
 
     def threads(self, given: int | None) -> int | None:
         """Return the CPU threads of this process: those `given`, or its part of all on a CPU."""
@@ -176,7 +182,12 @@ class Team:
         if isinstance(environment, OwnProcesses):
             store = self._met(timeout)
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=self.world, **options
+                backend,
+                store=store,
+                rank=rank,
+                world_size=self.world,
+                timeout=timeout,
+                **options,
             )
         else:
             assert environment is not None
@@ -215,18 +226,24 @@ class Team:
         return store
 
 
+def alone(given: Devices) -> Team:
+    """Return a team of this process alone; UserError if there are fewer devices than given."""
+    Team(given)
+    return Team(given._replace(devices=1, nodes=1))
+
+
 def another_has_gone(error: BaseException) -> bool:
     """Return True if an exchange failed because another rank has ended."""
     gone = ("peer", "connection closed", "connection reset", "timed out", "heartbeat")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in gone)
 
 
-def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
-    """Return what says which rank this process has; None for a training on one device.
+def environment_of(given: Devices) -> ClusterEnvironment | None:
+    """Return what says which rank this process has; None for work on one device.
 
     Raises UserError if torchrun or SLURM started another number of processes than configured.
     """
-    devices, nodes, world = trainer.devices, trainer.num_nodes, trainer.world
+    devices, nodes, world, keys = given.devices, given.nodes, given.world, given.keys
     torchrun = TorchElasticEnvironment.detect()
     slurm = None if torchrun or world == 1 else slurm_environment()
     started = world
@@ -239,9 +256,9 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
             else ("SLURM", "--ntasks-per-node", "--nodes")
         )
         raise UserError(
-            f"{who} started {started} processes, but trainer.devices={devices} on "
-            f"trainer.num_nodes={nodes} make {world}; set {each} to trainer.devices, and "
-            f"{machines} to trainer.num_nodes"
+            f"{who} started {started} processes, but {keys}devices={devices} on "
+            f"{keys}num_nodes={nodes} make {world}; set {each} to {keys}devices, and "
+            f"{machines} to {keys}num_nodes"
         )
     if world == 1:
         return None
@@ -254,7 +271,7 @@ def environment_of(trainer: TrainerConfig) -> ClusterEnvironment | None:
     ]
     if nodes > 1 and missing:
         raise UserError(
-            f"trainer.num_nodes={nodes} needs torchrun or SLURM's srun on every node, or the same "
+            f"{keys}num_nodes={nodes} needs torchrun or SLURM's srun on every node, or the same "
             f"command on each with NODE_RANK, MASTER_ADDR and MASTER_PORT set; there is no "
             f"{missing[0]}"
         )
@@ -273,20 +290,25 @@ def slurm_environment() -> SLURMEnvironment | None:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def check_devices(trainer: TrainerConfig, device: torch.device) -> None:
+def check_devices(given: Devices, device: torch.device) -> None:
     """Raise UserError if this machine has fewer devices than configured."""
     gpu = device.type == "cuda"
     there = torch.cuda.device_count() if gpu else os.cpu_count() or 1
-    if trainer.devices > there:
-        what = "GPU" if gpu else "CPU core"
+    if given.devices > there:
+        key, what = f"{given.keys}devices", "GPU" if gpu else "CPU core"
         raise UserError(
-            f"trainer.devices={trainer.devices}, but this machine has {there} {what}"
-            f"{'s' if there > 1 else ''}; set trainer.devices={there}",
-            key="trainer.devices",
-            value=trainer.devices,
+            f"{key}={given.devices}, but this machine has {there} {what}"
+            f"{'s' if there > 1 else ''}; set {key}={there}",
+            key=key,
+            value=given.devices,
             allowed=there,
         )
-    if trainer.strategy == "fsdp" and not gpu:
+
+
+def refuse_sweep_in_each_process(given: Devices) -> None:
+    """Raise UserError if this process, one of several that SLURM started, sweeps."""
+    if given.world > 1 and Ledger.folder is not None and not Team(given).starts:
         raise UserError(
-            "trainer.strategy=fsdp needs GPUs, and there are none; set trainer.strategy=ddp"
+            "srun would start the whole sweep in each of its processes; start it without: each "
+            "job then starts its own, or SLURM's where hydra/launcher=submitit_slurm"
         )

@@ -1,4 +1,4 @@
-"""Processes of the other ranks of a training that this one starts by its own command."""
+"""Processes of the other ranks of a stage that this one starts by its own command."""
 
 import os
 import signal
@@ -35,8 +35,9 @@ class Children:
         command = again()
         if environments and command is None:
             raise UserError(
-                "several devices need a command that each of their processes can run: use "
-                "`asap-exp train`, or start this program with torchrun --nproc-per-node=DEVICES"
+                "several devices need a command that each of their processes can run: use that of "
+                "a stage, such as `asap-exp train`, or start this program with torchrun "
+                "--nproc-per-node=DEVICES"
             )
         self.working = True
         for rank, variables in environments.items():
@@ -92,7 +93,7 @@ def sentence(rank: int, child: subprocess.Popen) -> str:
     else:
         how = f"failed with status {code}, for the reason above"
     return (
-        f"rank {rank} of this training (process {child.pid}) {how}. Start the same command again: "
+        f"rank {rank} (process {child.pid}) {how}. Start the same command again: "
         "what was saved is kept"
     )
 
