@@ -15,7 +15,7 @@ from torch import Tensor
 from asap_exp.attention import AsapAttention, attention_layers, swapped
 from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
-from asap_exp.calibration.data import CalibrationData
+from asap_exp.calibration.data import CalibrationData, is_stand_in
 from asap_exp.calibration.kl import mean_kl
 from asap_exp.calibration.maps import RidgeFit
 from asap_exp.calibration.prediction_fit import teacher_examples
@@ -29,6 +29,7 @@ from asap_exp.calibration.stacking import (
 )
 from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelStep, StartStep
 from asap_exp.calibration.steps.base import Shown, Step
+from asap_exp.core.agreement import of_first
 from asap_exp.core.console import timed
 
 MIB = 2**20
@@ -112,7 +113,7 @@ def fit_layers(
             result.scales["controls"][path] = ridge.control_scale()
     if steps:
         attends = {path: result.found(kinds[0])[path] for path in group}
-        for paths in list(stacks(attends, targets)):
+        for paths in of_first(list(stacks(attends, targets))):  # ranks have parts of unequal size
             # Popped: what was recorded is not kept a second time beside the stacked copy.
             fitted, checked = (
                 stack_targets([each.pop(path) for path in paths]) for each in (targets, held_out)
@@ -150,7 +151,12 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
         return
     fit, held_out = (
         teacher_examples(
-            data.net, list(batches), data.precision, data.forward, partial(data.batch_name, batches)
+            data.net,
+            list(batches),
+            data.precision,
+            data.forward,
+            partial(data.batch_name, batches),
+            partial(is_stand_in, batches),
         )
         for batches in (data.fit, data.held_out)
     )

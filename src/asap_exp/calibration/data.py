@@ -1,12 +1,14 @@
 """Input of a calibration: the frozen teacher, batches to fit on and to check on, settings."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
 from asap_exp.calibration.capture import Forward, on_inputs
 from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.core.agreement import alone
 from asap_exp.core.console import Progress
 
 
@@ -17,9 +19,28 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
 
+class SharedBatches(Batches, Protocol):
+    """Batches of which every rank gets its part of the samples."""
+
+    def weight(self, number: int) -> float:
+        """Return 0 for a batch of fewer samples than ranks, of which this rank has none.
+
+        It gets the first one as a stand-in, since every rank takes every step.
+        """
+
+
+def is_stand_in(batches: Iterable[Any], number: int) -> bool:
+    """Return True if what this rank gets of a batch belongs to another rank and must not count."""
+    return not alone() and cast(SharedBatches, batches).weight(number) == 0
+
+
 @dataclass(frozen=True)
 class CalibrationData:
-    """The frozen teacher, the data to fit on and to check on, and the settings."""
+    """The frozen teacher, the data to fit on and to check on, and the settings.
+
+    With several ranks the batches are `SharedBatches`, and each rank has the same model and
+    settings: what it finds is then of all samples.
+    """
 
     net: nn.Module
     fit: Batches

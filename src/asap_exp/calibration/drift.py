@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from asap_exp.attention import attention_layers
 from asap_exp.attention.diagnostics import column_error
 from asap_exp.calibration.capture import Forward, checked_inputs, on_inputs
-from asap_exp.calibration.fidelity import merge
+from asap_exp.calibration.data import is_stand_in
+from asap_exp.calibration.fidelity import merge, of_all_ranks
 
 ROUNDING = torch.finfo(torch.float32).eps
 
@@ -33,13 +34,19 @@ def column_errors(
     layers = attention_layers(model)
     totals: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
     samples = dict.fromkeys(totals, 0)
-    for recorded in checked_inputs(model, batches, totals, precision, forward):
+    passes = checked_inputs(model, batches, totals, precision, forward)
+    for number, recorded in enumerate(passes):
+        counted = not is_stand_in(batches, number)
         for path, total in totals.items():
             for q, k, _, mask in recorded[path]:
                 plan = layers[path].attend.plan(q, k, key_padding_mask=mask)
-                merge(total, {"column_error": column_error(plan, mask)}, samples[path], len(q))
-                samples[path] += len(q)
-    return {path: total["column_error"].mean().item() for path, total in totals.items()}
+                error = {"column_error": column_error(plan, mask)}
+                merge(total, error, samples[path], len(q) * counted)
+                samples[path] += len(q) * counted
+    return {
+        path: of_all_ranks(total, samples[path])["column_error"].mean().item()
+        for path, total in totals.items()
+    }
 
 
 def drift_ratios(now: Mapping[str, float], at_calibration: Mapping[str, float]) -> dict[str, float]:

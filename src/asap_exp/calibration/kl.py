@@ -7,13 +7,15 @@ With A = exp(S + g + f) and A^ = exp(S + g^ + f^) the logits cancel in the diver
 so no logarithm of a plan is taken and none underflows, however large the logits are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
+from asap_exp.core.agreement import alone, summed
+from asap_exp.core.agreement import total as total_of_ranks
 from asap_exp.ops.backend import full_precision
 from asap_exp.ops.masking import blank, effective_padding
 from asap_exp.ops.reference import column_step, logits, row_step
@@ -85,11 +87,20 @@ def closure(
         return S, row_step(S, column, padding), column
 
 
+def rows_of_all(targets: Sequence[Target]) -> Sequence[Tensor | int]:
+    """Return the valid rows of each target, at least 1, those of the other ranks included."""
+    if alone():
+        return [target.rows_on_device for target in targets]
+    rows = torch.tensor([target.num_rows for target in targets])
+    found: list[int] = summed(rows).clamp(min=1).tolist()
+    return found
+
+
 @torch.no_grad()
 def mean_kl(attend: AsapAttention, targets: Iterable[Target]) -> Tensor:
-    """Mean over the valid rows of all `targets`: `[H]`, float64."""
+    """Mean over the valid rows of all `targets` and ranks: `[H]`, float64."""
     total, rows = torch.zeros(()), 0
     for target in targets:
         total = total.to(target.q.device) + total_kl(attend, target).double()
         rows += target.num_rows
-    return total / max(rows, 1)
+    return summed(total) / max(total_of_ranks(rows), 1)

@@ -12,7 +12,7 @@ from asap_exp.calibration.gradient import (
     trainable,
     values,
 )
-from asap_exp.calibration.kl import mean_kl, total_kl
+from asap_exp.calibration.kl import mean_kl, rows_of_all, total_kl
 from asap_exp.calibration.steps import AdamFit, LayerData
 from asap_exp.calibration.updates import CosineAdam
 
@@ -27,8 +27,9 @@ def fit_plans(
 ) -> None:
     """Lowers KL(teacher's plan || plan of `attend`) over `data.fit`, in place.
 
-    Moves the weights and, with `slices`, the slices. Each head keeps its best values on
-    `data.held_out`, the start included, so that no head ends worse there than it began.
+    Moves the weights and, with `slices`, the slices; several ranks share each batch. Each head
+    keeps its best values on `data.held_out`, the start included, so that no head ends worse there
+    than it began.
     """
     updates = settings.updates
     best, lowest = values(attend), mean_kl(attend, data.held_out)
@@ -36,14 +37,15 @@ def fit_plans(
     with trainable(attend, scale, slices=slices) as parameters:
         # Heads share no parameter: the sum of their means gives each its own gradient.
         adam = CosineAdam(
-            lambda target: total_kl(attend, target).sum() / target.rows_on_device,
+            lambda item: total_kl(attend, item[0]).sum() / item[1],
             parameters,
             settings.lr,
             updates,
         )
-        batches = data.shown(reshuffled(data.fit, updates, data.seed), updates)
-        for number, target in enumerate(batches, start=1):
-            adam.update(target)
+        items = list(zip(data.fit, rows_of_all(data.fit), strict=True))
+        batches = data.shown(reshuffled(items, updates, data.seed), updates)
+        for number, item in enumerate(batches, start=1):
+            adam.update(item)
             if number in checks:
                 now = mean_kl(attend, data.held_out)
                 better = now < lowest  # False for NaN

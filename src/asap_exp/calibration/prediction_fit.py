@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,18 @@ from asap_exp.calibration.gradient import (
 )
 from asap_exp.calibration.steps import AdamFit, ModelData
 from asap_exp.calibration.updates import CosineAdam
+from asap_exp.core.agreement import summed
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 
-Example = tuple[Any, Tensor]
-"""A batch of the loader, and the teacher's log-probabilities on it `[..., classes]`."""
+
+class Example(NamedTuple):
+    """A batch of the loader, and the teacher's log-probabilities on it `[..., classes]`."""
+
+    batch: Any
+    teacher: Tensor
+    counts: bool = True
+    """False for a stand-in (see `SharedBatches`)."""
 
 
 @torch.no_grad()
@@ -34,11 +41,15 @@ def teacher_examples(
     precision: str,
     forward: Forward,
     name: Callable[[int], str] = batch_name,
+    stands_in: Callable[[int], bool] = lambda _: False,
 ) -> list[Example]:
     """UserError where a prediction is NaN; `name` is what the batch of an index is called."""
-    examples = [(batch, log_probabilities(net, batch, precision, forward)) for batch in batches]
-    for index, (_, predictions) in enumerate(examples):
-        if predictions.isnan().any():
+    examples = [
+        Example(batch, log_probabilities(net, batch, precision, forward), not stands_in(index))
+        for index, batch in enumerate(batches)
+    ]
+    for index, example in enumerate(examples):
+        if example.teacher.isnan().any():
             raise UserError(
                 f"the model's predictions on {name(index)} hold NaN or infinity, so no compiled "
                 "model can be compared with them; look at the batch and at the model's last layers"
@@ -60,21 +71,24 @@ def log_probabilities(net: nn.Module, batch: Any, precision: str, forward: Forwa
 
 def prediction_kl(net: nn.Module, example: Example, precision: str, forward: Forward) -> Tensor:
     """KL(teacher's prediction || the model's), summed over the predictions of a batch; nats."""
-    batch, teacher = example
-    predicted = log_probabilities(net, batch, precision, forward)
-    return F.kl_div(predicted, teacher, log_target=True, reduction="sum")
+    predicted = log_probabilities(net, example.batch, precision, forward)
+    kl = F.kl_div(predicted, example.teacher, log_target=True, reduction="sum")
+    return kl if example.counts else 0.0 * kl
 
 
-def num_predictions(example: Example) -> int:
-    return max(example[1][..., 0].numel(), 1)
+def num_predictions(examples: Sequence[Example]) -> list[int]:
+    """Return the predictions of each example, at least 1, those of the other ranks included."""
+    here = [example.teacher[..., 0].numel() * example.counts for example in examples]
+    found: list[int] = summed(torch.tensor(here)).clamp(min=1).tolist()
+    return found
 
 
 @torch.no_grad()
 def mean_prediction_kl(
     net: nn.Module, examples: Sequence[Example], precision: str, forward: Forward
 ) -> float:
-    total = sum(prediction_kl(net, example, precision, forward).double() for example in examples)
-    return float(total) / sum(num_predictions(example) for example in examples)
+    parts = [prediction_kl(net, example, precision, forward).double() for example in examples]
+    return float(summed(torch.stack(parts)).sum()) / sum(num_predictions(examples))
 
 
 def fit_end_to_end(
@@ -85,15 +99,17 @@ def fit_end_to_end(
 ) -> dict[str, float]:
     """Fits slices and weights of all `maps`, in place; the held-out KL `before` and `after`.
 
-    Keeps the best state on the held-out batches, the start included, so it never ends worse there.
+    Several ranks share each batch. Keeps the best state on the held-out batches, the start
+    included, so it never ends worse there.
     """
     net, precision, forward, updates = data.net, data.precision, data.forward, settings.updates
 
     def held_out_kl() -> float:
         return mean_prediction_kl(net, data.held_out, precision, forward)
 
-    def loss(example: Example) -> Tensor:
-        return prediction_kl(net, example, precision, forward) / num_predictions(example)
+    def loss(item: tuple[Example, int]) -> Tensor:
+        example, predictions = item
+        return prediction_kl(net, example, precision, forward) / predictions
 
     checks = check_points(updates, CHECKS)
     with swapped(net, maps):
@@ -106,9 +122,10 @@ def fit_end_to_end(
                 for parameter in opened.enter_context(trainable(attend, scales[path], slices=True))
             ]
             adam = CosineAdam(loss, parameters, settings.lr, updates)
-            examples = data.shown(reshuffled(data.fit, updates, data.seed), updates)
-            for number, example in enumerate(examples, start=1):
-                adam.update(example)
+            items = list(zip(data.fit, num_predictions(data.fit), strict=True))
+            drawn = data.shown(reshuffled(items, updates, data.seed), updates)
+            for number, item in enumerate(drawn, start=1):
+                adam.update(item)
                 if number in checks and (now := held_out_kl()) < lowest:  # False for NaN
                     lowest = now
                     best = {path: values(attend) for path, attend in maps.items()}

@@ -8,9 +8,10 @@ from torch import Tensor
 from asap_exp.attention import attention_layers
 from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
 from asap_exp.calibration.coarse import coarse_settings
-from asap_exp.calibration.data import Batches, CalibrationData
+from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
 from asap_exp.calibration.kl import Target, teacher_target
 from asap_exp.calibration.ridge import NormalEquations, random_slices
+from asap_exp.core.agreement import total
 
 
 def record(
@@ -19,7 +20,8 @@ def record(
     """Return sums over all batches, and as many of the batches themselves as `room` bytes hold.
 
     At least one; where not all fit, every second, fourth, ... of them: texts come from short to
-    long, and a fit must see both.
+    long, and a fit must see both. With several ranks the sums are of all, and of the same batches
+    as on one device each rank keeps its part.
     """
     layers = attention_layers(data.net)
     config = data.config
@@ -37,6 +39,10 @@ def record(
     kept: list[dict[str, list[Target]]] = []
     stride = 1
     for number, recorded in enumerate(passes):
+        if is_stand_in(batches, number):
+            recorded = {
+                path: [call.of_samples(slice(0)) for call in recorded[path]] for path in group
+            }
         for path, teacher in teachers.items():
             for call in recorded[path]:
                 sums[path].add(call, teacher)
@@ -44,9 +50,11 @@ def record(
             kept.append(
                 {p: [teacher_target(call, t) for call in recorded[p]] for p, t in teachers.items()}
             )
-        while num_bytes(kept) > room and len(kept) > 1:
+        while total(num_bytes(kept)) > room and len(kept) > 1:
             kept = kept[::2]
             stride *= 2
+    for equations in sums.values():
+        equations.reduce()
     return sums, {path: [target for batch in kept for target in batch[path]] for path in group}
 
 

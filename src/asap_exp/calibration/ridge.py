@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.core.agreement import summed
 from asap_exp.ops import CoarseSettings, map_features, sliced_potentials
 from asap_exp.ops.features import FEATURES
 
@@ -92,6 +93,11 @@ class NormalEquations:
         samples = max(MOST_FEATURES // a_sample, 1)
         for first in range(0, len(inputs.q), samples):
             self._add(inputs.of_samples(slice(first, first + samples)), teacher)
+
+    def reduce(self) -> None:
+        """Add what the other ranks have added, in place."""
+        self.gram, self.moment = summed(self.gram), summed(self.moment)
+        self.energy = summed(self.energy)
 
     def _add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
         q, k, _, mask = inputs

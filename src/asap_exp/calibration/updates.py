@@ -1,12 +1,13 @@
 """Adam's updates in a fit by gradient; on a GPU each is one CUDA graph."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from asap_exp.core.agreement import alone, summed
 from asap_exp.core.cuda_graph import WARM_UPS, Recorder, beside
 from asap_exp.core.device_rates import rates_on_device, set_rates
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
@@ -19,7 +20,8 @@ class CosineAdam:
     """Adam that lowers `loss` of an item; its rate falls from `lr` to 0 on a cosine over `updates`.
 
     Items are trees of tensors. Where they are on a GPU, updates on items of one shape are recorded
-    as a CUDA graph; what cannot be recorded runs kernel by kernel.
+    as a CUDA graph; what cannot be recorded runs kernel by kernel, as do the updates of several
+    ranks, whose gradients are added up.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class CosineAdam:
         """Set up the updates; a `recorder` is made on a GPU."""
         self.loss, self.parameters = loss, list(parameters)
         device = self.parameters[0].device
-        if recorder is None and device.type == "cuda":
+        if recorder is None and device.type == "cuda" and alone():
             recorder = Recorder()
         self.recorder = recorder
         self.adam = torch.optim.Adam(self.parameters, lr=lr, fused=True if recorder else None)
@@ -73,7 +75,7 @@ class CosineAdam:
             self._step(item)
 
     def _step(self, item: Any) -> None:
-        gradients = torch.autograd.grad(self.loss(item), self.parameters)
+        gradients = added(torch.autograd.grad(self.loss(item), self.parameters))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
@@ -86,3 +88,12 @@ class CosineAdam:
             x.device == device if isinstance(x, Tensor) else isinstance(x, PLAIN)
             for x in tree_leaves(item)
         )
+
+
+def added(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the sums of gradients over all ranks, which are exchanged as one tensor."""
+    if alone():
+        return gradients
+    flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(one) for part, one in zip(parts, gradients, strict=True)]

@@ -130,7 +130,7 @@ def refuse_torchrun(stage: str, words: Sequence[str]) -> None:
     """Raise UserError if torchrun started several processes of what has but one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return
-    if stage != "train":
+    if stage not in ("train", "distill", "evaluate"):
         raise UserError(
             f"torchrun started several processes, but {stage} works in one; start it without"
         )

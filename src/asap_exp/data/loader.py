@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -85,6 +86,12 @@ class BatchLoader(ABC):
         With `batch_size`, every batch except the last has exactly that many samples. Every rank
         gets all of them.
         """
+
+    def shared(self, ranks: Ranks) -> Self:
+        """Return a loader of the same batches, of which each of `ranks` gets its part."""
+        loader = copy(self)
+        loader.ranks = ranks
+        return loader
 
     def example(self) -> Self:
         """Return a loader of one sample that is small enough to plot."""
@@ -186,8 +193,8 @@ class TensorLoader(BatchLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         for i in self._numbers():
-            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            yield self.inputs[part], self.labels[part]
+            batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            yield self.ranks.part(self.inputs[batch]), self.ranks.part(self.labels[batch])
 
     def weight(self, number: int) -> float:
         return weight_of_rows(self, number)

@@ -15,6 +15,7 @@ from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import Progress, shown
 from asap_exp.core.devices import device_name
 from asap_exp.core.score import Score
+from asap_exp.core.team import alone
 from asap_exp.data.loader import BatchLoader
 from asap_exp.distill.budget import TEACHER, check_budget, out_of_reach
 from asap_exp.distill.candidates import ValidationScorer
@@ -33,7 +34,7 @@ COPIES = 3
 
 def check(config: DistillConfig) -> Score:
     """Check the compilation of `config` and print what would run; return the estimated time."""
-    subject = asked(config)
+    subject = asked(config, alone(config.together))
     calibration, device = config.fitted, subject.device
     found = check_place(subject.folder, 0, config.logger)
     if not calibration.steps:  # coarse duals: nothing is fitted, and no data is read

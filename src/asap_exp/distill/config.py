@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Annotated
 
 from asap_exp.calibration.config import CalibrationConfig, calibration_schema
-from asap_exp.calibration.steps import LayerStep, StartStep, names_of
+from asap_exp.calibration.steps import LayerStep, StartStep, Step, names_of
 from asap_exp.core.config import (
     BudgetConfig,
     LayerConfig,
@@ -13,9 +13,10 @@ from asap_exp.core.config import (
     PathsConfig,
     TaskConfig,
 )
-from asap_exp.core.config.fields import PATH, Accelerator
-from asap_exp.core.config.shared import ONE_DEVICE
+from asap_exp.core.config.fields import PATH, Accelerator, at_least
+from asap_exp.core.config.shared import SEVERAL_DEVICES
 from asap_exp.core.errors import UserError
+from asap_exp.core.ranks import Devices
 
 
 @dataclass
@@ -31,9 +32,14 @@ class DistillConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
 
-    otherwise = ONE_DEVICE
+    devices: Annotated[int, at_least(1)] = 1
+    num_nodes: Annotated[int, at_least(1)] = 1
+
+    otherwise = SEVERAL_DEVICES
 
     def __post_init__(self) -> None:
+        if self.together.world > 1:
+            self._check_shared()
         if self.budget.asked and not self.calibration.fits:
             raise UserError(
                 f"calibration={self.calibration.name} fits nothing, and a budget chooses among "
@@ -46,6 +52,30 @@ class DistillConfig:
                 f"calibration={self.calibration.name} fits layers by one another, but a budget "
                 f"chooses for each by itself; choose {', '.join(others)} or {last}"
             )
+
+    def _check_shared(self) -> None:
+        """Raise UserError if several devices cannot share the work."""
+        devices = f"{self.together.world} devices were asked for, but "
+        alone = "; set devices=1 and num_nodes=1"
+        if self.budget.asked:
+            raise UserError(f"{devices}a budget times its choices on one{alone}")
+        if not self.calibration.fits:
+            name = self.calibration.name
+            raise UserError(
+                f"{devices}calibration={name} fits nothing that they could share{alone}"
+            )
+        for step in self.calibration.chosen(Step):
+            if not step.shares_batches:
+                raise UserError(
+                    f"{devices}the calibration step {step.name} fits on one{alone}. A step of "
+                    "your own that adds up its gradients over the ranks says so with "
+                    "shares_batches = True"
+                )
+
+    @property
+    def together(self) -> Devices:
+        """Devices that compile together."""
+        return Devices(self.accelerator, self.devices, self.num_nodes)
 
     @classmethod
     def current(cls) -> type["DistillConfig"]:

@@ -23,18 +23,19 @@ from asap_exp.calibration.coarse import check_grid_fits
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
-from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.calibration.fidelity import Fidelity, plan_fidelity
 from asap_exp.calibration.steps import STEPS
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core import plugins
 from asap_exp.core.config import LayerConfig, TrainConfig
 from asap_exp.core.console import say, shown, warn
-from asap_exp.core.devices import choose_device, use_cpu_threads
+from asap_exp.core.devices import use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
+from asap_exp.core.team import Team
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
@@ -74,44 +75,70 @@ class Asked:
     paths: list[str]
     """Layers to compile."""
     data: TaskDataModule
-    device: torch.device
+    team: Team
     folder: Path
 
+    @property
+    def device(self) -> torch.device:
+        return self.team.device
 
-def asked(config: DistillConfig) -> Asked:
-    """Find the teacher, its layers and its data; print which teacher it is."""
-    run = find_teacher(config.paths, config.task.name, config.teacher)
-    device = choose_device(config.accelerator)
-    use_cpu_threads(run.config.trainer.cpu_threads)
-    net = load_net(run, device)
+    @property
+    def precision(self) -> str:
+        return self.run.config.trainer.precision
+
+
+def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Asked:
+    """Load the teacher, its layers and its data; without a `teacher`, find it and print which."""
+    if teacher is None:
+        run = find_teacher(config.paths, config.task.name, config.teacher)
+    else:
+        run = Run(teacher)
+    use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
+    net = load_net(run, team.device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     check_grid_fits(config.fitted.coarse, tokens_of(run))
-    data = run_data(run, config.data, config.fitted.batch_size, device)
+    data = run_data(run, config.data, config.fitted.batch_size, team.device)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
-    return Asked(run, net, paths, data, device, folder)
+    return Asked(run, net, paths, data, team, folder)
 
 
 def loaders(calibration: CalibrationConfig, subject: Asked) -> tuple[BatchLoader, BatchLoader]:
-    """Return loaders of the samples to fit on and to check on."""
+    """Return loaders of the samples to fit on and to check on, of which each rank has its part."""
     subject.data.setup()
     check_same_data(subject.data, subject.run)
-    return subject.data.calibration_dataloaders(
+    fit, held_out = subject.data.calibration_dataloaders(
         samples=calibration.samples,
         holdout=calibration.holdout,
         batch_size=calibration.batch_size,
         seed=calibration.seed,
     )
+    ranks = subject.team.ranks
+    return fit.shared(ranks), held_out.shared(ranks)
 
 
 @run_log("distill")
 def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
-    """Compile a teacher's layers; return the artifact's folder."""
-    subject = asked(config)
+    """Compile a teacher's layers; return the artifact's folder.
+
+    On several devices each process calls this, and rank 0 alone writes.
+    """
+    team = Team(config.together)
+    with team.working():
+        if team.leads:
+            return lead(config, team, compiler)
+        return follow(config, team, compiler)
+
+
+def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
+    """Compile as rank 0, which prepares the work and writes its results."""
+    subject = asked(config, team)
     run, net, paths, data = subject.run, subject.net, subject.paths, subject.data
     calibration, name, folder = config.fitted, run.config.attention["name"], subject.folder
     public = public_config(config) | {"layers": paths}
+    orders = str(run.path), str(folder)
     with part_held(run.path, folder):
         if is_compiled(folder, run, net, data):
+            team.nothing_to_do = orders
             return folder
         fit_samples, held_out = loaders(calibration, subject)
         facts = {
@@ -137,20 +164,11 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
                 tags=[str(run.config.task.name), calibration.name],
             ) as tracker,
             manifest(folder / "manifest.json", **facts) as record,
+            team.unbroken(),
         ):
-            precision = run.config.trainer.precision
-            calibration_data = CalibrationData(net, fit_samples, held_out, calibration, precision)
-            compiled = compiler(calibration_data, paths, data)
-            artifact = artifact_of(compiled, calibration_data, run)
-            fidelity = plan_fidelity(
-                net,
-                held_out,
-                precision,
-                {
-                    "asap": compiled.attends,
-                    "teacher": {path: attention_layers(net)[path].attend for path in paths},
-                },
-            )
+            team.begin(orders)
+            samples = CalibrationData(net, fit_samples, held_out, calibration, subject.precision)
+            compiled, artifact, fidelity = compile_and_compare(subject, samples, compiler)
             rows = fidelity_rows(compiled.calibration, fidelity)
             save_artifact(folder, artifact, rows)
             record["data"] = artifact.identity["calibration_set"]
@@ -163,6 +181,33 @@ def distill(config: DistillConfig, compiler: Compiler = compile_layers) -> Path:
     )
     say(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {shown(folder)}")
     return folder
+
+
+def follow(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
+    """Compile as another rank than 0, which writes nothing, once rank 0 has prepared the work."""
+    path, folder = team.orders()
+    if team.works:
+        subject, calibration = asked(config, team, Path(path)), config.fitted
+        fit, held_out = loaders(calibration, subject)
+        samples = CalibrationData(subject.net, fit, held_out, calibration, subject.precision)
+        compile_and_compare(subject, samples, compiler)
+    return Path(folder)
+
+
+def compile_and_compare(
+    subject: Asked, samples: CalibrationData, compiler: Compiler
+) -> tuple[Compiled, Artifact, dict[str, Fidelity]]:
+    """Compile the layers, and compare their plans with the teacher's on the held-out samples.
+
+    Every rank does this, and finds the same.
+    """
+    net, paths = subject.net, subject.paths
+    compiled = compiler(samples, paths, subject.data)
+    artifact = artifact_of(compiled, samples, subject.run)
+    teacher = {path: attention_layers(net)[path].attend for path in paths}
+    candidates = {"asap": compiled.attends, "teacher": teacher}
+    fidelity = plan_fidelity(net, samples.held_out, subject.precision, candidates)
+    return compiled, artifact, fidelity
 
 
 def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) -> bool:

@@ -59,6 +59,8 @@ class Step:
     name: ClassVar[str]
     scope: ClassVar[Scope]
     settings: Any = None
+    shares_batches: ClassVar[bool] = False
+    """Whether several ranks, each with its part of every batch, fit the same map together."""
 
     def __init__(self, settings: Any = None) -> None:
         if settings is not None:
@@ -74,6 +76,7 @@ class StartStep(Step):
     """Makes the maps that the other steps start from. Every calibration begins with one."""
 
     scope = "start"
+    shares_batches = True  # the sums are already those of all ranks
 
     def fit(
         self, equations: NormalEquations, checks: NormalEquations, config: CalibrationConfig

@@ -18,6 +18,7 @@ class EndToEnd(ModelStep):
     """Lowers the KL of the predictions by moving weights and slices of all layers together."""
 
     settings = AdamFit(updates=400, lr=0.005)
+    shares_batches = True
 
     def fit(
         self, maps: Mapping[str, AsapAttention], scales: Mapping[str, Tensor], data: ModelData

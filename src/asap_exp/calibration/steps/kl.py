@@ -17,6 +17,7 @@ class PlanKL(LayerStep):
     """Lowers KL(teacher's plan || map's plan) by moving the weights."""
 
     settings = AdamFit(updates=300, lr=0.03)
+    shares_batches = True
 
     def fit(self, attend: AsapAttention, scale: Tensor, data: LayerData) -> None:
         from asap_exp.calibration.plan_fit import fit_plans

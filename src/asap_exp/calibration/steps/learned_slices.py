@@ -17,6 +17,7 @@ class LearnedSlices(LayerStep):
     """Lowers KL(teacher's plan || map's plan) by moving the weights and the slices."""
 
     settings = AdamFit(updates=500, lr=0.05)
+    shares_batches = True
 
     def fit(self, attend: AsapAttention, scale: Tensor, data: LayerData) -> None:
         from asap_exp.calibration.plan_fit import fit_plans

@@ -9,9 +9,16 @@ from asap_exp.core.errors import UserError, check_name
 
 ONE_DEVICE = dict.fromkeys(
     ("devices", "num_nodes", "strategy", "trainer"),
-    "only train takes several devices; this stage works on one, which accelerator names",
+    "train, distill and evaluate take several devices; this stage works on one, which accelerator "
+    "names",
 )
-"""Keys of several devices that the later stages lack, and why."""
+"""Keys of several devices that a benchmark lacks, and why."""
+
+SEVERAL_DEVICES = {
+    "strategy": "it is for training; every device here holds the whole model",
+    "trainer": "use accelerator, devices and num_nodes",
+}
+"""Keys of several devices that are looked for in the wrong place."""
 
 
 @dataclass
