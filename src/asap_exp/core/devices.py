@@ -1,6 +1,7 @@
 """Choice of device and precision."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -41,6 +42,17 @@ def use_cpu_threads(threads: int | None) -> None:
     """Set PyTorch's CPU threads for this process; None leaves them unchanged."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Use so many CPU threads while the context is open; None leaves them unchanged."""
+    before = torch.get_num_threads()
+    use_cpu_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -12,8 +12,10 @@ def run(config: EvaluateConfig) -> Score:
 
         return check(config)
 
+    from asap_exp.core.team import refuse_sweep_in_each_process
     from asap_exp.evaluate.evaluate import evaluate, score
 
+    refuse_sweep_in_each_process(config.together)
     return score(evaluate(config))
 
 

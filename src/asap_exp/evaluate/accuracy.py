@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asap_exp.attention import swapped
+from asap_exp.core.agreement import summed, total
 from asap_exp.core.cuda_graph import Recorder
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
@@ -38,12 +39,19 @@ class Comparison:
         }
         self.targets += len(targets)
         for name, values in new.items():
-            total = values.double().sum()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            here = values.double().sum()
+            self.sums[name] = self.sums[name] + here if name in self.sums else here
+
+    def of_all_ranks(self) -> "Comparison":
+        """Return the sums over the targets of all ranks."""
+        found = Comparison()
+        found.targets = total(self.targets)
+        found.sums = {name: summed(value) for name, value in self.sums.items()}
+        return found
 
     def means(self) -> dict[str, float]:
         """Return accuracy and agreement as shares, KL(teacher || variant) and loss in nats."""
-        means = {name: total.item() / self.targets for name, total in self.sums.items()}
+        means = {name: value.item() / self.targets for name, value in self.sums.items()}
         return {name: mean for name, mean in means.items() if name != UNDEFINED}
 
     def require_defined(self, label: str) -> None:
@@ -57,21 +65,27 @@ class Comparison:
 
 @torch.inference_mode()
 def compare_predictions(
-    rows: Sequence[Variant], batches: Iterable[Batch], precision: str
+    rows: Sequence[Variant],
+    batches: Iterable[Batch],
+    precision: str,
+    stands_in: Callable[[int], bool] = lambda _: False,
 ) -> dict[str, dict[str, float]]:
     """Return the means of `Comparison` by key of the variant; the first variant is the teacher.
 
+    Means over the batches of all ranks; `stands_in` says of which batches nothing counts here.
     Works batch by batch: the logits of every masked token of a test split would not fit in memory.
     On a GPU a variant's passes are recorded as CUDA graphs, which share one pool of memory.
     """
     comparisons = {row.key: Comparison() for row in rows}
     recorder = Recorder() if next(rows[0].net.parameters()).is_cuda else None
     predict = {row.key: predictor(row, precision, recorder) for row in rows}
-    for inputs, targets in batches:
+    for number, (inputs, targets) in enumerate(batches):
+        counted = slice(0) if stands_in(number) else slice(None)
         teacher = predict[rows[0].key](inputs)
         for row in rows:
             logits = teacher if row is rows[0] else predict[row.key](inputs)
-            comparisons[row.key].add(logits, teacher, targets)
+            comparisons[row.key].add(logits[counted], teacher[counted], targets[counted])
+    comparisons = {key: comparison.of_all_ranks() for key, comparison in comparisons.items()}
     for row in rows:
         comparisons[row.key].require_defined(row.label)
     return {key: comparison.means() for key, comparison in comparisons.items()}

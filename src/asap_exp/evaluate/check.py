@@ -8,6 +8,7 @@ from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import shown
 from asap_exp.core.devices import device_name
 from asap_exp.core.score import Score
+from asap_exp.core.team import alone
 from asap_exp.evaluate.accuracy import compare_predictions
 from asap_exp.evaluate.resolve import resolve
 
@@ -21,7 +22,7 @@ PLANS, WARM_UP = 3, 3
 
 def check(config: EvaluateConfig) -> Score:
     """Check the evaluation of `config` and print what would run; return the estimated time."""
-    subject = resolve(config)
+    subject = resolve(config, alone(config.together))
     found = check_place(subject.out(config), 0, config.logger)
     sample = next(iter(subject.test.first(1, 1)))
     largest = max(config.batch_size, config.latency.batch_size)

@@ -1,17 +1,25 @@
 """Evaluation of every variant of one compiled teacher on the test split."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from asap_exp.attention import attention_origin
+from asap_exp.core.agreement import of_all
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import say, shown
+from asap_exp.core.errors import UserError
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import public_config
 from asap_exp.core.score import Score
+from asap_exp.core.team import Team
 from asap_exp.core.tracking import wandb_run
+from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate import record
 from asap_exp.evaluate.baseline import baseline_row
 from asap_exp.evaluate.measure import Measured, measure_map
@@ -23,8 +31,19 @@ from asap_exp.report.tables import print_drift, print_evaluation
 
 @run_log("evaluate")
 def evaluate(config: EvaluateConfig) -> Path:
-    """Measure a compiled map and its teacher; return the path of the record."""
-    subject = resolve(config)
+    """Measure a compiled map and its teacher; return the path of the record.
+
+    On several devices each process calls this, and rank 0 alone writes.
+    """
+    all_threads = torch.get_num_threads()
+    team = Team(config.together)
+    with team.working():
+        return lead(config, team, all_threads) if team.leads else follow(config, team)
+
+
+def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
+    """Measure as rank 0, which times alone, with `all_threads` of a CPU, and writes the record."""
+    subject = resolve(config, team)
     run, public, folder = subject.run, public_config(config), subject.out(config)
     facts = {
         "stage": "evaluate",
@@ -50,8 +69,16 @@ def evaluate(config: EvaluateConfig) -> Path:
             tags=[str(run.config.task.name), subject.artifact.identity["calibration"]["name"]],
         ) as tracker,
         manifest(folder / "manifest.json", **facts) as started,
+        team.unbroken(),
     ):
-        measured = measure_subject(subject, config)
+        validation = subject.validation()
+        team.begin(Orders(str(run.path), str(subject.folder), str(folder)))
+        check_same_variants(subject)
+        threads = run.config.trainer.cpu_threads or all_threads
+        measured = measure_subject(subject, config, team, validation, threads)
+        if (texts := subject.data.labelled_texts()) is not None:
+            say("Fitting the linear baseline")
+            measured.rows.append(baseline_row(*texts, subject.test.num_samples))
         found = record.write(folder, subject, measured, config, started)
         if tracker is not None:
             log_evaluation(tracker, found)
@@ -70,9 +97,42 @@ def score(record: Path) -> Score:
     return objective.score("test", getattr(row, objective.metric))
 
 
-def measure_subject(subject: Subject, config: EvaluateConfig) -> Measured:
-    """Measure every variant and, for labelled texts, a linear model on word counts."""
-    measured = measure_map(
+def follow(config: EvaluateConfig, team: Team) -> Path:
+    """Measure as another rank than 0, on its part of the samples, once rank 0 has begun."""
+    orders: Orders = team.orders()
+    subject = resolve(replace(config, teacher=orders.teacher, artifact=orders.artifact), team)
+    check_same_variants(subject)
+    measure_subject(subject, config, team, subject.validation())
+    return Path(orders.folder) / METRICS
+
+
+class Orders(NamedTuple):
+    """What rank 0 has found: folders of the teacher, of the map and of the record."""
+
+    teacher: str
+    artifact: str
+    folder: str
+
+
+def check_same_variants(subject: Subject) -> None:
+    """Raise UserError if another rank has found other maps or baselines to measure."""
+    mine = [row.key for row in subject.variants]
+    if any(keys != mine for keys in of_all(mine)):
+        raise UserError(
+            "the processes of this evaluation found different maps or matched baselines: one was "
+            "finished or removed meanwhile. Start the same command again"
+        )
+
+
+def measure_subject(
+    subject: Subject,
+    config: EvaluateConfig,
+    team: Team,
+    validation: BatchLoader | None,
+    latency_threads: int | None = None,
+) -> Measured:
+    """Measure every variant; on rank 0 speed too."""
+    return measure_map(
         subject.net,
         subject.artifact,
         subject.variants,
@@ -80,9 +140,7 @@ def measure_subject(subject: Subject, config: EvaluateConfig) -> Measured:
         precision=subject.precision,
         fidelity_samples=config.fidelity_samples,
         latency=config.latency,
-        validation=subject.validation(),
+        validation=validation,
+        ranks=team.ranks,
+        latency_threads=latency_threads,
     )
-    if (texts := subject.data.labelled_texts()) is not None:
-        say("Fitting the linear baseline")
-        measured.rows.append(baseline_row(*texts, subject.test.num_samples))
-    return measured

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,14 @@ from torch import nn
 from asap_exp.attention import swapped
 from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.capture import layer_inputs
+from asap_exp.calibration.data import is_stand_in
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.calibration.fidelity import plan_fidelity
+from asap_exp.core.agreement import wait_for_all
 from asap_exp.core.config import LatencyConfig
 from asap_exp.core.console import progress, warn
+from asap_exp.core.devices import cpu_threads
+from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.core.typed import finite
 from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate.accuracy import compare_predictions
@@ -48,6 +53,8 @@ def measure_map(
     precision: str = "32-true",
     fidelity_samples: int = 256,
     validation: BatchLoader | None = None,
+    ranks: Ranks = ALONE,
+    latency_threads: int | None = None,
 ) -> Measured:
     """Measure the variants of a teacher `net` that was compiled to `artifact`.
 
@@ -74,8 +81,12 @@ def measure_map(
             precision=precision,
             fidelity_samples=fidelity_samples,
             validation=validation,
+            ranks=ranks,
+            latency_threads=latency_threads,
         ),
-        drift(net, artifact, test.first(fidelity_samples), precision) if knows_drift else None,
+        drift(net, artifact, test.first(fidelity_samples).shared(ranks), precision)
+        if knows_drift
+        else None,
         example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
     )
 
@@ -88,6 +99,8 @@ def measure(
     precision: str = "32-true",
     fidelity_samples: int = 256,
     validation: BatchLoader | None = None,
+    ranks: Ranks = ALONE,
+    latency_threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Measure predictions, plans, latency and memory of every variant: one dict per variant.
 
@@ -95,12 +108,19 @@ def measure(
     all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its first
     `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
+    Several `ranks` share the samples; the first alone measures latency and memory, on a CPU with
+    `latency_threads`, while the others wait.
     """
-    predictions = compare_predictions(variants, progress(test, "Predicting", len(test)), precision)
+
+    def compared(loader: BatchLoader, what: str) -> dict[str, dict[str, float]]:
+        mine = loader.shared(ranks)
+        batches = progress(mine, what, len(mine))
+        return compare_predictions(variants, batches, precision, partial(is_stand_in, mine))
+
+    predictions = compared(test, "Predicting")
     perplexities: dict[str, dict[str, float]] = {row.key: {} for row in variants}
     if validation is not None:
-        batches = progress(validation, "Predicting, validation", len(validation))
-        on_validation = compare_predictions(variants, batches, precision)
+        on_validation = compared(validation, "Predicting, validation")
         perplexities = {
             row.key: {
                 "perplexity": perplexity(predictions[row.key]["loss"]),
@@ -108,9 +128,13 @@ def measure(
             }
             for row in variants
         }
-    plans = plan_measures(variants, test.first(fidelity_samples), precision)
-    timed = test.first(latency.batch_size, latency.batch_size)
-    speed = speed_measures(variants, timed, precision, latency)
+    plans = plan_measures(variants, test.first(fidelity_samples).shared(ranks), precision)
+    speed: dict[str, dict[str, Any]] = {row.key: {} for row in variants}
+    if ranks.rank == 0:
+        timed = test.first(latency.batch_size, latency.batch_size)
+        with cpu_threads(latency_threads):
+            speed = speed_measures(variants, timed, precision, latency)
+    wait_for_all()
     return [
         {
             "key": row.key,

@@ -12,7 +12,7 @@ from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.calibration.truncation import truncations
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import say, shown, warn
-from asap_exp.core.devices import choose_device, device_name, use_cpu_threads
+from asap_exp.core.devices import device_name, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.evaluation import MapPoint
 from asap_exp.core.records.row import RowGroup
@@ -30,6 +30,7 @@ from asap_exp.core.runs import (
     stage_finished,
     unfinished_artifacts,
 )
+from asap_exp.core.team import Team
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_data import check_same_data, run_data
@@ -37,6 +38,9 @@ from asap_exp.evaluate.corruption import corrupted
 from asap_exp.evaluate.variants import COARSE, MATCHED_BASELINES, Variant, further_maps, variants
 from asap_exp.models import load_net
 from asap_exp.models.teachers import check_teacher, find_teacher
+
+NOT_MEASURED = ("logger", "accelerator", "task", "devices", "num_nodes")
+"""Keys of a configuration that do not change what is measured."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,17 @@ class Subject:
             "artifacts": [artifact.identity for artifact in (self.artifact, *self.others)],
             "test": self.data.identity["test_sha256"],
             "device": device_name(self.device),
-            "config": drop_keys(public, ("logger", "accelerator", "task")),
+            "config": drop_keys(public, NOT_MEASURED),
         }
         return self.run.path / "evaluate" / short_hash(key)
 
 
-def resolve(config: EvaluateConfig) -> Subject:
+def resolve(config: EvaluateConfig, team: Team) -> Subject:
     """Find, load and check what `config` asks for; print which map and which baselines."""
     run, folder = find_compiled(config)
-    device = choose_device(config.accelerator)
+    device = team.device
     config.latency.check_device("latency", device.type)
-    use_cpu_threads(run.config.trainer.cpu_threads)
+    use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)

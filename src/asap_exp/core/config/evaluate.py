@@ -14,13 +14,14 @@ from asap_exp.core.config.fields import (
     within,
 )
 from asap_exp.core.config.shared import (
-    ONE_DEVICE,
+    SEVERAL_DEVICES,
     LatencyConfig,
     LoggerConfig,
     MovedData,
     PathsConfig,
     TaskConfig,
 )
+from asap_exp.core.ranks import Devices
 
 
 @dataclass
@@ -49,4 +50,12 @@ class EvaluateConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
 
-    otherwise = ONE_DEVICE
+    devices: Annotated[int, at_least(1)] = 1
+    num_nodes: Annotated[int, at_least(1)] = 1
+
+    otherwise = SEVERAL_DEVICES
+
+    @property
+    def together(self) -> Devices:
+        """Devices that evaluate together."""
+        return Devices(self.accelerator, self.devices, self.num_nodes)
