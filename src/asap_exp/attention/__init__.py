@@ -23,6 +23,8 @@ for _module in pkgutil.iter_modules(__path__):
 from asap_exp.attention.asap import AsapAttention  # noqa: E402
 from asap_exp.attention.coarse import CoarseAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
+from asap_exp.attention.learned import LearnedAttention  # noqa: E402
+from asap_exp.attention.lotformer import LotformerAttention  # noqa: E402
 from asap_exp.attention.relaxed_sinkhorn import RelaxedSinkhornAttention  # noqa: E402
 from asap_exp.attention.sinkhorn import SinkhornAttention  # noqa: E402
 from asap_exp.attention.softmax import SoftmaxAttention  # noqa: E402
@@ -36,6 +38,8 @@ __all__ = [
     "CoarseAttention",
     "EspformerAttention",
     "LayerInputs",
+    "LearnedAttention",
+    "LotformerAttention",
     "MultiHeadAttention",
     "RelaxedSinkhornAttention",
     "SinkhornAttention",

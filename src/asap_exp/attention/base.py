@@ -43,6 +43,9 @@ class Attention(nn.Module, ABC):
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Return the attention matrix `[B, H, N, M]`; for diagnostics, never on a hot path."""
 
+    def attach(self, layer: nn.Module) -> None:
+        """Make what depends on the layer whose `attend` this becomes, such as parameters."""
+
 
 def padded_pairs(key_padding_mask: Tensor) -> Tensor:
     """Return `[B, 1, N, N]`, True where the query or the key is padded and the plan is zero."""

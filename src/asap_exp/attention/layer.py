@@ -36,6 +36,7 @@ class AttentionLayer(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "attend":
             check_attend(self, value)
+            value.attach(self)
         super().__setattr__(name, value)
 
     @property

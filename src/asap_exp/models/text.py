@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from asap_exp.attention import MultiHeadAttention, build_attention
+from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
 from asap_exp.core.config import EncoderConfig, TextTrainConfig
 from asap_exp.data.describing import described_texts
 from asap_exp.data.tokens import PAD, TokenBatch
@@ -21,16 +21,12 @@ INITIAL_STD = 0.02
 class EncoderBlock(nn.Module):
     """Transformer block on `[B, N, dim]`, with a LayerNorm before (pre) or after each part."""
 
-    def __init__(self, config: EncoderConfig, attention: Mapping[str, Any]) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
         self.norm1, self.norm2 = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
         self.attn = MultiHeadAttention(
-            config.dim,
-            config.heads,
-            attend=build_attention(attention),
-            qk_norm=config.qk_norm,
-            proj_drop=config.dropout,
+            config.dim, config.heads, qk_norm=config.qk_norm, proj_drop=config.dropout
         )
         self.mlp = Mlp(
             config.dim,
@@ -102,7 +98,7 @@ class TextEncoder(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.dim, padding_idx=PAD)
         self.positions = Positions(config.positions, max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(EncoderBlock(config, attention) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.apply(initialise_weights)
         self.head: MaskedTokenHead | ClassHead
@@ -111,6 +107,8 @@ class TextEncoder(nn.Module):
         else:
             self.head = ClassHead(config, num_classes)
         self.head.apply(initialise_weights)
+        for layer in attention_layers(self).values():  # last: other weights do not depend on it
+            layer.attend = build_attention(attention)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that are not decayed, as timm's models do."""

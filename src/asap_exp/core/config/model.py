@@ -84,3 +84,4 @@ class AttentionOptions:
     weights: Annotated[str, one_of("equal", "voronoi")]
     seed: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     grid_width: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
+    pivots: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
