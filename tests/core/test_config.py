@@ -704,6 +704,7 @@ WRONG_OPTIONS = {
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
     "espformer": {"temperature": -1.0, "tau": 0.0},
+    "differential": {"lambda_per": "none"},
     "lotformer": {"pivots": 0, "num_iters": 0, "eps": 0.0},
     "coarse": {
         "tokens": 0,
