@@ -6,32 +6,36 @@ import numpy as np
 import ot
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.attention import EspformerAttention, build_attention
+from asap_exp.attention import EspformerAttention, MultiHeadAttention, build_attention
 from asap_exp.core.errors import UserError
 from asap_exp.timing.memory import peak_memory
-from tests.attention.inputs import MASK, make_qkv, normal
+from tests.attention.inputs import HEAD_DIM, HEADS, MASK, make_qkv, normal
 
 HARD = 1e-16  # a tau at which sorts are hard
 
 
-def axes_and_points(q: Tensor, k: Tensor) -> dict:
+def axes_and_points(q: Tensor, k: Tensor, directions: Tensor | None = None) -> dict:
     width = q.shape[1]
     x, y = (t.numpy() / width**0.5 for t in (q, k))
-    return {"X_s": x, "X_t": y, "projections": np.eye(width), "metric": "euclidean"}
+    theta = np.eye(width) if directions is None else F.normalize(directions, dim=-1).T.numpy()
+    return {"X_s": x, "X_t": y, "projections": theta, "metric": "euclidean"}
 
 
-def weighted_by_hand(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def weighted_by_hand(
+    q: Tensor, k: Tensor, temperature: float, directions: Tensor | None = None
+) -> Tensor:
     """Return n times the expected sliced plan from POT's plan of each slice and their costs.
 
     Unless n = m and 1/n is exact, POT 0.9.7 confuses the weights of a plan's pairs with those of
     the queries when it sums a cost.
     """
-    problem = axes_and_points(q, k)
+    problem = axes_and_points(q, k, directions)
     n = len(q)
     _, _, log = ot.expected_sliced_plan(**problem, log=True)
-    plans = np.zeros((q.shape[1], n, len(k)))
+    plans = np.zeros((len(log["G"]), n, len(k)))
     for plan, slice_ in zip(plans, log["G"], strict=True):
         np.add.at(plan, (slice_.rows, slice_.cols), slice_.data)
     distances = ot.dist(problem["X_s"], problem["X_t"], metric="euclidean")
@@ -73,15 +77,76 @@ def test_padded_tokens_are_no_atoms_of_the_expected_sliced_plan() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def in_one_piece(q: Tensor, k: Tensor, v: Tensor, temperature: float, tau: float) -> Tensor:
-    """Compute the formulas for all slices at once, `[B, H, D, N, N]`, for n = m."""
+def with_directions(slices: int = 5, **options: Any) -> EspformerAttention:
+    """Return an attention of a layer that sorts along learned directions, in float64."""
+    torch.manual_seed(0)
+    attention = EspformerAttention(slices=slices, **options)
+    MultiHeadAttention(HEADS * HEAD_DIM, HEADS, attend=attention)
+    return attention.double()
+
+
+@temperatures
+@pytest.mark.parametrize("learned", [False, True])
+def test_plan_of_hard_sorting_is_the_expected_sliced_plan(
+    learned: bool, temperature: float
+) -> None:
+    """Whatever tau, along the axes or along learned directions; POT's plan has mass 1."""
+    q, k = (x.double() for x in make_qkv()[:2])
+    options: dict[str, Any] = {"temperature": temperature, "sorting": "hard", "tau": 1.0}
+    attention = with_directions(**options) if learned else EspformerAttention(**options)
+    plan = attention.plan(q, k).detach()
+    ones = torch.ones_like(plan[..., 0])
+    torch.testing.assert_close(plan.sum(dim=-1), ones)
+    torch.testing.assert_close(plan.sum(dim=-2), ones)
+    for b, h in np.ndindex(plan.shape[:2]):
+        directions = attention.direction[h].detach() if learned else None
+        expected = weighted_by_hand(q[b, h], k[b, h], temperature, directions)
+        torch.testing.assert_close(plan[b, h], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_hard_sorting_has_exact_sums_over_the_valid_tokens() -> None:
+    q, k, _ = (x.double() for x in make_qkv())
+    plan = EspformerAttention(sorting="hard").plan(q, k, key_padding_mask=MASK)
+    valid = (~MASK).double()[:, None].expand(plan.shape[:3])
+    torch.testing.assert_close(plan.sum(dim=-1), valid)
+    torch.testing.assert_close(plan.sum(dim=-2), valid)
+    for b, some in enumerate(~MASK):
+        alone = EspformerAttention(sorting="hard").plan(
+            q[b : b + 1, :, some], k[b : b + 1, :, some]
+        )
+        torch.testing.assert_close(plan[b : b + 1, :, some][..., some], alone)
+
+
+def test_directions_are_parameters_of_the_layer() -> None:
+    attention = with_directions(slices=3)
+    assert {name: tuple(x.shape) for name, x in attention.state_dict().items()} == {
+        "direction": (HEADS, 3, HEAD_DIM)
+    }
+    assert not EspformerAttention().state_dict()
+
+
+def in_one_piece(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    temperature: float,
+    tau: float,
+    sorting: str = "soft",
+    theta: Tensor | None = None,
+) -> Tensor:
+    """Compute the formulas for all slices at once, `[B, H, L, N, N]`, for n = m."""
     x, y = (t * t.shape[3] ** -0.5 for t in (q, k))
+    theta = torch.eye(q.shape[3]).double() if theta is None else theta
+    theta = theta / theta.norm(dim=-1, keepdim=True)
 
-    def soft_sort(s: Tensor) -> Tensor:
-        ranked = s.sort(dim=-1, descending=True).values
-        return (-((ranked[..., :, None] - s[..., None, :]) ** 2) / tau).softmax(dim=-1)
+    def sorted_by(s: Tensor) -> Tensor:
+        ranked = s.sort(dim=-1, descending=True)
+        X = -((ranked.values[..., :, None] - s[..., None, :]) ** 2) / tau
+        P = X.softmax(dim=-1)
+        exact = F.one_hot(ranked.indices, s.shape[-1]).to(P.dtype)
+        return P if sorting == "soft" else exact + P - P.detach()
 
-    P, R = (soft_sort(s.transpose(-1, -2)) for s in (x, y))
+    P, R = (sorted_by((s @ theta.mT).mT) for s in (x, y))
     G = P.transpose(-1, -2) @ R
     distances = (x[:, :, :, None] - y[:, :, None]).square().sum(dim=-1).sqrt()
     w = (-temperature * (distances[:, :, None] * G).sum(dim=(-1, -2))).softmax(dim=-1)
@@ -89,15 +154,20 @@ def in_one_piece(q: Tensor, k: Tensor, v: Tensor, temperature: float, tau: float
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * 7 * 7, 2**16])
+@pytest.mark.parametrize("sorting", ["soft", "hard"])
+@pytest.mark.parametrize("learned", [False, True])
 def test_output_and_gradients_are_those_of_the_formulas(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+    learned: bool, sorting: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The result does not depend on how many of the four slices are computed at once."""
+    """The result does not depend on how many of the slices are computed at once."""
     monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", at_once)
     leaves = [x.double().requires_grad_() for x in make_qkv()]
-    options: dict[str, Any] = {"temperature": 0.5, "tau": 0.05}
+    options: dict[str, Any] = {"temperature": 0.5, "tau": 0.05, "sorting": sorting}
     q, k, v = leaves
-    out, expected = EspformerAttention(**options)(q, k, v), in_one_piece(q, k, v, **options)
+    attention = with_directions(**options) if learned else EspformerAttention(**options)
+    leaves += attention.parameters()
+    expected = in_one_piece(q, k, v, **options, theta=leaves[3] if learned else None)
+    out = attention(q, k, v)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     found = torch.autograd.grad(out.square().sum(), leaves)
     for gradient, other in zip(
@@ -136,6 +206,8 @@ def test_training_keeps_no_plan_of_each_slice(monkeypatch: pytest.MonkeyPatch) -
         ("tau", 0.0, "tau must be finite and > 0, got 0.0"),
         ("temperature", -1.0, "temperature must be finite and >= 0, got -1.0"),
         ("temperature", "much", "temperature must be a number, got 'much'"),
+        ("sorting", "firm", "sorting must be one of soft, hard, got 'firm'"),
+        ("slices", -1, "slices must be at least 0, got -1"),
     ],
 )
 def test_option_out_of_range_is_refused(option: str, value: object, words: str) -> None:

@@ -703,7 +703,8 @@ WRONG_OPTIONS = {
     "sinkhorn": {"num_iters": 0, "eps": 0.0, "backend": "cuda"},
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
-    "espformer": {"temperature": -1.0, "tau": 0.0},
+    "espformer": {"temperature": -1.0, "tau": 0.0, "sorting": "none", "slices": -1},
+    "differential": {"lambda_per": "none"},
     "lotformer": {"pivots": 0, "num_iters": 0, "eps": 0.0},
     "coarse": {
         "tokens": 0,

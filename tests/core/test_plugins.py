@@ -140,7 +140,7 @@ def test_module_that_cannot_be_followed_is_a_sentence(forget, tmp_path, module, 
 
 def test_unknown_attention_is_refused_with_the_way_to_name_its_module():
     error = refusal("task=digits", "attention=tempered")
-    assert "choose one of coarse, espformer" in str(error)
+    assert "choose one of coarse, differential, espformer" in str(error)
     assert str(error).endswith("or name the module that registers it: attention._module=MODULE")
 
 

@@ -15,13 +15,19 @@ from asap_exp.attention.base import (
 )
 from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
 from asap_exp.attention.recording import LayerInputs, record_inputs
-from asap_exp.attention.swapping import attention_layers, swap_attention, swapped
+from asap_exp.attention.swapping import (
+    attention_layers,
+    fill_attention,
+    swap_attention,
+    swapped,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from asap_exp.attention.asap import AsapAttention  # noqa: E402
 from asap_exp.attention.coarse import CoarseAttention  # noqa: E402
+from asap_exp.attention.differential import DifferentialAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
 from asap_exp.attention.learned import LearnedAttention  # noqa: E402
 from asap_exp.attention.lotformer import LotformerAttention  # noqa: E402
@@ -36,6 +42,7 @@ __all__ = [
     "Attention",
     "AttentionLayer",
     "CoarseAttention",
+    "DifferentialAttention",
     "EspformerAttention",
     "LayerInputs",
     "LearnedAttention",
@@ -51,6 +58,7 @@ __all__ = [
     "attention_origin",
     "build_attention",
     "canonical_options",
+    "fill_attention",
     "record_inputs",
     "register",
     "swap_attention",

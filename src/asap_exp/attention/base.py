@@ -29,6 +29,8 @@ class Attention(nn.Module, ABC):
     """True if the weights come from `distill`, so that `train` cannot build it."""
     takes_bias: ClassVar[bool] = False
     """True if `forward` takes `bias`, added to the logits, and `dropout` of attention weights."""
+    depth: int = 0
+    """Place of its layer among the attention layers of the model, counted from 0."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

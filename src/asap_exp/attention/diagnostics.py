@@ -37,8 +37,11 @@ def l1_row_distance(
 
 
 def entropy(plan: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    """Return mean_i -sum_j A_ij log A_ij / log m, between 0 and 1; 0 for a single key."""
-    row_entropy = torch.special.entr(plan).sum(dim=-1)
+    """Return mean_i -sum_j A_ij log A_ij / log m, between 0 and 1; 0 for a single key.
+
+    A plan with negative entries has that of |A|, whose rows may sum to more than 1.
+    """
+    row_entropy = torch.special.entr(plan.abs()).sum(dim=-1)
     if key_padding_mask is None:
         num_keys = torch.full((plan.shape[0],), plan.shape[-1], device=plan.device)
     else:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
-from asap_exp.attention.base import Attention
+from asap_exp.attention.base import Attention, build_attention
 from asap_exp.attention.layer import AttentionLayer
 from asap_exp.core.errors import UserError
 
@@ -15,6 +16,14 @@ def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     return {
         path: module for path, module in model.named_modules() if isinstance(module, AttentionLayer)
     }
+
+
+def fill_attention(model: nn.Module, attention: Mapping[str, Any]) -> None:
+    """Give every attention layer an attention of its own, built from `{name, **options}`."""
+    for depth, layer in enumerate(attention_layers(model).values()):
+        attend = build_attention(attention)
+        attend.depth = depth
+        layer.attend = attend
 
 
 @contextmanager

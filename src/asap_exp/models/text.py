@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
+from asap_exp.attention import MultiHeadAttention, fill_attention
 from asap_exp.core.config import EncoderConfig, TextTrainConfig
 from asap_exp.data.describing import described_texts
 from asap_exp.data.tokens import PAD, TokenBatch
@@ -107,8 +107,7 @@ class TextEncoder(nn.Module):
         else:
             self.head = ClassHead(config, num_classes)
         self.head.apply(initialise_weights)
-        for layer in attention_layers(self).values():  # last: other weights do not depend on it
-            layer.attend = build_attention(attention)
+        fill_attention(self, attention)  # last: other weights do not depend on it
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that are not decayed, as timm's models do."""

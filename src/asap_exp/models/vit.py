@@ -6,7 +6,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from asap_exp.attention import MultiHeadAttention, attention_layers, build_attention
+from asap_exp.attention import MultiHeadAttention, fill_attention
 from asap_exp.core.config import ImageTrainConfig, ViTConfig
 from asap_exp.core.errors import UserError
 from asap_exp.data.describing import described_images
@@ -65,8 +65,7 @@ def build_vit(
         proj_drop_rate=model.dropout,
         attn_layer=ViTAttention,
     )
-    for layer in attention_layers(vit).values():
-        layer.attend = build_attention(attention)
+    fill_attention(vit, attention)
     return vit
 
 

@@ -108,7 +108,10 @@ def convert(
         old = model.get_submodule(each.path)  # of the copy
         if old not in layers:
             now = Found(each.path, old, each.kind)
-            layers[old] = now.layer(made(), attention_dropout)
+            attend = made()
+            if attend is not None:
+                attend.depth = len(layers)
+            layers[old] = now.layer(attend, attention_dropout)
         model = put(model, each.path, layers[old])
     for kind in {each.kind for each in found if each.kind is not None}:
         kind.settle(model)

@@ -85,3 +85,6 @@ class AttentionOptions:
     seed: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     grid_width: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     pivots: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
+    lambda_per: Annotated[str, one_of("head", "layer")]
+    sorting: Annotated[str, one_of("soft", "hard")]
+    slices: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]

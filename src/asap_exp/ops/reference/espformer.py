@@ -1,11 +1,14 @@
-"""ESPFormer's attention: soft sorts along every axis of a head, weighted by their costs.
+"""ESPFormer's attention: sorts along slices of a head, weighted by their costs.
 
-With x_i = q_i / sqrt(D), y_j = k_j / sqrt(D) and axis l as the slice l, l = 1 .. D,
+With x_i = q_i / sqrt(D), y_j = k_j / sqrt(D) and slice l along the unit vector theta_l, by default
+the axes l = 1 .. D,
 
-    P_l[r, i] = softmax_i(-(s_(r) - s_i)^2 / tau),   s = x[:, l],  s_(1) >= s_(2) >= ...,
+    P_l[r, i] = softmax_i(-(s_(r) - s_i)^2 / tau),   s = x theta_l,  s_(1) >= s_(2) >= ...,
 
-R_l likewise from y[:, l]. The plan of a slice is G_l = P_l^T M R_l, where M is the identity: it
-matches rank r of the queries with rank r of the keys. Slices of low cost get more weight:
+R_l likewise from y theta_l. Hard sorts are the permutations themselves, P_l[r, i] = 1 where i has
+rank r, with the gradient of the soft ones ("straight through"). The plan of a slice is G_l = P_l^T
+M R_l, where M is the identity: it matches rank r of the queries with rank r of the keys. Slices of
+low cost get more weight:
 
     c_l = sum_ij |x_i - y_j| G_l[i, j],   w = softmax_l(-temperature c_l),   A = sum_l w_l G_l.
 
@@ -17,13 +20,16 @@ the gradient, so memory is O(n m) per head.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
+
+Sorts: TypeAlias = tuple[float, bool, Tensor | None]
+"""tau, whether sorts are hard, and the padding `[B, N]`."""
 
 AT_ONCE = 2**16
 """Maximum number of plan entries per head computed at a time; a single slice may have more."""
@@ -37,78 +43,90 @@ def espformer_attention(
     temperature: float,
     tau: float,
     key_padding_mask: Tensor | None,
+    theta: Tensor | None = None,
+    hard: bool = False,
 ) -> Tensor:
-    """Compute A v `[B, H, N, width of v]` in v's dtype; 0 at padded positions."""
+    """Compute A v `[B, H, N, width of v]` in v's dtype; 0 at padded positions.
+
+    `theta` `[H, L, D]` are unit vectors of the slices, the axes if None; `hard` sorts hard.
+    """
     x, y = points(q, key_padding_mask), points(k, key_padding_mask)
     padding = effective_padding(key_padding_mask)
     values = blank(v, key_padding_mask, 2).to(x.dtype)
     some = max(1, AT_ONCE // (q.shape[2] * k.shape[2]))
-    slices = [*zip(*(t.transpose(-1, -2).split(some, dim=-2) for t in (x, y)), strict=True)]
+    sliced = (projected(t, theta).split(some, dim=-2) for t in (x, y))
+    slices = [*zip(*sliced, strict=True)]
+    sorts = (tau, hard, padding)
 
     distances = torch.cdist(x, y)
     # Every G_l has mass n, so a constant changes no weight: remove the large common part of c.
     distances = distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
-    costs = [recomputed(cost, *pair, distances, tau, padding) for pair in slices]
+    costs = [recomputed(cost, *pair, distances, sorts) for pair in slices]
     w = torch.softmax(-temperature * torch.cat(costs, dim=-1), dim=-1)
     out = values.new_zeros(*x.shape[:3], values.shape[3])
     for pair, weights in zip(slices, w.split(some, dim=-1), strict=True):
-        out = out + recomputed(average, *pair, values, weights, tau, padding)
+        out = out + recomputed(average, *pair, values, weights, sorts)
     return blank(out, key_padding_mask, 2).to(v.dtype)
 
 
-def espformer_plan(
-    q: Tensor, k: Tensor, *, temperature: float, tau: float, key_padding_mask: Tensor | None
-) -> Tensor:
+def espformer_plan(q: Tensor, k: Tensor, **options: Any) -> Tensor:
     """Compute A `[B, H, N, M]`, the weights of `espformer_attention`; 0 at padded positions."""
     keys = torch.eye(k.shape[2], dtype=compute_dtype(k), device=k.device)
-    return espformer_attention(
-        q,
-        k,
-        keys.expand(*k.shape[:2], -1, -1),
-        temperature=temperature,
-        tau=tau,
-        key_padding_mask=key_padding_mask,
-    )
+    return espformer_attention(q, k, keys.expand(*k.shape[:2], -1, -1), **options)
 
 
 def points(x: Tensor, mask: Tensor | None) -> Tensor:
     return blank(x, mask, 2).to(compute_dtype(x)) * x.shape[3] ** -0.5
 
 
-def cost(x: Tensor, y: Tensor, distances: Tensor, tau: float, padding: Tensor | None) -> Tensor:
+def projected(x: Tensor, theta: Tensor | None) -> Tensor:
+    """Return the coordinates `[B, H, L, N]` of points `[B, H, N, D]` along the slices."""
+    return x.transpose(-1, -2) if theta is None else theta @ x.transpose(-1, -2)
+
+
+def cost(x: Tensor, y: Tensor, distances: Tensor, sorts: Sorts) -> Tensor:
     """Return costs c `[B, H, L]` of slices from projections `[B, H, L, N]` and `[B, H, L, M]`."""
-    P, MR = soft_sorts(x, y, tau, padding)
+    P, MR = both_sorts(x, y, *sorts)
     return ((P @ distances[:, :, None]) * MR).sum(dim=(-1, -2))
 
 
-def average(
-    x: Tensor, y: Tensor, values: Tensor, weights: Tensor, tau: float, padding: Tensor | None
-) -> Tensor:
+def average(x: Tensor, y: Tensor, values: Tensor, weights: Tensor, sorts: Sorts) -> Tensor:
     """Return sum_l w_l G_l v over these slices, `[B, H, N, width of v]`."""
-    P, MR = soft_sorts(x, y, tau, padding)
+    P, MR = both_sorts(x, y, *sorts)
     ranked = (MR @ values[:, :, None]) * weights[..., None, None]
     return (P.transpose(-1, -2) @ ranked).sum(dim=2)
 
 
-def soft_sorts(x: Tensor, y: Tensor, tau: float, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+def both_sorts(
+    x: Tensor, y: Tensor, tau: float, hard: bool, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
-    P, R = soft_sort(x, tau, padding), soft_sort(y, tau, padding)
+    P, R = (sort_matrix(s, tau, hard, padding) for s in (x, y))
     n, m = x.shape[-1], y.shape[-1]
     return P, R if n == m else coupling(n, m).to(R) @ R
 
 
-def soft_sort(s: Tensor, tau: float, padding: Tensor | None) -> Tensor:
-    """Return soft permutations of s `[.., N]`: one row per rank, descending; padded rows are 0."""
-    if padding is None:
-        ranked = s.sort(dim=-1, descending=True).values
-        return torch.softmax(-(ranked[..., :, None] - s[..., None, :]).square() / tau, dim=-1)
-    absent = padding[:, None, None]
-    ranked = s.masked_fill(absent, float("-inf")).sort(dim=-1, descending=True).values
-    num_valid = (~absent).sum(dim=-1, keepdim=True)
-    beyond = torch.arange(s.shape[-1], device=s.device) >= num_valid
-    X = -(ranked.masked_fill(beyond, 0.0)[..., :, None] - s[..., None, :]).square() / tau
-    P = torch.softmax(X.masked_fill(absent[..., None, :], float("-inf")), dim=-1)
-    return P.masked_fill(beyond[..., None], 0.0)
+def sort_matrix(s: Tensor, tau: float, hard: bool, padding: Tensor | None) -> Tensor:
+    """Return soft or hard permutations of s `[B, H, L, N]`: one row per rank, descending.
+
+    Rows beyond the valid tokens are 0, and so are the columns of padded ones.
+    """
+    absent = None if padding is None else padding[:, None, None]
+    shown = s if absent is None else s.masked_fill(absent, float("-inf"))
+    ranked, order = shown.sort(dim=-1, descending=True)
+    beyond = None
+    if absent is not None:
+        num_valid = (~absent).sum(dim=-1, keepdim=True)
+        beyond = torch.arange(s.shape[-1], device=s.device) >= num_valid
+        ranked = ranked.masked_fill(beyond, 0.0)
+    X = -(ranked[..., :, None] - s[..., None, :]).square() / tau
+    if absent is not None:
+        X = X.masked_fill(absent[..., None, :], float("-inf"))
+    P = torch.softmax(X, dim=-1)
+    if hard:
+        exact = torch.zeros_like(P).scatter(-1, order[..., None], 1.0)
+        P = exact + (P - P.detach())
+    return P if beyond is None else P.masked_fill(beyond[..., None], 0.0)
 
 
 def coupling(n: int, m: int) -> Tensor:
