@@ -26,6 +26,8 @@ class Attention(nn.Module, ABC):
 
     name: ClassVar[str]
     needs_calibration: ClassVar[bool] = False
+    younger_options: ClassVar[tuple[str, ...]] = ()
+    """Options that the first runs lack: at their defaults, they are no part of a run's identity."""
     """True if the weights come from `distill`, so that `train` cannot build it."""
     takes_bias: ClassVar[bool] = False
     """True if `forward` takes `bias`, added to the logits, and `dropout` of attention weights."""
@@ -105,13 +107,17 @@ def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Equal attentions get equal configurations, however they were written.
     """
-    parameters = inspect.signature(attention_class(config["name"]).__init__).parameters
+    cls = attention_class(config["name"])
+    parameters, younger = inspect.signature(cls.__init__).parameters, cls.younger_options
     canonical = dict(config)
     for option in attention_options(config["name"]):
         default = parameters[option].default
         if default is inspect.Parameter.empty:  # checked to be given
             continue
         value = config.get(option, default)
+        if option in younger and value == default:
+            canonical.pop(option, None)
+            continue
         whole = isinstance(value, int) and not isinstance(value, bool)
         canonical[option] = float(value) if isinstance(default, float) and whole else value
     return canonical

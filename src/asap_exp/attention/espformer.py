@@ -30,6 +30,7 @@ class EspformerAttention(LearnedAttention):
     """
 
     parameter_names = ("direction",)
+    younger_options = ("sorting", "slices")
 
     def __init__(
         self,
