@@ -116,7 +116,8 @@ def test_claimed_directory_holds_the_configuration(tmp_path):
     assert run.path == run_directory(config)
     assert Run(run.path).config == config
     assert run.name == "/".join(run.path.parts[-3:])
-    assert run.group == run.name.replace("/", "-")
+    assert run.label == run.name.replace("/", "-")
+    assert run.label == f"{run.group}-s{config.seed}"
     assert not run.finished
 
 

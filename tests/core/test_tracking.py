@@ -96,10 +96,11 @@ def start(folder, *, wandb):
         logger(wandb=wandb),
         {"seed": 0},
         folder=folder,
+        label="digits-vit-s0",
         group="digits-vit",
         job_type="train",
         tags=["two"],
-        run_id="digits-vit",
+        run_id="digits-vit-s0",
     )
 
 
@@ -119,7 +120,8 @@ def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     with start(folder, wandb=True) as run:
         run.log({"loss": 1.0})
-        assert (run.group, run.name, run.id) == ("digits-vit", "digits-vit-train", "digits-vit")
+        assert (run.group, run.name) == ("digits-vit", "digits-vit-s0-train")
+        assert run.id == "digits-vit-s0"
         assert set(run.tags) == {"one", "two"}
         assert run.config["seed"] == 0
     (written,) = (folder / "wandb").glob("offline-run-*")
@@ -290,8 +292,8 @@ from asap_exp.core.config import LoggerConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tracking import wandb_run
 try:
-    with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), group="g",
-                   job_type="train", tags=[], run_id="x"):
+    with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), label="n",
+                   group="g", job_type="train", tags=[], run_id="x"):
         pass
 except UserError as error:
     print(error)
@@ -301,8 +303,8 @@ import os, sys, time
 from pathlib import Path
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.tracking import wandb_run
-with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), group="g",
-               job_type="train", tags=[], run_id="x") as run:
+with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), label="n",
+               group="g", job_type="train", tags=[], run_id="x") as run:
     run.log({"early loss": 1.0})
     time.sleep(2.5)
     os.kill(os.getpid(), 9)

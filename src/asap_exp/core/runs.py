@@ -178,14 +178,19 @@ class Run:
 
     @property
     def group(self) -> str:
-        """Tracking group, shared by everything that belongs to this run."""
+        """Tracking group: everything that belongs to runs of this recipe, whatever their seed."""
+        return self.label.removesuffix(f"-s{self.config.seed}")
+
+    @property
+    def label(self) -> str:
+        """Name for trackers, whose names have no slashes."""
         return self.name.replace("/", "-")
 
     @property
     def tracking_id(self) -> str:
         """Tracking id of all attempts at this run; it changes when a run is moved aside."""
         aside = len(list(self.path.parent.glob(f"{self.path.name}~*")))
-        return f"{self.group}-{aside}" if aside else self.group
+        return f"{self.label}-{aside}" if aside else self.label
 
     @property
     def weights(self) -> Path:

@@ -8,6 +8,7 @@ import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ REACH_SECONDS = 5
 """Seconds that a check waits for it."""
 FLUSH_SECONDS = 1
 """Interval at which wandb writes its file: the most that a killed process can lose."""
+EARLIER = "earlier"
+"""Folder of the offline files of attempts that a later one continues."""
 OWN_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """Old and new name of wandb's own server."""
 MODES = {
@@ -142,6 +145,7 @@ def wandb_run(
     config: dict[str, Any],
     *,
     folder: Path,
+    label: str,
     group: str,
     job_type: str,
     tags: list[str],
@@ -151,14 +155,17 @@ def wandb_run(
     """Open a wandb run for one stage; yield None if wandb was not chosen or is disabled.
 
     Open it before the stage's manifest, so that a tracker that fails to start leaves no record
-    behind. The stages of one training run share a `group`; `part` tells several of one stage apart
-    by name. With `run_id`, a later attempt continues the run of that name.
+    behind. The stages of one training run share a `label`, the first part of their names, and those
+    of all its seeds a `group`; `part` tells several of one stage apart by name. With `run_id`, a
+    later attempt continues the run of that name.
     """
     if not logger.wandb or (mode := wandb_mode()) == "disabled":
         yield None
         return
     require_wandb()
     set_defaults()
+    if run_id is not None and mode == "offline":
+        set_aside(folder / "wandb", run_id)
     try:
         import wandb
 
@@ -169,7 +176,7 @@ def wandb_run(
             dir=str(folder),
             group=group,
             job_type=job_type,
-            name="-".join(filter(None, (group, job_type, part))),
+            name="-".join(filter(None, (label, job_type, part))),
             tags=[*logger.tags, *tags],
             mode=mode,  # type: ignore[arg-type]
             id=run_id,
@@ -194,6 +201,29 @@ def wandb_run(
         if mode == "offline":
             place = shown(Path(run.dir).parent)  # RUN/wandb/offline-run-TIME-ID/files
             say(f"wandb, offline: {place}; upload it with: wandb sync {shlex.quote(place)}")
+
+
+def set_aside(folder: Path, run_id: str) -> None:
+    """Move the offline files of earlier attempts to `folder`/earlier, out of what is uploaded.
+
+    Each upload of a run replaces the last one, and the file of the new attempt begins with the
+    points of the earlier ones.
+    """
+    for found in sorted(folder.glob("offline-run-*")):
+        if not any(found.glob(f"run-{run_id}.wandb")):
+            continue
+        (folder / EARLIER).mkdir(exist_ok=True)
+        names = (found.name + "~" * times for times in count())
+        found.rename(next(to for name in names if not (to := folder / EARLIER / name).exists()))
+
+
+def require_tensorboard() -> None:
+    """Raise UserError if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard was chosen as a logger but is not installed; install it with: "
+            'pip install "asap_exp[tensorboard]", or choose logger=csv'
+        )
 
 
 def set_defaults() -> None:

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from asap_exp.core.console import warn
@@ -78,18 +79,34 @@ def logs(run: Path) -> list[Path]:
 
 def readable_rows(log: Path) -> tuple[list[Row], int]:
     """Return the rows of a log, and how many could not be read."""
+    found = [cells and row_of(cells) for cells in named_cells(log)]
+    kept = [row for row in found if row]
+    return kept, len(found) - len(kept)
+
+
+def logged_points(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return what every attempt has logged so far, as the step and the values by name.
+
+    What cannot be read is left out: trackers alone want it.
+    """
+    points = []
+    for log in logs(run):
+        for row in filter(None, named_cells(log)):
+            with suppress(ValueError):
+                values = {name: float(cell) for name, cell in row.items() if cell}
+                points.append((int(values.pop("step", -1)), values))
+    return [point for point in points if point[0] >= 0]
+
+
+def named_cells(log: Path) -> list[dict[str, str] | None]:
+    """Return the cells of each row by name; None for a row that cannot be read."""
     with reading(log):
         text = log.read_bytes().decode("utf-8", errors="replace")
     *lines, _ = text.split("\n")  # text after the last newline was cut off
     names, *rows = [cells(line) for line in lines] or [[]]
     if not {"epoch", "step"} <= set(names):
-        return [], max(len(rows), 1)
-    found = [
-        row_of(dict(zip(names, row, strict=False))) if len(row) == len(names) else None
-        for row in rows
-    ]
-    kept = [row for row in found if row is not None]
-    return kept, len(found) - len(kept)
+        return [None] * max(len(rows), 1)
+    return [dict(zip(names, row, strict=False)) if len(row) == len(names) else None for row in rows]
 
 
 def cells(line: str) -> list[str]:

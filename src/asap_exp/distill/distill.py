@@ -10,6 +10,8 @@ from torch import nn
 
 from asap_exp.attention import Attention, attention_class, attention_layers, swapped
 from asap_exp.calibration.artifact import (
+    IDENTITY,
+    TENSORS,
     Artifact,
     check_belongs,
     layers_fingerprint,
@@ -27,10 +29,11 @@ from asap_exp.calibration.fidelity import Fidelity, plan_fidelity
 from asap_exp.calibration.steps import STEPS
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core import plugins
-from asap_exp.core.config import LayerConfig, TrainConfig
+from asap_exp.core.config import LayerConfig, LoggerConfig, TrainConfig
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.devices import use_cpu_threads
 from asap_exp.core.errors import UserError
+from asap_exp.core.lineage import data_product, makes, map_product, reads, teacher_product, uploads
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
@@ -158,6 +161,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
                 config.logger,
                 {**public, "teacher_config": public_config(run.config)},
                 folder=run.path,
+                label=run.label,
                 group=run.group,
                 job_type="distill",
                 part=folder.name,
@@ -166,6 +170,8 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
             manifest(folder / "manifest.json", **facts) as record,
             team.unbroken(),
         ):
+            reads(tracker, data_product(run.config.data.name, "train", run.manifest.data))
+            reads(tracker, teacher_product(run))
             team.begin(orders)
             samples = CalibrationData(net, fit_samples, held_out, calibration, subject.precision)
             compiled, artifact, fidelity = compile_and_compare(subject, samples, compiler)
@@ -174,6 +180,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
             record["data"] = artifact.identity["calibration_set"]
             if tracker is not None:
                 log_fidelity(tracker, rows)
+            log_map(tracker, config.logger, run, folder)
     print_fidelity(rows)
     print_prediction_kl(compiled.calibration)
     say(
@@ -290,6 +297,12 @@ def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact
         "budget": compiled.budget,
     }
     return make_artifact(compiled.attends, compiled.calibration.controls, identity)
+
+
+def log_map(tracker: Any, logger: LoggerConfig, run: Run, folder: Path) -> None:
+    """Log the map in `folder`, of the teacher `run`, to the tracker; None is no tracker."""
+    product = map_product(run, load_artifact(folder).identity)
+    makes(tracker, product, *uploads(logger, folder / TENSORS, folder / IDENTITY))
 
 
 def log_fidelity(tracker: Any, rows: list[dict[str, Any]]) -> None:

@@ -15,13 +15,14 @@ from asap_exp.calibration.coarse import check_grid_fits, coarse_layers, identity
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
+from asap_exp.core.lineage import reads, teacher_product
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import public_config, short_hash, stage_finished
 from asap_exp.core.tracking import wandb_run
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import artifact_key, chosen_layers, tokens_of
+from asap_exp.distill.distill import artifact_key, chosen_layers, log_map, tokens_of
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher
 
@@ -56,14 +57,17 @@ def distill_without_fit(config: DistillConfig) -> Path:
                 config.logger,
                 {**public, "teacher_config": public_config(run.config)},
                 folder=run.path,
+                label=run.label,
                 group=run.group,
                 job_type="distill",
                 part=folder.name,
                 tags=[str(run.config.task.name), config.calibration.name],
-            ),
+            ) as tracker,
             manifest(folder / "manifest.json", **facts),
         ):
+            reads(tracker, teacher_product(run))
             save_artifact(folder, make_artifact(attends, {}, identity), [])
+            log_map(tracker, config.logger, run, folder)
     for path, attend in attends.items():
         say(f"{path}: {attend.extra_repr()}")
     say(

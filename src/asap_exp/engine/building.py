@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import (
     RichModelSummary,
     Timer,
 )
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -33,6 +32,7 @@ from asap_exp.data.loader import Batch
 from asap_exp.data.tokens import TokenBatch
 from asap_exp.engine.averaging import Averaging
 from asap_exp.engine.checkpoints import BestWeights, LastCheckpoint, SafeCheckpointIO, StampIdentity
+from asap_exp.engine.continued import ContinueCurves, tracker_loggers
 from asap_exp.engine.csv_log import CsvLog
 from asap_exp.engine.diagnostics import PlanDiagnostics
 from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_generators
@@ -159,9 +159,8 @@ def build_trainer(
     plugins: list[Any] = [SafeCheckpointIO()]
     if environment is not None:
         plugins.append(environment)
-    loggers: list[Logger] = [CsvLog(run.path, name="logs")]
-    if tracker is not None:
-        loggers.append(WandbLogger(experiment=tracker))
+    trackers = tracker_loggers(config.logger, run.path, tracker) if first else []
+    loggers = [CsvLog(run.path, name="logs"), *trackers]
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=trainer.devices,
@@ -231,6 +230,7 @@ def build_callbacks(
     """Build the callbacks of a run, in the order in which they must be called."""
     chosen = config.callbacks
     callbacks: list[L.Callback] = [
+        ContinueCurves(run.path),
         Timer(duration=config.trainer.max_time),  # a Trainer with a Timer ignores its max_time
         LearningRates(),
         History(),

@@ -11,6 +11,9 @@ from asap_exp.attention.diagnostics import column_error, entropy, largest_logit
 from asap_exp.engine.micro_batches import split
 from asap_exp.engine.module import net_of
 
+PLAN_NUMBERS = ("column_error", "entropy", "largest_logit")
+"""What is logged of each layer, as plan/LAYER/NAME."""
+
 
 class PlanDiagnostics(L.Callback):
     """Callback that logs column error, largest logit and entropy per layer as `plan/LAYER/NAME`."""
@@ -55,11 +58,11 @@ def describe_plans(net: nn.Module, inputs: Any) -> dict[str, float]:
         q, k, _, mask = recorded[path][-1]
         plan = layer.attend.plan(q, k, key_padding_mask=mask)
         eps = getattr(layer.attend, "eps", 1.0)
-        found = {
-            "column_error": column_error(plan, mask).mean(),
-            "entropy": entropy(plan, mask).mean(),
-            "largest_logit": largest_logit(q, k, eps=eps, key_padding_mask=mask).max(),
-        }
-        names += [f"plan/{number}/{name}" for name in found]
-        values += [value.double() for value in found.values()]
+        found = (
+            column_error(plan, mask).mean(),
+            entropy(plan, mask).mean(),
+            largest_logit(q, k, eps=eps, key_padding_mask=mask).max(),
+        )
+        names += [f"plan/{number}/{name}" for name in PLAN_NUMBERS]
+        values += [value.double() for value in found]
     return dict(zip(names, torch.stack(values).tolist(), strict=True))  # waits once

@@ -11,6 +11,7 @@ from asap_exp.core.agreement import of_all
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
+from asap_exp.core.lineage import evaluation_product, makes, uploads
 from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.objectives import OBJECTIVES
@@ -24,7 +25,7 @@ from asap_exp.evaluate import record
 from asap_exp.evaluate.baseline import baseline_row
 from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.resolve import Subject, resolve
-from asap_exp.evaluate.wandb_log import log_evaluation
+from asap_exp.evaluate.wandb_log import log_evaluation, log_inputs, numbers
 from asap_exp.report.records import METRICS, read_record
 from asap_exp.report.tables import print_drift, print_evaluation
 
@@ -63,6 +64,7 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
                 "map": subject.artifact.identity,
             },
             folder=run.path,
+            label=run.label,
             group=run.group,
             job_type="evaluate",
             part=folder.name,
@@ -71,6 +73,7 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
         manifest(folder / "manifest.json", **facts) as started,
         team.unbroken(),
     ):
+        log_inputs(tracker, subject)
         validation = subject.validation()
         team.begin(Orders(str(run.path), str(subject.folder), str(folder)))
         check_same_variants(subject)
@@ -82,6 +85,8 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
         found = record.write(folder, subject, measured, config, started)
         if tracker is not None:
             log_evaluation(tracker, found)
+            product = evaluation_product(run, folder, numbers(found))
+            makes(tracker, product, *uploads(config.logger, folder / METRICS))
     print_evaluation(found)
     if measured.drift is not None:
         print_drift(measured.drift)

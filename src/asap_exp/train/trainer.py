@@ -14,6 +14,7 @@ from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import postponed
+from asap_exp.core.lineage import data_product, makes, reads, teacher_product, uploads
 from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
 from asap_exp.core.objectives import Objective
@@ -30,7 +31,7 @@ from asap_exp.core.runs import (
     write_config,
 )
 from asap_exp.core.team import Team, alone
-from asap_exp.core.tracking import wandb_run
+from asap_exp.core.tracking import require_tensorboard, wandb_run
 from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.engine.building import (
@@ -42,6 +43,7 @@ from asap_exp.engine.building import (
     set_micro_batch,
 )
 from asap_exp.engine.checkpoints import check_identity
+from asap_exp.engine.diagnostics import PLAN_NUMBERS
 from asap_exp.engine.module import net_of
 from asap_exp.engine.recording_choice import set_recording
 from asap_exp.models import build_net, compile_as_configured
@@ -73,6 +75,8 @@ def train(config: TrainConfig) -> Run:
     On several devices each process calls this, and rank 0 alone writes.
     """
     build_attention(config.attention)  # fails before anything is loaded or written
+    if config.logger.tensorboard:
+        require_tensorboard()
     callbacks = own_callbacks(config)
     team = Team(config.trainer.together, stops_together=True)
     check_strategy(config, team)
@@ -207,6 +211,7 @@ def fit(
             config.logger,
             public_config(config),
             folder=run.path,
+            label=run.label,
             group=run.group,
             job_type="train",
             tags=[str(config.task.name), config.attention["name"]],
@@ -217,7 +222,10 @@ def fit(
         refusals_in_words(config),
     ):
         if tracker is not None:
-            set_axes(tracker, config.objective)
+            set_axes(tracker, config.objective, layers=config.model.depth)
+        reads(tracker, data_product(config.data.name, "train", training.data.identity))
+        if training.initial is not None:
+            reads(tracker, teacher_product(training.initial))
         with team.unbroken(), postponed() as stop:
             callbacks = build_callbacks(config, run, team.device, stop, stamp, training.callbacks)
             trainer = build_trainer(config, run, team.device, tracker, callbacks, team.environment)
@@ -228,6 +236,7 @@ def fit(
             write_config(config, run.path)
         if tracker is not None:
             tracker.summary.update({name: record[name] for name in SUMMARY if name in record})
+        makes(tracker, teacher_product(run, record), *uploads(config.logger, run.weights))
     if record["epochs"] < config.recipe.epochs:
         say(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
     if config.trainer.profiler:
@@ -248,13 +257,23 @@ SUMMARY = (
 """Facts of a manifest that a run's summary on wandb holds, beside the last metrics."""
 
 
-def set_axes(tracker: Any, objective: Objective) -> None:
-    """Draw metrics on wandb over the step, and keep the best validation in the summary."""
-    step = "trainer/global_step"
-    tracker.define_metric(step)
-    tracker.define_metric("*", step_metric=step)
+def set_axes(tracker: Any, objective: Objective, layers: int) -> None:
+    """Choose the x axes on wandb, and what the summary keeps of each number.
+
+    What is logged once an epoch is drawn over the epoch, so that runs of other batch sizes compare;
+    all else over the step. The summary has the best and the last validation.
+    """
+    tracker.define_metric("epoch", hidden=True)
+    tracker.define_metric("trainer/global_step", hidden=True)
+    tracker.define_metric("*", step_metric="trainer/global_step")
+    # By name: which of two patterns wandb takes for a number that both match is left to chance.
+    plans = [f"plan/{layer}/{what}" for layer in range(layers) for what in PLAN_NUMBERS]
+    for name in ("train/loss_epoch", *plans):
+        tracker.define_metric(name, step_metric="epoch")
     best = "min" if objective.lower_is_better else "max"
-    tracker.define_metric(objective.validation, step_metric=step, summary=best)
+    kept = {"val/loss": "min", f"val/{objective.metric}": best, objective.validation: best}
+    for name, which in kept.items():
+        tracker.define_metric(name, step_metric="epoch", summary=f"{which},last")
 
 
 def settled(config: TrainConfig) -> tuple[TrainConfig, Run | None]:

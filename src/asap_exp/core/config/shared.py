@@ -56,6 +56,9 @@ class LoggerConfig:
     project: str
     entity: str | None
     tags: list[str]
+    # Configurations saved before these keys existed lack them.
+    upload: bool = False
+    tensorboard: bool = False
 
 
 @dataclass
