@@ -28,6 +28,7 @@ from tests.documents import (
     links,
 )
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY
+from tests.wandb_file import artifacts
 
 
 def stage(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -197,6 +198,22 @@ def test_stages_find_each_other_and_share_a_wandb_group(tmp_path: Path) -> None:
     name = "-".join(group.parts[-3:])
     for job_type in ("train", "distill", "evaluate"):
         assert any(f"{name}-{job_type}".encode() in data for data in content), job_type
+    check_lineage(files)
+
+
+def check_lineage(files: list[Path]) -> None:
+    """Check that what a stage made is what the next ones used, for train, distill and evaluate."""
+    made: dict[str, str] = {}
+    used: list[list[str]] = []
+    for file in files:
+        found = artifacts(file)
+        known = {a.name: a.digest for a in found if a.use_after_commit}
+        assert all(made[name] == known[name] for name in made.keys() & known.keys())
+        used.append(sorted(a.type for a in found if a.use_after_commit))
+        made |= {a.name: a.digest for a in found if not a.use_after_commit}
+        assert all(a.user_created == a.use_after_commit for a in found)
+    assert used == [["dataset"], ["dataset", "model"], ["dataset", "map", "model"]]
+    assert [name.split("-")[0] for name in made] == ["teacher", "map", "evaluation"]
 
 
 @pytest.mark.slow

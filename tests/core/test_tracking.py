@@ -11,7 +11,7 @@ import pytest
 
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.errors import UserError
-from asap_exp.core.tracking import require_wandb, wandb_mode, wandb_run
+from asap_exp.core.tracking import require_tensorboard, require_wandb, wandb_mode, wandb_run
 
 HOST = "api.wandb.ai"
 
@@ -89,6 +89,12 @@ def test_missing_wandb_is_a_sentence_with_the_way_out(monkeypatch, tmp_path):
         pass
     with start(tmp_path, wandb=False) as run:
         assert run is None, "who did not choose wandb does not need it"
+
+
+def test_missing_tensorboard_is_a_sentence_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    with pytest.raises(UserError, match=r"not installed; .*asap_exp\[tensorboard\].*logger=csv"):
+        require_tensorboard()
 
 
 def start(folder, *, wandb):

@@ -155,6 +155,8 @@ class LastCheckpoint(Checkpoint):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and not trainer.is_last_batch and self._asked():
             trainer.save_checkpoint(self.path)
+            # Lightning logs after these hooks, and the checkpoint counts the step as done.
+            trainer._logger_connector.update_train_step_metrics()
             self.stop.obey()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -165,6 +167,8 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
         if asked:  # one that came meanwhile, perhaps to another rank, has its turn at the next step
+            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # as Lightning does to log
+            trainer._logger_connector.update_train_epoch_metrics()
             self.stop.obey()
 
     def _asked(self) -> bool:
