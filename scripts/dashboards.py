@@ -20,7 +20,8 @@ from asap_exp.core.failures import sentences
 from asap_exp.core.tracking import has_key, reason
 
 STEP = "trainer/global_step"
-METHODS = ("teacher", "asap", "softmax", "uniform")
+METHODS = ("teacher", "asap", "softmax_swapped", "control_uniform")
+"""Rows of an evaluation that the bars compare."""
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -109,7 +110,7 @@ def all_parts() -> list[Part]:
                 line("training loss", "train/loss_epoch"),
                 line("training loss by step", "train/loss_step", x=STEP),
                 line("learning rate", "lr", x=STEP),
-                line("waiting for data", "wait/data", "wait/host"),
+                line("share of time that waits for data", "wait/data"),
             ],
         ),
         Part(

@@ -46,10 +46,17 @@ def points(file: Path) -> Counter[tuple[str, int]]:
     found: Counter[tuple[str, int]] = Counter()
     for record in records(file):
         row = {
-            item.key or "/".join(item.nested_key): json.loads(item.value_json)
+            item.nested_key[0]: json.loads(item.value_json)
             for item in record.history.item
+            if len(item.nested_key) == 1  # others are parts of pictures and tables
         }
         step = row.pop("trainer/global_step", None)
         if step is not None:
             found.update((name, step) for name in row if not name.startswith(("_", "epoch")))
     return found
+
+
+def media(file: Path) -> set[str]:
+    """Return the names of pictures and tables."""
+    keys = [item.nested_key for record in records(file) for item in record.history.item]
+    return {key[0] for key in keys if key[1:] == ["_type"]}

@@ -9,7 +9,7 @@ from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.engine.diagnostics import PLAN_NUMBERS
 from asap_exp.train.trainer import SUMMARY, set_axes
 from tests.stages import run_train
-from tests.wandb_file import kinds
+from tests.wandb_file import kinds, media
 
 
 class Tracker:
@@ -57,6 +57,7 @@ def test_newcomer_w6_summary_and_axes_reach_the_file(
     (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
     written = file.read_bytes()
     assert kinds(file)["stats"], "wandb's own measurements of the system are on"
+    assert media(file) == {"curves", "plan/example"}
     known = [name for name in SUMMARY if getattr(run.manifest, name) is not None]
     assert {"parameters", "kept_epoch", "best_val_accuracy"} <= set(known)
     for name in (*known, "trainer/global_step", "train/loss_step"):

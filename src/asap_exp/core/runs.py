@@ -46,6 +46,7 @@ LOCATION_KEYS = (
     "check",
     "callbacks.progress_bar",
     "callbacks.diagnostic_samples",
+    "callbacks.plan_images",
 )
 """Keys that change where files are or what is shown, but not what is computed.
 

@@ -39,9 +39,11 @@ from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_gene
 from asap_exp.engine.history import History
 from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
+from asap_exp.engine.plan_images import PlanImages
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.engine.rates import LearningRates
 from asap_exp.engine.sharding import Sharded
+from asap_exp.engine.waits import Waits
 
 EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -233,6 +235,7 @@ def build_callbacks(
         ContinueCurves(run.path),
         Timer(duration=config.trainer.max_time),  # a Trainer with a Timer ignores its max_time
         LearningRates(),
+        Waits(),
         History(),
     ]
     if chosen.progress_bar:
@@ -241,6 +244,9 @@ def build_callbacks(
         callbacks.append(RichModelSummary())
     if validates(config) and chosen.diagnostic_samples:
         callbacks.append(PlanDiagnostics(chosen.diagnostic_samples))
+    if validates(config) and chosen.plan_images:
+        epochs, every = config.recipe.epochs, chosen.val_every_n_epochs
+        callbacks.append(PlanImages(chosen.plan_images, epochs, every))
     if validates(config):
         callbacks.append(best_weights(config))
     if chosen.early_stopping.patience is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from asap_exp.core.config import LoggerConfig
@@ -45,9 +46,17 @@ class Continued(Logger):
             epoch = {"epoch": metrics["epoch"]} if "epoch" in metrics else {}
             super().log_metrics({**new, **epoch}, step)  # type: ignore[safe-super]
 
+    def log_picture(self, name: str, picture: np.ndarray, step: int, epoch: int) -> None:
+        """Log a picture `[height, width, 3]` of bytes."""
+        raise NotImplementedError
+
 
 class WandbLog(Continued, WandbLogger):
     """wandb's logger."""
+
+    def log_picture(self, name: str, picture: np.ndarray, step: int, epoch: int) -> None:
+        image = wandb_image(picture, f"epoch {epoch + 1}")
+        self.experiment.log({name: image, "trainer/global_step": step, "epoch": epoch})
 
     @property
     def continues(self) -> bool:
@@ -64,6 +73,15 @@ class TensorBoardLog(Continued, TensorBoardLogger):
     @property
     def continues(self) -> bool:
         return self._continues
+
+    def log_picture(self, name: str, picture: np.ndarray, step: int, epoch: int) -> None:
+        self.experiment.add_image(name, picture, step, dataformats="HWC")
+
+
+def wandb_image(picture: np.ndarray, caption: str) -> Any:
+    import wandb
+
+    return wandb.Image(picture, caption=caption)
 
 
 class ContinueCurves(L.Callback):

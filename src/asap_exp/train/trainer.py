@@ -13,6 +13,7 @@ from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
 from asap_exp.core.errors import UserError
+from asap_exp.core.files import read_json
 from asap_exp.core.interruption import postponed
 from asap_exp.core.lineage import data_product, makes, reads, teacher_product, uploads
 from asap_exp.core.locks import emptied_unless_begun, held
@@ -236,6 +237,7 @@ def fit(
             write_config(config, run.path)
         if tracker is not None:
             tracker.summary.update({name: record[name] for name in SUMMARY if name in record})
+            tracker.log({"curves": curves_table(run)})
         makes(tracker, teacher_product(run, record), *uploads(config.logger, run.weights))
     if record["epochs"] < config.recipe.epochs:
         say(f"Stopped after epoch {record['epochs']} of {config.recipe.epochs}")
@@ -257,6 +259,15 @@ SUMMARY = (
 """Facts of a manifest that a run's summary on wandb holds, beside the last metrics."""
 
 
+def curves_table(run: Run) -> Any:
+    """Return the curves of a run as a table of wandb: a row per epoch, over all attempts."""
+    import wandb
+
+    rows = read_json(run.curves)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return wandb.Table(names, [[row.get(name) for name in names] for row in rows])
+
+
 def set_axes(tracker: Any, objective: Objective, layers: int) -> None:
     """Choose the x axes on wandb, and what the summary keeps of each number.
 
@@ -268,7 +279,7 @@ def set_axes(tracker: Any, objective: Objective, layers: int) -> None:
     tracker.define_metric("*", step_metric="trainer/global_step")
     # By name: which of two patterns wandb takes for a number that both match is left to chance.
     plans = [f"plan/{layer}/{what}" for layer in range(layers) for what in PLAN_NUMBERS]
-    for name in ("train/loss_epoch", *plans):
+    for name in ("train/loss_epoch", "wait/data", *plans):
         tracker.define_metric(name, step_metric="epoch")
     best = "min" if objective.lower_is_better else "max"
     kept = {"val/loss": "min", f"val/{objective.metric}": best, objective.validation: best}

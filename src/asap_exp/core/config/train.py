@@ -37,6 +37,7 @@ class CallbacksConfig:
     # Configurations saved before these keys existed lack them.
     checkpoint_seconds: Annotated[float, at_least(0)] = 60.0
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    plan_images: Annotated[int, at_least(0)] = 20
     extra: list[dict[str, Any]] = field(default_factory=list)
 
 
