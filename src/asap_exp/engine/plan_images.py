@@ -17,6 +17,11 @@ MOST_HEADS = 4
 MOST_TOKENS = 64
 """Rows of a plan in the picture; those of a larger plan are means over blocks."""
 
+GAP = -1.0
+"""What stands between the plans."""
+LEAST_PIXELS = 256
+"""A smaller picture is enlarged to about this size."""
+
 
 class PlanImages(L.Callback):
     """Callback that logs, after at most `count` validations, the plans of the first sample.
@@ -56,17 +61,20 @@ def tiles(net: nn.Module, inputs: Any) -> Tensor:
         if mask is not None:
             valid = ~mask[0]
             plan = plan[:, valid][:, :, valid]
-        size = min(plan.shape[-1], MOST_TOKENS)
-        rows.append(torch.cat([*pad(adaptive_avg_pool2d(plan, size), (0, 1, 0, 1))], dim=1))
+        drawn = adaptive_avg_pool2d(plan, min(plan.shape[-1], MOST_TOKENS))
+        rows.append(torch.cat([*pad(drawn, (0, 1, 0, 1), value=GAP)], dim=1))
     width = max(row.shape[1] for row in rows)
-    return torch.cat([pad(row, (0, width - row.shape[1])) for row in rows])
+    return torch.cat([pad(row, (0, width - row.shape[1]), value=GAP) for row in rows])
 
 
 def coloured(plan: Tensor) -> np.ndarray:
-    """Return masses as a picture `[height, width, 3]` of bytes."""
+    """Return masses as a picture `[height, width, 3]` of bytes, and gaps as white."""
     from matplotlib import colormaps
 
     root = plan.clamp(min=0).sqrt()
     top = float(torch.quantile(root.flatten()[:: max(1, root.numel() // 10**6)], 0.995))
     shares = (root / max(top, 1e-12)).clamp(max=1).cpu().numpy()
-    return (colormaps["magma"](shares)[..., :3] * 255).round().astype(np.uint8)
+    colours = (colormaps["magma"](shares)[..., :3] * 255).round().astype(np.uint8)
+    colours[(plan < 0).cpu().numpy()] = 255
+    scale = max(1, LEAST_PIXELS // max(plan.shape))
+    return colours.repeat(scale, axis=0).repeat(scale, axis=1)
