@@ -185,6 +185,21 @@ def test_stopped_training_does_not_go_on_when_it_is_started_again(
 
 
 @pytest.mark.slow
+def test_trace_of_a_few_steps_is_one_that_perfetto_opens(tmp_path: Path) -> None:
+    options = ("trainer.profiler=pytorch", "trainer.limit_train_batches=9", "trainer.compile=false")
+    run = run_train(tmp_path, *options)
+    assert {file.name for file in (run.path / "profile").iterdir()} == {
+        "trace.json",
+        "operators.txt",
+    }
+    events = json.loads((run.path / "profile" / "trace.json").read_text())["traceEvents"]
+    steps = {e["name"] for e in events if str(e.get("name")).startswith("ProfilerStep#")}
+    assert len(steps) == 5
+    assert any(str(event.get("name")).startswith("aten::") for event in events)
+    assert "aten::" in (run.path / "profile" / "operators.txt").read_text()
+
+
+@pytest.mark.slow
 def test_profile_lies_in_the_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = run_train(tmp_path, "trainer.profiler=simple", "trainer.limit_train_batches=1")
     (file,) = (run.path / "profile").iterdir()

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     RichModelSummary,
     Timer,
 )
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -43,6 +43,7 @@ from asap_exp.engine.plan_images import PlanImages
 from asap_exp.engine.progress import progress_callbacks
 from asap_exp.engine.rates import LearningRates
 from asap_exp.engine.sharding import Sharded
+from asap_exp.engine.trace import Trace
 from asap_exp.engine.waits import Waits
 
 EXPECTED_WARNINGS = (
@@ -56,11 +57,8 @@ EXPECTED_WARNINGS = (
 )
 """Warnings of Lightning and PyTorch that do not apply to these runs."""
 
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-}
+PROFILERS: dict[str, type[Profiler]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+"""Profilers of Lightning. Its PyTorchProfiler writes a trace of a whole training, of gigabytes."""
 
 
 def splits_batches(module: L.LightningModule) -> bool:
@@ -213,8 +211,9 @@ def refusals_in_words(config: TrainConfig) -> Iterator[None]:
 
 
 def build_profiler(name: str | None, run: Run) -> Profiler | None:
-    """Return the profiler of this name, which writes below the run directory."""
-    return None if name is None else PROFILERS[name](dirpath=run.path / "profile", filename=name)
+    """Return Lightning's profiler of this name, which writes below the run directory, if any."""
+    kind = None if name is None else PROFILERS.get(name)
+    return None if kind is None else kind(dirpath=run.path / "profile", filename=name)
 
 
 def validates(config: TrainConfig) -> bool:
@@ -244,7 +243,8 @@ def build_callbacks(
         callbacks.append(RichModelSummary())
     if validates(config) and chosen.diagnostic_samples:
         callbacks.append(PlanDiagnostics(chosen.diagnostic_samples))
-    if validates(config) and chosen.plan_images:
+    tracked = config.logger.wandb or config.logger.tensorboard
+    if validates(config) and tracked and chosen.plan_images:
         epochs, every = config.recipe.epochs, chosen.val_every_n_epochs
         callbacks.append(PlanImages(chosen.plan_images, epochs, every))
     if validates(config):
@@ -252,6 +252,8 @@ def build_callbacks(
     if chosen.early_stopping.patience is not None:
         callbacks.append(early_stopping(config))
     callbacks += own
+    if config.trainer.profiler == "pytorch":
+        callbacks.append(Trace(run.path / "profile"))
     if config.recipe.ema_decay is not None:
         # After the callbacks above, because it restores the raw weights when validation ends.
         callbacks.append(Averaging(device=device, decay=config.recipe.ema_decay))

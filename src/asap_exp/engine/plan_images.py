@@ -38,16 +38,17 @@ class PlanImages(L.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loggers = [each for each in trainer.loggers if isinstance(each, Continued)]
-        if trainer.sanity_checking or trainer.current_epoch not in self.epochs or not loggers:
+        if trainer.sanity_checking or trainer.current_epoch not in self.epochs:
             return
         assert trainer.val_dataloaders is not None
         inputs = next(iter(trainer.val_dataloaders.first(1)))[0]
         with trainer.precision_plugin.forward_context():
-            picture = coloured(tiles(net_of(pl_module), inputs))
-        for logger in loggers:
-            # The step at which Lightning logs this validation.
-            logger.log_picture(NAME, picture, trainer.global_step - 1, trainer.current_epoch)
+            plans = tiles(net_of(pl_module), inputs)  # on every rank: each may hold but a part
+        for logger in trainer.loggers:
+            if isinstance(logger, Continued):
+                # The step at which Lightning logs this validation.
+                step, epoch = trainer.global_step - 1, trainer.current_epoch
+                logger.log_picture(NAME, coloured(plans), step, epoch)
 
 
 def tiles(net: nn.Module, inputs: Any) -> Tensor:
