@@ -22,6 +22,7 @@ from asap_exp.report.accuracy_figure import (
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
+from asap_exp.report.drawing import BLUE, ORANGE
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
@@ -233,14 +234,31 @@ def test_summary_needs_a_group_with_all_its_maps(record: dict[str, Any]) -> None
 
 def test_training_without_validation_shows_the_loss_alone(record: dict[str, Any]) -> None:
     plans = ["column error of the plans", "largest logit"]
-    assert panels(record) == ["training loss (as trained)", "validation accuracy %", *plans]
+    assert panels(record) == ["loss", "validation accuracy %", *plans]
     for row in record["curves"]:
         row.pop("val/accuracy", None)
+        row.pop("val/loss", None)
     assert panels(record) == ["training loss (as trained)", *plans]
     for row in record["curves"]:
         for name in [name for name in row if name.startswith("plan/")]:
             del row[name]
     assert panels(record) == ["training loss (as trained)"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_losses_of_training_and_validation_share_a_panel(
+    record: dict[str, Any], seeds: int
+) -> None:
+    records = [record, with_seed(record, 7)][:seeds]
+    losses = training(*grouped(records)).axes[0]
+    legend = losses.get_legend()
+    shown = dict(zip(legend.get_texts(), legend.get_lines(), strict=True))
+    colours = {text.get_text(): line.get_color() for text, line in shown.items()}
+    assert colours == {"training (as trained)": BLUE, "validation": ORANGE}
+    last = record["curves"][-1]
+    drawn = [line for line in losses.lines if line.get_color() == ORANGE]
+    assert len(drawn) == (1 if seeds == 1 else 1 + seeds)
+    assert drawn[0].get_ydata()[-1] == pytest.approx(last["val/loss"])
 
 
 @pytest.mark.slow

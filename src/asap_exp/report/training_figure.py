@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from asap_exp.core.records.evaluation import Curve
-from asap_exp.report.drawing import BLUE, heading, subplots
+from asap_exp.report.drawing import BLUE, ORANGE, heading, subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.pareto import quality
 
@@ -17,11 +17,14 @@ PLANS = {"column_error": "column error of the plans", "largest_logit": "largest 
 
 
 def training(group: Group) -> Figure:
-    """Draw the training loss and, where they were logged, validation and the state of the plans."""
+    """Draw the losses and, where they were logged, validation and the state of the plans."""
     column = quality(group)
     curves = [record.curves for record in group.records]
     logged = {name for each in curves for row in each for name in row}
-    panels = [(["train/loss_epoch"], 1.0, "training loss (as trained)")]
+    # A perplexity is that of the validation loss, and has a panel of its own.
+    both = "val/loss" in logged and not column.lower_is_better
+    words = "loss" if both else "training loss (as trained)"
+    panels = [(["train/loss_epoch"], 1.0, words)]
     validated = f"val/{column.key}" in logged
     if validated:  # a final recipe trains on the validation rows too
         panels.append(([f"val/{column.key}"], column.scale, f"validation {column.title}"))
@@ -34,6 +37,11 @@ def training(group: Group) -> Figure:
     for axes, (names, scale, words) in zip(grid.flat, panels, strict=False):
         for number, name in enumerate(names):
             draw(axes, curves, name, scale, layer=(number, len(names)))
+        if words == "loss":
+            draw(axes, curves, "val/loss", 1.0, layer=(0, 1), color=ORANGE)
+            axes.legend(
+                axes.lines[:: len(axes.lines) // 2], ["training (as trained)", "validation"]
+            )
         if len(names) > 1:
             axes.legend(title="layer", fontsize=8, title_fontsize=8, ncols=2)
         axes.set_ylabel(words)
@@ -53,7 +61,13 @@ def training(group: Group) -> Figure:
 
 
 def draw(
-    axes: Axes, curves: Iterable[Curve], name: str, scale: float, *, layer: tuple[int, int]
+    axes: Axes,
+    curves: Iterable[Curve],
+    name: str,
+    scale: float,
+    *,
+    layer: tuple[int, int],
+    color: str = BLUE,
 ) -> None:
     """Draw the mean over the seeds and, if there is but one curve per seed, each seed thin.
 
@@ -66,7 +80,7 @@ def draw(
     epochs = sorted({epoch for seed in seeds for epoch in seed})
     means = [statistics.fmean(seed[e] for seed in seeds if e in seed) for e in epochs]
     alpha = 1.0 if of == 1 else 0.25 + 0.75 * number / (of - 1)
-    axes.plot(epochs, means, color=BLUE, alpha=alpha, label=f"{number}")
+    axes.plot(epochs, means, color=color, alpha=alpha, label=f"{number}")
     if of == 1 and len(seeds) > 1:
         for seed in seeds:
-            axes.plot(list(seed), list(seed.values()), color=BLUE, alpha=0.3, linewidth=0.7)
+            axes.plot(list(seed), list(seed.values()), color=color, alpha=0.3, linewidth=0.7)
