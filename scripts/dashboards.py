@@ -164,11 +164,15 @@ def title_of(task: str | None) -> str:
     return "asap_exp" if task is None else f"asap_exp: {task}"
 
 
+def with_tag(task: str | None) -> str:
+    """Return the filter that chooses runs of a task."""
+    return "" if task is None else f'Tags in ["{task}"]'
+
+
 def make_workspace(entity: str, project: str, task: str | None, parts: list[Part]) -> Any:
     """Return the workspace: runs by recipe and stage, of one task or of all."""
     import wandb_workspaces.workspaces as ws
 
-    chosen = [] if task is None else [ws.Tags().isin([task])]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -176,7 +180,7 @@ def make_workspace(entity: str, project: str, task: str | None, parts: list[Part
         sections=[ws.Section(name=p.title, panels=p.panels, is_open=True) for p in parts],
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=chosen, groupby=[ws.Metric("Group"), ws.Metric("JobType")]
+            filters=with_tag(task), groupby=[ws.Metric("Group"), ws.Metric("JobType")]
         ),
     )
 
@@ -187,7 +191,7 @@ def make_report(entity: str, project: str, task: str | None, parts: list[Part]) 
 
     blocks: list[Any] = [wr.TableOfContents()]
     for part in parts:
-        chosen = f'JobType == "{part.stage}"' + (f' and Tags in ["{task}"]' if task else "")
+        chosen = " and ".join(filter(None, [f'JobType == "{part.stage}"', with_tag(task)]))
         runs = wr.Runset(
             entity=entity, project=project, name=part.stage, filters=chosen, groupby=["Group"]
         )
