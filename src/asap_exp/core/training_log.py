@@ -126,5 +126,10 @@ def row_of(cells: dict[str, str]) -> Row | None:
     epoch = numbers.get("epoch")
     if not all(map(math.isfinite, numbers.values())) or (epoch or 0) < 0 or (epoch or 0) % 1:
         return None
-    shown = (n for n in numbers if n not in ("epoch", "step") and not n.endswith("_step"))
-    return None if epoch is None else int(epoch), {name: numbers[name] for name in shown}
+    shown = {name: number for name, number in numbers.items() if is_curve(name)}
+    return None if epoch is None else int(epoch), shown
+
+
+def is_curve(name: str) -> bool:
+    """Return True for a result of an epoch: not its place, nor a step, nor the time it took."""
+    return name not in ("epoch", "step") and not name.endswith("_step") and name[:5] != "wait/"
