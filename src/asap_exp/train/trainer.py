@@ -75,10 +75,7 @@ def train(config: TrainConfig) -> Run:
 
     On several devices each process calls this, and rank 0 alone writes.
     """
-    build_attention(config.attention)  # fails before anything is loaded or written
-    if config.logger.tensorboard:
-        require_tensorboard()
-    callbacks = own_callbacks(config)
+    callbacks = first_parts(config)
     team = Team(config.trainer.together, stops_together=True)
     check_strategy(config, team)
     with team.working():
@@ -88,13 +85,23 @@ def train(config: TrainConfig) -> Run:
         return follow(config, team, initial, callbacks)
 
 
+def first_parts(config: TrainConfig) -> list[L.Callback]:
+    """Return the user's own callbacks, before anything is loaded or written.
+
+    Raises UserError if the attention, a callback or a logger cannot be made.
+    """
+    build_attention(config.attention)
+    if config.logger.tensorboard:
+        require_tensorboard()
+    return own_callbacks(config)
+
+
 def prepared(config: TrainConfig) -> Training:
     """Resolve `config` and build what it names, for one device; nothing is loaded or written yet.
 
     Raises UserError if there are fewer devices than it asks for.
     """
-    build_attention(config.attention)
-    callbacks = own_callbacks(config)
+    callbacks = first_parts(config)
     team = alone(config.trainer.together)
     check_strategy(config, team)
     config, initial = settled(config)
