@@ -38,7 +38,7 @@ def training(group: Group) -> Figure:
         for number, name in enumerate(names):
             draw(axes, curves, name, scale, layer=(number, len(names)))
         if words == "loss":
-            draw(axes, curves, "val/loss", 1.0, layer=(0, 1), color=ORANGE)
+            draw(axes, curves, "val/loss", 1.0, layer=(0, 1), colour=ORANGE)
             axes.legend(
                 axes.lines[:: len(axes.lines) // 2], ["training (as trained)", "validation"]
             )
@@ -67,7 +67,7 @@ def draw(
     scale: float,
     *,
     layer: tuple[int, int],
-    color: str = BLUE,
+    colour: str = BLUE,
 ) -> None:
     """Draw the mean over the seeds and, if there is but one curve per seed, each seed thin.
 
@@ -80,7 +80,7 @@ def draw(
     epochs = sorted({epoch for seed in seeds for epoch in seed})
     means = [statistics.fmean(seed[e] for seed in seeds if e in seed) for e in epochs]
     alpha = 1.0 if of == 1 else 0.25 + 0.75 * number / (of - 1)
-    axes.plot(epochs, means, color=color, alpha=alpha, label=f"{number}")
+    axes.plot(epochs, means, color=colour, alpha=alpha, label=f"{number}")
     if of == 1 and len(seeds) > 1:
         for seed in seeds:
-            axes.plot(list(seed), list(seed.values()), color=color, alpha=0.3, linewidth=0.7)
+            axes.plot(list(seed), list(seed.values()), color=colour, alpha=0.3, linewidth=0.7)
