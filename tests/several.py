@@ -50,6 +50,19 @@ def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 60) -> li
     return found
 
 
+def agreed(work: Callable[[], Any]) -> Any:
+    """Run `work` in two processes, and return what both of them return; rank 0 speaks for both."""
+    ended = in_ranks(work)
+    for one in ended:
+        assert one is not None
+        assert not one.error, one.printed
+    first, second = (one.result for one in ended if one)
+    assert first == second
+    assert ended[1] is not None
+    assert ended[1].printed == ""
+    return first
+
+
 def one_rank(work: Callable[[], Any], rank: int, port: int, sending: Connection) -> None:
     """Run `work` as one rank and send how it ended."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,7 +15,7 @@ from asap_exp.core.tensors import load_tensors
 from asap_exp.distill.config import DistillConfig
 from tests.conftest import Pipeline
 from tests.data.sentences import text_root
-from tests.several import Ended, in_ranks
+from tests.several import Ended, agreed, in_ranks
 from tests.stages import run_distill, run_text
 
 TWO = ("devices=2", "accelerator=cpu")
@@ -30,15 +30,7 @@ ROUNDED = 2e-3
 
 def in_two(results: Path, *overrides: str) -> Path:
     """Distil in two processes, and return the folder that both of them return."""
-    ended = in_ranks(lambda: run_distill(results, *overrides, *TWO))
-    for one in ended:
-        assert one is not None
-        assert not one.error, one.printed
-    first, second = (one.result for one in ended if one)
-    assert first == second
-    assert ended[1] is not None
-    assert ended[1].printed == "", "rank 0 speaks for both"
-    return first
+    return agreed(lambda: run_distill(results, *overrides, *TWO))
 
 
 def assert_equal_maps(one: Path, two: Path, *, rel: float) -> None:

@@ -18,7 +18,7 @@ from asap_exp.evaluate import evaluate as stage
 from asap_exp.evaluate import measure
 from tests.conftest import Pipeline
 from tests.data.sentences import text_root
-from tests.several import in_ranks
+from tests.several import agreed, in_ranks
 from tests.stages import run_distill, run_evaluate, run_text
 
 pytestmark = pytest.mark.slow
@@ -28,15 +28,7 @@ EXACT = ("accuracy", "agreement")
 
 
 def in_two(results: Path, *overrides: str) -> Path:
-    ended = in_ranks(lambda: run_evaluate(results, *overrides, *TWO))
-    for one in ended:
-        assert one is not None
-        assert not one.error, one.printed
-    first, second = (one.result for one in ended if one)
-    assert first == second
-    assert ended[1] is not None
-    assert ended[1].printed == "", "rank 0 speaks for both"
-    return first
+    return agreed(lambda: run_evaluate(results, *overrides, *TWO))
 
 
 def rows(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
