@@ -39,13 +39,13 @@ from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import Run, public_config, short_hash, stage_finished
 from asap_exp.core.team import Team
-from asap_exp.core.tracking import wandb_run
 from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_data import CALIBRATION_SPLIT, check_same_data, run_data
 from asap_exp.data.sources import DataNotFound
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
+from asap_exp.distill.tracking import map_run
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher, has_dual
 
@@ -157,16 +157,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
             ),
         }
         with (
-            wandb_run(
-                config.logger,
-                {**public, "teacher_config": public_config(run.config)},
-                folder=run.path,
-                label=run.label,
-                group=run.group,
-                job_type="distill",
-                part=folder.name,
-                tags=[str(run.config.task.name), calibration.name],
-            ) as tracker,
+            map_run(config, run, public, folder) as tracker,
             manifest(folder / "manifest.json", **facts) as record,
             team.unbroken(),
         ):

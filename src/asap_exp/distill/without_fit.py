@@ -20,9 +20,9 @@ from asap_exp.core.locks import part_held
 from asap_exp.core.manifest import manifest
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import public_config, short_hash, stage_finished
-from asap_exp.core.tracking import wandb_run
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import artifact_key, chosen_layers, log_map, tokens_of
+from asap_exp.distill.tracking import map_run
 from asap_exp.models import load_net
 from asap_exp.models.teachers import find_teacher
 
@@ -53,16 +53,7 @@ def distill_without_fit(config: DistillConfig) -> Path:
             "config": public,
         }
         with (
-            wandb_run(
-                config.logger,
-                {**public, "teacher_config": public_config(run.config)},
-                folder=run.path,
-                label=run.label,
-                group=run.group,
-                job_type="distill",
-                part=folder.name,
-                tags=[str(run.config.task.name), config.calibration.name],
-            ) as tracker,
+            map_run(config, run, public, folder) as tracker,
             manifest(folder / "manifest.json", **facts),
         ):
             reads(tracker, teacher_product(run))
