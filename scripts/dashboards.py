@@ -10,9 +10,12 @@ needs no account. Each call makes new ones: what you changed on wandb stays as i
 
 import argparse
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
+
+os.environ["MPLBACKEND"] = "Agg"  # before the package is imported
 
 from asap_exp.core.console import say
 from asap_exp.core.errors import UserError

@@ -120,11 +120,12 @@ def test_first_rank_times_with_all_threads(
 
     monkeypatch.setattr(Run, "config", property(without_threads))
 
-    def work() -> Path:
-        torch.set_num_threads(4)
-        return run_evaluate(pipeline.results, *TWO)
+    # Real threads would hang in a forked process whose parent has used some.
+    threads = [4]
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
 
-    first, second = in_ranks(work)
+    first, second = in_ranks(lambda: run_evaluate(pipeline.results, *TWO))
     assert first is not None
     assert second is not None
     assert first.error == "RuntimeError: 4 threads, 2 before"
