@@ -84,6 +84,9 @@ def prepare_kernels() -> None:
 
     assert "asap_exp.ops" not in sys.modules, "a conftest.py must not import the operators"
     torch.set_num_threads(1)
+    # The first backward pass decides whether forked processes may have one, by the kinds of devices
+    # that are known: later, libraries have made some known that are not there.
+    torch.ones(1, requires_grad=True).sum().backward()
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
         interpreter.hasten()
