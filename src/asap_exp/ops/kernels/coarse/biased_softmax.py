@@ -80,17 +80,17 @@ def _backward_op(
     slope: float,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (q, k, v))
-    grad_col = torch.zeros_like(col)
-    if grad_out.numel() and k.numel():
-        with torch.cuda.device_of(q):
-            p = Launch.of(q, k, v, padding, 0, slope, products)
-            grad_out, col = unit_stride(grad_out), col.contiguous() * LOG2_E
-            delta, grad_col = through_values(p, grad_out, row, col, grad_v)
-            queries = Side(p.q, grad_out, row[:, :, None], row.new_empty(*row.shape[:2], 0, p.n))
-            keys = Side(p.k, p.v, col[:, :, None], col.new_empty(*col.shape[:2], 0, p.m))
-            through_logits(p, queries, keys, delta, grad_q, x_is_query=True)
-            through_logits(p, keys, queries, delta, grad_k, x_is_query=False)
+    if not (grad_out.numel() and k.numel()):
+        return (*(x.new_zeros(x.shape) for x in (q, k, v)), torch.zeros_like(col))  # type: ignore[return-value]
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    with torch.cuda.device_of(q):
+        p = Launch.of(q, k, v, padding, 0, slope, products)
+        grad_out, col = unit_stride(grad_out), col.contiguous() * LOG2_E
+        delta, grad_col = through_values(p, grad_out, row, col, grad_v)
+        queries = Side(p.q, grad_out, row[:, :, None], row.new_empty(*row.shape[:2], 0, p.n))
+        keys = Side(p.k, p.v, col[:, :, None], col.new_empty(*col.shape[:2], 0, p.m))
+        through_logits(p, queries, keys, delta, grad_q, x_is_query=True)
+        through_logits(p, keys, queries, delta, grad_k, x_is_query=False)
     return grad_q, grad_k, grad_v, grad_col
 
 
