@@ -13,6 +13,9 @@ from io import StringIO
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pytest
+import torch
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -27,6 +30,8 @@ class Ended:
 
 def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 60) -> list[Ended | None]:
     """Run `work` in each of `count` processes; None for one that was killed."""
+    if torch.cuda.is_initialized():
+        pytest.skip("a forked process cannot use the GPU that its parent has used")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
