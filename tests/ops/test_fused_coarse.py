@@ -21,6 +21,7 @@ if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 import triton
+from triton.runtime.interpreter import InterpretedFunction
 
 from asap_exp.ops import routes
 
@@ -178,7 +179,7 @@ def test_launches_are_few(monkeypatch, one_pass, n, most):
     inputs = inputs_for(queries=n)
     subset = ops.choose_subset(inputs.k, 16)
     launches = []
-    for kernel in (triton.runtime.interpreter.InterpretedFunction, triton.runtime.JITFunction):
+    for kernel in (InterpretedFunction, triton.runtime.JITFunction):
 
         def counted(self, *args, run=kernel.run, **options):
             launches.append(self)
