@@ -53,6 +53,10 @@ def queries_and_keys() -> tuple[torch.Tensor, torch.Tensor]:
     return normal(2, HEADS, TOKENS, DIM, seed=8), normal(2, HEADS, TOKENS, DIM, seed=9)
 
 
+def test_fields_that_may_be_left_out_are_known_to_compilers():
+    assert list(SlicedMap._field_defaults) == list(SlicedMap._fields[2:])
+
+
 def test_features_are_found_by_their_files_in_the_order_of_the_fields() -> None:
     files = {file.stem for file in Path(features.__file__).parent.glob("*.py")}
     assert files - {"__init__", "base"} == FEATURES.keys() == set(config.FEATURES)

@@ -1,5 +1,6 @@
 """A sliced map: the tensors from which a row dual is predicted, as one object."""
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,17 +23,10 @@ if TYPE_CHECKING:
         coarse: CoarseSettings | None = None
 
 else:
-    OPTIONAL = [*(feature.weight for feature in FEATURES.values()), "relaxation"]
-    _Tensors = NamedTuple(
-        "_Tensors",
-        [
-            ("theta", Tensor),
-            ("weight", Tensor),
-            *((name, Tensor | None) for name in OPTIONAL),
-            ("coarse", CoarseSettings | None),
-        ],
+    OPTIONAL = [*(feature.weight for feature in FEATURES.values()), "relaxation", "coarse"]
+    _Tensors = namedtuple(
+        "_Tensors", ["theta", "weight", *OPTIONAL], defaults=[None] * len(OPTIONAL)
     )
-    _Tensors.__new__.__defaults__ = (None,) * (len(OPTIONAL) + 1)
 
 MAP_TENSORS = _Tensors._fields[:-1]
 """Fields of a map that are tensors: all but `coarse`."""
