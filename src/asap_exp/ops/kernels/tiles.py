@@ -137,6 +137,16 @@ def log2_scaling(scaling, valid):
 
 
 @triton.jit
+def far_from_one(scaling, valid):
+    """Return whether some valid scaling is beyond 2^24 or below 2^-24.
+
+    The bits of a positive float32 are a piecewise linear logarithm, at no special function's cost.
+    """
+    bits = scaling.to(tl.int32, bitcast=True) - 0x3F800000
+    return tl.max(tl.where(valid, tl.abs(bits), 0)) > 24 << 23
+
+
+@triton.jit
 def fma_bias(S, to_log2, dual):
     """Compute S to_log2 + dual with one rounding."""
     return tl.fma(S, tl.full(S.shape, 1.0, tl.float32) * to_log2, tl.broadcast_to(dual, S.shape))

@@ -156,21 +156,25 @@ def _backward_op(
     slope: float,
     products: str,
 ) -> tuple[Tensor, Tensor]:
+    if not result.numel() or (of_queries and num_iters == 1):
+        return q.new_zeros(q.shape), k.new_zeros(k.shape)
     p = Launch.of(q, k, k, padding, num_iters, slope, products)
     subset, key_subset = Subset(q_tokens, q_weight), Subset(k_tokens, k_weight)
-    grads = q.new_zeros(q.shape), k.new_zeros(k.shape)
-    if result.numel() and not (of_queries and num_iters == 1):
-        duals = SubsetDuals(rows, cols)
-        sides = Sides(p, key_subset if of_queries else subset, of_queries=of_queries)
-        with torch.cuda.device_of(q):
-            of_dual, of_tokens = extension.launch_gradient(
-                p, sides, last_of(duals, of_queries), result * LOG2_E, grad.contiguous(),
-                grads[0] if of_queries else grads[1],
-            )  # fmt: skip
-            updates_gradient.launch(
-                p, subset, key_subset, duals, of_dual, of_tokens, grads, of_rows=not of_queries
-            )
-    return grads
+    # All tokens of one side have a gradient; on the other only those of the subset.
+    grad_q = q.new_empty(q.shape) if of_queries else q.new_zeros(q.shape)
+    grad_k = k.new_zeros(k.shape) if of_queries else k.new_empty(k.shape)
+    duals = SubsetDuals(rows, cols)
+    sides = Sides(p, key_subset if of_queries else subset, of_queries=of_queries)
+    with torch.cuda.device_of(q):
+        of_dual, of_tokens = extension.launch_gradient(
+            p, sides, last_of(duals, of_queries), result * LOG2_E, grad.contiguous(),
+            grad_q if of_queries else grad_k,
+        )  # fmt: skip
+        updates_gradient.launch(
+            p, subset, key_subset, duals, of_dual, of_tokens, (grad_q, grad_k),
+            of_rows=not of_queries,
+        )  # fmt: skip
+    return grad_q, grad_k
 
 
 @_backward_op.register_fake

@@ -38,8 +38,43 @@ from asap_exp.ops.subsets import Subset
 BLOCK_TOKENS, BLOCK_SUBSET = 128, 64
 """Tokens that meet tokens of the subset at once."""
 
+PROGRAM_TOKENS = 256
+"""Tokens of one program, which reads the subset once, if there are many programs."""
+
 GRADIENT_TOKENS = 64
 """Tokens that meet tokens of the subset at once in the gradient."""
+
+
+# fmt: off
+@triton.jit
+def dual_and_tokens(
+    dual_y, tokens, y, first, count, y_n,
+    D: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    # fmt: on
+    """Return the duals of BLOCK_Y tokens of the subset, -inf where absent, and the tokens."""
+    c = first + tl.arange(0, BLOCK_Y)
+    fy = tl.load(dual_y + c, mask=c < count, other=float("-inf"))
+    present = fy > float("-inf")
+    j = tl.load(tokens + c, mask=present, other=0)
+    # [BLOCK_Y, BLOCK_D]
+    return fy, load_tile(y, j, present, y_n, D, BLOCK_D)
+
+
+# fmt: off
+@triton.jit
+def add_tile(
+    shift, total, x_tile, y_tile, fy, to_log2,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, X_IS_QUERY: tl.constexpr,
+):
+    # fmt: on
+    """Add a tile of the subset to the sums of exp(S + dual_y + shift); return both."""
+    # [BLOCK_X, BLOCK_Y]
+    S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
+    lower = running_shift(shift, fma_bias(S, to_log2, fy[None, :]))
+    total *= rescale(shift, lower)
+    A = plan_tile(S, to_log2, finite_shift(lower), fy, X_IS_QUERY)
+    return lower, total + tl.sum(A, axis=1)
 
 
 # fmt: off
@@ -51,41 +86,51 @@ def extension_kernel(
     D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, X_IS_QUERY: tl.constexpr,
     HAS_PADDING: tl.constexpr, NATURAL: tl.constexpr, STORE_PARTS: tl.constexpr,
+    TOKENS: tl.constexpr, ONE_TILE: tl.constexpr,
 ):
     # fmt: on
     """Store the dual of all x, 0 where padded; with STORE_PARTS also as `tiled_bf16` reads it.
 
-    The result is in units of log 2, or with NATURAL in natural ones.
+    The result is in units of log 2, or with NATURAL in natural ones. There is one program per
+    TOKENS tokens; with ONE_TILE the whole subset is one tile.
     """
-    head, i = head_and_tokens(padded_x if STORE_PARTS else num_x, BLOCK_X)
+    length = padded_x if STORE_PARTS else num_x
+    blocks = tl.cdiv(length, TOKENS)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    start = (tl.program_id(0) % blocks) * TOKENS
     b, h = head // heads, head % heads
-    valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
-    # [BLOCK_X, BLOCK_D]
-    x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
+    x += b * x_b + h * x_h
     y += b * y_b + h * y_h
     tokens += b * t_b + h * t_h
-    # [BLOCK_X]
-    shift = tl.full([BLOCK_X], float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_X], tl.float32)
-    for first in range(0, count, BLOCK_Y):
-        c = first + tl.arange(0, BLOCK_Y)
-        fy = tl.load(dual_y + head * dual_y_stride + c, mask=c < count, other=float("-inf"))
-        present = fy > float("-inf")
-        j = tl.load(tokens + c, mask=present, other=0)
-        # [BLOCK_Y, BLOCK_D]
-        y_tile = load_tile(y, j, present, y_n, D, BLOCK_D)
-        # [BLOCK_X, BLOCK_Y]
-        S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
-        lower = running_shift(shift, fma_bias(S, to_log2, fy[None, :]))
-        total *= rescale(shift, lower)
-        shift = lower
-        total += tl.sum(plan_tile(S, to_log2, finite_shift(shift), fy, X_IS_QUERY), axis=1)
-    dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)
-    if STORE_PARTS:
-        store_parts(parts + head * 3 * padded_x, dual, i, valid_i, padded_x, to_log2)
-    if NATURAL:
-        dual = dual / IN_LOG2
-    tl.store(result + head * result_stride + i, dual, mask=i < num_x)
+    dual_y += head * dual_y_stride
+    if ONE_TILE:
+        fy, y_tile = dual_and_tokens(dual_y, tokens, y, 0, count, y_n, D, BLOCK_Y, BLOCK_D)
+    for first_x in range(start, min(start + TOKENS, length), BLOCK_X):
+        i = first_x + tl.arange(0, BLOCK_X)
+        valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
+        # [BLOCK_X, BLOCK_D]
+        x_tile = load_tile(x, i, valid_i, x_n, D, BLOCK_D)
+        # [BLOCK_X]
+        shift = tl.full([BLOCK_X], float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_X], tl.float32)
+        if ONE_TILE:
+            shift, total = add_tile(
+                shift, total, x_tile, y_tile, fy, to_log2, OPERAND, PRECISION, X_IS_QUERY
+            )
+        else:
+            for first in range(0, count, BLOCK_Y):
+                fy, y_tile = dual_and_tokens(
+                    dual_y, tokens, y, first, count, y_n, D, BLOCK_Y, BLOCK_D
+                )
+                shift, total = add_tile(
+                    shift, total, x_tile, y_tile, fy, to_log2, OPERAND, PRECISION, X_IS_QUERY
+                )
+        dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)
+        if STORE_PARTS:
+            store_parts(parts + head * 3 * padded_x, dual, i, valid_i, padded_x, to_log2)
+        if NATURAL:
+            dual = dual / IN_LOG2
+        tl.store(result + head * result_stride + i, dual, mask=i < num_x)
 
 
 # fmt: off
@@ -108,17 +153,15 @@ def token_gradient_kernel(
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
     y += b * y_b + h * y_h
     tokens += b * t_b + h * t_h
+    dual_y += head * dual_y_stride
     fx = tl.load(dual_x + head * dual_x_stride + i, mask=valid_i, other=float("-inf"))
     r = tl.load(grad + head * grad_stride + i, mask=valid_i, other=0.0)
     # [BLOCK_X, BLOCK_D]
     sums = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
     for first in range(0, count, BLOCK_Y):
-        c = first + tl.arange(0, BLOCK_Y)
-        fy = tl.load(dual_y + head * dual_y_stride + c, mask=c < count, other=float("-inf"))
-        present = fy > float("-inf")
-        j = tl.load(tokens + c, mask=present, other=0)
-        # [BLOCK_Y, BLOCK_D]
-        y_tile = load_tile(y, j, present, y_n, D, BLOCK_D)
+        fy, y_tile = dual_and_tokens(
+            dual_y, tokens, y, first, count, y_n, D, BLOCK_Y, BLOCK_D
+        )
         # [BLOCK_X, BLOCK_Y]
         S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
         P = plan_tile(S, to_log2, fx - log2_ratio, fy, X_IS_QUERY)
@@ -200,13 +243,15 @@ def launch(
     """Write the dual of all x from the last `dual` of the subset, with its parts if given."""
     padded = triton.cdiv(sides.num_x, PADDED_TO) * PADDED_TO
     tokens = sides.num_x if parts is None else padded
-    extension_kernel[(p.programs * triton.cdiv(tokens, BLOCK_TOKENS),)](
+    one_tile = sides.count <= BLOCK_SUBSET
+    a_program = BLOCK_TOKENS if p.few_blocks else PROGRAM_TOKENS
+    extension_kernel[(p.programs * triton.cdiv(tokens, a_program),)](
         sides.x, sides.y, sides.subset.tokens, dual, p.padding, result, parts,
         *strides(sides.x, sides.y), *sides.tokens_strides, *head_strides(dual, result),
         p.heads, sides.num_x, sides.count, padded, p.to_log2, sides.log2_ratio,
         **p.logits, BLOCK_X=BLOCK_TOKENS, BLOCK_Y=min(block(sides.count), BLOCK_SUBSET),
         X_IS_QUERY=sides.of_queries, NATURAL=natural, STORE_PARTS=parts is not None,
-        num_warps=4, **EVERY_LAUNCH,
+        TOKENS=a_program, ONE_TILE=one_tile, num_warps=4, **EVERY_LAUNCH,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from asap_exp.ops.kernels.sinkhorn.logits_in_registers import (
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     block,
+    far_from_one,
     fma_bias,
     load_tile,
     log2_plan,
@@ -106,9 +107,13 @@ def updates_kernel(
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, BLOCK_PADDING: tl.constexpr, SAVE: tl.constexpr,
+    CHECKED: tl.constexpr,
 ):
     # fmt: on
-    """Store the duals of a head's subset after `num_updates` updates; with SAVE, all of them."""
+    """Store the duals of a head's subset after `num_updates` updates; with SAVE, all of them.
+
+    Every CHECKED updates, scalings that have moved far are folded into the duals.
+    """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
     c, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -152,11 +157,10 @@ def updates_kernel(
             b_j = store_dual(cols, b_j, g, exists_j, valid_j)
         a_i = tl.where(valid_i, w / tl.sum(E * b_j[None, :], axis=1), 0.0)
         for t in range(1, num_updates):
-            if t % 2 == 1:  # 2 updates change a scaling by at most (n m)^2
-                df, dg = log2_scaling(a_i, valid_i), log2_scaling(b_j, valid_j)
-                if tl.maximum(tl.max(tl.abs(df)), tl.max(tl.abs(dg))) > 24.0:
-                    f += df
-                    g += dg
+            if t % CHECKED == 1:  # noqa: SIM102 - the inner test costs a reduction
+                if far_from_one(a_i, valid_i) | far_from_one(b_j, valid_j):
+                    f += log2_scaling(a_i, valid_i)
+                    g += log2_scaling(b_j, valid_j)
                     # [BLOCK_N, BLOCK_D]
                     q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
                     # [BLOCK_M, BLOCK_D]
@@ -188,9 +192,17 @@ def launch(p: Launch, subset: Subset, key_subset: Subset, duals: SubsetDuals, sa
         *duals, *strides(p.q, p.k), *subset_strides(subset, key_subset),
         p.heads, p.n, p.m, num_queries, num_keys, p.num_iters - 1, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_N=block(num_queries), BLOCK_M=block(num_keys),
-        BLOCK_PADDING=min(block(p.n), 1024), SAVE=save,
-        num_warps=warps(p, max(num_queries, num_keys)), **EVERY_LAUNCH,
+        BLOCK_PADDING=min(block(p.n), 1024), SAVE=save, CHECKED=checked(p),
+        **threads(p, max(num_queries, num_keys)), **EVERY_LAUNCH,
     )  # fmt: skip
+
+
+def checked(p: Launch) -> int:
+    """Return after how many updates scalings are to be checked.
+
+    An update changes one by at most n m, so they stay below 2^(24 + 80).
+    """
+    return 4 if p.n * p.m <= 2**20 else 2
 
 
 def subset_strides(*subsets: Subset) -> list[int]:
@@ -200,6 +212,19 @@ def subset_strides(*subsets: Subset) -> list[int]:
     """
     parts = [s.tokens for s in subsets] + [s.weight for s in subsets]
     return [x.stride(i) if x.shape[i] > 1 else 0 for x in parts for i in (0, 1)]
+
+
+def threads(p: Launch, count: int) -> dict[str, int]:
+    """Return warps and registers of the launch of updates on `count` tokens.
+
+    Programs wait for their reductions most of the time, so many at once are better than fast ones:
+    with fewer registers only the rare branch of the loop spills.
+    """
+    if p.has_float32 or p.widest > 64:
+        return {"num_warps": warps(p, count)}
+    if count <= 64:
+        return {"num_warps": 2, "maxnreg": 128}
+    return {"num_warps": 8 if p.programs <= device_of(p.q).multiprocessors else 2}
 
 
 def warps(p: Launch, count: int) -> int:
