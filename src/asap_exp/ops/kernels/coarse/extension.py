@@ -35,7 +35,7 @@ from asap_exp.ops.kernels.tiles import (
 )
 from asap_exp.ops.subsets import Subset
 
-BLOCK_TOKENS, BLOCK_SUBSET = 128, 64
+BLOCK_TOKENS, BLOCK_SUBSET = 64, 64
 """Tokens that meet tokens of the subset at once."""
 
 PROGRAM_TOKENS = 256

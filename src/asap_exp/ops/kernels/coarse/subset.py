@@ -223,7 +223,7 @@ def threads(p: Launch, count: int) -> dict[str, int]:
     if p.has_float32 or p.widest > 64:
         return {"num_warps": warps(p, count)}
     if count <= 64:
-        return {"num_warps": 2, "maxnreg": 128}
+        return {"num_warps": 2} | ({} if p.one_wave else {"maxnreg": 168})
     return {"num_warps": 8 if p.programs <= device_of(p.q).multiprocessors else 2}
 
 
