@@ -43,6 +43,17 @@ def test_bfloat16(one_pass, lengths, size):
     assert_as_good_as_the_reference(coarse_operator(one_pass=one_pass), inputs)
 
 
+@pytest.mark.parametrize("first", [0, 150], ids=["far below", "padded"])
+def test_one_pass_whose_first_keys_say_nothing_of_the_later_ones(first):
+    inputs = inputs_for(8.0, heads=1, queries=300, batch=2)
+    small = torch.where(torch.arange(300, device=DEVICE) < 150, 1e-3, 1.0)[:, None]
+    inputs = replace(inputs, k=(inputs.k * small).bfloat16())
+    mask = torch.arange(300, device=DEVICE).expand(2, 300) < first
+    operator = coarse_operator(one_pass=True)
+    with routes.force("tiled, bfloat16"):
+        assert_as_good_as_the_reference(operator, inputs, key_padding_mask=mask)
+
+
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 0.7])
 @every_form
 def test_any_scale_and_eps(one_pass, scale):

@@ -3,7 +3,7 @@
 `tiled` needs two additions per entry; these kernels need one. The dual of the streamed side is one
 more product on the matrix units, [1 1 1] times the dual's three bfloat16 parts, and one
 multiply-add scales the logits and shifts the sums. No running maximum is kept: the shift is an
-earlier dual, or the maximum of the first tile; if it was far off, the block starts again with a
+earlier dual, or the maximum of some tiles; if it was far off, the block starts again with a
 running maximum.
 
 Logits are rounded differently from `tiled`, by about 2^-22 of the largest. The gradient therefore
@@ -246,7 +246,10 @@ def attention_kernel(
     HAS_PREVIOUS: tl.constexpr, HAS_PADDING: tl.constexpr, NO_TAIL: tl.constexpr,
 ):
     # fmt: on
-    """Compute softmax_j(S + col) v from the `parts` of col; `previous` is a dual of q, if any."""
+    """Compute softmax_j(S + col) v from the `parts` of col.
+
+    `previous` is a dual of q, if any, which shifts the sums; without, some keys' maximum does.
+    """
     head, i = head_and_tokens(n, BLOCK_N)
     b, h = head // heads, head % heads
     valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -255,9 +258,20 @@ def attention_kernel(
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     parts += head * 3 * padded_m
-    shift = tl.zeros([BLOCK_N], tl.float32)
-    if HAS_PREVIOUS:
-        shift += tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
+    if not HAS_PREVIOUS:
+        # The keys at the queries' own places: in self-attention they have the largest logits, or
+        # nearly. A test of the sums in the loop below would keep products from overlapping.
+        place = tl.minimum((tl.program_id(0) % tl.cdiv(n, BLOCK_N)) * BLOCK_N, padded_m - BLOCK_N)
+        highest = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        for first in range(place, tl.minimum(place + BLOCK_N, m), BLOCK_M):
+            S = logits(
+                q_tile, k, parts, padding, b, first, m, padded_m, k_n,
+                D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
+            )  # fmt: skip
+            highest = tl.maximum(highest, tl.max(S * to_log2, 1))
+        shift = tl.where(highest < -1e20, 0.0, -highest)
+    else:
+        shift = tl.load(previous + head * previous_stride + i, mask=valid_i, other=0.0)
     # [BLOCK_N, 16]
     totals = tl.zeros([BLOCK_N, 16], tl.float32)
     # [BLOCK_N, BLOCK_V]
