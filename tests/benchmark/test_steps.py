@@ -33,6 +33,7 @@ def test_record_and_table_of_a_training(tmp_path: Path, capsys: pytest.CaptureFi
     assert [row.attention for row in record.rows] == ["softmax", "sinkhorn"]
     for row in record.rows:
         assert row.steps == 3
+        assert 0 < row.median_ms <= row.step_ms * row.steps
         assert row.samples_per_second == pytest.approx(16_000 / row.step_ms)
         assert row.tokens_per_second == pytest.approx(16 * row.samples_per_second)
         assert row.gpu_busy is row.peak_memory_mib is None

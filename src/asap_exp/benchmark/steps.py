@@ -165,6 +165,7 @@ def measured(pace: Pace) -> dict[str, Any]:
     return {
         "steps": pace.steps,
         "step_ms": pace.step_ms,
+        "median_ms": pace.median_ms,
         "samples_per_second": pace.samples / pace.seconds,
         "gpu_ms": pace.device_ms,
         "gpu_busy": pace.busy,

@@ -1,8 +1,10 @@
 """The pace of a training: time per step, the device's share in it, and what a step computes."""
 
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -27,6 +29,8 @@ class Pace:
 
     steps: int = 0
     seconds: float = 0.0
+    median_ms: float | None = None
+    """Median time between the ends of steps: unlike the mean it shows no single stall."""
     samples: int = 0
     shapes: Counter[Shape] = field(default_factory=Counter)
     """Number of steps by the shape of their inputs."""
@@ -72,6 +76,7 @@ class StepTimer(L.Callback):
         self.pace = Pace()
         self._calm, self._recording = 0, 0.0
         self._start = 0.0
+        self._ends: list[torch.cuda.Event | float] = []
         self._profile: profile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,15 +99,18 @@ class StepTimer(L.Callback):
                 pace.warm_up_steps = trainer.global_step
                 self._recording = seconds_recording(pl_module)
                 self._start = time.perf_counter()
+                self._ends = [now(cuda)]
                 pace.warm_up_seconds = self._start - self._begin
         elif pace.steps < self.steps:
             pace.steps += 1
             pace.samples += len(batch[0])
             pace.shapes[shape_of_inputs(batch[0])] += 1
+            self._ends.append(now(cuda))
             if pace.steps == self.steps:
                 wait(cuda)
                 recorded = seconds_recording(pl_module) - self._recording
                 pace.seconds = time.perf_counter() - self._start - recorded
+                pace.median_ms = median_ms(self._ends)
                 if cuda:
                     pace.peak_memory = torch.cuda.max_memory_allocated()
                     self._profile = profile(activities=[ProfilerActivity.CUDA])
@@ -129,6 +137,28 @@ class StepTimer(L.Callback):
 def seconds_recording(module: L.LightningModule) -> float:
     recorded = getattr(module, "recorded", None)
     return 0.0 if recorded is None else recorded.seconds
+
+
+def now(cuda: bool) -> torch.cuda.Event | float:
+    """Return the time, or on a GPU an event that has it once the work before is done."""
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def median_ms(times: list[torch.cuda.Event | float]) -> float:
+    """Return the median of the times between neighbours, all of which have come."""
+    return statistics.median(milliseconds(start, end) for start, end in pairwise(times))
+
+
+def milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float)
+        assert isinstance(end, float)
+        return 1e3 * (end - start)
+    return start.elapsed_time(end)
 
 
 def wait(cuda: bool) -> None:

@@ -26,6 +26,7 @@ def optional(x: float | None, form: str = "{}") -> str:
 
 COLUMNS: dict[str, Callable[[Step], str]] = {
     "ms per step": lambda step: f"{step.step_ms:.2f}",
+    "median": lambda step: "" if step.median_ms is None else f"{step.median_ms:.2f}",
     "samples/s": lambda step: f"{step.samples_per_second:,.0f}",
     "tokens/s": lambda step: f"{step.tokens_per_second:,.0f}",
     "GPU busy": lambda step: share(step.gpu_busy),
@@ -40,7 +41,8 @@ COLUMNS: dict[str, Callable[[Step], str]] = {
 
 MEANINGS = (
     "A step is a whole update as `python -m asap_exp.train` makes it: batch, augmentation, forward "
-    "and backward pass, clipping, optimiser, schedule and log. Tokens include padding. *GPU ms* is "
+    "and backward pass, clipping, optimiser, schedule and log. Its time is the mean; the *median* "
+    "leaves out single stalls. Tokens include padding. *GPU ms* is "
     "the time per step in which a kernel ran, *GPU busy* its share, both in profiled steps after "
     "the timed ones, whose texts may be longer or shorter; *utilisation* compares the matrix "
     "products of the model, with softmax attention in any case, with a large matrix product "

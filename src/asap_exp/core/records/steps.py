@@ -18,6 +18,8 @@ class Step:
     attention: str
     steps: Size
     step_ms: Positive
+    median_ms: Positive | None = None
+    """Median of the steps; older records lack it."""
     samples_per_second: Positive
     tokens_per_second: Positive
     """Tokens of the inputs, those of padding included."""
