@@ -167,6 +167,13 @@ def adjoint_kernel(
     tl.store(result + head * result_stride + i, -total, mask=i < num_x)
 
 
+@triton.jit
+def relative(earlier, dual, valid):
+    """Return exp(earlier - dual), 0 where not valid; `earlier` points to a dual."""
+    before = tl.load(earlier, mask=valid, other=float("-inf"))
+    return tl.exp2(before - tl.where(valid, dual, 0.0))
+
+
 # fmt: off
 @triton.jit
 def logit_kernel(
@@ -177,7 +184,7 @@ def logit_kernel(
     BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, RANK_PRECISION: tl.constexpr,
-    X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr,
+    X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr, FEW: tl.constexpr,
 ):
     # fmt: on
     """Compute grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
@@ -188,7 +195,8 @@ def logit_kernel(
         sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
     This form is used if `drift`, the head's largest such exponent, is small enough; otherwise each
-    t takes its own exponential.
+    t takes its own exponential. FEW is T, or 2 if T is larger: without updates there is no sum, and
+    that of a single one takes no product of matrices.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -206,13 +214,18 @@ def logit_kernel(
     weight_y += head * num_iters * num_y
     fx = tl.load(dual_x + num_iters * num_x + i, mask=valid_i, other=float("-inf"))
     of_rank_2t = tl.load(drift + head) < 24.0
-    x_t = t[None, :] * num_x + i[:, None]
-    x_mask = valid_i[:, None] & (t < num_iters)[None, :]
-    # [BLOCK_X, BLOCK_T]
-    px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
-    px = tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
-    # [BLOCK_X, BLOCK_T]
-    wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
+    if FEW == 1:
+        # [BLOCK_X]
+        px = relative(dual_x + i, fx, valid_i)
+        wx = px * tl.load(weight_x + i, mask=valid_i, other=0.0)
+    elif FEW == 2:
+        x_t = t[None, :] * num_x + i[:, None]
+        x_mask = valid_i[:, None] & (t < num_iters)[None, :]
+        # [BLOCK_X, BLOCK_T]
+        px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
+        px = tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
+        # [BLOCK_X, BLOCK_T]
+        wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
     # [BLOCK_X, BLOCK_D]
     grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
     for first in range(0, num_y, BLOCK_Y):
@@ -232,16 +245,24 @@ def logit_kernel(
         fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
         # [BLOCK_X, BLOCK_Y]
         A = plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
-        if of_rank_2t:
-            y_t = t[:, None] * num_y + j[None, :]
-            y_mask = (t < num_iters)[:, None] & valid_j[None, :]
-            # [BLOCK_T, BLOCK_Y]
-            py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
-            py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
-            # [BLOCK_T, BLOCK_Y]
-            wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
-            dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
-            dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
+        if FEW == 0:
+            dS *= A
+        elif of_rank_2t:
+            if FEW == 1:
+                # [BLOCK_Y]
+                py = relative(dual_y + j, fy, valid_j)
+                wy = py * tl.load(weight_y + j, mask=valid_j, other=0.0)
+                dS -= px[:, None] * wy[None, :] + wx[:, None] * py[None, :]
+            else:
+                y_t = t[:, None] * num_y + j[None, :]
+                y_mask = (t < num_iters)[:, None] & valid_j[None, :]
+                # [BLOCK_T, BLOCK_Y]
+                py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
+                py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
+                # [BLOCK_T, BLOCK_Y]
+                wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
+                dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
+                dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
             dS *= A
         else:
             dS *= A
@@ -272,11 +293,9 @@ def launch(
     through_logits(p, key_side, query_side, delta, grad_k, x_is_query=False)
 
 
-def through_values(
-    p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Write v's gradient, and return delta `[B, H, N]`, where dX = A (dA - delta), and dg^T."""
-    delta, grad_col = torch.empty_like(row), torch.empty_like(col)
+def row_delta(p: Launch, grad_out: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return delta `[B, H, N]`, where dX = A (dA - delta)."""
+    delta = torch.empty_like(row)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
         p.q, p.k, p.v, grad_out, row, col, p.padding, delta,
@@ -284,6 +303,15 @@ def through_values(
         p.heads, p.n, p.m, p.to_log2,
         **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
+    return delta
+
+
+def through_values(
+    p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write v's gradient, and return delta `[B, H, N]` and dg^T."""
+    delta, grad_col = row_delta(p, grad_out, row, col), torch.empty_like(col)
+    x_block, y_block, warps = p.gradient_tile
     value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
         p.q, p.k, p.v, grad_out, delta, row, col, p.padding, grad_v, grad_col,
         *strides(p.q, p.k, p.v, grad_out, grad_v), *head_strides(delta, row, col, grad_col),
@@ -360,8 +388,8 @@ def through_logits(
         *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
         **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
-        RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, num_warps=warps,
-        **EVERY_LAUNCH,
+        RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, FEW=min(p.num_iters, 2),
+        num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
