@@ -29,6 +29,7 @@ from asap_exp.attention.asap import AsapAttention  # noqa: E402
 from asap_exp.attention.coarse import CoarseAttention  # noqa: E402
 from asap_exp.attention.differential import DifferentialAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
+from asap_exp.attention.hedgehog import HedgehogAttention  # noqa: E402
 from asap_exp.attention.learned import LearnedAttention  # noqa: E402
 from asap_exp.attention.lotformer import LotformerAttention  # noqa: E402
 from asap_exp.attention.relaxed_sinkhorn import RelaxedSinkhornAttention  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "CoarseAttention",
     "DifferentialAttention",
     "EspformerAttention",
+    "HedgehogAttention",
     "LayerInputs",
     "LearnedAttention",
     "LotformerAttention",
