@@ -122,6 +122,16 @@ def run_coarse(results: Path, *overrides: str) -> Path:
     return distill_without_fit(composed("distill", [*given, where], DistillConfig))
 
 
+def run_imitation(results: Path, *overrides: str) -> Path:
+    """Hedgehog in the place of a softmax teacher's attention."""
+    from asap_exp.distill.distill import distill
+
+    few = ("samples=32", "holdout=16", "batch_size=16", "hedgehog.updates=60")
+    given = ["calibration=hedgehog", *(f"calibration.{key}" for key in few), "logger=csv"]
+    where = f"paths.results={results}"
+    return distill(composed("distill", [*given, where, *overrides], DistillConfig))
+
+
 def run_evaluate(results: Path, *overrides: str) -> Path:
     from asap_exp.evaluate.evaluate import evaluate
 

@@ -17,6 +17,7 @@ from asap_exp.attention import AsapAttention
 from asap_exp.calibration import steps
 from asap_exp.calibration.steps import (
     STEPS,
+    ImitationStep,
     LayerData,
     LayerStep,
     ModelStep,
@@ -40,7 +41,8 @@ from tests.small_model import Classifier, batches, kl, tokens
 def test_steps_are_found_by_their_files_and_stand_in_the_order_of_their_scopes() -> None:
     files = {file.stem for file in Path(steps.__file__).parent.glob("*.py")}
     assert files - {"__init__", "base"} == STEPS.keys()
-    assert list(STEPS) == [*names_of(StartStep), *names_of(LayerStep), *names_of(ModelStep)]
+    in_order = (StartStep, LayerStep, ModelStep, ImitationStep)
+    assert list(STEPS) == [name for kind in in_order for name in names_of(kind)]
     assert names_of(StartStep) == ["ridge"]
     assert {"kl", "learned_slices"} <= set(names_of(LayerStep))
     assert "end_to_end" in names_of(ModelStep)

@@ -46,6 +46,11 @@ class LearnedAttention(Attention):
             return
         check_shapes(self.name, wanted, found)
 
+    def take(self, values: Mapping[str, Tensor]) -> None:
+        """Make copies of `values` the parameters, frozen; `attach` refuses those of other heads."""
+        for name, value in values.items():
+            setattr(self, name, nn.Parameter(value.detach().clone(), requires_grad=False))
+
     def learned(self, q: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the parameters as `dtype`, or where it has none the values to start from."""
         found = {name: getattr(self, name) for name in self.parameter_names}

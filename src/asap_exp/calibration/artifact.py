@@ -14,10 +14,12 @@ from asap_exp.attention import (
     AsapAttention,
     Attention,
     SinkhornAttention,
+    attention_class,
     attention_layers,
     attention_options,
     build_attention,
 )
+from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.identity import MapIdentity
 from asap_exp.core.errors import UserError
 from asap_exp.core.escaping import one_line
@@ -41,8 +43,9 @@ class Artifact:
     """`tensors` holds, for each layer PATH that became ASAP,
 
     PATH.FIELD for each field of `SlicedMap` that the map has, PATH.query_only_weight `[H, D + 1]`
-    and maybe PATH.query_only_relaxation `[H]`: the control with no slices. The identity's
-    `attentions` says for every compiled layer what it became: `{name, **options}`.
+    and maybe PATH.query_only_relaxation `[H]`: the control with no slices. Of a layer that became
+    another attention with parameters it holds those. The identity's `attentions` says for every
+    compiled layer what it became: `{name, **options}`.
     """
 
     identity: dict[str, Any]
@@ -74,6 +77,10 @@ class Artifact:
                     tensor.zero_()
         return zero
 
+    def unfitted(self, path: str) -> Attention:
+        """Build the control of an imitation: the same attention as it was before its fit."""
+        return build_attention(dict(self.identity["attentions"][path]))
+
     def query_features_only(self, path: str) -> Attention:
         """Build the control with query features and no slices."""
         control = {
@@ -89,7 +96,10 @@ class Artifact:
         """ASAP with `map` where the layer became ASAP; any other layer is its own control."""
         options = dict(self.identity["attentions"][path])
         if options["name"] != AsapAttention.name:
-            return build_attention(options)
+            attend = build_attention(options)
+            if isinstance(attend, LearnedAttention):
+                attend.take({x: self.tensors[f"{path}.{x}"] for x in attend.parameter_names})
+            return attend
         del options["name"]
         if map.coarse_weight is None:
             options.pop("coarse", None)  # read by the coarse dual alone, which a control lacks
@@ -104,6 +114,8 @@ def make_artifact(
     """Build the artifact of compiled layers by path; `controls` have query features alone."""
     tensors: dict[str, Tensor] = {}
     for path, attend in attends.items():
+        if isinstance(attend, LearnedAttention):
+            tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
         if isinstance(attend, AsapAttention):
             tensors |= {f"{path}.{name}": tensor for name, tensor in attend.named_parameters()}
             control = dict(controls[path].named_parameters())
@@ -133,8 +145,10 @@ def attention_config(attend: Attention) -> dict[str, Any]:
     return {"name": attend.name, **options}
 
 
-def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
-    """Describe each Sinkhorn layer of `net`, to which a map is fitted, by path."""
+def teacher_layers(
+    net: nn.Module, kind: type[Attention] = SinkhornAttention
+) -> dict[str, dict[str, Any]]:
+    """Describe each layer of `net` with attention of this kind, to which one is fitted, by path."""
     return {
         path: {
             "attention": attention_config(layer.attend),
@@ -142,7 +156,7 @@ def teacher_layers(net: nn.Module) -> dict[str, dict[str, Any]]:
             "head_dim": layer.head_dim,
         }
         for path, layer in attention_layers(net).items()
-        if isinstance(layer.attend, SinkhornAttention)
+        if isinstance(layer.attend, kind)
     }
 
 
@@ -226,11 +240,20 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def describes(about: Identity, tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if there are tensors for every layer that became ASAP and for no other."""
+    """Return True if there are tensors for every layer that has parameters and for no other."""
     assert about.attentions is not None, "of a map of this format"
-    maps = [path for path, to in about.attentions.items() if to["name"] == AsapAttention.name]
-    needed = {f"{path}.{name}" for path in maps for name in ("theta", "weight", QUERY_ONLY)}
-    return needed <= tensors.keys() and {name.rpartition(".")[0] for name in tensors} == set(maps)
+    needed = {path: needed_by(str(to["name"])) for path, to in about.attentions.items()}
+    names = {f"{path}.{name}" for path, own in needed.items() for name in own}
+    paths = {path for path, own in needed.items() if own}
+    return names <= tensors.keys() and {name.rpartition(".")[0] for name in tensors} == paths
+
+
+def needed_by(attention: str) -> tuple[str, ...]:
+    """Return the names of the tensors that a layer needs that became this attention."""
+    cls = attention_class(attention)
+    if issubclass(cls, LearnedAttention):
+        return cls.parameter_names
+    return ("theta", "weight", QUERY_ONLY) if cls is AsapAttention else ()
 
 
 def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:

@@ -12,13 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.attention import AsapAttention, attention_layers, swapped
+from asap_exp.attention import (
+    AsapAttention,
+    Attention,
+    attention_layers,
+    build_attention,
+    swapped,
+)
+from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
-from asap_exp.calibration.data import CalibrationData, is_stand_in
+from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
+from asap_exp.calibration.imitation import check_taught, imitated_layers
+from asap_exp.calibration.imitation import mean_kl as imitation_kl
 from asap_exp.calibration.kl import mean_kl
 from asap_exp.calibration.maps import RidgeFit
-from asap_exp.calibration.prediction_fit import teacher_examples
+from asap_exp.calibration.prediction_fit import Example, mean_prediction_kl, teacher_examples
 from asap_exp.calibration.recording import record
 from asap_exp.calibration.stacking import (
     by_layer,
@@ -27,12 +36,21 @@ from asap_exp.calibration.stacking import (
     stacks,
     unstack_into,
 )
-from asap_exp.calibration.steps import LayerData, LayerStep, ModelData, ModelStep, StartStep
+from asap_exp.calibration.steps import (
+    ImitationData,
+    ImitationStep,
+    LayerData,
+    LayerStep,
+    ModelData,
+    ModelStep,
+    StartStep,
+)
 from asap_exp.calibration.steps.base import Shown, Step
 from asap_exp.core.agreement import of_first
 from asap_exp.core.console import timed
 
-MIB = 2**20
+BEFORE_FIT = "start"
+"""Name, among those of steps, of the plans of an imitation before its fit."""
 
 KINDS = ("maps", "controls")
 """Fields of `Calibration` that are fitted by the same steps."""
@@ -45,13 +63,23 @@ class Calibration:
     maps: dict[str, AsapAttention] = field(default_factory=dict)
     controls: dict[str, AsapAttention] = field(default_factory=dict)
     """Query features and no slices, calibrated by the same steps."""
+    imitations: dict[str, LearnedAttention] = field(default_factory=dict)
+    """Instead of maps: attention that imitates the teacher's plans."""
     scales: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {k: {} for k in KINDS})
     """Per-weight step sizes for the steps by gradient, by kind and layer path."""
     ridge: dict[str, RidgeFit] = field(default_factory=dict)
     plan_kl: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """KL of the map's plans after each step on this layer, by step: `[H]`, nats per row."""
     prediction_kl: dict[str, dict[str, float]] = field(default_factory=dict)
-    """KL of the predictions `before` and `after` the steps on the whole model, by kind."""
+    """KL of the predictions `before` and `after` the steps on the whole model, by kind.
+
+    Of imitations, under "imitations": before and after their fit.
+    """
+
+    @property
+    def compiled(self) -> dict[str, Attention]:
+        """What takes the place of the teacher's attention."""
+        return {**self.maps, **self.imitations}
 
     def found(self, kind: str) -> dict[str, AsapAttention]:
         """Return `maps` or `controls`."""
@@ -79,6 +107,9 @@ def calibrate(data: CalibrationData, paths: Sequence[str]) -> Calibration:
     Runs with gradients, whatever the caller switched off.
     """
     result = Calibration()
+    if data.config.imitates:
+        imitate(data, list(paths), result)
+        return result
     if data.config.sequential:
         # The controls see what the controls before them produce, as the maps do.
         for kind, path in itertools.product(KINDS, paths):
@@ -96,7 +127,7 @@ def fit_layers(
     """Take the steps on single layers, for the layers of `group`, on one recording."""
     net, config = data.net, data.config
     (start,), steps = config.chosen(StartStep), config.chosen(LayerStep)
-    room = config.memory_mib * MIB
+    room = config.room
     sums, targets = record(data, data.fit, group, room if steps else 0)
     checks, held_out = record(data, data.held_out, group, room)
     for path in data.progress.track(group, f"{start.name}, {len(group)} layers", len(group)):
@@ -149,17 +180,7 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
     steps = data.config.chosen(ModelStep)
     if not steps:
         return
-    fit, held_out = (
-        teacher_examples(
-            data.net,
-            list(batches),
-            data.precision,
-            data.forward,
-            partial(data.batch_name, batches),
-            partial(is_stand_in, batches),
-        )
-        for batches in (data.fit, data.held_out)
-    )
+    fit, held_out = (examples_of(data, batches) for batches in (data.fit, data.held_out))
     examples = ModelData(data.net, fit, held_out, data.precision, data.forward, data.config.seed)
     for kind in KINDS:
         for step in steps:
@@ -167,6 +188,48 @@ def fit_model(data: CalibrationData, result: Calibration) -> None:
             with timed(f"{step.name} of {kind}"):
                 kl = step.fit(result.found(kind), result.scales[kind], watched)
             result.prediction_kl[kind] = {**kl, **first_kl(result, kind)}
+
+
+def examples_of(data: CalibrationData, batches: Batches) -> list[Example]:
+    """Return the teacher's predictions on `fit` or `held_out`."""
+    return teacher_examples(
+        data.net,
+        list(batches),
+        data.precision,
+        data.forward,
+        partial(data.batch_name, batches),
+        partial(is_stand_in, batches),
+    )
+
+
+def imitate(data: CalibrationData, paths: list[str], result: Calibration) -> None:
+    """Fit another attention to the plans of every layer, each on the teacher's own activations."""
+    (step,) = data.config.chosen(ImitationStep)
+    layers = attention_layers(data.net)
+    check_taught(step, {path: layers[path] for path in paths})
+    fit, held_out = (imitated_layers(data, batches, paths) for batches in (data.fit, data.held_out))
+    for path in paths:
+        attend = build_attention({"name": step.attention})
+        assert isinstance(attend, LearnedAttention), "an imitation has parameters to fit"
+        attend.attach(layers[path])
+        result.imitations[path] = attend.requires_grad_(False)
+        result.plan_kl[path] = {BEFORE_FIT: imitation_kl(attend, held_out[path])}
+    examples = examples_of(data, data.held_out)
+
+    def prediction_kl() -> float:
+        with swapped(data.net, result.imitations):
+            return mean_prediction_kl(data.net, examples, data.precision, data.forward)
+
+    before = prediction_kl()
+    for path, attend in result.imitations.items():
+        # Popped: what was recorded of a layer is not needed once it is fitted.
+        own = ImitationData(
+            fit.pop(path), held_out[path], data.config.seed, shown(data, step, "maps", [path])
+        )
+        with timed(f"{step.name} of {path}"):
+            step.fit(attend, own)
+        result.plan_kl[path][step.name] = imitation_kl(attend, held_out[path])
+    result.prediction_kl["imitations"] = {"before": before, "after": prediction_kl()}
 
 
 def shown(data: CalibrationData, step: Step, kind: str, paths: Sequence[str]) -> Shown:

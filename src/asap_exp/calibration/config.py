@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from asap_exp.calibration.steps import (
     STEPS,
+    ImitationStep,
     ModelStep,
     StartStep,
     Step,
@@ -32,6 +33,7 @@ from asap_exp.core.features import FEATURES
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
+MIB = 2**20
 COARSE = "coarse"
 FORMS = ("two_sided", "one_pass")
 
@@ -86,6 +88,9 @@ class CalibrationKeys:
             check_without_fit(self)
             return
         check_steps(self.steps)
+        if self.imitates:
+            check_imitation(self)
+            return
         check_range("calibration.candidates", self.candidates, minimum=self.slices)
         check_form(self)
         for key in self.features:
@@ -112,6 +117,21 @@ class CalibrationKeys:
     def fits(self) -> bool:
         """False if the layers become coarse and nothing is fitted."""
         return bool(self.steps) or self.coarse.tokens is None
+
+    @property
+    def imitates(self) -> bool:
+        """True if the layers become another attention than ASAP, fitted to the teacher's plans."""
+        return bool(self.chosen(ImitationStep))
+
+    @property
+    def teacher(self) -> str:
+        """Attention of the teachers that it can be fitted to."""
+        return next((step.teacher for step in self.chosen(Step)), Step.teacher)
+
+    @property
+    def room(self) -> int:
+        """`memory_mib` in bytes."""
+        return self.memory_mib * MIB
 
     def uses(self, feature: str) -> bool:
         """Return True if the map has the features of this key."""
@@ -144,6 +164,7 @@ class CalibrationKeys:
         unread += [key for key in FEATURES if key != QUERY and not self.uses(key)]
         unread += [] if self.relaxes else ["relaxed"]
         unread += [] if self.slices else ["candidates"]
+        unread += ["ridge"] if self.imitates else []
         found = asdict(self) | {COARSE: self.coarse.identity()}
         return {key: value for key, value in found.items() if key not in (*unread, "form")}
 
@@ -202,7 +223,7 @@ else:
     CalibrationConfig = _with_settings(tuple(with_settings().values()))
 
 
-WITHOUT_FIT = {
+WITHOUT_MAP = {
     "slices": 0,
     "query_features": False,
     "adaptive": False,
@@ -211,19 +232,39 @@ WITHOUT_FIT = {
     "relaxed": False,
     "sequential": False,
 }
-"""What the keys of a fit must be where nothing is fitted."""
+"""What the keys of a map must be where none is fitted."""
 
 
 def check_without_fit(config: CalibrationKeys) -> None:
     """UserError if a key asks for something that needs a fit."""
-    keys = {**WITHOUT_FIT, **dict.fromkeys(FURTHER_FEATURES, False)}
+    check_without_map(
+        config, "fits nothing", "to fit a map with the coarse dual among its features"
+    )
+
+
+def check_imitation(config: CalibrationKeys) -> None:
+    """UserError if a key asks for something of a map, where another attention is fitted."""
+    check_without_map(config, "fits another attention", "to fit a map to a Sinkhorn teacher")
+    for key, given, none in (
+        ("coarse.tokens", config.coarse.tokens, None),
+        ("form", config.form, "two_sided"),
+    ):
+        if given != none:
+            raise UserError(
+                f"calibration.{key}={given} is of duals, and calibration.steps={config.steps} fits "
+                f"another attention, which has none; leave it out, or use calibration=coarse"
+            )
+
+
+def check_without_map(config: CalibrationKeys, does: str, instead: str) -> None:
+    keys = {**WITHOUT_MAP, **dict.fromkeys(FURTHER_FEATURES, False)}
     for key, value in keys.items():
         if (given := getattr(config, key)) != value:
             words, of = str(given).lower(), str(value).lower()
             raise UserError(
-                f"calibration.{key}={words} needs a map that is fitted, but calibration.steps=[] "
-                f"fits nothing: set calibration.{key}={of}, or calibration.steps=[ridge] to fit a "
-                "map with the coarse dual among its features"
+                f"calibration.{key}={words} needs a map that is fitted, but "
+                f"calibration.steps={config.steps} {does}: set calibration.{key}={of}, or "
+                f"calibration.steps=[ridge] {instead}"
             )
 
 
@@ -251,6 +292,13 @@ def check_steps(steps: list[str]) -> None:
     """UserError unless `steps` begins with a start, and each later scope follows the former."""
     for step in steps:
         check_choice("calibration.steps", step, tuple(STEPS))
+    if (own := set(steps) & set(names_of(ImitationStep))) and len(steps) > 1:
+        raise UserError(
+            f"calibration.steps={steps}: {min(own)} is a calibration by itself; take it alone, or "
+            "leave it out"
+        )
+    if own:
+        return
     starts = names_of(StartStep)
     begins = steps and steps[0] in starts and not set(steps[1:]) & set(starts)
     if not begins or len(set(steps)) < len(steps):

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -99,6 +99,34 @@ def restore(attend: AsapAttention, saved: Mapping[str, Tensor]) -> None:
 def check_points(updates: int, checks: int) -> set[int]:
     """After which updates to look at the held-out data: evenly, the last one included."""
     return {math.ceil(updates * number / checks) for number in range(1, checks + 1)}
+
+
+Found = tuple[Tensor, dict[str, Tensor]]
+"""KL of each head on held-out data `[H]`, and the values that gave it, by name `[H, ...]`."""
+
+
+def best_of_each_head(
+    update: Callable[[Item], None],
+    items: Iterable[Item],
+    updates: int,
+    start: Found,
+    now: Callable[[], Found],
+) -> dict[str, Tensor]:
+    """Make an update with each of the items; return every head's best values, those of `start` too.
+
+    `now` is called a few times in between. Heads may share no parameter.
+    """
+    lowest, best = start
+    checks = check_points(updates, CHECKS)
+    for number, item in enumerate(items, start=1):
+        update(item)
+        if number in checks:
+            kl, found = now()
+            better = kl < lowest  # False for NaN
+            lowest = torch.where(better, kl, lowest)
+            for name, value in found.items():
+                best[name][better] = value[better]
+    return best
 
 
 def reshuffled(items: Sequence[Item], count: int, seed: int) -> Iterator[Item]:

@@ -1,12 +1,11 @@
 """The fit by gradient of one layer's map: KL between plans, on the layer's recorded inputs."""
 
-import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention
 from asap_exp.calibration.gradient import (
-    CHECKS,
-    check_points,
+    Found,
+    best_of_each_head,
     reshuffled,
     restore,
     trainable,
@@ -32,8 +31,11 @@ def fit_plans(
     than it began.
     """
     updates = settings.updates
-    best, lowest = values(attend), mean_kl(attend, data.held_out)
-    checks = check_points(updates, CHECKS)
+
+    def now() -> Found:
+        return mean_kl(attend, data.held_out), values(attend)
+
+    start = now()
     with trainable(attend, scale, slices=slices) as parameters:
         # Heads share no parameter: the sum of their means gives each its own gradient.
         adam = CosineAdam(
@@ -44,12 +46,5 @@ def fit_plans(
         )
         items = list(zip(data.fit, rows_of_all(data.fit), strict=True))
         batches = data.shown(reshuffled(items, updates, data.seed), updates)
-        for number, item in enumerate(batches, start=1):
-            adam.update(item)
-            if number in checks:
-                now = mean_kl(attend, data.held_out)
-                better = now < lowest  # False for NaN
-                lowest = torch.where(better, now, lowest)
-                for name, value in values(attend).items():
-                    best[name][better] = value[better]
+        best = best_of_each_head(adam.update, batches, updates, start, now)
     restore(attend, best)

@@ -1,6 +1,6 @@
 """Single pass over the data: normal equations of all batches, and as many as fit in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 from torch import Tensor
@@ -9,9 +9,9 @@ from asap_exp.attention import attention_layers
 from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
 from asap_exp.calibration.coarse import coarse_settings
 from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
+from asap_exp.calibration.kept import Kept
 from asap_exp.calibration.kl import Target, teacher_target
 from asap_exp.calibration.ridge import NormalEquations, random_slices
-from asap_exp.core.agreement import total
 
 
 def record(
@@ -19,9 +19,7 @@ def record(
 ) -> tuple[dict[str, NormalEquations], dict[str, list[Target]]]:
     """Return sums over all batches, and as many of the batches themselves as `room` bytes hold.
 
-    At least one; where not all fit, every second, fourth, ... of them: texts come from short to
-    long, and a fit must see both. With several ranks the sums are of all, and of the same batches
-    as on one device each rank keeps its part.
+    None without room, and else those that `Kept` keeps. With several ranks the sums are of all.
     """
     layers = attention_layers(data.net)
     config = data.config
@@ -36,8 +34,7 @@ def record(
     inputs = checked_inputs(data.net, batches, group, data.precision, data.forward, name)
     what = "Batches to fit on" if batches is data.fit else "Batches to check on"
     passes: Iterable[Recorded] = data.progress.track(inputs, what, len(batches))
-    kept: list[dict[str, list[Target]]] = []
-    stride = 1
+    kept: Kept[Target] = Kept(room)
     for number, recorded in enumerate(passes):
         if is_stand_in(batches, number):
             recorded = {
@@ -46,21 +43,13 @@ def record(
         for path, teacher in teachers.items():
             for call in recorded[path]:
                 sums[path].add(call, teacher)
-        if room and number % stride == 0:
-            kept.append(
+        if room and kept.wants(number):
+            kept.add(
                 {p: [teacher_target(call, t) for call in recorded[p]] for p, t in teachers.items()}
             )
-        while total(num_bytes(kept)) > room and len(kept) > 1:
-            kept = kept[::2]
-            stride *= 2
     for equations in sums.values():
         equations.reduce()
-    return sums, {path: [target for batch in kept for target in batch[path]] for path in group}
-
-
-def num_bytes(kept: Sequence[dict[str, list[Target]]]) -> int:
-    """Bytes of the kept batches."""
-    return sum(t.nbytes for batch in kept for targets in batch.values() for t in targets)
+    return sums, kept.by_path(group)
 
 
 def candidates(data: CalibrationData, path: str) -> Tensor:

@@ -4,22 +4,31 @@ from typing import Any
 
 from torch import nn
 
-from asap_exp.attention import attention_layers
+from asap_exp.attention import (
+    Attention,
+    SinkhornAttention,
+    SoftmaxAttention,
+    attention_layers,
+)
 from asap_exp.calibration.artifact import teacher_layers
-from asap_exp.calibration.capture import sinkhorn
 from asap_exp.core.runs import Run
 
 
 def teacher_identity(run: Run, net: nn.Module) -> dict[str, Any]:
     """Return what an artifact and the model it is put into must agree in."""
     layer = next(iter(attention_layers(net).values()))
+    updates: dict[str, Any] = {}
+    if isinstance(layer.attend, SinkhornAttention):
+        kind: type[Attention] = SinkhornAttention
+        updates = {"num_iters": layer.attend.num_iters, "eps": layer.attend.eps}
+    else:
+        kind = SoftmaxAttention
     return {
         "teacher_run": run.name,
         "teacher_sha256": run.manifest.teacher_sha256,
         "task": run.config.task.name,
-        "num_iters": sinkhorn(layer).num_iters,
-        "eps": sinkhorn(layer).eps,
+        **updates,
         "heads": layer.num_heads,
         "head_dim": layer.head_dim,
-        "teacher_layers": teacher_layers(net),
+        "teacher_layers": teacher_layers(net, kind),
     }

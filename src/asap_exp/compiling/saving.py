@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention import AsapAttention, CoarseAttention, attention_layers, swap_attention
+from asap_exp.attention import (
+    AsapAttention,
+    CoarseAttention,
+    SinkhornAttention,
+    SoftmaxAttention,
+    attention_layers,
+    swap_attention,
+)
 from asap_exp.attention.asap import options_in
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
@@ -125,7 +132,8 @@ def teacher_identity(model: nn.Module, paths: list[str]) -> dict[str, Any]:
 def check_fits(artifact: Artifact, model: nn.Module, folder: Path) -> None:
     """Raise UserError unless `model` has the layers, and their weights, that the map is of."""
     advice = "Compile this model, or load the map into the model that it was made of"
-    check_belongs(artifact, {"teacher_layers": teacher_layers(model)}, folder, advice)
+    kind = SoftmaxAttention if artifact.about.imitates else SinkhornAttention
+    check_belongs(artifact, {"teacher_layers": teacher_layers(model, kind)}, folder, advice)
     key = "layers_sha256"
     if artifact.identity.get(key) is None:
         key = "teacher_sha256"

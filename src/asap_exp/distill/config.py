@@ -46,6 +46,12 @@ class DistillConfig:
                 "fitted maps and others; choose another calibration, and give the sizes of subsets "
                 "as budget.coarse_tokens=[16,64]"
             )
+        if self.budget.asked and self.calibration.imitates:
+            raise UserError(
+                f"calibration={self.calibration.name} fits one attention to a "
+                f"{self.calibration.teacher} teacher, and a budget chooses among those that can "
+                "take the place of Sinkhorn; choose another calibration, or no budget"
+            )
         if self.budget.asked and not self.calibration.fits_layers_apart:
             *others, last = reversed(names_of(StartStep, LayerStep))
             raise UserError(

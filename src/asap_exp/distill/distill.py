@@ -47,12 +47,12 @@ from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.fidelity_table import fidelity_rows, print_fidelity, print_prediction_kl
 from asap_exp.distill.tracking import map_run
 from asap_exp.models import load_net
-from asap_exp.models.teachers import find_teacher, has_dual
+from asap_exp.models.teachers import find_teacher, teaches
 
 
 @dataclass
 class Compiled:
-    """New attention of the layers, by path, and the calibration of those that became ASAP."""
+    """New attention of the layers, by path, and the calibration of those that were fitted."""
 
     attends: Mapping[str, Attention]
     calibration: Calibration
@@ -64,9 +64,9 @@ Compiler = Callable[[CalibrationData, list[str], TaskDataModule], Compiled]
 
 
 def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -> Compiled:
-    """Compile every layer to ASAP by the calibration."""
+    """Compile every layer by the calibration, to ASAP or to what it fits instead."""
     calibration = calibrate(data, paths)
-    return Compiled(calibration.maps, calibration)
+    return Compiled(calibration.compiled, calibration)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Asked:
 def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Asked:
     """Load the teacher, its layers and its data; without a `teacher`, find it and print which."""
     if teacher is None:
-        run = find_teacher(config.paths, config.task.name, config.teacher)
+        wanted = config.calibration.teacher
+        run = find_teacher(config.paths, config.task.name, config.teacher, wanted)
     else:
         run = Run(teacher)
     use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
@@ -172,7 +173,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
             if tracker is not None:
                 log_fidelity(tracker, rows)
             log_map(tracker, config.logger, run, folder)
-    print_fidelity(rows)
+    print_fidelity(rows, calibration.name.title() if calibration.imitates else "ASAP")
     print_prediction_kl(compiled.calibration)
     say(
         f"Fitted on {fit_samples.num_samples} training {data.sample_name} of {run.config.data.name}"
@@ -238,7 +239,7 @@ def is_compiled(folder: Path, run: Run, net: nn.Module, data: TaskDataModule) ->
 
 def can_compile(config: TrainConfig) -> bool:
     """Return True if the attention of a training has a dual, which a map is fitted to."""
-    return has_dual(config)
+    return teaches(config)
 
 
 def chosen_layers(layer: LayerConfig, paths: list[str]) -> list[str]:

@@ -54,8 +54,8 @@ def fit_columns(result: Calibration, path: str, heads: int) -> dict[str, Tensor]
     }
 
 
-def print_fidelity(rows: list[dict[str, Any]]) -> None:
-    """Print one line per layer, means over its heads."""
+def print_fidelity(rows: list[dict[str, Any]], method: str = "ASAP") -> None:
+    """Print one line per layer, means over its heads; columns that nothing is known of are not."""
     table = plain_table("Fidelity on held-out samples, means over heads")
     titles = {
         "layer": "layer",
@@ -68,8 +68,11 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
             if key.startswith("kl_")
         },
         "l1_row_distance": "L1 row\ndistance",
-        "column_error": "column error,\nASAP",
+        "column_error": f"column error,\n{method}",
         "teacher_column_error": "column error,\nteacher",
+    }
+    titles = {
+        key: title for key, title in titles.items() if any(row[key] is not None for row in rows)
     }
     for title in titles.values():
         name = title == "layer"
@@ -82,12 +85,18 @@ def print_fidelity(rows: list[dict[str, Any]]) -> None:
 
 
 def print_prediction_kl(result: Calibration) -> None:
-    """Print how fitting all layers together changed the predictions on held-out data."""
+    """Print how fits of the whole model changed the predictions on held-out data, in nats."""
+    together = "all layers were fitted together"
+    fits = {
+        "maps": (", ASAP", together),
+        "controls": (", query features only", together),
+        "imitations": ("", "the fit"),
+    }
     for name, kl in result.prediction_kl.items():
-        words = {"maps": "ASAP", "controls": "query features only"}[name]
+        words, fit = fits[name]
         say(
-            f"KL of the predictions on held-out samples, {words}: {kl['before']:.4g} before "
-            f"all layers were fitted together, {kl['after']:.4g} after"
+            f"KL of the predictions on held-out samples{words}: {kl['before']:.4g} before {fit}, "
+            f"{kl['after']:.4g} after"
         )
 
 

@@ -105,7 +105,11 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)
-    matched = {name: matched_baselines(run, name, config) for name in MATCHED_BASELINES}
+    own = run.config.attention["name"]  # a softmax teacher is no baseline of its own
+    matched = {
+        name: matched_baselines(run, name, config) if name != own else []
+        for name in MATCHED_BASELINES
+    }
     baselines = {name: next(iter(found), None) for name, found in matched.items()}
     more = matched[COARSE][1:]
     nets = [load_net(found, device) for found in (*baselines.values(), *more) if found is not None]
@@ -156,11 +160,11 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
             )
         teacher = folder.resolve().parent.parent if config.teacher is None else config.teacher
         run = Run(Path(teacher))
-        check_teacher(run, config.task.name)
+        check_teacher(run, config.task.name, None)
         say(f"Compiled map: {shown(folder)}")
         return run, folder
     if config.teacher is not None:
-        candidates = [find_teacher(config.paths, config.task.name, config.teacher)]
+        candidates = [find_teacher(config.paths, config.task.name, config.teacher, None)]
     else:
         candidates = all_runs(config.paths, config.task.name)
     newest = [(newest_artifact(run), run) for run in candidates]

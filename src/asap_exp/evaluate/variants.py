@@ -8,12 +8,12 @@ from torch import nn
 from asap_exp.attention import (
     Attention,
     CoarseAttention,
+    SinkhornAttention,
     SoftmaxAttention,
     UniformAttention,
     attention_layers,
 )
 from asap_exp.calibration.artifact import Artifact, attention_config
-from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.truncation import Truncation
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
@@ -22,6 +22,7 @@ from asap_exp.core.records.row import RowGroup
 from asap_exp.core.records.words import (
     coarse_duals_label,
     coarse_label,
+    imitation_word,
     map_label,
     refine_words,
 )
@@ -71,7 +72,8 @@ def variants(
     """
     paths = artifact.layers
     layers = attention_layers(net)
-    teacher = sinkhorn(layers[paths[0]])
+    taught = layers[paths[0]].attend
+    teacher = taught if isinstance(taught, SinkhornAttention) else None  # else softmax
     device = next(net.parameters()).device
     where = "all layers" if len(paths) == len(layers) else layer_words(paths, layers)
 
@@ -81,17 +83,17 @@ def variants(
     def everywhere(make: Callable[[str], Attention]) -> dict[str, Attention]:
         return {path: make(path).to(device) for path in paths}
 
-    def truncated(truncation: Truncation) -> dict[str, Attention]:
-        return everywhere(lambda _: truncation.attention(teacher.eps))
+    def truncated(truncation: Truncation, eps: float) -> dict[str, Attention]:
+        return everywhere(lambda _: truncation.attention(eps))
 
     about = artifact.about
     made, kind = about.calibration, group_of(artifact)
     refine = "refine by layer" if about.budget else refine_words(made.refine, made.relaxed)
-    name = "by budget" if about.budget else "ASAP" if made.fitted else coarse_label(made)
+    name = "by budget" if about.budget else method_word(artifact)
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
     rows = [
-        Variant("teacher", f"Sinkhorn teacher, {teacher.updates}", "teacher", net, paths),
+        Variant("teacher", teacher_words(taught), "teacher", net, paths),
         row("asap", f"{name}, {where}", kind, compiled),
     ]
     if len(paths) > 1:
@@ -100,11 +102,14 @@ def variants(
             for number, attends in alone
         ]
     rows += [
-        row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut))
+        row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut, teacher.eps))
         for cut in cuts
-        if teacher.num_iters > cut.num_iters
+        if teacher is not None and teacher.num_iters > cut.num_iters
     ]
-    if made.fitted:  # else there are no weights, and no map to be without slices
+    if about.imitates:
+        before = f"control: {method_word(artifact)} before its fit"
+        rows.append(row("control_unfitted", before, "control", everywhere(artifact.unfitted)))
+    elif made.fitted:  # else there are no weights, and no map to be without slices
         rows += [
             row(
                 "control_zero",
@@ -125,19 +130,38 @@ def variants(
             "control: uniform attention",
             "control",
             everywhere(lambda _: UniformAttention()),
-        ),
-        row(
-            "softmax_swapped",
-            "row softmax in the teacher's place",
-            "softmax",
-            everywhere(lambda _: SoftmaxAttention()),
-        ),
+        )
     ]
-    return rows + [trained(baseline, teacher.num_iters) for baseline in baselines]
+    if teacher is not None:
+        rows.append(
+            row(
+                "softmax_swapped",
+                "row softmax in the teacher's place",
+                "softmax",
+                everywhere(lambda _: SoftmaxAttention()),
+            )
+        )
+    num_iters = None if teacher is None else teacher.num_iters
+    return rows + [trained(baseline, num_iters) for baseline in baselines]
 
 
-def trained(net: nn.Module, num_iters: int) -> Variant:
-    """Return the row of a model trained like its teacher, of `num_iters` updates.
+def teacher_words(attend: Attention) -> str:
+    """Describe the teacher of this attention."""
+    if isinstance(attend, SinkhornAttention):
+        return f"Sinkhorn teacher, {attend.updates}"
+    return f"{attend.name} teacher"
+
+
+def method_word(artifact: Artifact) -> str:
+    """Return what layers became, in a word or, of coarse duals, with their settings."""
+    about = artifact.about
+    if about.imitates:
+        return imitation_word(about)
+    return "ASAP" if about.calibration.fitted else coarse_label(about.calibration)
+
+
+def trained(net: nn.Module, num_iters: int | None) -> Variant:
+    """Return the row of a model trained like its teacher, of `num_iters` updates if any.
 
     Coarse duals of another size or form are another method, which the key and the label say.
     """
@@ -151,7 +175,7 @@ def trained(net: nn.Module, num_iters: int) -> Variant:
     return Variant(key, f"{words}, trained alike", group, net, list(layers))
 
 
-def trained_words(attend: CoarseAttention, num_iters: int) -> str:
+def trained_words(attend: CoarseAttention, num_iters: int | None) -> str:
     """Describe coarse attention by its size and form, and by what is unusual."""
     keys = CoarseKeys(
         attend.tokens,
@@ -178,11 +202,11 @@ def further_maps(
     rows = []
     points = {"asap": map_point(artifact, control=False)}
     controls = set()
-    if artifact.about.calibration.fitted:
+    if has_control(artifact):
         points["control_query"] = map_point(artifact, control=True)
         controls.add((points["control_query"].key, seed_of(artifact)))
     for number, other in enumerate(others):
-        for control in (False, True) if other.about.calibration.fitted else (False,):
+        for control in (False, True) if has_control(other) else (False,):
             point, seed = map_point(other, control=control), seed_of(other)
             if control and (point.key, seed) in controls:
                 continue
@@ -197,8 +221,15 @@ def further_maps(
     return rows, points
 
 
+def has_control(artifact: Artifact) -> bool:
+    """Return True if there is a map without slices to compare with."""
+    return artifact.about.calibration.fitted and not artifact.about.imitates
+
+
 def group_of(artifact: Artifact) -> RowGroup:
-    """Return the kind of method of an artifact's row: ASAP, or coarse duals without a fit."""
+    """Return the kind of method of an artifact's row: ASAP, coarse duals or an imitation."""
+    if artifact.about.imitates:
+        return "imitation"
     return "asap" if artifact.about.calibration.fitted else "coarse"
 
 

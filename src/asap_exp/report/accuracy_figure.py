@@ -66,9 +66,12 @@ class Family:
     """True if the curve joins all points, not only those better than every faster one."""
 
 
+SOFTMAX_TEACHER = "softmax teacher"
 FAMILIES = {
     "teacher": Family("Sinkhorn teacher", BLACK, "*", ""),
+    SOFTMAX_TEACHER: Family(SOFTMAX_TEACHER, BLACK, "*", ""),
     "asap": Family("ASAP", ORANGE, "o", "-"),
+    "imitation": Family("imitation of softmax", ORANGE, "o", "-"),
     "truncated": Family("Sinkhorn cut to T' updates", BLUE, "s", "--", joins_all=True),
     "relaxed": Family("T' over-relaxed updates", LIGHT_BLUE, "D", ":", joins_all=True),
     "control": Family(NO_SLICES, GREY, "X", "-."),
@@ -100,6 +103,10 @@ def family_of(row: AveragedRow) -> str | None:
         return None
     if row.key == "control_uniform":
         return "uniform"
+    if row.key == "control_unfitted":
+        return None
+    if row.group == "teacher" and row.label == SOFTMAX_TEACHER:
+        return row.label
     if row.group == "coarse" and not row.key.endswith("_trained"):
         found = size_and_form(row.label)
         return None if found is None else f"coarse {found[1]}"

@@ -1,7 +1,7 @@
 """Titles, conditions and origins of records, for tables and figures."""
 
 from asap_exp.core.records.evaluation import EvaluationRecord
-from asap_exp.core.records.words import coarse_label, layer_words, map_settings
+from asap_exp.core.records.words import layer_words, map_settings, other_label
 from asap_exp.report.groups import Group
 from asap_exp.report.markdown_table import commit
 
@@ -22,6 +22,7 @@ def record_title(record: EvaluationRecord) -> str:
         record.trained_for.title,
         f"n ≤ {training.data.max_length}" if n is None else f"n = {n}",
         "" if half_steps is None else f"Sinkformer of {half_steps} half-steps",
+        "softmax teacher" if record.artifact.imitates else "",
         "with qk_norm" if record.qk_norm else "without qk_norm",
         "" if change is None else f"{change.name} of severity {change.severity}",
         "" if record.all_layers else f"{compiled} of {record.num_layers} layers",
@@ -44,11 +45,10 @@ def caption(record: EvaluationRecord) -> str:
 
 
 def map_words(record: EvaluationRecord) -> str:
-    """Describe the record's own map, layer by layer if a budget chose, or its coarse duals."""
-    made = record.artifact.calibration
-    if not made.fitted:
-        words = coarse_label(made)
-        return f"{words[0].upper()}{words[1:]}, without a fit"
+    """Describe the record's own map, layer by layer if a budget chose, or what stands for it."""
+    if (words := other_label(record.artifact)) is not None:
+        fit = "" if record.artifact.calibration.fitted else ", without a fit"
+        return f"{words[0].upper()}{words[1:]}{fit}"
     if record.artifact.budget is not None:
         return f"ASAP: {layer_words(record.artifact)}"
     return f"ASAP: {map_settings(record.artifact).label.removeprefix('ASAP, ')}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from asap_exp.core.records.words import imitation_word
 from asap_exp.report.drawing import BLACK, ORANGE, heading, subplots
 from asap_exp.report.groups import Group
 
@@ -19,16 +20,25 @@ SHIFT = 0.16
 
 
 def fidelity(group: Group) -> Figure:
-    """Draw held-out R², row distance and column error by layer: a dot per head, a line per mean."""
+    """Draw held-out R², row distance and column error by layer: a dot per head, a line per mean.
+
+    A panel that nothing is known of is left out: an imitation has no dual.
+    """
     rows = [row for record in group.records for row in record.fidelity]
     layers = list(dict.fromkeys(row.layer for row in rows))
-    figure, all_axes = subplots(8, 3.1, ncols=3)
-    for axes, (name, title) in zip(all_axes, PANELS.items(), strict=True):
+    known = {
+        name: title
+        for name, title in PANELS.items()
+        if any(getattr(row, name) is not None for row in rows)
+    }
+    figure, all_axes = subplots(8, 3.1, ncols=len(known), squeeze=False)
+    method = imitation_word(group.first.artifact) if group.first.artifact.imitates else "ASAP"
+    for axes, (name, title) in zip(all_axes[0], known.items(), strict=True):
         compared = name == "column_error"
         for number, layer in enumerate(layers):
             mine = [row for row in rows if row.layer == layer]
             values = [x for row in mine if (x := getattr(row, name)) is not None]
-            draw(axes, number - SHIFT * compared, values, ORANGE, "ASAP", filled=True)
+            draw(axes, number - SHIFT * compared, values, ORANGE, method, filled=True)
             if compared:
                 of_teacher = [x for row in mine if (x := row.teacher_column_error) is not None]
                 draw(axes, number + SHIFT, of_teacher, BLACK, "teacher", filled=False)

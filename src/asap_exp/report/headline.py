@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from asap_exp.core.records.evaluation import OTHER_MAP
-from asap_exp.core.records.words import coarse_label, settings_of_label
+from asap_exp.core.records.words import other_label, settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.groups import Group
 from asap_exp.report.names import CONTROL, NO_SLICES
@@ -29,14 +29,13 @@ class Headline:
 
     @property
     def name(self) -> str:
-        """The compiled map's method: "ASAP", or that of coarse duals without a fit."""
-        made = self.group.first.artifact.calibration
-        return "ASAP" if self.is_map else coarse_label(made)
+        """The compiled map's method: "ASAP", or what the layers became instead."""
+        return other_label(self.group.first.artifact) or "ASAP"
 
     @property
     def is_map(self) -> bool:
-        """False for coarse duals without a fit."""
-        return self.group.first.artifact.calibration.fitted
+        """False for coarse duals without a fit, and for another attention."""
+        return other_label(self.group.first.artifact) is None
 
     @property
     def title_words(self) -> str:

@@ -6,7 +6,7 @@ from asap_exp.core.escaping import markdown, markdown_paragraph
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column, shown
 from asap_exp.core.records.row import COLUMN, COLUMNS
-from asap_exp.core.records.words import MapSettings, coarse_label, map_settings, settings_of_label
+from asap_exp.core.records.words import MapSettings, map_settings, other_label, settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import caption, group_title, origins
 from asap_exp.report.groups import Group
@@ -73,13 +73,13 @@ def overview_cells(group: Group, column: Column) -> list[str]:
     found = headline(group)
     speedups = [COLUMN[key].write(found.asap[key]) for key in SPEEDUPS.values()]
     qualities = [column.write(row[column.key]) for row in (found.teacher, found.asap)]
-    made, budget = group.first.artifact.calibration, group.first.artifact.budget
-    if not made.fitted:
-        settings = [coarse_label(made), "", ""]
-    elif budget is not None:
+    artifact = group.first.artifact
+    if (other := other_label(artifact)) is not None:
+        settings = [other, "", ""]
+    elif artifact.budget is not None:
         settings = ["by budget", "", ""]
     else:
-        settings = values(map_settings(group.first.artifact))[:3]
+        settings = values(map_settings(artifact))[:3]
     return [*settings, found.seeds, *qualities, *speedups]
 
 
@@ -220,8 +220,8 @@ def map_cells(group: Group) -> list[str]:
     """Return the slices and features of the group's map."""
     if group.first.artifact.budget is not None:
         return ["by budget", ""]
-    if not group.first.artifact.calibration.fitted:
-        return [coarse_label(group.first.artifact.calibration), ""]
+    if (other := other_label(group.first.artifact)) is not None:
+        return [other, ""]
     settings = map_settings(group.first.artifact)
     return [settings.slices, settings.features]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column
 from asap_exp.core.records.row import COLUMN
-from asap_exp.core.records.words import coarse_label, map_settings
+from asap_exp.core.records.words import map_settings, other_label, teacher_word
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
@@ -71,9 +71,10 @@ class PageTable:
 
 def result_table(groups: Sequence[Group]) -> PageTable:
     """Return a line per group: teacher, ASAP, its best rival and the speed-ups."""
+    teachers = {teacher_word(group.first.artifact) for group in groups}
     headings = [
         Heading("task"),
-        Heading("Sinkhorn teacher", DOWN),
+        Heading(teachers.pop() if len(teachers) == 1 else "teacher", DOWN),
         Heading("ASAP", DOWN),
         Heading("best other, as fast", DOWN),
         Heading("layer speed-up", DOWN),
@@ -113,8 +114,8 @@ def map_note(group: Group) -> str:
     """Describe the map of a group in a few words."""
     if group.first.artifact.budget is not None:
         return "maps chosen within a budget"
-    if not group.first.artifact.calibration.fitted:
-        return coarse_label(group.first.artifact.calibration)
+    if (other := other_label(group.first.artifact)) is not None:
+        return other
     settings = map_settings(group.first.artifact)
     features = f"{settings.features} features" if settings.features else ""
     refine = "" if settings.refine == "0" else f"refine {settings.refine}"

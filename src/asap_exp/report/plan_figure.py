@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from asap_exp.core.escaping import on_figure
+from asap_exp.core.records.words import teacher_word
 from asap_exp.report.drawing import ORANGE, heading, subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import headline
 
-TITLES = {"teacher": "Sinkhorn teacher", "asap": "ASAP", "softmax": "row softmax"}
+DRAWN = ("teacher", "asap", "softmax")
 
 
 def plans(group: Group) -> Figure:
@@ -22,18 +23,22 @@ def plans(group: Group) -> Figure:
     Both scales are square roots: most entries are tiny, and softmax has columns of sum 20.
     """
     example = group.first.plans
-    drawn = {name: np.array(getattr(example.plans, name)) for name in TITLES}
+    drawn = {name: np.array(getattr(example.plans, name)) for name in DRAWN}
     block = example.block
     of = "block of " if block > 1 else ""
     top = float(np.quantile(drawn["teacher"], 0.995))
+    titles = {
+        "teacher": teacher_word(group.first.artifact),
+        "asap": headline(group).name,
+        "softmax": "row softmax",
+    }
     norm = PowerNorm(0.5, vmin=0, vmax=top)
     sums = {name: plan.sum(axis=0) for name, plan in drawn.items()}
     highest = max(2.0, *(float(each.max()) for each in sums.values()))
     figure, grid = subplots(8, 4, nrows=2, ncols=3, sharex=True, height_ratios=(4, 1))
     for (upper, lower), (name, plan) in zip(grid.T, drawn.items(), strict=True):
         image = upper.imshow(plan, cmap="magma", norm=norm, aspect="auto", interpolation="none")
-        title = headline(group).name if name == "asap" else TITLES[name]
-        upper.set_title(on_figure(title, 36), fontsize=10)
+        upper.set_title(on_figure(titles[name], 36), fontsize=10)
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         upper.tick_params(labelsize=8)

@@ -6,6 +6,8 @@ import pkgutil
 from asap_exp.calibration.steps.base import (
     STEPS,
     AdamFit,
+    ImitationData,
+    ImitationStep,
     LayerData,
     LayerStep,
     ModelData,
@@ -23,6 +25,8 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "STEPS",
     "AdamFit",
+    "ImitationData",
+    "ImitationStep",
     "LayerData",
     "LayerStep",
     "ModelData",

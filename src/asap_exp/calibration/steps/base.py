@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from asap_exp.attention import AsapAttention
+    from asap_exp.attention.learned import LearnedAttention
     from asap_exp.calibration.capture import Forward
     from asap_exp.calibration.config import CalibrationConfig
+    from asap_exp.calibration.imitation import Imitated
     from asap_exp.calibration.kl import Target
     from asap_exp.calibration.maps import RidgeFit
     from asap_exp.calibration.prediction_fit import Example
@@ -32,8 +34,8 @@ def unseen(items: Iterable[Any], _: int) -> Iterable[Any]:
     return items
 
 
-Scope = Literal["start", "layer", "model"]
-SCOPES: tuple[Scope, ...] = ("start", "layer", "model")
+Scope = Literal["start", "layer", "model", "alone"]
+SCOPES: tuple[Scope, ...] = ("start", "layer", "model", "alone")
 """Scopes, in the order in which a calibration takes them."""
 
 
@@ -58,6 +60,8 @@ class Step:
 
     name: ClassVar[str]
     scope: ClassVar[Scope]
+    teacher: ClassVar[str] = "sinkhorn"
+    """Attention of the layers that it is fitted to."""
     settings: Any = None
     shares_batches: ClassVar[bool] = False
     """Whether several ranks, each with its part of every batch, fit the same map together."""
@@ -137,8 +141,33 @@ class ModelStep(Step):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class ImitationData:
+    """The recorded queries and keys of one layer, with the teacher's plans, to fit and to check."""
+
+    fit: Sequence[Imitated]
+    held_out: Sequence[Imitated]
+    seed: int
+    shown: Shown = unseen
+
+
+class ImitationStep(Step):
+    """Fits another attention than ASAP to the teacher's plans. It is a calibration by itself."""
+
+    scope = "alone"
+    attention: ClassVar[str]
+    """Name of the attention, a `LearnedAttention`, that takes the place of the teacher's."""
+
+    def fit(self, attend: LearnedAttention, data: ImitationData) -> None:
+        """Fits the parameters of `attend` in place.
+
+        No head may end worse on the held-out data than it began.
+        """
+        raise NotImplementedError
+
+
 STEPS: dict[str, type[Step]] = {}
-"""Every step by name: starts, then steps on single layers, then those on the whole model."""
+"""Every step by name: starts, then steps on single layers, on the whole model, and those alone."""
 
 AnyStep = TypeVar("AnyStep", bound=type[Step])
 
@@ -167,7 +196,7 @@ def register(name: str) -> Callable[[AnyStep], AnyStep]:
 
 
 def names_of(*kinds: type[Step]) -> list[str]:
-    """Return the registered steps of these kinds (StartStep, LayerStep, ModelStep), by name."""
+    """Return the registered steps of these kinds, subclasses of `Step`, by name."""
     return [name for name, step in STEPS.items() if issubclass(step, kinds)]
 
 

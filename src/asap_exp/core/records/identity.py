@@ -108,7 +108,8 @@ class CalibrationRecipe:
 
     @model_validator(mode="after")
     def _of_a_fit_or_without(self) -> "CalibrationRecipe":
-        missing = [key for key in OF_A_FIT if getattr(self, key) is None]
+        needed = [key for key in OF_A_FIT if key != "ridge" or self.regresses]
+        missing = [key for key in needed if getattr(self, key) is None]
         if self.fitted and missing:
             raise ValueError(f"{missing[0]} is missing")
         if not self.fitted and (self.coarse is None or self.form is None):
@@ -119,6 +120,11 @@ class CalibrationRecipe:
     def fitted(self) -> bool:
         """False for coarse duals without a fit."""
         return self.steps != []
+
+    @property
+    def regresses(self) -> bool:
+        """False if a fit was not of a map of slices or features, but of another attention."""
+        return bool(self.slices or self.features)
 
     @model_serializer(mode="wrap")
     def _under_their_names(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -214,6 +220,9 @@ class Identity:
 
     @model_validator(mode="after")
     def _about_its_layers(self) -> "Identity":
+        became = {options.get("name") for options in (self.attentions or {}).values()}
+        if self.imitates and "asap" in became:
+            raise ValueError("attentions names asap, but calibration has no slices or features")
         of_all = (self.attentions, self.teacher_layers)
         if self.format > 1 and None in of_all:
             raise ValueError("attentions or teacher_layers is missing")
@@ -232,14 +241,26 @@ class Identity:
                 raise ValueError(f"{key} is not about the layers {', '.join(self.layers)}")
         return self
 
+    @property
+    def imitates(self) -> bool:
+        """True if the layers became another attention, fitted to a softmax teacher's plans."""
+        return self.calibration.fitted and not self.calibration.regresses
+
 
 @dataclass(config=STRICT, kw_only=True)
 class RunIdentity(Identity):
-    """Identity of a map made by `distill`: it names the run, and one kind of layer."""
+    """Identity of a map made by `distill`: it names the run, and one kind of layer.
+
+    A softmax teacher has neither `num_iters` nor `eps`.
+    """
 
     teacher_run: str
     task: str
-    num_iters: Size
-    eps: Positive
     heads: Size
     head_dim: Size
+
+    @model_validator(mode="after")
+    def _of_its_teacher(self) -> "RunIdentity":
+        if not self.imitates and None in (self.num_iters, self.eps):
+            raise ValueError("num_iters or eps is missing")
+        return self

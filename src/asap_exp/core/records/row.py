@@ -19,6 +19,7 @@ RowGroup = Literal[
     "softmax",
     "espformer",
     "coarse",
+    "imitation",
     "relaxed_sinkhorn",
     "baseline",
 ]

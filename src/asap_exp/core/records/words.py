@@ -70,12 +70,39 @@ def settings_of_label(label: str) -> MapSettings | None:
 
 def map_label(about: Identity, *, control: bool) -> str:
     """Return the label of the row of a map or its control; with a budget it lists the layers."""
-    if not about.calibration.fitted:
-        return coarse_label(about.calibration)
+    if (other := other_label(about)) is not None:
+        return other
     if about.budget is None:
         return map_settings(about, control=control).label
     layers = layer_words(about)
     return f"control: {layers}, without their slices" if control else f"ASAP, {layers}"
+
+
+def other_label(about: Identity) -> str | None:
+    """Describe what layers became that is not ASAP: coarse duals, or an imitation of softmax."""
+    if not about.calibration.fitted:
+        return coarse_label(about.calibration)
+    if about.imitates:
+        return imitation_label(about)
+    return None
+
+
+def imitation_label(about: Identity) -> str:
+    """Describe an imitation by its attention and the samples that it was fitted on."""
+    assert about.calibration_set is not None, "of a fit"
+    return f"{imitation_word(about)}, {about.calibration_set.rows} samples"
+
+
+def imitation_word(about: Identity) -> str:
+    """Name the attention of an imitation, as at the start of a sentence."""
+    assert about.attentions is not None
+    names = dict.fromkeys(str(options["name"]) for options in about.attentions.values())
+    return ", ".join(names).title()
+
+
+def teacher_word(about: Identity) -> str:
+    """Name the teacher of a map by its attention."""
+    return "softmax teacher" if about.imitates else "Sinkhorn teacher"
 
 
 def layer_words(about: Identity) -> str:

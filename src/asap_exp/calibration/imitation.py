@@ -1,0 +1,139 @@
+"""Another attention that learns a teacher's plans, layer by layer, on the teacher's own inputs.
+
+The loss of a layer is the cross-entropy of its rows with the teacher's as soft labels,
+
+    -sum_j A_ij log A^_ij,   averaged over valid rows,
+
+which differs from KL(A_i || A^_i) by the entropy of the teacher's row, a constant. Its gradient is
+that of the KL, which is 0 where the plans agree, so the KL is what is computed and reported.
+(Source: attention weight distillation of Hedgehog, arXiv 2402.04347.)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap_exp.attention import Attention, AttentionLayer, attention_layers
+from asap_exp.attention.learned import LearnedAttention
+from asap_exp.calibration.capture import checked_inputs
+from asap_exp.calibration.data import Batches, CalibrationData
+from asap_exp.calibration.gradient import Found, best_of_each_head, reshuffled
+from asap_exp.calibration.kept import Kept
+from asap_exp.calibration.steps import AdamFit, ImitationData, ImitationStep
+from asap_exp.calibration.updates import CosineAdam
+from asap_exp.core.errors import UserError
+
+
+class Imitated(NamedTuple):
+    """A recorded batch of one layer, with the teacher's plans on it.
+
+    q and k `[B, H, N, D]`, the mask `[B, N]` or None, and the plan `[B, H, N, N]`, which is 0 at
+    padded places.
+    """
+
+    q: Tensor
+    k: Tensor
+    key_padding_mask: Tensor | None
+    plan: Tensor
+
+    @property
+    def rows(self) -> Tensor | int:
+        """Valid rows of a head's plans, at least 1, without waiting for a GPU."""
+        if self.key_padding_mask is None:
+            return max(self.q.shape[0] * self.q.shape[2], 1)
+        return (~self.key_padding_mask).sum().clamp(min=1)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self if tensor is not None)
+
+
+def imitated_layers(
+    data: CalibrationData, batches: Batches, paths: Sequence[str]
+) -> dict[str, list[Imitated]]:
+    """Record the layers at `paths` on as many of the batches as `memory_mib` holds, at least one.
+
+    Where not all fit, every second, fourth, ... of them.
+    """
+    layers = attention_layers(data.net)
+    name = partial(data.batch_name, batches)
+    inputs = checked_inputs(data.net, batches, paths, data.precision, data.forward, name)
+    what = "Batches to fit on" if batches is data.fit else "Batches to check on"
+    kept: Kept[Imitated] = Kept(data.config.room)
+    for number, recorded in enumerate(data.progress.track(inputs, what, len(batches))):
+        if kept.wants(number):
+            kept.add({
+                path: [seen(layers[path].attend, *call) for call in recorded[path]]
+                for path in paths
+            })  # fmt: skip
+    return kept.by_path(paths)
+
+
+def check_taught(step: ImitationStep, layers: Mapping[str, AttentionLayer]) -> None:
+    """Raise UserError for a layer whose attention is not the one that `step` imitates."""
+    for path, layer in layers.items():
+        if layer.attend.name != step.teacher:
+            raise UserError(
+                f"the layer at {path} has {layer.attend.name} attention, and the calibration step "
+                f"{step.name} imitates {step.teacher} attention; choose layers that have it, or "
+                "other steps"
+            )
+
+
+@torch.no_grad()
+def seen(
+    teacher: Attention, q: Tensor, k: Tensor, _: Tensor, key_padding_mask: Tensor | None
+) -> Imitated:
+    plan = teacher.plan(q, k, key_padding_mask=key_padding_mask)
+    # Contiguous: q and k are views that would keep the values' memory too.
+    return Imitated(q.contiguous(), k.contiguous(), key_padding_mask, plan)
+
+
+def total_kl(attend: Attention, batch: Imitated) -> Tensor:
+    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
+    q, k, mask, plan = batch
+    found = attend.plan(q, k, key_padding_mask=mask)
+    log = torch.where(found > 0, found, 1.0).log()  # 0 at padded places, as the teacher's are
+    return F.kl_div(log, plan, reduction="none").sum(dim=(0, 2, 3))
+
+
+@torch.no_grad()
+def mean_kl(attend: Attention, batches: Iterable[Imitated]) -> Tensor:
+    """Mean over the valid rows of all `batches`: `[H]`, float64, in nats."""
+    totals = [(total_kl(attend, batch).double(), batch.rows) for batch in batches]
+    return torch.stack([kl for kl, _ in totals]).sum(dim=0) / sum(rows for _, rows in totals)
+
+
+def fit_imitation(attend: LearnedAttention, data: ImitationData, settings: AdamFit) -> None:
+    """Lowers the KL from the teacher's plans over `data.fit`, in place, by its own parameters.
+
+    Each head keeps its best values on `data.held_out`, the start included; that needs parameters
+    whose first dimension are the heads.
+    """
+
+    def now() -> Found:
+        return mean_kl(attend, data.held_out), values(attend)
+
+    start = now()
+    attend.requires_grad_(True)
+    # Heads share no parameter: the sum of their means gives each its own gradient.
+    adam = CosineAdam(
+        lambda item: total_kl(attend, item[0]).sum() / item[1],
+        attend.parameters(),
+        settings.lr,
+        settings.updates,
+    )
+    items = [(batch, batch.rows) for batch in data.fit]
+    batches = data.shown(reshuffled(items, settings.updates, data.seed), settings.updates)
+    best = best_of_each_head(adam.update, batches, settings.updates, start, now)
+    attend.requires_grad_(False)
+    attend.take(best)
+
+
+def values(attend: nn.Module) -> dict[str, Tensor]:
+    """Copy the parameters by name."""
+    return {name: x.detach().clone() for name, x in attend.named_parameters()}
