@@ -1,6 +1,7 @@
 """distill with calibration=hedgehog: linear attention fitted to a softmax teacher's plans."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.words import map_label
-from asap_exp.core.score import Score
 from asap_exp.distill.check import check
 from asap_exp.distill.config import DistillConfig
 from asap_exp.evaluate.evaluate import score
@@ -160,8 +160,16 @@ def test_check_estimates_a_fit_and_writes_nothing(results: Path) -> None:
     few = ("samples=48", "holdout=16", "batch_size=16", "seed=7")
     asked = config(*(f"calibration.{key}" for key in few), "logger=csv", f"paths.results={results}")
     before = sorted(results.rglob("*"))
-    assert isinstance(check(asked), Score)
+    few_updates = check(asked).value
+    assert few_updates is not None
     assert sorted(results.rglob("*")) == before
+    # The updates are what takes the time, and count once: not again for every sample.
+    asked.calibration.hedgehog.updates = 1
+    started = time.perf_counter()
+    one_update = check(asked).value
+    assert one_update is not None
+    assert one_update < 20 * (time.perf_counter() - started)
+    assert few_updates > one_update
 
 
 def test_each_calibration_says_which_teacher_it_needs(

@@ -108,7 +108,8 @@ def fit_seconds(
     The first step takes a time for each sample, the others for each update and sample of a batch.
     """
     config = data.config
-    begun = timed_fit(replace(data, config=replace(config, steps=config.steps[:1])), paths)
+    first = with_updates(replace(config, steps=config.steps[:1]), 1)
+    begun = timed_fit(replace(data, config=first), paths)
     seconds = begun * max((fit.num_samples + held_out.num_samples) / (2 * FEW), 1)
     if not (steps := settings(config)):
         return seconds
