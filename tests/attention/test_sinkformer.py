@@ -10,21 +10,30 @@ from asap_exp.ops import closure_attention
 from tests.attention.inputs import MASK, assert_close, make_qkv
 
 
-def half_steps(S, count, detach=False):
-    """Update u and v in turn, as in Sinkformers' code; return m exp(S + u + v)."""
+def half_steps(S, count, detach=False, padding=None, eps=1.0):
+    """Update u and v in turn, as in Sinkformers' code; return m exp((S + u + v) / eps).
+
+    Their text models give padded keys logits of -1e9, whose v is then about 1e9, and set such a v
+    to 0. (michaelsdr/sinkformers, commit 48c5cd3: text-classification-transformer/sinkhorn.py.)
+    """
     n, m = S.shape[-2:]
+    if padding is not None:
+        S = S.masked_fill(padding[:, None, None, :], -1e9)
     u, v = torch.zeros_like(S[..., :, 0]), torch.zeros_like(S[..., 0, :])
     for step in range(count):
         if step % 2 == 0:
-            u = -torch.tensor(float(n)).log() - (S + v[..., None, :]).logsumexp(dim=-1)
+            rows = ((S + v[..., None, :]) / eps).logsumexp(dim=-1)
+            u = -eps * (torch.tensor(float(n)).log() + rows)
         else:
-            v = -torch.tensor(float(m)).log() - (S + u[..., :, None]).logsumexp(dim=-2)
+            columns = ((S + u[..., :, None]) / eps).logsumexp(dim=-2)
+            v = -eps * (torch.tensor(float(m)).log() + columns)
             v = v.detach() if detach else v
-    return m * (S + u[..., :, None] + v[..., None, :]).exp()
+            v = v.masked_fill(v > 9e8, 0.0)
+    return m * ((S + u[..., :, None] + v[..., None, :]) / eps).exp()
 
 
-def logits(q, k, eps=1.0):
-    return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 / eps
+def logits(q, k):
+    return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
 
 
 @pytest.mark.parametrize("eps", [1.0, 0.5])
@@ -32,7 +41,7 @@ def logits(q, k, eps=1.0):
 def test_plan_is_that_of_the_published_half_steps(count, eps):
     q, k, v = make_qkv()
     attention = SinkformerAttention(half_steps=count, eps=eps)
-    expected = half_steps(logits(q, k, eps), count)
+    expected = half_steps(logits(q, k), count, eps=eps)
     assert_close(attention.plan(q, k), expected)
     assert_close(attention(q, k, v), expected @ v)
 
@@ -66,17 +75,74 @@ def test_closure_of_the_ready_dual_is_the_plan(count):
         assert_close(attention(q, k, v, key_padding_mask=mask), closed)
 
 
+@pytest.mark.parametrize("eps", [1.0, 0.5])
+@pytest.mark.parametrize("padding", [None, "sinkformer"])
 @pytest.mark.parametrize("detach", [False, True])
-def test_gradient_goes_through_the_updates_or_stops_at_the_columns(detach):
-    q, k, v = make_qkv()
-    gradient = "detach_col" if detach else "unroll"
-    attention = SinkformerAttention(half_steps=5, gradient=gradient)
+def test_plan_and_gradients_are_those_of_the_published_code(detach, padding, eps):
+    """Detached as in their text models, or unrolled as in the others; padded keys as they have."""
+    q, k, v = (x.double() for x in make_qkv())
+    attention = SinkformerAttention(
+        half_steps=5,
+        eps=eps,
+        gradient="detach_col" if detach else "unroll",
+        padding=padding or "exact",
+    )
+    mask = None if padding is None else MASK
+
+    def published(a, b):
+        return half_steps(logits(a, b), 5, detach, mask, eps)
+
     results = []
-    for plan in (attention.plan, lambda a, b: half_steps(logits(a, b), 5, detach=detach)):
+    for plan in (lambda a, b: attention.plan(a, b, key_padding_mask=mask), published):
         leaves = [x.clone().requires_grad_() for x in (q, k)]
-        results.append(torch.autograd.grad((plan(*leaves) @ v).square().sum(), leaves))
+        out = plan(*leaves)
+        results.append((out, *torch.autograd.grad((out @ v).square().sum(), leaves)))
     for found, expected in zip(*results, strict=True):
-        assert_close(found, expected)
+        assert found.any()
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["exact", "sinkformer"])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[False, False, True, False]])])
+def test_unrolled_gradient_is_that_of_finite_differences(mask, padding):
+    attention = SinkformerAttention(half_steps=7, padding=padding)
+    leaves = [x[:1, :, :4].double().requires_grad_() for x in make_qkv()]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: attention(q, k, v, key_padding_mask=mask), leaves
+    )
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_detached_gradient_is_that_of_a_softmax_with_a_fixed_bias(mask):
+    """The column dual is a constant there: A = softmax_j(S + g), dA = A (dS - sum_j A dS)."""
+    q, k = (x.double().requires_grad_() for x in make_qkv()[:2])
+    attention = SinkformerAttention(half_steps=9, gradient="detach_col")
+    plan = attention.plan(q, k, key_padding_mask=mask)
+    upstream = torch.randn(plan.shape, generator=torch.Generator().manual_seed(7)).double()
+    of_queries, of_keys = torch.autograd.grad((plan * upstream).sum(), (q, k))
+    A = plan.detach()
+    of_logits = A * (upstream - (A * upstream).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
+    torch.testing.assert_close(of_queries, of_logits @ k.detach())
+    torch.testing.assert_close(of_keys, of_logits.mT @ q.detach())
+
+
+@pytest.mark.parametrize("gradient", ["unroll", "detach_col"])
+def test_one_head_of_one_sample_is_as_among_others(gradient):
+    """The published code drops the dimensions of one sample with one head."""
+    q, k, v = make_qkv()
+    attention = SinkformerAttention(gradient=gradient)
+    alone = attention(*(x[:1, :1] for x in (q, k, v)))
+    assert_close(alone, attention(q, k, v)[:1, :1])
+
+
+def test_rows_sum_to_one_whatever_the_number_of_keys():
+    """Theirs, scaled by the number of keys and not of queries, sum to m / n."""
+    q, k, _ = make_qkv()
+    found = SinkformerAttention(half_steps=201).plan(q, k[:, :, :4])
+    assert_close(found, 7 / 4 * half_steps(logits(q, k[:, :, :4]), 201))
+    assert_close(found.sum(dim=-1), torch.ones_like(found[..., 0]))
+    assert_close(found.sum(dim=-2), torch.full_like(found[:, :, 0], 7 / 4), atol=1e-3)
 
 
 def test_the_two_gradients_differ():

@@ -21,11 +21,16 @@ class SinkformerAttention(SinkhornAttention):
     -LSE_j(S_ij), instead of f^0 = 0: one half-step alone is `softmax`, three are
     closure(-LSE_j(S)), and no number of half-steps equals a `num_iters` of `sinkhorn`.
 
-    `gradient` goes through every update, or detaches each column dual as in their text models.
-    `padding` is exact, or as in their code, where a padded query keeps its mass so that columns sum
-    to more than 1 over the real tokens.
+    `gradient` "unroll" goes through every half-step, as in their models of images and point clouds.
+    "detach_col" detaches each column dual, as in their text models, so that the plan has the
+    gradient of softmax_j(S + g) with a constant g. `padding` is exact, or as in their code, where a
+    padded query keeps its mass so that columns sum to more than 1 over the real tokens.
 
-    Source: Sander et al., 2022, Sinkformers, published code. Plain PyTorch with n x n memory.
+    Rows sum to 1 for any number of keys; theirs are scaled by m / n, which is 1 in self-attention.
+    Their early stop, once row duals no longer change, is left out.
+
+    Source: Sander et al., 2022, Sinkformers, published code (michaelsdr/sinkformers, 48c5cd3).
+    Plain PyTorch with n x n memory.
     """
 
     def __init__(
