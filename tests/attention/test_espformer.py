@@ -1,5 +1,6 @@
 """ESPFormer's attention against POT's expected sliced plan and against direct formulas."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,72 @@ def test_plan_of_hard_sorting_is_the_expected_sliced_plan(
         torch.testing.assert_close(plan[b, h], expected, rtol=1e-6, atol=1e-7)
 
 
+@temperatures
+def test_plan_along_learned_slices_is_that_of_pot_as_a_whole(temperature: float) -> None:
+    """With n = m a power of two, POT's own weights of slices are right."""
+    q, k = (normal(1, HEADS, 8, HEAD_DIM, seed=seed).double() for seed in (0, 1))
+    attention = with_directions(temperature=temperature, sorting="hard")
+    plan = attention.plan(q, k).detach()
+    for h in range(HEADS):
+        problem = axes_and_points(q[0, h], k[0, h], attention.direction[h].detach())
+        expected, _ = ot.expected_sliced_plan(**problem, beta=8 * temperature)
+        torch.testing.assert_close(plan[0, h], torch.from_numpy(8 * expected))
+
+
+EACH_SORTING = pytest.mark.parametrize("sorting", ["soft", "hard"])
+EACH_SLICING = pytest.mark.parametrize("learned", [False, True])
+
+
+@EACH_SORTING
+@EACH_SLICING
+def test_padding_equals_cutting_in_outputs_and_gradients(learned: bool, sorting: str) -> None:
+    options: dict[str, Any] = {"temperature": 2.0, "tau": 0.05, "sorting": sorting}
+    attention = with_directions(**options) if learned else EspformerAttention(**options)
+    parameters = list(attention.parameters())
+    leaves = [x.double().requires_grad_() for x in make_qkv()]
+    out = attention(*leaves, key_padding_mask=MASK)
+    found = torch.autograd.grad(out.square().sum(), leaves + parameters)
+    alone = []
+    for b, valid in enumerate(~MASK):
+        part = attention(*(x[b : b + 1, :, valid] for x in leaves))
+        torch.testing.assert_close(out[b : b + 1, :, valid], part)
+        alone.append(part.square().sum())
+    wanted = torch.autograd.grad(torch.stack(alone).sum(), leaves + parameters)
+    for gradient, other in zip(found, wanted, strict=True):
+        assert gradient.any()
+        torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-10)
+
+
+def test_padded_tokens_are_no_atoms_along_learned_slices() -> None:
+    q, k, _ = (x.double() for x in make_qkv())
+    attention = with_directions(temperature=1.0, sorting="hard")
+    plan = attention.plan(q, k, key_padding_mask=MASK).detach()
+    for (b, valid), h in itertools.product(enumerate(~MASK), range(HEADS)):
+        directions = attention.direction[h].detach()
+        expected = weighted_by_hand(q[b, h, valid], k[b, h, valid], 1.0, directions)
+        found = plan[b, h, valid][:, valid]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@EACH_SLICING
+@pytest.mark.parametrize("mask", [None, torch.tensor([[False, False, True, False, False]])])
+def test_gradient_of_soft_sorts_is_that_of_finite_differences(
+    mask: Tensor | None, learned: bool
+) -> None:
+    options: dict[str, Any] = {"temperature": 2.0, "tau": 0.5}
+    attention = with_directions(3, **options) if learned else EspformerAttention(**options)
+    names = [name for name, _ in attention.named_parameters()]
+    leaves = [x[:1, :, :5].double().requires_grad_() for x in make_qkv()]
+
+    def output(q: Tensor, k: Tensor, v: Tensor, *values: Tensor) -> Tensor:
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(attention, given, (q, k, v), {"key_padding_mask": mask})
+
+    weights = [x.detach().clone().requires_grad_() for x in attention.parameters()]
+    assert torch.autograd.gradcheck(output, (*leaves, *weights))
+
+
 def test_hard_sorting_has_exact_sums_over_the_valid_tokens() -> None:
     q, k, _ = (x.double() for x in make_qkv())
     plan = EspformerAttention(sorting="hard").plan(q, k, key_padding_mask=MASK)
@@ -184,20 +251,40 @@ def test_gradient_is_finite_where_a_query_is_a_key() -> None:
 
 
 @pytest.mark.slow
-def test_training_keeps_no_plan_of_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+@EACH_SORTING
+def test_training_keeps_no_plan_of_each_slice(
+    sorting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """24 more slices cost less memory than 4 plans; keeping P, R and G of each would cost 72."""
 
     monkeypatch.setattr("asap_exp.ops.reference.espformer.AT_ONCE", 1)
 
     def step_memory(width: int) -> float:
         q, k, v = (normal(1, 1, 128, width, seed=seed).requires_grad_() for seed in range(3))
-        attention = EspformerAttention()
+        attention = EspformerAttention(sorting=sorting)
         return peak_memory(
             lambda: torch.autograd.grad(attention(q, k, v).sum(), (q, k, v)), q.device
         )
 
     plan = 128 * 128 * 4 / 2**20
     assert step_memory(32) - step_memory(8) < 4 * plan
+
+
+@pytest.mark.slow
+@EACH_SORTING
+def test_memory_of_learned_slices_is_that_of_plans_whatever_their_number(sorting: str) -> None:
+    """64 slices of 256 tokens take less than 16 plans; kept they would take 192 and more."""
+
+    def plans(slices: int) -> float:
+        attention = EspformerAttention(slices=slices, sorting=sorting)
+        MultiHeadAttention(16, 1, attend=attention)
+        q, k, v = (normal(1, 1, 256, 16, seed=seed).requires_grad_() for seed in range(3))
+        memory = peak_memory(lambda: attention(q, k, v).sum().backward(), q.device)
+        return memory / (256 * 256 * 4 / 2**20)
+
+    few, many = plans(4), plans(64)
+    assert many < few + 2
+    assert many < 16
 
 
 @pytest.mark.parametrize(
