@@ -213,7 +213,8 @@ def imitate(data: CalibrationData, paths: list[str], result: Calibration) -> Non
         assert isinstance(attend, LearnedAttention), "an imitation has parameters to fit"
         attend.attach(layers[path])
         result.imitations[path] = attend.requires_grad_(False)
-        result.plan_kl[path] = {BEFORE_FIT: imitation_kl(attend, held_out[path])}
+        kl = imitation_kl(attend, layers[path].attend, held_out[path])
+        result.plan_kl[path] = {BEFORE_FIT: kl}
     examples = examples_of(data, data.held_out)
 
     def prediction_kl() -> float:
@@ -224,11 +225,15 @@ def imitate(data: CalibrationData, paths: list[str], result: Calibration) -> Non
     for path, attend in result.imitations.items():
         # Popped: what was recorded of a layer is not needed once it is fitted.
         own = ImitationData(
-            fit.pop(path), held_out[path], data.config.seed, shown(data, step, "maps", [path])
+            layers[path].attend,
+            fit.pop(path),
+            held_out[path],
+            data.config.seed,
+            shown(data, step, "maps", [path]),
         )
         with timed(f"{step.name} of {path}"):
             step.fit(attend, own)
-        result.plan_kl[path][step.name] = imitation_kl(attend, held_out[path])
+        result.plan_kl[path][step.name] = imitation_kl(attend, own.teacher, own.held_out)
     result.prediction_kl["imitations"] = {"before": before, "after": prediction_kl()}
 
 

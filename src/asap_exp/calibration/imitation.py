@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asap_exp.attention import Attention, AttentionLayer, attention_layers
+from asap_exp.attention import Attention, AttentionLayer
 from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.capture import checked_inputs
 from asap_exp.calibration.data import Batches, CalibrationData
@@ -29,16 +29,15 @@ from asap_exp.core.errors import UserError
 
 
 class Imitated(NamedTuple):
-    """A recorded batch of one layer, with the teacher's plans on it.
+    """A recorded batch of one layer: q and k `[B, H, N, D]`, and the mask `[B, N]` or None.
 
-    q and k `[B, H, N, D]`, the mask `[B, N]` or None, and the plan `[B, H, N, N]`, which is 0 at
-    padded places.
+    The teacher's plans are made again whenever they are needed: kept, a few batches of long
+    sequences would fill the memory.
     """
 
     q: Tensor
     k: Tensor
     key_padding_mask: Tensor | None
-    plan: Tensor
 
     @property
     def rows(self) -> Tensor | int:
@@ -59,7 +58,6 @@ def imitated_layers(
 
     Where not all fit, every second, fourth, ... of them.
     """
-    layers = attention_layers(data.net)
     name = partial(data.batch_name, batches)
     inputs = checked_inputs(data.net, batches, paths, data.precision, data.forward, name)
     what = "Batches to fit on" if batches is data.fit else "Batches to check on"
@@ -67,7 +65,11 @@ def imitated_layers(
     for number, recorded in enumerate(data.progress.track(inputs, what, len(batches))):
         if kept.wants(number):
             kept.add({
-                path: [seen(layers[path].attend, *call) for call in recorded[path]]
+                # Contiguous: q and k are views that would keep the values' memory too.
+                path: [
+                    Imitated(q.contiguous(), k.contiguous(), mask)
+                    for q, k, _, mask in recorded[path]
+                ]
                 for path in paths
             })  # fmt: skip
     return kept.by_path(paths)
@@ -84,27 +86,20 @@ def check_taught(step: ImitationStep, layers: Mapping[str, AttentionLayer]) -> N
             )
 
 
-@torch.no_grad()
-def seen(
-    teacher: Attention, q: Tensor, k: Tensor, _: Tensor, key_padding_mask: Tensor | None
-) -> Imitated:
-    plan = teacher.plan(q, k, key_padding_mask=key_padding_mask)
-    # Contiguous: q and k are views that would keep the values' memory too.
-    return Imitated(q.contiguous(), k.contiguous(), key_padding_mask, plan)
-
-
-def total_kl(attend: Attention, batch: Imitated) -> Tensor:
+def total_kl(attend: Attention, teacher: Attention, batch: Imitated) -> Tensor:
     """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
-    q, k, mask, plan = batch
+    q, k, mask = batch
+    with torch.no_grad():
+        plan = teacher.plan(q, k, key_padding_mask=mask)
     found = attend.plan(q, k, key_padding_mask=mask)
     log = torch.where(found > 0, found, 1.0).log()  # 0 at padded places, as the teacher's are
     return F.kl_div(log, plan, reduction="none").sum(dim=(0, 2, 3))
 
 
 @torch.no_grad()
-def mean_kl(attend: Attention, batches: Iterable[Imitated]) -> Tensor:
+def mean_kl(attend: Attention, teacher: Attention, batches: Iterable[Imitated]) -> Tensor:
     """Mean over the valid rows of all `batches`: `[H]`, float64, in nats."""
-    totals = [(total_kl(attend, batch).double(), batch.rows) for batch in batches]
+    totals = [(total_kl(attend, teacher, batch).double(), batch.rows) for batch in batches]
     return torch.stack([kl for kl, _ in totals]).sum(dim=0) / sum(rows for _, rows in totals)
 
 
@@ -116,13 +111,13 @@ def fit_imitation(attend: LearnedAttention, data: ImitationData, settings: AdamF
     """
 
     def now() -> Found:
-        return mean_kl(attend, data.held_out), values(attend)
+        return mean_kl(attend, data.teacher, data.held_out), values(attend)
 
     start = now()
     attend.requires_grad_(True)
     # Heads share no parameter: the sum of their means gives each its own gradient.
     adam = CosineAdam(
-        lambda item: total_kl(attend, item[0]).sum() / item[1],
+        lambda item: total_kl(attend, data.teacher, item[0]).sum() / item[1],
         attend.parameters(),
         settings.lr,
         settings.updates,

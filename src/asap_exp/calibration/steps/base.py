@@ -16,7 +16,7 @@ from asap_exp.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from asap_exp.attention import AsapAttention
+    from asap_exp.attention import AsapAttention, Attention
     from asap_exp.attention.learned import LearnedAttention
     from asap_exp.calibration.capture import Forward
     from asap_exp.calibration.config import CalibrationConfig
@@ -143,8 +143,9 @@ class ModelStep(Step):
 
 @dataclass(frozen=True)
 class ImitationData:
-    """The recorded queries and keys of one layer, with the teacher's plans, to fit and to check."""
+    """The teacher's attention in a layer, and what it got, to fit on and to check on."""
 
+    teacher: Attention
     fit: Sequence[Imitated]
     held_out: Sequence[Imitated]
     seed: int
