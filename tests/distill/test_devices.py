@@ -16,7 +16,7 @@ from asap_exp.distill.config import DistillConfig
 from tests.conftest import Pipeline
 from tests.data.sentences import text_root
 from tests.several import Ended, agreed, in_ranks
-from tests.stages import run_distill, run_text
+from tests.stages import run_distill, run_imitation, run_text
 
 TWO = ("devices=2", "accelerator=cpu")
 ODD = ("calibration.samples=33", "calibration.holdout=17")
@@ -109,6 +109,35 @@ def test_map_of_texts_is_that_of_one_device(tmp_path: Path) -> None:
     )
     maps = run_distill(tmp_path / "one", *given), in_two(tmp_path / "two", *given)
     assert_equal_maps(*maps, rel=ROUNDED)
+
+
+FEW = (
+    *("calibration.hedgehog.updates=4", "calibration.samples=33", "calibration.holdout=17"),
+    *("calibration.batch_size=16", "accelerator=cpu"),
+)
+
+
+@pytest.mark.slow
+def test_imitation_is_that_of_one_device(results: tuple[Path, Path]) -> None:
+    one, two = results
+    maps = run_imitation(one, *FEW), agreed(lambda: run_imitation(two, *FEW, "devices=2"))
+    assert_equal_maps(*maps, rel=RIDGE)
+
+
+@pytest.mark.slow
+def test_imitation_on_texts_is_that_of_one_device(tmp_path: Path) -> None:
+    """Texts are padded, and one batch is of a single text."""
+    root = text_root(tmp_path / "data", "imdb")
+    run_text(tmp_path / "one", root, "task=imdb", attention=("attention=softmax",))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    given = (*FEW, "calibration.samples=9", "calibration.holdout=5", "calibration.batch_size=4")
+    maps = (
+        run_imitation(tmp_path / "one", *given),
+        agreed(lambda: run_imitation(tmp_path / "two", *given, "devices=2")),
+    )
+    assert_equal_maps(*maps, rel=ROUNDED)
+    kl = read_json(maps[0] / "asap.json")["prediction_kl"]["imitations"]
+    assert kl["after"] < kl["before"]
 
 
 @pytest.mark.slow

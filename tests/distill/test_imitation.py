@@ -214,7 +214,6 @@ def test_attention_that_no_calibration_is_for_is_refused(tmp_path: Path) -> None
         (("calibration.steps=[ridge,hedgehog]",), "hedgehog is a calibration by itself"),
         (("calibration.hedgehog.updates=0",), r"hedgehog.updates=0 is not allowed"),
         (("budget.accuracy_drop=1",), "hedgehog fits one attention to a softmax teacher"),
-        (("devices=2", "accelerator=cpu"), "the calibration step hedgehog fits on one"),
     ],
 )
 def test_what_has_no_effect_or_no_meaning_is_refused(

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from asap_exp.attention import Attention, AttentionLayer
 from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.capture import checked_inputs
-from asap_exp.calibration.data import Batches, CalibrationData
+from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
 from asap_exp.calibration.gradient import Found, best_of_each_head, reshuffled
 from asap_exp.calibration.kept import Kept
+from asap_exp.calibration.kl import mean_over_rows, rows_of_all
 from asap_exp.calibration.steps import AdamFit, ImitationData, ImitationStep
 from asap_exp.calibration.updates import CosineAdam
 from asap_exp.core.errors import UserError
@@ -40,13 +41,6 @@ class Imitated(NamedTuple):
     key_padding_mask: Tensor | None
 
     @property
-    def rows(self) -> Tensor | int:
-        """Valid rows of a head's plans, at least 1, without waiting for a GPU."""
-        if self.key_padding_mask is None:
-            return max(self.q.shape[0] * self.q.shape[2], 1)
-        return (~self.key_padding_mask).sum().clamp(min=1)
-
-    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self if tensor is not None)
 
@@ -56,7 +50,7 @@ def imitated_layers(
 ) -> dict[str, list[Imitated]]:
     """Record the layers at `paths` on as many of the batches as `memory_mib` holds, at least one.
 
-    Where not all fit, every second, fourth, ... of them.
+    Where not all fit, every second, fourth, ... of them; with several ranks each has its part.
     """
     name = partial(data.batch_name, batches)
     inputs = checked_inputs(data.net, batches, paths, data.precision, data.forward, name)
@@ -64,11 +58,12 @@ def imitated_layers(
     kept: Kept[Imitated] = Kept(data.config.room)
     for number, recorded in enumerate(data.progress.track(inputs, what, len(batches))):
         if kept.wants(number):
+            own = slice(0) if is_stand_in(batches, number) else slice(None)
             kept.add({
                 # Contiguous: q and k are views that would keep the values' memory too.
                 path: [
                     Imitated(q.contiguous(), k.contiguous(), mask)
-                    for q, k, _, mask in recorded[path]
+                    for q, k, _, mask in (call.of_samples(own) for call in recorded[path])
                 ]
                 for path in paths
             })  # fmt: skip
@@ -96,18 +91,16 @@ def total_kl(attend: Attention, teacher: Attention, batch: Imitated) -> Tensor:
     return F.kl_div(log, plan, reduction="none").sum(dim=(0, 2, 3))
 
 
-@torch.no_grad()
 def mean_kl(attend: Attention, teacher: Attention, batches: Iterable[Imitated]) -> Tensor:
-    """Mean over the valid rows of all `batches`: `[H]`, float64, in nats."""
-    totals = [(total_kl(attend, teacher, batch).double(), batch.rows) for batch in batches]
-    return torch.stack([kl for kl, _ in totals]).sum(dim=0) / sum(rows for _, rows in totals)
+    """Mean over the valid rows of all `batches` and ranks: `[H]`, float64, in nats."""
+    return mean_over_rows(lambda batch: total_kl(attend, teacher, batch), batches)
 
 
 def fit_imitation(attend: LearnedAttention, data: ImitationData, settings: AdamFit) -> None:
     """Lowers the KL from the teacher's plans over `data.fit`, in place, by its own parameters.
 
-    Each head keeps its best values on `data.held_out`, the start included; that needs parameters
-    whose first dimension are the heads.
+    Several ranks share each batch. Each head keeps its best values on `data.held_out`, the start
+    included; that needs parameters whose first dimension are the heads.
     """
 
     def now() -> Found:
@@ -122,7 +115,7 @@ def fit_imitation(attend: LearnedAttention, data: ImitationData, settings: AdamF
         settings.lr,
         settings.updates,
     )
-    items = [(batch, batch.rows) for batch in data.fit]
+    items = list(zip(data.fit, rows_of_all(data.fit), strict=True))
     batches = data.shown(reshuffled(items, settings.updates, data.seed), settings.updates)
     best = best_of_each_head(adam.update, batches, settings.updates, start, now)
     attend.requires_grad_(False)

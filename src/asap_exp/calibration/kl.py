@@ -7,8 +7,8 @@ With A = exp(S + g + f) and A^ = exp(S + g^ + f^) the logits cancel in the diver
 so no logarithm of a plan is taken and none underflows, however large the logits are.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,20 +34,6 @@ class Target(NamedTuple):
     row: Tensor
     column: Tensor
     column_sums: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """Valid rows of a head's plans in this batch."""
-        if self.key_padding_mask is None:
-            return self.q.shape[0] * self.q.shape[2]
-        return int((~self.key_padding_mask).sum())
-
-    @property
-    def rows_on_device(self) -> Tensor | int:
-        """`num_rows`, at least 1, without waiting for a GPU."""
-        if self.key_padding_mask is None:
-            return max(self.num_rows, 1)
-        return (~self.key_padding_mask).sum().clamp(min=1)
 
     @property
     def nbytes(self) -> int:
@@ -87,20 +73,51 @@ def closure(
         return S, row_step(S, column, padding), column
 
 
-def rows_of_all(targets: Sequence[Target]) -> Sequence[Tensor | int]:
-    """Return the valid rows of each target, at least 1, those of the other ranks included."""
+class Rows(Protocol):
+    """A recorded batch, as `Target` is."""
+
+    @property
+    def q(self) -> Tensor: ...
+    @property
+    def key_padding_mask(self) -> Tensor | None: ...
+
+
+def num_rows(batch: Rows) -> int:
+    """Return the valid rows of a head's plans in a batch."""
+    if batch.key_padding_mask is None:
+        return batch.q.shape[0] * batch.q.shape[2]
+    return int((~batch.key_padding_mask).sum())
+
+
+def rows_on_device(batch: Rows) -> Tensor | int:
+    """Return `num_rows`, at least 1, without waiting for a GPU."""
+    if batch.key_padding_mask is None:
+        return max(num_rows(batch), 1)
+    return (~batch.key_padding_mask).sum().clamp(min=1)
+
+
+def rows_of_all(batches: Sequence[Rows]) -> Sequence[Tensor | int]:
+    """Return the valid rows of each batch, at least 1, those of the other ranks included."""
     if alone():
-        return [target.rows_on_device for target in targets]
-    rows = torch.tensor([target.num_rows for target in targets])
+        return [rows_on_device(batch) for batch in batches]
+    rows = torch.tensor([num_rows(batch) for batch in batches])
     found: list[int] = summed(rows).clamp(min=1).tolist()
     return found
 
 
-@torch.no_grad()
 def mean_kl(attend: AsapAttention, targets: Iterable[Target]) -> Tensor:
     """Mean over the valid rows of all `targets` and ranks: `[H]`, float64."""
+    return mean_over_rows(lambda target: total_kl(attend, target), targets)
+
+
+AnyRows = TypeVar("AnyRows", bound=Rows)
+
+
+@torch.no_grad()
+def mean_over_rows(measure: Callable[[AnyRows], Tensor], batches: Iterable[AnyRows]) -> Tensor:
+    """Mean over the valid rows of all batches and ranks of what is summed over each: float64."""
     total, rows = torch.zeros(()), 0
-    for target in targets:
-        total = total.to(target.q.device) + total_kl(attend, target).double()
-        rows += target.num_rows
+    for batch in batches:
+        total = total.to(batch.q.device) + measure(batch).double()
+        rows += num_rows(batch)
     return summed(total) / max(total_of_ranks(rows), 1)

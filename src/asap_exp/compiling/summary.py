@@ -11,7 +11,7 @@ from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import checked_inputs, sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
-from asap_exp.calibration.kl import teacher_target, total_kl
+from asap_exp.calibration.kl import num_rows, teacher_target, total_kl
 
 UPDATES = (1, 2, 3, 5, 7, 10, 15)
 """Numbers of updates with which a map is compared."""
@@ -80,8 +80,8 @@ class LayerTotal:
             self.kl[updates] += total_kl(attend, target).mean().item()
         mask = call.key_padding_mask
         plan = self.teacher.plan(call.q, call.k, key_padding_mask=mask)
-        self.column_error += column_error(plan, mask).mean().item() * target.num_rows
-        self.rows += target.num_rows
+        self.column_error += column_error(plan, mask).mean().item() * num_rows(target)
+        self.rows += num_rows(target)
         self.tokens = max(self.tokens, call.k.shape[2])
 
     def summary(self, path: str, r_squared: float) -> LayerSummary:

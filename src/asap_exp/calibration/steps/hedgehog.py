@@ -20,6 +20,7 @@ class Hedgehog(ImitationStep):
     teacher = "softmax"
     attention = "hedgehog"
     settings = AdamFit(updates=500, lr=0.01)
+    shares_batches = True
 
     def fit(self, attend: LearnedAttention, data: ImitationData) -> None:
         from asap_exp.calibration.imitation import fit_imitation
