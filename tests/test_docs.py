@@ -49,7 +49,15 @@ def test_command_of_a_page_is_one(command: str) -> None:
     check_command(command)
 
 
-SLOW = ("attentions-2", "own_data-1", "own_model-1", "own_model-3", "own_model-4")
+SLOW = (
+    "attentions-1",
+    "attentions-2",
+    "attentions-3",
+    "own_data-1",
+    "own_model-1",
+    "own_model-3",
+    "own_model-4",
+)
 
 
 @pytest.mark.parametrize(

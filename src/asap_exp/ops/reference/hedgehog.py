@@ -11,9 +11,9 @@ and the plan, with rows that sum to 1,
 `hedgehog_plan` makes it. `hedgehog_attention` multiplies from the right, A v = phi_q (phi_k^T v) /
 (phi_q . sum_j phi_k(k_j)), so that time and memory are O(n D E) and no n x m matrix exists.
 
-Source: Zhang et al., 2024, The Hedgehog & the Porcupine, arXiv 2402.04347. This is its variant with
-softmax over the channels, which is what the authors' later code computes (HazyResearch/lolcats,
-`softmax_dim`): maps of each head apart, without a bias, with the same lower bound.
+Source: Zhang et al., 2024, The Hedgehog & the Porcupine, arXiv 2402.04347, which writes the
+features as exponentials. Here they are normalised over the channels, as in the authors' later code
+(HazyResearch/lolcats, `softmax_dim`), with its lower bound, a map for each head and no bias.
 """
 
 import torch
