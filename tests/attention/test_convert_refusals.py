@@ -185,7 +185,10 @@ def test_softmax_layers_are_not_compiled(vit: nn.Module) -> None:
         ({"attention": "sinkhorm"}, r"attention=sinkhorm is not allowed\. Did you mean sinkhorn\?"),
         ({"attention": "asap"}, "is made by asap_exp.compile"),
         ({"attention": "softmax", "num_iters": 3}, "num_iters=3 is not an option of softmax"),
-        ({"attention": "sinkhorn", "iters": 3}, "iters=3 .* its options: num_iters, eps, backend"),
+        (
+            {"attention": "sinkhorn", "iters": 3},
+            "iters=3 .* its options: num_iters, gradient_updates, eps, backend",
+        ),
         ({"attention": "sinkhorn", "num_iters": 0}, "num_iters must be .*got 0"),
         ({"num_iters": 20}, r'num_iters=20: options need attention=NAME.*attention="sinkhorn"'),
         ({"attention_dropout": 1.0}, r"attention_dropout=1\.0 is not allowed"),

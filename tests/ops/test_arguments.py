@@ -198,6 +198,19 @@ COUNTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("last", "error", "words"),
+    [
+        (0, ValueError, "gradient_updates must be at least 1, got 0"),
+        (1.0, TypeError, "gradient_updates must be an int"),
+        (21, ValueError, "gradient_updates=21 must not be above num_iters=20; take None"),
+    ],
+)
+def test_gradient_updates_out_of_range(last, error, words):
+    with pytest.raises(error, match=words):
+        OPERATORS["sinkhorn_attention"](make_inputs(), num_iters=20, gradient_updates=last)
+
+
 @pytest.mark.parametrize("name", ["sinkhorn_attention", "sinkhorn_duals"])
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
 def test_number_of_updates(name, case):

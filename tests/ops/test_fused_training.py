@@ -59,6 +59,27 @@ class Layer(nn.Module):
 
 @pytest.mark.slow
 @on_each_route
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_gradient_of_the_last_updates_alone(mask: Tensor | None, names: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, HEADS, TOKENS, WIDTH, generator=generator).to(DEVICE).requires_grad_()
+        for _ in range(3)
+    )
+
+    def run(backend: str) -> list[Tensor]:
+        out = ops.sinkhorn_attention(
+            q, k, v, num_iters=5, gradient_updates=2, key_padding_mask=mask, backend=backend
+        )
+        return [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+
+    with routes.force(*names):
+        for found, expected in zip(run("triton"), run("reference"), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@on_each_route
 @pytest.mark.parametrize(
     ("autocast", "mask"), [(False, None), (True, MASK)], ids=["float32", "autocast, padded"]
 )

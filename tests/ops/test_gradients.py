@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from asap_exp import ops
 from tests.ops import plain
 from tests.ops.inputs import (
     OPERATORS,
@@ -67,6 +68,42 @@ def test_sinkhorn_gradient_is_that_of_the_unrolled_updates(queries, keys, num_it
     _, found = operator.run(inputs, cotangents, num_iters=num_iters, **OPTIONS)
     for name, gradient in zip(operator.reads, expected, strict=True):
         assert_close64(found[name], gradient)
+
+
+@pytest.mark.parametrize("last", [1, 3, 7])
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (5, 9)])
+def test_gradient_of_the_last_updates_takes_their_start_as_given(queries, keys, last):
+    inputs = make_inputs(queries=queries, keys=keys)
+    operator = OPERATORS["sinkhorn_attention"]
+    whole = operator(inputs, num_iters=7, **OPTIONS)
+    cotangents = make_cotangents(whole)
+    start = None
+    if last < 7:
+        start = ops.sinkhorn_duals(inputs.q, inputs.k, num_iters=7 - last, **OPTIONS).row
+
+    def unrolled(q, k, v):
+        return plain.sinkhorn_plan(plain.logits(q, k, **OPTIONS), last, row_dual=start) @ v
+
+    expected = gradients(unrolled, (inputs.q, inputs.k, inputs.v), *cotangents)
+    (out,), found = operator.run(inputs, cotangents, num_iters=7, gradient_updates=last, **OPTIONS)
+    assert_close64(out, whole[0])
+    for name, gradient in zip(operator.reads, expected, strict=True):
+        assert_close64(found[name], gradient)
+
+
+def test_gradient_of_the_last_updates_nears_that_of_all():
+    inputs = make_inputs()
+    operator = OPERATORS["sinkhorn_attention"]
+    cotangents = make_cotangents(operator(inputs))
+    exact = operator.run(inputs, cotangents, num_iters=20)[1]["q"]
+    errors = [
+        relative_rms(
+            operator.run(inputs, cotangents, num_iters=20, gradient_updates=last)[1]["q"], exact
+        )
+        for last in (1, 2, 4, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3 * errors[0]
 
 
 def test_gradient_of_few_updates_is_not_that_of_the_fixed_point():

@@ -5,19 +5,33 @@ from torch import Tensor
 from asap_exp.attention.base import Attention, register
 from asap_exp.ops import attention_plan, sinkhorn_attention, sinkhorn_duals
 from asap_exp.ops.backend import check_backend
-from asap_exp.ops.checks import check_count, check_temperature
+from asap_exp.ops.checks import check_count, check_gradient_updates, check_temperature
 
 
 @register("sinkhorn")
 class SinkhornAttention(Attention):
-    """Attention after `num_iters` >= 1 full updates (column, then row step) at `eps` > 0."""
+    """Attention after `num_iters` >= 1 full updates (column, then row step) at `eps` > 0.
 
-    def __init__(self, *, num_iters: int = 20, eps: float = 1.0, backend: str = "auto") -> None:
+    The gradient is that of all updates, or of the last `gradient_updates` alone.
+    """
+
+    younger_options = ("gradient_updates",)
+
+    def __init__(
+        self,
+        *,
+        num_iters: int = 20,
+        gradient_updates: int | None = None,
+        eps: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         check_count("num_iters", num_iters, 1)
+        check_gradient_updates(gradient_updates, num_iters)
         check_temperature(eps, None, 1)
         check_backend(backend)
         self.num_iters, self.eps, self.backend = num_iters, eps, backend
+        self.gradient_updates = gradient_updates
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
@@ -27,6 +41,7 @@ class SinkhornAttention(Attention):
             k,
             v,
             num_iters=self.num_iters,
+            gradient_updates=self.gradient_updates,
             eps=self.eps,
             key_padding_mask=key_padding_mask,
             backend=self.backend,
@@ -48,4 +63,6 @@ class SinkhornAttention(Attention):
         return f"T = {self.num_iters}"
 
     def extra_repr(self) -> str:
-        return f"num_iters={self.num_iters}, eps={self.eps}"
+        exact = self.gradient_updates is None
+        of_last = "" if exact else f", gradient_updates={self.gradient_updates}"
+        return f"num_iters={self.num_iters}, eps={self.eps}{of_last}"

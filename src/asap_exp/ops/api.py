@@ -36,6 +36,7 @@ def sinkhorn_attention(
     v: Tensor,
     *,
     num_iters: int = 20,
+    gradient_updates: int | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -44,13 +45,19 @@ def sinkhorn_attention(
     """Compute attention with the plan of `num_iters` Sinkhorn updates, `[B, H, N, width of v]`.
 
     Rows sum to 1 exactly, columns to n/m approximately. Gradients are taken through the unrolled
-    updates. Source: ASAP (arXiv 2605.12879), entropic optimal transport with uniform marginals.
+    updates, or with `gradient_updates` through as many of the last alone, which is faster and
+    approximate (arXiv 2605.08123): where the updates have converged, it is as many terms of the
+    Neumann series of the implicit gradient. Source: ASAP (arXiv 2605.12879), entropic optimal
+    transport with uniform marginals.
     """
     check.check_count("num_iters", num_iters, 1)
+    check.check_gradient_updates(gradient_updates, num_iters)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return resolve(backend, q, v).sinkhorn_attention(q, k, v, num_iters=num_iters, **options)
+        return resolve(backend, q, v).sinkhorn_attention(
+            q, k, v, num_iters=num_iters, gradient_updates=gradient_updates, **options
+        )
 
 
 def relaxed_sinkhorn_attention(

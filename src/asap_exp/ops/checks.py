@@ -78,6 +78,18 @@ def check_count(name: str, count: int, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {count}")
 
 
+def check_gradient_updates(gradient_updates: int | None, num_iters: int) -> None:
+    """Raise TypeError or ValueError unless it is None or a number of the updates."""
+    if gradient_updates is None:
+        return
+    check_count("gradient_updates", gradient_updates, 1)
+    if gradient_updates > num_iters:
+        raise ValueError(
+            f"gradient_updates={gradient_updates} must not be above num_iters={num_iters}; "
+            "take None for the gradient of all updates"
+        )
+
+
 def check_switch(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -23,10 +23,23 @@ from asap_exp.ops.routing import choose
 
 
 def sinkhorn_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, num_iters: int, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_iters: int,
+    gradient_updates: int | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Run T updates from 0 and multiply the plan with v, in one operator."""
-    return sinkhorn(q, k, v, None, num_iters=num_iters, **options).out
+    """Run T updates from 0 and multiply the plan with v, in one operator.
+
+    If the gradient is that of the last updates alone, those before are an operator of their own.
+    """
+    if gradient_updates is None or gradient_updates >= num_iters or not gradient_needed(q, k, v):
+        return sinkhorn(q, k, v, None, num_iters=num_iters, **options).out
+    with torch.no_grad():
+        before = sinkhorn_duals(q, k, num_iters=num_iters - gradient_updates, **options).row
+    return sinkhorn(q, k, v, before, num_iters=gradient_updates, **options).out
 
 
 def closure_attention(q: Tensor, k: Tensor, v: Tensor, row_dual: Tensor, **options: Any) -> Tensor:
