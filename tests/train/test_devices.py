@@ -219,7 +219,7 @@ def test_loss_that_is_not_finite_on_one_rank_stops_both(
     ended = in_ranks(lambda: train(config).path)
     first, second = errors(ended)
     assert first.startswith("NonFiniteLoss: the loss is inf at step 2: every layer's output is")
-    assert second == "SystemExit: 1"
+    assert second == "SystemExit: 2"
     assert ended[1] is not None
     assert ended[1].printed == "", "rank 0 says it"
 

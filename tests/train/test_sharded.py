@@ -73,7 +73,7 @@ def test_loss_that_is_not_finite_names_the_layer(
     config = train_config(tmp_path, *SHARDED)
     first, second = errors(in_ranks(lambda: train(config).path))
     assert first.startswith("NonFiniteLoss: the loss is inf at step 2: every layer's output is")
-    assert second == "SystemExit: 1"
+    assert second == "SystemExit: 2"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
 from asap_exp.core.console import fail, is_quiet, quiet
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
-from asap_exp.core.ranks import PARENT
+from asap_exp.core.ranks import PARENT, said_by_first
 
 VERBOSE = ("-v", "--verbose")
 """Flags that print debug output; all other flags are Hydra's."""
@@ -34,6 +34,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
     # a notebook's backend that is not installed here.
     os.environ["MPLBACKEND"] = "Agg"
+    # Exchanges that fail because another rank has ended would print frames of C++.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if PARENT in os.environ:
         quiet(f"rank {os.environ.get('LOCAL_RANK')}")
     try:
@@ -44,7 +46,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
                 stop.obey()  # a library may have turned the signal into an error
                 raise
     except UserError as error:
-        fail(str(error))
+        if not said_by_first(error):
+            fail(str(error))
         status = 2
     except Interrupted as stop:
         if not is_quiet():
@@ -60,11 +63,19 @@ def ended_by(error: Exception, stage: str) -> int:
     """Print what ended a stage, and return its status: a sentence if the machine is the cause."""
     from asap_exp.core.failures import explained
 
-    if (sentence := explained(error, stage)) is not None:
+    sentence = explained(error, stage)
+    status = 1 if sentence is None else 2
+    if said_by_first(error):
+        return status
+    if sentence is not None:
         fail(str(sentence))
-        return 2
-    traceback.print_exception(error.with_traceback(without_hydra(error.__traceback__)))
-    return 1
+        return status
+    error = error.with_traceback(without_hydra(error.__traceback__))
+    if is_quiet():
+        fail("".join(traceback.format_exception(error)))
+    else:
+        traceback.print_exception(error)
+    return status
 
 
 def passed_on(number: int) -> bool:

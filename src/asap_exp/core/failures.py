@@ -153,6 +153,11 @@ def unavailable(error: OSError) -> UserError:
     return UserError(f"{path}: {reason}; {advice}")
 
 
+def status_of(error: BaseException) -> int:
+    """Return the exit status after an error: 2 if a sentence explains it, else 1."""
+    return 1 if explained(error) is None else 2
+
+
 def smaller(stage: str) -> str:
     """Return the settings of a stage that reduce its memory."""
     return SMALLER.get(stage, "the batches, the model or the data")

@@ -1,5 +1,6 @@
 """Rank of this process among those that work on one model together, one per device."""
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -58,3 +59,17 @@ class Devices(NamedTuple):
 
 PARENT = "ASAP_EXP_PARENT"
 """Environment variable with the process that started this one as a rank."""
+
+
+def said_by_first(error: BaseException) -> bool:
+    """Return True if this is one of several processes, all of which raise this, and not the first.
+
+    The first one prints it. torchrun or srun has started them.
+    """
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    slurm = "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
+    if not (torchrun or slurm):
+        return False
+    from asap_exp.core import once  # it imports PyTorch, which takes seconds
+
+    return once.said_by_first(error)

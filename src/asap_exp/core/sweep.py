@@ -22,6 +22,7 @@ from asap_exp.core.console import fail, prefixed, print_debug, say, shown
 from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible, requeueing
+from asap_exp.core.ranks import said_by_first
 from asap_exp.core.run_log import run_log
 from asap_exp.core.score import Score
 
@@ -186,7 +187,8 @@ def run_job(
             found.trace = traceback.format_exc()
             raise
         found.status, found.error = MISTAKE, str(sentence)
-        fail(found.error)
+        if not said_by_first(raised):
+            fail(found.error)
 
 
 def write_down(hydra: HydraConf, folder: Path, found: Outcome, seconds: float) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -21,23 +21,22 @@ from asap_exp.core.agreement import of_first, wait_for_all
 from asap_exp.core.console import quiet
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
+from asap_exp.core.failures import status_of
 from asap_exp.core.interruption import Interrupted
 from asap_exp.core.launch import Children, end_with_parent
-from asap_exp.core.nan_check import NonFiniteLoss
+from asap_exp.core.once import ARRIVE, Board, board_at, board_of
 from asap_exp.core.ranks import ALONE, Devices, Ranks
 from asap_exp.core.sweep import Ledger
 
 PREPARES = timedelta(hours=6)
 """Time in which rank 0 must have prepared the data."""
 
-ARRIVE = timedelta(minutes=1)
-"""Time in which the other ranks must arrive to hear that there is nothing to do."""
+WORK, DONE = "work", "done"
+"""What rank 0 tells the others: to begin, or that all is done."""
 
-WORK, DONE, FAILED = "work", "done", "failed"
-"""What rank 0 tells the others: to begin, or that all is done or it could not begin."""
 
-TOGETHER = (Interrupted, NonFiniteLoss)
-"""Errors that every rank raises at the same step."""
+class LostRank(UserError):
+    """Raised on rank 0 when another rank has ended, for a reason that this one has printed."""
 
 
 class OwnProcesses(LightningEnvironment):
@@ -65,7 +64,7 @@ class Team:
         self.device = choose_device(given.accelerator)
         self.environment = environment_of(given)
         self.ranks, self.children = ALONE, Children()
-        self.store: dist.Store | None = None
+        self.board: Board | None = None
         self.begun = self.works = False
         self.nothing_to_do: Any = None
         """What `orders` returns if rank 0 finds all done."""
@@ -91,7 +90,8 @@ class Team:
     def working(self) -> Iterator[None]:
         """Work together: all ranks end when one of them fails, and rank 0 as the last.
 
-        Other ranks than 0 print nothing but errors of their own.
+        Other ranks than 0 print nothing but errors that they alone raise. Where rank 0 raises the
+        same, they exit with its status.
         """
         if self.environment is None:
             yield
@@ -100,33 +100,44 @@ class Team:
             quiet(f"rank {self.ranks.rank}")
             end_with_parent()
         try:
+            if not self.starts or self.nodes > 1:
+                self._open_board(PREPARES)
             yield
             self._dismiss()
             if self.begun:
                 wait_for_all()
         except BaseException as error:
-            if not isinstance(error, Interrupted):  # a signal reaches those that wait as well
-                with suppress(Exception):
-                    self._dismiss(failed=True)
-            together = isinstance(error, TOGETHER) and self.stops_together
+            status = self._status_if_said(error)
+            together = isinstance(error, Interrupted) and self.stops_together
             self.children.end(5 if together else 0)
-            if not self.leads:  # what rank 0 says too is said once
-                if isinstance(error, Interrupted):
-                    sys.exit(error.exit_status)
-                if isinstance(error, NonFiniteLoss) or another_has_gone(error):
-                    sys.exit(1)
+            if status is not None:
+                sys.exit(status)
             raise
         else:
             self.children.end()
         finally:
             if self.begun:
                 dist.destroy_process_group()
-            self.store = None
+            self.board = None
 
     @property
     def starts(self) -> bool:
         """True if this process starts the others of its machine."""
         return isinstance(self.environment, OwnProcesses) and "LOCAL_RANK" not in os.environ
+
+    def _status_if_said(self, error: BaseException) -> int | None:
+        """Return the status of another rank than 0 if rank 0 says why it ends."""
+        if isinstance(error, Interrupted):  # a signal reaches those that wait as well
+            return None if self.leads else error.exit_status
+        if self.board is None:
+            return None
+        if isinstance(error, LostRank | SystemExit) or another_has_gone(error):
+            if self.leads:
+                self.board.write(error)
+                return None
+            self.board.hear()
+            return None if isinstance(error, SystemExit) else 1
+        return status_of(error) if self.board.said_by_first(error) else None
 
     def begin(self, orders: Any) -> None:
         """Have the other ranks begin, which wait in `orders`; returns when they are there.
@@ -143,16 +154,14 @@ class Team:
         """Wait for rank 0, and return what it gave to `begin`, or as `nothing_to_do`."""
         self._open(PREPARES)
         what, orders = of_first(None)
-        if what == FAILED:
-            sys.exit(1)
         self.works = what == WORK
         return orders
 
-    def _dismiss(self, *, failed: bool = False) -> None:
-        """Tell ranks that were not started here, and wait for rank 0, that it does not begin."""
+    def _dismiss(self) -> None:
+        """Tell ranks that were not started here, and wait for rank 0, that there is no work."""
         if self.leads and not self.begun and not self.starts:
-            self._open(ARRIVE)
-            of_first((FAILED if failed else DONE, self.nothing_to_do))
+            self._open(timedelta(seconds=ARRIVE))
+            of_first((DONE, self.nothing_to_do))
 
     def threads(self, given: int | None) -> int | None:
         """Return the CPU threads of this process: those `given`, or its part of all on a CPU."""
@@ -166,9 +175,21 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            if (lost := self.children.lost(wait=3)) is not None:
-                raise UserError(lost) from error
+            if another_has_gone(error) and (lost := self._lost(wait=3)) is not None:
+                raise LostRank(lost) from error
             raise
+
+    def _lost(self, wait: float = 0.0) -> str | None:
+        """Return a sentence about another rank that has failed, if there is one."""
+        if (lost := self.children.lost(wait)) is not None:
+            return lost
+        failed = None if self.board is None else self.board.failed()
+        if failed is None or failed == self.ranks.rank:
+            return None
+        return (
+            f"rank {failed} has failed, for the reason that it prints. Start the same command "
+            "again: what was saved is kept"
+        )
 
     def _open(self, timeout: timedelta) -> None:
         """Open the group of processes, on which tensors of the host can be exchanged too.
@@ -178,52 +199,51 @@ class Team:
         gpu = self.device.type == "cuda"
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         options: dict[str, Any] = {"device_id": self.device} if gpu else {}
-        rank, environment = self.ranks.rank, self.environment
-        if isinstance(environment, OwnProcesses):
-            store = self._met(timeout)
-            dist.init_process_group(
-                backend,
-                store=store,
-                rank=rank,
-                world_size=self.world,
-                timeout=timeout,
-                **options,
-            )
-        else:
-            assert environment is not None
-            _ = environment.main_address, environment.main_port  # SLURM's are set by a look at them
-            dist.init_process_group(
-                backend, rank=rank, world_size=self.world, timeout=timeout, **options
-            )
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", self._met(timeout)),
+            rank=self.ranks.rank,
+            world_size=self.world,
+            timeout=timeout,
+            **options,
+        )
         self.begun = True
 
+    def _open_board(self, timeout: timedelta) -> Board:
+        """Open the board of all ranks, which is there until the work ends."""
+        if self.board is None:
+            assert self.environment is not None
+            if self.starts and self.nodes == 1:
+                self.board = board_at("127.0.0.1", 0, self.ranks, timeout, opens=True)
+            else:
+                self.board = board_of(self.environment, self.ranks, timeout)
+        return self.board
+
     def _met(self, timeout: timedelta) -> dist.Store:
-        """Return the store at which all ranks have arrived; start those of this machine before."""
-        given = os.environ.get("MASTER_PORT") if self.nodes > 1 or not self.starts else None
-        host = os.environ.get("MASTER_ADDR", "127.0.0.1") if given else "127.0.0.1"
-        store = self.store = dist.TCPStore(
-            host,
-            int(given or 0),
-            self.world,
-            is_master=self.leads,
-            wait_for_workers=False,
-            timeout=timeout,
-        )
-        first = self.ranks.rank - self.local
+        """Return what all ranks share, once they are there; start those of this machine before."""
+        assert self.environment is not None
+        board = self._open_board(timeout)
         if self.starts:
-            shared = {"MASTER_ADDR": host, "MASTER_PORT": str(store.port)}
+            host = self.environment.main_address if self.nodes > 1 else "127.0.0.1"
+            shared = {"MASTER_ADDR": host, "MASTER_PORT": str(board.port)}
+            first = self.ranks.rank - self.local
             self.children.start(
                 {first + i: {**shared, "LOCAL_RANK": str(i)} for i in range(1, self.devices)}
             )
-        store.set(str(self.ranks.rank), "here")
         until = time.monotonic() + timeout.total_seconds()
-        while not store.check([str(rank) for rank in range(self.world)]):
-            if (lost := self.children.lost()) is not None:
-                raise UserError(lost)
+        while not board.all_ready():
+            self._end_if_one_has()
             if time.monotonic() > until:
                 raise UserError(f"not all of {self.world} processes have started within {timeout}")
             time.sleep(0.05)
-        return store
+        return board.store
+
+    def _end_if_one_has(self) -> None:
+        """Raise LostRank if another rank has failed; it is rank 0 that says so."""
+        if (lost := self._lost()) is not None and self.leads:
+            raise LostRank(lost)
+        if self.board is not None and self.board.failed() == 0:
+            sys.exit(1)
 
 
 def alone(given: Devices) -> Team:
@@ -234,7 +254,9 @@ def alone(given: Devices) -> Team:
 
 def another_has_gone(error: BaseException) -> bool:
     """Return True if an exchange failed because another rank has ended."""
-    gone = ("peer", "connection closed", "connection reset", "timed out", "heartbeat")
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    gone = ("peer", "connection closed", "connection reset", "timed out", "heartbeat", "ncclremote")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in gone)
 
 
