@@ -60,6 +60,13 @@ def files(run: Run) -> set[str]:
     return {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}
 
 
+def assert_equal_weights(one: Run, two: Run) -> None:
+    """The same weights but for rounding."""
+    weights, others = load_tensors(one.weights), load_tensors(two.weights)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=2e-4, rtol=0)
+
+
 def assert_equal_training(one: Run, two: Run) -> None:
     """The same losses and metrics at every step, except for rounding, and the same files."""
     for name in ("train/loss_step", "train/loss_epoch", "val/loss", "val/accuracy"):
@@ -70,9 +77,7 @@ def assert_equal_training(one: Run, two: Run) -> None:
     assert diagnostics
     for name in diagnostics:
         assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
-    weights, others = load_tensors(one.weights), load_tensors(two.weights)
-    for name, tensor in weights.items():
-        torch.testing.assert_close(others[name], tensor, atol=2e-4, rtol=0)
+    assert_equal_weights(one, two)
     assert files(two) == files(one)
     assert two.name == one.name, "the number of devices is no part of a run's name"
 
@@ -169,9 +174,7 @@ def test_run_goes_on_with_another_number_of_devices(
             train(alone)
     run, _ = trained(two)
     assert [each.status for each in run.manifest.earlier_attempts] == ["interrupted"] * 2
-    expected, got = load_tensors(whole.weights), load_tensors(run.weights)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, atol=2e-4, rtol=0)
+    assert_equal_weights(whole, run)
 
 
 class Die(L.Callback):
@@ -332,3 +335,78 @@ def test_step_of_ones_own_is_refused_for_unequal_parts(tmp_path: Path) -> None:
                 require_weighted(config, own)
         else:
             require_weighted(config, own)
+
+
+@pytest.mark.slow
+def test_weights_that_no_loss_depends_on_do_not_stop_it(tmp_path: Path) -> None:
+    """Uniform attention looks at neither queries nor keys, and so not at their norms."""
+    given = (*EXACT, "model.qk_norm=true")
+    uniform = [each for each in TINY if "attention" not in each]
+    config = [
+        compose("train", [*uniform, "attention=uniform", *given, *more], TrainConfig)
+        for more in (
+            [f"paths.results={tmp_path / 'one'}"],
+            [f"paths.results={tmp_path / 'two'}", *TWO],
+        )
+    ]
+    one = train(config[0])
+    two, _ = trained(config[1])
+    assert (
+        "the loss does not depend on net.blocks.0.attn.q_norm.weight"
+        in (two.path / "run.log").read_text()
+    )
+    assert_equal_weights(one, two)
+
+
+class Sometimes(Classifier):
+    """Module that uses its second scale in odd steps alone."""
+
+    def __init__(self, net: torch.nn.Module, *arguments: Any, **options: Any) -> None:
+        super().__init__(net, *arguments, **options)
+        net.scales = torch.nn.ParameterList(torch.nn.Parameter(torch.ones(())) for _ in range(2))
+
+    def loss_of(self, inputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        scales = self.net.scales
+        assert isinstance(scales, torch.nn.ParameterList)
+        odd = self._trainer is None or self._trainer.global_step % 2 == 1
+        return super().loss_of(inputs, targets) * scales[0] * (scales[1] if odd else 1)
+
+
+@pytest.mark.slow
+def test_weights_that_some_losses_do_not_depend_on_are_refused_or_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asap_exp.train.own_classes.Classifier", Sometimes)
+    one = train(train_config(tmp_path / "one", *EXACT))
+    ended = in_ranks(lambda: train(train_config(tmp_path / "two", *EXACT, *TWO)))
+    first, second = errors(ended)
+    assert first.startswith("UserError: the loss of some steps does not depend on all weights")
+    assert "set trainer.find_unused_parameters=true" in first
+    assert second == "SystemExit: 2"
+    assert ended[1] is not None
+    assert ended[1].printed == "", "rank 0 says it"
+    looked_for = "trainer.find_unused_parameters=true"
+    two, _ = trained(train_config(tmp_path / "two", *EXACT, *TWO, looked_for))
+    assert_equal_weights(one, two)
+
+
+class UnusedHead(Classifier):
+    """Module with a step of its own, and a weight beside the network that it does not use."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.idle = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+        inputs, targets = batch
+        return self.loss_of(inputs, targets)
+
+
+@pytest.mark.slow
+def test_step_of_ones_own_may_leave_weights_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asap_exp.train.own_classes.Classifier", UnusedHead)
+    one = train(train_config(tmp_path / "one", *EXACT))
+    two, _ = trained(train_config(tmp_path / "two", *EXACT, *TWO))
+    assert_equal_weights(one, two)

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
 
 from asap_exp.core.config import PASSED_ON, TrainConfig, TrainerConfig
-from asap_exp.core.console import say
+from asap_exp.core.console import debug, say
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Request
@@ -54,8 +54,15 @@ EXPECTED_WARNINGS = (
     r".*treespec, LeafSpec.* is deprecated.*",
     r"Grad strides do not match bucket view strides.*",  # of weights with a dimension of one
     r".*It is recommended to use .*sync_dist=True.*",  # every rank has the diagnostics of all
+    r".*find_unused_parameters=True was specified.*did not find any.*",  # where none is known
 )
 """Warnings of Lightning and PyTorch that do not apply to these runs."""
+
+UNUSED = (
+    "Expected to have finished reduction in the prior iteration",
+    "not used in producing the loss",
+)
+"""What DDP, and Lightning in its place, say after a step whose loss left out some weights."""
 
 PROFILERS: dict[str, type[Profiler]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 """Profilers of Lightning. Its PyTorchProfiler writes a trace of a whole training, of gigabytes."""
@@ -84,13 +91,14 @@ def require_weighted(config: TrainConfig, module: L.LightningModule) -> None:
 
 def set_micro_batch(
     config: TrainConfig, module: L.LightningModule, data: TaskDataModule, device: torch.device
-) -> None:
+) -> tuple[str, ...]:
     """Measure the memory that training takes, and let batches pass in parts if they must.
 
-    Raises UserError if the memory does not suffice.
+    Returns the names of the weights that the measured pass left without a gradient. Raises
+    UserError if the memory does not suffice.
     """
     if config.trainer.strategy == "fsdp":
-        return  # a whole model, which is measured, need not fit
+        return ()  # a whole model, which is measured, need not fit
     with unchanged_generators(device):
         sample, batch = data.train_dataloader().longest()
     several = config.trainer.world > 1
@@ -130,6 +138,7 @@ def set_micro_batch(
             f"Batches pass in parts of {at_once} {data.sample_name}: whole ones would take "
             f"{gib(batch * found.sample)} (trainer.micro_batch)"
         )
+    return found.unused
 
 
 def own_loss(module: nn.Module, batch: Batch) -> Tensor:
@@ -149,10 +158,13 @@ def build_trainer(
     tracker: Any,
     callbacks: list[L.Callback],
     environment: ClusterEnvironment | None = None,
+    *,
+    some_unused: bool = False,
 ) -> L.Trainer:
     """Build the Lightning trainer of a run, for several devices with their `environment`.
 
-    Loggers and the profiler write on rank 0 alone.
+    Loggers and the profiler write on rank 0 alone. If the loss does not depend on some weights
+    (`some_unused`), DDP looks for them in every step.
     """
     trainer = config.trainer
     first = environment is None or environment.global_rank() == 0
@@ -165,7 +177,7 @@ def build_trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
-        strategy="auto" if environment is None else build_strategy(trainer),
+        strategy="auto" if environment is None else build_strategy(trainer, some_unused),
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=config.recipe.epochs,
         gradient_clip_val=config.recipe.clip_norm,
@@ -182,9 +194,24 @@ def build_trainer(
     )
 
 
-def build_strategy(trainer: TrainerConfig) -> Strategy | str:
+def build_strategy(trainer: TrainerConfig, some_unused: bool) -> Strategy:
     """Return Lightning's strategy for several devices."""
-    return Sharded(trainer.world) if trainer.strategy == "fsdp" else "ddp"
+    if trainer.strategy == "fsdp":
+        return Sharded(trainer.world)
+    return DDPStrategy(find_unused_parameters=some_unused)
+
+
+def leaves_some_unused(
+    config: TrainConfig, module: L.LightningModule, unused: Sequence[str]
+) -> bool:
+    """Return True if DDP must look for weights without a gradient, some of which are known.
+
+    What a step of the module's own leaves out is not known before it is taken.
+    """
+    given = config.trainer.find_unused_parameters
+    if given is None and unused and config.trainer.world > 1:
+        debug(f"the loss does not depend on {', '.join(unused)}")
+    return (bool(unused) or not splits_batches(module)) if given is None else given
 
 
 def passed_on(config: TrainConfig) -> dict[str, Any]:
@@ -195,11 +222,22 @@ def passed_on(config: TrainConfig) -> dict[str, Any]:
 
 @contextmanager
 def refusals_in_words(config: TrainConfig) -> Iterator[None]:
-    """Raise UserError where Lightning refuses an argument that is given below `trainer`."""
+    """Raise UserError where Lightning or DDP refuses what a key below `trainer` can set."""
     try:
         yield
     except UserError:
         raise
+    except RuntimeError as error:
+        if not any(words in str(error) for words in UNUSED):
+            raise
+        raise UserError(
+            "the loss of some steps does not depend on all weights, so that the devices cannot "
+            "exchange their gradients; set trainer.find_unused_parameters=true, or "
+            "requires_grad=False on weights that the loss never depends on",
+            key="trainer.find_unused_parameters",
+            value=config.trainer.find_unused_parameters,
+            allowed=True,
+        ) from error
     except (MisconfigurationException, ValueError) as error:
         for name, value in passed_on(config).items():
             if f"`{name}`" in str(error):

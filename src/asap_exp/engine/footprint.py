@@ -40,6 +40,8 @@ class Footprint:
     fixed: int
     sample: int
     inputs: int
+    unused: tuple[str, ...] = ()
+    """Names of the weights that the pass left without a gradient."""
 
     def total(self, at_once: int, batch: int) -> int:
         """Return the bytes for `at_once` samples of a batch; augmentation copies the batch."""
@@ -75,15 +77,17 @@ def footprint(
             result = loss(model, sample)
         activations = sum(size for place, size in saved.items() if place not in own)
         result.backward()
-        weights = [p for p in model.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        unused = tuple(name for name, p in named if p.grad is None)
         optimizer = build_optimizer(model, recipe)
         optimizer.step()
         state = nbytes(tree_leaves(list(optimizer.state.values())))
     copies = 2 if recipe.ema_decay is None else 3  # gradients, kept weights, averaged weights
     return Footprint(
-        fixed=copies * nbytes(weights) + state,
+        fixed=copies * nbytes([p for _, p in named]) + state,
         sample=round(OVERHEAD[device.type] * activations),
         inputs=nbytes(tree_leaves(sample)),
+        unused=unused,
     )
 
 

@@ -38,6 +38,7 @@ from asap_exp.data import TaskDataModule, build_data
 from asap_exp.engine.building import (
     build_callbacks,
     build_trainer,
+    leaves_some_unused,
     quiet_lightning,
     refusals_in_words,
     require_weighted,
@@ -136,15 +137,19 @@ def built(
     return Training(config, module, data, team, callbacks, initial)
 
 
-def load(training: Training) -> None:
-    """Load the data, and see that the memory suffices."""
+def load(training: Training) -> bool:
+    """Load the data, and see that the memory suffices.
+
+    Returns True if the loss does not depend on some weights, or may not.
+    """
     config, data, initial = training.config, training.data, training.initial
     data.setup()
     data.train_dataloader()  # fails if the samples do not fill a batch
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
     require_weighted(config, training.module)
-    set_micro_batch(config, training.module, data, training.team.device)
+    unused = set_micro_batch(config, training.module, data, training.team.device)
+    return leaves_some_unused(config, training.module, unused)
 
 
 def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L.Callback]) -> Run:
@@ -157,7 +162,7 @@ def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L
             refuse_other(config)
         if config.resume == "auto" and is_finished(Run(place), data):
             return Run(place)
-        load(training)
+        some_unused = load(training)
         run = claim(config)
         stamp = content_stamp(config, data, initial)
         tell_of_kill(run)
@@ -180,8 +185,8 @@ def lead(config: TrainConfig, team: Team, initial: Run | None, callbacks: list[L
                 run = stack.enter_context(fresh_run(config, run, lambda: module.global_step > 0))
             say(f"Run directory: {shown(run.path)}")
             data.save(run.path)
-            team.begin(None if checkpoint is None else str(checkpoint))
-            fit(training, run, stamp, checkpoint, facts)
+            team.begin((None if checkpoint is None else str(checkpoint), some_unused))
+            fit(training, run, stamp, checkpoint, facts, some_unused=some_unused)
     return run
 
 
@@ -190,15 +195,23 @@ def follow(
 ) -> Run:
     """Train as another rank than 0, which writes nothing, once rank 0 has prepared the run."""
     run = Run(run_directory(config))
-    checkpoint = team.orders()
+    orders = team.orders()
     if not team.works:
         return run
+    checkpoint, some_unused = orders
     training = built(config, team, initial, callbacks)
     training.data.setup()
     compile_as_configured(net_of(training.module), config, team.device)
-    with quiet_lightning(), catch_warnings(action="ignore"), postponed(quiet=True) as stop:
+    with (
+        quiet_lightning(),
+        refusals_in_words(config),
+        catch_warnings(action="ignore"),
+        postponed(quiet=True) as stop,
+    ):
         callbacks = build_callbacks(config, run, team.device, stop, {}, callbacks)
-        trainer = build_trainer(config, run, team.device, None, callbacks, team.environment)
+        trainer = build_trainer(
+            *(config, run, team.device, None, callbacks, team.environment), some_unused=some_unused
+        )
         trainer.fit(
             training.module, datamodule=training.data, ckpt_path=checkpoint, weights_only=True
         )
@@ -211,6 +224,8 @@ def fit(
     stamp: dict[str, Any],
     checkpoint: Path | None,
     facts: dict[str, Any],
+    *,
+    some_unused: bool,
 ) -> None:
     """Run the training with its tracker and manifest, and write its results."""
     config, module, team = training.config, training.module, training.team
@@ -236,7 +251,10 @@ def fit(
             reads(tracker, teacher_product(training.initial))
         with team.unbroken(), postponed() as stop:
             callbacks = build_callbacks(config, run, team.device, stop, stamp, training.callbacks)
-            trainer = build_trainer(config, run, team.device, tracker, callbacks, team.environment)
+            trainer = build_trainer(
+                *(config, run, team.device, tracker, callbacks, team.environment),
+                some_unused=some_unused,
+            )
             trainer.fit(module, datamodule=training.data, ckpt_path=checkpoint, weights_only=True)
             stop.obey()
         record |= export(config, run, module, trainer)

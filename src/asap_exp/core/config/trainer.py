@@ -75,6 +75,7 @@ SAME_RESULTS = (
     "devices",
     "enable_autolog_hparams",
     "enable_model_summary",
+    "find_unused_parameters",
     "inference_mode",
     "log_every_n_steps",
     "micro_batch",
@@ -101,6 +102,7 @@ class TrainerConfig:
     devices: Annotated[int, at_least(1)] = 1
     num_nodes: Annotated[int, at_least(1)] = 1
     strategy: Annotated[str, one_of(*STRATEGIES)] = "auto"
+    find_unused_parameters: bool | None = None
     # Passed on to Lightning, whose own default null is
     accumulate_grad_batches: Annotated[int | None, at_least(1)] = None
     benchmark: bool | None = None
