@@ -110,7 +110,7 @@ def test_later_stages_are_checked_and_leave_nothing(pipeline, untouched, capsys)
     check_distill(pipeline.results, *coarse)
     assert len(ESTIMATE.findall(capsys.readouterr().out)) == 4
     check_report(pipeline.results)
-    assert "1 evaluations and 0 benchmarks" in capsys.readouterr().out
+    assert "1 evaluations, 2 trainings and 0 benchmarks" in capsys.readouterr().out
 
 
 def test_benchmark_is_checked(tmp_path, capsys) -> None:

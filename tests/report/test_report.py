@@ -60,9 +60,10 @@ def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) 
     assert page == out / "index.html"
     assert len(list((out / "records").glob("*.json"))) == 1
     figures = sorted(file.name.rsplit("-", 1)[1] for file in (out / "figures").iterdir())
-    assert figures == ["accuracy_latency.png", "fidelity.png", "plans.png", "training.png"]
+    of_group = ["accuracy_latency.png", "fidelity.png", "plans.png", "training.png"]
+    assert figures == sorted(["digits.png", *of_group]), "and the curves of the softmax run"
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in (out / "figures").iterdir())
-    assert page.read_text().count("data:image/webp;base64,") == 4
+    assert page.read_text().count("data:image/webp;base64,") == 5
 
 
 @pytest.mark.slow

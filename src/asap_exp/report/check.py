@@ -18,8 +18,9 @@ def check(config: ReportConfig) -> None:
     out, task = own_folder(config.folder), config.task.name
     found = check_place(out, 0)
     alone = None if config.run is None else run_of_task(Path(config.run), task)
-    whole = 0
+    whole = trained = 0
     for run in all_runs(config.paths, task) if alone is None else [alone]:
+        trained += run.finished
         for file in evaluations(run):
             try:
                 named(file, run)
@@ -33,10 +34,10 @@ def check(config: ReportConfig) -> None:
     kinds = ("benchmark", "steps") if everything else ()
     benchmarks = sum(len([*config.paths.runs.glob(f"{kind}/*/metrics.json")]) for kind in kinds)
     earlier = record_files(out / "records")
-    if not (whole or benchmarks or earlier or published_groups(config)):
+    if not (whole or trained or benchmarks or earlier or published_groups(config)):
         raise none_found(config)
     say(f"  disk  {found['disk']}")
     say(
-        f"Checked, nothing was written. Would show in {shown(out)}: {whole} evaluations and "
-        f"{benchmarks} benchmarks of runs, beside {len(earlier)} records there"
+        f"Checked, nothing was written. Would show in {shown(out)}: {whole} evaluations, "
+        f"{trained} trainings and {benchmarks} benchmarks, beside {len(earlier)} records there"
     )

@@ -31,10 +31,13 @@ MEANINGS = (
 )
 
 
-def tables_markdown(groups: list[Group]) -> str:
+def tables_markdown(groups: list[Group], more: Sequence[str] = ()) -> str:
+    """Return `tables.md`; `more` are sections at its end."""
     parts = ["# Results", NOTICE, EXPLANATION, *map("\n".join, overview(groups))]
-    parts.append("\n".join(folded("What the columns mean", [MEANINGS])))
+    if groups:
+        parts.append("\n".join(folded("What the columns mean", [MEANINGS])))
     parts += [group_markdown(group) for group in groups]
+    parts += more
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -23,6 +24,8 @@ from asap_exp.report.page_tables import (
     result_table,
 )
 from asap_exp.report.summary_figure import summary
+from asap_exp.report.trainings import Comparison
+from asap_exp.report.trainings_table import NOTE, TITLE, page_table
 
 CAPTIONS = {
     "accuracy_latency": "Quality on the test split against the time of the whole model. A curve of "
@@ -37,6 +40,7 @@ SUMMARY = (
     "One data set at several lengths: quality on the test split against time relative to the "
     "teacher. Numbers at the squares are T', the updates that are left."
 )
+CURVES = "Learning curves, epoch by epoch; of several seeds their mean, and each of them thin."
 CPU = "CPU"
 """Device of a record whose models ran on the processor."""
 COLOURS = 64
@@ -54,8 +58,17 @@ class Picture:
     data: str
 
 
-def html_page(groups: Sequence[Group], figures: Mapping[str, Mapping[str, bytes]]) -> str:
-    """Return the page; `figures` holds PNGs of each group by its slug and the figures' names."""
+def html_page(
+    groups: Sequence[Group],
+    figures: Mapping[str, Mapping[str, bytes]],
+    trainings: Sequence[Comparison] = (),
+    curves: Mapping[str, bytes] = MappingProxyType({}),
+) -> str:
+    """Return the page.
+
+    `figures` holds PNGs of each group by its slug and the figures' names, `curves` those of
+    `trainings` by their slugs.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asap_exp.report", "."),
         autoescape=True,
@@ -66,13 +79,25 @@ def html_page(groups: Sequence[Group], figures: Mapping[str, Mapping[str, bytes]
     return environment.get_template("page.html.j2").render(
         explanation=EXPLANATION,
         meanings=MEANINGS,
-        verdict=in_words(groups),
+        verdict=in_words(groups) if groups else "",
         result=result_table(groups),
+        trainings=[training_section(each, curves.get(each.slug)) for each in trainings],
+        trainings_note=NOTE,
         summary=None if first is None else picture("summary", SUMMARY, image(first)),
-        measured=measured(groups),
+        measured=measured(groups) if groups else {},
         repeated={title for title in titles if titles.count(title) > 1},
         groups=[section(group, figures[group.slug]) for group in groups],
     )
+
+
+def training_section(found: Comparison, curves: bytes | None) -> dict[str, Any]:
+    """Return what the template shows of trainings on one data set."""
+    return {
+        "slug": found.slug,
+        "title": f"{TITLE}: {found.title}",
+        "table": page_table(found),
+        "picture": None if curves is None else picture("curves", CURVES, curves),
+    }
 
 
 def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from asap_exp.core.records.evaluation import Curve
@@ -44,13 +45,8 @@ def training(group: Group) -> Figure:
             )
         if len(names) > 1:
             axes.legend(title="layer", fontsize=8, title_fontsize=8, ncols=2)
-        axes.set_ylabel(words)
-        if names == [f"val/{column.key}"] and column.lower_is_better:
-            axes.set_yscale("log")  # a perplexity falls by factors
-            axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-        axes.grid(alpha=0.3)
+        judged = names == [f"val/{column.key}"]
+        over_epochs(axes, words, logarithmic=judged and column.lower_is_better)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     seeds = len(group.records)
@@ -58,6 +54,17 @@ def training(group: Group) -> Figure:
     more += "" if validated else "; trained on train+val, no validation"
     figure.suptitle(heading(group, more), fontsize=10)
     return figure
+
+
+def over_epochs(axes: Axes, words: str, *, logarithmic: bool) -> None:
+    """Label the axes of a quantity over the epochs; one that falls by factors `logarithmic`."""
+    axes.set_ylabel(words)
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+    axes.grid(alpha=0.3)
 
 
 def draw(
@@ -68,10 +75,11 @@ def draw(
     *,
     layer: tuple[int, int],
     colour: str = BLUE,
-) -> None:
+) -> Line2D:
     """Draw the mean over the seeds and, if there is but one curve per seed, each seed thin.
 
     `layer` is the place of the curve among several: deeper layers are darker.
+    Returns the line of the mean.
     """
     number, of = layer
     seeds = [
@@ -80,7 +88,8 @@ def draw(
     epochs = sorted({epoch for seed in seeds for epoch in seed})
     means = [statistics.fmean(seed[e] for seed in seeds if e in seed) for e in epochs]
     alpha = 1.0 if of == 1 else 0.25 + 0.75 * number / (of - 1)
-    axes.plot(epochs, means, color=colour, alpha=alpha, label=f"{number}")
+    (mean,) = axes.plot(epochs, means, color=colour, alpha=alpha, label=f"{number}")
     if of == 1 and len(seeds) > 1:
         for seed in seeds:
             axes.plot(list(seed), list(seed.values()), color=colour, alpha=0.3, linewidth=0.7)
+    return mean
