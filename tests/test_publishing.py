@@ -123,7 +123,7 @@ def test_published_rows_are_shown_beside_ones_own_if_asked(
     page = (out / "index.html").read_text()
     assert f">{title}</a>" in page
     assert f">{title}, published</a>" in page
-    assert len(list((out / "figures").glob("*.svg"))) == 2 * 4
+    assert len(list((out / "figures").glob("*.svg"))) == 2 * 4 + 1, "and a training's"
     assert len(list((out / "records").glob("*.json"))) == 1, "others stay where they are"
     with pytest.raises(UserError, match="has no folder records"):
         run_report(pipeline.results, f"out={out}", f"published={out / 'figures'}")

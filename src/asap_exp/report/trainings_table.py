@@ -13,7 +13,7 @@ from asap_exp.report.trainings import Comparison, Trained
 TITLE = "Trainings"
 NOTE = (
     "Finished runs without an evaluation of their own. Accuracy and perplexity are those of the "
-    "validation data, in the best epoch where that is kept; no number here is of the test split."
+    "best epoch on the validation data; no number here is of the test split."
 )
 
 
