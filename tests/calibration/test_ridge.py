@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.calibration import ridge
-from asap_exp.calibration.ridge import NormalEquations, random_slices
+from asap_exp.calibration.ridge import SUMS, NormalEquations, random_slices
 from asap_exp.ops import (
     adaptive_features,
     logit_features,
@@ -87,6 +87,20 @@ def test_batches_add_up_to_the_whole() -> None:
     torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts.moment, whole.moment, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts.energy, whole.energy, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_do_not_depend_on_the_order_of_the_batches() -> None:
+    """To the last bit: whatever the number of ranks, each of which has some of the batches."""
+    theta = random_slices(HEADS, SLICES, DIM, seed=0)
+    teacher = SinkhornAttention(num_iters=3)
+    batches = [inputs(2, seed) for seed in range(40)]
+    one, other = NormalEquations(theta), NormalEquations(theta)
+    for equations, order in ((one, batches), (other, [*batches[1::2], *batches[::2]])):
+        for batch in order:
+            equations.add(batch, teacher)
+        equations.reduce()
+    for name in SUMS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_padded_tokens_do_not_enter_the_fit() -> None:

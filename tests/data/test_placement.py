@@ -79,6 +79,29 @@ def test_next_batch_is_gathered_while_one_is_used() -> None:
     assert batch(2)[0] == 2
 
 
+def test_batches_of_other_ranks_are_not_gathered() -> None:
+    begun: list[int] = []
+
+    def gather(number: int) -> tuple[torch.Tensor]:
+        begun.append(number)
+        return (torch.tensor(number),)
+
+    batch = copied_ahead(gather, 6, CPU, 2)
+    assert [int(batch(number)[0]) for number in (1, 3, 5)] == begun == [1, 3, 5]
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_ranks_take_whole_batches_in_turns(on_host: bool) -> None:
+    pictures = images() if not on_host else images().uncopied()
+    whole = [(number, y.tolist()) for number, (_, y) in enumerate(loader(pictures))]
+    found = []
+    for rank in range(2):
+        mine = loader(pictures).shared(Ranks(rank, 2)).in_turns()
+        found += [(number, y.tolist()) for number, (_, y) in mine]
+    assert len(whole) % 2
+    assert sorted(found) == whole
+
+
 def test_error_of_a_batch_is_raised_when_it_is_asked_for() -> None:
     def gather(number: int) -> tuple[torch.Tensor]:
         if number == 1:

@@ -22,8 +22,12 @@ TWO = ("devices=2", "accelerator=cpu")
 ODD = ("calibration.samples=33", "calibration.holdout=17")
 """Batches of 16, and one sample that a single rank has."""
 
-RIDGE = 2e-6
-"""Relative difference of a fit in closed form, from the float32 of the model."""
+EXACT = 0.0
+"""Relative difference of a fit in closed form."""
+ADAM = 1e-6
+"""Relative difference after few of Adam's updates."""
+MEASURED = 1e-6
+"""Relative difference of what is measured in float32 afterwards."""
 ROUNDED = 2e-3
 """Relative difference after Adam's updates: predictions so close leave few digits of a gradient."""
 
@@ -40,7 +44,7 @@ def assert_equal_maps(one: Path, two: Path, *, rel: float) -> None:
         scale = tensor.abs().max().item() if tensor.numel() else 0.0
         assert torch.allclose(others[name], tensor, rtol=0, atol=rel * scale), name
     for file in ("asap.json", "fidelity.json"):
-        assert_close(read_json(one / file), read_json(two / file), file, rel)
+        assert_close(read_json(one / file), read_json(two / file), file, max(rel, MEASURED))
 
 
 def assert_close(one: Any, two: Any, place: str, rel: float) -> None:
@@ -75,9 +79,15 @@ def results(shared_pipeline: Pipeline, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("given", "rel"),
     [
-        (("calibration.candidates=9",), RIDGE),
-        (("calibration.sequential=true", "calibration.query_features=true"), 10 * RIDGE),
-        (("calibration=kl", "calibration.kl.updates=4", "calibration.memory_mib=1"), RIDGE),
+        (("calibration.candidates=9",), EXACT),
+        (
+            (
+                *("calibration.sequential=true", "calibration.query_features=true"),
+                *("calibration.adaptive=true", "calibration.batch_size=4"),
+            ),
+            EXACT,
+        ),
+        (("calibration=kl", "calibration.kl.updates=4", "calibration.memory_mib=1"), ADAM),
         (
             (
                 *("calibration=end_to_end", "calibration.learned_slices.updates=3"),
@@ -121,7 +131,7 @@ FEW = (
 def test_imitation_is_that_of_one_device(results: tuple[Path, Path]) -> None:
     one, two = results
     maps = run_imitation(one, *FEW), agreed(lambda: run_imitation(two, *FEW, "devices=2"))
-    assert_equal_maps(*maps, rel=RIDGE)
+    assert_equal_maps(*maps, rel=2 * ADAM)
 
 
 @pytest.mark.slow

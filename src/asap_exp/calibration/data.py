@@ -22,11 +22,23 @@ class Batches(Protocol):
 class SharedBatches(Batches, Protocol):
     """Batches of which every rank gets its part of the samples."""
 
+    def in_turns(self) -> Iterable[tuple[int, Any]]:
+        """Yield whole batches with their numbers, each on one rank alone."""
+
     def weight(self, number: int) -> float:
         """Return 0 for a batch of fewer samples than ranks, of which this rank has none.
 
         It gets the first one as a stand-in, since every rank takes every step.
         """
+
+
+def in_turns(batches: Batches) -> Iterable[tuple[int, Any]]:
+    """Yield whole batches with their numbers: every one on some rank, alone all of them.
+
+    What a model makes of a sample depends, in its last bits, on the size of the batch: of whole
+    batches it is what a single process would find.
+    """
+    return enumerate(batches) if alone() else cast(SharedBatches, batches).in_turns()
 
 
 def is_stand_in(batches: Iterable[Any], number: int) -> bool:

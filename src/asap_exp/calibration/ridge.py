@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
-from asap_exp.core.agreement import summed
+from asap_exp.core.agreement import alone, num_ranks, of_rank
 from asap_exp.ops import CoarseSettings, map_features, sliced_potentials
 from asap_exp.ops.features import FEATURES
 
@@ -50,11 +50,27 @@ def feature_blocks(names: Collection[str], slices: int, head_dim: int) -> dict[s
     return dict(zip((POTENTIALS, *(feature.name for feature in chosen)), places, strict=True))
 
 
+SUMS = ("gram", "moment", "energy")
+"""Sums of the normal equations."""
+
+
+def exactly(total: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rounded sum of two tensors, and what rounding has lost of it, without an error.
+
+    Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+    """
+    added = total + more
+    second = added - total
+    return added, (total - (added - second)) + (more - second)
+
+
 class NormalEquations:
     """G = sum Phi Phi^T `[H, P, P]`, r = sum Phi f `[H, P]`, F = sum f^2 `[H]`, in float64.
 
     Sums over samples and valid tokens; `blocks` says where each kind of features stands among the
-    P. Sums of disjoint batches, or of ranks, add up exactly.
+    P. What a sum of batches loses to rounding is summed beside it, so that sums do not depend on
+    the order of the batches, nor on which rank has which: a map that is fitted to layers with maps
+    before it would multiply such a difference.
     """
 
     def __init__(
@@ -72,6 +88,7 @@ class NormalEquations:
         self.gram = zeros(heads, last.stop, last.stop)
         self.moment = zeros(heads, last.stop)
         self.energy = zeros(heads)
+        self._lost = {name: torch.zeros_like(getattr(self, name)) for name in SUMS}
 
     @property
     def features(self) -> list[str]:
@@ -95,9 +112,22 @@ class NormalEquations:
             self._add(inputs.of_samples(slice(first, first + samples)), teacher)
 
     def reduce(self) -> None:
-        """Add what the other ranks have added, in place."""
-        self.gram, self.moment = summed(self.gram), summed(self.moment)
-        self.energy = summed(self.energy)
+        """Add what the other ranks have added, and what rounding has lost, in place."""
+        for name, lost in self._lost.items():
+            mine = getattr(self, name)
+            if not alone():
+                total, found = torch.zeros_like(mine), torch.zeros_like(lost)
+                for rank in range(num_ranks()):
+                    total, more = exactly(total, of_rank(mine, rank))
+                    found += more + of_rank(lost, rank)
+                mine, lost = total, found
+            setattr(self, name, mine + lost)
+        self._lost = {name: torch.zeros_like(getattr(self, name)) for name in SUMS}
+
+    def _sum(self, name: str, more: Tensor) -> None:
+        total, lost = exactly(getattr(self, name), more)
+        self._lost[name] += lost
+        setattr(self, name, total)
 
     def _add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
         q, k, _, mask = inputs
@@ -107,9 +137,9 @@ class NormalEquations:
         parts = [phi, *map_features(q, k, self.theta, self.features, phi=phi, **options)]
         features = torch.cat(parts, dim=2).double()
         dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
-        self.gram += torch.einsum("bhpn,bhrn->hpr", features, features)
-        self.moment += torch.einsum("bhpn,bhn->hp", features, dual)
-        self.energy += dual.square().sum(dim=(0, 2))
+        self._sum("gram", torch.einsum("bhpn,bhrn->hpr", features, features))
+        self._sum("moment", torch.einsum("bhpn,bhn->hp", features, dual))
+        self._sum("energy", dual.square().sum(dim=(0, 2)))
 
     def subset(self, chosen: Tensor) -> "NormalEquations":
         """Return the equations of the slices `chosen` `[H, L]` and of features without slices."""

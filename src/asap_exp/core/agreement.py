@@ -48,6 +48,20 @@ def summed(tensor: Tensor) -> Tensor:
     return shared
 
 
+def num_ranks() -> int:
+    """Return the number of ranks."""
+    return 1 if alone() else dist.get_world_size()
+
+
+def of_rank(tensor: Tensor, rank: int) -> Tensor:
+    """Return a rank's tensor, all ranks giving one of that shape, on its device."""
+    if alone():
+        return tensor
+    shared = tensor.detach().clone().contiguous()
+    dist.broadcast(shared, src=rank)
+    return shared
+
+
 def greatest(tensor: Tensor) -> Tensor:
     """Return the element-wise maximum of a tensor over all ranks, on its device."""
     if alone():

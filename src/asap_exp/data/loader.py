@@ -12,7 +12,7 @@ from torch import Tensor
 from asap_exp.core.errors import UserError
 from asap_exp.core.ranks import ALONE, Ranks
 from asap_exp.core.tensors import fingerprint
-from asap_exp.data.ahead import copied_ahead
+from asap_exp.data.ahead import Gather, copied_ahead
 from asap_exp.data.sources import Images
 
 Batch = tuple[Any, Tensor]
@@ -34,13 +34,15 @@ class BatchLoader(ABC):
     epoch; Lightning stores it in checkpoints.
 
     Of every batch each of the `ranks` gives out its part alone, so the order of an epoch, and a
-    position in it, are the same for any number of them.
+    position in it, are the same for any number of them. With `turns`, each of these ranks gives out
+    whole batches instead, every so many.
     """
 
     def __init__(
         self, batch_size: int, seed: int | None, epoch: Callable[[], int], ranks: Ranks = ALONE
     ) -> None:
         self.batch_size, self.seed, self.epoch, self.ranks = batch_size, seed, epoch, ranks
+        self.turns = ALONE
         self._given, self._resumed = Place(-1, 0), Place(-1, 0)
 
     def state_dict(self) -> dict[str, int]:
@@ -57,7 +59,8 @@ class BatchLoader(ABC):
         self._resumed = Place(-1, 0)
         for number in range(first, len(self)):
             self._given = Place(epoch, number + 1)
-            yield number
+            if number % self.turns.world == self.turns.rank:
+                yield number
 
     @property
     def shuffled(self) -> bool:
@@ -92,6 +95,13 @@ class BatchLoader(ABC):
         loader = copy(self)
         loader.ranks = ranks
         return loader
+
+    def in_turns(self) -> Iterator[tuple[int, Batch]]:
+        """Yield whole batches with their numbers, each on one rank alone, in turns."""
+        whole = self.shared(ALONE)
+        whole.turns = self.ranks
+        numbers = range(self.ranks.rank, len(self), self.ranks.world)
+        return zip(numbers, whole, strict=True)
 
     def example(self) -> Self:
         """Return a loader of one sample that is small enough to plot."""
@@ -149,8 +159,9 @@ class DeviceLoader(BatchLoader):
             rows = self.ranks.part(order[i * self.batch_size : (i + 1) * self.batch_size])
             return self.images.gathered(rows, pinned=self.device.type == "cuda")
 
-        on_host = self.images.picked is not None
-        batches = copied_ahead(gathered, len(self), self.device) if on_host else gathered
+        batches: Gather = gathered
+        if self.images.picked is not None:
+            batches = copied_ahead(gathered, len(self), self.device, self.turns.world)
         for i in self._numbers():
             yield self.transform(*batches(i))
 
