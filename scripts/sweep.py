@@ -26,7 +26,7 @@ from sweep_results import Planned, evaluated, map_of, plan, print_results, runs_
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.conf_files import option_file
 from asap_exp.core.config import EvaluateConfig
-from asap_exp.core.console import say, shown
+from asap_exp.core.console import counted, say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
 from asap_exp.core.interruption import Interrupted, interruptible
@@ -98,6 +98,8 @@ def wait_for(command: list[str]) -> int:
                 process.send_signal(again.signal)
                 process.wait()
                 raise
+            if stop.signal is not None and status == 128 + stop.signal:
+                sys.exit(status)  # the stage has said so
             stop.obey()
     return status
 
@@ -113,7 +115,7 @@ def main() -> None:
             sys.exit(wait_for(check))
         planned = [plan(each) for each in combinations]
         sweep = Sweep(words, Path(planned[0].config.paths.results))
-        say(f"{len(planned)} runs: {' '.join(words.train)}")
+        say(f"{counted(len(planned), 'run')}: {' '.join(words.train)}")
         try:
             train(sweep, planned)
             distill(sweep, planned)
@@ -176,7 +178,7 @@ def train(sweep: Sweep, planned: list[Planned]) -> None:
     """Train every run that is not finished."""
     configs(sweep.words)  # a mistake in the words of a later stage shows before hours of training
     finished = sum(run is not None for run in runs_of(planned))
-    heading(f"1 of 3: train {len(planned)} runs ({finished} finished before)")
+    heading(f"1 of 3: train {counted(len(planned), 'run')} ({finished} finished before)")
     if finished < len(planned):
         sweep.run("train", [*sweep.words.train, *sweep.words.hydra])
 
@@ -187,7 +189,8 @@ def distill(sweep: Sweep, planned: list[Planned]) -> None:
     teachers = [run for each, run in found(planned) if each.compiles]
     missing = [run for run in teachers if map_of(run, asked) is None]
     heading(
-        f"2 of 3: compile {len(teachers)} runs ({len(teachers) - len(missing)} finished before)"
+        f"2 of 3: compile {counted(len(teachers), 'run')} "
+        f"({len(teachers) - len(missing)} finished before)"
     )
     if missing:
         chosen = several("teacher", [run.path for run in missing])
@@ -201,7 +204,10 @@ def evaluate(sweep: Sweep, planned: list[Planned]) -> None:
     there = [(run, folder) for run, folder in maps if folder is not None]
     runs = [run for run in runs_of(planned) if run is not None]
     missing = [folder for run, folder in there if evaluated(run, folder, settings, runs) is None]
-    heading(f"3 of 3: evaluate {len(there)} maps ({len(there) - len(missing)} finished before)")
+    heading(
+        f"3 of 3: evaluate {counted(len(there), 'map')} "
+        f"({len(there) - len(missing)} finished before)"
+    )
     if missing:
         hydra = [word for word in sweep.words.hydra if not word.startswith(ALONE)]
         sweep.run("evaluate", [*sweep.words.of("evaluate"), several("artifact", missing), *hydra])

@@ -15,7 +15,7 @@ from asap_exp.core.config import (
     OwnTextTrainRequest,
     TrainConfig,
 )
-from asap_exp.core.console import duration, plain_table, show
+from asap_exp.core.console import counted, duration, plain_table, show
 from asap_exp.core.files import read_json
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.evaluation import EvaluationRecord
@@ -166,7 +166,8 @@ def print_results(
         groups.setdefault(tuple(each.settings.get(key, "") for key in keys), []).append(place)
     objective = planned[0].config.objective
     metric, scale = objective.metric, 1 if objective.is_perplexity else 100
-    table = plain_table(f"Sweep of {len(planned)} runs: mean ± standard deviation over the runs")
+    of = counted(len(planned), "run")
+    table = plain_table(f"Sweep of {of}: mean ± standard deviation over the runs")
     for title in (*keys, "runs", *titles(metric, percent=scale == 100)):
         table.add_column(escape(title), justify="left" if title in keys else "right")
     for values, places in groups.items():

@@ -4,6 +4,7 @@ import re
 import resource
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_later_stages_are_checked_and_leave_nothing(pipeline, untouched, capsys)
     check_distill(pipeline.results, *coarse)
     assert len(ESTIMATE.findall(capsys.readouterr().out)) == 4
     check_report(pipeline.results)
-    assert "1 evaluations, 2 trainings and 0 benchmarks" in capsys.readouterr().out
+    assert "1 evaluation, 2 trainings and 0 benchmarks" in capsys.readouterr().out
 
 
 def test_benchmark_is_checked(tmp_path, capsys) -> None:
@@ -130,9 +131,11 @@ def small_files() -> Iterator[None]:
     """Limit files to 1,000 bytes, so that the kernel refuses as at a quota or a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it would be cut off
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 

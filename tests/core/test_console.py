@@ -11,6 +11,7 @@ from rich.table import Table
 from asap_exp.core.console import (
     LOGGER,
     PRINTER,
+    counted,
     debug,
     fail,
     prefixed,
@@ -27,6 +28,14 @@ def quiet_again():
     """Debug output is off again after the test."""
     yield
     PRINTER.setLevel(logging.INFO)
+
+
+def test_one_thing_is_not_called_several() -> None:
+    assert [counted(n, "batch", "es") for n in (0, 1, 2000)] == [
+        "0 batches",
+        "1 batch",
+        "2,000 batches",
+    ]
 
 
 def test_text_is_printed_as_it_stands_and_the_rest_with_its_kind(capsys):

@@ -162,7 +162,7 @@ def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 143
-    assert "3 of 3 jobs failed or were stopped" in err
+    assert "3 of 3 jobs failed or stopped" in err
     assert "not started: sweep was stopped" in err
     assert "Traceback" not in err
     manifests = [json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")]

@@ -298,7 +298,7 @@ def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
 
 
 def test_nothing_to_report_gives_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"python -m asap_exp\.evaluate task=cifar"):
+    with pytest.raises(UserError, match=r"python -m asap_exp\.train task=cifar"):
         run_report(tmp_path, "task=cifar")
 
 

@@ -85,7 +85,9 @@ def test_one_run_and_one_task_alone(trained: Path, tmp_path: Path) -> None:
     page = run_report(trained, f"run={run.path}")
     assert page is not None
     assert (page.parent / "trainings.csv").read_text().count("\n") == 2
-    with pytest.raises(UserError, match="no finished training and no evaluation"):
+    with pytest.raises(
+        UserError, match=r"no finished training and no evaluation.* begin with: .*train task=cifar"
+    ):
         run_report(trained, "task=cifar", f"out={tmp_path / 'out'}")
 
 

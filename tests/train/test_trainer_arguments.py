@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
 from asap_exp.engine import building
 from asap_exp.train.trainer import train
-from tests.stages import run_train, train_config
+from tests.stages import SINKHORN, TINY, run_train, train_config
 
 SET_HERE = {
     *("accelerator", "devices", "num_nodes", "strategy"),
@@ -32,7 +34,10 @@ def test_every_argument_of_lightning_is_a_key_or_says_what_is() -> None:
     takes = set(inspect.signature(L.Trainer).parameters)
     keys = {field.name for field in fields(TrainerConfig)}
     assert set(PASSED_ON) | SET_HERE | {"profiler"} == keys & takes
-    ours = {"compile", "compile_options", "cpu_threads", "cuda_graphs", "micro_batch"}
+    ours = {
+        *("compile", "compile_options", "cpu_threads", "cuda_graphs", "micro_batch"),
+        "find_unused_parameters",
+    }
     assert keys - takes == ours
     assert takes - keys == set(OTHERWISE)
     assert set(SAME_RESULTS) <= keys
@@ -197,6 +202,16 @@ def test_trace_of_a_few_steps_is_one_that_perfetto_opens(tmp_path: Path) -> None
     assert len(steps) == 5
     assert any(str(event.get("name")).startswith("aten::") for event in events)
     assert "aten::" in (run.path / "profile" / "operators.txt").read_text()
+
+
+@pytest.mark.slow
+def test_libraries_of_the_profiler_print_nothing(tmp_path: Path) -> None:
+    """As a process of its own: they read how much to print when they are loaded."""
+    given = ["trainer.profiler=pytorch", "trainer.accelerator=cpu", f"paths.results={tmp_path}"]
+    command = [sys.executable, "-m", "asap_exp.train", *TINY, *SINKHORN, *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "profiler_start" not in done.stdout
 
 
 @pytest.mark.slow

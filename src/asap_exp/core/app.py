@@ -36,6 +36,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     # Exchanges that fail because another rank has ended would print frames of C++.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # So would the profiler's own library, and on a CPU an error about the GPU that is not there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if PARENT in os.environ:
         quiet(f"rank {os.environ.get('LOCAL_RANK')}")
     try:

@@ -128,6 +128,11 @@ def shown(path: str | Path) -> str:
     return str(absolute.relative_to(here) if below else absolute)
 
 
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """Return a number of things in words: 1 job, 2 jobs."""
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
+
+
 def duration(seconds: float) -> str:
     """Return a time in words: 4.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 10:

@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asap_exp.core.console import fail, prefixed, print_debug, say, shown
+from asap_exp.core.console import counted, fail, prefixed, print_debug, say, shown
 from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible, requeueing
@@ -257,7 +257,7 @@ def report_failures(ended: list[Job]) -> None:
     failed = [job for job in ended if job.status]
     if not failed:
         return
-    lines = [f"\n{len(failed)} of {len(ended)} jobs failed or were stopped:"]
+    lines = [f"\n{len(failed)} of {counted(len(ended), 'job')} failed or stopped:"]
     for job in failed:
         lines.append(f"  job {job.number} ({' '.join(job.overrides)}): {job.error}")
         lines += [f"    log: {log}" for log in job.logs]

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from asap_exp.core.console import duration, plain_table, say, show, shown, warn
+from asap_exp.core.console import counted, duration, plain_table, say, show, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
 from asap_exp.core.sweep import Job, Ledger
@@ -75,7 +75,7 @@ def print_table(jobs: Sequence[Job]) -> None:
     from rich.markup import escape
 
     keys, name = varying(jobs), score_name(jobs)
-    table = plain_table(f"Sweep of {len(jobs)} jobs{', best first' if name else ''}")
+    table = plain_table(f"Sweep of {counted(len(jobs), 'job')}{', best first' if name else ''}")
     for title in ("job", *keys, *([name] if name else []), "seconds", "end"):
         table.add_column(escape(title), justify="right" if title in ("job", "seconds") else "left")
     for job in jobs:

@@ -32,7 +32,7 @@ class Trace(L.Callback):
             return
         self._done = True
         batches = trainer.num_training_batches
-        traced = int(min(TRACED, batches))
+        traced = int(min(TRACED, max(batches - 1, 1)))  # the first step is not like the others
         warm_up = int(min(WARM_UP, batches - traced))
         skipped = int(min(SKIPPED, batches - traced - warm_up))
         cuda = pl_module.device.type == "cuda"

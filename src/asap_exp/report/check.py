@@ -4,7 +4,7 @@ from pathlib import Path
 
 from asap_exp.core.checking import check_place
 from asap_exp.core.config import ReportConfig
-from asap_exp.core.console import say, shown, warn
+from asap_exp.core.console import counted, say, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.store import record_files
 from asap_exp.core.runs import all_runs
@@ -38,6 +38,7 @@ def check(config: ReportConfig) -> None:
         raise none_found(config)
     say(f"  disk  {found['disk']}")
     say(
-        f"Checked, nothing was written. Would show in {shown(out)}: {whole} evaluations, "
-        f"{trained} trainings and {benchmarks} benchmarks, beside {len(earlier)} records there"
+        f"Checked, nothing was written. Would show in {shown(out)}: "
+        f"{counted(whole, 'evaluation')}, {counted(trained, 'training')} and "
+        f"{counted(benchmarks, 'benchmark')}, beside {counted(len(earlier), 'record')} there"
     )

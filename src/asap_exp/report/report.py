@@ -63,12 +63,12 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
 
 def none_found(config: ReportConfig, left_out: int = 0) -> UserError:
     """Return the UserError of a report without anything; `left_out` records are damaged."""
-    task = f" task={config.task.name}" if config.task.name else ""
+    task = f"task={config.task.name or 'TASK'}"
     damaged = f" that is whole ({left_out} left out)" if left_out else ""
     return UserError(
-        f"no finished training and no evaluation in {config.run or config.paths.runs}, and no "
-        f"record in {config.folder / 'records'}{damaged}; make one with: python -m "
-        f"asap_exp.train{task}, or of a map with: python -m asap_exp.evaluate{task}"
+        f"there is no finished training and no evaluation in {config.run or config.paths.runs}, "
+        f"and no record in {config.folder / 'records'}{damaged}; begin with: python -m "
+        f"asap_exp.train {task}"
     )
 
 

@@ -51,10 +51,11 @@ def learning_curves(found: Comparison) -> Figure | None:
             if not place:
                 handles.append(mean)
         over_epochs(panel, words, logarithmic=name.startswith("val/") and column.lower_is_better)
+    alone = f": {drawn[0].label}" if len(drawn) == 1 else ""
     more = f"; the best {MOST} of {len(found.trained)}" if len(found.trained) > MOST else ""
     seeds_of = max(len(trained.records) for trained in drawn)
     more += "; thick: means over the seeds" if seeds_of > 1 else ""
-    figure.suptitle(on_figure(f"Trainings, {found.title}{more}", 90), fontsize=10)
+    figure.suptitle(on_figure(f"Trainings, {found.title}{alone}{more}", 90), fontsize=10)
     if lines:
         labels = [on_figure(trained.label, 100) for trained in drawn]
         figure.legend(handles, labels, loc="outside lower center", fontsize=8)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from asap_exp.core.checking import check_place, conclude, nothing_to_do
 from asap_exp.core.config import TrainConfig
-from asap_exp.core.console import say, shown
+from asap_exp.core.console import counted, say, shown
 from asap_exp.core.devices import device_name, memory_left
 from asap_exp.core.interruption import Request
 from asap_exp.core.memory import gib
@@ -93,7 +93,7 @@ def check(config: TrainConfig) -> Score:
             **found,
         },
         seconds,
-        f"{epochs} epochs of {per_epoch} batches, {start}",
+        f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'batch', 'es')}, {start}",
     )
 
 
