@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of a trained run")
     parser.add_argument("--updates", type=int, nargs="+", default=[1, 2, 3, 5, 10])
     parser.add_argument("--samples", type=int, default=16, help="test samples of the loss")
-    parser.add_argument("--data", type=Path, help="folder of data sets, if it has moved")
+    parser.add_argument("--data", help="folder of data sets, if it has moved")
     arguments = parser.parse_args()
     with sentences():
         found = rows(arguments.run, arguments.updates, arguments.samples, arguments.data)
@@ -57,7 +57,7 @@ def main() -> None:
             print(f"{updates:>7}  {row.relative:14.4f}  {row.cosine:6.4f}  {row.seconds:7.2f}")
 
 
-def rows(place: Path, updates: list[int], samples: int, root: Path | None = None) -> Iterator[Row]:
+def rows(place: Path, updates: list[int], samples: int, root: str | None = None) -> Iterator[Row]:
     """Yield the exact gradient's row, then one per number of updates."""
     if samples < 1:
         raise UserError(f"--samples {samples} is not allowed; it must be at least 1")
