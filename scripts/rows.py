@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asap_exp.attention import canonical_options
 from asap_exp.core.composing import compose
 from asap_exp.core.conf_files import conf_dir, options
 from asap_exp.core.config import EvaluateConfig, TrainConfig
@@ -156,8 +157,9 @@ def trains(row: Row, run: str, manifest: dict[str, Any]) -> bool:
 def resolved_name(overrides: list[str], precision: str, initial: str | None) -> str:
     """Return the name of the run of these overrides with `precision` in place of `auto`."""
     config = composed_training(tuple(overrides))
+    attention = canonical_options(config.attention)
     trainer = replace(config.trainer, precision=precision)
-    return run_name(replace(config, trainer=trainer, init_from=initial))
+    return run_name(replace(config, attention=attention, trainer=trainer, init_from=initial))
 
 
 @cache

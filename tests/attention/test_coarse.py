@@ -70,7 +70,7 @@ def test_two_sided_columns_are_nearer_to_one_than_those_of_one_pass():
 def test_texts_are_refused_as_a_grid():
     q, k, v = make_qkv()
     with pytest.raises(ValueError, match="choice='grid' takes no key_padding_mask"):
-        CoarseAttention(subset="grid")(q, k, v, key_padding_mask=MASK)
+        CoarseAttention(tokens=3, subset="grid")(q, k, v, key_padding_mask=MASK)
     with pytest.raises(UserError, match=r"attention=coarse: subset must be one of sequence, grid"):
         build_attention({"name": "coarse", "subset": "all"})
 

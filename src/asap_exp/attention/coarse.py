@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops import CoarseSettings, coarse_attention, coarse_plan
+from asap_exp.ops import CoarseSettings, coarse_attention, coarse_plan, sinkhorn_attention
 from asap_exp.ops.backend import check_backend, full_precision
 from asap_exp.ops.checks import (
     check_among,
@@ -66,16 +66,27 @@ class CoarseAttention(Attention):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
+        check_query_key(q, k)
+        if max(q.shape[2], k.shape[2]) <= self.tokens:  # the same plan, by fewer launches
+            return sinkhorn_attention(
+                q,
+                k,
+                v,
+                num_iters=self.num_iters,
+                eps=self.eps,
+                key_padding_mask=key_padding_mask,
+                backend=self.backend,
+            )
         return coarse_attention(
             q, k, v, **self._options(q, k, key_padding_mask), backend=self.backend
         )
 
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        check_query_key(q, k)
         return coarse_plan(q, k, **self._options(q, k, key_padding_mask))
 
     def _options(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> dict[str, Any]:
         """Choose the subsets; return the arguments of the operators."""
-        check_query_key(q, k)
         check_mask(key_padding_mask, q, k)
         with full_precision(q):
             subset, key_subset = self.settings.subsets(q, k, key_padding_mask)
