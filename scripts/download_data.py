@@ -18,7 +18,7 @@ from asap_exp.core.failures import sentences
 from asap_exp.core.files import write_atomically
 from asap_exp.core.locations import expanded
 from asap_exp.data.catalog import DATASETS, Dataset, known
-from asap_exp.data.sources import Unavailable, parquet_files, require_reachable
+from asap_exp.data.sources import Unavailable, on_hub, parquet_files, require_reachable
 
 ROWS_PER_FILE = 20_000
 HUB = "https://huggingface.co"
@@ -43,7 +43,7 @@ def download(dataset: Dataset, root: Path) -> None:
     """Download the splits of a data set that are not yet below `root`."""
     if dataset.hub is None:
         raise UserError(f"{dataset.name} is embedded and needs no download")
-    for split in dataset.rows:
+    for split in dict.fromkeys(on_hub(dataset, split) for split in dataset.rows):
         folder = root / dataset.folders[0]
         if parquet_files(folder, split):
             print(f"{dataset.name} {split}: already in {folder}")

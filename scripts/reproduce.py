@@ -102,7 +102,7 @@ def attentions(row: Row, arguments: argparse.Namespace) -> list[str]:
 def words(row: Row, records: list[dict]) -> str:
     """Describe how long the row takes, and results published by others."""
     known = estimate(row, records)
-    parts = ["no published record says how long it takes"]
+    parts = [f"no published record says how long it takes: {row.unpublished}".rstrip(": ")]
     if known is not None:
         seeds = f"{known.seeds} seed{'s' if known.seeds > 1 else ''}"
         parts = [f"about {known.hours:.1f} h on {known.device} ({seeds})"]

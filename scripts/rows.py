@@ -34,7 +34,8 @@ class Row:
 
     `pretrain` trains the run whose weights `train` starts from, and `baselines` are attentions
     trained with the same recipe and shown next to it. `distill_all` is given to every calibration.
-    `paper` describes the results that others published.
+    `paper` describes the results that others published, and `unpublished` says why the row has no
+    published record yet.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Row:
     baselines: list[str] = field(default_factory=lambda: ["softmax"])
     distill_all: list[str] = field(default_factory=list)
     paper: str = ""
+    unpublished: str = ""
 
     @property
     def calibrations(self) -> list[list[str]]:

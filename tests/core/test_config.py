@@ -39,6 +39,7 @@ OWN_DATA = {
     ("data", "own_images"): "task=images",
     ("data", "own_texts"): "task=texts",
     ("experiment", "imagenet"): "experiment=imagenet",
+    ("task", "catsdogs_folder"): "",
     ("task", "images"): "",
     ("task", "texts"): "",
     ("task", "texts_mlm"): "",

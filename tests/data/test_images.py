@@ -48,7 +48,7 @@ def loaded(monkeypatch) -> list[str]:
     """Replace the digits by numbered images; return the list of loaded splits."""
     log = []
 
-    def load(dataset, split, root, cache, limit):
+    def load(dataset, split, root, cache, limit, size):
         log.append(split)
         return numbered(split)
 
@@ -221,7 +221,7 @@ def test_resizing_keeps_a_constant_image(monkeypatch):
 def test_folders_reach_the_source(monkeypatch):
     asked = []
 
-    def load(dataset, split, root, cache, limit):
+    def load(dataset, split, root, cache, limit, size):
         asked.append((dataset.name, split, root, cache))
         return numbered(split)
 

@@ -41,7 +41,13 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset(Dataset):
-    """Data set of square images, `size` pixels wide; `mean` and `std` per channel, scale 0..1."""
+    """Data set of square images, `size` pixels wide; `mean` and `std` per channel, scale 0..1.
+
+    With `several_sizes` its sources differ in size and their images need not be square: each is
+    resized to its shorter side and cropped at the centre, and records say how large it was. A
+    source with a training split alone is divided if there is a `test_fraction`; `undivided` lists
+    the rows of such sources that are complete.
+    """
 
     size: int
     channels: int
@@ -49,6 +55,9 @@ class ImageDataset(Dataset):
     std: tuple[float, ...]
     torchvision: str | None = None
     image_column: str = "img"
+    several_sizes: bool = False
+    test_fraction: float | None = None
+    undivided: tuple[int, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -131,6 +140,25 @@ IMAGE_DATASETS = {
                 "ship",
                 "truck",
             ),
+        ),
+        # Kaggle's 25,000 images. Local copies of 72 x 72 pixels have a split of their own; the hub
+        # has 23,410 full images and no test split. Mean and deviation are those of the copies.
+        ImageDataset(
+            name="catsdogs",
+            size=72,
+            channels=3,
+            num_classes=2,
+            rows={"train": 20_000, "test": 5_000},
+            mean=(0.4880, 0.4549, 0.4166),
+            std=(0.2565, 0.2506, 0.2527),
+            hub=("microsoft/cats_vs_dogs",),
+            image_column="image",
+            label_column="labels",
+            class_names=("cat", "dog"),
+            local=("cats_vs_dogs",),
+            several_sizes=True,
+            test_fraction=0.2,
+            undivided=(23_410, 25_000),
         ),
     )
 }

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +29,8 @@ Content = bytes | str | None
 """Image file: its bytes, its path, or None if a row has neither."""
 AT_ONCE = 64
 """Images that a thread decodes at once."""
+SHOWN = 3
+"""Sizes of images that are listed."""
 
 # Common formats first: probing every PIL format takes as long as decoding a small image.
 IMAGE_FORMATS = ("PNG", "WEBP", "JPEG")
@@ -164,6 +166,28 @@ def header(content: Content) -> tuple[tuple[int, int], str]:
     with readable(content) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.size[::-1] if turned else image.size), image.mode
+
+
+def sizes_words(sizes: Counter[tuple[int, int]]) -> str:
+    """List the most frequent of some (width, height), each with its share."""
+    usual = ", ".join(
+        f"{width} x {height} ({count / sizes.total():.0%})"
+        for (width, height), count in sizes.most_common(SHOWN)
+    )
+    return f"{usual}{f' and {len(sizes) - SHOWN} more' if len(sizes) > SHOWN else ''} pixels"
+
+
+def stored_sizes(parts: Iterable[Part], dataset: ImageDataset) -> str:
+    """Describe the sizes of the image files of some parts; decodes no pixel.
+
+    Raises UserError that names the first row without a usable image.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for part in parts:
+        for row, content in enumerate(contents(part, dataset.image_column)):
+            with named(dataset.name, part.place(row)):
+                sizes[header(content)[0]] += 1
+    return sizes_words(sizes)
 
 
 @contextmanager

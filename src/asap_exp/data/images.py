@@ -1,5 +1,6 @@
 """LightningDataModule of the image tasks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from asap_exp.core.memory import gib
 from asap_exp.data.augment import EvaluationTransform, TrainingTransform
 from asap_exp.data.catalog import ImageDataset
 from asap_exp.data.describing import described_images
-from asap_exp.data.loader import DeviceLoader
+from asap_exp.data.loader import BatchLoader, DeviceLoader
 from asap_exp.data.memory_check import check_fits
 from asap_exp.data.module import TaskDataModule
-from asap_exp.data.run_files import as_trained
+from asap_exp.data.run_files import as_trained, check_same_training
 from asap_exp.data.sources import Images, check_labels, load_images
+from asap_exp.data.undivided import divides, rows_in_all
 
 LARGEST_SHARE = 0.5
 """Share of the memory that a GPU has left, up to which images are placed there by themselves."""
@@ -39,19 +41,46 @@ class ImageDataModule(TaskDataModule[Images]):
     ) -> None:
         self.dataset = as_trained(described_images(config), folder)
         super().__init__(config, self.dataset, **options)
+        self._trained = folder
+        self._undivided: int | None = None
 
     @property
     def num_classes(self) -> int:
         return self.dataset.num_classes
 
+    @property
+    def rows_in_all(self) -> Mapping[str, int]:
+        if self._undivided is None:
+            return super().rows_in_all
+        return rows_in_all(self.dataset, self._undivided)
+
     def load(self, split: str) -> Images:
-        images = load_images(self.dataset, split, self.config.root, self.config.cache, self.limit)
+        size = self.config.image_size
+        images = load_images(
+            self.dataset,
+            split,
+            self.config.root,
+            self.config.cache,
+            self.limit,
+            size if self.dataset.several_sizes else None,
+        )
+        self._undivided = images.undivided
         if split == "train":
             self.class_names = images.names
-        pixels, size = images.pixels, self.config.image_size
+        pixels = images.pixels
         if tuple(pixels.shape[2:]) != (size, size):
             pixels = resized(pixels, size)
         return self.placed(Images(pixels, images.labels, images.source))
+
+    def test_dataloader(self, max_rows: int | None = None) -> BatchLoader:
+        """Return a loader of the test split, or of its first `max_rows` samples.
+
+        Raises UserError if sources divide the data in different ways and the training rows are not
+        those that the model was trained on: it may have seen the test rows.
+        """
+        if divides(self.dataset) and self._trained is not None:
+            check_same_training(self._trained, self.content_hashes()["train_sha256"])
+        return super().test_dataloader(max_rows)
 
     def placed(self, images: Images) -> Images:
         """Return the images where training finds them: on the device or in main memory."""

@@ -64,6 +64,17 @@ def recorded(folder: Path, key: str) -> str | None:
     return run.manifest.data.get(key) if run.started else None
 
 
+def check_same_training(folder: Path, train_sha256: str) -> None:
+    """Raise UserError unless the run at `folder` was trained on the rows with this hash."""
+    then = recorded(folder, "train_sha256")
+    if then not in (None, train_sha256):
+        raise UserError(
+            f"the training images found now (SHA-256 {train_sha256[:8]}...) are not those that "
+            f"{folder} was trained on ({then[:8]}..., {recorded(folder, 'source')}), so the test "
+            "images may be among the latter; set data.root=FOLDER to where the data of then is"
+        )
+
+
 def repair(folder: Path) -> str:
     """Say how to restore a file that training wrote to its run directory."""
     run = Run(folder)

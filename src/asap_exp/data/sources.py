@@ -24,11 +24,13 @@ from asap_exp.core.locations import cache_dir, data_root
 from asap_exp.data.cache import file_sha256
 from asap_exp.data.catalog import Dataset, ImageDataset
 from asap_exp.data.hub import hub_rows, prepared_names, prepared_rows
+from asap_exp.data.image_decoding import stored_sizes
 from asap_exp.data.labels import Names, labels_of, training_order
 from asap_exp.data.parquet import Part, class_names, parquet_files, read_parts, taken
 from asap_exp.data.pixels import kept_pixels
 from asap_exp.data.reach import Unavailable, endpoint, require_reachable
 from asap_exp.data.subset import WHOLE, Limit
+from asap_exp.data.undivided import check_has_training, divides, rows_of, source_words
 
 Samples = TypeVar("Samples")
 
@@ -41,6 +43,8 @@ class Found(NamedTuple):
     training: Names
     content: str | None = None
     """Hash of the files, if they are local."""
+    divided: str | None = None
+    """The split that part of these rows are, if the source is not divided into splits."""
 
 
 Decode = Callable[[Found], Samples]
@@ -55,7 +59,8 @@ class Images(NamedTuple):
     """`pixels` uint8 `[rows, channels, size, size]`, `labels` int64 `[rows]`, and their source.
 
     `names` are the class names, if the source has them. With `picked` `[rows]`, the images are
-    those rows of `pixels`, which are more than can be copied.
+    those rows of `pixels`, which are more than can be copied. `undivided` is the number of all rows
+    of a source that is not divided into splits.
     """
 
     pixels: Tensor
@@ -63,6 +68,7 @@ class Images(NamedTuple):
     source: str
     names: Names = None
     picked: Tensor | None = None
+    undivided: int | None = None
 
     @property
     def rows(self) -> int:
@@ -102,11 +108,17 @@ class Images(NamedTuple):
 
 
 def load_images(
-    dataset: ImageDataset, split: str, root: str | None, cache: str | None, limit: Limit = WHOLE
+    dataset: ImageDataset,
+    split: str,
+    root: str | None,
+    cache: str | None,
+    limit: Limit = WHOLE,
+    size: int | None = None,
 ) -> Images:
     """Return the rows of `split` in their stored order, of which no more are decoded than `limit`.
 
-    Raises DataNotFound that lists every way to provide the data.
+    With a `size` each image is fitted to it when it is decoded. Raises DataNotFound that lists
+    every way to provide the data.
     """
     if dataset.name == "digits":
         return subset(digits(split), limit)
@@ -116,7 +128,7 @@ def load_images(
         split,
         root,
         cache,
-        lambda found: decoded(found, dataset, folder, limit),
+        lambda found: decoded(found, dataset, folder, limit, size),
         {"torchvision": lambda: subset(from_torchvision(dataset, split, folder), limit)},
     )
 
@@ -182,7 +194,7 @@ def at_hand(
     try:
         return found_locally(dataset, split, root, folder, columns, hashed=False)
     except Unavailable:
-        rows = prepared_rows(dataset.hub, split, folder)
+        rows = prepared_rows(dataset.hub, on_hub(dataset, split), folder)
     return None if rows is None else found_on_hub(dataset, rows, split, root, folder)
 
 
@@ -220,12 +232,30 @@ def found_locally(
     hashed: bool = True,
 ) -> Found:
     """Read the columns of a split from local Parquet files, or raise Unavailable."""
-    files = local_files(dataset, split, root)
+    files, divided = local_rows(dataset, split, root)
     with reading(dataset, files):
         parts = read_parts(files, columns)
         content = " ".join(map(file_sha256, files)) if hashed else None
     training = training_names(dataset, root, cache)
-    return Found(parts, "local Parquet files", training, content)
+    return Found(parts, "local Parquet files", training, content, divided)
+
+
+def local_rows(dataset: Dataset, split: str, root: str | None) -> tuple[list[Path], str | None]:
+    """Return the files with the rows of a split, and the split if they hold the other one too.
+
+    Raises Unavailable if there are none, and UserError for a test split whose training split is
+    missing though no other source is divided like it.
+    """
+    if not divides(dataset):
+        return local_files(dataset, split, root), None
+    there = {}
+    for name in SPLITS:
+        with contextlib.suppress(Unavailable):
+            there[name] = local_files(dataset, name, root)
+    if "test" in there:
+        check_has_training(dataset, "train" in there, str(there["test"][0].parent))
+        return there[split], None
+    return local_files(dataset, "train", root), split
 
 
 def training_names(dataset: Dataset, root: str | None, cache: Path) -> Names:
@@ -261,11 +291,13 @@ def from_hub(
         raise Unavailable("not there")
     try:
         require_reachable(endpoint())
-        rows = hub_rows(dataset.hub, split, cache)
+        rows = hub_rows(dataset.hub, on_hub(dataset, split), cache)
     except UserError:
         raise
     except Exception as error:
-        rows = prepared_rows(dataset.hub, split, cache)  # fall back on an earlier run's copy
+        rows = prepared_rows(
+            dataset.hub, on_hub(dataset, split), cache
+        )  # fall back on an earlier run's copy
         if rows is None:
             if isinstance(error, Unavailable):
                 raise
@@ -279,7 +311,12 @@ def found_on_hub(dataset: Dataset, rows: Any, split: str, root: str | None, cach
     training = dataset.trained_names
     if training is None and split != "train":
         training = training_names(dataset, root, cache)
-    return Found([part], source, training)
+    return Found([part], source, training, divided=split if divides(dataset) else None)
+
+
+def on_hub(dataset: Dataset, split: str) -> str:
+    """Return the split of the hub's copy that has the rows of `split`."""
+    return "train" if divides(dataset) else split
 
 
 def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
@@ -302,18 +339,38 @@ def from_torchvision(dataset: ImageDataset, split: str, cache: Path) -> Images:
     return Images(pixels, torch.tensor(rows.targets), f"torchvision {dataset.torchvision}")
 
 
-def decoded(found: Found, dataset: ImageDataset, cache: Path, limit: Limit) -> Images:
+def decoded(
+    found: Found, dataset: ImageDataset, cache: Path, limit: Limit, size: int | None = None
+) -> Images:
     """Return images and labels; pixels of local files are cached by content."""
     labels = labels_of(found.parts, dataset, found.training)
-    rows = limit.rows(labels.numbers)
+    rows = chosen_rows(found, dataset, labels.numbers, limit)
     parts, numbers = found.parts, labels.numbers
     if rows is not None:
         parts, numbers = taken(parts, rows), numbers[rows]
     content = found.content
     if content is not None and rows is not None:
         content = hashlib.sha256(content.encode() + rows.tobytes()).hexdigest()
-    pixels = kept_pixels(parts, len(numbers), dataset, cache, content)
-    return Images(pixels, torch.from_numpy(numbers), found.source, labels.names)
+    pixels = kept_pixels(parts, len(numbers), dataset, cache, content, size)
+    images = Images(pixels, torch.from_numpy(numbers), found.source, labels.names)
+    if not dataset.several_sizes:
+        return images
+    source = f"{found.source}, {stored_sizes(parts, dataset)}"
+    if found.divided is None:
+        return images._replace(source=source)
+    words = source_words(dataset, source)
+    return images._replace(source=words, undivided=len(labels.numbers))
+
+
+def chosen_rows(
+    found: Found, dataset: ImageDataset, labels: np.ndarray, limit: Limit
+) -> np.ndarray | None:
+    """Return the rows of the split among those that were found, within the limit; None for all."""
+    if found.divided is None:
+        return limit.rows(labels)
+    rows = rows_of(dataset, found.divided, labels)
+    within = limit.rows(labels[rows])
+    return rows if within is None else rows[within]
 
 
 def check_labels(dataset: ImageDataset, split: str, root: str | None, cache: str | None) -> None:

@@ -14,6 +14,7 @@ from asap_exp.data.image_decoding import (
     header,
     in_threads,
     named,
+    sizes_words,
 )
 from asap_exp.data.own.readers import Reader
 from asap_exp.data.own.sizes import usual_side
@@ -23,7 +24,6 @@ LOOKED_AT = 1000
 """Images that are looked at, evenly spread over the training rows."""
 GREYS = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of PIL for grey images."""
-SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,8 @@ def image_facts(files: Sequence[Sampled], name: str, channels: int | None) -> Im
             size, mode = header(file.content)
         sizes[size] += 1
         grey = grey and mode in GREYS
-    usual = ", ".join(
-        f"{width} x {height} ({count / len(files):.0%})"
-        for (width, height), count in sizes.most_common(SHOWN)
-    )
-    more = f" and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else ""
-    words = f"{'grey' if grey else 'in colour'}, {usual}{more} pixels, of {len(files):,} looked at"
+    colours = "grey" if grey else "in colour"
+    words = f"{colours}, {sizes_words(sizes)}, of {len(files):,} looked at"
     return ImageFacts(
         name, files, channels or (1 if grey else 3), usual_side(sizes.elements()), words
     )
