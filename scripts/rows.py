@@ -248,6 +248,7 @@ def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
         manifests = record["manifests"]
         trained = ["train", *(name for name in row.baselines if manifests.get(name))]
         seconds += sum(manifests[name]["wall_seconds"] for name in trained)
+        seconds += sum(rival["wall_seconds"] for rival in manifests.get("rivals", {}).values())
         seconds += manifests["distill"]["wall_seconds"] * len(row.calibrations)
         seconds += manifests["evaluate"]["wall_seconds"] * len(row.evaluations)
     return Estimate(seconds / 3600, made[0]["device"], len(runs))

@@ -46,7 +46,7 @@ def write_sealed_record(file: Path, value: dict[str, Any]) -> None:
 
 def with_seed(value: dict[str, Any], seed: int, accuracy: float | None = None) -> dict[str, Any]:
     """Of another training; every row with this accuracy, if one is given."""
-    copied = deepcopy(value)
+    copied = deepcopy(value) if accuracy is None else without_samples(value)
     copied |= {"seed": seed, "run": f"digits/vit-sinkhorn/0-s{seed}"}
     for stage in ("train", "evaluate"):
         copied["manifests"][stage]["seed"] = seed
@@ -56,8 +56,13 @@ def with_seed(value: dict[str, Any], seed: int, accuracy: float | None = None) -
     return copied
 
 
+def without_samples(value: dict[str, Any]) -> dict[str, Any]:
+    """As older versions wrote it: without the samples that are right."""
+    return {key: item for key, item in deepcopy(value).items() if key != "right"}
+
+
 def with_test_rows(value: dict[str, Any], rows: int, of: int) -> dict[str, Any]:
-    copied = deepcopy(value)
+    copied = without_samples(value)
     copied["test"] = {"rows": rows, "of": of}
     copied["manifests"]["evaluate"]["data"] |= {"test_rows": rows, "test_rows_in_all": of}
     return copied

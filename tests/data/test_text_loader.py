@@ -44,6 +44,15 @@ def test_every_text_comes_once_an_epoch_with_its_own_tokens(seed):
     assert len(found) == len(rows_of(found))
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_samples_of_a_batch_are_told_by_their_numbers(seed, world):
+    for rank in range(world):
+        found = loader(seed=seed, batch_size=4).shared(Ranks(rank, world))
+        expected = [found.samples_of(number).tolist() for number in range(len(found))]
+        assert rows_of(found) == expected
+
+
 @pytest.mark.parametrize("seed", [None, 5])
 def test_budget_and_batch_size_hold(seed):
     found = loader(seed=seed, batch_size=10, max_tokens=300)

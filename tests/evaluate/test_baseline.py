@@ -3,12 +3,15 @@
 import pytest
 
 from asap_exp.data.raw_texts import RawTexts
-from asap_exp.evaluate.baseline import baseline_row
+from asap_exp.evaluate.baseline import baseline
 from tests.data.sentences import make_texts
 
 
 def accuracy(train: RawTexts, test: RawTexts) -> float:
-    return baseline_row(train, test, len(test.texts))["accuracy"]
+    row, right, labels = baseline(train, test, len(test.texts))
+    assert labels.tolist() == test.labels
+    assert row["accuracy"] == right.mean()
+    return row["accuracy"]
 
 
 def test_it_learns_words_that_tell_the_class():

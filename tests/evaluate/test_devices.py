@@ -50,6 +50,7 @@ def assert_equal_records(one: dict[str, Any], two: dict[str, Any]) -> None:
                 assert other[name] == pytest.approx(row[name], rel=2e-6, abs=1e-7), (key, name)
     assert two["drift"] == pytest.approx(one["drift"], rel=1e-5)
     assert two["plans"] == one["plans"]
+    assert two.get("right") == one.get("right")
 
 
 def test_record_is_that_of_one_device(pipeline: Pipeline) -> None:
@@ -62,10 +63,11 @@ def test_record_is_that_of_one_device(pipeline: Pipeline) -> None:
     two = in_two(pipeline.results, *given)
     assert two == alone, "the number of devices is no part of a record's name"
     assert_equal_records(one, read_json(two))
+    assert one["right"]["samples"] == 49
 
 
 def test_record_of_texts_is_that_of_one_device(tmp_path: Path) -> None:
-    """Masked tokens, on the test and on the validation split."""
+    """Masked tokens, on the test and on the validation split; no samples that are right."""
     root = text_root(tmp_path / "data", "wikitext2")
     run_text(tmp_path / "results", root, "task=wikitext")
     small = ("calibration.samples=8", "calibration.holdout=4", "calibration.batch_size=4")
@@ -73,6 +75,7 @@ def test_record_of_texts_is_that_of_one_device(tmp_path: Path) -> None:
     given = ("max_test_rows=9", "fidelity_samples=5", "batch_size=4")
     alone = run_evaluate(tmp_path / "results", *given)
     one = read_json(alone)
+    assert "right" not in one
     shutil.rmtree(alone.parent)
     assert_equal_records(one, read_json(in_two(tmp_path / "results", *given)))
 

@@ -1,7 +1,10 @@
 """A whole evaluation: which rows it has, and what must hold between them."""
 
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,10 @@ from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.evaluation import OTHER_MAP
+from asap_exp.core.records.right import labels_hash, packed
 from asap_exp.core.sealed import SEAL, write_sealed
+from asap_exp.data.catalog import TEXT_DATASETS
+from asap_exp.data.raw_texts import load_texts
 from asap_exp.evaluate import measure
 from asap_exp.evaluate.resolve import matched_baselines
 from asap_exp.report.accuracy_figure import family_of, number_of, rows_of
@@ -23,7 +29,12 @@ from asap_exp.report.page_tables import map_note
 from asap_exp.report.records import read_record
 from asap_exp.report.verdict import verdict
 from tests.conftest import Pipeline
-from tests.stages import run_coarse, run_distill, run_evaluate, run_train
+from tests.data.sentences import text_root
+from tests.records import typed
+from tests.stages import run_coarse, run_distill, run_evaluate, run_text, run_train
+
+NONE_RIGHT = packed(np.ones(48, dtype=bool))
+"""Differs from the teacher in every sample."""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +112,50 @@ def test_a_model_trained_by_itself_has_no_distance_to_the_teacher(
     assert record["softmax_run"] == shared_pipeline.softmax.name
 
 
+def test_which_samples_are_right_is_stored_for_every_row(
+    record: dict[str, Any], rows: dict[str, dict[str, Any]]
+) -> None:
+    found = typed(record).right
+    assert found is not None
+    assert found.samples == 48
+    assert list(found.bits) == list(rows)
+    for key, row in rows.items():
+        assert found.right(key).mean() == pytest.approx(row["accuracy"])
+    agree = found.right("control_zero") == found.right("truncated_1")
+    assert agree.all(), "the same function"
+
+
+def test_samples_that_contradict_a_row_are_refused(record: dict[str, Any]) -> None:
+    for change, words in (
+        ({"samples": 47}, "right"),
+        ({"bits": dict(list(record["right"]["bits"].items())[:-1])}, "not about the rows"),
+        ({"bits": {**record["right"]["bits"], "asap": NONE_RIGHT}}, "gives the accuracy"),
+    ):
+        wrong = deepcopy(record)
+        wrong["right"] |= change
+        with pytest.raises(UserError, match=words):
+            typed(wrong)
+
+
+@pytest.mark.slow
+def test_texts_and_the_linear_baseline_are_in_the_order_of_the_test_split(tmp_path: Path) -> None:
+    root = text_root(tmp_path / "data", "agnews")
+    results = tmp_path / "results"
+    run_text(results, root, "task=agnews")
+    small = ("calibration.samples=8", "calibration.holdout=4", "calibration.batch_size=4")
+    run_distill(results, *small)
+    one, two = (
+        read_record(run_evaluate(results, "max_test_rows=null", "batch_size=8", *given))
+        for given in ((), ("latency.rounds=4", "batch_size=5"))
+    )
+    assert one.right is not None
+    assert two.right is not None
+    assert "baseline_svm" in one.right.bits
+    labels = load_texts(TEXT_DATASETS["agnews"], "test", str(root), None).labels
+    assert one.right.labels_sha256 == labels_hash(np.array(labels))
+    assert one.right == two.right, "whatever the batches"
+
+
 @pytest.mark.slow
 def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None:
     espformer = run_train(pipeline.results, attention=("attention=espformer",))
@@ -112,6 +167,40 @@ def test_espformer_trained_alike_is_a_row_of_its_own(pipeline: Pipeline) -> None
     assert rows["espformer_trained"]["layer_ms"]["median"] > 0
     assert rows["espformer_trained"]["column_error"] > 0
     assert "softmax_trained" in rows
+
+
+@pytest.mark.slow
+def test_several_rivals_of_the_same_recipe_are_rows_of_their_own(pipeline: Pipeline) -> None:
+    given = (
+        ("attention=lotformer", "attention.pivots=3"),
+        ("attention=lotformer",),
+        ("attention=differential",),
+        ("attention=sinkformer",),
+    )
+    runs = [run_train(pipeline.results, attention=attention) for attention in given]
+    file = run_evaluate(pipeline.results)
+    found = read_record(file)
+    rows = {row.key: row for row in found.rows if row.group == "rival"}
+    assert {row.label for row in rows.values()} == {
+        "LOTFormer (pivots=3), trained alike",
+        "LOTFormer, trained alike",
+        "differential attention, trained alike",
+        "Sinkformer, trained alike",
+    }
+    assert set(found.rival_runs.values()) == {run.name for run in runs}
+    assert list(found.rival_runs) == list(rows) == list(found.manifests.rivals)
+    names = {key: run.split("/")[1].removeprefix("vit-") for key, run in found.rival_runs.items()}
+    for key, row in rows.items():
+        assert key.startswith(f"{names[key].split('-')[0]}_")
+        assert row.layer_ms is not None
+        assert row.l1_row_distance is None
+    group = Group("", [found])
+    assert "LOTFormer (pivots=3), same recipe" in tables_markdown([group])
+    assert {family_of(row) for row in rows_of(group)} >= {"rival", "softmax"}
+    value = read_json(file)
+    del value["rival_runs"][next(iter(rows))]
+    with pytest.raises(UserError, match=r"rival_runs is not what manifests\.rivals says"):
+        typed(value)
 
 
 @pytest.mark.slow

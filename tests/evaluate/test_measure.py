@@ -45,6 +45,17 @@ def rows(measured: Measured) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
+def test_what_is_right_is_told_by_sample(net: Classifier, measured: Measured) -> None:
+    test = labelled(9)
+    assert measured.tested is not None
+    predictions = net(test.inputs).argmax(-1)
+    assert measured.tested.right["teacher"].tolist() == (predictions == test.labels).tolist()
+    assert measured.tested.labels.tolist() == test.labels.tolist()
+    for row in measured.rows:
+        assert measured.tested.right[row["key"]].mean() == pytest.approx(row["accuracy"])
+
+
+@pytest.mark.slow
 def test_every_variant_is_measured(rows: dict[str, dict[str, Any]]) -> None:
     assert list(rows)[:2] == ["teacher", "asap"]
     assert {"truncated_2", "control_zero", "control_query", "softmax_swapped"} <= rows.keys()

@@ -77,6 +77,10 @@ class BatchLoader(ABC):
         """Return the weight of the mean loss of this rank's part of a batch; see Ranks.weight."""
 
     @abstractmethod
+    def samples_of(self, number: int) -> np.ndarray:
+        """Return the numbers, in the stored order, of this rank's samples of a batch."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
@@ -168,6 +172,9 @@ class DeviceLoader(BatchLoader):
     def weight(self, number: int) -> float:
         return weight_of_rows(self, number)
 
+    def samples_of(self, number: int) -> np.ndarray:
+        return part_of_rows(self, self._order().cpu().numpy(), number)
+
     def first(self, samples: int, batch_size: int | None = None) -> "DeviceLoader":
         images = self.images.take(np.arange(min(samples, self.num_samples)))
         size = batch_size or self.batch_size
@@ -210,6 +217,9 @@ class TensorLoader(BatchLoader):
     def weight(self, number: int) -> float:
         return weight_of_rows(self, number)
 
+    def samples_of(self, number: int) -> np.ndarray:
+        return part_of_rows(self, np.arange(self.num_samples), number)
+
     def first(self, samples: int, batch_size: int | None = None) -> "TensorLoader":
         size = batch_size or self.batch_size
         return TensorLoader(self.inputs[:samples], self.labels[:samples], size)
@@ -223,6 +233,12 @@ def weight_of_rows(loader: BatchLoader, number: int) -> float:
     ranks, start = loader.ranks, number * loader.batch_size
     rows = min(loader.num_samples - start, loader.batch_size)
     return ranks.weight([part.stop - part.start for part in ranks.parts(rows)])
+
+
+def part_of_rows(loader: BatchLoader, order: np.ndarray, number: int) -> np.ndarray:
+    """Return the rows of `order` that this rank gets of a batch of `batch_size` of them."""
+    start = number * loader.batch_size
+    return loader.ranks.part(order[start : start + loader.batch_size])
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:

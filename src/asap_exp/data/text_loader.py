@@ -75,6 +75,9 @@ class TextLoader(BatchLoader):
         rows = self._epoch()[number].rows
         return self.ranks.weight([self._targets(rows[p]) for p in self.ranks.parts(len(rows))])
 
+    def samples_of(self, number: int) -> np.ndarray:
+        return self.ranks.part(self._epoch()[number].rows)
+
     def _targets(self, rows: np.ndarray) -> int:
         """Return the number of targets that a training batch of these rows has."""
         if not (isinstance(self.transform, DynamicMasking) and len(rows)):

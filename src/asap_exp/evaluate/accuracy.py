@@ -1,6 +1,6 @@
 """Predictions of the variants, compared with the targets and with the teacher's predictions."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from asap_exp.data.loader import Batch
 from asap_exp.evaluate.variants import Variant
 
 UNDEFINED = "undefined"
+Note = Callable[[int, Tensor, Mapping[str, Tensor]], None]
 
 
 class Comparison:
@@ -26,8 +27,8 @@ class Comparison:
         self.targets = 0
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, logits: Tensor, teacher: Tensor, targets: Tensor) -> None:
-        """Add a batch; `logits` and `teacher` are `[targets, classes]`."""
+    def add(self, logits: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Add a batch; `logits` and `teacher` are `[targets, classes]`. Return which are right."""
         predictions = logits.argmax(dim=-1)
         log_q, log_p = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
         new = {
@@ -41,6 +42,7 @@ class Comparison:
         for name, values in new.items():
             here = values.double().sum()
             self.sums[name] = self.sums[name] + here if name in self.sums else here
+        return new["accuracy"]
 
     def of_all_ranks(self) -> "Comparison":
         """Return the sums over the targets of all ranks."""
@@ -69,10 +71,13 @@ def compare_predictions(
     batches: Iterable[Batch],
     precision: str,
     stands_in: Callable[[int], bool] = lambda _: False,
+    note: Note = lambda *_: None,
 ) -> dict[str, dict[str, float]]:
     """Return the means of `Comparison` by key of the variant; the first variant is the teacher.
 
-    Means over the batches of all ranks; `stands_in` says of which batches nothing counts here.
+    Means over the batches of all ranks; `stands_in` says of which batches nothing counts here, and
+    `note` is told of each other one its number, its targets and which of them each variant has
+    right.
     Works batch by batch: the logits of every masked token of a test split would not fit in memory.
     On a GPU a variant's passes are recorded as CUDA graphs, which share one pool of memory.
     """
@@ -82,9 +87,13 @@ def compare_predictions(
     for number, (inputs, targets) in enumerate(batches):
         counted = slice(0) if stands_in(number) else slice(None)
         teacher = predict[rows[0].key](inputs)
+        right = {}
         for row in rows:
             logits = teacher if row is rows[0] else predict[row.key](inputs)
-            comparisons[row.key].add(logits[counted], teacher[counted], targets[counted])
+            comparison = comparisons[row.key]
+            right[row.key] = comparison.add(logits[counted], teacher[counted], targets[counted])
+        if counted.stop is None:
+            note(number, targets, right)
     comparisons = {key: comparison.of_all_ranks() for key, comparison in comparisons.items()}
     for row in rows:
         comparisons[row.key].require_defined(row.label)

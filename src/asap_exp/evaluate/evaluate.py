@@ -22,7 +22,7 @@ from asap_exp.core.team import Team
 from asap_exp.core.tracking import wandb_run
 from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate import record
-from asap_exp.evaluate.baseline import baseline_row
+from asap_exp.evaluate.baseline import baseline
 from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.resolve import Subject, resolve
 from asap_exp.evaluate.wandb_log import log_evaluation, log_inputs, numbers
@@ -81,7 +81,10 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
         measured = measure_subject(subject, config, team, validation, threads)
         if (texts := subject.data.labelled_texts()) is not None:
             say("Fitting the linear baseline")
-            measured.rows.append(baseline_row(*texts, subject.test.num_samples))
+            row, right, labels = baseline(*texts, subject.test.num_samples)
+            measured.rows.append(row)
+            if measured.tested is not None:
+                measured.tested.add(row["key"], right, labels)
         found = record.write(folder, subject, measured, config, started)
         if tracker is not None:
             log_evaluation(tracker, found)
@@ -148,4 +151,5 @@ def measure_subject(
         validation=validation,
         ranks=team.ranks,
         latency_threads=latency_threads,
+        of_tokens=subject.data.objective.of_tokens,
     )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asap_exp.attention import swapped
 from asap_exp.calibration.artifact import Artifact
@@ -24,6 +24,7 @@ from asap_exp.core.typed import finite
 from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate.accuracy import compare_predictions
 from asap_exp.evaluate.example_plan import example_plans
+from asap_exp.evaluate.right import Predicted, TestedSamples
 from asap_exp.evaluate.variants import Variant
 from asap_exp.timing.accuracy_check import gate_error, passes
 from asap_exp.timing.calls import captured, layer_call, model_call
@@ -41,6 +42,8 @@ class Measured:
     """Column error on test samples over that at calibration, by layer path; None without a fit."""
     plans: dict[str, Any]
     """Plans of teacher, map and softmax for one sample, in the map's last layer."""
+    tested: TestedSamples | None = None
+    """Which samples each variant predicts right; None if targets are tokens."""
 
 
 def measure_map(
@@ -55,6 +58,7 @@ def measure_map(
     validation: BatchLoader | None = None,
     ranks: Ranks = ALONE,
     latency_threads: int | None = None,
+    of_tokens: bool = False,
 ) -> Measured:
     """Measure the variants of a teacher `net` that was compiled to `artifact`.
 
@@ -68,26 +72,31 @@ def measure_map(
         found = measure_map(net, artifact, rows, test, latency=latency)
 
     The first of `variants` is the teacher. `test` yields inputs and targets on the device of `net`,
-    at least `latency.batch_size` samples. The other arguments are those of `measure`.
+    at least `latency.batch_size` samples; `of_tokens` says that a sample has several targets. The
+    other arguments are those of `measure`.
     """
     last = artifact.layers[-1]
     device = next(net.parameters()).device
     knows_drift = artifact.about.column_error is not None  # else nothing was fitted to data
+    predicted = Predicted()
+    rows = measure(
+        variants,
+        test,
+        latency=latency,
+        precision=precision,
+        fidelity_samples=fidelity_samples,
+        validation=validation,
+        ranks=ranks,
+        latency_threads=latency_threads,
+        predicted=None if of_tokens else predicted,
+    )
     return Measured(
-        measure(
-            variants,
-            test,
-            latency=latency,
-            precision=precision,
-            fidelity_samples=fidelity_samples,
-            validation=validation,
-            ranks=ranks,
-            latency_threads=latency_threads,
-        ),
+        rows,
         drift(net, artifact, test.first(fidelity_samples).shared(ranks), precision)
         if knows_drift
         else None,
         example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
+        None if of_tokens else predicted.of_all_ranks(),
     )
 
 
@@ -101,6 +110,7 @@ def measure(
     validation: BatchLoader | None = None,
     ranks: Ranks = ALONE,
     latency_threads: int | None = None,
+    predicted: Predicted | None = None,
 ) -> list[dict[str, Any]]:
     """Measure predictions, plans, latency and memory of every variant: one dict per variant.
 
@@ -109,15 +119,23 @@ def measure(
     `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
     Several `ranks` share the samples; the first alone measures latency and memory, on a CPU with
-    `latency_threads`, while the others wait.
+    `latency_threads`, while the others wait. Which samples of `test` are right is added to
+    `predicted`.
     """
 
-    def compared(loader: BatchLoader, what: str) -> dict[str, dict[str, float]]:
+    def compared(
+        loader: BatchLoader, what: str, seen: Predicted | None = None
+    ) -> dict[str, dict[str, float]]:
         mine = loader.shared(ranks)
-        batches = progress(mine, what, len(mine))
-        return compare_predictions(variants, batches, precision, partial(is_stand_in, mine))
 
-    predictions = compared(test, "Predicting")
+        def note(number: int, targets: Tensor, right: Mapping[str, Tensor]) -> None:
+            if seen is not None:
+                seen.add(mine.samples_of(number), targets, right)
+
+        batches = progress(mine, what, len(mine))
+        return compare_predictions(variants, batches, precision, partial(is_stand_in, mine), note)
+
+    predictions = compared(test, "Predicting", predicted)
     perplexities: dict[str, dict[str, float]] = {row.key: {} for row in variants}
     if validation is not None:
         on_validation = compared(validation, "Predicting, validation")

@@ -32,7 +32,10 @@ def write(
 
     The record precedes the finished manifest, so that a finished evaluation always has one.
     """
-    content = described(subject, config) | asdict(measured)
+    content = described(subject, config)
+    content |= {"rows": measured.rows, "drift": measured.drift, "plans": measured.plans}
+    if measured.tested is not None:
+        content["right"] = measured.tested.stored()
     content["manifests"] = {
         "train": read_json(subject.run.path / "manifest.json"),
         "distill": read_json(subject.folder / "manifest.json"),
@@ -47,14 +50,17 @@ def write(
 
 
 def more_manifests(subject: Subject) -> dict[str, Any]:
-    """Return the manifests of further coarse runs, if there are any."""
-    found = [read_json(run.path / "manifest.json") for run in subject.more_baselines]
-    return {"more_coarse": found} if found else {}
+    """Return the manifests of further coarse runs and of rivals, if there are any."""
+    coarse = [read_json(run.path / "manifest.json") for run in subject.more_baselines]
+    rivals = {key: read_json(run.path / "manifest.json") for key, run in subject.rivals.items()}
+    found = {"more_coarse": coarse, "rivals": rivals}
+    return {key: manifests for key, manifests in found.items() if manifests}
 
 
 def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
     """Return the fields of the record about what was measured and how."""
     run, data, more = subject.run, subject.data, subject.more_baselines
+    rivals = {key: rival.name for key, rival in subject.rivals.items()}
     return {
         "format": FORMAT,
         "run": run.name,
@@ -66,6 +72,7 @@ def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
         "maps": subject.points,
         **{f"{name}_run": run and run.name for name, run in subject.baselines.items()},
         **({"more_coarse_runs": [run.name for run in more]} if more else {}),
+        **({"rival_runs": rivals} if rivals else {}),
         "samples": data.sample_name,
         "objective": data.objective.name,
         "test": {"rows": data.identity["test_rows"], "of": data.identity["test_rows_in_all"]},

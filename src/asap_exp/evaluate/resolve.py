@@ -35,7 +35,14 @@ from asap_exp.data import TaskDataModule
 from asap_exp.data.loader import BatchLoader
 from asap_exp.data.run_data import check_same_data, run_data
 from asap_exp.evaluate.corruption import corrupted
-from asap_exp.evaluate.variants import COARSE, MATCHED_BASELINES, Variant, further_maps, variants
+from asap_exp.evaluate.variants import (
+    COARSE,
+    MATCHED_BASELINES,
+    RIVALS,
+    Variant,
+    further_maps,
+    variants,
+)
 from asap_exp.models import load_net
 from asap_exp.models.teachers import check_teacher, find_teacher
 
@@ -56,6 +63,8 @@ class Subject:
     """Matched baselines by attention; None if none was trained."""
     more_baselines: list[Run]
     """Matched baselines whose attention has other options than that one: coarse duals."""
+    rivals: dict[str, Run]
+    """Further models trained like the teacher with another attention, by the key of their row."""
     others: list[Artifact]
     """Further maps of the same layers, with `maps=all`."""
     variants: list[Variant]
@@ -112,7 +121,9 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
     }
     baselines = {name: next(iter(found), None) for name, found in matched.items()}
     more = matched[COARSE][1:]
-    nets = [load_net(found, device) for found in (*baselines.values(), *more) if found is not None]
+    rivals = [found for name in RIVALS for found in matched_baselines(run, name, config)]
+    trained = [found for found in (*baselines.values(), *more, *rivals) if found is not None]
+    nets = [load_net(found, device) for found in trained]
     data = run_data(run, config.data, config.batch_size, device)
     test = corrupted(data.test_dataloader(max_rows=config.max_test_rows), config.corruption)
     check_same_tokenizer(data.identity, run)
@@ -120,6 +131,7 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
     others = other_maps(run, net, folder, artifact) if config.maps == "all" else []
     further, points = further_maps(net, artifact, others)
     check_enough(config, data)
+    rival_rows = [row.key for row in rows if row.group == "rival"]
     return Subject(
         run,
         folder,
@@ -127,6 +139,7 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
         net,
         baselines,
         more,
+        dict(zip(rival_rows, rivals, strict=True)),
         others,
         rows + further,
         points if config.maps == "all" else {},
@@ -201,7 +214,8 @@ def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> li
 def matched_baselines(run: Run, attention: str, config: EvaluateConfig) -> list[Run]:
     """Find the matched baselines: same data, model, recipe and seed, trained with `attention`.
 
-    One, except of coarse duals: one for each choice of options, so that sizes can be compared.
+    One, except of coarse duals and rivals: one for each choice of options, so that these can be
+    compared.
     """
     mine, found = run.manifest, list[Run]()
     for other in all_runs(config.paths, run.config.task.name):
@@ -220,7 +234,7 @@ def matched_baselines(run: Run, attention: str, config: EvaluateConfig) -> list[
             continue
         say(f"Matched baseline of {attention} attention: {shown(other.path)}")
         found.append(other)
-        if attention != COARSE:
+        if attention != COARSE and attention not in RIVALS:
             break
     return found
 

@@ -16,6 +16,7 @@ from asap_exp.attention import (
 from asap_exp.calibration.artifact import Artifact, attention_config
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.truncation import Truncation
+from asap_exp.core.conf_files import attentions
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.identity import AttentionConfig, CoarseRecipe
 from asap_exp.core.records.row import RowGroup
@@ -37,6 +38,12 @@ MATCHED_BASELINES: dict[RowGroup, str] = {
     "relaxed_sinkhorn": "relaxed Sinkhorn",
 }
 """Attentions of the matched baselines, which are compared with the teacher if trained."""
+RIVALS = {
+    "differential": "differential attention",
+    "lotformer": "LOTFormer",
+    "sinkformer": "Sinkformer",
+}
+"""Further attentions that are, with a row for each choice of their options."""
 
 
 @dataclass
@@ -167,12 +174,27 @@ def trained(net: nn.Module, num_iters: int | None) -> Variant:
     """
     layers = attention_layers(net)
     attend = next(iter(layers.values())).attend
+    if attend.name in RIVALS:
+        label = f"{rival_words(attend)}, trained alike"
+        return Variant(rival_key(attend), label, "rival", net, list(layers))
     group: RowGroup = attend.name  # type: ignore[assignment]  # of MATCHED_BASELINES
     key, words = f"{group}_trained", MATCHED_BASELINES[group]
     if isinstance(attend, CoarseAttention):
         key = f"coarse_{short_hash(attention_config(attend))}_trained"
         words = trained_words(attend, num_iters)
     return Variant(key, f"{words}, trained alike", group, net, list(layers))
+
+
+def rival_key(attend: Attention) -> str:
+    """Return the key of a trained rival's row: the same for the same options, whatever the seed."""
+    return f"{attend.name}_{short_hash(attention_config(attend))}_trained"
+
+
+def rival_words(attend: Attention) -> str:
+    """Name a trained rival, with the options that are not those of its YAML file."""
+    usual, given = attentions()[attend.name], attention_config(attend)
+    other = [f"{key}={value}" for key, value in given.items() if usual.get(key, value) != value]
+    return f"{RIVALS[attend.name]} ({', '.join(other)})" if other else RIVALS[attend.name]
 
 
 def trained_words(attend: CoarseAttention, num_iters: int | None) -> str:

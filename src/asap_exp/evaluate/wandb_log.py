@@ -16,7 +16,7 @@ def log_inputs(tracker: Any, subject: Subject) -> None:
     if tracker is None:
         return
     run, maps = subject.run, [subject.artifact, *subject.others]
-    baselines = [*subject.baselines.values(), *subject.more_baselines]
+    baselines = [*subject.baselines.values(), *subject.more_baselines, *subject.rivals.values()]
     reads(
         tracker,
         data_product(run.config.data.name, "test", subject.data.identity),

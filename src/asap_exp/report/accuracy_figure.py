@@ -82,6 +82,7 @@ FAMILIES = {
     "coarse one pass": Family(f"{COARSE_ALONE}, one pass", DARK_YELLOW, "d", (0, (3, 1, 1, 1))),
     "coarse": Family(COARSE, YELLOW, "h", ""),
     "relaxed_sinkhorn": Family(RELAXED, LIGHT_BLUE, "H", ""),
+    "rival": Family("other attentions, same recipe", PINK, "<", ""),
 }
 NUMBERED = ("truncated", "relaxed", "coarse two-sided", "coarse one pass", "coarse")
 """Families whose points are labelled with a number: of updates, or of tokens of the subset."""

@@ -12,6 +12,7 @@ from asap_exp.core.objectives import OBJECTIVES, Objective
 from asap_exp.core.records.columns import ObjectiveName
 from asap_exp.core.records.fidelity import FidelityRow, is_about
 from asap_exp.core.records.identity import RunIdentity
+from asap_exp.core.records.right import RightSamples
 from asap_exp.core.records.row import Row
 from asap_exp.core.records.settings import EvaluateSettings, TestData, TrainingData, TrainSettings
 from asap_exp.core.typed import (
@@ -26,6 +27,8 @@ from asap_exp.core.typed import (
 
 OTHER_MAP = "map_"
 """Prefix of the keys of further compiled maps of the same teacher."""
+ROUNDING = 1e-3
+"""Samples by which a stored accuracy may differ from the samples that are right."""
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -109,6 +112,7 @@ class Manifests:
     coarse: TrainManifest | None = None
     more_coarse: list[TrainManifest] = Field(default_factory=list)
     relaxed_sinkhorn: TrainManifest | None = None
+    rivals: dict[str, TrainManifest] = Field(default_factory=dict)
 
 
 Curve = list[dict[str, float]]
@@ -133,6 +137,8 @@ class EvaluationRecord:
     more_coarse_runs: list[RunName] = Field(default_factory=list)
     """Coarse runs with other options than that one."""
     relaxed_sinkhorn_run: RunName | None = None
+    rival_runs: dict[str, RunName] = Field(default_factory=dict)
+    """Runs of further attentions trained alike, by the key of their row."""
     samples: str = "images"
     objective: ObjectiveName = "classification"
     test: Test
@@ -147,6 +153,8 @@ class EvaluationRecord:
     fidelity: list[FidelityRow]
     curves: Curve
     plans: ExamplePlan
+    right: RightSamples | None = None
+    """Test samples that each row has right; None where targets are tokens."""
     manifests: Manifests
     sha256: str | None = None
 
@@ -229,8 +237,23 @@ class EvaluationRecord:
         epochs = [row.get("epoch", -1) for row in self.curves]
         if epochs != sorted({int(epoch) for epoch in epochs if epoch >= 0}):
             yield "curves must have a row an epoch, in their order"
+        yield from self._wrong_samples()
         if any(x < 0 for row in self.curves for name, x in row.items() if "loss" in name):
             yield "curves must have no loss below 0"
+
+    def _wrong_samples(self) -> Iterator[str]:
+        """Yield where the samples that are right are not those of the rows."""
+        if self.right is None:
+            return
+        if self.right.samples != self.test.rows:
+            yield f"right is of {self.right.samples} samples and test.rows={self.test.rows}"
+        if list(self.right.bits) != [row.key for row in self.rows]:
+            yield "right.bits is not about the rows, in their order"
+            return
+        for row in self.rows:
+            share = float(self.right.right(row.key).mean())
+            if abs(share - row.accuracy) * self.test.rows > ROUNDING:
+                yield f"right.bits of {row.key} gives the accuracy {share}, not {row.accuracy}"
 
     def _disagreements(self) -> Iterator[str]:
         """Yield each entry that is stored in two places of the record but differs between them."""
@@ -272,6 +295,13 @@ class EvaluationRecord:
                 self.relaxed_sinkhorn_run is None,
                 "manifests",
                 self.manifests.relaxed_sinkhorn is None,
+            ),
+            ("rival_runs", [*self.rival_runs], "manifests.rivals", [*self.manifests.rivals]),
+            (
+                "rival_runs",
+                [*self.rival_runs],
+                "rows",
+                [row.key for row in self.rows if row.group == "rival"],
             ),
         ):
             if mine != theirs:

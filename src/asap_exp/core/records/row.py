@@ -21,6 +21,7 @@ RowGroup = Literal[
     "coarse",
     "imitation",
     "relaxed_sinkhorn",
+    "rival",
     "baseline",
 ]
 Perplexity = Annotated[float | None, Field(ge=1)]
