@@ -25,6 +25,7 @@ COPIED = (
     "docs/**/*.md",
     "results/*.md",
     "results/*.csv",
+    "results/*.tex",
     "results/figures/*.png",
     "src/**/README.md",
     "src/**/NOTICE",

@@ -7,7 +7,7 @@ Usage: python scripts/publish.py                           (or: make publish)
 A record is an evaluation, a benchmark, one of training steps or the report of `make test-gpu`. It
 is refused, with every reason, if it is of uncommitted code, of no row of conf/reproduce, of a
 subset, or shorter than its row. Without a record only what is made from the published ones is
-written again: tables, figures, page, and the tables in README.md and docs/.
+written again: tables, figures, page, docs/paper.md, and the tables in README.md and docs/.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
 from rows import composed_evaluation, load_row, row_of
-from update_readme import DOCUMENTS, RESULTS, update_documents
+from update_readme import DOCS, DOCUMENTS, RESULTS, update_documents
 
 from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
@@ -37,6 +37,8 @@ from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import grouped
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
+from asap_exp.report.paper import write_paper
+from asap_exp.report.paper_page import Page
 from asap_exp.report.records import EVALUATIONS, METRICS, load_records
 from asap_exp.report.step_records import STEPS
 from asap_exp.report.step_records import load_records as load_steps
@@ -186,8 +188,11 @@ def make_all() -> None:
     write_text(RESULTS / "index.html", html_page(groups, drawn))
     benchmarks = benchmark_records.load_records(RESULTS / "records" / "benchmark", strict=True)
     write_benchmarks(RESULTS, benchmarks)
-    if steps := load_steps(RESULTS / "records" / "steps", strict=True):
+    steps = load_steps(RESULTS / "records" / "steps", strict=True)
+    if steps:
         write_steps(RESULTS, steps)
+    page = Page(groups, benchmarks, steps)
+    write_paper(page, DOCS / "paper.md", RESULTS, link="../results/")
     update_documents()
     wanted = shown_figures()
     figures = {f"{slug}-{name}.png": x for slug, each in drawn.items() for name, x in each.items()}

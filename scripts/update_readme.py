@@ -16,7 +16,8 @@ from asap_exp.report.documents import published, update
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCS = ROOT / "docs"
+DOCUMENTS = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def update_documents() -> None:

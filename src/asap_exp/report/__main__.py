@@ -13,6 +13,7 @@ def run(config: ReportConfig) -> None:
         return
 
     from asap_exp.report.benchmarks import report_benchmarks
+    from asap_exp.report.paper import report_paper
     from asap_exp.report.report import report
     from asap_exp.report.step_table import report_steps
 
@@ -21,6 +22,8 @@ def run(config: ReportConfig) -> None:
     benchmarks = everything and report_benchmarks(config.paths, config.folder, config.figures)
     steps = everything and report_steps(config.paths, config.folder)
     report(config, required=not (benchmarks or steps))
+    if everything:
+        report_paper(config)
 
 
 if __name__ == "__main__":

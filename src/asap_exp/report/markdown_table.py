@@ -17,9 +17,14 @@ def table_lines(
     return [row_line(titles), row_line(rule), *map(row_line, rows)]
 
 
+class Markup(str):
+    """Text that is Markdown already, such as a link or a bold number, and is not escaped."""
+
+
 def row_line(cells: Sequence[str]) -> str:
-    """Return one row of a table, with the content of its cells escaped."""
-    return f"| {' | '.join(map(markdown, cells))} |"
+    """Return one row of a table, with the content of its cells escaped, except of `Markup`."""
+    shown = (cell if isinstance(cell, Markup) else markdown(cell) for cell in cells)
+    return f"| {' | '.join(shown)} |"
 
 
 def folded(summary: str, lines: Iterable[str]) -> list[str]:

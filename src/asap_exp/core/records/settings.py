@@ -102,6 +102,7 @@ class TrainingData:
     split: str | None = None
     """Split of a text data set; `pooled` if training and test rows were pooled and split again."""
     train_sha256: str | None = None
+    source: str | None = None
 
     @property
     def is_subset(self) -> bool:

@@ -1,0 +1,129 @@
+"""The accuracy table of the paper's page: a row per method, a column per task, no cell untold."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asap_exp.core.records.columns import Average, Column
+from asap_exp.report.groups import Group
+from asap_exp.report.names import LINEAR
+from asap_exp.report.paper_comparison import Comparison, compare
+from asap_exp.report.paper_tasks import (
+    ASAP,
+    METHODS,
+    PUBLISHED,
+    SINKHORN,
+    TASKS,
+    TRAINED,
+    PaperTask,
+    rows_of,
+)
+from asap_exp.report.pareto import quality
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Number of a method on a task: mean and deviation over `seeds`, or the reason for none."""
+
+    text: str
+    mean: float | None = None
+    std: float | None = None
+    seeds: int = 0
+    reason: str = ""
+    best: bool = False
+    published: bool = False
+
+
+Table = Mapping[str, Mapping[str, Cell]]
+"""Cells by method and by title of the task."""
+
+
+def accuracy_table(groups: Mapping[str, Group]) -> dict[str, dict[str, Cell]]:
+    """Return the table of the groups that stand for the tasks, by their titles."""
+    names = dict.fromkeys(METHODS)
+    for group in groups.values():
+        for record in group.records:
+            names |= dict.fromkeys(rows_of(record))
+    best = {title: best_of(group, [*names]) for title, group in groups.items()}
+    ours = {
+        name: {
+            task.title: cell(groups.get(task.title), name, task, best.get(task.title) == name)
+            for task in TASKS
+        }
+        for name in names
+    }
+    return ours | {name: published_row(name) for name in PUBLISHED}
+
+
+def cell(group: Group | None, name: str, task: PaperTask, best: bool) -> Cell:
+    """Return the cell of a method, averaged over the records that have it."""
+    if group is None:
+        return Cell("", reason="no record of this task")
+    metric = quality(group)
+    rows = [rows_of(record).get(name) for record in group.records]
+    values = [getattr(row, metric.key) for row in rows if row is not None]
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return Cell("", reason=reason(group, name, task))
+    mean = statistics.mean(measured)
+    std = statistics.stdev(measured) if len(measured) > 1 else None
+    text = written(metric, mean, std, len(measured))
+    return Cell(text, mean, std, len(measured), best=best)
+
+
+def written(metric: Column, mean: float, std: float | None, seeds: int) -> str:
+    """Write mean, deviation and number of seeds: "91.60 ± 0.12 (3)"."""
+    return f"{metric.write(Average(mean, std))} ({seeds})"
+
+
+def reason(group: Group, name: str, task: PaperTask) -> str:
+    """Say why a method has no number on a task that has a record."""
+    record = group.first
+    if name == LINEAR:
+        images, tokens = task.data in ("cifar100", "catsdogs"), record.trained_for.of_tokens
+        return "of texts with classes alone" if images or tokens else "not measured"
+    if name == ASAP and not record.artifact.calibration.fitted:
+        return "the record is of coarse duals"
+    if name in TRAINED or name.endswith("same recipe"):
+        return "not trained by this recipe"
+    return "not measured"
+
+
+def published_row(name: str) -> dict[str, Cell]:
+    """Return the figures that others published, which are of other settings."""
+    figures = PUBLISHED[name]
+    return {
+        task.title: Cell(f"{figures[task.title]:.2f}", figures[task.title] / 100, published=True)
+        if task.title in figures
+        else Cell("", reason="not published")
+        for task in TASKS
+    }
+
+
+def best_of(group: Group, names: list[str]) -> str | None:
+    """Return the best method if a paired test tells it from each of the others, else None."""
+    metric, rivals = quality(group), compared_names(group, names)
+    if len(rivals) < 2:
+        return None
+    sign = -1 if metric.lower_is_better else 1
+    first, *others = sorted(rivals, key=lambda name: -sign * rivals[name])
+    tests = [compare(group, first, other) for other in others]
+    told = [test is not None and test.significant and sign * test.difference > 0 for test in tests]
+    return first if all(told) else None
+
+
+def compared_names(group: Group, names: list[str]) -> dict[str, float]:
+    """Return the mean of each method that was measured."""
+    found = {}
+    for name in names:
+        rows = [rows_of(record).get(name) for record in group.records]
+        values = [getattr(row, quality(group).key) for row in rows if row is not None]
+        if measured := [value for value in values if value is not None]:
+            found[name] = statistics.mean(measured)
+    return found
+
+
+def comparisons(group: Group, names: list[str]) -> dict[str, Comparison]:
+    """Return the comparison of the Sinkhorn teacher with each other method that was measured."""
+    found = {name: compare(group, SINKHORN, name) for name in names if name != SINKHORN}
+    return {name: test for name, test in found.items() if test is not None}

@@ -1,0 +1,270 @@
+"""The claims of the paper's abstract beside what our records say: figure, difference, verdict."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from asap_exp.core.records.benchmark import TIMED, BenchmarkRecord, Length
+from asap_exp.core.records.steps import StepRecord
+from asap_exp.report.groups import Group
+from asap_exp.report.names import SOFTMAX
+from asap_exp.report.paper_accuracy import Table
+from asap_exp.report.paper_comparison import compare
+from asap_exp.report.paper_tasks import ASAP, PUBLISHED, RECENT, SINKHORN
+
+HOLDS, FAILS, OPEN = "holds", "fails", "open"
+SPEED_UP, RECOVERED = 5.3, 95.0
+"""The paper's frozen-layer speed-up, and per cent of the teacher's accuracy that it recovers."""
+MARGIN = 0.5
+"""Points of accuracy that count as no difference, between rivals or to a teacher: our choice."""
+LONG = 512
+"""Tokens from which on the fused teacher is to be beaten as well."""
+EAGER, FUSED = "sinkhorn_eager_20", "sinkhorn_20"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Sentence of the abstract, the paper's figure, ours and their difference, and a verdict.
+
+    `measured` says what our figure is of. The verdict is `open` where a measurement is missing.
+    """
+
+    words: str
+    paper: str
+    ours: str
+    difference: str
+    verdict: str
+    measured: str
+    command: str
+
+
+Times = Mapping[str, float]
+"""Milliseconds of each method at one length."""
+
+
+def claims(
+    groups: Mapping[str, Group],
+    table: Table,
+    benchmarks: Sequence[BenchmarkRecord],
+    steps: Sequence[StepRecord],
+) -> list[Claim]:
+    """Return the claims in the order of the abstract."""
+    forward = [record for record in benchmarks if record.mode == "forward"]
+    return [
+        training_cost(benchmarks, steps),
+        operator_speed(forward, EAGER, "plain PyTorch", lambda n: True),
+        operator_speed(forward, FUSED, "fused", lambda n: n >= LONG),
+        model_speed(groups),
+        recovered(groups, table),
+        competitive(groups, table, (SOFTMAX,), "softmax"),
+        competitive(groups, table, RECENT, "recent baselines"),
+        against_published(groups, table),
+    ]
+
+
+def verdict_of(holds: bool) -> str:
+    return HOLDS if holds else FAILS
+
+
+def training_cost(benchmarks: Sequence[BenchmarkRecord], steps: Sequence[StepRecord]) -> Claim:
+    """Compare ESPFormer's training step with Sinkhorn's: of whole trainings, and of operators."""
+    ratios: list[tuple[str, float]] = []
+    for record in steps:
+        ms = {row.attention: row.step_ms for row in record.rows}
+        if {"espformer", "sinkhorn"} <= ms.keys():
+            where = f"steps of {record.task} on {record.device}"
+            ratios.append((where, ms["espformer"] / ms["sinkhorn"]))
+    for benchmark in benchmarks:
+        for length in benchmark.rows if benchmark.mode == "train" else ():
+            times = times_of(length)
+            if {"espformer", FUSED} <= times.keys():
+                where = f"operators at n = {length.n} on {benchmark.device}"
+                ratios.append((where, times["espformer"] / times[FUSED]))
+    words = "training is cheaper than that of sliced transport (ESPFormer)"
+    command = (
+        "python -m asap_exp.benchmark mode=step task=catsdogs step.attentions=[sinkhorn,espformer]"
+    )
+    if not ratios:
+        why = "no record has training steps of both"
+        return Claim(words, "no figure public", "", "", OPEN, why, command)
+    low, high = (end(ratio for _, ratio in ratios) for end in (min, max))
+    ours, of = f"{low:.1f}x to {high:.1f}x as long", ", ".join(where for where, _ in ratios)
+    return Claim(words, "no figure public", ours, "", verdict_of(low > 1), of, command)
+
+
+def times_of(length: Length) -> dict[str, float]:
+    return {
+        cell.method: cell.ms.median
+        for cell in length.cells
+        if cell.status in TIMED and cell.ms is not None
+    }
+
+
+def operator_speed(
+    records: Sequence[BenchmarkRecord], teacher: str, words: str, wanted: Callable[[int], bool]
+) -> Claim:
+    """Compare the frozen layer with its teacher: the slowest unrefined map, at its worst length."""
+    claim = f"a frozen layer is faster than the {words} teacher" + (
+        f", n >= {LONG}" if teacher == FUSED else ", at every n"
+    )
+    command = "python -m asap_exp.benchmark inputs=recorded"
+    ratios: dict[int, float] = {}
+    recorded = [record for record in records if record.inputs.kind == "recorded"]
+    for record in recorded or records:
+        for length in filter(lambda row: wanted(row.n), record.rows):
+            times = times_of(length)
+            maps = [ms for method, ms in times.items() if is_plain_map(method)]
+            if teacher in times and maps:
+                ratio = times[teacher] / max(maps)
+                ratios[length.n] = min(ratio, ratios.get(length.n, ratio))
+    if not ratios:
+        return Claim(claim, f"{SPEED_UP}x", "", "", OPEN, "no record has both", command)
+    worst = min(ratios, key=lambda n: ratios[n])
+    return Claim(
+        claim,
+        f"{SPEED_UP}x",
+        f"{ratios[worst]:.1f}x",
+        f"{ratios[worst] - SPEED_UP:+.1f}x",
+        verdict_of(ratios[worst] >= SPEED_UP),
+        f"the operators, the worst of n = {', '.join(map(str, sorted(ratios)))}: n = {worst}",
+        command,
+    )
+
+
+def is_plain_map(method: str) -> bool:
+    return method.startswith("asap_") and "refine" not in method
+
+
+def model_speed(groups: Mapping[str, Group]) -> Claim:
+    """Compare a layer of the trained models, with the accuracy that its model keeps."""
+    claim = "a frozen layer is faster at matching accuracy, in the trained models"
+    command = "make reproduce row=imdb"
+    ratios = {title: speed for title, group in groups.items() if (speed := speed_of(group))}
+    if not ratios:
+        return Claim(claim, f"{SPEED_UP}x", "", "", OPEN, "no record", command)
+    worst = min(ratios, key=lambda title: ratios[title])
+    listed = ", ".join(f"{title} {ratio:.1f}x" for title, ratio in ratios.items())
+    return Claim(
+        claim,
+        f"{SPEED_UP}x",
+        f"{ratios[worst]:.1f}x",
+        f"{ratios[worst] - SPEED_UP:+.1f}x",
+        verdict_of(ratios[worst] >= SPEED_UP),
+        f"the last layer, over the fused teacher's, of the tasks whose accuracy is within {MARGIN} "
+        f"points; the slowest of {listed}",
+        command,
+    )
+
+
+def speed_of(group: Group) -> float | None:
+    """Return the mean layer speed-up of a classifier's map; None if its accuracy does not match."""
+    found = []
+    for record in group.records:
+        rows = {row.key: row for row in record.rows}
+        teacher, asap = rows["teacher"], rows["asap"]
+        loss = 100 * (teacher.accuracy - asap.accuracy)
+        if asap.layer_speedup is None or record.trained_for.of_tokens or loss > MARGIN:
+            return None
+        found.append(asap.layer_speedup)
+    return sum(found) / len(found)
+
+
+def recovered(groups: Mapping[str, Group], table: Table) -> Claim:
+    """Return how much of the teacher's accuracy the compiled models keep, at their worst task."""
+    claim = "replacing every layer recovers most of the teacher's accuracy, nothing retrained"
+    command = "make reproduce task=cifar"
+    shares = {
+        title: 100 * asap / teacher
+        for title, teacher, asap in both(table, SINKHORN, ASAP)
+        if title in accuracy_titles()
+    }
+    if not shares:
+        return Claim(claim, f"above {RECOVERED:.0f} %", "", "", OPEN, "no record", command)
+    worst = min(shares, key=lambda title: shares[title])
+    return Claim(
+        claim,
+        f"above {RECOVERED:.0f} %",
+        f"{shares[worst]:.2f} %",
+        f"{shares[worst] - RECOVERED:+.2f} points",
+        verdict_of(shares[worst] > RECOVERED),
+        f"the worst of {len(shares)} tasks: {worst}; {evidence(groups[worst], SINKHORN, ASAP)}",
+        command,
+    )
+
+
+def competitive(
+    groups: Mapping[str, Group], table: Table, rivals: Sequence[str], words: str
+) -> Claim:
+    """Compare ASAP with the best of some rivals of the same recipe, at its worst task."""
+    claim = f"ASAP is competitive with {words} of the same recipe"
+    command = "make reproduce task=catsdogs"
+    gaps: dict[str, tuple[float, str]] = {}
+    for rival in rivals:
+        for title, theirs, asap in both(table, rival, ASAP):
+            gap = 100 * (asap - theirs)
+            if title in accuracy_titles() and gap < gaps.get(title, (float("inf"), ""))[0]:
+                gaps[title] = gap, rival
+    if not gaps:
+        return Claim(claim, "yes", "", "", OPEN, "none of them is trained yet", command)
+    worst = min(gaps, key=lambda title: gaps[title][0])
+    gap, rival = gaps[worst]
+    missing = sorted(set(groups) & accuracy_titles() - set(gaps))
+    of = f"ASAP minus {rival} on {worst}, the worst of {len(gaps)} tasks"
+    of += f"; {evidence(groups[worst], ASAP, rival)}"
+    of += f"; not trained for {', '.join(missing)}" if missing else ""
+    verdict = verdict_of(gap >= -MARGIN)
+    return Claim(
+        claim,
+        "yes",
+        f"{gap:+.2f} points",
+        f"{gap + MARGIN:+.2f} to the margin of -{MARGIN}",
+        OPEN if missing and verdict == HOLDS else verdict,
+        of,
+        command,
+    )
+
+
+def evidence(group: Group, first: str, second: str) -> str:
+    """Say whether a difference between two methods can be told from chance."""
+    test = compare(group, first, second)
+    assert test is not None, "both have numbers"
+    if test.p is None:
+        return f"not tested: {test.how}"
+    found = "larger" if test.significant else "not larger"
+    return f"{found} than chance (p = {test.p:.2g}: {test.how})"
+
+
+def against_published(groups: Mapping[str, Group], table: Table) -> Claim:
+    """Compare our teachers with the Sinkformers that others published, of other settings."""
+    claim = "our Sinkhorn teacher is no worse than the published Sinkformer (other settings)"
+    command = "make reproduce task=imdb"
+    name = next(iter(PUBLISHED))
+    gaps = {title: 100 * (ours - theirs) for title, theirs, ours in both(table, name, SINKHORN)}
+    if not gaps:
+        return Claim(claim, "", "", "", OPEN, "no record", command)
+    worst = min(gaps, key=lambda title: gaps[title])
+    subset = " (of which ours is a SUBSET)" if groups[worst].first.is_subset else ""
+    theirs = table[name][worst].text
+    ours = table[SINKHORN][worst].mean
+    assert ours is not None
+    return Claim(
+        claim,
+        f"{theirs} %",
+        f"{100 * ours:.2f} %",
+        f"{gaps[worst]:+.2f} points",
+        verdict_of(gaps[worst] >= 0),
+        f"{worst}{subset}, the worst of {len(gaps)} tasks",
+        command,
+    )
+
+
+def both(table: Table, first: str, second: str) -> Iterable[tuple[str, float, float]]:
+    """Yield the title of each task that has numbers of both methods, and these numbers."""
+    for title, cell in table.get(first, {}).items():
+        one, two = cell.mean, table[second][title].mean
+        if one is not None and two is not None:
+            yield title, one, two
+
+
+def accuracy_titles() -> set[str]:
+    """Return the tasks that are judged by accuracy."""
+    return set(PUBLISHED[next(iter(PUBLISHED))])

@@ -1,0 +1,129 @@
+"""Comparisons of two methods of one task: difference, paired test, and what it could have found."""
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.right import RightSamples
+from asap_exp.core.records.row import Row
+from asap_exp.report.groups import Group
+from asap_exp.report.paired import mcnemar, paired_t
+from asap_exp.report.paper_tasks import rows_of
+from asap_exp.report.power import LEVEL, detectable_by_samples, detectable_by_seeds
+
+FEWEST_SEEDS = 3
+"""Seeds from which on a test over seeds is made; with two it would find almost nothing."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First method minus second, in the unit of the metric as stored.
+
+    `p` is None without a test, and `how` says which test was made, or why none. `detectable` is the
+    smallest difference that this test finds, None if unknown or if it finds none; with `bound`, a
+    test would find this difference or a smaller one.
+    """
+
+    difference: float
+    p: float | None
+    how: str
+    detectable: float | None = None
+    bound: bool = False
+
+    @property
+    def significant(self) -> bool:
+        return self.p is not None and self.p < LEVEL
+
+
+def compare(group: Group, first: str, second: str) -> Comparison | None:
+    """Compare two methods on the records that have both; None if none has.
+
+    With at least `FEWEST_SEEDS` seeds a paired t test over them. With fewer McNemar's exact test
+    over the test samples, of each seed by itself, and the largest of its p-values: that says
+    nothing of how far another seed would be from this one.
+    """
+    pairs = pairs_of(group, first, second)
+    if not pairs:
+        return None
+    metric = group.first.trained_for.metric
+    differences = [getattr(one, metric) - getattr(two, metric) for _, one, two in pairs]
+    mean = statistics.mean(differences)
+    if len(pairs) >= FEWEST_SEEDS:
+        found = detectable_by_seeds(len(pairs), statistics.stdev(differences))
+        return Comparison(mean, paired_t(differences), f"t, {len(pairs)} seeds", found)
+    if group.first.trained_for.of_tokens:
+        return Comparison(mean, None, f"fewer than {FEWEST_SEEDS} seeds, and no samples of tokens")
+    if any(record.right is None for record, _, _ in pairs):
+        why = f"fewer than {FEWEST_SEEDS} seeds, and no samples stored"
+        return Comparison(mean, None, why, agreement_bound(pairs), bound=True)
+    tests = [of_samples(record, one, two) for record, one, two in pairs]
+    finds = [test.detectable for test in tests]
+    return Comparison(
+        mean,
+        max(test.p for test in tests if test.p is not None),
+        tests[0].how,
+        None if None in finds else max(find for find in finds if find is not None),
+    )
+
+
+def pairs_of(group: Group, first: str, second: str) -> list[tuple[EvaluationRecord, Row, Row]]:
+    """Return each record with its rows of both methods, if their metric was measured."""
+    metric = group.first.trained_for.metric
+    found = []
+    for record in group.records:
+        rows = rows_of(record)
+        both = [rows.get(name) for name in (first, second)]
+        one, two = (row if row and getattr(row, metric) is not None else None for row in both)
+        if one is not None and two is not None:
+            found.append((record, one, two))
+    return found
+
+
+def agreement_bound(pairs: list[tuple[EvaluationRecord, Row, Row]]) -> float | None:
+    """Return what McNemar's test would find at the latest, if one method is the teacher.
+
+    Where a method agrees with the teacher on the class both are right or both are wrong, so no more
+    samples than the others can be right of one alone. None without an agreement.
+    """
+    found = []
+    for record, one, two in pairs:
+        shares = [row.agreement for row in (one, two) if row.key != "teacher"]
+        if len(shares) != 1 or shares[0] is None:
+            return None
+        found.append(detectable_by_samples(record.test.rows, 1 - shares[0]))
+    return None if None in found else max(find for find in found if find is not None)
+
+
+def of_samples(record: EvaluationRecord, one: Row, two: Row) -> Comparison:
+    """Compare two rows of one record by its test samples."""
+    assert record.right is not None
+    return paired_samples(record.right, one.key, record.right, two.key)
+
+
+def paired_samples(
+    mine: RightSamples, my_key: str, theirs: RightSamples, their_key: str
+) -> Comparison:
+    """Compare two rows, of one record or of two, sample by sample.
+
+    Raises UserError unless both are of the same test samples.
+    """
+    if (mine.samples, mine.labels_sha256) != (theirs.samples, theirs.labels_sha256):
+        raise UserError(
+            f"{my_key} and {their_key} cannot be compared sample by sample: the records are of "
+            f"{mine.samples} and {theirs.samples} test samples with labels "
+            f"{mine.labels_sha256[:8]}... and {theirs.labels_sha256[:8]}...; evaluate both on the "
+            "same test split"
+        )
+    first, second = mine.right(my_key), theirs.right(their_key)
+    mine_alone = int(np.count_nonzero(first & ~second))
+    theirs_alone = int(np.count_nonzero(second & ~first))
+    samples = mine.samples
+    return Comparison(
+        (mine_alone - theirs_alone) / samples,
+        mcnemar(mine_alone, theirs_alone),
+        f"McNemar, {samples:,} samples",
+        detectable_by_samples(samples, (mine_alone + theirs_alone) / samples),
+    )

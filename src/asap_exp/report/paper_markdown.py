@@ -1,0 +1,164 @@
+"""`paper.md`: the paper's claims, its table of accuracies, and what could have been seen."""
+
+from collections.abc import Mapping, Sequence
+
+from asap_exp.core.conf_files import conf_dir, options
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.report.captions import group_title, training_rows
+from asap_exp.report.groups import Group
+from asap_exp.report.markdown import NOTICE
+from asap_exp.report.markdown_table import Markup, table_lines
+from asap_exp.report.paper_accuracy import Cell
+from asap_exp.report.paper_claims import Claim
+from asap_exp.report.paper_page import Page
+from asap_exp.report.paper_tasks import ATTENTIONS, SINKHORN, SOURCE, TASKS, PaperTask
+from asap_exp.report.pareto import quality
+from asap_exp.report.power import LEVEL, POWER
+
+CLAIMS = (
+    "Each figure of ours is the worst case of what *measured* says, of the records in the last "
+    "table of this page. *holds* and *fails* compare it with the paper's figure; *open* lacks a "
+    "measurement. The paper's full text was not at hand: its figures are those of its abstract and "
+    "of public summaries, and its 5.3 times is a ratio to its own implementation of the teacher."
+)
+ACCURACY = (
+    "Test accuracy in per cent (WikiText-2: perplexity, less is better), mean ± standard deviation "
+    "(number of seeds). In bold is the best of a column where a paired test at 5 % tells it from "
+    "each other method there: a t test over seeds where there are three or more, else McNemar's "
+    "exact test over the test samples. Tests are not corrected for their number. A number in an "
+    "empty cell's place is that of the reason below. † Published by others in other settings, and "
+    "compared with no row of ours."
+)
+POWER_WORDS = (
+    "How far the Sinkhorn teacher is from each method (positive: the teacher's number is larger), "
+    f"and the smallest difference that the test finds at {100 * LEVEL:.0f} % with a chance of "
+    f"{100 * POWER:.0f} %: what is smaller could not be told from chance. Samples say nothing of "
+    "how far another seed would be. Older records do not say which samples were right; for them ≤ "
+    "is what a test would find at the latest, by the share of predictions that agree."
+)
+
+
+def paper_markdown(page: Page, link: str = "") -> str:
+    """Return the page."""
+    parts = [
+        "# The paper's claims and its table",
+        NOTICE,
+        f"As [CSV]({link}paper.csv) and [LaTeX]({link}paper.tex).",
+        "## Claims",
+        CLAIMS,
+        "\n".join(claim_lines(page.claims)),
+        "## Accuracy",
+        ACCURACY,
+        "\n".join(accuracy_lines(page)),
+        untested_words(page),
+        "\n".join(f"{number}. {reason}" for number, reason in enumerate(page.reasons(), start=1)),
+        f"† From {SOURCE}.",
+        "## What could have been seen",
+        POWER_WORDS,
+        "\n".join(power_lines(page)),
+        "## Where the columns come from",
+        "\n".join(origin_lines(page.groups)),
+        missing_words(page),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def claim_lines(found: Sequence[Claim]) -> list[str]:
+    titles = ["claim", "paper", "ours", "difference", "verdict", "measured", "command"]
+    rows = [
+        [c.words, c.paper, c.ours, c.difference, c.verdict, c.measured, code(c.command)]
+        for c in found
+    ]
+    return table_lines(titles, rows, text=len(titles))
+
+
+def code(command: str) -> Markup:
+    return Markup(f"`{command}`")
+
+
+def accuracy_lines(page: Page) -> list[str]:
+    numbers = {reason: number for number, reason in enumerate(page.reasons(), start=1)}
+    rows = [
+        [name, *(shown_cell(cell, numbers) for cell in row.values())]
+        for name, row in page.table.items()
+    ]
+    return table_lines(["method", *page.titles()], rows)
+
+
+def untested_words(page: Page) -> str:
+    """Say where nothing can be in bold; empty if there is no such column."""
+    if not page.untested():
+        return ""
+    return (
+        f"Nothing can be in bold for {', '.join(page.untested())}: fewer than three seeds, and no "
+        "record of which samples were right."
+    )
+
+
+def shown_cell(cell: Cell, numbers: Mapping[str, int]) -> Markup:
+    """Return a cell's text: bold if best, with a dagger if published, or the reason's number."""
+    if cell.mean is None:
+        return Markup(f"*({numbers[cell.reason]})*")
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return Markup(f"{text} †" if cell.published else text)
+
+
+def power_lines(page: Page) -> list[str]:
+    titles = ["task", "Sinkhorn teacher minus", "difference", "p", "test", "finds from"]
+    rows = []
+    for title, name, test in page.comparisons():
+        scale = quality(page.groups[title]).scale
+        at_most = "≤ " if test.bound else ""
+        finds = "" if test.detectable is None else f"{at_most}{scale * test.detectable:.2f}"
+        p = "" if test.p is None else f"{test.p:.2g}"
+        difference = round(scale * test.difference, 2) + 0.0  # no -0.00
+        rows.append([title, name, f"{difference:+.2f}", p, test.how, finds])
+    return table_lines(titles, rows, text=2)
+
+
+def origin_lines(groups: Mapping[str, Group]) -> list[str]:
+    """Return what each column was trained and tested on, and the command that makes it."""
+    rows = []
+    for task in TASKS:
+        command = code(f"make {'reproduce' if has_row(task) else 'train'} task={task.name}")
+        if task.title not in groups:
+            rows.append([task.title, "", "", "", "", command])
+            continue
+        group = groups[task.title]
+        record, epochs = group.first, group.first.manifests.train.epochs
+        test = f"{record.test.rows:,} {record.samples}"
+        test += "" if record.test.whole else f", a SUBSET of {record.test.of:,}"
+        rows.append(
+            [task.title, group_title(group), data_words(record), test, str(epochs), command]
+        )
+    return table_lines(["task", "records", "trained on", "tested on", "epochs", ""], rows, text=6)
+
+
+def has_row(task: PaperTask) -> bool:
+    """Return True if a file of conf/reproduce is of this task."""
+    rows = options(conf_dir() / "reproduce")
+    return any(row == task.name or row.startswith(f"{task.name}_") for row in rows)
+
+
+def data_words(record: EvaluationRecord) -> str:
+    """Describe the training rows and where they came from."""
+    source = record.trained_on.source
+    return training_rows(record) + (f"; {source}" if source else "")
+
+
+def missing_words(page: Page) -> str:
+    """Say how the rows of rivals that are missing are made; empty if there are none."""
+    missing = [
+        attention
+        for name, attention in ATTENTIONS.items()
+        if name != SINKHORN and all(page.table[name][title].mean is None for title in page.groups)
+    ]
+    if not missing:
+        return ""
+    return (
+        "Not trained for any task yet: "
+        + ", ".join(missing)
+        + ". A run with the recipe, model, data and seed of a teacher becomes a row when the "
+        "teacher is evaluated again: "
+        f"`python -m asap_exp.train experiment=catsdogs attention={missing[0]}`."
+    )

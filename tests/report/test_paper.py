@@ -1,0 +1,355 @@
+"""The paper's page: claims and accuracies from records, bold where a test says so."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asap_exp.core.errors import UserError
+from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.core.records.right import RightSamples, packed_samples
+from asap_exp.report.__main__ import run as run_report_stage
+from asap_exp.report.benchmark_records import load_records as load_benchmarks
+from asap_exp.report.groups import Group, grouped
+from asap_exp.report.names import SOFTMAX
+from asap_exp.report.paper_accuracy import accuracy_table, best_of
+from asap_exp.report.paper_claims import claims, operator_speed, training_cost
+from asap_exp.report.paper_comparison import compare, paired_samples
+from asap_exp.report.paper_files import latex, paper_csv, paper_latex
+from asap_exp.report.paper_markdown import paper_markdown
+from asap_exp.report.paper_page import Page
+from asap_exp.report.paper_tasks import (
+    ASAP,
+    LOTFORMER,
+    METHODS,
+    SINKHORN,
+    TASKS,
+    chosen_groups,
+    method_of,
+    rows_of,
+)
+from asap_exp.report.power import detectable_by_samples
+from asap_exp.report.records import load_records
+from tests.composed import composed
+from tests.conftest import Pipeline
+from tests.records import PUBLISHED, published, typed
+from tests.stages import ReportConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = 10_000
+QKNORM = "cifar-vit-sinkhorn-c88251a1-s0-3bc10e20"
+"""CIFAR-100 with the norm: one seed, older than stored samples."""
+PLAIN = "cifar-vit-sinkhorn-4fad3dd8-s0-3035db3e"
+"""Without the norm."""
+
+
+def page() -> Page:
+    groups = grouped(load_records(PUBLISHED, strict=True))
+    return Page(groups, load_benchmarks(PUBLISHED / "benchmark", strict=True), [])
+
+
+def kept(value: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    copied = deepcopy(dict(value))
+    copied["rows"] = [row for row in copied["rows"] if row["key"] in keys]
+    return copied
+
+
+def with_right(value: dict[str, Any], right: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """As if its rows had these samples right."""
+    copied = kept(value, tuple(right))
+    ordered = {row["key"]: right[row["key"]] for row in copied["rows"]}
+    for row in copied["rows"]:
+        row["accuracy"] = float(right[row["key"]].mean())
+    copied["right"] = packed_samples(ordered, np.zeros(SAMPLES))
+    return copied
+
+
+def first_right(count: int, wrong: int = 0) -> np.ndarray:
+    """So many right samples from the first on, of which the first `wrong` are not."""
+    numbers = np.arange(SAMPLES)
+    return (numbers < count) & (numbers >= wrong)
+
+
+def cifar(right: Mapping[str, np.ndarray]) -> Group:
+    (group,) = grouped([typed(with_right(published(QKNORM), right))])
+    return group
+
+
+def with_rival(value: dict[str, Any], key: str, label: str) -> dict[str, Any]:
+    """With a further model of the same recipe, measured like softmax."""
+    copied = deepcopy(value)
+    softmax = next(row for row in copied["rows"] if row["key"] == "softmax_trained")
+    copied["rows"].append({**softmax, "key": key, "label": label, "group": "rival"})
+    copied.setdefault("rival_runs", {})[key] = "cifar/vit-lotformer/0-s0"
+    manifests = copied["manifests"]
+    manifests.setdefault("rivals", {})[key] = manifests["softmax"]
+    return copied
+
+
+# What is published
+
+
+def test_the_published_page_is_what_the_records_say() -> None:
+    found = page()
+    assert (ROOT / "docs" / "paper.md").read_text() == paper_markdown(found, "../results/")
+    assert (ROOT / "results" / "paper.csv").read_text() == paper_csv(found)
+    assert (ROOT / "results" / "paper.tex").read_text() == paper_latex(found)
+
+
+def test_every_cell_has_a_number_or_a_reason() -> None:
+    table = page().table
+    assert [*table][: len(METHODS)] == [*METHODS]
+    for name, row in table.items():
+        assert [*row] == [task.title for task in TASKS], name
+        for cell in row.values():
+            assert (cell.mean is None) is bool(cell.reason)
+            assert (cell.text == "") is bool(cell.reason)
+    assert table[SINKHORN]["CIFAR-100"].text == "67.71 (1)"
+    assert table[SINKHORN]["AG News"].text == "91.60 ± 0.12 (3)"
+    assert table[LOTFORMER]["IMDb"].reason == "not trained by this recipe"
+    assert table["Sinkformer, published"]["CIFAR-100"].published
+
+
+def test_bold_is_said_to_be_impossible_where_no_test_can_be_made() -> None:
+    text = paper_markdown(page())
+    assert "Nothing can be in bold for CIFAR-100, IMDb, WikiText-2: fewer than three seeds" in text
+    table = text.partition("## Accuracy")[2].partition("##")[0]
+    bold = [line for line in table.splitlines() if "**" in line]
+    assert len(bold) == 1
+    assert bold[0].count("**") == 2
+    assert bold[0].startswith(f"| {SOFTMAX} | 68.09 (1) | *(1)* | **91.93 ± 0.13 (3)** |")
+
+
+# Which records stand for a task
+
+
+def test_no_accuracy_has_a_say_in_the_choice_of_records() -> None:
+    records = load_records(PUBLISHED, strict=True)
+    chosen = {title: group.slug for title, group in chosen_groups(grouped(records)).items()}
+    assert chosen["CIFAR-100"].startswith("cifar100-qknorm-")
+    changed = []
+    for place, name in enumerate(sorted(PUBLISHED.glob("*.json"))):
+        value = published(name.stem)
+        for number, row in enumerate(value["rows"]):
+            row["accuracy"] = (37 * place + number) % 89 / 100
+        changed.append(typed(value))
+    again = {title: group.slug for title, group in chosen_groups(grouped(changed)).items()}
+    assert again == chosen
+
+
+def test_most_trained_rivals_come_first_then_seeds() -> None:
+    plain = typed(with_rival(published(PLAIN), "lotformer_x_trained", "L"))
+    assert not plain.qk_norm
+    both = [plain, typed(published(QKNORM))]
+    for records in (both, both[::-1]):
+        assert chosen_groups(grouped(records))["CIFAR-100"].first is plain
+
+
+def test_corrupted_images_and_part_of_the_layers_stand_for_no_task() -> None:
+    names = [file.stem for file in PUBLISHED.glob("*.json")]
+    values = [value for value in map(published, names) if value.get("corruption")]
+    assert values
+    assert chosen_groups(grouped(map(typed, values))) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "group", "name"),
+    [
+        ("teacher", "Sinkhorn teacher, T = 20", "teacher", SINKHORN),
+        ("asap", "ASAP, all layers", "asap", ASAP),
+        ("asap", "coarse duals, 16 tokens, one pass, all layers", "coarse", "coarse duals, 16 tok"),
+        (
+            "map_3",
+            "coarse duals, 4 tokens, two-sided, seed 2",
+            "coarse",
+            "coarse duals, 4 tokens, ",
+        ),
+        ("map_1", "ASAP, 8 slices, refine 0, ridge, 9 samples", "asap", None),
+        ("asap_layer_0", "ASAP, layer 0 alone", "asap", None),
+        ("truncated_3", "Sinkhorn, T' = 3", "truncated", "Sinkhorn, T' = 3"),
+        ("truncated_7", "Sinkhorn, T' = 7", "truncated", None),
+        ("control_uniform", "control: uniform attention", "control", None),
+        ("lotformer_ab_trained", "LOTFormer, trained alike", "rival", LOTFORMER),
+        ("lotformer_cd_trained", "LOTFormer (pivots=8), trained alike", "rival", "LOTFormer (piv"),
+        ("softmax_trained", "softmax, trained alike", "softmax", SOFTMAX),
+    ],
+)
+def test_rows_of_records_are_methods(key: str, label: str, group: str, name: str | None) -> None:
+    row: Any = SimpleNamespace(key=key, label=label, group=group)
+    found = method_of(row)
+    assert (found or "").startswith(name or "")
+    assert (found is None) is (name is None)
+
+
+# Tests and bold numbers
+
+
+def test_the_best_is_bold_if_the_samples_say_so() -> None:
+    teacher = first_right(6000)
+    better = {"teacher": teacher, "asap": first_right(5900), "softmax_trained": first_right(6200)}
+    group = cifar(better)
+    table = accuracy_table({"CIFAR-100": group})
+    assert table[SOFTMAX]["CIFAR-100"].best
+    assert not table[SINKHORN]["CIFAR-100"].best
+    found = compare(group, SINKHORN, SOFTMAX)
+    assert found is not None
+    assert found.difference == pytest.approx(-0.02)
+    assert found.p == pytest.approx(2 * 0.5**200)
+    assert found.how == "McNemar, 10,000 samples"
+    assert found.detectable == detectable_by_samples(SAMPLES, 0.02)
+
+
+def test_the_best_is_not_bold_if_one_other_cannot_be_told_from_it() -> None:
+    almost = first_right(6205, wrong=10)
+    right = {"teacher": first_right(6000), "asap": almost, "softmax_trained": first_right(6200)}
+    group = cifar(right)
+    assert best_of(group, [*METHODS]) is None
+    found = compare(group, SOFTMAX, ASAP)
+    assert found is not None
+    assert found.difference == pytest.approx(0.0005)
+    assert found.p == pytest.approx(0.3017578125)  # 10 against 5
+
+
+def test_without_samples_nothing_is_bold_and_the_bound_holds() -> None:
+    value = published(QKNORM)
+    (group,) = grouped([typed(value)])
+    assert best_of(group, [*METHODS]) is None
+    found = compare(group, SINKHORN, ASAP)
+    assert found is not None
+    assert (found.p, found.bound) == (None, True)
+    asap = rows_of(group.first)[ASAP]
+    assert asap.agreement is not None
+    assert found.detectable == detectable_by_samples(SAMPLES, 1 - asap.agreement)
+    # Whatever the samples are: those right of one alone are predicted differently.
+    draw = np.random.default_rng(0)
+    one, two, labels = (draw.integers(0, 10, SAMPLES) for _ in range(3))
+    two = np.where(draw.random(SAMPLES) < 0.9, one, two)
+    labels = np.where(draw.random(SAMPLES) < 0.5, one, labels)
+    share = float(((one == labels) != (two == labels)).mean())
+    exact, bound = (detectable_by_samples(SAMPLES, x) for x in (share, float((one != two).mean())))
+    assert exact is not None
+    assert bound is not None
+    assert exact < bound
+
+
+def test_three_seeds_are_compared_over_seeds() -> None:
+    group = chosen_groups(grouped(load_records(PUBLISHED, strict=True)))["AG News"]
+    found = compare(group, SINKHORN, SOFTMAX)
+    assert found is not None
+    assert found.how == "t, 3 seeds"
+    # By SciPy: ttest_rel of the three pairs.
+    assert found.p == pytest.approx(0.00072966, rel=1e-4)
+    assert compare(group, SINKHORN, LOTFORMER) is None
+
+
+def test_records_of_other_samples_are_not_compared() -> None:
+    flags = first_right(10)
+    mine, theirs = (
+        RightSamples(**packed_samples({"x": flags}, labels))
+        for labels in (np.zeros(SAMPLES), np.ones(SAMPLES))
+    )
+    assert paired_samples(mine, "x", mine, "x").p == 1
+    with pytest.raises(UserError, match="x and x cannot be compared sample by sample"):
+        paired_samples(mine, "x", theirs, "x")
+
+
+def test_rivals_fill_their_rows_when_they_come() -> None:
+    value = with_rival(published(QKNORM), "lotformer_ab_trained", "LOTFormer, trained alike")
+    value = with_rival(value, "lotformer_cd_trained", "LOTFormer (pivots=8), trained alike")
+    found = Page(grouped([typed(value)]), [], [])
+    assert found.table[LOTFORMER]["CIFAR-100"].text == "68.09 (1)"
+    assert found.table["LOTFormer (pivots=8), same recipe"]["CIFAR-100"].text == "68.09 (1)"
+    text = paper_markdown(found)
+    assert "Not trained for any task yet: espformer, differential." in text
+    claim = next(c for c in found.claims if "recent baselines" in c.words)
+    assert (claim.ours, claim.verdict) == ("-0.49 points", "holds")
+    assert claim.measured.startswith(f"ASAP minus {LOTFORMER} on CIFAR-100")
+
+
+# Claims
+
+
+def test_claims_without_a_record_are_open() -> None:
+    found = claims({}, accuracy_table({}), [], [])
+    assert {claim.verdict for claim in found} == {"open"}
+    assert {claim.ours for claim in found} == {""}
+
+
+def steps(espformer: float) -> Any:
+    rows = [
+        SimpleNamespace(attention=name, step_ms=ms)
+        for name, ms in {"sinkhorn": 10.0, "espformer": espformer}.items()
+    ]
+    return SimpleNamespace(task="catsdogs", device="NVIDIA H200", rows=rows)
+
+
+@pytest.mark.parametrize(("ms", "verdict"), [(45.0, "holds"), (9.0, "fails")])
+def test_training_cost_is_that_of_steps_in_one_record(ms: float, verdict: str) -> None:
+    claim = training_cost([], [steps(ms), steps(50.0)])
+    assert claim.verdict == verdict
+    assert claim.ours == f"{ms / 10:.1f}x to 5.0x as long"
+
+
+def test_operator_speed_is_the_worst_length_and_the_slowest_plain_map() -> None:
+    records = [r for r in load_benchmarks(PUBLISHED / "benchmark") if r.mode == "forward"]
+    claim = operator_speed(records, "sinkhorn_20", "fused", lambda n: n >= 512)
+    assert claim.ours == "10.3x"
+    short = operator_speed(records, "sinkhorn_20", "fused", lambda n: n < 512)
+    assert (short.ours, short.verdict) == ("2.0x", "fails")
+    assert operator_speed([], "sinkhorn_20", "fused", lambda n: True).verdict == "open"
+
+
+def test_a_map_that_loses_most_of_the_accuracy_fails() -> None:
+    right = {
+        "teacher": first_right(6000),
+        "asap": first_right(5600),
+        "softmax_trained": first_right(6000),
+    }
+    found = {c.words: c for c in Page([cifar(right)], [], []).claims}
+    claim = next(c for words, c in found.items() if "recovers most" in words)
+    assert (claim.ours, claim.difference, claim.verdict) == ("93.33 %", "-1.67 points", "fails")
+    assert "larger than chance" in claim.measured
+    claim = next(c for words, c in found.items() if "competitive with softmax" in words)
+    assert (claim.ours, claim.verdict) == ("-4.00 points", "fails")
+
+
+# Files
+
+
+def test_csv_has_every_cell_claim_and_comparison() -> None:
+    found = page()
+    rows = list(csv.DictReader(io.StringIO(paper_csv(found))))
+    kinds = [row["kind"] for row in rows]
+    cells = kinds.count("accuracy") + kinds.count("published")
+    assert cells == len(found.table) * len(TASKS)
+    assert kinds.count("claim") == len(found.claims)
+    assert kinds.count("comparison") == len(found.comparisons())
+
+
+def test_latex_tables_are_whole() -> None:
+    text = paper_latex(page())
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end", text, re.DOTALL):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert lines
+        for line in lines:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+            assert not re.search(r"(?<!\\)[%#_]", line)
+    assert latex("50 % & a_b ± 1 <= {x}") == r"50 \% \& a\_b $\pm$ 1 $<$= \{x\}"
+
+
+@pytest.mark.slow
+def test_the_report_stage_writes_the_page(pipeline: Pipeline, tmp_path: Path) -> None:
+    for number, given in enumerate(((), ("task=digits",))):
+        out = tmp_path / str(number)
+        where = [f"paths.results={pipeline.results}", f"out={out}", *given]
+        run_report_stage(composed("report", where, ReportConfig))
+        names = {"paper.md", "paper.csv", "paper.tex"}
+        assert {name for name in names if (out / name).is_file()} == (set() if given else names)
+    assert isinstance(load_records(tmp_path / "0" / "records")[0], EvaluationRecord)
