@@ -227,6 +227,12 @@ def test_without_samples_nothing_is_bold_and_the_bound_holds() -> None:
     asap = rows_of(group.first)[ASAP]
     assert asap.agreement is not None
     assert found.detectable == detectable_by_samples(SAMPLES, 1 - asap.agreement)
+    softmax = rows_of(group.first)[SOFTMAX]
+    assert softmax.agreement is not None
+    found = compare(group, ASAP, SOFTMAX)
+    assert found is not None
+    share = 2 - asap.agreement - softmax.agreement
+    assert found.detectable == detectable_by_samples(SAMPLES, share)
     # Whatever the samples are: those right of one alone are predicted differently.
     draw = np.random.default_rng(0)
     one, two, labels = (draw.integers(0, 10, SAMPLES) for _ in range(3))

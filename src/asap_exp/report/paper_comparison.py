@@ -83,17 +83,18 @@ def pairs_of(group: Group, first: str, second: str) -> list[tuple[EvaluationReco
 
 
 def agreement_bound(pairs: list[tuple[EvaluationRecord, Row, Row]]) -> float | None:
-    """Return what McNemar's test would find at the latest, if one method is the teacher.
+    """Return what McNemar's test would find at the latest, by the agreement with the teacher.
 
-    Where a method agrees with the teacher on the class both are right or both are wrong, so no more
-    samples than the others can be right of one alone. None without an agreement.
+    Where both methods predict the teacher's class both are right or both are wrong. So of one alone
+    no more samples can be right than those on which one of them differs from the teacher. None
+    without an agreement.
     """
     found = []
     for record, one, two in pairs:
-        shares = [row.agreement for row in (one, two) if row.key != "teacher"]
-        if len(shares) != 1 or shares[0] is None:
+        if one.agreement is None or two.agreement is None:
             return None
-        found.append(detectable_by_samples(record.test.rows, 1 - shares[0]))
+        share = min(2 - one.agreement - two.agreement, 1.0)
+        found.append(detectable_by_samples(record.test.rows, share))
     return None if None in found else max(find for find in found if find is not None)
 
 

@@ -34,7 +34,8 @@ POWER_WORDS = (
     f"and the smallest difference that the test finds at {100 * LEVEL:.0f} % with a chance of "
     f"{100 * POWER:.0f} %: what is smaller could not be told from chance. Samples say nothing of "
     "how far another seed would be. Older records do not say which samples were right; for them ≤ "
-    "is what a test would find at the latest, by the share of predictions that agree."
+    "is what a test would find at the latest, by the share of predictions that agree. *none*: the "
+    "methods differ on so few samples that no difference would be found."
 )
 
 
@@ -109,7 +110,8 @@ def power_lines(page: Page) -> list[str]:
     for title, name, test in page.comparisons():
         scale = quality(page.groups[title]).scale
         at_most = "≤ " if test.bound else ""
-        finds = "" if test.detectable is None else f"{at_most}{scale * test.detectable:.2f}"
+        nothing = "" if test.p is None else "none"
+        finds = nothing if test.detectable is None else f"{at_most}{scale * test.detectable:.2f}"
         p = "" if test.p is None else f"{test.p:.2g}"
         difference = round(scale * test.difference, 2) + 0.0  # no -0.00
         rows.append([title, name, f"{difference:+.2f}", p, test.how, finds])

@@ -8,7 +8,7 @@ from asap_exp.report.groups import Group
 from asap_exp.report.paper_accuracy import Table, accuracy_table, comparisons
 from asap_exp.report.paper_claims import claims
 from asap_exp.report.paper_comparison import Comparison
-from asap_exp.report.paper_tasks import COPIES, TASKS, chosen_groups
+from asap_exp.report.paper_tasks import TASKS, chosen_groups, heading
 
 
 class Page:
@@ -46,14 +46,3 @@ class Page:
         """Return the reasons of the empty cells; their numbers stand in the table."""
         cells = [cell for row in self.table.values() for cell in row.values()]
         return list(dict.fromkeys(cell.reason for cell in cells if cell.reason))
-
-
-def heading(title: str, group: Group | None) -> str:
-    """Return the heading of a task's column."""
-    if group is None:
-        return title
-    record = group.first
-    size = record.training.data.image_size
-    copies = title == COPIES and size is not None
-    notes = [f"{size} x {size}" if copies else "", "subset" if record.is_subset else ""]
-    return f"{title} ({', '.join(filter(None, notes))})" if any(notes) else title

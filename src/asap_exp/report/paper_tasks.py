@@ -121,3 +121,14 @@ def rank(group: Group) -> tuple[int, int, bool, bool, int, str]:
     trained = sum(row.key.endswith("_trained") for row in record.rows)
     own = not group.published
     return trained, len(group.records), record.qk_norm, own, len(record.rows), group.slug
+
+
+def heading(title: str, group: Group | None) -> str:
+    """Return the heading of a task's column."""
+    if group is None:
+        return title
+    record = group.first
+    size = record.training.data.image_size
+    copies = title == COPIES and size is not None
+    notes = [f"{size} x {size}" if copies else "", "subset" if record.is_subset else ""]
+    return f"{title} ({', '.join(filter(None, notes))})" if any(notes) else title
