@@ -194,7 +194,11 @@ def recovered(groups: Mapping[str, Group], table: Table) -> Claim:
 def competitive(
     groups: Mapping[str, Group], table: Table, rivals: Sequence[str], words: str
 ) -> Claim:
-    """Compare ASAP with the best of some rivals of the same recipe, at its worst task."""
+    """Compare ASAP with the best of some rivals of the same recipe, at its worst task.
+
+    The verdict is open where a difference of `MARGIN` could not have been found, where one beyond
+    it may be chance, and where a task lacks the rivals.
+    """
     claim = f"ASAP is competitive with {words} of the same recipe"
     command = making("Cats & Dogs")
     gaps: dict[str, tuple[float, str]] = {}
@@ -212,7 +216,11 @@ def competitive(
     of += f"; {evidence(groups[worst], ASAP, rival)}"
     of += f"; not trained for {', '.join(missing)}" if missing else ""
     beyond = round(gap + MARGIN, 6) + 0.0  # no -0.00, which is no less than the margin
-    verdict = verdict_of(beyond >= 0)
+    test = compare(groups[worst], ASAP, rival)
+    assert test is not None, "both have numbers"
+    # Competitive is who could have been found worse and was not, worse is no chance.
+    established = test.finds(MARGIN / 100) if beyond >= 0 else test.told
+    verdict = verdict_of(beyond >= 0) if established else OPEN
     return Claim(
         claim,
         "yes",

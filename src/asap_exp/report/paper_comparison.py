@@ -37,6 +37,18 @@ class Comparison:
     def significant(self) -> bool:
         return self.p is not None and self.p < LEVEL
 
+    @property
+    def told(self) -> bool:
+        """True if the difference is no chance: by the test, or beyond what it finds at most."""
+        beyond = self.bound and self.detectable is not None
+        return self.significant or (beyond and abs(self.difference) > (self.detectable or 0))
+
+    def finds(self, difference: float) -> bool:
+        """Return True if a difference of this size would have been found."""
+        if self.detectable is None:  # of a test: fewer samples differ than any that it finds
+            return self.p is not None
+        return self.detectable <= difference
+
 
 def compare(group: Group, first: str, second: str) -> Comparison | None:
     """Compare two methods on the records that have both; None if none has.

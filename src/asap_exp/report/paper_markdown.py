@@ -18,8 +18,9 @@ from asap_exp.report.power import LEVEL, POWER
 CLAIMS = (
     "Each figure of ours is the worst case of what *measured* says, of the records in the last "
     "table of this page. *holds* and *fails* compare it with the paper's figure; *open* lacks a "
-    "measurement. The paper's full text was not at hand: its figures are those of its abstract and "
-    "of public summaries, and its 5.3 times is a ratio to its own implementation of the teacher."
+    "measurement, or one that tells the difference in question from chance. The paper's full text "
+    "was not at hand: its figures are those of its abstract and of public summaries, and its 5.3 "
+    "times is a ratio to its own implementation of the teacher."
 )
 ACCURACY = (
     "Test accuracy in per cent (WikiText-2: perplexity, less is better), mean ± standard deviation "
