@@ -63,6 +63,7 @@ def origins(group: Group) -> list[list[str]]:
     rows = {
         "seeds": ", ".join(map(str, group.seeds)),
         "trained on": training_rows(record),
+        "data from": record.trained_on.source or "",
         "split": "training and test rows pooled and dealt again" if pooled else "",
         "initial weights": "" if initial is None else f"of task {initial.task}",
         "epochs": f"{train.epochs}; weights of the {record.training.recipe.keep} epoch are kept",
