@@ -159,6 +159,12 @@ def test_corrupted_images_and_part_of_the_layers_stand_for_no_task() -> None:
     assert chosen_groups(grouped(map(typed, values))) == {}
 
 
+def test_another_teacher_stands_for_no_task() -> None:
+    value = published(QKNORM)
+    value["manifests"]["train"]["config"]["attention"] = {"name": "softmax"}
+    assert chosen_groups(grouped([typed(value)])) == {}
+
+
 @pytest.mark.parametrize(
     ("key", "label", "group", "name"),
     [

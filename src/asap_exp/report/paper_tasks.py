@@ -107,7 +107,7 @@ def chosen_groups(groups: Iterable[Group]) -> dict[str, Group]:
     for group in groups:
         record = group.first
         title = next((task.title for task in TASKS if task.data == kind(record)), None)
-        usual = record.training.attention.half_steps is None and record.corruption is None
+        usual = record.training.attention.name == "sinkhorn" and record.corruption is None
         pooled = record.trained_on.split == "pooled"
         if title is None or pooled or not (usual and record.all_layers):
             continue
