@@ -175,6 +175,7 @@ def test_several_rivals_of_the_same_recipe_are_rows_of_their_own(pipeline: Pipel
         ("attention=lotformer", "attention.pivots=3"),
         ("attention=lotformer",),
         ("attention=differential",),
+        ("attention=hedgehog",),
         ("attention=sinkformer",),
     )
     runs = [run_train(pipeline.results, attention=attention) for attention in given]
@@ -185,6 +186,7 @@ def test_several_rivals_of_the_same_recipe_are_rows_of_their_own(pipeline: Pipel
         "LOTFormer (pivots=3), trained alike",
         "LOTFormer, trained alike",
         "differential attention, trained alike",
+        "Hedgehog, trained alike",
         "Sinkformer, trained alike",
     }
     assert set(found.rival_runs.values()) == {run.name for run in runs}

@@ -40,6 +40,7 @@ MATCHED_BASELINES: dict[RowGroup, str] = {
 """Attentions of the matched baselines, which are compared with the teacher if trained."""
 RIVALS = {
     "differential": "differential attention",
+    "hedgehog": "Hedgehog",
     "lotformer": "LOTFormer",
     "sinkformer": "Sinkformer",
 }
