@@ -98,6 +98,14 @@ def store_dual(place, scaling, base, exists, valid):
     return tl.where(valid, tl.exp2(dual - base), 0.0)
 
 
+@triton.jit
+def column_sums(E, E_t, a, TWICE: tl.constexpr):
+    """Return sum_i E_ij a_i, with TWICE from the transposed E."""
+    if TWICE:
+        return tl.sum(E_t * a[None, :], axis=1)
+    return tl.sum(E * a[:, None], axis=0)
+
+
 # fmt: off
 @triton.jit
 def updates_kernel(
@@ -107,12 +115,14 @@ def updates_kernel(
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, BLOCK_PADDING: tl.constexpr, SAVE: tl.constexpr,
-    CHECKED: tl.constexpr,
+    CHECKED: tl.constexpr, TWICE: tl.constexpr,
 ):
     # fmt: on
     """Store the duals of a head's subset after `num_updates` updates; with SAVE, all of them.
 
-    Every CHECKED updates, scalings that have moved far are folded into the duals.
+    Every CHECKED updates, scalings that have moved far are folded into the duals. With TWICE a
+    second, transposed E is kept in registers: sums down the columns of a tile, which are spread
+    over all threads, take several times as many instructions as those along its rows.
     """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
@@ -151,6 +161,11 @@ def updates_kernel(
         f = tl.where(highest == float("-inf"), 0.0, -highest)
         # [BLOCK_N, BLOCK_M]
         E = tl.exp2(log2_plan(S, to_log2, g[None, :], f[:, None]))
+        E_t = E
+        if TWICE:
+            # [BLOCK_M, BLOCK_N]
+            S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
+            E_t = tl.exp2(log2_plan(S, to_log2, g[:, None], f[None, :]))
         g = tl.where(valid_j, g, 0.0)
         b_j = tl.where(valid_j, 1.0, 0.0)
         if SAVE:
@@ -169,11 +184,16 @@ def updates_kernel(
                     S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
                     to_j = tl.where(valid_j, g, float("-inf"))
                     E = tl.exp2(log2_plan(S, to_log2, to_j[None, :], f[:, None]))
+                    E_t = E
+                    if TWICE:
+                        # [BLOCK_M, BLOCK_N]
+                        S = product(k_tile, tl.trans(q_tile), OPERAND, PRECISION)
+                        E_t = tl.exp2(log2_plan(S, to_log2, to_j[:, None], f[None, :]))
                     a_i = tl.where(valid_i, 1.0, 0.0)
                     b_j = tl.where(valid_j, 1.0, 0.0)
             if SAVE:
                 a_i = store_dual(rows + t * num_queries, a_i, f, exists_i, valid_i)
-            b_j = tl.where(valid_j, u / tl.sum(E * a_i[:, None], axis=0), 0.0)
+            b_j = tl.where(valid_j, u / column_sums(E, E_t, a_i, TWICE), 0.0)
             if SAVE:
                 b_j = store_dual(cols + t * num_keys, b_j, g, exists_j, valid_j)
             a_i = tl.where(valid_i, w / tl.sum(E * b_j[None, :], axis=1), 0.0)
@@ -193,7 +213,8 @@ def launch(p: Launch, subset: Subset, key_subset: Subset, duals: SubsetDuals, sa
         p.heads, p.n, p.m, num_queries, num_keys, p.num_iters - 1, p.to_log2, p.log2_ratio,
         **p.logits, BLOCK_N=block(num_queries), BLOCK_M=block(num_keys),
         BLOCK_PADDING=min(block(p.n), 1024), SAVE=save, CHECKED=checked(p),
-        **threads(p, max(num_queries, num_keys)), **EVERY_LAUNCH,
+        TWICE=not p.has_float32,
+        num_warps=threads(p, max(num_queries, num_keys)), **EVERY_LAUNCH,
     )  # fmt: skip
 
 
@@ -214,17 +235,9 @@ def subset_strides(*subsets: Subset) -> list[int]:
     return [x.stride(i) if x.shape[i] > 1 else 0 for x in parts for i in (0, 1)]
 
 
-def threads(p: Launch, count: int) -> dict[str, int]:
-    """Return warps and registers of the launch of updates on `count` tokens.
-
-    Programs wait for their reductions most of the time, so many at once are better than fast ones:
-    with fewer registers only the rare branch of the loop spills.
-    """
-    if p.has_float32 or p.widest > 64:
-        return {"num_warps": warps(p, count)}
-    if count <= 64:
-        return {"num_warps": 2} | ({} if p.one_wave else {"maxnreg": 168})
-    return {"num_warps": 8 if p.programs <= device_of(p.q).multiprocessors else 2}
+def threads(p: Launch, count: int) -> int:
+    """Return the warps of the updates of `count` tokens: enough to hold E twice."""
+    return warps(p, count) if p.has_float32 else max(block(count) // 16, 1)
 
 
 def warps(p: Launch, count: int) -> int:
