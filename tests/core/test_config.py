@@ -701,7 +701,7 @@ def test_the_files_of_the_attentions_name_them_and_their_options():
 
 
 WRONG_OPTIONS = {
-    "sinkhorn": {"num_iters": 0, "eps": 0.0, "backend": "cuda"},
+    "sinkhorn": {"num_iters": 0, "gradient_updates": 0, "eps": 0.0, "backend": "cuda"},
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
     "espformer": {"temperature": -1.0, "tau": 0.0, "sorting": "none", "slices": -1},
@@ -719,6 +719,14 @@ WRONG_OPTIONS = {
     },
 }
 """The same values are refused by the classes."""
+
+
+def test_option_that_is_null_by_default_takes_its_type():
+    for value, held in (("null", None), ("3", 3)):
+        config = composed("train", f"attention.gradient_updates={value}")
+        assert config.attention["gradient_updates"] == held
+    words = refused("train", "attention.gradient_updates=few")
+    assert "must be a whole number (or null)" in words
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ COUNTS = {
     [
         (0, ValueError, "gradient_updates must be at least 1, got 0"),
         (1.0, TypeError, "gradient_updates must be an int"),
-        (21, ValueError, "gradient_updates=21 must not be above num_iters=20; take None"),
+        (21, ValueError, "gradient_updates=21 must not be above num_iters=20; leave it out"),
     ],
 )
 def test_gradient_updates_out_of_range(last, error, words):

@@ -101,11 +101,13 @@ def option_of(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
 
 def built_in(name: str) -> dict[str, Option]:
     """Return the options of a built-in attention."""
-    rules = {option: split(declared)[1] for option, declared in fields_of(AttentionOptions).items()}
-    return {
-        option: Option((type(default),), rules.get(option, ()))
-        for option, default in attentions()[name].items()
-    }
+    known = {option: split(declared) for option, declared in fields_of(AttentionOptions).items()}
+    found = {}
+    for option, default in attentions()[name].items():
+        kind, rules = known.get(option, (type(default), ()))
+        kinds = (kind, types.NoneType) if default is None else (type(default),)
+        found[option] = Option(kinds, rules)
+    return found
 
 
 def of_other_packages() -> set[str]:

@@ -86,7 +86,7 @@ def check_gradient_updates(gradient_updates: int | None, num_iters: int) -> None
     if gradient_updates > num_iters:
         raise ValueError(
             f"gradient_updates={gradient_updates} must not be above num_iters={num_iters}; "
-            "take None for the gradient of all updates"
+            "leave it out for the gradient of all"
         )
 
 
