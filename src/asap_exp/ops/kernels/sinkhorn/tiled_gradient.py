@@ -176,6 +176,33 @@ def relative(earlier, dual, valid):
 
 # fmt: off
 @triton.jit
+def through_values_of(
+    x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
+    num_x, num_y, num_iters, y_n, vy_n,
+    D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Return the tokens `j` of y, S, dA - delta, their last dual, and which exist."""
+    valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
+    # [BLOCK_Y, BLOCK_D]
+    y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
+    # [BLOCK_Y, BLOCK_V]
+    vy_tile = load_tile(value_y, j, valid_j, vy_n, V_WIDTH, BLOCK_V)
+    # [BLOCK_X, BLOCK_Y]
+    S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
+    dS = product(vx_tile, tl.trans(vy_tile), V_OPERAND, PRECISION)
+    if X_IS_QUERY:
+        dS -= tl.load(delta + head * num_x + i, mask=valid_i, other=0.0)[:, None]
+    else:
+        dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
+    fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
+    return y_tile, S, dS, fy, valid_j
+
+
+# fmt: off
+@triton.jit
 def logit_kernel(
     x, y, value_x, value_y, delta, dual_x, dual_y, weight_x, weight_y, drift, padding, grad_x,
     x_b, x_h, x_n, y_b, y_h, y_n, vx_b, vx_h, vx_n, vy_b, vy_h, vy_n, gx_b, gx_h, gx_n,
@@ -228,26 +255,27 @@ def logit_kernel(
         wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
     # [BLOCK_X, BLOCK_D]
     grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
-    for first in range(0, num_y, BLOCK_Y):
-        j = first + tl.arange(0, BLOCK_Y)
-        valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
-        # [BLOCK_Y, BLOCK_D]
-        y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
-        # [BLOCK_Y, BLOCK_V]
-        vy_tile = load_tile(value_y, j, valid_j, vy_n, V_WIDTH, BLOCK_V)
-        # [BLOCK_X, BLOCK_Y]
-        S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
-        dS = product(vx_tile, tl.trans(vy_tile), V_OPERAND, PRECISION)
-        if X_IS_QUERY:
-            dS -= tl.load(delta + head * num_x + i, mask=valid_i, other=0.0)[:, None]
-        else:
-            dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
-        fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
-        # [BLOCK_X, BLOCK_Y]
-        A = plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
-        if FEW == 0:
-            dS *= A
-        elif of_rank_2t:
+    # Each way has a loop of its own: a branch within would keep the products from overlapping.
+    if FEW == 0:
+        for first in range(0, num_y, BLOCK_Y):
+            j = first + tl.arange(0, BLOCK_Y)
+            y_tile, S, dS, fy, valid_j = through_values_of(
+                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
+                num_x, num_y, num_iters, y_n, vy_n,
+                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                X_IS_QUERY, HAS_PADDING,
+            )  # fmt: skip
+            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+            grad += product(dS, y_tile, OPERAND, PRECISION)
+    elif of_rank_2t:
+        for first in range(0, num_y, BLOCK_Y):
+            j = first + tl.arange(0, BLOCK_Y)
+            y_tile, S, dS, fy, valid_j = through_values_of(
+                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
+                num_x, num_y, num_iters, y_n, vy_n,
+                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                X_IS_QUERY, HAS_PADDING,
+            )  # fmt: skip
             if FEW == 1:
                 # [BLOCK_Y]
                 py = relative(dual_y + j, fy, valid_j)
@@ -263,9 +291,18 @@ def logit_kernel(
                 wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
                 dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
                 dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
-            dS *= A
-        else:
-            dS *= A
+            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+            grad += product(dS, y_tile, OPERAND, PRECISION)
+    else:
+        for first in range(0, num_y, BLOCK_Y):
+            j = first + tl.arange(0, BLOCK_Y)
+            y_tile, S, dS, fy, valid_j = through_values_of(
+                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
+                num_x, num_y, num_iters, y_n, vy_n,
+                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                X_IS_QUERY, HAS_PADDING,
+            )  # fmt: skip
+            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
             for step in range(num_iters):
                 fx_t = tl.load(dual_x + step * num_x + i, mask=valid_i, other=float("-inf"))
                 fy_t = tl.load(dual_y + step * num_y + j, mask=valid_j, other=float("-inf"))
@@ -273,7 +310,7 @@ def logit_kernel(
                 wy_t = tl.load(weight_y + step * num_y + j, mask=valid_j, other=0.0)
                 A = plan_tile(S, to_log2, fx_t, fy_t, X_IS_QUERY)
                 dS -= A * (wx_t[:, None] + wy_t[None, :])
-        grad += product(dS, y_tile, OPERAND, PRECISION)
+            grad += product(dS, y_tile, OPERAND, PRECISION)
     store_tile(grad_x + b * gx_b + h * gx_h, i, i < num_x, gx_n, grad * slope, D, BLOCK_D)
 
 
