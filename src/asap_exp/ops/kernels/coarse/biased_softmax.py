@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.checks import gradient_needed
-from asap_exp.ops.kernels.coarse import biased_gradient
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import tiled
 from asap_exp.ops.kernels.sinkhorn.passes import launch_attention_pass
+from asap_exp.ops.kernels.sinkhorn.tiled_gradient import Side, through_logits, through_values
 from asap_exp.ops.kernels.tiles import LOG2_E, unit_stride
 
 
@@ -86,7 +86,10 @@ def _backward_op(
     with torch.cuda.device_of(q):
         p = Launch.of(q, k, v, padding, 0, slope, products)
         grad_out, col = unit_stride(grad_out), col.contiguous() * LOG2_E
-        grad_col = biased_gradient.launch(p, grad_out, row, col, (grad_q, grad_k, grad_v))
+        delta, grad_col = through_values(p, grad_out, row, col, grad_v, grad_k)
+        queries = Side(p.q, grad_out, row[:, :, None], row.new_empty(*row.shape[:2], 0, p.n))
+        keys = Side(p.k, p.v, col[:, :, None], col.new_empty(*col.shape[:2], 0, p.m))
+        through_logits(p, queries, keys, delta, grad_q, x_is_query=True)
     return grad_q, grad_k, grad_v, grad_col
 
 

@@ -79,17 +79,20 @@ def delta_kernel(
 # fmt: off
 @triton.jit
 def value_kernel(
-    q, k, v, grad_out, delta, row, col, padding, grad_v, grad_col,
+    q, k, v, grad_out, delta, row, col, padding, grad_v, grad_col, grad_k,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, go_b, go_h, go_n, gv_b, gv_h, gv_n,
-    delta_stride, row_stride, col_stride, grad_col_stride,
-    heads, n, m, to_log2,
+    gk_b, gk_h, gk_n, delta_stride, row_stride, col_stride, grad_col_stride,
+    heads, n, m, to_log2, slope,
     D: tl.constexpr, V_WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr,
+    HAS_PADDING: tl.constexpr, OF_KEYS: tl.constexpr,
 ):
     # fmt: on
-    """Compute the gradients of v and of g^T; one program per block of keys."""
+    """Compute the gradients of v and of g^T; one program per block of keys.
+
+    With OF_KEYS that of k too: without updates before g^T there is no other part of it.
+    """
     head, j = head_and_tokens(m, BLOCK_M)
     b, h = head // heads, head % heads
     valid_j = valid_tokens(padding, b, j, m, HAS_PADDING)
@@ -104,6 +107,8 @@ def value_kernel(
     dv = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     # [BLOCK_M]
     dg = tl.zeros([BLOCK_M], tl.float32)
+    # [BLOCK_M, BLOCK_D]
+    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(0, n, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
@@ -120,9 +125,14 @@ def value_kernel(
         # [BLOCK_M, BLOCK_N]
         dA = product(v_tile, tl.trans(do_tile), V_OPERAND, PRECISION)
         dA -= tl.load(delta + head * delta_stride + i, mask=valid_i, other=0.0)[None, :]
-        dg += tl.sum(A * dA, axis=1)
+        dS = A * dA
+        dg += tl.sum(dS, axis=1)
+        if OF_KEYS:
+            dk += product(dS, q_tile, OPERAND, PRECISION)
     store_tile(grad_v + b * gv_b + h * gv_h, j, j < m, gv_n, dv, V_WIDTH, BLOCK_V)
     tl.store(grad_col + head * grad_col_stride + j, dg, mask=j < m)
+    if OF_KEYS:
+        store_tile(grad_k + b * gk_b + h * gk_h, j, j < m, gk_n, dk * slope, D, BLOCK_D)
 
 
 # fmt: off
@@ -330,9 +340,19 @@ def launch(
     through_logits(p, key_side, query_side, delta, grad_k, x_is_query=False)
 
 
-def row_delta(p: Launch, grad_out: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Return delta `[B, H, N]`, where dX = A (dA - delta)."""
-    delta = torch.empty_like(row)
+def through_values(
+    p: Launch,
+    grad_out: Tensor,
+    row: Tensor,
+    col: Tensor,
+    grad_v: Tensor,
+    grad_k: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Write v's gradient, and return delta `[B, H, N]`, where dX = A (dA - delta), and dg^T.
+
+    With `grad_k`, for a g^T that no updates made from q and k, write k's gradient too.
+    """
+    delta, grad_col = torch.empty_like(row), torch.empty_like(col)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
         p.q, p.k, p.v, grad_out, row, col, p.padding, delta,
@@ -340,20 +360,14 @@ def row_delta(p: Launch, grad_out: Tensor, row: Tensor, col: Tensor) -> Tensor:
         p.heads, p.n, p.m, p.to_log2,
         **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
-    return delta
-
-
-def through_values(
-    p: Launch, grad_out: Tensor, row: Tensor, col: Tensor, grad_v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Write v's gradient, and return delta `[B, H, N]` and dg^T."""
-    delta, grad_col = row_delta(p, grad_out, row, col), torch.empty_like(col)
-    x_block, y_block, warps = p.gradient_tile
+    of_keys = grad_k is not None
+    of_k = strides(grad_k) if grad_k is not None else (0, 0, 0)
     value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
-        p.q, p.k, p.v, grad_out, delta, row, col, p.padding, grad_v, grad_col,
-        *strides(p.q, p.k, p.v, grad_out, grad_v), *head_strides(delta, row, col, grad_col),
-        p.heads, p.n, p.m, p.to_log2,
-        **p.values, BLOCK_N=y_block, BLOCK_M=x_block, num_warps=warps, **EVERY_LAUNCH,
+        p.q, p.k, p.v, grad_out, delta, row, col, p.padding, grad_v, grad_col, grad_k,
+        *strides(p.q, p.k, p.v, grad_out, grad_v), *of_k,
+        *head_strides(delta, row, col, grad_col), p.heads, p.n, p.m, p.to_log2, p.slope,
+        **p.values, BLOCK_N=y_block, BLOCK_M=x_block, OF_KEYS=of_keys, num_warps=warps,
+        **EVERY_LAUNCH,
     )  # fmt: skip
     return delta, grad_col
 
