@@ -7,12 +7,13 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import Tensor
 
-from asap_exp.ops import reference
+from asap_exp.ops import reference, subsets
 from asap_exp.ops.checks import gradient_needed
 
 try:
     from asap_exp.ops import kernels as fused
     from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels consult)
+    from asap_exp.ops.kernels.coarse.choice import farthest_tokens, takes
     from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
     from asap_exp.ops.products import IEEE
 
@@ -20,6 +21,7 @@ try:
         **{name: partial(getattr(fused, name), products=IEEE) for name in fused.__all__}
     )
     """The fused operators with float32 products in IEEE arithmetic."""
+    subsets.FUSED["farthest"] = farthest_tokens, takes
 except ImportError:  # torch on this platform comes without Triton
     fused, fused_ieee, EVERY_LAUNCH, INTERPRETED = None, None, {}, False  # type: ignore[assignment]
 

@@ -60,13 +60,19 @@ def choose_subset(
     grid_width: int,
     key_padding_mask: Tensor | None,
 ) -> Subset:
-    points = points_of(x, key_padding_mask)
+    fused = fused_choice(choice, x)
+    points = points_of(x if fused is None else x[..., :1], key_padding_mask)
     few = everything(points, count)
     if x.shape[2] <= count:
         return Subset(few.tokens, few.present.to(points.x.dtype))
-    picked = CHOICES[choice](points, count, seed, grid_width)
-    if weights == "voronoi":
-        weight = cell_sizes(points, picked)
+    if fused is None:
+        picked = CHOICES[choice](points, count, seed, grid_width)
+        cells = cell_sizes(points, picked) if weights == "voronoi" else None
+    else:
+        tokens, cells = fused(x, key_padding_mask, count)
+        picked = Picked(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    if weights == "voronoi" and cells is not None:
+        weight = cells
     else:
         present = picked.present.to(points.x.dtype)
         weight = present * (points.num_valid / present.sum(dim=-1, keepdim=True))
@@ -75,6 +81,21 @@ def choose_subset(
     all_of_them = points.num_valid <= count
     tokens = torch.where(all_of_them, few.tokens, picked.tokens)
     return Subset(tokens, torch.where(all_of_them, few.present.to(weight.dtype), weight))
+
+
+FusedChoice = Callable[[Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+FUSED: dict[str, tuple[FusedChoice, Callable[[Tensor], bool]]] = {}
+"""Choices by a kernel for a GPU, from vectors, padding and count: the tokens `[B, H, C]` and the
+sizes of their cells. The second function says whether it takes the vectors.
+"""
+
+
+def fused_choice(choice: str, x: Tensor) -> FusedChoice | None:
+    """Return the kernel that makes a choice among these vectors; None for plain PyTorch."""
+    if not x.is_cuda or choice not in FUSED:
+        return None
+    kernel, takes = FUSED[choice]
+    return kernel if takes(x) else None
 
 
 def points_of(x: Tensor, key_padding_mask: Tensor | None) -> Points:
