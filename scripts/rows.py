@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from asap_exp.attention import canonical_options
 from asap_exp.core.composing import compose
 from asap_exp.core.conf_files import conf_dir, options
 from asap_exp.core.config import EvaluateConfig, TrainConfig
@@ -23,6 +22,7 @@ from asap_exp.core.files import read_json
 from asap_exp.core.overrides import parsed_override
 from asap_exp.core.runs import run_name
 from asap_exp.distill.config import DistillConfig
+from asap_exp.train.trainer import resolved
 
 TEACHER = "sinkhorn"
 """Attention of the row itself, whose options come from its recipe."""
@@ -159,7 +159,9 @@ def trains(row: Row, run: str, manifest: dict[str, Any]) -> bool:
 def resolved_name(overrides: list[str], precision: str, initial: str | None) -> str:
     """Return the name of the run of these overrides with `precision` in place of `auto`."""
     config = composed_training(tuple(overrides))
-    attention = canonical_options(config.attention)
+    # It may have been trained elsewhere.
+    anywhere = replace(config.trainer, accelerator="auto", precision="auto")
+    attention = resolved(replace(config, trainer=anywhere)).attention
     trainer = replace(config.trainer, precision=precision)
     return run_name(replace(config, attention=attention, trainer=trainer, init_from=initial))
 

@@ -1,15 +1,10 @@
-"""`scripts/gradient_error.py`: errors of gradients through the last updates of a teacher."""
-
-import sys
-from pathlib import Path
+"""Errors of gradients through the last updates of a trained teacher."""
 
 import pytest
 
 from asap_exp.core.errors import UserError
+from asap_exp.evaluate.gradient_error import rows
 from tests.conftest import Pipeline
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
-from gradient_error import rows
 
 
 def test_more_updates_are_nearer_to_all_of_them(shared_pipeline: Pipeline) -> None:
