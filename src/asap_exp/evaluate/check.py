@@ -9,7 +9,10 @@ from asap_exp.core.console import shown
 from asap_exp.core.devices import device_name
 from asap_exp.core.score import Score
 from asap_exp.core.team import alone
+from asap_exp.data.loader import DeviceLoader
 from asap_exp.evaluate.accuracy import compare_predictions
+from asap_exp.evaluate.behaviour import SEVERITIES
+from asap_exp.evaluate.corruption import CORRUPTIONS
 from asap_exp.evaluate.resolve import resolve
 
 FEW = 8
@@ -38,6 +41,8 @@ def check(config: EvaluateConfig) -> Score:
     per_sample = (time.perf_counter() - started) / min(FEW, few.num_samples)
     passes = subject.test.num_samples + PLANS * config.fidelity_samples
     passes += (config.latency.rounds + WARM_UP) * config.latency.batch_size
+    if config.behaviour and isinstance(subject.test, DeviceLoader):
+        passes += len(CORRUPTIONS) * len(SEVERITIES) * subject.test.num_samples
     return conclude(
         {
             "map": shown(subject.folder),

@@ -23,6 +23,7 @@ from asap_exp.core.tracking import wandb_run
 from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate import record
 from asap_exp.evaluate.baseline import baseline
+from asap_exp.evaluate.behaviour import measure_behaviour
 from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.resolve import Subject, resolve
 from asap_exp.evaluate.wandb_log import log_evaluation, log_inputs, numbers
@@ -140,7 +141,7 @@ def measure_subject(
     latency_threads: int | None = None,
 ) -> Measured:
     """Measure every variant; on rank 0 speed too."""
-    return measure_map(
+    measured = measure_map(
         subject.net,
         subject.artifact,
         subject.variants,
@@ -152,4 +153,16 @@ def measure_subject(
         ranks=team.ranks,
         latency_threads=latency_threads,
         of_tokens=subject.data.objective.of_tokens,
+    )
+    if not config.behaviour:
+        return measured
+    return replace(
+        measured,
+        behaviour=measure_behaviour(
+            subject.variants,
+            subject.test,
+            precision=subject.precision,
+            samples=config.fidelity_samples,
+            ranks=team.ranks,
+        ),
     )

@@ -44,6 +44,8 @@ class Measured:
     """Plans of teacher, map and softmax for one sample, in the map's last layer."""
     tested: TestedSamples | None = None
     """Which samples each variant predicts right; None if targets are tokens."""
+    behaviour: dict[str, Any] | None = None
+    """What the plans of whole models do, a `Behaviour` as JSON; None if it was not asked for."""
 
 
 def measure_map(

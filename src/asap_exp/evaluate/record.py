@@ -36,6 +36,8 @@ def write(
     content |= {"rows": measured.rows, "drift": measured.drift, "plans": measured.plans}
     if measured.tested is not None:
         content["right"] = measured.tested.stored()
+    if measured.behaviour is not None:
+        content["behaviour"] = measured.behaviour
     content["manifests"] = {
         "train": read_json(subject.run.path / "manifest.json"),
         "distill": read_json(subject.folder / "manifest.json"),

@@ -96,17 +96,20 @@ class Subject:
         tensors.
         """
         public: dict[str, Any] = public_config(config)
+        # Without it the folder is that of evaluations before there was the key.
+        unmeasured = NOT_MEASURED if config.behaviour else (*NOT_MEASURED, "behaviour")
         key = {
             "artifacts": [artifact.identity for artifact in (self.artifact, *self.others)],
             "test": self.data.identity["test_sha256"],
             "device": device_name(self.device),
-            "config": drop_keys(public, NOT_MEASURED),
+            "config": drop_keys(public, unmeasured),
         }
         return self.run.path / "evaluate" / short_hash(key)
 
 
 def resolve(config: EvaluateConfig, team: Team) -> Subject:
     """Find, load and check what `config` asks for; print which map and which baselines."""
+    check_uncorrupted(config)
     run, folder = find_compiled(config)
     device = team.device
     config.latency.check_device("latency", device.type)
@@ -147,6 +150,16 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
         test,
         device,
     )
+
+
+def check_uncorrupted(config: EvaluateConfig) -> None:
+    """Refuse to measure behaviour on images that are corrupted already."""
+    if config.behaviour and config.corruption.name is not None:
+        raise UserError(
+            f"behaviour=true predicts corrupted images too, beside those as they are, but "
+            f"corruption.name={config.corruption.name} corrupts all of them; set "
+            "corruption.name=null, or behaviour=false"
+        )
 
 
 def check_enough(config: EvaluateConfig, data: TaskDataModule) -> None:

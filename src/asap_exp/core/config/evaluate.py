@@ -49,6 +49,7 @@ class EvaluateConfig:
     paths: PathsConfig
     task: TaskConfig = field(default_factory=TaskConfig)
     check: bool = False
+    behaviour: bool = False
 
     devices: Annotated[int, at_least(1)] = 1
     num_nodes: Annotated[int, at_least(1)] = 1

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from asap_exp.core.manifest import LaterManifest, TrainManifest
 from asap_exp.core.objectives import OBJECTIVES, Objective
+from asap_exp.core.records.behaviour import Behaviour
 from asap_exp.core.records.columns import ObjectiveName
 from asap_exp.core.records.fidelity import FidelityRow, is_about
 from asap_exp.core.records.identity import RunIdentity
@@ -155,6 +156,8 @@ class EvaluationRecord:
     plans: ExamplePlan
     right: RightSamples | None = None
     """Test samples that each row has right; None where targets are tokens."""
+    behaviour: Behaviour | None = None
+    """What the plans of whole models do; None if it was not measured."""
     manifests: Manifests
     sha256: str | None = None
 
@@ -238,6 +241,8 @@ class EvaluationRecord:
         if epochs != sorted({int(epoch) for epoch in epochs if epoch >= 0}):
             yield "curves must have a row an epoch, in their order"
         yield from self._wrong_samples()
+        if self.behaviour is not None:
+            yield from self.behaviour.problems(keys, self.num_layers, self.test.rows)
         if any(x < 0 for row in self.curves for name, x in row.items() if "loss" in name):
             yield "curves must have no loss below 0"
 
