@@ -3,6 +3,8 @@
 from matplotlib.figure import Figure
 
 from asap_exp.report.accuracy_figure import accuracy_latency
+from asap_exp.report.behaviour import has_behaviour
+from asap_exp.report.behaviour_figure import behaviour
 from asap_exp.report.fidelity_figure import fidelity
 from asap_exp.report.groups import Group
 from asap_exp.report.plan_figure import plans
@@ -10,9 +12,11 @@ from asap_exp.report.training_figure import training
 
 
 def group_figures(group: Group) -> dict[str, Figure]:
-    """Return figures by name: quality and latency, training curves, example plans, fidelity.
+    """Return figures by name: quality and latency, training curves, example plans, fidelity,
+    and what the plans do.
 
-    There are no training curves if no record has any, and no fidelity where nothing was fitted.
+    There are no training curves if no record has any, no fidelity where nothing was fitted, and no
+    behaviour where none was measured.
     """
     curves = any(record.curves for record in group.records)
     return {
@@ -20,4 +24,5 @@ def group_figures(group: Group) -> dict[str, Figure]:
         **({"training": training(group)} if curves else {}),
         "plans": plans(group),
         **({"fidelity": fidelity(group)} if group.first.fidelity else {}),
+        **({"behaviour": behaviour(group)} if has_behaviour(group) else {}),
     }

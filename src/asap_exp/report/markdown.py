@@ -8,6 +8,10 @@ from asap_exp.core.records.columns import Average, Column, shown
 from asap_exp.core.records.row import COLUMN, COLUMNS
 from asap_exp.core.records.words import MapSettings, map_settings, other_label, settings_of_label
 from asap_exp.report.averages import AveragedRow, main_rows
+from asap_exp.report.behaviour import MEANING as BEHAVIOUR_MEANING
+from asap_exp.report.behaviour import TITLE as BEHAVIOUR
+from asap_exp.report.behaviour import has_behaviour
+from asap_exp.report.behaviour import table as behaviour_table
 from asap_exp.report.captions import caption, group_title, origins
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import headline
@@ -100,6 +104,9 @@ def group_markdown(group: Group) -> str:
     ]
     if has_maps(group):
         parts.append(folded("Every map and truncation, by latency", pareto_lines(group)))
+    if has_behaviour(group):
+        lines = table_lines(*behaviour_table(group))
+        parts.append(folded(BEHAVIOUR, [BEHAVIOUR_MEANING, "", *lines]))
     parts.append(folded("How it was trained and measured", table_lines(["", ""], origins(group))))
     return "\n\n".join(map("\n".join, parts))
 

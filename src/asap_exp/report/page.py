@@ -11,6 +11,9 @@ import jinja2
 from PIL import Image
 
 from asap_exp.core.records.evaluation import EvaluationRecord
+from asap_exp.report.behaviour import MEANING as BEHAVIOUR_MEANING
+from asap_exp.report.behaviour import TITLE as BEHAVIOUR
+from asap_exp.report.behaviour import has_behaviour
 from asap_exp.report.captions import caption, commits, group_title, origins
 from asap_exp.report.drawing import image
 from asap_exp.report.groups import Group
@@ -18,6 +21,7 @@ from asap_exp.report.markdown import EXPLANATION, MEANINGS
 from asap_exp.report.notes import remarks
 from asap_exp.report.page_tables import (
     all_columns_table,
+    behaviour_table,
     in_words,
     map_note,
     methods_table,
@@ -35,6 +39,9 @@ CAPTIONS = {
     "of the first two are near 1, as far as the teacher's updates reach{error}; those of row "
     "softmax need not.",
     "fidelity": "Fidelity of the compiled layers on held-out samples.",
+    "behaviour": "What the plans do in each model as it runs: the largest column sum of its plans "
+    "and the entropy of their rows by layer, the effective rank of its tokens by depth and, of "
+    "images, the accuracy that corruptions cost. Bars are deviations over seeds.",
 }
 SUMMARY = (
     "One data set at several lengths: quality on the test split against time relative to the "
@@ -79,6 +86,8 @@ def html_page(
     return environment.get_template("page.html.j2").render(
         explanation=EXPLANATION,
         meanings=MEANINGS,
+        behaviour_title=BEHAVIOUR,
+        behaviour_meaning=BEHAVIOUR_MEANING,
         verdict=in_words(groups) if groups else "",
         result=result_table(groups),
         trainings=[training_section(each, curves.get(each.slug)) for each in trainings],
@@ -113,6 +122,7 @@ def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:
         "origins": origins(group),
         "methods": methods_table(group),
         "all_columns": all_columns_table(group),
+        "behaviour": behaviour_table(group) if has_behaviour(group) else None,
         "pictures": [
             picture(name, figure_caption(group, name), png) for name, png in figures.items()
         ],

@@ -1,5 +1,6 @@
 """Tables of the HTML page: the result of every group, and the methods of each."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from asap_exp.core.records.columns import Average, Column
 from asap_exp.core.records.row import COLUMN
 from asap_exp.core.records.words import map_settings, other_label, teacher_word
 from asap_exp.report.averages import AveragedRow, main_rows
+from asap_exp.report.behaviour import table
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import Headline, compared_rows, headline, rival_words
@@ -203,6 +205,21 @@ def all_columns_table(group: Group) -> PageTable:
         Line([named(row, group), *(cell(c, row) for c in chosen)], kind=row.group) for row in rows
     ]
     return PageTable(headings_of(chosen), [Body("", lines)])
+
+
+def behaviour_table(group: Group) -> PageTable:
+    """Return what the plans of every whole model do, in the order of the record."""
+    titles, lines = table(group)
+    return PageTable(
+        [Heading(title) for title in titles],
+        [Body("", [Line([text_cell(text) for text in line]) for line in lines])],
+    )
+
+
+def text_cell(text: str) -> Cell:
+    """Return a cell that is sorted by the number that it begins with, if any."""
+    number = re.match(r"-?[\d.]+(?= |$)", text)
+    return Cell(text, value=float(number[0]) if number else None)
 
 
 def headings_of(chosen: Iterable[Column]) -> list[Heading]:
