@@ -70,6 +70,11 @@ class AveragedBehaviour:
     ranks: list[Average]
     drops: list[Drop]
 
+    @property
+    def compiled(self) -> bool:
+        """True if it is the teacher with other layers, and was not trained by itself."""
+        return self.group != "teacher" and not self.key.endswith("_trained")
+
 
 Found = tuple[RowBehaviour, Row]
 

@@ -88,7 +88,16 @@ def behaviour(group: Group) -> Figure:
     if corrupted:
         draw_drops(grid[1], found)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        title=f"hollow: compiled from the teacher{', in brackets: test accuracy' * corrupted}",
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+    )
     words = f": what the plans do, on {samples_of(group)} test {group.first.samples}"
     figure.suptitle(heading(group, words), fontsize=10)
     return figure
@@ -129,8 +138,9 @@ def draw_drops(row: Sequence[Axes], found: Sequence[AveragedBehaviour]) -> None:
 
 def in_legend(found: AveragedBehaviour) -> str:
     """Return a method's name, with the accuracy that its drops begin at."""
-    accuracy = f" ({100 * found.accuracy.mean:.1f} %)" if found.drops else ""
-    return on_figure(f"{found.name}{accuracy}", 52)
+    # A line is not broken within the brackets.
+    accuracy = f" ({100 * found.accuracy.mean:.1f}\N{NO-BREAK SPACE}%)" if found.drops else ""
+    return on_figure(f"{found.name}{accuracy}", 56)
 
 
 def panel(
@@ -153,6 +163,7 @@ def panel(
             label=in_legend(each),
             color=look.colour,
             marker=look.marker,
+            markerfacecolor="white" if each.compiled else look.colour,
             linestyle=look.line,
             markersize=7 if look.marker == "*" else 5,
             linewidth=1.2,

@@ -41,7 +41,8 @@ CAPTIONS = {
     "fidelity": "Fidelity of the compiled layers on held-out samples.",
     "behaviour": "What the plans do in each model as it runs: the largest column sum of its plans "
     "and the entropy of their rows by layer, the effective rank of its tokens by depth and, of "
-    "images, the accuracy that corruptions cost. Bars are deviations over seeds.",
+    "images, the accuracy that corruptions cost. Hollow markers are of models "
+    "compiled from the teacher, nothing retrained; bars are deviations over seeds.",
 }
 SUMMARY = (
     "One data set at several lengths: quality on the test split against time relative to the "
