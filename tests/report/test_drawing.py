@@ -46,7 +46,9 @@ def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
         text=True,
         timeout=100,
     )
-    assert done.stderr.startswith("error: no evaluation"), done.stderr
+    assert done.stderr.startswith("error: there is no finished training and no evaluation"), (
+        done.stderr
+    )
 
 
 def test_bugs_f1_scripts_choose_agg_before_they_import_the_package():

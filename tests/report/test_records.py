@@ -241,7 +241,10 @@ def test_only_damaged_records_are_nothing_to_report(pipeline: Pipeline, tmp_path
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "x.json").write_text("[]")
     with pytest.raises(UserError, match=r"that is whole \(1 left out\)"):
-        run_report(pipeline.results, f"out={tmp_path}")
+        run_report(tmp_path / "empty", f"out={tmp_path}")
+    run_report(pipeline.results, f"out={tmp_path}")
+    page = (tmp_path / "index.html").read_text()
+    assert all(each.path.name in page for each in (pipeline.teacher, pipeline.softmax))
 
 
 @pytest.mark.slow
@@ -253,7 +256,7 @@ def test_reliability_f11_the_record_of_another_run_is_not_gathered(
     write_json(copied, read_json(pipeline.record))
     run_report(pipeline.results, f"out={tmp_path}")
     assert f"{copied} is of the run {pipeline.teacher.name}" in capsys.readouterr().err
-    assert len(list((tmp_path / "records").iterdir())) == 1
+    assert len(list((tmp_path / "records").glob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("key", ["data", "run", "task"])
