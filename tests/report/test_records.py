@@ -243,8 +243,8 @@ def test_only_damaged_records_are_nothing_to_report(pipeline: Pipeline, tmp_path
     with pytest.raises(UserError, match=r"that is whole \(1 left out\)"):
         run_report(tmp_path / "empty", f"out={tmp_path}")
     run_report(pipeline.results, f"out={tmp_path}")
-    page = (tmp_path / "index.html").read_text()
-    assert all(each.path.name in page for each in (pipeline.teacher, pipeline.softmax))
+    assert "Trainings" in (tmp_path / "index.html").read_text()
+    assert len((tmp_path / "trainings.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow
