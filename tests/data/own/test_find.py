@@ -79,11 +79,32 @@ def test_what_is_given_is_not_looked_for(tmp_path, capsys):
     assert "a subset, data.limit=30" in capsys.readouterr().out
 
 
-def test_batch_is_no_larger_than_the_training_rows(tmp_path):
+def test_batch_is_no_larger_than_the_training_rows(tmp_path, capsys):
     folder = write_folder(tmp_path / "pets", 10)
     assert looked_up("images", folder, "data.val_fraction=0.2").recipe.batch_size == 19
+    told = "of at most all 19 training images, not 32 (recipe.batch_size=19)"
+    assert told in capsys.readouterr().out
+    small = looked_up("images", folder, "data.val_fraction=0.2", "recipe.batch_size=19")
+    assert small.recipe.batch_size == 19
+    assert "batches:" not in capsys.readouterr().out
     both = ("data.val_fraction=0.2", "data.train_on=train+val", "recipe.keep=last")
     assert looked_up("images", folder, *both).recipe.batch_size == 24
+
+
+@pytest.mark.parametrize(
+    "test_fraction", [True, False], ids=["test rows held out", "validation rows alone"]
+)
+def test_column_of_another_class_in_each_row_is_named_before_a_fraction(tmp_path, test_fraction):
+    rows = {"text": ["one line", "another"], "note": ["x y", "z"]}
+    path = write_csv(tmp_path / "notes" / "train.csv", **rows)
+    if not test_fraction:
+        write_csv(tmp_path / "notes" / "test.csv", **rows)
+        path = path.parent
+    with pytest.raises(UserError, match="another class in each of the 2 rows") as error:
+        looked_up("texts", path)
+    assert "column note of " in str(error.value)
+    assert "note (string); set data.label_column=NAME" in str(error.value)
+    assert "fraction" not in str(error.value)
 
 
 def test_texts_show_their_columns_length_and_classes(tmp_path, capsys):

@@ -53,7 +53,12 @@ def found(request: Request) -> TrainConfig:
     if "test" in splits.reader.splits:
         data["test_fraction"] = None
     counts = split_counts(splits, data)
-    tree["recipe"]["batch_size"] = min(tree["recipe"]["batch_size"], counts["train"])
+    if (asked := tree["recipe"]["batch_size"]) > counts["train"]:
+        tree["recipe"]["batch_size"] = counts["train"]
+        lines.append(
+            f"  batches: of at most all {counts['train']} training {splits.kind}, not {asked} "
+            f"(recipe.batch_size={counts['train']}); a smaller one gives more updates an epoch"
+        )
     say("\n".join([*split_lines(splits, data, counts), *lines]))
     return parse(OmegaConf.create(tree), TrainConfig)
 
@@ -69,6 +74,7 @@ def split_counts(splits: OwnSplits, data: dict[str, Any]) -> dict[str, int]:
             "fraction such as 0.1"
         )
     where, numbers = splits.rows("train")
+    splits.check_classes_have_rows()
     train, validation = carved(
         splits.labels(where)[numbers],
         data["val_fraction"],

@@ -16,8 +16,9 @@ from asap_exp.core.locations import cache_dir
 from asap_exp.data.carving import carved
 from asap_exp.data.labels import Names
 from asap_exp.data.own.classes import class_order, numbered, words_of
-from asap_exp.data.own.columns import check_has, chosen_column
+from asap_exp.data.own.columns import check_has, chosen_column, listed
 from asap_exp.data.own.opening import open_own
+from asap_exp.data.own.places import FOLDER
 from asap_exp.data.own.readers import Reader
 from asap_exp.data.subset import Limit
 
@@ -119,6 +120,24 @@ class OwnSplits(ABC):
     def _find_usable(self, where: str) -> np.ndarray:
         return np.arange(len(self.labels(where)))
 
+    def check_classes_have_rows(self) -> None:
+        """Raise UserError that lists the columns if every training row has a class of its own.
+
+        No row can be held out then, and most likely the classes are in another column.
+        """
+        rows, in_folders = self.reader.count("train"), self.reader.source.endswith(FOLDER)
+        if in_folders or not self.has_classes or len(np.unique(self.labels("train"))) < rows:
+            return
+        column = self.label_column
+        raise UserError(
+            f"column {column} of {self.config.path} (train) has another class in each of the "
+            f"{rows} rows, so that none can be held out. Its columns are "
+            f"{listed(self.reader.schema('train'))}; set data.label_column=NAME, or add rows, so "
+            "that a class has two or more",
+            key="data.label_column",
+            value=column,
+        )
+
     @cached_property
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Training and test rows of the training split that the data has, without a limit."""
@@ -131,6 +150,7 @@ class OwnSplits(ABC):
                 f"data.test_fraction=null, but {self.config.path} has no test split; choose a "
                 "fraction such as 0.2"
             )
+        self.check_classes_have_rows()
         train, test = carved(
             self.labels("train")[rows],
             fraction,
