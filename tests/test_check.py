@@ -86,6 +86,13 @@ def test_sound_training_is_estimated_and_leaves_nothing(tmp_path, capsys) -> Non
     assert "2 epochs of 4 batches" in capsys.readouterr().out
 
 
+def test_batch_larger_than_the_data_is_told_and_no_mistake(tmp_path, capsys) -> None:
+    check_train(tmp_path, "recipe.batch_size=5000", "data.limit=300")
+    out, err = capsys.readouterr()
+    assert "warning: recipe.batch_size=5000 is more than the 270 training images" in err
+    assert ESTIMATE.search(out)
+
+
 @pytest.mark.parametrize("task", ["task=wikitext", "task=digits"])
 def test_check_trains_whatever_the_model_predicts(tmp_path, capsys, task) -> None:
     text = {"tiny": TINY_TEXT} if task == "task=wikitext" else {}

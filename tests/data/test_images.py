@@ -285,6 +285,18 @@ def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
     assert len(next(iter(data.train_dataloader()))[1]) == 29
 
 
+def test_batch_larger_than_the_data_is_told_with_both_numbers(loaded, capsys):
+    data = module("data.val_fraction=0.9")
+    data.batch_size = 29
+    data.warn_of_few_samples()
+    assert capsys.readouterr().err == ""
+    data.batch_size = ROWS + 1
+    data.warn_of_few_samples()
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: recipe.batch_size={ROWS + 1} is more than the 29 training ")
+    assert told.endswith("such as recipe.batch_size=3\n")
+
+
 def test_bugs_f15_class_with_one_row_stays_in_training():
     labels = np.array([0] * 20 + [1] * 19 + [2])
     train, val = carved(labels, 0.1, seed=0, sample_name="images")

@@ -199,6 +199,19 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             )
         return self.training_loader(train)
 
+    def warn_of_few_samples(self) -> None:
+        """Warn if a batch takes more samples than there are to train on, so that none is full.
+
+        Raises UserError if the validation rows held back make the difference.
+        """
+        rows = self.train_dataloader().num_samples
+        if rows < self.batch_size:
+            warn(
+                f"recipe.batch_size={self.batch_size} is more than the {rows} training "
+                f"{self.sample_name}, so no batch has more than {rows}; for several updates an "
+                f"epoch choose a smaller one, such as recipe.batch_size={max(rows // 8, 1)}"
+            )
+
     def val_dataloader(self) -> BatchLoader:
         return self.plain_loader(self._splits["val"], self.batch_size)
 

@@ -144,7 +144,7 @@ def load(training: Training) -> bool:
     """
     config, data, initial = training.config, training.data, training.initial
     data.setup()
-    data.train_dataloader()  # fails if the samples do not fill a batch
+    data.warn_of_few_samples()
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
     require_weighted(config, training.module)
