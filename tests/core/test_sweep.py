@@ -121,6 +121,30 @@ def test_slurm_gets_place_time_and_signal_of_a_job(monkeypatch, tmp_path):
         assert f"#SBATCH --{line}" in texts[0]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "srun", "told"),
+    [
+        ("slurm", "/usr/bin/srun", True),
+        ("slurm", None, False),  # nothing will be printed: the launcher refuses
+        ("submitit_local", None, True),
+    ],
+)
+def test_place_of_what_jobs_print_is_told_where_jobs_start(
+    monkeypatch, tmp_path, capsys, launcher, srun, told
+):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir() / "train"), version_base="1.3"):
+        words = ["task=digits", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"]
+        config = compose("train", words, return_hydra_config=True)
+    config.hydra.launcher.submitit_folder = str(tmp_path / ".submitit/job")
+    monkeypatch.setattr(sweep.shutil, "which", lambda _: srun)
+    monkeypatch.setenv(sweep.LEDGER, "")
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    sweep.Ledger().on_multirun_start(config)
+    assert (f"The jobs print into files below {tmp_path}" in capsys.readouterr().out) is told
+
+
 HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
 
 

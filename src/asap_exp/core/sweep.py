@@ -66,7 +66,7 @@ class Ledger(Callback):
         if config.get("check") is True:
             Ledger.made = [f for f in (Ledger.folder, *Ledger.folder.parents) if not f.exists()]
         os.environ[LEDGER] = str(Ledger.folder)
-        if launched_by("submitit", config.hydra):
+        if launched_by("submitit", config.hydra) and not lacks_slurm(config.hydra):
             logs = Path(str(config.hydra.launcher.submitit_folder)).expanduser().parent
             say(f"The jobs print into files below {shown(logs)}")
 
@@ -74,6 +74,11 @@ class Ledger(Callback):
 def launched_by(name: str, hydra: Any) -> bool:
     """Return True if the launcher is joblib's, whose local processes end with it, or submitit's."""
     return name in str(hydra.launcher.get("_target_", ""))
+
+
+def lacks_slurm(hydra: Any) -> bool:
+    """Return True if the launcher is SLURM's and this machine has none: no job will be started."""
+    return launched_by("SlurmLauncher", hydra) and shutil.which("srun") is None
 
 
 @dataclass
