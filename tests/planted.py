@@ -53,7 +53,7 @@ FAULTS = {
         FUSED,
     ),
     "logits in registers: sign of what is absorbed": Fault(
-        "                g += dg\n", "                g -= dg\n", FUSED
+        "f += log2_scaling(a, valid_i)", "f -= log2_scaling(a, valid_i)", FUSED
     ),
     "logits in registers, gradient: sign of df": Fault(
         "df = -tl.sum(A * w[None, :], axis=1)", "df = tl.sum(A * w[None, :], axis=1)", FUSED
@@ -93,7 +93,9 @@ FAULTS = {
         INFERENCE,
     ),
     "plan in shared memory: sign of the scalings": Fault(
-        "g += log2_scaling(b, valid_j)", "g -= log2_scaling(b, valid_j)", INFERENCE
+        "\n        g += log2_scaling(b, valid_j)",
+        "\n        g -= log2_scaling(b, valid_j)",
+        INFERENCE,
     ),
     "plan in shared memory: updates that are forgotten": Fault(
         "            t += steps\n", "            t += steps + 1\n", INFERENCE
@@ -172,6 +174,24 @@ FAULTS = {
         "P = plan_tile(S, to_log2, fx + log2_ratio, fy, X_IS_QUERY)",
         COARSE,
     ),
+    "coarse: a scaling left out of the transposed plan": Fault(
+        "return tl.sum(E_t * a[None, :], axis=1)", "return tl.sum(E_t, axis=1)", COARSE
+    ),
+    "one pass, gradient: sign of the keys' part": Fault(
+        "dk += product(dS, q_tile, OPERAND, PRECISION)",
+        "dk -= product(dS, q_tile, OPERAND, PRECISION)",
+        COARSE,
+    ),
+    "gradient of one update: sign of a part": Fault(
+        "wy[None, :] + wx[:, None] * py[None, :]",
+        "wy[None, :] - wx[:, None] * py[None, :]",
+        f"{COARSE} {CLOSURE}",
+    ),
+    "farthest points: cells of the next token": Fault(
+        "cell = tl.where(nearer, c, cell)",
+        "cell = tl.where(nearer, c + 1, cell)",
+        f"{OPS}/test_fused_choice.py",
+    ),
     # The reference.
     "reference: swapped marginal": Fault(
         "g + math.log(n / m) if n != m", "g + math.log(m / n) if n != m", f"{OPS}/test_sinkhorn.py"
@@ -193,8 +213,8 @@ FAULTS = {
     ),
     # Other packages.
     "calibration: sign of the moment": Fault(
-        "self.moment += torch.einsum",
-        "self.moment -= torch.einsum",
+        '_sum("moment", torch.einsum',
+        '_sum("moment", -torch.einsum',
         "tests/calibration/test_ridge.py",
     ),
     "calibration: samples fitted twice": Fault(
