@@ -119,14 +119,19 @@ def operator_speed(
     if not ratios:
         return Claim(claim, f"{SPEED_UP}x", "", "", OPEN, "no record has both", command)
     worst = min(ratios, key=lambda n: ratios[n])
-    return Claim(
+    return speed_up(
         claim,
-        f"{SPEED_UP}x",
-        f"{ratios[worst]:.1f}x",
-        f"{ratios[worst] - SPEED_UP:+.1f}x",
-        verdict_of(ratios[worst] >= SPEED_UP),
+        ratios[worst],
         f"the operators, the worst of n = {', '.join(map(str, sorted(ratios)))}: n = {worst}",
         command,
+    )
+
+
+def speed_up(claim: str, ratio: float, measured: str, command: str) -> Claim:
+    """Compare a measured ratio with the paper's."""
+    difference, verdict = ratio - SPEED_UP, verdict_of(ratio >= SPEED_UP)
+    return Claim(
+        claim, f"{SPEED_UP}x", f"{ratio:.1f}x", f"{difference:+.1f}x", verdict, measured, command
     )
 
 
@@ -143,12 +148,9 @@ def model_speed(groups: Mapping[str, Group]) -> Claim:
         return Claim(claim, f"{SPEED_UP}x", "", "", OPEN, "no record", command)
     worst = min(ratios, key=lambda title: ratios[title])
     listed = ", ".join(f"{title} {ratio:.1f}x" for title, ratio in ratios.items())
-    return Claim(
+    return speed_up(
         claim,
-        f"{SPEED_UP}x",
-        f"{ratios[worst]:.1f}x",
-        f"{ratios[worst] - SPEED_UP:+.1f}x",
-        verdict_of(ratios[worst] >= SPEED_UP),
+        ratios[worst],
         f"the last layer, over the fused teacher's, of the tasks whose accuracy is within {MARGIN} "
         f"points; the slowest of {listed}",
         making(worst),

@@ -122,10 +122,10 @@ def sinkhorn_attention(
 ) -> Tensor:
     options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
     if gradient_updates is not None and gradient_updates < num_iters:
-        with torch.no_grad():
-            before = sinkhorn_duals(q, k, num_iters=num_iters - gradient_updates, **options).row
         padding = effective_padding(key_padding_mask)
         S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+        with torch.no_grad():
+            before = update(S, starting_dual(S), num_iters - gradient_updates, padding)
         ready = update(S, before, gradient_updates - 1, padding)
         return average_values(closure(S, ready, padding), v, key_padding_mask)
     return relaxed_sinkhorn_attention(q, k, v, num_iters=num_iters, relaxation=None, **options)

@@ -27,7 +27,7 @@ TOKENS = 4096
 CHANNELS = 16
 """Channels that are read at once."""
 
-ON_CHIP = 1024 * 64
+MOST_ON_CHIP = 1024 * 64
 """Most numbers of 16 bits that a program keeps on chip."""
 
 
@@ -80,7 +80,8 @@ def farthest_kernel(
     # fmt: on
     """Store the indices of `count` tokens, and how many are nearest to each of them.
 
-    The first is the one of the largest norm; `zero` points to D zeros. Of equals the first counts.
+    The first is the one of the largest norm; without ON_CHIP `zero` points to
+    D zeros. Of equals the first counts.
     """
     head = tl.program_id(0).to(tl.int64)
     b, h = head // heads, head % heads
@@ -132,12 +133,14 @@ def farthest_tokens(x: Tensor, padding: Tensor | None, count: int) -> tuple[Tens
     if tokens.numel():
         x = unit_stride(x)
         batch, heads, n, d = x.shape
+        on_chip = x.element_size() == 2 and block(n) * block(d) <= MOST_ON_CHIP
+        zero = None if on_chip else x.new_zeros(block(d))
         with torch.cuda.device_of(x):
             farthest_kernel[(batch * heads,)](
-                x, mask_bytes(padding), x.new_zeros(block(d)), tokens, sizes, *x.stride()[:3],
+                x, mask_bytes(padding), zero, tokens, sizes, *x.stride()[:3],
                 heads, n, count, D=d, BLOCK_D=block(d), BLOCK_N=block(n), BLOCK_C=block(count),
                 CHUNK=min(block(d), CHANNELS), HAS_PADDING=padding is not None,
-                ON_CHIP=x.element_size() == 2 and block(n) * block(d) <= ON_CHIP,
+                ON_CHIP=on_chip,
                 num_warps=min(max(block(n) // 128, 2), 8), **EVERY_LAUNCH,
             )  # fmt: skip
     return tokens, sizes
