@@ -1,7 +1,6 @@
 """distill with calibration=hedgehog: linear attention fitted to a softmax teacher's plans."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,12 @@ from safetensors.torch import load_file, save_file
 import asap_exp
 from asap_exp.attention import HedgehogAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
+from asap_exp.calibration.data import CalibrationData
 from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.words import map_label
-from asap_exp.distill.check import check
+from asap_exp.distill.check import check, timed_fit
 from asap_exp.distill.config import DistillConfig
 from asap_exp.evaluate.evaluate import score
 from asap_exp.models import load_net
@@ -156,20 +156,29 @@ def test_report_names_both(results: Path, record: Path) -> None:
     assert "ASAP" not in section.split("<details")[0]
 
 
-def test_check_estimates_a_fit_and_writes_nothing(results: Path) -> None:
+def test_check_estimates_a_fit_and_writes_nothing(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = ("samples=48", "holdout=16", "batch_size=16", "seed=7")
     asked = config(*(f"calibration.{key}" for key in few), "logger=csv", f"paths.results={results}")
     before = sorted(results.rglob("*"))
-    few_updates = check(asked).value
-    assert few_updates is not None
+    fit = timed_fit
+    fits: list[tuple[int, int]] = []
+
+    def made_up_seconds(data: CalibrationData, paths: list[str]) -> float:
+        """Fit, and say that a sample took 1 ms and an update 10 ms."""
+        assert fit(data, paths) > 0
+        fits.append((data.fit.num_samples, data.config.hedgehog.updates))
+        return 2e-3 * data.fit.num_samples + 1e-2 * data.config.hedgehog.updates
+
+    monkeypatch.setattr("asap_exp.distill.check.timed_fit", made_up_seconds)
+    estimate = check(asked).value
     assert sorted(results.rglob("*")) == before
-    # The updates are what takes the time, and count once: not again for every sample.
-    asked.calibration.hedgehog.updates = 1
-    started = time.perf_counter()
-    one_update = check(asked).value
-    assert one_update is not None
-    assert one_update < 20 * (time.perf_counter() - started)
-    assert few_updates > one_update
+    assert fits == [(8, 1), (16, 1), (16, 4)]
+    # The first fit, for 48 + 16 samples where it had 8 + 8, and each update: the updates that are
+    # asked for count once, not again for every sample.
+    updates = asked.calibration.hedgehog.updates
+    assert estimate == pytest.approx((8 * 2e-3 + 1e-2) * 64 / 16 + 1e-2 * updates)
 
 
 def test_each_calibration_says_which_teacher_it_needs(
