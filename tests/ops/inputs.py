@@ -140,7 +140,22 @@ def relaxed_dual(
     return ops.predicted_dual(q, k, *fit, relaxation=relaxation, **options)
 
 
-EVERY_WEIGHT = "theta weight query_weight adaptive_weight logit_weight relaxation"
+def one_pass_map(theta, weight, query_weight, adaptive_weight, logit_weight) -> ops.SlicedMap:
+    return ops.SlicedMap(theta, weight, query_weight, adaptive_weight, logit_weight, one_pass=True)
+
+
+def one_pass_asap_attention(q, k, v, *fit, **options):
+    """Call `map_attention` with a map of one pass that has every feature but the coarse dual."""
+    return ops.map_attention(q, k, v, one_pass_map(*fit), **options)
+
+
+def one_pass_dual(q, k, *fit, **options):
+    """Call `map_dual` with that map."""
+    return ops.map_dual(q, k, one_pass_map(*fit), **options)
+
+
+EVERY_FEATURE = "theta weight query_weight adaptive_weight logit_weight"
+EVERY_WEIGHT = f"{EVERY_FEATURE} relaxation"
 
 OPERATORS = {
     operator.function.__name__: operator
@@ -162,6 +177,8 @@ OPERATORS = {
         _operator(adaptive_dual, "q k theta weight query_weight adaptive_weight", (2,), refine=1),
         _operator(relaxed_asap_attention, f"q k v {EVERY_WEIGHT}", (2,), refine=2),
         _operator(relaxed_dual, f"q k {EVERY_WEIGHT}", (2,), refine=2),
+        _operator(one_pass_asap_attention, f"q k v {EVERY_FEATURE}", (2,)),
+        _operator(one_pass_dual, f"q k {EVERY_FEATURE}", (2,)),
         _operator(ops.adaptive_features, "q k theta", (4,)),
         _operator(ops.logit_features, "q k", (3,)),
         _operator(ops.query_features, "q", (3,)),

@@ -58,6 +58,8 @@ def test_shapes_of_cross_attention(queries, keys):
         "adaptive_dual": [(2, 3, queries)],
         "relaxed_asap_attention": [(2, 3, queries, 5)],
         "relaxed_dual": [(2, 3, queries)],
+        "one_pass_asap_attention": [(2, 3, queries, 5)],
+        "one_pass_dual": [(2, 3, keys)],
         "adaptive_features": [(2, 3, 5, 2, queries)],
         "logit_features": [(2, 3, 3, queries)],
         "query_features": [(2, 3, 5, queries)],

@@ -24,6 +24,9 @@ SIGNATURES = {
     "coarse_duals": f"q k * subset key_subset=None num_iters=20 {COMMON}",
     "coarse_plan": f"q k * subset key_subset=None num_iters=20 one_pass=False {COMMON}",
     "attention_plan": f"q k row_dual * {COMMON}",
+    "one_pass_plan": f"q k col_dual * {COMMON}",
+    "map_attention": f"q k v map * refine=0 {COMMON}",
+    "map_dual": f"q k map * refine=0 {COMMON}",
 }
 
 

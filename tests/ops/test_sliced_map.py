@@ -62,7 +62,7 @@ def test_features_are_found_by_their_files_in_the_order_of_the_fields() -> None:
     assert files - {"__init__", "base"} == FEATURES.keys() == set(config.FEATURES)
     weights = [feature.weight for feature in FEATURES.values()]
     assert weights[:3] == ["query_weight", "adaptive_weight", "logit_weight"]
-    assert SlicedMap._fields == ("theta", "weight", *weights, "relaxation", "coarse")
+    assert SlicedMap._fields == ("theta", "weight", *weights, "relaxation", "coarse", "one_pass")
     assert set(config.COARSE_CHOICES) == set(CHOICES)
     assert config.COARSE_WEIGHTS == WEIGHTS
 

@@ -355,12 +355,15 @@ def map_attention(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Compute `asap_attention` with a map given as one object, `[B, H, N, width of v]`."""
-    check.check_count("refine", refine, 0)
+    """Compute `asap_attention` with a map given as one object, `[B, H, N, width of v]`.
+
+    With a map of one pass it is softmax_j(S + g) v instead, where g is the predicted dual of the
+    keys: one attention pass and no column step, so that columns sum to n/m less exactly. Such a map
+    takes no `refine`. (This project's.)
+    """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
-    check.check_theta(map.theta, q)
-    map.validate()
+    _check_map(map, refine, q)
     with full_precision(q):
         return resolve(backend, q, v).map_attention(q, k, v, map, refine=refine, **options)
 
@@ -405,11 +408,12 @@ def map_dual(
     key_padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Compute the row dual `[B, H, N]` whose closure `map_attention` returns; for diagnostics."""
-    check.check_count("refine", refine, 0)
+    """Compute the row dual `[B, H, N]` whose closure `map_attention` returns; for diagnostics.
+
+    Of a map of one pass, the dual of the keys `[B, H, M]`.
+    """
     options = _common(q, k, eps, scale, key_padding_mask)
-    check.check_theta(map.theta, q)
-    map.validate()
+    _check_map(map, refine, q)
     with full_precision(q):
         unfused = (q, k, *map.tensors) if refine else ()
         return resolve(backend, q, no_gradient_of=unfused).map_dual(
@@ -425,6 +429,7 @@ def map_features(
     *,
     phi: Tensor,
     coarse: CoarseSettings | None = None,
+    of_keys: bool = False,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -432,14 +437,17 @@ def map_features(
     """Compute the named kinds of features (`asap_exp.ops.features`), for fitting.
 
     Each is `[B, H, its number of features, N]`, centred over the valid tokens. `phi` are the
-    `sliced_potentials` on `theta`; `coarse` are the settings of the feature of that name.
+    `sliced_potentials` of q and k on `theta`, or with `of_keys`, for a map of one pass, those of k
+    and q; `coarse` are the settings of the feature of that name.
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_theta(theta, q)
     if coarse is not None:
         coarse.validate()
     with full_precision(q):
-        return reference.map_features(q, k, theta, phi, tuple(names), coarse=coarse, **options)
+        return reference.map_features(
+            q, k, theta, phi, tuple(names), coarse=coarse, of_keys=of_keys, **options
+        )
 
 
 def query_features(q: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -513,6 +521,24 @@ def attention_plan(
         return reference.attention_plan(q, k, row_dual, **options)
 
 
+def one_pass_plan(
+    q: Tensor,
+    k: Tensor,
+    col_dual: Tensor,
+    *,
+    eps: float = 1.0,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the plan softmax_j(S + g) of `col_dual` g, `[B, H, N, M]`; for diagnostics only."""
+    options = _common(q, k, eps, scale, key_padding_mask)
+    check.check_col_dual(col_dual, k)
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
+    with full_precision(q):
+        return reference.one_pass_plan(q, k, col_dual, **options)
+
+
 def _packed(
     theta: Tensor,
     weight: Tensor,
@@ -530,6 +556,18 @@ def _packed(
         logit_weight=logit_weight,
         relaxation=relaxation,
     )
+
+
+def _check_map(map: SlicedMap, refine: int, q: Tensor) -> None:
+    """Check a map for queries `q`, and the number of its updates."""
+    check.check_count("refine", refine, 0)
+    check.check_theta(map.theta, q)
+    map.validate()
+    if map.one_pass and refine:
+        raise ValueError(
+            f"refine={refine} updates the dual of the queries, and a map of one pass predicts that "
+            "of the keys; give refine=0, or a map without one_pass"
+        )
 
 
 def _of_subsets(

@@ -61,7 +61,7 @@ class Call(NamedTuple):
     other_features: tuple[str, ...] = ()
     """Weights of features beside those of queries, samples and logits."""
     one_pass: bool = False
-    """True for coarse attention without a column step."""
+    """True for coarse attention, or ASAP, without a column step."""
     subset: int = 0
     """Tokens of the subset of coarse attention."""
 

@@ -120,12 +120,21 @@ def check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
 
 
 def check_row_dual(row_dual: Tensor, q: Tensor) -> None:
-    check_tensor("row_dual", row_dual, "[batch, heads, tokens]", 3)
-    check_device("row_dual", row_dual, q)
-    if row_dual.shape != q.shape[:3]:
+    check_dual("row_dual", row_dual, "q", q)
+
+
+def check_col_dual(col_dual: Tensor, k: Tensor) -> None:
+    check_dual("col_dual", col_dual, "k", k)
+
+
+def check_dual(name: str, dual: Tensor, side: str, x: Tensor) -> None:
+    """Raise unless `dual` has one number for each token of `x`, which messages call `side`."""
+    check_tensor(name, dual, "[batch, heads, tokens]", 3)
+    check_device(name, dual, x)
+    if dual.shape != x.shape[:3]:
         raise ValueError(
-            f"row_dual must have q's batch, heads and tokens {tuple(q.shape[:3])}, "
-            f"got {tuple(row_dual.shape)}"
+            f"{name} must have {side}'s batch, heads and tokens {tuple(x.shape[:3])}, "
+            f"got {tuple(dual.shape)}"
         )
 
 

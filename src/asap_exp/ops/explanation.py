@@ -47,7 +47,7 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
 }
 """Operators of `routing.ROUTES` that each public operator calls directly."""
 
-ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features")
+ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features", "one_pass")
 READ_BY = {
     "sinkhorn_attention": ("num_iters",),
     "sinkhorn_duals": ("num_iters",),
@@ -155,9 +155,9 @@ def explain(
     tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
-    relaxation) and `logit_features` are options of ASAP, `one_pass` and `subset` (its number of
-    tokens) of coarse attention; `constant_logits` means scale = 0. Raises ValueError for an unknown
-    operator, or if neither tensors nor n are given.
+    relaxation) and `logit_features` are options of ASAP, `subset` (its number of tokens) of coarse
+    attention, and `one_pass` of both; `constant_logits` means scale = 0. Raises ValueError for an
+    unknown operator, or if neither tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:

@@ -64,6 +64,7 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
     "asap": {
         "n = 64": ("asap_attention", {"n": 64}),
         "n = 64, 17 slices": ("asap_attention", {"n": 64, "slices": 17}),
+        "n = 64, one pass": ("asap_attention", {"n": 64, "one_pass": True}),
         "n = 200": ("asap_attention", {"n": 200}),
     },
     "short_asap": {

@@ -82,9 +82,12 @@ def of_separate_coarse(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def of_separate_asap(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yield the dual, its updates and the closure."""
+    """Yield the dual, its updates and the closure, or the dual and an attention pass."""
     yield "sliced_dual", call
-    yield from updates_then_closure(call)
+    if not call.one_pass:
+        yield from updates_then_closure(call)
+    elif not call.gradient:
+        yield "attention_pass", call._replace(num_iters=1)
 
 
 ROUTES["sinkhorn"] = (

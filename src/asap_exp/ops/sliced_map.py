@@ -1,4 +1,4 @@
-"""A sliced map: the tensors from which a row dual is predicted, as one object."""
+"""A sliced map: the tensors from which a dual is predicted, as one object."""
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor
 
-from asap_exp.ops.checks import check_device, check_tensor
+from asap_exp.ops.checks import check_device, check_switch, check_tensor
 from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.features import FEATURES, Feature
 
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
         coarse_weight: Tensor | None = None
         relaxation: Tensor | None = None
         coarse: CoarseSettings | None = None
+        one_pass: bool = False
 
 else:
     OPTIONAL = [*(feature.weight for feature in FEATURES.values()), "relaxation", "coarse"]
     _Tensors = namedtuple(
-        "_Tensors", ["theta", "weight", *OPTIONAL], defaults=[None] * len(OPTIONAL)
+        "_Tensors",
+        ["theta", "weight", *OPTIONAL, "one_pass"],
+        defaults=[*[None] * len(OPTIONAL), False],
     )
 
-MAP_TENSORS = _Tensors._fields[:-1]
-"""Fields of a map that are tensors: all but `coarse`."""
+MAP_TENSORS = _Tensors._fields[:-2]
+"""Fields of a map that are tensors: all but `coarse` and `one_pass`."""
 
 
 class SlicedMap(_Tensors):
@@ -38,8 +41,10 @@ class SlicedMap(_Tensors):
     `theta` `[H, L, D]` are the slices, at unit norm; `weight` `[H, L]` weighs their potentials.
     `query_weight` `[H, D + 1]`, `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]` and
     `coarse_weight` `[H, 1]` weigh features (`asap_exp.ops.features`). `relaxation` `[H]` says how
-    far each further Sinkhorn update goes; None: plain updates. `coarse`, which is no tensor, says
-    which tokens the coarse dual is made of.
+    far each further Sinkhorn update goes; None: plain updates. No tensors are `coarse`, which says
+    which tokens the coarse dual is made of, and `one_pass`: whether the map predicts the dual of
+    the keys, a bias of row softmax, instead of that of the queries, whose closure is taken. Its
+    features are then those of the keys, with queries and keys in each other's place.
     """
 
     __slots__ = ()
@@ -47,7 +52,8 @@ class SlicedMap(_Tensors):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "SlicedMap":
         """Build the map of tensors, and settings, by field; other entries are ignored."""
-        return cls(**{name: fields.get(name) for name in cls._fields})  # type: ignore[arg-type]
+        defaults = dict.fromkeys(cls._fields) | cls._field_defaults
+        return cls(**{name: fields.get(name, default) for name, default in defaults.items()})
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -69,7 +75,7 @@ class SlicedMap(_Tensors):
     def map(self, change: Callable[[Tensor], Tensor]) -> "SlicedMap":
         """Apply `change` to every tensor."""
         changed = {name: change(x) for name, x in self.present().items()}
-        return SlicedMap.of({**changed, "coarse": self.coarse})
+        return SlicedMap.of({**self._asdict(), **changed})
 
     def heads(self, heads: slice) -> "SlicedMap":
         """Return the map of some heads."""
@@ -95,6 +101,7 @@ class SlicedMap(_Tensors):
             check_device(name, x, self.theta)
             if x.shape != shape:
                 raise ValueError(f"{name} must be {layout} = {shape}, got {tuple(x.shape)}")
+        check_switch("one_pass", self.one_pass)
         if self.coarse is not None:
             self.coarse.validate()
         elif self.coarse_weight is not None:

@@ -11,11 +11,12 @@ from asap_exp.ops.coarse_settings import CoarseSettings
 
 
 class Tokens(NamedTuple):
-    """Inputs of features: q, k `[B, H, N, D]`, the options, and the slices.
+    """Inputs of features of `q`: q, k `[B, H, N, D]`, the options, and the slices.
 
     `phi`, `x` and `y` `[B, H, L, N]` are potentials and projections on the slices, scaled up where
     tiny (`reference.adaptive.enlarged`); None unless some feature is per slice. `coarse` says which
-    tokens a coarse dual is made of; None unless the map has one.
+    tokens a coarse dual is made of; None unless the map has one. With `of_keys` the features are
+    those of the keys: `q` and `k` are in each other's place.
     """
 
     q: Tensor
@@ -27,6 +28,7 @@ class Tokens(NamedTuple):
     x: Tensor | None = None
     y: Tensor | None = None
     coarse: CoarseSettings | None = None
+    of_keys: bool = False
 
 
 @dataclass(frozen=True)

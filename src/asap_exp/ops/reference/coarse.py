@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
-from asap_exp.ops.reference.sinkhorn import average_values, closure, logits
+from asap_exp.ops.masking import blank, compute_dtype, effective_padding
+from asap_exp.ops.reference import sinkhorn
+from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, only_valid
 from asap_exp.ops.subsets import Subset, at
 
 
@@ -143,7 +144,7 @@ def coarse_attention(
 
 def coarse_plan(q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None, **options: Any) -> Tensor:
     A = unblanked_plan(q, k, key_padding_mask=key_padding_mask, **options)
-    return blank(blank(A, key_padding_mask, 2), key_padding_mask, 3)
+    return only_valid(A, key_padding_mask)
 
 
 def unblanked_plan(
@@ -164,8 +165,7 @@ def unblanked_plan(
     S = logits(q, k, mask=key_padding_mask, **options)
     options |= {"num_iters": num_iters, "key_padding_mask": key_padding_mask}
     if one_pass:
-        g = absent(coarse_col(q, k, subset, key_subset, **options), padding)
-        return torch.softmax(S + g[..., None, :], dim=-1)
+        return sinkhorn.one_pass(S, coarse_col(q, k, subset, key_subset, **options), padding)
     return closure(S, coarse_ready(q, k, subset, key_subset, **options), padding)
 
 

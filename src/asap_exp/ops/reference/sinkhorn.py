@@ -77,9 +77,13 @@ def update(
 
 
 def closure(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
-    """Return the plan softmax_j(S + g) `[B, H, N, M]`, where g is the column step of `row_dual`."""
-    g = absent(column_step(S, row_dual, padding), padding)
-    return softmax(S + g[..., None, :])
+    """Return the plan `[B, H, N, M]` of one pass with the column step of `row_dual`."""
+    return one_pass(S, column_step(S, row_dual, padding), padding)
+
+
+def one_pass(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
+    """Return the plan softmax_j(S + g) `[B, H, N, M]` of the column dual g `[B, H, M]`."""
+    return softmax(S + absent(col_dual, padding)[..., None, :])
 
 
 def starting_dual(S: Tensor) -> Tensor:
@@ -189,5 +193,24 @@ def attention_plan(
     padding = effective_padding(key_padding_mask)
     S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
     row_dual = blank(row_dual, key_padding_mask, 2).to(S.dtype)
-    A = closure(S, row_dual, padding)
-    return blank(blank(A, key_padding_mask, 2), key_padding_mask, 3)
+    return only_valid(closure(S, row_dual, padding), key_padding_mask)
+
+
+def one_pass_plan(
+    q: Tensor,
+    k: Tensor,
+    col_dual: Tensor,
+    *,
+    eps: float,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    col_dual = blank(col_dual, key_padding_mask, 2).to(S.dtype)
+    return only_valid(one_pass(S, col_dual, padding), key_padding_mask)
+
+
+def only_valid(A: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the plan `[B, H, N, M]`, 0 at padded queries and keys."""
+    return blank(blank(A, mask, 2), mask, 3)

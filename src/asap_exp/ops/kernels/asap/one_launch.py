@@ -74,6 +74,8 @@ def refusal(call: Call) -> str | None:
         return f"takes up to {TOKENS} tokens, got {call.n}"
     if call.slices > SLICES:
         return f"takes up to {SLICES} slices, got {call.slices}"
+    if call.one_pass:
+        return "computes the closure, and the map is of one pass"
     if call.other_features:
         return f"does not compute the features of {', '.join(call.other_features)}"
     return dual.self_attention_alone(call)

@@ -1,5 +1,7 @@
 """ASAP by fused operators: the dual from sliced potentials, then updates and the closure.
 
+With a map of one pass the dual is that of the keys, and one attention pass comes after it.
+
 `options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them, and the
 `products` of float32 logits. Projections on slices are multiplied in IEEE arithmetic.
 """
@@ -15,7 +17,7 @@ from asap_exp.ops.call import Call
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.asap import dual
 from asap_exp.ops.kernels.asap.logit_features import logit_dual
-from asap_exp.ops.kernels.coarse.op import centred_dual
+from asap_exp.ops.kernels.coarse.op import centred_dual, pass_with_dual
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn.updates import refined_attention, refined_dual
 from asap_exp.ops.masking import blank
@@ -41,14 +43,14 @@ def sliced_potentials(
 def map_attention(
     q: Tensor, k: Tensor, v: Tensor, map: SlicedMap, *, refine: int, **options: Any
 ) -> Tensor:
-    """Compute the closure of f_hat after `refine` updates, `[B, H, N, width of v]`."""
+    """Compute the closure of f_hat after `refine` updates, or one pass, `[B, H, N, width of v]`."""
     _, _, n, head_dim = q.shape
     _, _, m, value_dim = v.shape
     call = Call(
         n, m, head_dim, value_dim, q.dtype, v.dtype, 1, False, False, False,
         gradient_needed(q, k, v, *map.tensors), map.theta.shape[1], refine,
         map.relaxation is not None, map.logit_weight is not None,
-        other_features=other_features(map),
+        other_features=other_features(map), one_pass=map.one_pass,
     )  # fmt: skip
     return choose("asap", call).launch(q, k, v, map, refine=refine, **options)
 
@@ -56,8 +58,10 @@ def map_attention(
 def separate_operators(
     q: Tensor, k: Tensor, v: Tensor, map: SlicedMap, *, refine: int, **options: Any
 ) -> Tensor:
-    """Compute the dual, the updates and the closure one after the other."""
+    """Compute the dual, the updates and the closure one after the other, or the dual and a pass."""
     f_hat = sliced_dual(q, k, map, **options)
+    if map.one_pass:
+        return pass_with_dual(q, k, v, f_hat, **options)
     return refined_attention(q, k, v, f_hat, refine=refine, relaxation=map.relaxation, **options)
 
 
@@ -70,12 +74,14 @@ def separate_launches(p: Launch, map: SlicedMap, padding: Tensor | None) -> Tens
 def map_dual(q: Tensor, k: Tensor, map: SlicedMap, *, refine: int, **options: Any) -> Tensor:
     """Compute f_hat after `refine` updates, `[B, H, N]`; no gradient if `refine` > 0."""
     f_hat = sliced_dual(q, k, map, **options)
+    if map.one_pass:
+        return blank(f_hat, options["key_padding_mask"], 2)
     f_hat = refined_dual(q, k, f_hat, refine, map.relaxation, **options)
     return blank(f_hat, options["key_padding_mask"], 2)
 
 
 def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
-    """Compute f_hat `[B, H, N]`."""
+    """Compute f_hat `[B, H, N]`, or that of the keys `[B, H, M]`."""
     gradient = gradient_needed(q, k, *map._replace(relaxation=None).tensors)
     call = _call(q, k, map.theta, q.dtype, gradient=gradient)
     call = call._replace(other_features=other_features(map))
@@ -85,17 +91,22 @@ def sliced_dual(q: Tensor, k: Tensor, map: SlicedMap, **options: Any) -> Tensor:
 def dual_by_kernels(
     q: Tensor, k: Tensor, map: SlicedMap, *, products: str = AS_ALLOWED, **options: Any
 ) -> Tensor:
-    """Compute f_hat `[B, H, N]`, without a gradient."""
+    """Compute f_hat, without a gradient."""
+    of_keys = map.one_pass
+    side, other = (k, q) if of_keys else (q, k)
     f_hat = dual.sliced_dual(
-        q, k, map.theta, map.weight, map.query_weight, map.adaptive_weight, **options
+        side, other, map.theta, map.weight, map.query_weight, map.adaptive_weight, **options
     )
     for feature, weight in map.features():
         if feature.weight in FEATURE_KERNELS:
             kernel = FEATURE_KERNELS[feature.weight]
-            f_hat = f_hat + kernel(q, k, weight, products=products, **options)
+            f_hat = f_hat + kernel(side, other, weight, products=products, **options)
         elif feature.weight == "coarse_weight":
             assert map.coarse is not None
-            f_hat = f_hat + weight * centred_dual(q, k, map.coarse, products=products, **options)
+            coarse = centred_dual(
+                q, k, map.coarse, of_queries=not of_keys, products=products, **options
+            )
+            f_hat = f_hat + weight * coarse
     return f_hat
 
 
@@ -126,5 +137,5 @@ def _call(
 def dual_by_reference(
     q: Tensor, k: Tensor, map: SlicedMap, *, products: str = IEEE, **options: Any
 ) -> Tensor:
-    """Compute f_hat `[B, H, N]`; PyTorch multiplies, whatever `products` says."""
+    """Compute f_hat; PyTorch multiplies, whatever `products` says."""
     return reference.asap.sliced_dual(q, k, map, **options)

@@ -57,13 +57,24 @@ def coarse_duals(
     return CoarseDuals(*of)
 
 
-def centred_dual(q: Tensor, k: Tensor, settings: CoarseSettings, **options: Any) -> Tensor:
-    """Return the row dual of the feature `coarse`, `[B, H, N]`: its mean over valid tokens is 0."""
+def centred_dual(
+    q: Tensor, k: Tensor, settings: CoarseSettings, *, of_queries: bool, **options: Any
+) -> Tensor:
+    """Return the dual of the feature `coarse`: its mean over the valid tokens of a side is 0."""
     mask, num_iters = options["key_padding_mask"], settings.num_iters
     subset, key_subset = settings.subsets(q, k, mask)
     launch = choose("coarse_dual", _call(q, k, k, subset, key_subset, num_iters)).launch
-    f_hat = launch(q, k, subset, key_subset, of_queries=True, num_iters=num_iters, **options)
-    return blank(centre(f_hat, effective_padding(mask)), mask, 2)
+    sizes: dict[str, Any] = {"of_queries": of_queries, "num_iters": num_iters}
+    found = launch(q, k, subset, key_subset, **sizes, **options)
+    return blank(centre(found, effective_padding(mask)), mask, 2)
+
+
+def pass_with_dual(
+    q: Tensor, k: Tensor, v: Tensor, col: Tensor, *, products: str = AS_ALLOWED, **options: Any
+) -> Tensor:
+    """Return softmax_j(S + col) v `[B, H, N, width of v]`, with a gradient."""
+    slope = options["scale"] / options["eps"]
+    return biased_softmax(q, k, v, col, options["key_padding_mask"], slope, products)
 
 
 def _call(
@@ -103,10 +114,8 @@ def separate_operators(
         q, k, subset, key_subset, of_queries=not one_pass, num_iters=num_iters, products=products,
         **options,
     )  # fmt: skip
-    if not one_pass:
-        return closure_attention(q, k, v, predicted, products=products, **options)
-    slope = options["scale"] / options["eps"]
-    return biased_softmax(q, k, v, predicted, options["key_padding_mask"], slope, products)
+    last_step = pass_with_dual if one_pass else closure_attention
+    return last_step(q, k, v, predicted, products=products, **options)
 
 
 def one_operator(
