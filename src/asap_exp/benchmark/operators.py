@@ -132,23 +132,35 @@ def asap_adaptive(setting: Setting, slices: int) -> Method:
     return asap_refined(setting, slices, 0, adaptive=True)
 
 
+@method("asap_{slices}_adaptive_one_pass")
+def asap_one_pass(setting: Setting, slices: int) -> Method:
+    return asap_refined(setting, slices, 0, adaptive=True, one_pass=True)
+
+
 @method("asap_{slices}_refine_{refine}")
-def asap_refined(setting: Setting, slices: int, refine: int, *, adaptive: bool = False) -> Method:
+def asap_refined(
+    setting: Setting, slices: int, refine: int, *, adaptive: bool = False, one_pass: bool = False
+) -> Method:
     """Build the whole operator with query features; its accuracy is not measured here."""
-    weights = map_weights(setting, slices, adaptive=adaptive)
+    weights = map_weights(setting, slices, adaptive=adaptive)._replace(one_pass=one_pass)
 
     def operator(backend: str, map: SlicedMap) -> Attend:
         return functools.partial(map_attention, map=map, refine=refine, backend=backend)
 
     word = WORDS[setting.backend]
     features = "query and adaptive features" if adaptive else "query features"
-    refined = f", refine {refine}" if refine else ""
+    form = ", one pass" if one_pass else f", refine {refine}" if refine else ""
     return Method(
-        f"ASAP, {slices} slices + {features}{refined}, {word}",
+        f"ASAP, {slices} slices + {features}{form}, {word}",
         setting.backend,
         {word: Operator(operator(setting.backend, weights))},
         lambda place: operator("reference", weights.heads(place.heads)),
-        Recipe(passes=2 + 2 * refine, slices=slices, query_features=True, adaptive=adaptive),
+        Recipe(
+            passes=1 if one_pass else 2 + 2 * refine,
+            slices=slices,
+            query_features=True,
+            adaptive=adaptive,
+        ),
     )
 
 
