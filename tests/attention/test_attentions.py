@@ -212,7 +212,7 @@ def test_options():
     assert attention_options("softmax") == attention_options("uniform") == ()
     assert attention_options("espformer") == ("temperature", "tau", "sorting", "slices")
     assert attention_options("sinkhorn") == ("num_iters", "gradient_updates", "eps", "backend")
-    assert attention_options("asap") == ("refine", "eps", "coarse", "backend")
+    assert attention_options("asap") == ("refine", "eps", "coarse", "one_pass", "backend")
 
 
 def test_younger_options_at_their_defaults_are_no_part_of_the_identity():

@@ -32,6 +32,8 @@ def test_published_labels_give_the_settings_that_they_were_made_from() -> None:
         MapSettings("8 of 128", "query, adaptive and logit", "1 relaxed", "ridge + kl", "32"),
         MapSettings("4", "", "0", "ridge, sequential", "32"),
         MapSettings("", "query", "2", "ridge", "1024"),
+        MapSettings("4", "query", "one pass", "ridge + kl, sequential", "32"),
+        MapSettings("", "query", "one pass", "ridge", "32"),
         MapSettings("0", "query and coarse (16 tokens; grid)", "0", "ridge", "32"),
     ],
 )

@@ -126,7 +126,14 @@ def test_with_all_tokens_predictions_are_the_teachers(
         (("calibration.coarse.choice=all",), r"choice=all is not allowed; choose one of sequence"),
         (("calibration.coarse.token=2",), r"there is no key token below calibration.coarse"),
         (("budget.accuracy_drop=1",), r"coarse fits nothing, and a budget .*budget.coarse_tokens"),
-        ((*RIDGE, "calibration.form=one_pass"), r"form=one_pass is for coarse duals without a fit"),
+        (
+            (*RIDGE, "calibration.form=one_pass", "calibration.refine=1"),
+            r"refine=1 updates the dual of the queries, and with calibration.form=one_pass a map",
+        ),
+        (
+            (*RIDGE, "calibration.form=one_pass", "budget.accuracy_drop=1"),
+            r"budget.refine=\[0, 1\] has updates, which a map of .*; set budget.refine=\[0\], or",
+        ),
         (
             (*RIDGE, "calibration.coarse.tokens=4", "calibration.query_features=false"),
             r"coarse.tokens=4 needs calibration.query_features=true, got false",

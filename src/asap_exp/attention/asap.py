@@ -8,9 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
-from asap_exp.ops import CoarseSettings, SlicedMap, attention_plan, map_attention, map_dual
+from asap_exp.ops import (
+    CoarseSettings,
+    SlicedMap,
+    attention_plan,
+    map_attention,
+    map_dual,
+    one_pass_plan,
+)
 from asap_exp.ops.backend import check_backend
-from asap_exp.ops.checks import check_count, check_temperature
+from asap_exp.ops.checks import check_count, check_switch, check_temperature
 from asap_exp.ops.sliced_map import MAP_TENSORS
 from asap_exp.ops.subsets import CHOICES, WEIGHTS
 
@@ -22,7 +29,11 @@ FROZEN = (
 
 @register("asap")
 class AsapAttention(Attention):
-    """Attention with a fitted `SlicedMap`, whose tensors are its frozen parameters."""
+    """Attention with a fitted `SlicedMap`, whose tensors are its frozen parameters.
+
+    It is the closure of the dual that the map predicts of the queries, after `refine` updates, or
+    with a map of `one_pass` row softmax with the predicted dual of the keys as a bias.
+    """
 
     needs_calibration = True
     theta: Tensor
@@ -37,6 +48,7 @@ class AsapAttention(Attention):
         refine: int = 0,
         eps: float = 1.0,
         coarse: CoarseSettings | Mapping[str, Any] | None = None,
+        one_pass: bool = False,
         backend: str = "auto",
         **named: Tensor | None,
     ) -> None:
@@ -51,7 +63,14 @@ class AsapAttention(Attention):
         self.coarse = CoarseSettings(**coarse) if isinstance(coarse, Mapping) else coarse
         if self.coarse is not None:
             self.coarse.validate()
+        check_switch("one_pass", one_pass)
+        if one_pass and refine:
+            raise ValueError(
+                f"refine={refine} updates the dual of the queries, and one_pass=True has that of "
+                "the keys alone; set refine=0, or one_pass=False"
+            )
         self.refine, self.eps, self.backend = refine, eps, backend
+        self.one_pass = one_pass
 
     @classmethod
     def of(cls, map: SlicedMap, **options: Any) -> Self:
@@ -64,12 +83,13 @@ class AsapAttention(Attention):
         if self.coarse is not None:
             tokens, choice, weights, *others = self.coarse
             numbers += [tokens, list(CHOICES).index(choice), WEIGHTS.index(weights), *others]
+        numbers += [1.0] if self.one_pass else []  # older maps, of two sides, say nothing
         return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         options = options_in(state)
         self.refine, self.eps = options["refine"], options["eps"]
-        self.coarse = options["coarse"]
+        self.coarse, self.one_pass = options["coarse"], options["one_pass"]
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode as any module does; warn that a frozen map stops a backward pass."""
@@ -96,26 +116,34 @@ class AsapAttention(Attention):
         )
 
     def dual(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Compute the row dual `[B, H, N]` whose closure is returned, `refine` included."""
+        """Compute the row dual `[B, H, N]` whose closure is returned, `refine` included.
+
+        With `one_pass`, the dual of the keys `[B, H, M]`.
+        """
         return map_dual(
             q, k, self.map, refine=self.refine, eps=self.eps, key_padding_mask=key_padding_mask
         )
 
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        f_hat = self.dual(q, k, key_padding_mask=key_padding_mask)
-        return attention_plan(q, k, f_hat, eps=self.eps, key_padding_mask=key_padding_mask)
+        predicted = self.dual(q, k, key_padding_mask=key_padding_mask)
+        plan_of = one_pass_plan if self.one_pass else attention_plan
+        return plan_of(q, k, predicted, eps=self.eps, key_padding_mask=key_padding_mask)
 
     def extra_repr(self) -> str:
         heads, slices, head_dim = self.theta.shape
         coarse = "" if self.coarse is None else f", coarse={self.coarse.tokens} tokens"
-        return f"heads={heads}, slices={slices}, head_dim={head_dim}, refine={self.refine}{coarse}"
+        form = "one_pass" if self.one_pass else f"refine={self.refine}"
+        return f"heads={heads}, slices={slices}, head_dim={head_dim}, {form}{coarse}"
 
 
 def options_in(state: Tensor) -> dict[str, Any]:
-    """Return refine, eps and coarse, as `AsapAttention.get_extra_state` wrote them."""
+    """Return the options that `AsapAttention.get_extra_state` wrote, by name."""
     refine, eps, *coarse = state.tolist()
+    one_pass = len(coarse) % len(CoarseSettings._fields) == 1
+    if one_pass:
+        coarse.pop()
     settings = None
     if coarse:
         tokens, choice, weights, *others = map(int, coarse)
         settings = CoarseSettings(tokens, list(CHOICES)[choice], WEIGHTS[weights], *others)
-    return {"refine": int(refine), "eps": eps, "coarse": settings}
+    return {"refine": int(refine), "eps": eps, "coarse": settings, "one_pass": one_pass}

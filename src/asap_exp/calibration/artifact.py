@@ -140,8 +140,9 @@ def attention_config(attend: Attention) -> dict[str, Any]:
     names = [option for option in attention_options(attend.name) if option != "backend"]
     options = {name: getattr(attend, name) for name in names}
     if isinstance(attend, AsapAttention):
-        coarse = options.pop("coarse")  # left out where there is none: older maps have no such key
+        coarse = options.pop("coarse")  # left out where unused, as in maps older than the option
         options |= {} if coarse is None else {"coarse": coarse._asdict()}
+        options |= {"one_pass": True} if options.pop("one_pass") else {}
     return {"name": attend.name, **options}
 
 

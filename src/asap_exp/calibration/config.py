@@ -35,7 +35,8 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 
 MIB = 2**20
 COARSE = "coarse"
-FORMS = ("two_sided", "one_pass")
+ONE_PASS = "one_pass"
+FORMS = ("two_sided", ONE_PASS)
 
 
 @dataclass
@@ -165,8 +166,9 @@ class CalibrationKeys:
         unread += [] if self.relaxes else ["relaxed"]
         unread += [] if self.slices else ["candidates"]
         unread += ["ridge"] if self.imitates else []
+        unread += [] if self.form == ONE_PASS else ["form"]
         found = asdict(self) | {COARSE: self.coarse.identity()}
-        return {key: value for key, value in found.items() if key not in (*unread, "form")}
+        return {key: value for key, value in found.items() if key not in unread}
 
 
 def recipe_without_fit(coarse: CoarseKeys, form: str) -> dict[str, Any]:
@@ -269,12 +271,12 @@ def check_without_map(config: CalibrationKeys, does: str, instead: str) -> None:
 
 
 def check_form(config: CalibrationKeys) -> None:
-    """UserError for a map that has nothing to fit, and for one pass, which has no map."""
-    if config.form != "two_sided":
+    """UserError for a map that has nothing to fit, and for updates in one pass."""
+    if config.form == ONE_PASS and config.refine > 0:
         raise UserError(
-            f"calibration.form={config.form} is for coarse duals without a fit, "
-            f"calibration.steps=[], got {config.steps}: a map predicts the dual of queries. Use "
-            "calibration=coarse, or calibration.form=two_sided"
+            f"calibration.refine={config.refine} updates the dual of the queries, and with "
+            f"calibration.form={ONE_PASS} a map predicts that of the keys; set "
+            "calibration.refine=0, or calibration.form=two_sided"
         )
     if config.slices == 0 and config.adaptive:
         raise UserError(

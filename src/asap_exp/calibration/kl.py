@@ -44,7 +44,7 @@ class Target(NamedTuple):
 def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
     q, k, _, mask = inputs
     ready = teacher.ready_dual(q, k, key_padding_mask=mask)
-    S, row, column = closure(q, k, ready, mask, teacher.eps)
+    S, row, column = plan_of(q, k, ready, mask, teacher.eps)
     plan = blank(blank((S + row[..., None] + column[..., None, :]).exp(), mask, 2), mask, 3)
     # Contiguous: q and k are views that would keep the values' memory too.
     return Target(q.contiguous(), k.contiguous(), mask, row, column, plan.sum(dim=-2))
@@ -53,23 +53,29 @@ def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
 def total_kl(attend: AsapAttention, target: Target) -> Tensor:
     """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
     q, k, mask, row, column, column_sums = target
-    f_hat = attend.dual(q, k, key_padding_mask=mask)
-    _, row_hat, column_hat = closure(q, k, f_hat, mask, attend.eps)
+    dual = attend.dual(q, k, key_padding_mask=mask)
+    _, row_hat, column_hat = plan_of(q, k, dual, mask, attend.eps, one_pass=attend.one_pass)
     rows = blank(row - row_hat, mask, 2)
     return ((column - column_hat) * column_sums + rows).sum(dim=(0, 2))
 
 
-def closure(
-    q: Tensor, k: Tensor, dual: Tensor, mask: Tensor | None, eps: float
+def plan_of(
+    q: Tensor,
+    k: Tensor,
+    dual: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    *,
+    one_pass: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, and the row and column dual of the plan that is the closure of `dual`.
+    """Logits, and the row and column dual of the closure of `dual`, or of one pass with it.
 
     By the reference operators for teacher and map alike: a difference is the dual's own.
     """
     with full_precision(q):
         padding = effective_padding(mask)
         S = logits(q, k, eps=eps, scale=q.shape[-1] ** -0.5, mask=mask)
-        column = column_step(S, dual, padding)
+        column = dual if one_pass else column_step(S, dual, padding)
         return S, row_step(S, column, padding), column
 
 

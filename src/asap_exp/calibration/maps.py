@@ -36,6 +36,7 @@ class RidgeFit:
                 **equations.weights(self.solution.weight.float()),
                 "relaxation": self.relaxation(config),
                 "coarse": equations.coarse,
+                "one_pass": equations.one_pass,
             }
         )
         return AsapAttention.of(map, refine=config.refine, eps=eps)
@@ -50,6 +51,7 @@ class RidgeFit:
             relaxation=self.relaxation(config),
             refine=config.refine,
             eps=eps,
+            one_pass=self.equations.one_pass,
         )
 
     def relaxation(self, config: CalibrationConfig) -> Tensor | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from asap_exp.attention import attention_layers
 from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
 from asap_exp.calibration.coarse import coarse_settings
+from asap_exp.calibration.config import ONE_PASS
 from asap_exp.calibration.data import Batches, CalibrationData, in_turns, is_stand_in
 from asap_exp.calibration.kept import Kept
 from asap_exp.calibration.kl import Target, teacher_target
@@ -30,7 +31,10 @@ def record(
     teachers = {path: sinkhorn(layers[path]) for path in group}
     sums = {
         path: NormalEquations(
-            candidates(data, path), config.features, coarse_settings(config, teacher.num_iters)
+            candidates(data, path),
+            config.features,
+            coarse_settings(config, teacher.num_iters),
+            one_pass=config.form == ONE_PASS,
         )
         for path, teacher in teachers.items()
     }

@@ -2,7 +2,8 @@
 
 Features are the sliced potentials, behind them the centred query features, and behind these, where
 the map is to have them, the adaptive and logit features and the coarse dual; the target is the
-closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression).
+closure-ready dual f^{T-1}, centred (ASAP, arXiv 2605.12879, its linear regression). Of a map of one
+pass they are the features of the keys, and the target is g^T.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.calibration.kl import plan_of
 from asap_exp.core.agreement import alone, num_ranks, of_rank
 from asap_exp.ops import CoarseSettings, map_features, sliced_potentials
 from asap_exp.ops.features import FEATURES
@@ -74,14 +76,19 @@ class NormalEquations:
     """
 
     def __init__(
-        self, theta: Tensor, features: Collection[str] = (), coarse: CoarseSettings | None = None
+        self,
+        theta: Tensor,
+        features: Collection[str] = (),
+        coarse: CoarseSettings | None = None,
+        *,
+        one_pass: bool = False,
     ) -> None:
         """`theta` `[H, L, D]`: the slices, at unit norm; `features` beside the query's own.
 
         `coarse` are the settings of the feature of that name.
         """
         heads, slices, head_dim = theta.shape
-        self.theta, self.coarse = theta, coarse
+        self.theta, self.coarse, self.one_pass = theta, coarse, one_pass
         self.blocks = feature_blocks(features, slices, head_dim)
         *_, last = self.blocks.values()
         zeros = partial(torch.zeros, dtype=torch.float64, device=theta.device)
@@ -132,11 +139,15 @@ class NormalEquations:
     def _add(self, inputs: LayerInputs, teacher: SinkhornAttention) -> None:
         q, k, _, mask = inputs
         options: dict[str, Any] = {"eps": teacher.eps, "key_padding_mask": mask}
-        phi = sliced_potentials(q, k, self.theta, **options)
-        options["coarse"] = self.coarse
+        sides = (k, q) if self.one_pass else (q, k)
+        phi = sliced_potentials(*sides, self.theta, **options)
+        options |= {"coarse": self.coarse, "of_keys": self.one_pass}
         parts = [phi, *map_features(q, k, self.theta, self.features, phi=phi, **options)]
         features = torch.cat(parts, dim=2).double()
-        dual = centred(teacher.ready_dual(q, k, key_padding_mask=mask).double(), mask)
+        dual = teacher.ready_dual(q, k, key_padding_mask=mask)
+        if self.one_pass:
+            _, _, dual = plan_of(q, k, dual, mask, teacher.eps)
+        dual = centred(dual.double(), mask)
         self._sum("gram", torch.einsum("bhpn,bhrn->hpr", features, features))
         self._sum("moment", torch.einsum("bhpn,bhn->hp", features, dual))
         self._sum("energy", dual.square().sum(dim=(0, 2)))
@@ -145,7 +156,7 @@ class NormalEquations:
         """Return the equations of the slices `chosen` `[H, L]` and of features without slices."""
         heads, slices, head_dim = self.theta.shape
         theta = self.theta.gather(1, chosen[:, :, None].expand(-1, -1, head_dim))
-        result = NormalEquations(theta, self.features, self.coarse)
+        result = NormalEquations(theta, self.features, self.coarse, one_pass=self.one_pass)
         index = torch.arange(self.gram.shape[1], device=chosen.device)
         parts = [chosen]
         for name in self.features:

@@ -47,6 +47,7 @@ def stackable(
     return (
         maps[first].eps == maps[second].eps
         and maps[first].coarse == maps[second].coarse
+        and maps[first].one_pass == maps[second].one_pass
         and maps[first].theta.shape[1:] == maps[second].theta.shape[1:]
         and len(targets[first]) == len(targets[second])
         and all(
@@ -83,7 +84,7 @@ def stack_maps(attends: Sequence[AsapAttention]) -> AsapAttention:
     parts = [values(attend) for attend in attends]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     first = attends[0]
-    map = SlicedMap.of({**whole, "coarse": first.coarse})
+    map = SlicedMap.of({**whole, "coarse": first.coarse, "one_pass": first.one_pass})
     return AsapAttention.of(map, refine=first.refine, eps=first.eps)
 
 

@@ -16,6 +16,13 @@ from asap_exp.calibration.steps import STEPS, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
 
 PREFIX = "calibration."
+IN_PYTHON = {
+    "=true": "=True",
+    "=false": "=False",
+    "got false": "got False",
+    "form=one_pass": "one_pass=True",
+    "form=two_sided": "one_pass=False",
+}
 SINKHORN = (
     'Put it in with asap_exp.convert(model, attention="sinkhorn", num_iters=20), then train on: a '
     "map is fitted to the plans of a trained model"
@@ -29,7 +36,7 @@ def in_words_of_arguments() -> Iterator[None]:
         yield
     except UserError as error:
         words = str(error).replace(PREFIX, "")
-        for yaml, python in (("=true", "=True"), ("=false", "=False"), ("got false", "got False")):
+        for yaml, python in IN_PYTHON.items():
             words = words.replace(yaml, python)
         key = None if error.key is None else error.key.removeprefix(PREFIX)
         raise UserError(

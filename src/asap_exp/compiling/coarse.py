@@ -15,7 +15,7 @@ from asap_exp.attention import (
 )
 from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
-from asap_exp.calibration.config import CoarseKeys
+from asap_exp.calibration.config import FORMS, CoarseKeys
 from asap_exp.compiling.arguments import check_has_weights, sinkhorn_paths
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.core.console import Progress
@@ -52,8 +52,7 @@ def compile_coarse(
     Progress(shown=progress).line(f"Compiling {len(paths)} layers: coarse duals, without a fit")
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     swap_attention(compiled, attends)
-    form = "one_pass" if one_pass else "two_sided"
-    identity = {**teacher_identity(model, paths), **identity_without_fit(keys, form)}
+    identity = {**teacher_identity(model, paths), **identity_without_fit(keys, FORMS[one_pass])}
     remember(compiled, make_artifact(attends, {}, identity), backend)
     return compiled
 

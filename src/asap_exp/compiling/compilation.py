@@ -14,7 +14,7 @@ from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.batches import call, content_hash, num_samples, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward, device_of
-from asap_exp.calibration.config import CalibrationConfig, calibration_schema
+from asap_exp.calibration.config import FORMS, CalibrationConfig, calibration_schema
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.compiling.arguments import (
@@ -54,6 +54,7 @@ def compile(
     adaptive: bool = True,
     logits: bool = False,
     refine: int = 0,
+    one_pass: bool = False,
     relaxed: bool = False,
     sequential: bool = False,
     ridge: float = 1e-6,
@@ -79,6 +80,10 @@ def compile(
     32-true, bf16-mixed or 16-mixed. `backend` is that of the operators; `torch.export` can trace
     "reference" on a GPU.
 
+    With `one_pass` a map predicts the dual of the keys instead of that of the queries: row softmax
+    with it as a bias of the keys is the whole operator, without a column step, so that columns are
+    as even as the map is exact (calibration.form=one_pass; docs/coarse.md).
+
     The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
     and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
     of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`,
@@ -90,7 +95,7 @@ def compile(
 
     `method="coarse"` fits nothing and takes no loader: the layers become `CoarseAttention` with
     their own T and eps. It reads `layers`, `backend`, `seed` and, in `more`, the other options of
-    that attention: tokens, subset, weights, grid_width and one_pass. `save_compiled` and
+    that attention: tokens, subset, weights and grid_width, and `one_pass`. `save_compiled` and
     `load_compiled` take such a model, whose state_dict is the teacher's; `drift` refuses it.
 
     Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
@@ -126,12 +131,13 @@ def compile(
             **switches,
         )
         check_switches(progress=progress)
-        return compile_coarse(model, layers, more, seed=seed, backend=backend, progress=progress)
+        options = {"one_pass": one_pass, **more}
+        return compile_coarse(model, layers, options, seed=seed, backend=backend, progress=progress)
     check_loader(loader)
     check_whole_numbers(samples=samples, **numbers)
     check_steps(steps)
     check_more(more, steps)
-    check_switches(progress=progress, **switches)
+    check_switches(progress=progress, one_pass=one_pass, **switches)
     check_shares(holdout=holdout, ridge=ridge)
     check_range("samples", samples, minimum=2)
     check_choice("precision", precision, PRECISIONS)
@@ -143,7 +149,8 @@ def compile(
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
     keys = numbers | switches | more
-    config = configured(fit, held_out, keys | {"steps": list(steps), "ridge": ridge})
+    keys |= {"steps": list(steps), "ridge": ridge, "form": FORMS[one_pass]}
+    config = configured(fit, held_out, keys)
     shown = Progress(shown=progress)
     shown.line(
         f"Compiling {len(paths)} layers: {', '.join(steps)} on {config.samples} samples, "

@@ -18,14 +18,14 @@ from asap_exp.attention import (
 from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.capture import layer_inputs, sinkhorn
 from asap_exp.calibration.coarse import coarse_attention
-from asap_exp.calibration.config import FORMS, CalibrationConfig, CoarseKeys
+from asap_exp.calibration.config import FORMS, ONE_PASS, CalibrationConfig, CoarseKeys
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.prediction_fit import log_probabilities
 from asap_exp.calibration.truncation import truncations
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.records.identity import CoarseRecipe
-from asap_exp.core.records.words import coarse_duals_label, refine_words
+from asap_exp.core.records.words import coarse_duals_label, form_words, refine_words
 from asap_exp.data.loader import BatchLoader
 from asap_exp.distill.search import Candidate, ladder
 from asap_exp.timing.accuracy_check import gate_error, passes
@@ -158,13 +158,16 @@ def coarse_options(
         mine = replace(keys, tokens=tokens)
         for form in FORMS:
             label = coarse_duals_label(CoarseRecipe(**mine.identity()), form)
-            found.append((label, coarse_attention(teacher, mine, one_pass=form == "one_pass")))
+            found.append((label, coarse_attention(teacher, mine, one_pass=form == ONE_PASS)))
     return found
 
 
 def option_label(config: CalibrationConfig) -> str:
     """Return the label of ASAP with this calibration."""
-    return f"ASAP, {config.slices} slices, {refine_words(config.refine, config.relaxes)}"
+    form = refine_words(config.refine, config.relaxes)
+    if config.form == ONE_PASS:
+        form = form_words(config.form)
+    return f"ASAP, {config.slices} slices, {form}"
 
 
 def with_slices(config: CalibrationConfig, slices: int, refine: int) -> CalibrationConfig:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Annotated
 
-from asap_exp.calibration.config import CalibrationConfig, calibration_schema
+from asap_exp.calibration.config import ONE_PASS, CalibrationConfig, calibration_schema
 from asap_exp.calibration.steps import LayerStep, StartStep, Step, names_of
 from asap_exp.core.config import (
     BudgetConfig,
@@ -51,6 +51,12 @@ class DistillConfig:
                 f"calibration={self.calibration.name} fits one attention to a "
                 f"{self.calibration.teacher} teacher, and a budget chooses among those that can "
                 "take the place of Sinkhorn; choose another calibration, or no budget"
+            )
+        if self.budget.asked and self.calibration.form == ONE_PASS and max(self.budget.refine):
+            raise UserError(
+                f"budget.refine={list(self.budget.refine)} has updates, which a map of "
+                f"calibration.form={ONE_PASS} does not take; set budget.refine=[0], or "
+                "calibration.form=two_sided"
             )
         if self.budget.asked and not self.calibration.fits_layers_apart:
             *others, last = reversed(names_of(StartStep, LayerStep))

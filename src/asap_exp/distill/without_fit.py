@@ -12,6 +12,7 @@ from asap_exp.calibration.artifact import (
     save_artifact,
 )
 from asap_exp.calibration.coarse import check_grid_fits, coarse_layers, identity_without_fit
+from asap_exp.calibration.config import ONE_PASS
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
@@ -35,7 +36,7 @@ def distill_without_fit(config: DistillConfig) -> Path:
     check_grid_fits(keys, tokens_of(run))
     net = load_net(run, "cpu")
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    attends = coarse_layers(net, paths, keys, one_pass=form == "one_pass")
+    attends = coarse_layers(net, paths, keys, one_pass=form == ONE_PASS)
     public = public_config(config) | {"layers": paths}
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     identity = {

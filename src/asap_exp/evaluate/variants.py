@@ -21,11 +21,12 @@ from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.identity import AttentionConfig, CoarseRecipe
 from asap_exp.core.records.row import RowGroup
 from asap_exp.core.records.words import (
+    ONE_PASS,
     coarse_duals_label,
     coarse_label,
     imitation_word,
     map_label,
-    refine_words,
+    update_words,
 )
 from asap_exp.core.runs import drop_keys, short_hash
 from asap_exp.core.typed import to_json
@@ -96,7 +97,9 @@ def variants(
 
     about = artifact.about
     made, kind = about.calibration, group_of(artifact)
-    refine = "refine by layer" if about.budget else refine_words(made.refine, made.relaxed)
+    zero = f"{method_word(artifact)}, all weights zero"
+    if about.budget or update_words(made) != ONE_PASS:
+        zero += f", {'refine by layer' if about.budget else update_words(made)}"
     name = "by budget" if about.budget else method_word(artifact)
     compiled = everywhere(artifact.attention)
     alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
@@ -121,7 +124,7 @@ def variants(
         rows += [
             row(
                 "control_zero",
-                f"control: ASAP, all weights zero, {refine}",
+                f"control: {zero}",
                 "control",
                 everywhere(artifact.zero_weights),
             ),
@@ -165,7 +168,9 @@ def method_word(artifact: Artifact) -> str:
     about = artifact.about
     if about.imitates:
         return imitation_word(about)
-    return "ASAP" if about.calibration.fitted else coarse_label(about.calibration)
+    if not about.calibration.fitted:
+        return coarse_label(about.calibration)
+    return f"ASAP in {ONE_PASS}" if update_words(about.calibration) == ONE_PASS else "ASAP"
 
 
 def trained(net: nn.Module, num_iters: int | None) -> Variant:

@@ -97,5 +97,5 @@ def rival_words(row: AveragedRow) -> str:
     settings = settings_of_label(row.label)
     if settings is None:
         return row.name.removeprefix(CONTROL)
-    refined = "" if settings.refine == "0" else f", refine {settings.refine}"
-    return f"{NO_SLICES.removeprefix(CONTROL)}{refined}"
+    updates = "" if settings.refine == "0" else f", {settings.updates}"
+    return f"{NO_SLICES.removeprefix(CONTROL)}{updates}"

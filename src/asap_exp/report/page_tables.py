@@ -120,8 +120,8 @@ def map_note(group: Group) -> str:
         return other
     settings = map_settings(group.first.artifact)
     features = f"{settings.features} features" if settings.features else ""
-    refine = "" if settings.refine == "0" else f"refine {settings.refine}"
-    return ", ".join(filter(None, [f"{settings.slices} slices", features, refine]))
+    updates = "" if settings.refine == "0" else settings.updates
+    return ", ".join(filter(None, [f"{settings.slices} slices", features, updates]))
 
 
 def rivals(column: Column, found: Headline) -> list[Cell]:

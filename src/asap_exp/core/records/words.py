@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from asap_exp.core.records.identity import CalibrationRecipe, CoarseRecipe, Identity
 
 COARSE = "coarse"
+ONE_PASS = "one pass"
 PARTS = re.compile(
     r"(?:ASAP, (?P<slices>\d+(?: of \d+)?) slices(?: \+ (?P<features>.+?) features)?"
     r"|control: query features), "
-    r"refine (?P<refine>\d+(?: relaxed)?), (?P<calibration>.+), (?P<samples>\d+) samples"
+    r"(?:refine (?P<refine>\d+(?: relaxed)?)|(?P<form>one pass)), "
+    r"(?P<calibration>.+), (?P<samples>\d+) samples"
 )
 
 
@@ -18,7 +20,8 @@ class MapSettings:
     """Settings of a map, worded to fit into columns.
 
     If the slices were chosen among candidates, `slices` says among how many: "8 of 128". It is
-    empty for the control, which has query features alone.
+    empty for the control, which has query features alone. `refine` is "one pass" for a map of that
+    form, which has no updates.
     """
 
     slices: str
@@ -32,7 +35,12 @@ class MapSettings:
         """Label of the map's row in a record."""
         features = f" + {self.features} features" if self.features else ""
         what = f"ASAP, {self.slices} slices{features}" if self.slices else "control: query features"
-        return f"{what}, refine {self.refine}, {self.calibration}, {self.samples} samples"
+        return f"{what}, {self.updates}, {self.calibration}, {self.samples} samples"
+
+    @property
+    def updates(self) -> str:
+        """The number of updates in words, as `update_words` writes it."""
+        return self.refine if self.refine == ONE_PASS else f"refine {self.refine}"
 
 
 def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
@@ -43,7 +51,7 @@ def map_settings(about: Identity, *, control: bool = False) -> MapSettings:
     return MapSettings(
         slices="" if control else f"{made.slices}{chosen}",
         features="query" if control else feature_words(made),
-        refine=refine_words(made.refine, made.relaxed).removeprefix("refine "),
+        refine=update_words(made).removeprefix("refine "),
         calibration=calibration_words(made),
         samples=str(on.rows),
     )
@@ -62,7 +70,7 @@ def settings_of_label(label: str) -> MapSettings | None:
     return MapSettings(
         slices=found["slices"] or "",
         features="query" if control else found["features"] or "",
-        refine=found["refine"],
+        refine=found["refine"] or found["form"],
         calibration=found["calibration"],
         samples=found["samples"],
     )
@@ -163,7 +171,14 @@ def subset_words(coarse: CoarseRecipe) -> list[str]:
 
 def form_words(form: str) -> str:
     """Return "two-sided" or "one pass"."""
-    return {"two_sided": "two-sided", "one_pass": "one pass"}.get(form, form)
+    return {"two_sided": "two-sided", "one_pass": ONE_PASS}.get(form, form)
+
+
+def update_words(made: CalibrationRecipe) -> str:
+    """Describe the updates of a map, as `refine_words` does, or say that it is of one pass."""
+    if made.form is not None and form_words(made.form) == ONE_PASS:
+        return ONE_PASS
+    return refine_words(made.refine, made.relaxed)
 
 
 def refine_words(refine: int, relaxed: bool | None) -> str:
