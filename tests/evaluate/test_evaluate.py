@@ -102,6 +102,11 @@ def test_asap_beats_the_control_with_the_same_cost(rows: dict[str, dict[str, Any
 
 def test_uniform_attention_has_exact_columns(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["control_uniform"]["column_error"] == pytest.approx(0, abs=1e-6)
+    for row in rows.values():  # of each layer that a row is about, in the model's order
+        paths = row["layers"] or ["blocks.0.attn", "blocks.1.attn"]
+        assert [each["layer"] for each in row["layer_columns"]] == paths
+        largest = max(each["largest"] for each in row["layer_columns"])
+        assert row["largest_column_error"] == largest >= row["column_error"]
 
 
 def test_a_model_trained_by_itself_has_no_distance_to_the_teacher(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from asap_exp.report.behaviour import COLUMNS, MEASURES, behaviours, has_behaviour, table
+from asap_exp.report.behaviour import COLUMNS, MEASURES, behaviours, is_measured, table
 from asap_exp.report.behaviour_figure import FURTHER, behaviour, styles
 from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
@@ -62,7 +62,7 @@ def seeds(plain: dict[str, Any]) -> Group:
 
 def test_a_published_record_has_none(plain: dict[str, Any]) -> None:
     group = Group("digits", [typed(plain)])
-    assert not has_behaviour(group)
+    assert not is_measured(group)
     assert "behaviour" not in group_figures(group)
     assert "What the plans do" not in tables_markdown([group])
 

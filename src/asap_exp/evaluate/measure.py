@@ -163,7 +163,8 @@ def measure(
             "layers": list(row.replacements),
             **defined(predictions[row.key]),
             **defined(perplexities[row.key]),
-            **defined(plans[row.key]),
+            **defined(plans[row.key].means),
+            "layer_columns": plans[row.key].columns,
             **speed[row.key],
         }
         for row in variants
@@ -191,28 +192,47 @@ def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if x is None else finite(x) for name, x in measures.items()}
 
 
+@dataclass(frozen=True)
+class PlanMeasures:
+    """Means over a row's layers and heads by name, and the column error of each layer."""
+
+    means: dict[str, float | None]
+    columns: list[dict[str, Any]]
+
+
 def plan_measures(
     rows: Sequence[Variant], samples: BatchLoader, precision: str
-) -> dict[str, dict[str, float | None]]:
-    """Return means over the row's layers and heads, on the activations of the row's own teacher.
+) -> dict[str, PlanMeasures]:
+    """Measure the plans of every row, by its key, on the activations of the row's own teacher.
 
     A model trained by itself has its own plans, with no plan of the teacher to compare them with.
     """
-    measures: dict[str, dict[str, float | None]] = {}
+    measures: dict[str, PlanMeasures] = {}
     for net in {id(row.net): row.net for row in rows}.values():
         mine = [row for row in rows if row.net is net]
         fidelity = plan_fidelity(net, samples, precision, {row.key: row.attends() for row in mine})
         for row in mine:
             layers = fidelity[row.key].values()
-            means = {
+            means: dict[str, float | None] = {
                 name: float(torch.stack([layer[name] for layer in layers]).mean())
                 for name in ("l1_row_distance", "row_error", "column_error", "entropy")
             }
-            largest = max(float(layer["largest_column_error"].max()) for layer in layers)
-            measures[row.key] = {**means, "largest_column_error": largest}
+            columns = {path: layer_columns(layer) for path, layer in fidelity[row.key].items()}
+            means["largest_column_error"] = max(each["largest"] for each in columns.values())
             if net is not rows[0].net:
-                measures[row.key]["l1_row_distance"] = None
+                means["l1_row_distance"] = None
+            measures[row.key] = PlanMeasures(
+                means, [{"layer": path, **defined(each)} for path, each in columns.items()]
+            )
     return measures
+
+
+def layer_columns(measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean over heads of a layer's column error, and the largest of a column."""
+    return {
+        "mean": float(measured["column_error"].mean()),
+        "largest": float(measured["largest_column_error"].max()),
+    }
 
 
 def speed_measures(

@@ -79,7 +79,7 @@ class AveragedBehaviour:
 Found = tuple[RowBehaviour, Row]
 
 
-def has_behaviour(group: Group) -> bool:
+def is_measured(group: Group) -> bool:
     return any(record.behaviour is not None for record in group.records)
 
 

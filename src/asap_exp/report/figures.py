@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from asap_exp.report.accuracy_figure import accuracy_latency
-from asap_exp.report.behaviour import has_behaviour
+from asap_exp.report.behaviour import is_measured
 from asap_exp.report.behaviour_figure import behaviour
 from asap_exp.report.fidelity_figure import fidelity
 from asap_exp.report.groups import Group
@@ -24,5 +24,5 @@ def group_figures(group: Group) -> dict[str, Figure]:
         **({"training": training(group)} if curves else {}),
         "plans": plans(group),
         **({"fidelity": fidelity(group)} if group.first.fidelity else {}),
-        **({"behaviour": behaviour(group)} if has_behaviour(group) else {}),
+        **({"behaviour": behaviour(group)} if is_measured(group) else {}),
     }

@@ -7,16 +7,13 @@ from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.records.columns import Average, Column, shown
 from asap_exp.core.records.row import COLUMN, COLUMNS
 from asap_exp.core.records.words import MapSettings, map_settings, other_label, settings_of_label
+from asap_exp.report import behaviour, layer_columns
 from asap_exp.report.averages import AveragedRow, main_rows
-from asap_exp.report.behaviour import MEANING as BEHAVIOUR_MEANING
-from asap_exp.report.behaviour import TITLE as BEHAVIOUR
-from asap_exp.report.behaviour import has_behaviour
-from asap_exp.report.behaviour import table as behaviour_table
 from asap_exp.report.captions import caption, group_title, origins
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import headline
 from asap_exp.report.markdown_table import folded, table_lines
-from asap_exp.report.names import LINEAR, NO_SLICES, SOFTMAX, UNIFORM
+from asap_exp.report.names import LINEAR, NO_SLICES, ONE_LAYER, SOFTMAX, UNIFORM
 from asap_exp.report.notes import attention_is_needless, remarks
 from asap_exp.report.pareto import has_maps, points, quality
 
@@ -90,10 +87,6 @@ def overview_cells(group: Group, column: Column) -> list[str]:
     return [*settings, found.seeds, *qualities, *speedups]
 
 
-ONE_LAYER = "asap_layer"
-"""Prefix of the keys of rows with one compiled layer."""
-
-
 def group_markdown(group: Group) -> str:
     parts = [
         [f"## {markdown(group_title(group))}"],
@@ -104,9 +97,10 @@ def group_markdown(group: Group) -> str:
     ]
     if has_maps(group):
         parts.append(folded("Every map and truncation, by latency", pareto_lines(group)))
-    if has_behaviour(group):
-        lines = table_lines(*behaviour_table(group))
-        parts.append(folded(BEHAVIOUR, [BEHAVIOUR_MEANING, "", *lines]))
+    for of in (layer_columns, behaviour):
+        if of.is_measured(group):
+            lines = table_lines(*of.table(group))
+            parts.append(folded(of.TITLE, [of.MEANING, "", *lines]))
     parts.append(folded("How it was trained and measured", table_lines(["", ""], origins(group))))
     return "\n\n".join(map("\n".join, parts))
 

@@ -28,6 +28,10 @@ NAMES = {
 """Names by the key of the row; a method without an entry is called by its label."""
 
 
+ONE_LAYER = "asap_layer"
+"""Prefix of the keys of rows with one compiled layer."""
+
+
 def method_name(key: str, label: str) -> str:
     """Return the name of a method, given the key and the label of its row."""
     if key in NAMES:

@@ -11,9 +11,7 @@ import jinja2
 from PIL import Image
 
 from asap_exp.core.records.evaluation import EvaluationRecord
-from asap_exp.report.behaviour import MEANING as BEHAVIOUR_MEANING
-from asap_exp.report.behaviour import TITLE as BEHAVIOUR
-from asap_exp.report.behaviour import has_behaviour
+from asap_exp.report import behaviour, layer_columns
 from asap_exp.report.captions import caption, commits, group_title, origins
 from asap_exp.report.drawing import image
 from asap_exp.report.groups import Group
@@ -21,11 +19,11 @@ from asap_exp.report.markdown import EXPLANATION, MEANINGS
 from asap_exp.report.notes import remarks
 from asap_exp.report.page_tables import (
     all_columns_table,
-    behaviour_table,
     in_words,
     map_note,
     methods_table,
     result_table,
+    text_table,
 )
 from asap_exp.report.summary_figure import summary
 from asap_exp.report.trainings import Comparison
@@ -87,8 +85,6 @@ def html_page(
     return environment.get_template("page.html.j2").render(
         explanation=EXPLANATION,
         meanings=MEANINGS,
-        behaviour_title=BEHAVIOUR,
-        behaviour_meaning=BEHAVIOUR_MEANING,
         verdict=in_words(groups) if groups else "",
         result=result_table(groups),
         trainings=[training_section(each, curves.get(each.slug)) for each in trainings],
@@ -123,11 +119,20 @@ def section(group: Group, figures: Mapping[str, bytes]) -> dict[str, Any]:
         "origins": origins(group),
         "methods": methods_table(group),
         "all_columns": all_columns_table(group),
-        "behaviour": behaviour_table(group) if has_behaviour(group) else None,
+        "more": more_tables(group),
         "pictures": [
             picture(name, figure_caption(group, name), png) for name, png in figures.items()
         ],
     }
+
+
+def more_tables(group: Group) -> list[dict[str, Any]]:
+    """Return the tables that a group has only if an evaluation measured them."""
+    return [
+        {"title": of.TITLE, "meaning": of.MEANING, "table": text_table(*of.table(group))}
+        for of in (layer_columns, behaviour)
+        if of.is_measured(group)
+    ]
 
 
 def figure_caption(group: Group, name: str) -> str:

@@ -9,11 +9,11 @@ from asap_exp.core.records.columns import Average, Column
 from asap_exp.core.records.row import COLUMN
 from asap_exp.core.records.words import map_settings, other_label, teacher_word
 from asap_exp.report.averages import AveragedRow, main_rows
-from asap_exp.report.behaviour import table
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import Headline, compared_rows, headline, rival_words
-from asap_exp.report.markdown import ONE_LAYER, columns, method
+from asap_exp.report.markdown import columns, method
+from asap_exp.report.names import ONE_LAYER
 from asap_exp.report.pareto import compared, goodness, quality
 from asap_exp.report.verdict import verdict
 
@@ -207,9 +207,8 @@ def all_columns_table(group: Group) -> PageTable:
     return PageTable(headings_of(chosen), [Body("", lines)])
 
 
-def behaviour_table(group: Group) -> PageTable:
-    """Return what the plans of every whole model do, in the order of the record."""
-    titles, lines = table(group)
+def text_table(titles: Iterable[str], lines: Iterable[Iterable[str]]) -> PageTable:
+    """Return a table of cells in words, in the order of the record."""
     return PageTable(
         [Heading(title) for title in titles],
         [Body("", [Line([text_cell(text) for text in line]) for line in lines])],

@@ -33,6 +33,15 @@ def in_csv(title: str) -> Column:
 
 
 @dataclass(config=STRICT, kw_only=True)
+class LayerColumns:
+    """Column error of one layer's plans on test samples: the mean, and the largest of a column."""
+
+    layer: str
+    mean: Measure | None
+    largest: Measure | None
+
+
+@dataclass(config=STRICT, kw_only=True)
 class Row:
     """Measured numbers of one method; None if not measured or not finite.
 
@@ -80,6 +89,8 @@ class Row:
     column_error: Annotated[Measure | None, Column("column error", "col. err.", 4)]
     row_error: Annotated[Measure | None, in_csv("row error")]
     largest_column_error: Annotated[Measure | None, in_csv("largest column error")]
+    layer_columns: list[LayerColumns] | None = None
+    """Of each layer with the row's own attention, in the model's order."""
     entropy: Annotated[Measure | None, in_csv("entropy")]
     gate_error: Annotated[float | None, Field(ge=0), in_csv("error in the accuracy check")]
     layer_ms: Annotated[Latency | None, Column("layer ms", "layer ms", 3, readme=True, pareto=True)]
@@ -98,6 +109,19 @@ class Row:
         cut = self.group in ("truncated", "relaxed")
         if cut and not re.fullmatch(f"{self.group}_[0-9]{{1,9}}", self.key):
             raise ValueError(f"key={self.key} does not name the updates of a truncation")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_of_its_layers(self) -> "Row":
+        of_layers = self.layer_columns or []
+        means = [each.mean for each in of_layers if each.mean is not None]
+        if self.column_error is not None and len(means) == len(of_layers) > 0:
+            over = sum(means) / len(means)
+            if abs(over - self.column_error) > 1e-6 * max(self.column_error, 1.0):
+                raise ValueError(
+                    f"column_error={self.column_error} of {self.key} is not the mean {over} of "
+                    "layer_columns"
+                )
         return self
 
 
