@@ -9,6 +9,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.report.groups import Group
 from asap_exp.report.layer_columns import MEANING, TITLE, is_measured, table
 from asap_exp.report.markdown import tables_markdown
+from asap_exp.report.notes import remarks
 from asap_exp.report.page import html_page
 from tests.records import published, typed, with_seed
 
@@ -89,3 +90,19 @@ def test_mean_over_layers_is_that_of_the_row() -> None:
     record["rows"][0]["layer_columns"][0]["mean"] += 0.1
     with pytest.raises(UserError, match=r"column_error=.* of teacher is not the mean .* of layer"):
         typed(record)
+
+
+@pytest.mark.parametrize(("more", "said"), [(0.09, False), (0.11, True)])
+def test_a_method_whose_columns_are_too_uneven_is_not_called_doubly_stochastic(
+    more: float, said: bool
+) -> None:
+    record = deepcopy(PLAIN)
+    teacher, asap = (
+        next(row for row in record["rows"] if row["key"] == key) for key in ("teacher", "asap")
+    )
+    teacher["column_error"] = 0.2
+    asap["column_error"] = 0.2 + more
+    (note,) = [x for x in remarks(Group("digits", [typed(record)])) if "stochastic" in x] or [""]
+    assert (note != "") == said
+    if said:
+        assert note.endswith("the teacher's (0.2000): ASAP, all layers 0.3100.")
