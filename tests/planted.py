@@ -23,6 +23,7 @@ FUSED, INFERENCE = f"{OPS}/test_fused.py", f"{OPS}/test_fused_inference.py"
 CLOSURE, ONE_LAUNCH = f"{OPS}/test_fused_closure.py", f"{OPS}/test_fused_asap.py"
 RELAXED = f"{OPS}/test_relaxed_sinkhorn.py {ONE_LAUNCH}"
 COARSE = f"{OPS}/test_fused_coarse.py"
+ONE_PASS = f"{OPS}/test_one_pass_map.py"
 POTENTIALS, LOGITS = f"{OPS}/test_fused_potentials.py", f"{OPS}/test_fused_logits.py"
 
 
@@ -154,6 +155,27 @@ FAULTS = {
     ),
     "logit features on chip: sign of a mean": Fault(
         "    Z -= mean[:, None]\n", "    Z += mean[:, None]\n", ONE_LAUNCH
+    ),
+    # Maps of one pass.
+    "one pass: features of the queries in the kernels": Fault(
+        "side, other = (k, q) if of_keys else (q, k)",
+        "side, other = (q, k)",
+        ONE_PASS,
+    ),
+    "one pass: the coarse dual of the queries in the kernels": Fault(
+        "of_queries=not of_keys",
+        "of_queries=True",
+        ONE_PASS,
+    ),
+    "one pass: regression on the dual of the queries": Fault(
+        "_, _, dual = plan_of(",
+        "_, dual, _ = plan_of(",
+        "tests/calibration/test_one_pass.py",
+    ),
+    "one pass: divergence from the closure": Fault(
+        "column = dual if one_pass else column_step(S, dual, padding)",
+        "column = column_step(S, dual, padding)",
+        "tests/calibration/test_one_pass.py",
     ),
     # Coarse attention.
     "coarse: a weight left out of an update": Fault(
