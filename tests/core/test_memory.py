@@ -1,5 +1,6 @@
 """Memory that is available: by the machine, and by control groups of both versions."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,15 @@ def test_this_machine_has_memory() -> None:
 def test_sizes_are_in_words() -> None:
     assert gib(3 * 2**29) == "1.5 GiB"
     assert gib(2**20) == "1.0 MiB"
+
+
+def test_bounded_memory_is_refused_and_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = 300 * 2**20
+    monkeypatch.setattr(memory, "available_memory", lambda: left)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory.bounded():
+        assert len(bytearray(left // 3)) == left // 3
+        with pytest.raises(MemoryError):
+            bytearray(2 * left)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert len(bytearray(2 * left)) == 2 * left

@@ -1,6 +1,7 @@
 """Memory of a training is measured before it starts, and micro-batches fit into what there is."""
 
 import random
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from asap_exp.core import memory
 from asap_exp.core.errors import UserError
+from asap_exp.core.failures import explained
 from asap_exp.data.loader import Batch
 from asap_exp.engine import footprint as measuring
 from asap_exp.engine.footprint import Footprint, footprint, samples_at_once
@@ -106,6 +109,24 @@ def test_run_that_does_not_fit_is_refused_before_it_leaves_anything(
     monkeypatch.setattr(measuring, "available_memory", lambda: 100 * MIB)
     with pytest.raises(UserError, match="more memory"):
         train(config)
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("*.yaml"))
+
+
+def test_model_too_large_to_build_is_refused_before_the_kernel_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux grants memory that it does not have, and kills the process that uses it.
+
+    The weights take 135 MB, in pieces too large for the heap, and the measured pass copies them.
+    """
+    config = train_config(tmp_path, "model.dim=2048", "model.depth=1")
+    for room, stage in ((60, "build_net"), (170, "set_micro_batch")):
+        monkeypatch.setattr(memory, "available_memory", lambda room=room: room * MIB)
+        with pytest.raises(RuntimeError, match="can't allocate memory") as error:
+            train(config)
+        assert stage in [frame.name for frame in error.traceback]
+        sentence = explained(error.value, "train")
+        assert re.match(r"there was not enough memory .* Reduce .* model\.dim", str(sentence))
     assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("*.yaml"))
 
 

@@ -1,7 +1,9 @@
 """Memory that this process can still get, from the machine, its control groups and a GPU."""
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -48,6 +50,29 @@ def of_groups() -> Iterator[int]:
                 yield left
 
 
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let an allocation beyond the memory that is available now fail with an error.
+
+    Otherwise Linux grants it, and ends the process without a word once the memory is used.
+    """
+    try:
+        used = 1024 * numbers(PROC / "self" / "status")["VmData:"]
+    except (OSError, KeyError):
+        yield  # not Linux, where the limit would not count memory of this kind
+        return
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [
+        used + available_memory(),
+        *(n for n in (before, most) if n != resource.RLIM_INFINITY),
+    ]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
+
+
 def left_in(folder: Path, limit: str, used: str, droppable: str) -> int | None:
     """Return the bytes that a control group may still take; None without a limit."""
     try:
@@ -62,7 +87,7 @@ def left_in(folder: Path, limit: str, used: str, droppable: str) -> int | None:
 def numbers(file: Path) -> dict[str, int]:
     """Return the numbers in lines such as `NAME 1` or `NAME: 1 kB`, by name."""
     words = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
-    return {word[0]: int(word[1]) for word in words if len(word) > 1}
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdecimal()}
 
 
 def gib(size: float) -> str:

@@ -1,6 +1,6 @@
 """One training run, from a configuration to the teacher's weights in its run directory."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from asap_exp.core.interruption import postponed
 from asap_exp.core.lineage import data_product, makes, reads, teacher_product, uploads
 from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import Attempt, manifest
+from asap_exp.core.memory import bounded
 from asap_exp.core.objectives import Objective
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
@@ -130,7 +131,8 @@ def built(
     )
     use_cpu_threads(team.threads(config.trainer.cpu_threads))
     L.seed_everything(config.seed, workers=True, verbose=False)
-    net = build_net(config)
+    with bounded():
+        net = build_net(config)
     if initial is not None:
         initialise(net, initial)
     module = build_module(config, net, data.num_classes)
@@ -148,7 +150,9 @@ def load(training: Training) -> bool:
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
     require_weighted(config, training.module)
-    unused = set_micro_batch(config, training.module, data, training.team.device)
+    device = training.team.device
+    with bounded() if device.type == "cpu" else nullcontext():  # CUDA reserves more than it uses
+        unused = set_micro_batch(config, training.module, data, device)
     return leaves_some_unused(config, training.module, unused)
 
 
