@@ -15,7 +15,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.failures import explained
 from asap_exp.data.loader import Batch
 from asap_exp.engine import footprint as measuring
-from asap_exp.engine.footprint import Footprint, footprint, samples_at_once
+from asap_exp.engine.footprint import Footprint, footprint, require_room, samples_at_once
 from asap_exp.train.trainer import train
 from tests.stages import TINY_TEXT, train_config
 
@@ -112,6 +112,24 @@ def test_run_that_does_not_fit_is_refused_before_it_leaves_anything(
     assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("*.yaml"))
 
 
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_model_too_large_to_measure_is_refused_without_a_pass(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    net = nn.Linear(1024, 1024, bias=False)
+    there = 0
+    monkeypatch.setattr(measuring, "available_memory", lambda: there)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (there, there))
+    for optimizer, ema, kept in (("adamw", None, 4), ("adamw", 0.9, 5), ("sgd", None, 2)):
+        recipe.optimizer, recipe.ema_decay = optimizer, ema
+        there = 4 * MIB * (kept + (device == GPU))  # a GPU takes the network as well
+        require_room(net, recipe, device)
+        there -= 1
+        with pytest.raises(UserError, match=rf"model of 4\.0 MiB, {kept} times that.*model\.dim"):
+            require_room(net, recipe, device)
+    assert net.weight.grad is None
+
+
 def test_model_too_large_to_build_is_refused_before_the_kernel_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +138,7 @@ def test_model_too_large_to_build_is_refused_before_the_kernel_ends_it(
     The weights take 135 MB, in pieces too large for the heap, and the measured pass copies them.
     """
     config = train_config(tmp_path, "model.dim=2048", "model.depth=1")
-    for room, stage in ((60, "build_net"), (170, "set_micro_batch")):
+    for room, stage in ((60, "build_net"), (180, "set_micro_batch")):
         monkeypatch.setattr(memory, "available_memory", lambda room=room: room * MIB)
         with pytest.raises(RuntimeError, match="can't allocate memory") as error:
             train(config)

@@ -50,9 +50,13 @@ def of_groups() -> Iterator[int]:
                 yield left
 
 
+SHARE = 0.9
+"""Share of the available memory that is given out: the last of it makes a machine crawl."""
+
+
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let an allocation beyond the memory that is available now fail with an error.
+    """Let an allocation beyond most of the memory that is available now fail with an error.
 
     Otherwise Linux grants it, and ends the process without a word once the memory is used.
     """

@@ -35,7 +35,12 @@ from asap_exp.engine.checkpoints import BestWeights, LastCheckpoint, SafeCheckpo
 from asap_exp.engine.continued import ContinueCurves, tracker_loggers
 from asap_exp.engine.csv_log import CsvLog
 from asap_exp.engine.diagnostics import PlanDiagnostics
-from asap_exp.engine.footprint import footprint, samples_at_once, unchanged_generators
+from asap_exp.engine.footprint import (
+    footprint,
+    require_room,
+    samples_at_once,
+    unchanged_generators,
+)
 from asap_exp.engine.history import History
 from asap_exp.engine.micro_batches import MicroBatch
 from asap_exp.engine.module import Classifier, net_of
@@ -111,6 +116,7 @@ def set_micro_batch(
             f"training_step, and {type(module).__name__} has another; set it to null"
         )
 
+    require_room(net_of(module), config.recipe, device, config.trainer.devices)
     found = footprint(
         module if splits_batches(module) else net_of(module),
         own_loss if splits_batches(module) else plain_loss,

@@ -91,6 +91,34 @@ def footprint(
     )
 
 
+def require_room(
+    model: nn.Module, recipe: RecipeConfig, device: torch.device, beside: int = 1
+) -> None:
+    """Raise UserError if what a training keeps for each weight exceeds the memory there is.
+
+    Without a pass, which would take that memory. Other optimisers than AdamW count as if they kept
+    nothing, so this is the least that the training takes.
+    """
+    weights = nbytes([p for p in model.parameters() if p.requires_grad])
+    kept = (2 if recipe.ema_decay is None else 3) + (2 if recipe.optimizer == "adamw" else 0)
+    network = nbytes(list(model.parameters())) if device.type == "cuda" else 0
+    needed, there = network + kept * weights, room(device, beside)
+    if needed > there:
+        raise UserError(
+            f"this training takes at least {gib(needed)} more memory for a model of {gib(weights)}"
+            f", {kept} times that for gradients, optimiser and kept weights, and {gib(there)} "
+            f"{'of the GPU ' if device.type == 'cuda' else ''}are available. Choose a smaller "
+            "model: model.dim, model.depth or model.mlp_ratio"
+        )
+
+
+def room(device: torch.device, beside: int) -> int:
+    """Return the bytes that a GPU has left, or one of the processes that share a CPU's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory() // beside
+
+
 def unchanged_generators(device: torch.device) -> AbstractContextManager:
     """Return the context after which PyTorch's random generators are as before."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -128,7 +156,7 @@ def samples_at_once(
     wanted = min(batch, given or batch)
     if given is None and splits and not gpu:
         wanted = min(batch, max(ACTIVATIONS_ON_CPU // max(found.sample, 1), 1))
-    there = torch.cuda.mem_get_info(device)[0] if gpu else available_memory() // beside
+    there = room(device, beside)
     needed = found.total(wanted, batch)
     if needed <= there or (gpu and given is not None):
         return wanted
