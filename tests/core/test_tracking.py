@@ -11,7 +11,13 @@ import pytest
 
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.errors import UserError
-from asap_exp.core.tracking import require_tensorboard, require_wandb, wandb_mode, wandb_run
+from asap_exp.core.tracking import (
+    reachable,
+    require_tensorboard,
+    require_wandb,
+    wandb_mode,
+    wandb_run,
+)
 
 HOST = "api.wandb.ai"
 
@@ -255,6 +261,17 @@ def test_bugs_f20_what_wandb_refuses_is_a_sentence(tmp_path, monkeypatch, key, v
     with sentence as error, start(tmp_path, wandb=True):
         pass
     assert "\n" not in str(error.value)
+    with sentence as checked:
+        reachable(logger(wandb=True))
+    assert str(checked.value) == str(error.value)
+
+
+def test_check_finds_a_variable_that_wandb_refuses(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert reachable(logger(wandb=True)) == "offline"
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "soon")
+    with pytest.raises(UserError, match=r"init_timeout: .* valid number.*a WANDB_ variable"):
+        reachable(logger(wandb=True))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError, TimeoutError, KeyError])

@@ -117,6 +117,7 @@ def reachable(logger: LoggerConfig) -> str:
     if not logger.wandb or (mode := wandb_mode()) == "disabled":
         return "off"
     require_wandb()
+    check_settings(logger)
     if mode == "offline":
         return "offline"
     if not has_key():
@@ -137,6 +138,32 @@ def reachable(logger: LoggerConfig) -> str:
             f"({error.strerror or error}); set WANDB_MODE=offline, or choose logger=csv"
         ) from error
     return f"{mode}, {server.netloc} answers"
+
+
+def check_settings(logger: LoggerConfig) -> None:
+    """Raise UserError if wandb refuses a setting, from the configuration or the environment."""
+    set_defaults()
+    try:
+        import wandb
+
+        settings = wandb.Settings()
+        settings.update_from_env_vars(dict(os.environ))
+        settings.update_from_dict(
+            {"project": logger.project, "entity": logger.entity, "run_tags": tuple(logger.tags)}
+        )
+    except Exception as error:  # from wandb, or from validation of its settings
+        raise not_started(error) from error
+
+
+def not_started(error: Exception) -> UserError:
+    """Return the error for a tracker that did not start, with what to do."""
+    advice = (
+        "give it a home directory with HOME=FOLDER"
+        if "home directory" in str(error)
+        else "set WANDB_MODE=offline if it cannot be reached, correct the setting that it "
+        "names (logger.project, logger.entity, logger.tags or a WANDB_ variable)"
+    )
+    return UserError(f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv")
 
 
 @contextmanager
@@ -183,15 +210,7 @@ def wandb_run(
             resume="allow" if run_id is not None and mode == "online" else None,
         )
     except Exception as error:  # from wandb, from validation of its settings, or from the system
-        advice = (
-            "give it a home directory with HOME=FOLDER"
-            if "home directory" in str(error)
-            else "set WANDB_MODE=offline if it cannot be reached, correct the setting that it "
-            "names (logger.project, logger.entity, logger.tags or a WANDB_ variable)"
-        )
-        raise UserError(
-            f"wandb did not start ({reason(error)}); {advice}, or choose logger=csv"
-        ) from error
+        raise not_started(error) from error
     status = 1
     try:
         yield run  # not `with run`, which prints the traceback of whatever ends it
