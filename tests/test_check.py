@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from asap_exp.report.__main__ import run as report
 from asap_exp.train.__main__ import run as train
 from tests.composed import composed
 from tests.data.own.made import request, sentences, write_csv
+from tests.several import Ended, in_ranks
 from tests.stages import BENCHMARK, CALIBRATION, EVALUATION, TINY_TEXT, run_train, train_config
 
 pytestmark = pytest.mark.slow
@@ -34,17 +36,22 @@ ESTIMATE = re.compile(r"Checked, nothing was written\. Would run: .*; about .* \
 
 
 def check_train(results: Path, *words: str, **options: tuple[str, ...]) -> Score:
-    return train(train_config(results, "check=true", *words, **options))
+    return scored(train(train_config(results, "check=true", *words, **options)))
 
 
 def check_distill(results: Path, *words: str) -> Score:
     given = [*CALIBRATION, f"paths.results={results}", "check=true", *words]
-    return distill(composed("distill", given, DistillConfig))
+    return scored(distill(composed("distill", given, DistillConfig)))
 
 
 def check_evaluate(results: Path, *words: str) -> Score:
     given = [*EVALUATION, f"paths.results={results}", "check=true", *words]
-    return evaluate(composed("evaluate", given, EvaluateConfig))
+    return scored(evaluate(composed("evaluate", given, EvaluateConfig)))
+
+
+def scored(score: Score | None) -> Score:
+    assert score is not None
+    return score
 
 
 def check_benchmark(results: Path, *words: str) -> Score | None:
@@ -127,6 +134,22 @@ def test_benchmark_is_checked(tmp_path, capsys) -> None:
     assert ESTIMATE.search(capsys.readouterr().out)
     check_benchmark(tmp_path, "mode=step", "task=digits", "step.attentions=[softmax]")
     assert ESTIMATE.search(capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_of_several_processes_checks_and_the_others_wait(tmp_path) -> None:
+    """As torchrun and srun start them."""
+    config = train_config(tmp_path, "check=true", "trainer.devices=2", "trainer.accelerator=cpu")
+    first, second = in_ranks(lambda: train(config))
+    assert first is not None
+    assert ESTIMATE.search(first.printed), first.error
+    assert second == Ended(None, "", "")
+    wrong = replace(config, resume=str(tmp_path / "none.ckpt"))
+    first, second = in_ranks(lambda: train(wrong))
+    assert first is not None
+    assert "does not exist" in first.error
+    assert second is not None
+    assert (second.error, second.printed) == ("SystemExit: 1", "")
     assert not list(tmp_path.iterdir())
 
 

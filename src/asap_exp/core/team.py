@@ -3,10 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from asap_exp.core.sweep import Ledger
 PREPARES = timedelta(hours=6)
 """Time in which rank 0 must have prepared the data."""
 
+Result = TypeVar("Result")
+
 WORK, DONE = "work", "done"
 """What rank 0 tells the others: to begin, or that all is done."""
 
@@ -37,15 +39,18 @@ class LostRank(UserError):
 class Team:
     """Processes of one stage; rank 0 leads: it prepares the work and alone writes files."""
 
-    def __init__(self, given: Devices, *, stops_together: bool = False) -> None:
+    def __init__(
+        self, given: Devices, *, stops_together: bool = False, alone: bool = False
+    ) -> None:
         """Find out the rank of this process; raise UserError if there are too few devices.
 
         With `stops_together`, a signal to one rank reaches the others, which save their work.
+        `alone` does without the others, also where torchrun or SLURM has started them.
         """
         self.stops_together = stops_together
         self.devices, self.nodes, self.world = given.devices, given.nodes, given.world
         self.device = choose_device(given.accelerator)
-        self.environment = environment_of(given)
+        self.environment = None if alone else environment_of(given)
         self.ranks, self.children = ALONE, Children()
         self.board: Board | None = None
         self.begun = self.works = False
@@ -230,9 +235,21 @@ class Team:
 
 
 def alone(given: Devices) -> Team:
-    """Return a team of this process alone; UserError if there are fewer devices than given."""
-    Team(given)
-    return Team(given._replace(devices=1, nodes=1))
+    """Return a team of this process alone, on one device of those given."""
+    return Team(given._replace(devices=1, nodes=1), alone=True)
+
+
+def by_first(given: Devices, work: Callable[[], Result]) -> Result | None:
+    """Return what rank 0 makes of `work`; the others that were started wait, and return None.
+
+    Raises UserError if the processes or devices are not as given.
+    """
+    team = Team(given)
+    with team.working():
+        if team.leads:
+            return work()
+        team.orders()
+    return None
 
 
 def another_has_gone(error: BaseException) -> bool:

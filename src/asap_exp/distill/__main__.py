@@ -5,12 +5,13 @@ from asap_exp.core.score import Score
 from asap_exp.distill.config import DistillConfig
 
 
-def run(config: DistillConfig) -> Score:
+def run(config: DistillConfig) -> Score | None:
     """Run the stage and return the score of the map; slow imports wait for a checked config."""
     if config.check:
+        from asap_exp.core.team import by_first
         from asap_exp.distill.check import check
 
-        return check(config)
+        return by_first(config.together, lambda: check(config))
 
     from asap_exp.core.team import refuse_sweep_in_each_process
     from asap_exp.distill.budget import distill_within_budget

@@ -5,12 +5,13 @@ from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.score import Score
 
 
-def run(config: EvaluateConfig) -> Score:
+def run(config: EvaluateConfig) -> Score | None:
     """Run the stage and return the map's score; slow imports wait for a checked configuration."""
     if config.check:
+        from asap_exp.core.team import by_first
         from asap_exp.evaluate.check import check
 
-        return check(config)
+        return by_first(config.together, lambda: check(config))
 
     from asap_exp.core.team import refuse_sweep_in_each_process
     from asap_exp.evaluate.evaluate import evaluate, score

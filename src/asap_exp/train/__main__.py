@@ -9,7 +9,7 @@ from asap_exp.core.config import (
 from asap_exp.core.score import Score
 
 
-def run(config: TrainConfig) -> Score:
+def run(config: TrainConfig) -> Score | None:
     """Train and return the validation score; slow imports wait for a checked configuration."""
     from asap_exp.core.config import TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
@@ -22,9 +22,10 @@ def run(config: TrainConfig) -> Score:
         known(config.data.name)
 
     if config.check:
+        from asap_exp.core.team import by_first
         from asap_exp.train.check import check
 
-        return check(config)
+        return by_first(config.trainer.together, lambda: check(config))
 
     from asap_exp.core.team import refuse_sweep_in_each_process
     from asap_exp.train.trainer import train

@@ -99,10 +99,7 @@ def first_parts(config: TrainConfig) -> list[L.Callback]:
 
 
 def prepared(config: TrainConfig) -> Training:
-    """Resolve `config` and build what it names, for one device; nothing is loaded or written yet.
-
-    Raises UserError if there are fewer devices than it asks for.
-    """
+    """Resolve `config` and build what it names, for one device; nothing is loaded or written."""
     callbacks = first_parts(config)
     team = alone(config.trainer.together)
     check_strategy(config, team)
