@@ -110,6 +110,7 @@ def main() -> None:
     with sentences():
         words = separated(given.overrides)
         combinations = swept(words.train)
+        configs(words)  # a mistake in the words of a later stage shows before hours of training
         if any(word.lstrip("+") == "check=true" for word in words.train):
             check = [sys.executable, "-m", "asap_exp.train", "-m", *words.train, *words.hydra]
             sys.exit(wait_for(check))
@@ -176,7 +177,6 @@ def heading(text: str) -> None:
 
 def train(sweep: Sweep, planned: list[Planned]) -> None:
     """Train every run that is not finished."""
-    configs(sweep.words)  # a mistake in the words of a later stage shows before hours of training
     finished = sum(run is not None for run in runs_of(planned))
     heading(f"1 of 3: train {counted(len(planned), 'run')} ({finished} finished before)")
     if finished < len(planned):

@@ -45,6 +45,20 @@ def test_words_go_to_the_stages_that_take_them() -> None:
         sweep.separated(["experiment=ablation_eps", "seed=0,1"])
 
 
+@pytest.mark.parametrize("more", [(), ("check=true",)], ids=["run", "check"])
+@pytest.mark.parametrize("word", ["evaluate.batch_siz=3", "distill.calibration=nope"])
+def test_mistake_in_a_later_stage_shows_before_the_first(
+    tmp_path, monkeypatch, more, word, capsys
+) -> None:
+    """Whether the sweep is checked or run; the words name the stage's own key."""
+    monkeypatch.setattr(sweep, "wait_for", lambda _: pytest.fail("a stage was started"))
+    given = ["task=digits", f"paths.results={tmp_path}", "seed=0,1", word, *more]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *given])
+    with pytest.raises(SystemExit, match=word.partition(".")[2]):
+        sweep.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_mean_and_deviation_leave_out_what_was_not_measured() -> None:
     assert results.spread([0.5, 0.7, None], 100) == "60.00 ± 14.14"
     assert results.spread([0.5], 100) == "50.00"
