@@ -121,16 +121,18 @@ def test_own_module_trains_and_its_network_is_the_teacher(tmp_path: Path) -> Non
         (f"module={{_target_: {HERE}.Missing}}", "Missing cannot be imported"),
         (f"module={{_target_: {HERE}.Counter}}", "Counter is no lightning LightningModule"),
         (f"callbacks.extra=[{{_target_: {HERE}.Plain}}]", "Plain is no lightning Callback"),
+        ("callbacks.extra=[{_target_: os.path.join}]", "join is no lightning Callback"),
         (f"callbacks.extra=[{{_target_: {HERE}.Counter}}]", "missing 1 required positional"),
         (f"module={{_target_: {HERE}.Forgetful}}", "must keep the network"),
     ],
 )
 def test_wrong_path_is_a_sentence_and_leaves_nothing(
-    tmp_path: Path, override: str, words: str
+    tmp_path: Path, override: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError) as error:
         run_train(tmp_path, override)
     assert words in str(error.value)
+    assert capsys.readouterr().err == ""  # the command prints the sentence, and nobody else
     assert not list(tmp_path.rglob("*"))
 
 

@@ -4,6 +4,7 @@ A path is followed only if it was given to this process, on its command line or 
 was composed: a configuration that a run has saved may come from somebody else and executes nothing.
 """
 
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from asap_exp.core import plugins
@@ -60,13 +61,13 @@ def instance(key: str, value: dict[str, Any], kind: type[T], /, *arguments: Any,
         )
     path = value[TARGET]
     try:
-        found = hydra.utils.get_class(path)
+        found = resolve_name(path)  # and not Hydra's get_class, which prints the error as well
     except Exception as error:
         raise UserError(
             f"{key}: {path} cannot be imported ({reason(error)}). It must be a class in a module "
             "that Python finds: installed, in the current folder or on PYTHONPATH"
         ) from error
-    if not issubclass(found, kind):
+    if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{key}: {path} is no {kind.__module__.split('.')[0]} {kind.__name__}")
     try:
         return hydra.utils.instantiate(value, *arguments, **more)
