@@ -17,7 +17,8 @@ TORCH_INDEX=${TORCH_INDEX:-}
 
 uv=$(command -v uv || true)
 if [ -n "$uv" ]; then
-    uv venv --quiet --allow-existing --python "$PYTHON" "$VENV"
+    # With pip, so that `pip install "asap_exp[tensorboard]"` finds the activated environment's.
+    uv venv --quiet --allow-existing --seed --python "$PYTHON" "$VENV"
 else
     "$PYTHON" -m venv "$VENV"
 fi

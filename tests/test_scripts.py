@@ -99,7 +99,7 @@ def test_setup_keeps_a_build_of_torch_that_is_not_from_pypi(
     (venv / "bin").mkdir(parents=True)
     stand_ins = {
         tmp_path / "python": "exit 0",
-        tmp_path / "uv": f'[ "$1" = pip ] && echo "$*" >>{tmp_path}/commands; exit 0',
+        tmp_path / "uv": f'echo "$*" >>{tmp_path}/commands',
         venv / "bin" / "python": f"echo {installed}",
     }
     for path, text in stand_ins.items():
@@ -118,7 +118,10 @@ def test_setup_keeps_a_build_of_torch_that_is_not_from_pypi(
         capture_output=True,
     )
     start = f"pip install --python {venv}/bin/python "
-    found = [line.removeprefix(start) for line in (tmp_path / "commands").read_text().splitlines()]
+    made, *lines = (tmp_path / "commands").read_text().splitlines()
+    assert made.startswith("venv ")
+    assert "--seed" in made.split(), "the pages say `pip install` of extras"
+    found = [line.removeprefix(start) for line in lines]
     wanted = [words.replace("VENV", str(venv)) for words in commands]
     assert [line[: len(start)] for line, start in zip(found, wanted, strict=True)] == wanted
     if "+" in installed:
