@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_raises_what_a_shell_would_say(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as stop, interruptible():
@@ -25,15 +27,68 @@ def test_signal_raises_what_a_shell_would_say(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell's background job ignores Ctrl-C in the foreground, and must keep ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    """A shell's background job ignores Ctrl-C in the foreground, and one of nohup a hang-up."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with interruptible():
-            send(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            send(number)
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+def test_second_hang_up_is_the_first_once_more() -> None:
+    """The kernel sends one, and the shell another."""
+    with postponed() as stop:
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+    assert stop.signal == signal.SIGHUP
+    passed: list[int] = []
+    with interruptible(lambda number: not passed.append(number)):
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+    assert passed == [signal.SIGHUP]
+
+
+IN_A_TERMINAL = """
+import fcntl, sys, termios, time
+from pathlib import Path
+from asap_exp.core.console import fail, say
+from asap_exp.core.interruption import postponed
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+with postponed() as stop:
+    say("ready")
+    while stop.signal is None:
+        time.sleep(0.01)
+    say("saving")
+    fail("saved")
+Path(sys.argv[1]).write_text(str(stop.signal))
+"""
+
+
+def test_work_is_saved_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    """Writing to a terminal that is gone fails; the words of a stage that saves go nowhere."""
+    keyboard, terminal = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, str(tmp_path / "saved")],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        try:
+            assert b"ready" in os.read(keyboard, 1000)
+        finally:
+            os.close(keyboard)
+        assert process.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == str(int(signal.SIGHUP))
 
 
 def test_interrupted_is_not_caught_with_errors() -> None:

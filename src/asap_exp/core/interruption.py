@@ -1,18 +1,20 @@
 """Signals that stop a stage: what they raise, and how it postpones them until its work is saved.
 
-They are SIGINT and SIGTERM, and in a job of submitit the one that returns it to the queue.
+They are SIGINT, SIGTERM and the SIGHUP of a closed terminal, and in a job of submitit the one that
+returns it to the queue.
 """
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def requeueing() -> signal.Signals | None:
@@ -58,6 +60,8 @@ class Request:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: postpone the first, raise Interrupted at the second."""
+        if hung_up_again(number, self.signal):
+            return
         if self.signal is not None:
             _interrupt(number, frame)
         self.signal = number
@@ -82,6 +86,8 @@ def interruptible(pass_on: Callable[[int], bool] = lambda _: False) -> Iterator[
     request = Request()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if hung_up_again(number, request.signal):
+            return
         first, request.signal = request.signal is None, number
         if not (first and pass_on(number)):
             _interrupt(number, frame)
@@ -96,6 +102,22 @@ def postponed(*, quiet: bool = False) -> Iterator[Request]:
     request = Request(quiet=quiet)
     with handled(request.note):
         yield request
+
+
+def hung_up_again(number: int, before: int | None) -> bool:
+    """Return True for a SIGHUP after one that was handled: shell and kernel send one each.
+
+    What would go to a terminal that is gone, where writing fails, goes nowhere from now on.
+    """
+    if number != signal.SIGHUP:
+        return False
+    for stream in (1, 2):
+        with suppress(OSError):  # it is closed already
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+    return before == signal.SIGHUP
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
