@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -28,8 +29,11 @@ class Ended:
     printed: str
 
 
-def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 60) -> list[Ended | None]:
-    """Run `work` in each of `count` processes; None for one that was killed."""
+def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 240) -> list[Ended | None]:
+    """Run `work` in each of `count` processes; None for one that was killed or takes too long.
+
+    A busy machine takes ten times as long as an idle one.
+    """
     if torch.cuda.is_initialized():
         pytest.skip("a forked process cannot use the GPU that its parent has used")
     with socket.socket() as free:
@@ -43,9 +47,11 @@ def in_ranks(work: Callable[[], Any], count: int = 2, seconds: float = 60) -> li
         sending.close()
         started.append((process, receiving))
     found: list[Ended | None] = []
+    until = time.monotonic() + seconds
     for _, receiving in started:
         try:
-            found.append(receiving.recv() if receiving.poll(seconds) else None)
+            left = max(until - time.monotonic(), 0)
+            found.append(receiving.recv() if receiving.poll(left) else None)
         except EOFError:
             found.append(None)
     for process, _ in started:

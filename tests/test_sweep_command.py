@@ -136,6 +136,7 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it starts eight processes, which import PyTorch one after another
 def test_interrupted_sweep_goes_on_and_ends_with_its_table(tmp_path: Path) -> None:
     words = (*TINY, *SINKHORN, "seed=0,1", "recipe.epochs=6", *LATER)
     with started(tmp_path, *words) as process:

@@ -170,6 +170,7 @@ def test_stopped_workers_of_joblib_save_their_work(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("last.ckpt"))) == 2
 
 
+@pytest.mark.timeout(1200)
 def test_job_that_submitit_stops_is_requeued_and_goes_on(tmp_path: Path) -> None:
     words = (*TINY, *SINKHORN, "recipe.epochs=30", "callbacks.checkpoint_seconds=1000", "seed=0,1")
     launcher = ("-m", "hydra/launcher=submitit_local")
