@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from asap_exp.core import app, sweep
+from asap_exp.core.composing import quoted
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
@@ -44,6 +45,15 @@ def test_table_names_what_differs_and_the_file_everything():
     assert [row["loss"] for row in rows] == ["0.5", "0.25", ""]
     assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
     assert rows[2]["error"] == 'a "mistake", this'
+
+
+def test_quotes_of_the_command_line_are_no_part_of_a_path():
+    """`make sweep` quotes the paths that it hands to the later stages."""
+    paths = ["results/a=1", "it's", "plain"]
+    jobs = [job(n, overrides=[quoted("teacher", path)]) for n, path in enumerate(paths)]
+    assert jobs[0].overrides == ["teacher='results/a=1'"]
+    rows = csv.DictReader(as_csv(jobs).splitlines())
+    assert [row["teacher"] for row in rows] == paths
 
 
 def run_sweep(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> list[object]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from asap_exp.core.console import counted, duration, plain_table, say, show, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_text
+from asap_exp.core.overrides import parsed_override
 from asap_exp.core.sweep import Job, Ledger
 
 FILE = "sweep.csv"
@@ -45,9 +46,12 @@ def best_first(jobs: Sequence[Job]) -> list[Job]:
 
 
 def settings(job: Job) -> dict[str, str]:
-    """Return the overrides of a job by key."""
-    pairs = (override.partition("=") for override in job.overrides)
-    return {key: value for key, _, value in pairs}
+    """Return the overrides of a job by key, as the stage has them: a path without its quotes."""
+    pairs = ((override, *override.partition("=")) for override in job.overrides)
+    return {
+        key: str(parsed_override(override).value()) if value.startswith(("'", '"')) else value
+        for override, key, _, value in pairs
+    }
 
 
 def keys_of(jobs: Sequence[Job]) -> list[str]:
