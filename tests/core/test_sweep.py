@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from asap_exp.core import app, sweep
+from asap_exp.core.command_line import command
 from asap_exp.core.composing import quoted
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TrainConfig
@@ -95,6 +96,23 @@ def test_newcomer_c8_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(
     assert f"Table: results/runs/.multirun/{folder.name}/sweep.csv" in out
     lines = csv.DictReader((folder / "sweep.csv").open())
     assert [line["validation accuracy"] for line in lines] == ["0.9", "0.4", "0.1", ""]
+
+
+@pytest.mark.slow
+def test_command_of_a_job_runs_that_job_and_not_the_sweep(monkeypatch, tmp_path):
+    """It is what the manifest of a run has, and what to do when its files are damaged."""
+    commands: list[str] = []
+    given = ["-m", "task=digits", "seed=1,2", quoted("hydra.sweep.dir", tmp_path / "s")]
+    monkeypatch.setattr(sys, "argv", ["train", *given, "model.depth=2,3"])
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.chdir(tmp_path)
+    with suppress(SystemExit):
+        app.main("train", TrainConfig, lambda _: commands.append(command()))
+    runs = [(seed, depth) for seed in (1, 2) for depth in (2, 3)]
+    assert commands == [
+        f"python -m asap_exp.train task=digits seed={seed} model.depth={depth}"
+        for seed, depth in runs
+    ]
 
 
 @pytest.mark.slow

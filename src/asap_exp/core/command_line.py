@@ -1,4 +1,4 @@
-"""The command of this process as it was typed."""
+"""The command of this process, and the one that runs a job of a sweep alone."""
 
 import shlex
 import sys
@@ -8,7 +8,6 @@ from pathlib import Path
 
 PROGRAM = "asap-exp"
 
-_typed: list[str] | None = None
 _job: list[str] | None = None
 
 
@@ -18,14 +17,13 @@ def typed(stage: str, words: Sequence[str], job: Sequence[str] | None = None) ->
 
     `job` are the words that run this job alone, where the command is that of a sweep.
     """
-    global _typed, _job
-    before = _typed, _job
-    _typed = ["-m", f"asap_exp.{stage}", *words]
-    _job = _typed if job is None else ["-m", f"asap_exp.{stage}", *job]
+    global _job
+    before = _job
+    _job = ["-m", f"asap_exp.{stage}", *(words if job is None else job)]
     try:
         yield
     finally:
-        _typed, _job = before
+        _job = before
 
 
 def again() -> list[str] | None:
@@ -39,10 +37,11 @@ def again() -> list[str] | None:
 def command() -> str:
     """Return the command as typed: a module or a script, without its folder, and its arguments.
 
-    A stage is named as a module, however it was started.
+    A stage is named as a module, however it was started. In a sweep it is the command of this job:
+    that of the sweep would make all of it again.
     """
-    if _typed is not None:
-        return shlex.join(["python", *_typed])
+    if _job is not None:
+        return shlex.join(["python", *_job])
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = None if spec is None else spec.name.removesuffix(".__main__")
     program = Path(sys.argv[0]).name if module is None else f"-m {module}"
