@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from asap_exp.core import app, sweep
-from asap_exp.core.command_line import command
+from asap_exp.core.command_line import again, command
 from asap_exp.core.composing import quoted
 from asap_exp.core.conf_files import conf_dir
 from asap_exp.core.config import TrainConfig
@@ -113,6 +113,31 @@ def test_command_of_a_job_runs_that_job_and_not_the_sweep(monkeypatch, tmp_path)
         f"python -m asap_exp.train task=digits seed={seed} model.depth={depth}"
         for seed, depth in runs
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("-m", "seed=0,1")], ids=["alone", "varied"])
+def test_job_of_an_experiment_that_sweeps_by_itself_runs_alone(monkeypatch, tmp_path, flags):
+    """With several devices, each rank of the job is started by this command."""
+    found: list[tuple[list[str], object]] = []
+
+    def train(config: TrainConfig) -> None:
+        found.append((again() or [], config.attention["eps"]))
+
+    def run(words: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        with suppress(SystemExit):
+            app.main("train", TrainConfig, train)
+
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    monkeypatch.chdir(tmp_path)
+    run(["task=digits", "experiment=ablation_eps", *flags])
+    assert {eps for _, eps in found} == {0.25, 0.5, 1.0, 2.0}
+    jobs = len(found)
+    words, eps = found[1]
+    run(words[2:])
+    assert len(found) == jobs + 1
+    assert found[-1] == (words, eps)
 
 
 @pytest.mark.slow

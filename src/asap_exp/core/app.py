@@ -16,6 +16,9 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.ranks import PARENT, said_by_first
 
+MULTIRUN = ("-m", "--multirun")
+"""Flags that make a sweep of a command."""
+
 VERBOSE = ("-v", "--verbose")
 """Flags that print debug output; all other flags are Hydra's."""
 
@@ -147,7 +150,7 @@ def refuse_torchrun(stage: str, words: Sequence[str]) -> None:
         raise UserError(
             f"torchrun started several processes, but {stage} works in one; start it without"
         )
-    if {"-m", "--multirun"} & set(words):
+    if {*MULTIRUN} & set(words):
         raise UserError(
             "torchrun would start the whole sweep in each of its processes; start it without: "
             "each job then starts its own"
@@ -159,10 +162,13 @@ def shared_by_jobs(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     from asap_exp.core.overrides import names_module, parsed_override
 
     flags = without(words, overrides)
-    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    kept = [flag for flag in flags if flag not in MULTIRUN]
     search = [each for each in overrides if each.startswith("hydra.searchpath=")]
     named = [each for each in overrides if "=" in each and names_module(parsed_override(each))]
-    return [*kept, *search, *named]
+    sweeps = any(each.lstrip("+").startswith("experiment=") for each in overrides)
+    # An experiment may sweep by itself, and would do so once more in a job of it.
+    alone = ["hydra.mode=RUN"] if sweeps or not {*MULTIRUN} & set(words) else []
+    return [*kept, *search, *named, *alone]
 
 
 def without(words: Sequence[str], others: Iterable[str]) -> list[str]:
