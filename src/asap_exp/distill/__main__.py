@@ -6,7 +6,10 @@ from asap_exp.distill.config import DistillConfig
 
 
 def run(config: DistillConfig) -> Score | None:
-    """Run the stage and return the score of the map; slow imports wait for a checked config."""
+    """Run the stage and return the score of the map; slow imports wait for a checked config.
+
+    It is None from the check of another rank than 0.
+    """
     if config.check:
         from asap_exp.core.team import by_first
         from asap_exp.distill.check import check

@@ -6,7 +6,10 @@ from asap_exp.core.score import Score
 
 
 def run(config: EvaluateConfig) -> Score | None:
-    """Run the stage and return the map's score; slow imports wait for a checked configuration."""
+    """Run the stage and return the map's score; slow imports wait for a checked configuration.
+
+    It is None from the check of another rank than 0.
+    """
     if config.check:
         from asap_exp.core.team import by_first
         from asap_exp.evaluate.check import check

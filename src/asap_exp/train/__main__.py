@@ -10,7 +10,10 @@ from asap_exp.core.score import Score
 
 
 def run(config: TrainConfig) -> Score | None:
-    """Train and return the validation score; slow imports wait for a checked configuration."""
+    """Train and return the validation score; slow imports wait for a checked configuration.
+
+    It is None from the check of another rank than 0.
+    """
     from asap_exp.core.config import TextDataConfig
     from asap_exp.data.catalog import image_dataset, text_dataset
 
