@@ -211,7 +211,8 @@ def test_registry():
 def test_options():
     assert attention_options("softmax") == attention_options("uniform") == ()
     assert attention_options("espformer") == ("temperature", "tau", "sorting", "slices")
-    assert attention_options("sinkhorn") == ("num_iters", "gradient_updates", "eps", "backend")
+    options = ("num_iters", "gradient_updates", "implicit_steps", "eps", "backend")
+    assert attention_options("sinkhorn") == options
     assert attention_options("asap") == ("refine", "eps", "coarse", "one_pass", "backend")
 
 

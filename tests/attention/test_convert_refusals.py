@@ -187,7 +187,7 @@ def test_softmax_layers_are_not_compiled(vit: nn.Module) -> None:
         ({"attention": "softmax", "num_iters": 3}, "num_iters=3 is not an option of softmax"),
         (
             {"attention": "sinkhorn", "iters": 3},
-            "iters=3 .* its options: num_iters, gradient_updates, eps, backend",
+            "iters=3 .* its options: num_iters, gradient_updates, implicit_steps, eps, backend",
         ),
         ({"attention": "sinkhorn", "num_iters": 0}, "num_iters must be .*got 0"),
         ({"num_iters": 20}, r'num_iters=20: options need attention=NAME.*attention="sinkhorn"'),

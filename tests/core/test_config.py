@@ -701,7 +701,13 @@ def test_the_files_of_the_attentions_name_them_and_their_options():
 
 
 WRONG_OPTIONS = {
-    "sinkhorn": {"num_iters": 0, "gradient_updates": 0, "eps": 0.0, "backend": "cuda"},
+    "sinkhorn": {
+        "num_iters": 0,
+        "gradient_updates": 0,
+        "implicit_steps": 0,
+        "eps": 0.0,
+        "backend": "cuda",
+    },
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
     "espformer": {"temperature": -1.0, "tau": 0.0, "sorting": "none", "slices": -1},

@@ -211,6 +211,19 @@ def test_gradient_updates_out_of_range(last, error, words):
         OPERATORS["sinkhorn_attention"](make_inputs(), num_iters=20, gradient_updates=last)
 
 
+@pytest.mark.parametrize(
+    ("steps", "last", "error", "words"),
+    [
+        (0, None, ValueError, "implicit_steps must be at least 1, got 0"),
+        (True, None, TypeError, "implicit_steps must be an int"),
+        (5, 2, ValueError, "implicit_steps=5 must not be given with gradient_updates=2: .* out"),
+    ],
+)
+def test_implicit_steps_out_of_range(steps, last, error, words):
+    with pytest.raises(error, match=words):
+        OPERATORS["sinkhorn_attention"](make_inputs(), implicit_steps=steps, gradient_updates=last)
+
+
 @pytest.mark.parametrize("name", ["sinkhorn_attention", "sinkhorn_duals"])
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
 def test_number_of_updates(name, case):

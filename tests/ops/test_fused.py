@@ -300,6 +300,6 @@ def test_custom_operator_is_registered_soundly():
     operator = torch.ops.asap_exp.sinkhorn.default
     torch.library.opcheck(
         operator,
-        (*leaves, None, None, 3, 0.5, True, "ieee"),
+        (*leaves, None, None, 3, 0.5, True, 0, "ieee"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

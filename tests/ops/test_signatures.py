@@ -8,7 +8,8 @@ from asap_exp import ops
 
 COMMON = "eps=1.0 scale=None key_padding_mask=None backend='auto'"
 SIGNATURES = {
-    "sinkhorn_attention": f"q k v * num_iters=20 gradient_updates=None {COMMON}",
+    "sinkhorn_attention": "q k v * num_iters=20 gradient_updates=None implicit_steps=None "
+    f"{COMMON}",
     "relaxed_sinkhorn_attention": f"q k v * num_iters=5 relaxation=1.6 {COMMON}",
     "sinkhorn_duals": f"q k * num_iters=20 {COMMON}",
     "closure_attention": f"q k v row_dual * {COMMON}",

@@ -37,6 +37,7 @@ def sinkhorn_attention(
     *,
     num_iters: int = 20,
     gradient_updates: int | None = None,
+    implicit_steps: int | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -47,16 +48,26 @@ def sinkhorn_attention(
     Rows sum to 1 exactly, columns to n/m approximately. Gradients are taken through the unrolled
     updates, or with `gradient_updates` through as many of the last alone, which is faster and
     approximate (arXiv 2605.08123): where the updates have converged, it is as many terms of the
-    Neumann series of the implicit gradient. Source: ASAP (arXiv 2605.12879), entropic optimal
-    transport with uniform marginals.
+    Neumann series of the implicit gradient. With `implicit_steps`, that gradient is taken itself,
+    by as many steps of conjugate gradients, each as dear as the gradient of one update; where
+    columns do not sum to n/m, it is that of a plan whose columns keep their sums
+    (`asap_exp.ops.reference.implicit`). Source: ASAP (arXiv 2605.12879), entropic optimal transport
+    with uniform marginals.
     """
     check.check_count("num_iters", num_iters, 1)
     check.check_gradient_updates(gradient_updates, num_iters)
+    check.check_implicit_steps(implicit_steps, gradient_updates)
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
         return resolve(backend, q, v).sinkhorn_attention(
-            q, k, v, num_iters=num_iters, gradient_updates=gradient_updates, **options
+            q,
+            k,
+            v,
+            num_iters=num_iters,
+            gradient_updates=gradient_updates,
+            implicit_steps=implicit_steps,
+            **options,
         )
 
 

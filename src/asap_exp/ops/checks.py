@@ -90,6 +90,18 @@ def check_gradient_updates(gradient_updates: int | None, num_iters: int) -> None
         )
 
 
+def check_implicit_steps(implicit_steps: int | None, gradient_updates: int | None) -> None:
+    """Raise TypeError or ValueError unless it is None, or a number and no gradient_updates."""
+    if implicit_steps is None:
+        return
+    check_count("implicit_steps", implicit_steps, 1)
+    if gradient_updates is not None:
+        raise ValueError(
+            f"implicit_steps={implicit_steps} must not be given with gradient_updates="
+            f"{gradient_updates}: the implicit gradient goes through no update; leave one out"
+        )
+
+
 def check_switch(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

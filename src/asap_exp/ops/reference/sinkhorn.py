@@ -18,6 +18,7 @@ from torch import Tensor
 
 from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
 from asap_exp.ops.reference.exponentials import log_sum_exp, softmax
+from asap_exp.ops.reference.implicit import implicit_gradient
 
 
 class SinkhornDuals(NamedTuple):
@@ -86,6 +87,30 @@ def one_pass(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
     return softmax(S + absent(col_dual, padding)[..., None, :])
 
 
+class ImplicitPlan(torch.autograd.Function):
+    """Autograd function of a closure with the implicit gradient in S; keeps the plan alone.
+
+    The dual gets no gradient.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(S: Tensor, ready: Tensor, padding: Tensor | None, num_steps: int) -> Tensor:
+        return closure(S, ready, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, ctx.padding, ctx.num_steps = inputs
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (A,) = ctx.saved_tensors
+        dS = implicit_gradient(blank(A, ctx.padding, 2), gradient, ctx.num_steps)
+        return dS, None, None, None
+
+
 def starting_dual(S: Tensor) -> Tensor:
     """Return f^0 = 0."""
     return S.new_zeros(S.shape[:-1])
@@ -123,16 +148,35 @@ def sinkhorn_attention(
     scale: float,
     key_padding_mask: Tensor | None,
     gradient_updates: int | None = None,
+    implicit_steps: int | None = None,
 ) -> Tensor:
-    options: dict[str, Any] = {"eps": eps, "scale": scale, "key_padding_mask": key_padding_mask}
-    if gradient_updates is not None and gradient_updates < num_iters:
-        padding = effective_padding(key_padding_mask)
-        S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    padding = effective_padding(key_padding_mask)
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    A = plan_from(S, starting_dual(S), num_iters, padding, gradient_updates, implicit_steps)
+    return average_values(A, v, key_padding_mask)
+
+
+def plan_from(
+    S: Tensor,
+    row_dual: Tensor,
+    num_iters: int,
+    padding: Tensor | None,
+    gradient_updates: int | None,
+    implicit_steps: int | None,
+) -> Tensor:
+    """Return the plan `[B, H, N, M]` of `num_iters` updates from `row_dual` `[B, H, N]`.
+
+    Its gradient is that of all, of the last `gradient_updates`, or the implicit one.
+    """
+    if implicit_steps is not None:
         with torch.no_grad():
-            before = update(S, starting_dual(S), num_iters - gradient_updates, padding)
-        ready = update(S, before, gradient_updates - 1, padding)
-        return average_values(closure(S, ready, padding), v, key_padding_mask)
-    return relaxed_sinkhorn_attention(q, k, v, num_iters=num_iters, relaxation=None, **options)
+            ready = update(S, row_dual, num_iters - 1, padding)
+        return ImplicitPlan.apply(S, ready, padding, implicit_steps)
+    if gradient_updates is not None and gradient_updates < num_iters:
+        with torch.no_grad():
+            row_dual = update(S, row_dual, num_iters - gradient_updates, padding)
+        num_iters = gradient_updates
+    return closure(S, update(S, row_dual, num_iters - 1, padding), padding)
 
 
 def relaxed_sinkhorn_attention(

@@ -29,17 +29,23 @@ def sinkhorn_attention(
     *,
     num_iters: int,
     gradient_updates: int | None = None,
+    implicit_steps: int | None = None,
     **options: Any,
 ) -> Tensor:
     """Run T updates from 0 and multiply the plan with v, in one operator.
 
-    If the gradient is that of the last updates alone, those before are an operator of their own.
+    If the gradient is that of the last updates alone, or implicit and so as if the last were the
+    only one, those before are an operator of their own.
     """
-    if gradient_updates is None or gradient_updates >= num_iters or not gradient_needed(q, k, v):
+    last = gradient_updates if implicit_steps is None else 1
+    if last is None or not gradient_needed(q, k, v):
         return sinkhorn(q, k, v, None, num_iters=num_iters, **options).out
-    with torch.no_grad():
-        before = sinkhorn_duals(q, k, num_iters=num_iters - gradient_updates, **options).row
-    return sinkhorn(q, k, v, before, num_iters=gradient_updates, **options).out
+    before = None
+    if last < num_iters:
+        with torch.no_grad():
+            before = sinkhorn_duals(q, k, num_iters=num_iters - last, **options).row
+    steps = implicit_steps or 0
+    return sinkhorn(q, k, v, before, num_iters=last, implicit_steps=steps, **options).out
 
 
 def closure_attention(q: Tensor, k: Tensor, v: Tensor, row_dual: Tensor, **options: Any) -> Tensor:

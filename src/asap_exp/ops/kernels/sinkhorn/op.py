@@ -1,6 +1,7 @@
 """Finite-T Sinkhorn attention as one custom operator with a gradient, for teachers and closures.
 
 For the gradient, the duals of all updates are kept: O((n + m) T) numbers, nothing of size n x m.
+The implicit gradient needs those of the last update alone.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
+from asap_exp.ops.kernels.sinkhorn import implicit_gradient
 from asap_exp.ops.kernels.tiles import unit_stride
 from asap_exp.ops.masking import blank
 from asap_exp.ops.products import AS_ALLOWED
@@ -39,18 +41,19 @@ def sinkhorn(
     scale: float,
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
+    implicit_steps: int = 0,
     products: str = AS_ALLOWED,
 ) -> Solution:
     """Run `num_iters` updates from f^0 = `start` (zeros if None) and multiply the plan with v.
 
     Pass values of width 0 to compute the duals alone. `products` are those of float32 matrices. The
-    result is differentiable in q, k, v and `start`; the duals carry no gradient.
+    result is differentiable in q, k, v and `start`; the duals carry no gradient. With
+    `implicit_steps`, for a single update, the gradient is the implicit one, and `start` has none.
     """
     save = keep_duals or gradient_needed(q, k, v, start)
     start = None if start is None else blank(start.float(), key_padding_mask, 2)
-    return Solution(
-        *_sinkhorn(q, k, v, start, key_padding_mask, num_iters, scale / eps, save, products)
-    )
+    numbers = num_iters, scale / eps, save, implicit_steps
+    return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, *numbers, products))
 
 
 @torch.library.custom_op("asap_exp::sinkhorn", mutates_args=())
@@ -63,6 +66,7 @@ def _sinkhorn(
     num_iters: int,
     slope: float,
     save: bool,
+    implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, rows, cols = _results(q, k, v, num_iters, save)
@@ -86,6 +90,7 @@ def _(
     num_iters: int,
     slope: float,
     save: bool,
+    implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _results(q, k, v, num_iters, save)
@@ -114,6 +119,7 @@ def _sinkhorn_backward(
     cols: Tensor,
     num_iters: int,
     slope: float,
+    implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = _gradients(q, k, v)
@@ -121,8 +127,11 @@ def _sinkhorn_backward(
         return grads
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, v, padding, num_iters, slope, products)
-        route = choose("sinkhorn_backward", launch.call(keeps_duals=True))
-        route.launch(launch, unit_stride(grad_out), Duals(rows, cols), grads)
+        results = unit_stride(grad_out), Duals(rows, cols), grads
+        if implicit_steps:
+            implicit_gradient.launch(launch, *results, implicit_steps)
+        else:
+            choose("sinkhorn_backward", launch.call(keeps_duals=True)).launch(launch, *results)
     return grads
 
 
@@ -137,6 +146,7 @@ def _(
     cols: Tensor,
     num_iters: int,
     slope: float,
+    implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gradients(q, k, v)
@@ -149,7 +159,7 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, start, padding, ctx.num_iters, ctx.slope, _, ctx.products = inputs
+    q, k, v, start, padding, ctx.num_iters, ctx.slope, _, ctx.implicit_steps, ctx.products = inputs
     ctx.has_start = start is not None
     _, rows, cols = output
     ctx.mark_non_differentiable(rows, cols)
@@ -159,11 +169,12 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_out, *_):
     q, k, v, padding, rows, cols = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_start = _sinkhorn_backward(
-        grad_out, q, k, v, padding, rows, cols, ctx.num_iters, ctx.slope, ctx.products
-    )
+        grad_out, q, k, v, padding, rows, cols,
+        ctx.num_iters, ctx.slope, ctx.implicit_steps, ctx.products,
+    )  # fmt: skip
     return (
         grad_q, grad_k, grad_v, grad_start if ctx.has_start else None,
-        None, None, None, None, None,
+        None, None, None, None, None, None,
     )  # fmt: skip
 
 
