@@ -53,6 +53,7 @@ MAKERS: dict[str, Callable[[], Attention]] = {
     "coarse of few tokens": partial(
         build_attention, {"name": "coarse", "tokens": 3, "subset": "random", "weights": "voronoi"}
     ),
+    "coarse, refined": partial(build_attention, {"name": "coarse", "tokens": 3, "refine": 2}),
     "coarse in one pass": partial(
         build_attention, {"name": "coarse", "tokens": 3, "subset": "farthest", "one_pass": True}
     ),

@@ -220,6 +220,14 @@ def test_younger_options_at_their_defaults_are_no_part_of_the_identity():
     first = {"name": "espformer", "temperature": 10.0, "tau": 1e-3}
     assert canonical_options({"name": "espformer", "sorting": "soft", "slices": 0}) == first
     assert canonical_options({**first, "slices": 8}) == {**first, "slices": 8}
+    for name, options in (
+        ("sinkhorn", ("gradient_updates", "implicit_steps")),
+        ("coarse", ("refine", "implicit_steps")),
+    ):
+        usual = canonical_options({"name": name})
+        for option in options:
+            assert option not in usual
+            assert canonical_options({"name": name, option: 2}) == {**usual, option: 2}
 
 
 def test_unknown_attention_is_refused_with_those_there_are():

@@ -37,6 +37,7 @@ def test_every_option_changes_the_output():
         "grid_width": 8,
         "one_pass": True,
         "num_iters": 2,
+        "refine": 1,
         "eps": 0.5,
     }
     for name, value in options.items():
@@ -46,6 +47,35 @@ def test_every_option_changes_the_output():
         outs = [build_attention({"name": "coarse", **given})(q, k, v) for given in
                 (base, base | {name: value})]  # fmt: skip
         assert (outs[0] - outs[1]).abs().max() > 1e-4, name
+
+
+def test_implicit_gradient_is_another_of_the_same_output():
+    leaves = [x.requires_grad_() for x in make_qkv(tokens=16)]
+    found = []
+    for steps in (None, 3):
+        out = CoarseAttention(tokens=4, refine=1, implicit_steps=steps)(*leaves)
+        found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert 1e-3 < (found[0][1] - found[1][1]).norm() / found[0][1].norm() < 1
+
+
+def test_further_updates_follow_those_of_all_tokens():
+    q, k, v = make_qkv()
+    for options in ({}, {"implicit_steps": 2}):
+        found = CoarseAttention(tokens=7, num_iters=4, refine=3, **options)
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        outs = [a(*leaves) for a in (found, SinkhornAttention(num_iters=7, **options))]
+        assert_close(*outs)
+        gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in outs]
+        for mine, expected in zip(*gradients, strict=True):
+            assert_close(mine, expected)
+        assert_close(found.plan(q, k), SinkhornAttention(num_iters=7).plan(q, k))
+
+
+def test_options_of_updates_that_one_pass_does_not_make_are_refused():
+    for name in ("refine", "implicit_steps"):
+        with pytest.raises(UserError, match=f"attention=coarse: {name}=2 must not be given with"):
+            build_attention({"name": "coarse", "one_pass": True, name: 2})
 
 
 def test_queries_and_keys_get_subsets_of_their_own_where_their_numbers_differ():

@@ -153,6 +153,8 @@ def test_wrong_arguments(teacher: Classifier, options: dict, words: str) -> None
 def test_keywords_of_other_methods_are_refused(teacher: Classifier) -> None:
     with pytest.raises(TypeError, match=r"no keyword 'num_iters'; it takes tokens, subset"):
         compiled(teacher, num_iters=3)
+    with pytest.raises(TypeError, match=r"no keyword 'implicit_steps'; it takes tokens, subset"):
+        compiled(teacher, implicit_steps=3)
     with pytest.raises(UserError, match=r"loader must be given.*method='coarse' needs none"):
         asap_exp.compile(teacher)
 

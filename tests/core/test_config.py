@@ -720,6 +720,8 @@ WRONG_OPTIONS = {
         "seed": -1,
         "grid_width": -1,
         "num_iters": 0,
+        "refine": -1,
+        "implicit_steps": 0,
         "eps": 0.0,
         "backend": "cuda",
     },

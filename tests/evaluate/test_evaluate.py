@@ -214,7 +214,7 @@ def test_several_rivals_of_the_same_recipe_are_rows_of_their_own(pipeline: Pipel
 def test_coarse_attentions_trained_alike_are_rows_by_size_and_form(pipeline: Pipeline) -> None:
     """One here has the number of updates of the teacher, the other one has not."""
     options = (
-        ("attention.tokens=2", "attention.num_iters=4"),
+        ("attention.tokens=2", "attention.num_iters=4", "attention.refine=1"),
         ("attention.tokens=3", "attention.num_iters=2", "attention.one_pass=true"),
     )
     runs = [run_train(pipeline.results, attention=("attention=coarse", *o)) for o in options]
@@ -224,7 +224,7 @@ def test_coarse_attentions_trained_alike_are_rows_by_size_and_form(pipeline: Pip
     assert len(record["manifests"]["more_coarse"]) == 1
     rows = {row["label"]: row for row in record["rows"] if row["group"] == "coarse"}
     assert rows.keys() == {
-        "coarse duals, 2 tokens, two-sided, trained alike",
+        "coarse duals, 2 tokens, two-sided, refine 1, trained alike",
         "coarse duals, 3 tokens, one pass, T = 2, trained alike",
     }
     for row in rows.values():
@@ -235,7 +235,7 @@ def test_coarse_attentions_trained_alike_are_rows_by_size_and_form(pipeline: Pip
     group = Group("", [read_record(file)])
     drawn = {row.name: family_of(row) for row in rows_of(group) if row.group == "coarse"}
     assert set(drawn.values()) == {"coarse"}
-    assert "coarse duals, 2 tokens, two-sided, same recipe" in drawn
+    assert "coarse duals, 2 tokens, two-sided, refine 1, same recipe" in drawn
     assert {number_of(row) for row in rows_of(group) if row.group == "coarse"} == {"2", "3"}
 
 

@@ -13,7 +13,15 @@ from asap_exp import ops
 from asap_exp.ops import Subset, choose_subset, coarse_attention, coarse_duals, coarse_plan
 from tests.ops import plain
 from tests.ops import test_padding as padding
-from tests.ops.inputs import Inputs, Operator, assert_close64, centred, make_inputs, relative_rms
+from tests.ops.inputs import (
+    TEACHER,
+    Inputs,
+    Operator,
+    assert_close64,
+    centred,
+    make_inputs,
+    relative_rms,
+)
 from tests.ops.test_gradients import MASK, OPTIONS, gradcheck
 
 SHAPES = [(6, 6), (5, 9), (9, 4)]
@@ -49,9 +57,11 @@ def operator_of(function, reads: str, *token_dims: tuple[int, ...], **fixed) -> 
 
 COARSE = {
     "two-sided": operator_of(coarse_attention, "q k v", (2,)),
+    "refined": operator_of(coarse_attention, "q k v", (2,), refine=2),
     "one pass": operator_of(coarse_attention, "q k v", (2,), one_pass=True),
     "duals": operator_of(coarse_duals, "q k", (2,), (2,)),
     "two-sided plan": operator_of(coarse_plan, "q k", (2, 3)),
+    "refined plan": operator_of(coarse_plan, "q k", (2, 3), refine=2),
     "one-pass plan": operator_of(coarse_plan, "q k", (2, 3), one_pass=True),
 }
 every_operator = pytest.mark.parametrize("operator", COARSE.values(), ids=COARSE)
@@ -121,6 +131,51 @@ def test_duals_of_a_subset_are_those_of_pot_extended(queries, keys, num_iters):
     # POT's dual has another constant.
     assert_close64(centred(found.ready[0, 0]), centred(ready))
     assert_close64(centred(found.col[0, 0]), centred(col))
+
+
+@pytest.mark.parametrize("refine", [0, 1, 4])
+@pytest.mark.parametrize(("queries", "keys"), SHAPES)
+def test_further_updates_start_from_the_prediction(queries, keys, refine):
+    inputs = make_inputs(queries=queries, keys=keys)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    options = {**subsets_of(q, k, None), "num_iters": 3, "eps": 0.7}
+    S = plain.logits(q, k, eps=0.7, scale=0.5)
+    ready = coarse_duals(q, k, **options).ready
+    A = plain.sinkhorn_plan(S, refine + 1, row_dual=ready)
+    assert_close64(coarse_plan(q, k, **options, refine=refine), A)
+    assert_close64(coarse_attention(q, k, v, **options, refine=refine), A @ v)
+
+
+def test_started_from_a_prediction_fewer_updates_come_as_near():
+    inputs = make_inputs(queries=64, head_dim=8).map_tokens(lambda x: 1.5 * x)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    converged = ops.sinkhorn_attention(q, k, v, num_iters=2000)
+    subset = choose_subset(k, 24, choice="farthest", weights="voronoi")
+    warm = [
+        relative_rms(coarse_attention(q, k, v, subset=subset, refine=refine), converged)
+        for refine in (0, 2, 4)
+    ]
+    cold = [
+        relative_rms(ops.sinkhorn_attention(q, k, v, num_iters=num_iters), converged)
+        for num_iters in (1, 3, 5)
+    ]
+    assert warm == sorted(warm, reverse=True)
+    assert all(a < 0.7 * b for a, b in zip(warm, cold, strict=True))
+
+
+@pytest.mark.parametrize(("queries", "keys"), SHAPES)
+@pytest.mark.parametrize("mask", [None, padding.MASK[1:2]], ids=["whole", "padded"])
+def test_implicit_gradient_is_that_of_the_plan_wherever_it_started(queries, keys, mask):
+    if mask is not None:
+        queries = keys = mask.shape[1]
+    inputs = make_inputs(batch=1, queries=queries, keys=keys)
+    options = {"key_padding_mask": mask, "implicit_steps": keys, **OPTIONS}
+    found = COARSE["refined"].run(inputs, refine=999, **options)[1]
+    expected = TEACHER.run(inputs, num_iters=1000, **options)[1]
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-10)
+    few = COARSE["refined"].run(inputs, **options)[1]["q"]
+    assert relative_rms(few, expected["q"]) > 1e-4
 
 
 @pytest.mark.parametrize("mask", [None, padding.MASK[1:2]], ids=["whole", "padded"])
@@ -327,6 +382,25 @@ def test_wrong_arguments(function, case):
     tensors = (inputs.q, inputs.k, inputs.v)[: 3 if function is coarse_attention else 2]
     with pytest.raises(error, match=message):
         function(*tensors, **{"subset": SUBSET, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"refine": -1}, ValueError, "refine must be at least 0, got -1"),
+        ({"refine": 1, "one_pass": True}, ValueError, "refine=1 must not be given with one_pass"),
+        ({"implicit_steps": 0}, ValueError, "implicit_steps must be at least 1, got 0"),
+        (
+            {"implicit_steps": 2, "one_pass": True},
+            ValueError,
+            "implicit_steps=2 must not be given with one_pass=True, which makes no update",
+        ),
+    ],
+)
+def test_wrong_options_of_further_updates(options, error, message):
+    inputs = make_inputs()
+    with pytest.raises(error, match=message):
+        coarse_attention(inputs.q, inputs.k, inputs.v, subset=SUBSET, **options)
 
 
 def test_subset_of_the_keys_is_asked_for_where_it_is_needed():

@@ -96,6 +96,38 @@ def test_gradient(one_pass, shape, num_iters):
     assert_same_gradients(operator, inputs)
 
 
+REFINED = {"through all": {"refine": 2}, "implicit": {"refine": 1, "implicit_steps": 3}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("options", REFINED.values(), ids=REFINED)
+def test_gradient_with_further_updates(options, shape):
+    inputs: Inputs = inputs_for(**shape).map(torch.Tensor.float)
+    assert_same_gradients(coarse_operator(num_iters=3, **options), inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", REFINED.values(), ids=REFINED)
+def test_gradient_with_further_updates_and_padding(options):
+    inputs = inputs_for(queries=20, batch=3).map(torch.Tensor.float)
+    mask = (torch.arange(20) >= torch.tensor([[20], [7], [0]])).to(inputs.q.device)
+    operator = coarse_operator(num_iters=3, **options)
+    found = assert_same_gradients(operator, inputs, key_padding_mask=mask)
+    spoilt = inputs.map_tokens(lambda x: padded_with_nan(x, mask))
+    again = operator.run(spoilt, backend="triton", key_padding_mask=mask)[1]
+    assert all(torch.equal(again[name], found[name]) for name in found)
+
+
+@pytest.mark.parametrize("size", [USUAL, HUNDREDS], ids=["usual logits", "logits of some hundreds"])
+@pytest.mark.parametrize("lengths", [(20, 20), (33, 20)], ids=str)
+def test_further_updates_without_a_gradient(lengths, size):
+    queries, keys = lengths
+    inputs = inputs_for(size, heads=1, queries=queries, keys=keys)
+    for options in REFINED.values():
+        assert_as_good_as_the_reference(coarse_operator(**options), inputs)
+
+
 @pytest.mark.parametrize("size", [3.0, 11.0])
 @every_form
 def test_gradient_of_large_logits(one_pass, size):

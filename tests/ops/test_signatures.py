@@ -21,9 +21,10 @@ SIGNATURES = {
     f"logit_weight=None refine=0 relaxation=None {COMMON}",
     "choose_subset": "x count * choice='sequence' weights='equal' seed=0 grid_width=0 "
     "key_padding_mask=None",
-    "coarse_attention": f"q k v * subset key_subset=None num_iters=20 one_pass=False {COMMON}",
+    "coarse_attention": "q k v * subset key_subset=None num_iters=20 refine=0 one_pass=False "
+    f"implicit_steps=None {COMMON}",
     "coarse_duals": f"q k * subset key_subset=None num_iters=20 {COMMON}",
-    "coarse_plan": f"q k * subset key_subset=None num_iters=20 one_pass=False {COMMON}",
+    "coarse_plan": f"q k * subset key_subset=None num_iters=20 refine=0 one_pass=False {COMMON}",
     "attention_plan": f"q k row_dual * {COMMON}",
     "one_pass_plan": f"q k col_dual * {COMMON}",
     "map_attention": f"q k v map * refine=0 {COMMON}",

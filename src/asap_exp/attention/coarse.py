@@ -12,6 +12,7 @@ from asap_exp.ops.checks import (
     check_count,
     check_mask,
     check_query_key,
+    check_refine,
     check_switch,
     check_temperature,
 )
@@ -26,7 +27,13 @@ class CoarseAttention(Attention):
     does. The keys are chosen from; in cross-attention with another number of queries, these are
     chosen from by themselves. Closure of the predicted row dual, or, with `one_pass`, row softmax
     with the predicted column dual as a bias of the keys. With all tokens it is Sinkhorn attention.
+
+    With `refine`, as many further updates over all pairs come before the closure, which is Sinkhorn
+    of refine + 1 updates from the prediction instead of 0. The gradient goes through all of it, or
+    is the implicit one by `implicit_steps` of conjugate gradients.
     """
+
+    younger_options = ("refine", "implicit_steps")
 
     def __init__(
         self,
@@ -38,6 +45,8 @@ class CoarseAttention(Attention):
         grid_width: int = 0,
         one_pass: bool = False,
         num_iters: int = 20,
+        refine: int = 0,
+        implicit_steps: int | None = None,
         eps: float = 1.0,
         backend: str = "auto",
     ) -> None:
@@ -49,11 +58,13 @@ class CoarseAttention(Attention):
         check_count("grid_width", grid_width, 0)
         check_switch("one_pass", one_pass)
         check_count("num_iters", num_iters, 1)
+        check_refine(refine, implicit_steps, one_pass=one_pass)
         check_temperature(eps, None, 1)
         check_backend(backend)
         self.tokens, self.subset, self.weights = tokens, subset, weights
         self.seed, self.grid_width = seed, grid_width
         self.one_pass, self.num_iters = one_pass, num_iters
+        self.refine, self.implicit_steps = refine, implicit_steps
         self.eps, self.backend = eps, backend
 
     @property
@@ -72,13 +83,19 @@ class CoarseAttention(Attention):
                 q,
                 k,
                 v,
-                num_iters=self.num_iters,
+                num_iters=self.num_iters + self.refine,
+                implicit_steps=self.implicit_steps,
                 eps=self.eps,
                 key_padding_mask=key_padding_mask,
                 backend=self.backend,
             )
         return coarse_attention(
-            q, k, v, **self._options(q, k, key_padding_mask), backend=self.backend
+            q,
+            k,
+            v,
+            **self._options(q, k, key_padding_mask),
+            implicit_steps=self.implicit_steps,
+            backend=self.backend,
         )
 
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -94,6 +111,7 @@ class CoarseAttention(Attention):
             "subset": subset,
             "key_subset": key_subset,
             "num_iters": self.num_iters,
+            "refine": self.refine,
             "one_pass": self.one_pass,
             "eps": self.eps,
             "key_padding_mask": key_padding_mask,
@@ -101,7 +119,10 @@ class CoarseAttention(Attention):
 
     def extra_repr(self) -> str:
         form = "one_pass" if self.one_pass else "two-sided"
+        refine = f", refine={self.refine}" if self.refine else ""
+        steps = self.implicit_steps
+        implicit = "" if steps is None else f", implicit_steps={steps}"
         return (
             f"tokens={self.tokens}, subset={self.subset}, {form}, num_iters={self.num_iters}, "
-            f"eps={self.eps}"
+            f"eps={self.eps}{refine}{implicit}"
         )

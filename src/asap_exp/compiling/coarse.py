@@ -23,6 +23,7 @@ from asap_exp.core.errors import UserError
 
 OF_THE_TEACHER = ("num_iters", "eps")
 OF_COMPILE = ("seed", "backend")
+OF_TRAINING = ("refine", "implicit_steps")
 
 
 def compile_coarse(
@@ -38,7 +39,8 @@ def compile_coarse(
 
     `options` are the other options of `CoarseAttention`.
     """
-    own = [name for name in attention_options("coarse") if name not in OF_THE_TEACHER + OF_COMPILE]
+    of_others = OF_THE_TEACHER + OF_COMPILE + OF_TRAINING
+    own = [name for name in attention_options("coarse") if name not in of_others]
     for name in options:
         if name not in own:
             raise TypeError(

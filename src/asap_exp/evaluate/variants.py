@@ -214,8 +214,11 @@ def trained_words(attend: CoarseAttention, num_iters: int | None) -> str:
         attend.grid_width,
     )
     form = "one_pass" if attend.one_pass else "two_sided"
-    label = coarse_duals_label(CoarseRecipe(**keys.identity()), form)
-    return f"{label}, seed {attend.seed}" if attend.subset == "random" else label
+    words = [coarse_duals_label(CoarseRecipe(**keys.identity()), form)]
+    words += [f"seed {attend.seed}"] if attend.subset == "random" else []
+    words += [f"refine {attend.refine}"] if attend.refine else []
+    steps = attend.implicit_steps
+    return ", ".join(words + ([] if steps is None else [f"implicit gradient, {steps} steps"]))
 
 
 def further_maps(

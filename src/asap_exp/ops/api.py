@@ -223,7 +223,9 @@ def coarse_attention(
     subset: Subset,
     key_subset: Subset | None = None,
     num_iters: int = 20,
+    refine: int = 0,
     one_pass: bool = False,
+    implicit_steps: int | None = None,
     eps: float = 1.0,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -232,18 +234,22 @@ def coarse_attention(
     """Compute attention with a dual of some tokens extended to all, `[B, H, N, width of v]`.
 
     `subset` says which queries stand for all, and `key_subset` which keys: by default the same
-    tokens. `num_iters` updates on these give a row dual, whose closure is returned, or with
-    `one_pass` a column dual g and softmax_j(S + g) v: one attention pass and no column step, so
-    that columns sum to n/m less exactly. With a subset of all tokens, each of weight 1, both are
-    `sinkhorn_attention`. On a GPU all of it is fused, with its gradient; for a subset of more than
-    128 tokens (64 for the gradient in float32) its own updates are plain PyTorch. (This project's.)
+    tokens. `num_iters` updates on these give a row dual, whose closure is returned, after `refine`
+    further updates over all pairs; or with `one_pass` a column dual g and softmax_j(S + g) v: one
+    attention pass and no column step, so that columns sum to n/m less exactly. With a subset of all
+    tokens, each of weight 1, both are `sinkhorn_attention`. The gradient goes through all of it, or
+    is the implicit one of the plan with `implicit_steps`, as in `sinkhorn_attention`. On a GPU all
+    of it is fused, with its gradient; for a subset of more than 128 tokens (64 for the gradient in
+    float32) its own updates are plain PyTorch. (This project's.)
     """
     options = _common(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     options |= _of_subsets(q, k, subset, key_subset, num_iters)
-    check.check_switch("one_pass", one_pass)
+    options |= _of_form(refine, implicit_steps, one_pass)
     with full_precision(q):
-        return resolve(backend, q, v).coarse_attention(q, k, v, one_pass=one_pass, **options)
+        return resolve(backend, q, v).coarse_attention(
+            q, k, v, implicit_steps=implicit_steps, **options
+        )
 
 
 def coarse_duals(
@@ -276,6 +282,7 @@ def coarse_plan(
     subset: Subset,
     key_subset: Subset | None = None,
     num_iters: int = 20,
+    refine: int = 0,
     one_pass: bool = False,
     eps: float = 1.0,
     scale: float | None = None,
@@ -285,10 +292,10 @@ def coarse_plan(
     """Compute the plan of `coarse_attention`, `[B, H, N, M]`; for diagnostics only."""
     options = _common(q, k, eps, scale, key_padding_mask)
     options |= _of_subsets(q, k, subset, key_subset, num_iters)
-    check.check_switch("one_pass", one_pass)
+    options |= _of_form(refine, None, one_pass)
     resolve(backend, q)  # as in attention_plan: there is only one implementation
     with full_precision(q):
-        return reference.coarse_plan(q, k, one_pass=one_pass, **options)
+        return reference.coarse_plan(q, k, **options)
 
 
 def sliced_potentials(
@@ -595,6 +602,13 @@ def _of_subsets(
             "it, subset names the same tokens as queries and as keys"
         )
     return {"subset": subset, "key_subset": key_subset, "num_iters": num_iters}
+
+
+def _of_form(refine: int, implicit_steps: int | None, one_pass: bool) -> dict:
+    """Check what a coarse operator makes of the predicted dual; return `refine` and `one_pass`."""
+    check.check_switch("one_pass", one_pass)
+    check.check_refine(refine, implicit_steps, one_pass=one_pass)
+    return {"refine": refine, "one_pass": one_pass}
 
 
 def _common(

@@ -102,6 +102,18 @@ def check_implicit_steps(implicit_steps: int | None, gradient_updates: int | Non
         )
 
 
+def check_refine(refine: int, implicit_steps: int | None, *, one_pass: bool) -> None:
+    """Raise TypeError or ValueError for options of coarse attention that do not go together."""
+    check_count("refine", refine, 0)
+    check_implicit_steps(implicit_steps, None)
+    for name, value in (("refine", refine or None), ("implicit_steps", implicit_steps)):
+        if one_pass and value is not None:
+            raise ValueError(
+                f"{name}={value} must not be given with one_pass=True, which makes no update over "
+                "all pairs; leave one out"
+            )
+
+
 def check_switch(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

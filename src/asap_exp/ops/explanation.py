@@ -52,7 +52,7 @@ READ_BY = {
     "sinkhorn_attention": ("num_iters",),
     "sinkhorn_duals": ("num_iters",),
     "relaxed_sinkhorn_attention": ("num_iters",),
-    "coarse_attention": ("num_iters", "one_pass", "subset"),
+    "coarse_attention": ("num_iters", "refine", "one_pass", "subset"),
     "coarse_duals": ("num_iters", "subset"),
     "sliced_potentials": ("slices",),
     "asap_attention": ASAP_OPTIONS,
@@ -156,8 +156,8 @@ def explain(
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
     relaxation) and `logit_features` are options of ASAP, `subset` (its number of tokens) of coarse
-    attention, and `one_pass` of both; `constant_logits` means scale = 0. Raises ValueError for an
-    unknown operator, or if neither tensors nor n are given.
+    attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. Raises
+    ValueError for an unknown operator, or if neither tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:

@@ -76,7 +76,7 @@ def of_separate_coarse(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the dual, then the attention pass or the closure."""
     yield "coarse_dual", call
     if not call.one_pass:
-        yield sinkhorn_call(call, 1)
+        yield sinkhorn_call(call, call.refine + 1)
     elif not call.gradient:
         yield "attention_pass", call._replace(num_iters=1)
 

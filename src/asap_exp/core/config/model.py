@@ -73,6 +73,7 @@ class AttentionOptions:
     num_iters: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
     gradient_updates: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
     implicit_steps: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
+    refine: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     half_steps: Annotated[int, at_least(3), Odd(), at_most(MOST_ITERATIONS)]
     eps: Annotated[float, above(0), at_most(LARGEST_SETTING)]
     relaxation: Relaxation

@@ -12,8 +12,8 @@ and for all tokens, with T updates in all,
     col     g_j = -LSE_{i in C_q}(S_ij + f^{T-1}_i + log w_i) + log(n / m).
 
 Two plans follow: the closure of `ready`, with two passes over all pairs, and softmax_j(S + col),
-with one. If the subset is everything and w = 1, both are the plan of T updates. (They are this
-project's, not of ASAP.)
+with one. If the subset is everything and w = 1, both are the plan of T updates. Before the closure,
+`ready` may be refined by further updates over all pairs. (They are this project's, not of ASAP.)
 """
 
 import math
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference import sinkhorn
-from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, only_valid
+from asap_exp.ops.reference.sinkhorn import average_values, logits, only_valid, plan_from
 from asap_exp.ops.subsets import Subset, at
 
 
@@ -154,10 +154,12 @@ def unblanked_plan(
     subset: Subset,
     key_subset: Subset | None,
     num_iters: int,
+    refine: int,
     one_pass: bool,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
+    implicit_steps: int | None = None,
 ) -> Tensor:
     """Return the plan `[B, H, N, M]`; any numbers in the rows of padded queries."""
     options: dict[str, Any] = {"eps": eps, "scale": scale}
@@ -166,7 +168,8 @@ def unblanked_plan(
     options |= {"num_iters": num_iters, "key_padding_mask": key_padding_mask}
     if one_pass:
         return sinkhorn.one_pass(S, coarse_col(q, k, subset, key_subset, **options), padding)
-    return closure(S, coarse_ready(q, k, subset, key_subset, **options), padding)
+    ready = coarse_ready(q, k, subset, key_subset, **options)
+    return plan_from(S, ready, refine + 1, padding, implicit_steps=implicit_steps)
 
 
 def coarse(

@@ -161,8 +161,8 @@ def plan_from(
     row_dual: Tensor,
     num_iters: int,
     padding: Tensor | None,
-    gradient_updates: int | None,
-    implicit_steps: int | None,
+    gradient_updates: int | None = None,
+    implicit_steps: int | None = None,
 ) -> Tensor:
     """Return the plan `[B, H, N, M]` of `num_iters` updates from `row_dual` `[B, H, N]`.
 

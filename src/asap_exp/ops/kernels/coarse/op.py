@@ -17,7 +17,8 @@ from asap_exp.ops.kernels.coarse.biased_softmax import biased_softmax
 from asap_exp.ops.kernels.coarse.extension import Sides
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import tiled_bf16
-from asap_exp.ops.kernels.sinkhorn.attention import closure_attention
+from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
+from asap_exp.ops.kernels.sinkhorn.updates import implicit_attention
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference.coarse import CoarseDuals
@@ -33,12 +34,18 @@ def coarse_attention(
     subset: Subset,
     key_subset: Subset | None,
     num_iters: int,
+    refine: int,
     one_pass: bool,
+    implicit_steps: int | None = None,
     **options: Any,
 ) -> Tensor:
-    call = _call(q, k, v, subset, key_subset, num_iters)._replace(one_pass=one_pass)
-    launch = choose("coarse_attention", call).launch
-    return launch(q, k, v, subset, key_subset, one_pass=one_pass, num_iters=num_iters, **options)
+    call = _call(q, k, v, subset, key_subset, num_iters)
+    call = call._replace(one_pass=one_pass, refine=refine)
+    route = choose("coarse_attention", call)
+    options |= {"one_pass": one_pass, "num_iters": num_iters}
+    if call.gradient or refine:  # which one operator does not take
+        options |= {"refine": refine, "implicit_steps": implicit_steps}
+    return route.launch(q, k, v, subset, key_subset, **options)
 
 
 def coarse_duals(
@@ -93,6 +100,8 @@ def one_operator_refusal(call: Call) -> str | None:
     """Return why one operator does not take the call, or None if it does."""
     if call.gradient:
         return "has no gradient"
+    if call.refine:
+        return f"makes no further updates, got refine={call.refine}"
     return dual.refusal(call)
 
 
@@ -105,17 +114,24 @@ def separate_operators(
     *,
     one_pass: bool,
     num_iters: int,
+    refine: int = 0,
+    implicit_steps: int | None = None,
     products: str = AS_ALLOWED,
     **options: Any,
 ) -> Tensor:
-    """Predict the dual, then run the closure or the attention pass."""
+    """Predict the dual, then run further updates and the closure, or the attention pass."""
     call = _call(q, k, v, subset, key_subset, num_iters)
-    predicted = choose("coarse_dual", call).launch(
-        q, k, subset, key_subset, of_queries=not one_pass, num_iters=num_iters, products=products,
-        **options,
-    )  # fmt: skip
-    last_step = pass_with_dual if one_pass else closure_attention
-    return last_step(q, k, v, predicted, products=products, **options)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and implicit_steps is None):
+        predicted = choose("coarse_dual", call).launch(
+            q, k, subset, key_subset, of_queries=not one_pass, num_iters=num_iters,
+            products=products, **options,
+        )  # fmt: skip
+    options |= {"products": products}
+    if one_pass:
+        return pass_with_dual(q, k, v, predicted, **options)
+    if implicit_steps is not None:
+        return implicit_attention(q, k, v, predicted, refine + 1, implicit_steps, **options)
+    return sinkhorn(q, k, v, predicted, num_iters=refine + 1, **options).out
 
 
 def one_operator(
