@@ -1,6 +1,7 @@
-"""Measure the error of a trained teacher's gradient through its last updates alone.
+"""Measure cheaper gradients of a trained teacher: their error, time and memory on a CPU.
 
-Usage: python scripts/gradient_error.py RUN [--updates 1 2 3 5 10] [--samples 16]
+Usage: python scripts/gradient_error.py RUN [--updates 1 2 3 5 10] [--implicit 1 2 3 5]
+       [--attention coarse tokens=64 refine=2] [--attention ...] [--samples 16] [--passes 3]
 """
 
 import os

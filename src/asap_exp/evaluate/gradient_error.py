@@ -1,21 +1,29 @@
-"""How far the gradient of a Sinkhorn teacher's last updates is from that of all of them.
+"""How far cheaper gradients of a Sinkhorn teacher are from the exact one, and what they cost.
 
-The loss of some test samples is differentiated for all weights, once through all updates and once
-through each number of the last ones (`attention.gradient_updates`), in float32 on the CPU. The
-times are those of both passes; a first pass does not count. `scripts/gradient_error.py` runs it.
+The loss of some test samples is differentiated for all weights, in float32 on the CPU: exactly,
+through the last updates alone (`attention.gradient_updates`), implicitly
+(`attention.implicit_steps`), and with other attentions in the layers' place, which have other plans
+too. The time is the least of some forward and backward passes; a first one does not count. Memory
+is the peak of another pass. `scripts/gradient_error.py` runs it.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from asap_exp.attention import SinkhornAttention, attention_layers
+from asap_exp.attention.diagnostics import column_error
+from asap_exp.attention.recording import record_inputs
+from asap_exp.attention.swapping import fill_attention
+from asap_exp.core.attention_options import check_attention, options_of
 from asap_exp.core.config import MovedData
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
@@ -23,73 +31,180 @@ from asap_exp.core.runs import Run
 from asap_exp.data.loader import Batch
 from asap_exp.data.run_data import run_data
 from asap_exp.models import load_net
+from asap_exp.timing.memory import peak_memory
+
+COLUMNS = ("relative error", "cosine", "KL", "column error", "seconds", "MiB")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Error of the gradient through the last `updates`; None for the gradient through all."""
+    """What one attention's gradient and plans are worth, and cost."""
 
-    updates: int | None
+    words: str
     relative: float
     """Norm of the difference from the exact gradient, in norms of that one."""
     cosine: float
+    kl: float
+    """Divergence of the predictions from the teacher's, in nats."""
+    column_error: float
+    """Mean over keys, heads and layers of |column sum - n/m| m/n."""
     seconds: float
+    mib: float
+
+    @property
+    def cells(self) -> list[str]:
+        formats = ("{:.4f}", "{:.4f}", "{:.4f}", "{:.3f}", "{:.2f}", "{:.0f}")
+        numbers = (
+            self.relative, self.cosine, self.kl, self.column_error, self.seconds, self.mib
+        )  # fmt: skip
+        return [form.format(number) for form, number in zip(formats, numbers, strict=True)]
 
 
 def main() -> None:
-    """Print a row per number of updates."""
+    """Print a row per attention."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a trained run")
-    parser.add_argument("--updates", type=int, nargs="+", default=[1, 2, 3, 5, 10])
+    parser.add_argument(
+        "--updates", type=int, nargs="*", default=[1, 2, 3, 5, 10], help="last updates"
+    )
+    parser.add_argument("--implicit", type=int, nargs="*", default=[1, 2, 3, 5], help="steps")
+    parser.add_argument(
+        "--attention",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OPTION=VALUE"),
+        help="an attention in the layers' place, by default with their T and eps",
+    )
     parser.add_argument("--samples", type=int, default=16, help="test samples of the loss")
+    parser.add_argument("--passes", type=int, default=3, help="timed passes")
     parser.add_argument("--data", help="folder of data sets, if it has moved")
     arguments = parser.parse_args()
     with sentences():
-        found = rows(arguments.run, arguments.updates, arguments.samples, arguments.data)
-        print("updates  relative error  cosine  seconds")
+        cases = [
+            *({"gradient_updates": number} for number in arguments.updates),
+            *({"implicit_steps": number} for number in arguments.implicit),
+            *(given(name, words) for name, *words in arguments.attention),
+        ]
+        found = rows(
+            arguments.run, cases, arguments.samples, arguments.data, passes=arguments.passes
+        )
+        print(f"{'attention':48}", *(f"{name:>14}" for name in COLUMNS))
         for row in found:
-            updates = "all" if row.updates is None else str(row.updates)
-            print(f"{updates:>7}  {row.relative:14.4f}  {row.cosine:6.4f}  {row.seconds:7.2f}")
+            print(f"{row.words:48}", *(f"{cell:>14}" for cell in row.cells), flush=True)
 
 
-def rows(place: Path, updates: list[int], samples: int, root: str | None = None) -> Iterator[Row]:
-    """Yield the exact gradient's row, then one per number of updates."""
-    if samples < 1:
-        raise UserError(f"--samples {samples} is not allowed; it must be at least 1")
+def given(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the options of an attention from words like tokens=8."""
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"--attention {name} {word} is not allowed; write {word}=VALUE")
+    options = OmegaConf.from_dotlist(list(words))
+    return {"name": name, **{str(option): value for option, value in options.items()}}
+
+
+def rows(
+    place: Path,
+    cases: Sequence[Mapping[str, Any]],
+    samples: int,
+    root: str | None = None,
+    *,
+    passes: int = 1,
+) -> Iterator[Row]:
+    """Yield the exact gradient's row, then one per case: options of an attention.
+
+    Without a name they are options of the teacher's.
+    """
+    for name, value in (("samples", samples), ("passes", passes)):
+        if value < 1:
+            raise UserError(f"--{name} {value} is not allowed; it must be at least 1")
     run, device = Run(place), torch.device("cpu")
-    attention = run.config.attention
-    if attention["name"] != SinkhornAttention.name:
+    teacher = dict(run.config.attention)
+    if teacher["name"] != SinkhornAttention.name:
         raise UserError(
-            f"{place} was trained with attention={attention['name']}; give a run with "
+            f"{place} was trained with attention={teacher['name']}; give a run with "
             f"attention={SinkhornAttention.name}"
         )
-    for number in updates:
-        if not 1 <= number <= attention["num_iters"]:
-            raise UserError(
-                f"--updates {number} is not allowed; {place} makes {attention['num_iters']} updates"
-            )
+    configs = [attention_of(teacher, case) for case in cases]
     data = run_data(run, MovedData(root=root, cache=None, path=None), samples, device)
     data.setup()
     net = load_net(run, device).eval().requires_grad_()
     batch = next(iter(data.test_dataloader()))
-    gradient(net, batch, None)
-    exact, seconds = gradient(net, batch, None)
-    yield Row(None, 0.0, 1.0, seconds)
-    for number in updates:
-        found, seconds = gradient(net, batch, number)
-        relative = (found - exact).norm() / exact.norm()
-        yield Row(number, float(relative), float(F.cosine_similarity(found, exact, 0)), seconds)
+    exact = measured(net, batch, attention_of(teacher, {}), passes)
+    yield row_of("exact", exact, exact)
+    for case, config in zip(cases, configs, strict=True):
+        words = ", ".join(f"{key}={value}" for key, value in case.items() if key != "name")
+        words = " ".join(filter(None, (case.get("name"), words)))
+        yield row_of(words, measured(net, batch, config, passes), exact)
 
 
-def gradient(net: nn.Module, batch: Batch, updates: int | None) -> tuple[Tensor, float]:
-    """Return the loss's gradient for all weights, as one vector, and the seconds it took."""
-    for layer in attention_layers(net).values():
-        attend = layer.attend
-        assert isinstance(attend, SinkhornAttention)
-        attend.gradient_updates = updates
+def attention_of(teacher: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attention of a case, by default with the teacher's T and eps.
+
+    UserError if an option is not allowed.
+    """
+    name = case.get("name", teacher["name"])
+    own: dict[str, Any] = {
+        key: teacher[key] for key in ("num_iters", "eps") if key in options_of(name)
+    }
+    config = {"name": name, **own, **case}
+    check_attention(config)
+    return config
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A gradient for all weights, as one vector, the predictions, and what was measured."""
+
+    gradient: Tensor
+    log_odds: Tensor
+    column_error: float
+    seconds: float
+    mib: float
+
+
+def measured(net: nn.Module, batch: Batch, attention: Mapping[str, Any], passes: int) -> Measured:
+    """Differentiate the loss of a batch with this attention in all layers."""
+    fill_attention(net, attention)
     inputs, targets = batch
+
+    def gradient() -> list[Tensor]:
+        loss = F.cross_entropy(net(inputs), targets)
+        return list(torch.autograd.grad(loss, list(net.parameters()), materialize_grads=True))
+
+    found = gradient()
+    mib = peak_memory(gradient, torch.device("cpu"))
+    with torch.no_grad(), record_inputs(net) as recorded:
+        log_odds = net(inputs).log_softmax(dim=-1)
+        errors = [
+            column_error(layer.attend.plan(q, k, key_padding_mask=mask), mask).mean()
+            for path, layer in attention_layers(net).items()
+            for q, k, _, mask in recorded[path]
+        ]
+    return Measured(
+        torch.cat([x.flatten() for x in found]).double(),
+        log_odds,
+        float(torch.stack(errors).mean()),
+        min(seconds(gradient) for _ in range(passes)),
+        mib,
+    )
+
+
+def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    loss = F.cross_entropy(net(inputs), targets)
-    found = torch.autograd.grad(loss, list(net.parameters()), materialize_grads=True)
-    seconds = time.perf_counter() - start
-    return torch.cat([x.flatten() for x in found]).double(), seconds
+    call()
+    return time.perf_counter() - start
+
+
+def row_of(words: str, found: Measured, exact: Measured) -> Row:
+    """Compare with the exact gradient and its predictions."""
+    difference = found.gradient - exact.gradient
+    return Row(
+        words,
+        float(difference.norm() / exact.gradient.norm()),
+        float(F.cosine_similarity(found.gradient, exact.gradient, 0)),
+        float(F.kl_div(found.log_odds, exact.log_odds, log_target=True, reduction="batchmean")),
+        found.column_error,
+        found.seconds,
+        found.mib,
+    )
