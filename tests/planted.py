@@ -233,6 +233,29 @@ FAULTS = {
         "vector.masked_fill(padding[:, None, :], 0.0)",
         f"{OPS}/test_padding.py",
     ),
+    "implicit gradient: sign of the rows' part": Fault(
+        "over_keys(A, b)[..., :, None])\n",
+        "-over_keys(A, b)[..., :, None])\n",
+        f"{OPS}/test_implicit.py",
+    ),
+    "implicit gradient: no direction is kept": Fault(
+        "p = z + size * inverse(before) * p", "p = z", f"{OPS}/test_implicit.py"
+    ),
+    "implicit gradient: padded queries have mass": Fault(
+        "implicit_gradient(blank(A, ctx.padding, 2), gradient",
+        "implicit_gradient(A, gradient",
+        f"{OPS}/test_implicit.py",
+    ),
+    "implicit gradient, tiled: no rows' part": Fault(
+        "twice(f), minus_over_keys(b)[:, :, None])",
+        "twice(f), torch.zeros_like(f)[:, :, None])",
+        f"{OPS}/test_fused_implicit.py",
+    ),
+    "coarse: one update fewer after the prediction": Fault(
+        "plan_from(S, ready, refine + 1, padding",
+        "plan_from(S, ready, refine, padding",
+        f"{OPS}/test_coarse.py",
+    ),
     # Other packages.
     "calibration: sign of the moment": Fault(
         '_sum("moment", torch.einsum',
