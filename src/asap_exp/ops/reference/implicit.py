@@ -17,9 +17,9 @@ as it is, and gamma sums to 0. `conjugate_gradients` takes it a given number of 
 solution, each as dear as the gradient of one update.
 
 Where the updates have converged, c = n / m is what they aim at, and dS is the limit of their
-gradient. Where they have not, c depends on S too, which dS leaves out. (The adjoint of the scaling
-equations is common knowledge, as in Eisenberger et al., "A unified framework for implicit Sinkhorn
-differentiation", arXiv 2205.06688; to hold c as it is found, not n / m, is this project's.)
+gradient. Where they have not, c depends on S too, which dS leaves out. (Source: Eisenberger et al.,
+"A unified framework for implicit Sinkhorn differentiation", CVPR 2022. To hold c as it is found,
+not n / m, is this project's.)
 """
 
 from collections.abc import Callable
