@@ -26,9 +26,9 @@ class Attention(nn.Module, ABC):
 
     name: ClassVar[str]
     needs_calibration: ClassVar[bool] = False
+    """True if the weights come from `distill`, so that `train` cannot build it."""
     younger_options: ClassVar[tuple[str, ...]] = ()
     """Options that the first runs lack: at their defaults, they are no part of a run's identity."""
-    """True if the weights come from `distill`, so that `train` cannot build it."""
     takes_bias: ClassVar[bool] = False
     """True if `forward` takes `bias`, added to the logits, and `dropout` of attention weights."""
     depth: int = 0
