@@ -25,6 +25,7 @@ from asap_exp.ops.kernels.sinkhorn import (
     tiled_gradient,
     updates,
 )
+from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.routing import ROUTES, Route, force, recorded
 
 __all__ = ["ROUTES", "force", "recorded"]
@@ -91,6 +92,7 @@ def of_separate_asap(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 ROUTES["sinkhorn"] = (
+    Route("plan on chip", on_chip.launch, on_chip.refusal, on_chip.slower, then=backward_of),
     Route(
         "keys and values in registers",
         keys_and_values_in_registers.launch,

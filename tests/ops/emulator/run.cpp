@@ -1,4 +1,4 @@
-// The kernel of plan.cu for the emulation: `python -m pytest tests/ops/test_on_chip.py` compiles it.
+// The kernel of plan.cu for the emulation: `python -m pytest tests/ops/test_fused_on_chip.py` compiles it.
 
 #include "hopper.h"
 #include "plan.cu"

@@ -135,7 +135,7 @@ DEVICE void send(u32 to, float x, float y, u32 box) {
 }
 DEVICE bool arrived(u32 box, int parity) {
   u32 done;
-  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p,[%1],%2;\nselp.u32 %0,1,0,p;\n}"
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2;\nselp.u32 %0,1,0,p;\n}"
     : "=r"(done) : "r"(box), "r"(parity) : "memory");
   return done;
 }

@@ -10,7 +10,7 @@
 // KEEP_DUALS (0 or 1) set, after instructions.cuh or its emulation.
 
 constexpr int CLUSTER_SIZE = CLUSTER, SIDE = 256, THREADS = 512, WARPS = 16;
-constexpr int TILES = SIDE / 8, CHUNK_TILES = 8, CHUNKS = TILES / CHUNK_TILES;
+constexpr int TILES = SIDE / 8, CHUNK_TILES = 4, CHUNKS = TILES / CHUNK_TILES;
 constexpr int K_STEPS = WIDTH / 16, PIECES = WIDTH / 8;
 constexpr int PASS_WIDTH = WIDTH < 64 ? WIDTH : 64, PASS_PIECES = PASS_WIDTH / 8;
 constexpr int TOKEN_BYTES = WIDTH * 2, PLAN_ROW_BYTES = SIDE * 2;
@@ -38,6 +38,7 @@ static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BY
 // START_REACH: how far apart sums of the first column step may be if a second one is to follow.
 constexpr float REACH = 8.f, START_REACH = 10.f;
 constexpr float ROW_UNIT = 16.f;   // row scalings are kept times this, away from float16's subnormals
+constexpr u32 MOST_RISE = 40;       // what is 2^40 times smaller is 0 in float16
 constexpr float NONE = -1e30f;     // a maximum of nothing
 constexpr float LOG2_E = 1.44269504f;
 
@@ -85,11 +86,11 @@ DEVICE float low_half(u32 x) { return BFLOAT16 ? bits_to_float(x << 16) : from_f
 DEVICE float high_half(u32 x) { return BFLOAT16 ? bits_to_float(x & 0xffff0000u) : from_f16((u16)(x >> 16)); }
 DEVICE u32 to_halves(float first, float second) { return BFLOAT16 ? to_bf16x2(first, second) : to_f16x2(first, second); }
 
-DEVICE bool is_valid(const Problem& p, i64 sample, int token, int count) {
-  return token < count && (p.padding == nullptr || p.padding[sample * count + token] == 0);
+DEVICE bool is_valid(const Problem& p, int sample, int token, int count) {
+  return token < count && (p.padding == nullptr || p.padding[(i64)sample * count + token] == 0);
 }
 
-DEVICE void load_tokens(const Problem& p, const Lane& l, u32 to, const u16* from, i64 stride, i64 sample, int first, int count) {
+DEVICE void load_tokens(const Problem& p, const Lane& l, u32 to, const u16* from, i64 stride, int sample, int first, int count) {
 #pragma unroll
   for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
     const int row = x / PIECES, piece = x % PIECES;
@@ -190,16 +191,24 @@ DEVICE void products(const Lane& l, const Queries& queries, int tile, float c[4]
   }
 }
 
+// By how much the largest logit has risen, up to where nothing of float16 is left of smaller ones.
+DEVICE u32 rise(float from, float to) {
+  const float by = to - from;
+  return by < (float)MOST_RISE ? (u32)by : MOST_RISE;
+}
+DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
+
 // E = exp2(S + g - shift) in float16, in registers and in shared memory, from the keys in TOKENS and g
 // in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, so that
-// chunks of keys may be made with shifts of their own first, and rescaled without an error.
+// chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
 DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2], float& shift0, float& shift1, bool valid0, bool valid1) {
   const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
-  float tops[CHUNKS][2];
+  float so_far0 = NONE, so_far1 = NONE;
+  u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
 #pragma unroll
   for (int s = 0; s < CHUNKS; s++) {
     float x[CHUNK_TILES][4];
-    float top0 = NONE, top1 = NONE;
+    float top0 = so_far0, top1 = so_far1;
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
       const int tile = s * CHUNK_TILES + t;
@@ -209,32 +218,33 @@ DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_nu
       x[t][2] = fused(x[t][2], p.to_log2, g.x); x[t][3] = fused(x[t][3], p.to_log2, g.y);
       top0 = larger(top0, larger(x[t][0], x[t][1])); top1 = larger(top1, larger(x[t][2], x[t][3]));
     }
-    tops[s][0] = top0 = round_up(top0); tops[s][1] = top1 = round_up(top1);
+    top0 = round_up(top0); top1 = round_up(top1);
+    rises[s / 2] |= (rise(so_far0, top0) | rise(so_far1, top1) << 8) << 16 * (s % 2);
+    so_far0 = top0; so_far1 = top1;
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
       e[s * CHUNK_TILES + t][0] = to_f16x2(exp2_of(x[t][0] - top0), exp2_of(x[t][1] - top0));
       e[s * CHUNK_TILES + t][1] = to_f16x2(exp2_of(x[t][2] - top1), exp2_of(x[t][3] - top1));
     }
   }
-  shift0 = shift1 = NONE;
-#pragma unroll
-  for (int s = 0; s < CHUNKS; s++) { shift0 = larger(shift0, tops[s][0]); shift1 = larger(shift1, tops[s][1]); }
+  shift0 = so_far0; shift1 = so_far1;
 #pragma unroll
   for (int mask = 1; mask < 4; mask *= 2) {
     shift0 = larger(shift0, from_lane_xor(shift0, mask)); shift1 = larger(shift1, from_lane_xor(shift1, mask));
   }
   combine_over_keys<true>(l, row_number, shift0, shift1);
+  float factor0 = exp2_of(so_far0 - shift0), factor1 = exp2_of(so_far1 - shift1);
   const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
 #pragma unroll
-  for (int s = 0; s < CHUNKS; s++) {
-    const float f0 = exp2_of(tops[s][0] - shift0), f1 = exp2_of(tops[s][1] - shift1);
-    const u32 factor0 = to_f16x2(f0, f0), factor1 = to_f16x2(f1, f1);
+  for (int s = CHUNKS - 1; s >= 0; s--) {
+    const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2) {
-      e[t][0] = multiply_f16x2(e[t][0], factor0); e[t][1] = multiply_f16x2(e[t][1], factor1);
-      e[t + 1][0] = multiply_f16x2(e[t + 1][0], factor0); e[t + 1][1] = multiply_f16x2(e[t + 1][1], factor1);
+      e[t][0] = multiply_f16x2(e[t][0], both0); e[t][1] = multiply_f16x2(e[t][1], both1);
+      e[t + 1][0] = multiply_f16x2(e[t + 1][0], both0); e[t + 1][1] = multiply_f16x2(e[t + 1][1], both1);
       store_matrices(plan + (((t + (l.lane >> 4)) ^ (l.lane & 7)) << 4), e[t][0], e[t][1], e[t + 1][0], e[t + 1][1]);
     }
+    factor0 *= lowering(rises[s / 2] >> 16 * (s % 2)); factor1 *= lowering(rises[s / 2] >> (16 * (s % 2) + 8));
   }
 }
 
@@ -311,7 +321,7 @@ DEVICE float scale_values(const Lane& l, int& maxima_number, u32 values) {
   int top = 0;
 #pragma unroll
   for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
-    const uint4 raw = load_u32x4(values + x * 16);
+    const uint4 raw = load_u32x4(values + token_place(x / PIECES, x % PIECES));  // copied by this thread
     const u32 w[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -436,10 +446,8 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
   }
 #pragma unroll 1
   for (int head = cluster_number(); head < p.all_heads; head += cluster_count()) {
-    const i64 sample = head / p.heads, h = head % p.heads;
+    const int sample = head / p.heads, h = head % p.heads;
     const u16* q = p.q + sample * p.q_b + h * p.q_h + first_query * p.q_n;
-    const u16* k = p.k + sample * p.k_b + h * p.k_h;
-    const u16* v = p.v + sample * p.v_b + h * p.v_h;
     const int query0 = first_query + l.warp * 16 + l.eighth;
     const bool valid0 = is_valid(p, sample, query0, p.n), valid1 = is_valid(p, sample, query0 + 8, p.n);
     const bool valid_row = second ? valid1 : valid0, valid_col = is_valid(p, sample, first_key + l.own, p.m);
@@ -447,11 +455,11 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     float* kept_cols = p.cols + (i64)head * p.num_iters * p.m;
 
     if (!keys_asked_for) {
-      load_tokens(p, l, TOKENS, k, p.k_n, sample, first_key, p.m);
+      load_tokens(p, l, TOKENS, p.k + sample * p.k_b + h * p.k_h, p.k_n, sample, first_key, p.m);
       close_copy_group();
     }
     if (SEPARATE_VALUES) {
-      load_tokens(p, l, TOKENS + TOKENS_BYTES, v, p.v_n, sample, first_key, p.m);
+      load_tokens(p, l, TOKENS + TOKENS_BYTES, p.v + sample * p.v_b + h * p.v_h, p.v_n, sample, first_key, p.m);
       close_copy_group();
     }
     if (!l.part) store_f32(own_col_dual, valid_col ? 0.f : negative_infinity());
@@ -516,13 +524,13 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
             const int next = head + cluster_count();
             keys_asked_for = next < p.all_heads;
             if (keys_asked_for) {
-              const i64 next_sample = next / p.heads, next_h = next % p.heads;
+              const int next_sample = next / p.heads, next_h = next % p.heads;
               load_tokens(p, l, TOKENS, p.k + next_sample * p.k_b + next_h * p.k_h, p.k_n, next_sample, first_key, p.m);
               const int row = first_query + thread() / 2;  // its queries come as far as the L2 cache
               if (row < p.n) prefetch(p.q + next_sample * p.q_b + next_h * p.q_h + row * p.q_n + (thread() & 1) * (WIDTH / 2));
             }
           } else {
-            load_tokens(p, l, TOKENS, v, p.v_n, sample, first_key, p.m);
+            load_tokens(p, l, TOKENS, p.v + sample * p.v_b + h * p.v_h, p.v_n, sample, first_key, p.m);
           }
           close_copy_group();
         }
@@ -564,7 +572,6 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     }
 
     if (SEPARATE_VALUES) wait_for_copies<1>(); else wait_for_copies<0>();
-    block_barrier();
     float s0, s1;
     row_sums(l, row_number, e, s0, s1);
     if (KEEP_DUALS) keep(kept_rows + (i64)p.num_iters * p.n, first_query + l.own, p.n, keeps_rows, valid_row, -log2_of(second ? s1 : s0) - (second ? shift1 : shift0) - offset);

@@ -1,0 +1,171 @@
+"""All updates of a head with its plan E = exp(S + g - shift) on chip in float16, made once.
+
+A cluster of 1, 4 or 16 blocks holds one head, each block 256 x 256 entries: in registers for the
+sums over keys, and again in shared memory for those over queries, both on the matrix units, with
+sums in float32 and scalings in two parts of float16. One exponential an entry serves the first
+column step, all updates and the output. Blocks send partial sums to each other's shared memory and
+wait for their number of bytes; the only barriers of an update are the two of a block. Clusters take
+heads in turn, and the keys of the next head arrive during the updates of one.
+
+E is made anew, with the scalings absorbed in g, where they have moved apart by more than 2^8: then
+float16 would have lost small entries that count. Updates are nonexpansive in log b, so that how far
+one moved bounds what is still to come, and most heads are checked once. The keys of heads whose
+first column sums are too far apart for float16 get their largest logits as a start.
+
+`plan.cu` is compiled at the first call. A test compiles the same file for a CPU, with the
+instructions of `instructions.cuh` emulated. Limits: Hopper, 16-bit inputs of 32, 64 or 128
+channels, `TOKENS` tokens on either side.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch
+from asap_exp.ops.kernels.sinkhorn.on_chip import driver, nvrtc
+
+SIDE = 256
+"""Tokens of either side that a block holds."""
+
+TOKENS = 1024
+"""Most tokens of either side: larger clusters than 16 blocks do not run."""
+
+WIDTHS = (32, 64, 128)
+"""Channels of queries, keys and values."""
+
+THREADS = 512
+"""Threads of a block."""
+
+ALIGNMENT = 16
+"""Bytes that a thread copies at a time, and so the alignment of tokens."""
+
+NEEDED_SHARED_BYTES = "shared_bytes_needed"
+"""Constant of the module that says how much shared memory a block takes."""
+
+
+def refusal(call: Call) -> str | None:
+    """Return why this kernel does not take the call, or None if it does."""
+    if call.capability != (9, 0):
+        found = (
+            "Triton's interpreter" if call.capability is None else "{}.{}".format(*call.capability)
+        )
+        return f"is CUDA C++ for Hopper (compute capability 9.0), got {found}"
+    if call.dtype == torch.float32 or call.value_dtype != call.dtype:
+        names = {str(dtype).removeprefix("torch.") for dtype in (call.dtype, call.value_dtype)}
+        return f"takes 16-bit inputs of one dtype, got {' and '.join(sorted(names))}"
+    if call.head_dim not in WIDTHS or call.value_dim != call.head_dim:
+        return (
+            f"takes queries, keys and values of {', '.join(map(str, WIDTHS))} channels, got"
+            f" {call.head_dim} and {call.value_dim}"
+        )
+    if call.longest > TOKENS:
+        return f"takes up to {TOKENS} tokens, got {call.longest}"
+    return None
+
+
+def slower(call: Call) -> str | None:
+    """Return that other routes are preferred: how fast this one is has not been measured."""
+    return "has not been timed: `routes.force` alone takes it"
+
+
+class Variant(NamedTuple):
+    """What the kernel is compiled for."""
+
+    grid_rows: int
+    grid_cols: int
+    width: int
+    bfloat16: bool
+    keep_duals: bool
+
+    @staticmethod
+    def of(p: Launch, duals: Duals | None) -> "Variant":
+        bfloat16 = p.q.dtype == torch.bfloat16
+        return Variant(blocks(p.n), blocks(p.m), p.q.shape[3], bfloat16, duals is not None)
+
+    @property
+    def cluster_size(self) -> int:
+        return self.grid_rows * self.grid_cols
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        """Macros that `plan.cu` reads."""
+        return {
+            "GRID_ROWS": self.grid_rows,
+            "GRID_COLS": self.grid_cols,
+            "CLUSTER": self.cluster_size,
+            "WIDTH": self.width,
+            "BFLOAT16": int(self.bfloat16),
+            "KEEP_DUALS": int(self.keep_duals),
+        }
+
+    def source(self) -> str:
+        """Return the program."""
+        folder = Path(__file__).parent
+        lines = [f"#define {name} {value}" for name, value in self.definitions.items()]
+        lines += [(folder / name).read_text("utf-8") for name in ("instructions.cuh", "plan.cu")]
+        return "\n".join(lines)
+
+
+def blocks(tokens: int) -> int:
+    """Return the blocks for one side of the plan: 1, 2 or 4."""
+    return 1 if tokens <= SIDE else 2 if tokens <= 2 * SIDE else 4
+
+
+class Problem(ctypes.Structure):
+    """The inputs as `plan.cu` reads them: addresses, strides in numbers, counts and factors."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),
+        *((name, ctypes.c_void_p) for name in ("padding", "start", "rows", "cols")),
+        *((x + y, ctypes.c_longlong) for x in ("q", "k", "v", "out") for y in ("_b", "_h", "_n")),
+        *((name, ctypes.c_int) for name in ("all_heads", "heads", "n", "m", "num_iters")),
+        *((name, ctypes.c_float) for name in ("to_log2", "ratio")),
+    ]
+
+
+def problem(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> Problem:
+    """Return the inputs of a launch; they have to be `aligned` and to stay alive until it ends."""
+    optional = [x.data_ptr() if x is not None else None for x in (p.padding, start)]
+    kept = [x.data_ptr() for x in duals] if duals is not None else [None, None]
+    strides = [stride for x in (p.q, p.k, p.v, out) for stride in x.stride()[:3]]
+    return Problem(
+        *(x.data_ptr() for x in (p.q, p.k, p.v, out)), *optional, *kept, *strides,
+        p.programs, p.heads, p.n, p.m, p.num_iters, p.to_log2, p.n / p.m,
+    )  # fmt: skip
+
+
+def aligned(p: Launch) -> Launch:
+    """Return the launch with q, k and v whose tokens begin at multiples of `ALIGNMENT` bytes."""
+    q, k, v = (aligned_tokens(x) for x in (p.q, p.k, p.v))
+    return p._replace(q=q, k=k, v=v)
+
+
+def aligned_tokens(x: Tensor) -> Tensor:
+    places = x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:3])
+    if all(place % ALIGNMENT == 0 for place in places):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def kernel(variant: Variant, device: int) -> driver.Kernel:
+    """Return the kernel on a GPU, compiled if it is not in the cache; takes seconds at first."""
+    with torch.cuda.device(device):
+        return driver.load(
+            nvrtc.compiled(variant.source()), "sinkhorn_on_chip", variant.cluster_size, THREADS,
+            NEEDED_SHARED_BYTES,
+        )  # fmt: skip
+
+
+def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
+    """Write `out`, and all duals if they are kept; `start` is f^0, or None for zeros."""
+    p = aligned(p)
+    device = p.q.get_device()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    compiled = kernel(Variant.of(p, duals), device)
+    compiled.launch(p.programs, problem(p, start, out, duals), stream)

@@ -1,0 +1,403 @@
+"""The plan on chip: its kernel on an emulated GPU, and all around it that needs no GPU."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from zipfile import ZipFile
+
+import pytest
+import torch
+
+from asap_exp.ops import backend, reference
+
+if backend.fused is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from asap_exp import ops
+from asap_exp.ops import routes
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
+from asap_exp.ops.kernels.sinkhorn.on_chip import code, nvrtc
+from asap_exp.ops.kernels.tiles import LOG2_E
+from tests.documents import ROOT
+from tests.ops.emulator import COMPILER, PLAN, EmulationError, Emulator
+from tests.ops.inputs import Inputs, make_inputs, relative_rms
+
+BRAIN, HALF, SINGLE = torch.bfloat16, torch.float16, torch.float32
+ROUTE = "plan on chip"
+CALL = Call(256, 256, 64, 64, BRAIN, BRAIN, num_iters=20, capability=(9, 0))
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    """Compile the emulation once for all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (folder / "emulator").mkdir(exist_ok=True)
+    return Emulator(folder / "emulator")
+
+
+def inputs_for(size: float = 1.0, dtype: torch.dtype = BRAIN, **shape) -> Inputs:
+    """Make inputs with logits of order `size`^2."""
+    shape = {"batch": 1, "heads": 1, "queries": 200, "head_dim": 64, **shape}
+    inputs = make_inputs(value_dim=shape["head_dim"], **shape)
+    inputs = dataclasses.replace(inputs, q=size * inputs.q, k=size * inputs.k)
+    return inputs.map_tokens(lambda x: x.to(dtype))
+
+
+def exact(inputs: Inputs, num_iters: int, **options) -> torch.Tensor:
+    q, k, v = (x.double() for x in (inputs.q, inputs.k, inputs.v))
+    return ops.sinkhorn_attention(q, k, v, num_iters=num_iters, backend="reference", **options)
+
+
+def assert_exact_but_for_rounding(out, expected, dtype) -> None:
+    """Allow the error that rounding the exact result makes, and 4e-4 of float16 within."""
+    rounding = relative_rms(expected.to(dtype), expected)
+    assert relative_rms(out, expected) <= rounding + 4e-4
+
+
+def check(emulator: Emulator, inputs: Inputs, num_iters: int, padding=None, **options) -> None:
+    expected = exact(inputs, num_iters, key_padding_mask=padding, scale=options.get("scale"))
+    q, k, v = inputs.q, inputs.k, inputs.v
+    out, _ = emulator.run(q, k, v, num_iters=num_iters, padding=padding, **options)
+    assert_exact_but_for_rounding(out, expected, inputs.v.dtype)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("num_iters", [1, 2, 3, 20])
+def test_every_number_of_updates(emulator, num_iters):
+    check(emulator, inputs_for(queries=256), num_iters)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("queries", [1, 8, 129, 255, 300, 512])
+def test_every_length(emulator, queries):
+    check(emulator, inputs_for(queries=queries), 4)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_longest(emulator):
+    check(emulator, inputs_for(queries=1024, head_dim=32), 2)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("queries", "keys"), [(256, 40), (100, 300), (600, 20)])
+def test_other_lengths_of_keys(emulator, queries, keys):
+    check(emulator, inputs_for(queries=queries, keys=keys), 4)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("width", on_chip.WIDTHS)
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+def test_every_width_and_dtype(emulator, width, dtype):
+    check(emulator, inputs_for(head_dim=width, dtype=dtype), 4)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_wide_heads_in_a_cluster(emulator):
+    check(emulator, inputs_for(head_dim=128, queries=300, dtype=HALF), 3)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
+def test_any_scale(emulator, scale):
+    check(emulator, inputs_for(), 4, scale=scale)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1.5, 2.0, 4.0, 11.0, 30.0])
+def test_hard_logits(emulator, size):
+    """Logits of up to thousands, for which the plan is made anew."""
+    check(emulator, inputs_for(size), 20)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4.0, 11.0])
+def test_hard_logits_in_a_cluster(emulator, size):
+    check(emulator, inputs_for(size, queries=300), 6)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("queries", [64, 300])
+def test_scalings_that_go_on_moving(emulator, queries):
+    """All queries but one attend to one key, so every update moves the duals by log(n - 1)."""
+    inputs = inputs_for(queries=queries)
+    q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
+    q[..., 0], k[..., 0] = 80.0, -50.0  # with the scale 1 / 8
+    q[:, :, -1], k[:, :, 0] = -q[:, :, -1], -k[:, :, 0]
+    check(emulator, dataclasses.replace(inputs, q=q, k=k), 12)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("key_size", [0.2, 3.0])
+def test_keys_of_very_different_size(emulator, key_size):
+    """Column sums too small for float16: the keys' largest logits are needed first."""
+    inputs = inputs_for()
+    k = inputs.k * torch.linspace(key_size, 12.0, 200)[:, None]
+    check(emulator, dataclasses.replace(inputs, k=k.to(BRAIN)), 5)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1e5, 1e30])
+def test_values_beyond_float16(emulator, factor):
+    inputs = inputs_for()
+    check(emulator, dataclasses.replace(inputs, v=(inputs.v.float() * factor).to(BRAIN)), 3)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("queries", [200, 300])
+def test_heads_in_turn_whatever_the_order_of_threads(emulator, seed, queries):
+    inputs = inputs_for(batch=2, heads=3, queries=queries, head_dim=32)
+    check(emulator, inputs, 3, seed=seed, clusters=2)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_same_result_in_every_order_of_threads(emulator):
+    inputs = inputs_for(queries=300, head_dim=32)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    results = [emulator.run(q, k, v, num_iters=3, seed=seed)[0] for seed in range(3)]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("queries", [200, 270])
+def test_padding(emulator, queries):
+    """Padded inputs are NaN and infinite; one sample has a single valid token, one has none."""
+    inputs = inputs_for(batch=4, queries=queries, head_dim=32)
+    padding = torch.zeros(4, queries, dtype=torch.bool)
+    padding[1, 1:] = padding[2] = padding[3, :77] = True
+    clean = inputs.map_tokens(lambda x: x.clone())
+    for x, bad in ((inputs.q, torch.nan), (inputs.k, torch.inf), (inputs.v, torch.nan)):
+        x.masked_fill_(padding[:, None, :, None], bad)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    out, _ = emulator.run(q, k, v, num_iters=4, padding=padding)
+    expected = exact(clean, 4, key_padding_mask=padding)
+    assert_exact_but_for_rounding(out, expected, BRAIN)
+    assert (out.masked_select(padding[:, None, :, None]) == 0).all()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_tokens_that_are_not_aligned_and_strided(emulator):
+    inputs = inputs_for(queries=140, head_dim=32)
+    strided = inputs.map_tokens(
+        lambda x: torch.cat((x, x), dim=-1)[..., 1:][..., : x.shape[-1]] if x.dim() == 4 else x
+    )
+    assert strided.q.stride(2) == 63 or strided.q.stride(2) == 64
+    check(emulator, strided, 2)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "queries", "start"),
+    [(1, 200, False), (4, 300, False), (1, 200, True), (6, 140, True)],
+)
+def test_duals_of_all_updates(emulator, size, queries, start):
+    """They are those of the reference to 2e-3 and make the rows of every plan sum to 1."""
+    inputs = inputs_for(float(size), queries=queries, head_dim=32)
+    q, k, v = (x.double() for x in (inputs.q, inputs.k, inputs.v))
+    f = 3 * inputs.row_dual.float() if start else torch.zeros_like(inputs.row_dual).float()
+    out, duals = emulator.run(
+        inputs.q, inputs.k, inputs.v, num_iters=5, keep_duals=True, start=f if start else None
+    )
+    S = reference.sinkhorn.logits(q, k, eps=1.0, scale=32**-0.5, mask=None)
+    row = f.double()
+    torch.testing.assert_close(duals.rows[:, :, 0] / LOG2_E, f)
+    for t in range(5):
+        col = reference.sinkhorn.column_step(S, row, None)
+        row = reference.sinkhorn.row_step(S, col, None)
+        for found, expected in ((duals.cols[:, :, t], col), (duals.rows[:, :, t + 1], row)):
+            torch.testing.assert_close(found.double() / LOG2_E, expected, atol=2e-3, rtol=1e-5)
+    expected = reference.sinkhorn.average_values(torch.softmax(S + col[..., None, :], -1), v, None)
+    assert_exact_but_for_rounding(out, expected, BRAIN)
+
+
+FAULTS = {
+    "a barrier left out": (
+        "block_barrier();\n          col_sums",
+        "col_sums",
+        "uses without a barrier in between",
+    ),
+    "a barrier that one warp does not pass": (
+        "block_barrier();\n          col_sums",
+        "if (l.warp != 3) block_barrier();\n          col_sums",
+        "waits for ever: bar.block|without a barrier",
+    ),
+    "lanes of a warp at different instructions": (
+        "warp_barrier();",
+        "if (l.lane < 16) warp_barrier();",
+        "waits for ever: bar.warp|at bar.warp, other lanes of the warp at",
+    ),
+    "a message that is not sent": (
+        "if (l.pair < COUNT) {",
+        "if (l.pair < COUNT && l.warp != 5) {",
+        "waits for ever",
+    ),
+    "mailboxes that others may use too early": (
+        "mailboxes_open();\n    cluster_barrier();",
+        "mailboxes_open();",
+        "there is no mailbox",
+    ),
+    "a place beside the matrix": (
+        "plan + g * 32 * PLAN",
+        "plan + 8 + g * 32 * PLAN",
+        "no 16 bytes",
+    ),
+}
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "found"), FAULTS.values(), ids=FAULTS)
+def test_emulator_notices(tmp_path, before, after, found):
+    source = PLAN.read_text()
+    assert before in source
+    plan = tmp_path / "plan.cu"
+    plan.write_text(source.replace(before, after))
+    inputs = inputs_for(
+        queries=300 if "COUNT" in before or "cluster" in before else 100, head_dim=32
+    )
+    with pytest.raises(EmulationError, match=found):
+        check(Emulator(tmp_path, plan), inputs, 3, seed=1)
+
+
+def test_route_is_not_chosen_but_by_force():
+    assert on_chip.refusal(CALL) is None
+    answers = ops.explain("sinkhorn_attention", n=256, capability=(9, 0))
+    assert answers.taken[0].route == "plan in shared memory"
+    with routes.force(ROUTE):
+        forced = ops.explain("sinkhorn_attention", n=256, capability=(9, 0))
+    assert forced.taken[0].route == ROUTE
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"capability": (8, 0)}, "for Hopper .* got 8.0"),
+        ({"capability": None}, "interpreter"),
+        ({"dtype": SINGLE}, "16-bit inputs of one dtype, got bfloat16 and float32"),
+        ({"value_dtype": HALF}, "got bfloat16 and float16"),
+        ({"head_dim": 48}, "32, 64, 128 channels, got 48 and 64"),
+        ({"value_dim": 32}, "got 64 and 32"),
+        ({"m": 1025}, "up to 1024 tokens, got 1025"),
+    ],
+    ids=str,
+)
+def test_refusals(change, reason):
+    assert re.search(reason, on_chip.refusal(CALL._replace(**change)))
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4)])
+def test_blocks_of_a_side(tokens, blocks):
+    assert on_chip.blocks(tokens) == blocks
+
+
+VARIANTS = [
+    on_chip.Variant(1, 1, 64, True, False),
+    on_chip.Variant(4, 4, 64, True, False),
+    on_chip.Variant(2, 2, 128, False, True),
+    on_chip.Variant(1, 2, 32, False, True),
+]
+
+
+@pytest.fixture
+def compiler():
+    try:
+        return nvrtc.library()
+    except nvrtc.CompilationError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_compiles_for_hopper_without_a_gpu(variant, compiler):
+    machine_code = nvrtc.compile_program(compiler, variant.source())
+    assert machine_code.startswith(b"\x7fELF")
+    assert b"sinkhorn_on_chip" in machine_code
+    assert on_chip.NEEDED_SHARED_BYTES.encode() in machine_code
+
+
+@pytest.mark.slow
+def test_updates_spill_no_register(compiler):
+    _, words = code.disassembled(nvrtc.compile_program(compiler, VARIANTS[0].source()))
+    counts = code.update_loop(words).counts
+    assert counts["HMMA"] == 32
+    assert counts["LDSM"] == 16
+    assert counts["LDL"] == counts["STL"] == 0
+
+
+@pytest.mark.slow
+def test_machine_code_is_kept_on_disk(compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    first = nvrtc.compiled(VARIANTS[0].source())
+    monkeypatch.setattr(nvrtc, "compile_program", None)
+    assert nvrtc.compiled(VARIANTS[0].source()) == first
+
+
+def test_program_that_does_not_compile_is_shown_with_the_reason(compiler):
+    with pytest.raises(nvrtc.CompilationError, match='"wrong" is undefined'):
+        nvrtc.compile_program(compiler, "__global__ void f() { wrong = 1; }")
+
+
+def test_missing_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(nvrtc, "candidates", lambda major: iter(["no/such/libnvrtc.so"]))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(nvrtc.CompilationError, match="pip install nvidia-cuda-nvrtc"):
+        nvrtc.library.__wrapped__()
+
+
+def test_fields_of_a_problem_are_those_of_the_kernel():
+    body = re.search(r"struct Problem \{(.*?)\};", PLAN.read_text(), re.DOTALL)[1]
+    names = re.findall(r"\*?(\w+)(?=[,;])", body)
+    assert names == [field[0] for field in on_chip.Problem._fields_]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling to build wheels")
+def test_wheel_holds_the_kernel(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    folder = "asap_exp/ops/kernels/sinkhorn/on_chip/"
+    assert {folder + "plan.cu", folder + "instructions.cuh"} <= set(ZipFile(wheel).namelist())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [1, 129, 256, 300, 512, 700, 1024])
+@pytest.mark.parametrize("size", [1.0, 4.0, 11.0])
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+@pytest.mark.parametrize("width", on_chip.WIDTHS)
+def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+    inputs = inputs_for(size, dtype, batch=2, heads=70, queries=queries, head_dim=width)
+    q, k, v = (x.cuda() for x in (inputs.q, inputs.k, inputs.v))
+    with routes.force(ROUTE), routes.recorded() as taken:
+        out = ops.sinkhorn_attention(q, k, v, num_iters=20, backend="triton")
+    assert [route for _, route in taken] == [ROUTE]
+    exact_out = ops.sinkhorn_attention(
+        q.double(), k.double(), v.double(), num_iters=20, backend="reference"
+    )
+    assert_exact_but_for_rounding(out, exact_out, dtype)
