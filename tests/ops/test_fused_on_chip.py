@@ -19,8 +19,8 @@ if backend.fused is None:
 from asap_exp import ops
 from asap_exp.ops import routes
 from asap_exp.ops.call import Call
-from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.kernels.sinkhorn.on_chip import code, nvrtc
+from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.kernels.tiles import LOG2_E
 from tests.documents import ROOT
 from tests.ops.emulator import COMPILER, PLAN, EmulationError, Emulator

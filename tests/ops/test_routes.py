@@ -176,7 +176,7 @@ def test_explanation_names_every_route_with_its_reason():
         "sinkhorn_attention: n = 200, m = 200, head_dim = 64, value_dim = 64, bfloat16, "
         "num_iters = 20; compute capability 9.0, 132 multiprocessors",
         "  sinkhorn",
-        "    plan on chip                  slower: has not been timed: `routes.force` alone takes it",
+        "    plan on chip                  slower: has not been timed: it must be forced",
         "    keys and values in registers  refused: runs a single update, got num_iters=20",
         "    plan in shared memory         taken",
         "    tiled, bfloat16               slower: is the fastest only beyond 512 keys",

@@ -70,7 +70,7 @@ def refusal(call: Call) -> str | None:
 
 def slower(call: Call) -> str | None:
     """Return that other routes are preferred: how fast this one is has not been measured."""
-    return "has not been timed: `routes.force` alone takes it"
+    return "has not been timed: it must be forced"
 
 
 class Variant(NamedTuple):
