@@ -81,6 +81,9 @@ def library() -> ctypes.CDLL:
     places = list(candidates(torch.version.cuda.split(".")[0]))
     for place in places:
         try:
+            if Path(place).is_absolute():  # NVRTC opens its second library by its name alone
+                for builtins in Path(place).parent.glob("libnvrtc-builtins.so.*"):
+                    ctypes.CDLL(str(builtins))
             return ctypes.CDLL(place)
         except OSError:
             continue
