@@ -33,13 +33,19 @@ constexpr u32 COL_BOXES = ROW_BOXES + 2 * WARPS * 8;
 constexpr u32 SHARED_BYTES = COL_BOXES + 2 * WARPS * 8;
 static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BYTES, "sums fit the plan");
 
-// Units of log 2. REACH: how far apart scalings may be with the same plan: a plan's entry has an
-// absolute error of at most 2^-25 times both scalings, where float16 has lost its relative precision.
-// START_REACH: how far apart sums of the first column step may be if a second one is to follow.
-constexpr float REACH = 8.f, START_REACH = 10.f;
-constexpr float ROW_UNIT = 16.f;   // row scalings are kept times this, away from float16's subnormals
-constexpr u32 MOST_RISE = 40;       // what is 2^40 times smaller is 0 in float16
-constexpr float NONE = -1e30f;     // a maximum of nothing
+// Units of log 2. E is at most 2^TOP, so that float16 keeps entries 2^-29 times as large precisely; what
+// bounds how far updates may move log2 b with the same E, REACH, is the range of scalings in float16:
+// a times ROW_UNIT lies between 2^-16 (all of 1,024 entries as large as can be) and 2^15.
+constexpr float TOP = 15.f, REACH = 10.f;
+// A head whose updates would go on to leave it many times continues with E and scalings in bfloat16, whose
+// range hardly matters, and gets its output from a last E in float16 (`wide`).
+constexpr float WIDE_REACH = 40.f, WIDE_FROM = 2.f * REACH;
+constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
+// The first column step begins with row scalings of at most START_UNIT. Its sums may serve at once if
+// they are at most 2^(2 START_ROOM) apart, and are right down to 2^-START_REACH of what one row may give.
+constexpr float START_UNIT = 16.f, START_ROOM = 5.f, START_REACH = 16.f;
+constexpr u32 MOST_RISE = 126;  // what is 2^126 times smaller counts as 0
+constexpr float NONE = -1e30f;  // a maximum of nothing
 constexpr float LOG2_E = 1.44269504f;
 
 CONSTANT(shared_bytes_needed, SHARED_BYTES);
@@ -198,17 +204,18 @@ DEVICE u32 rise(float from, float to) {
 }
 DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
 
-// E = exp2(S + g - shift) in float16, in registers and in shared memory, from the keys in TOKENS and g
-// in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, so that
+// E = exp2(S + g - shift) in float16, or in bfloat16 if `wide`, in registers and in shared memory, from the keys in TOKENS and g
+// in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
-DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2], float& shift0, float& shift1, bool valid0, bool valid1) {
+DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2], float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
   const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
+  const float most = wide ? 0.f : TOP;
   u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
 #pragma unroll
   for (int s = 0; s < CHUNKS; s++) {
     float x[CHUNK_TILES][4];
-    float top0 = so_far0, top1 = so_far1;
+    float top0 = NONE, top1 = NONE;
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
       const int tile = s * CHUNK_TILES + t;
@@ -218,13 +225,20 @@ DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_nu
       x[t][2] = fused(x[t][2], p.to_log2, g.x); x[t][3] = fused(x[t][3], p.to_log2, g.y);
       top0 = larger(top0, larger(x[t][0], x[t][1])); top1 = larger(top1, larger(x[t][2], x[t][3]));
     }
-    top0 = round_up(top0); top1 = round_up(top1);
+    top0 = larger(so_far0, round_up(top0) - most); top1 = larger(so_far1, round_up(top1) - most);
     rises[s / 2] |= (rise(so_far0, top0) | rise(so_far1, top1) << 8) << 16 * (s % 2);
     so_far0 = top0; so_far1 = top1;
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
-      e[s * CHUNK_TILES + t][0] = to_f16x2(exp2_of(x[t][0] - top0), exp2_of(x[t][1] - top0));
-      e[s * CHUNK_TILES + t][1] = to_f16x2(exp2_of(x[t][2] - top1), exp2_of(x[t][3] - top1));
+      x[t][0] = exp2_of(x[t][0] - top0); x[t][1] = exp2_of(x[t][1] - top0);
+      x[t][2] = exp2_of(x[t][2] - top1); x[t][3] = exp2_of(x[t][3] - top1);
+    }
+    if (wide) {
+#pragma unroll
+      for (int t = 0; t < CHUNK_TILES; t++) { e[s * CHUNK_TILES + t][0] = to_bf16x2(x[t][0], x[t][1]); e[s * CHUNK_TILES + t][1] = to_bf16x2(x[t][2], x[t][3]); }
+    } else {
+#pragma unroll
+      for (int t = 0; t < CHUNK_TILES; t++) { e[s * CHUNK_TILES + t][0] = to_f16x2(x[t][0], x[t][1]); e[s * CHUNK_TILES + t][1] = to_f16x2(x[t][2], x[t][3]); }
     }
   }
   shift0 = so_far0; shift1 = so_far1;
@@ -237,13 +251,18 @@ DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_nu
   const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
 #pragma unroll
   for (int s = CHUNKS - 1; s >= 0; s--) {
-    const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
+    if (wide) {
+      const u32 both0 = to_bf16x2(factor0, factor0), both1 = to_bf16x2(factor1, factor1);
 #pragma unroll
-    for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2) {
-      e[t][0] = multiply_f16x2(e[t][0], both0); e[t][1] = multiply_f16x2(e[t][1], both1);
-      e[t + 1][0] = multiply_f16x2(e[t + 1][0], both0); e[t + 1][1] = multiply_f16x2(e[t + 1][1], both1);
-      store_matrices(plan + (((t + (l.lane >> 4)) ^ (l.lane & 7)) << 4), e[t][0], e[t][1], e[t + 1][0], e[t + 1][1]);
+      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) { e[t][0] = multiply_bf16x2(e[t][0], both0); e[t][1] = multiply_bf16x2(e[t][1], both1); }
+    } else {
+      const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
+#pragma unroll
+      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) { e[t][0] = multiply_f16x2(e[t][0], both0); e[t][1] = multiply_f16x2(e[t][1], both1); }
     }
+#pragma unroll
+    for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2)
+      store_matrices(plan + (((t + (l.lane >> 4)) ^ (l.lane & 7)) << 4), e[t][0], e[t][1], e[t + 1][0], e[t + 1][1]);
     factor0 *= lowering(rises[s / 2] >> 16 * (s % 2)); factor1 *= lowering(rises[s / 2] >> (16 * (s % 2) + 8));
   }
 }
@@ -275,28 +294,49 @@ DEVICE void column_maxima(const Problem& p, const Lane& l, const u16* q, int& co
 
 // Half steps -----------------------------------------------------------------------------------------
 
-DEVICE void store_scaling(const Lane& l, u32 place, float x) {
-  const u16 high = to_f16(x);
-  store_u16(l.shared + place, l.part ? to_f16(x - from_f16(high)) : high);
+DEVICE void store_scaling(const Lane& l, u32 place, float x, bool wide) {
+  u16 kept;
+  if (wide) {
+    const u16 high = (u16)to_bf16x2(x, 0.f);
+    kept = l.part ? (u16)to_bf16x2(x - bits_to_float((u32)high << 16), 0.f) : high;
+  } else {
+    const u16 high = to_f16(x);
+    kept = l.part ? to_f16(x - from_f16(high)) : high;
+  }
+  store_u16(l.shared + place, kept);
 }
 
-// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
-DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
+template <bool WIDE>
+DEVICE void plan_multiply_add(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  if (WIDE) multiply_add_bf16(c, a0, a1, a2, a3, b0, b1);
+  else multiply_add_f16(c, a0, a1, a2, a3, b0, b1);
+}
+
+DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
+  s0 = ((c[0][0] + c[1][0]) + (c[2][0] + c[3][0])) + ((c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
+  s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
+}
+
+template <bool WIDE>
+DEVICE void row_sums_of_block(const Lane& l, const u32 e[TILES][2], float& s0, float& s1) {
   const u32 from = l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
   float c[4][4] = {};
 #pragma unroll
   for (int g = 0; g < SIDE / 32; g++) {
     const uint4 b = load_u32x4(from + g * 128);
-    multiply_add_f16(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x, b.y);
-    multiply_add_f16(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0], e[4 * g + 3][1], b.z, b.w);
+    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x, b.y);
+    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0], e[4 * g + 3][1], b.z, b.w);
   }
-  s0 = ((c[0][0] + c[1][0]) + (c[2][0] + c[3][0])) + ((c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
-  s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
+  add_chains(c, s0, s1);
+}
+// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
+DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1, bool wide) {
+  if (wide) row_sums_of_block<true>(l, e, s0, s1); else row_sums_of_block<false>(l, e, s0, s1);
   combine_over_keys<false>(l, number, s0, s1);
 }
 
-// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
-DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
+template <bool WIDE>
+DEVICE void col_sums_of_block(const Lane& l, float& s0, float& s1) {
   const u32 from = l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
   const u32 plan = l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
   float c[4][4] = {};
@@ -305,12 +345,15 @@ DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
     const uint4 a = load_u32x4(from + g * 128);
     u32 e[4];
     load_matrices_transposed(e, plan + g * 32 * PLAN_ROW_BYTES);
-    multiply_add_f16(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
+    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
     load_matrices_transposed(e, plan + (g * 32 + 16) * PLAN_ROW_BYTES);
-    multiply_add_f16(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
+    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
   }
-  s0 = ((c[0][0] + c[1][0]) + (c[2][0] + c[3][0])) + ((c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
-  s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
+  add_chains(c, s0, s1);
+}
+// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
+DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1, bool wide) {
+  if (wide) col_sums_of_block<true>(l, s0, s1); else col_sums_of_block<false>(l, s0, s1);
   combine_over_queries<false>(l, number, s0, s1);
 }
 
@@ -467,11 +510,11 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
 
     float shift0, shift1, b = 0.f, offset = 0.f;  // the duals are f = log2 a - shift - offset, g = COL_DUAL + log2 b + offset
     int t = 1, steps = p.num_iters > 1 ? 1 : 0, stage = FROM_ZERO;
-    bool settled = p.num_iters == 1, fetched = false;
+    bool settled = p.num_iters == 1, fetched = false, wide = false;
 #pragma unroll 1
     while (true) {
       block_barrier();
-      make_plan(p, l, q, row_number, e, shift0, shift1, valid0, valid1);
+      make_plan(p, l, q, row_number, e, shift0, shift1, valid0, valid1, wide);
       if (stage == REMADE) {
         b = valid_col ? 1.f : 0.f;
       } else {
@@ -481,23 +524,24 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
         const float exponent = second ? shift1 + start1 : shift0 + start0;
         float4 top = {valid_row ? exponent : NONE, 0.f, 0.f, 0.f};
         const float most = maxima<true>(l, maxima_number, top).x;
-        store_scaling(l, l.row_place, valid_row ? ROW_UNIT * exp2_of(exponent - most) : 0.f);
+        store_scaling(l, l.row_place, valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f, wide);
         block_barrier();
         float s0, s1;
-        col_sums(l, col_number, s0, s1);
+        col_sums(l, col_number, s0, s1, wide);
         const float sum = second ? s1 : s0;
         top.x = valid_col ? sum : NONE; top.y = valid_col ? -sum : NONE;
         top = maxima<true>(l, maxima_number, top);
         const float most_sum = top.x, least_sum = -top.y;
-        if (!(most_sum <= least_sum * exp2_of(REACH))) {
+        if (!(most_sum <= least_sum * exp2_of(2.f * START_ROOM))) {
           // Too far apart. If the sums are right, they give g^1; if some are too small to be, the plan
           // is made from the keys' largest logits first.
-          if (stage == FROM_MAXIMA || least_sum >= ROW_UNIT * exp2_of(-START_REACH)) {
+          if (stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH)) {
             stage = REMADE;
-            offset = log2_of(p.ratio * ROW_UNIT / most_sum) - most;
+            offset = log2_of(p.ratio * START_UNIT / most_sum) - most;
             if (!l.part && valid_col) store_f32(own_col_dual, load_f32(own_col_dual) + log2_of(most_sum) - log2_of(sum));
           } else {
             stage = FROM_MAXIMA;
+            wide = p.num_iters > 1;
             float top0, top1;
             column_maxima(p, l, q, col_number, start0, start1, valid0, valid1, top0, top1);
             if (!l.part && valid_col) store_f32(own_col_dual, -(second ? top1 : top0));
@@ -505,10 +549,11 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
           continue;
         }
         stage = REMADE;
-        offset = log2_of(p.ratio * ROW_UNIT / least_sum) - most;
-        b = valid_col ? least_sum * inverse(sum) : 0.f;
+        const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
+        offset = log2_of(p.ratio * START_UNIT / middle) - most;
+        b = valid_col ? middle * inverse(sum) : 0.f;
       }
-      store_scaling(l, l.col_place, b);
+      store_scaling(l, l.col_place, b, wide);
       if (t == 1 && KEEP_DUALS) {
         keep(kept_rows, first_query + l.own, p.n, keeps_rows, valid_row, p.start && valid_row ? p.start[(i64)head * p.n + first_query + l.own] * LOG2_E : 0.f);
         keep(kept_cols, first_key + l.own, p.m, keeps_cols, valid_col, load_f32(own_col_dual) + log2_of(b) + offset);
@@ -518,7 +563,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
       bool remake = false;
 #pragma unroll 1
       while (!remake) {
-        if (settled && !fetched) {
+        if (settled && !wide && !fetched) {
           fetched = true;
           if (SEPARATE_VALUES) {  // the next head's keys arrive during the updates
             const int next = head + cluster_count();
@@ -538,42 +583,48 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
 #pragma unroll 1
         for (const int until = t + steps; t < until; t++) {
           float s0, s1;
-          row_sums(l, row_number, e, s0, s1);
+          row_sums(l, row_number, e, s0, s1, wide);
           const float row_sum = second ? s1 : s0;
-          store_scaling(l, l.row_place, valid_row ? ROW_UNIT * inverse(row_sum) : 0.f);
+          store_scaling(l, l.row_place, valid_row ? ROW_UNIT * inverse(row_sum) : 0.f, wide);
           if (KEEP_DUALS) keep(kept_rows + (i64)t * p.n, first_query + l.own, p.n, keeps_rows, valid_row, -log2_of(row_sum) - (second ? shift1 : shift0) - offset);
           block_barrier();
-          col_sums(l, col_number, s0, s1);
+          col_sums(l, col_number, s0, s1, wide);
           before = b;
           b = valid_col ? p.ratio * ROW_UNIT * inverse(second ? s1 : s0) : 0.f;
-          store_scaling(l, l.col_place, b);
+          store_scaling(l, l.col_place, b, wide);
           if (KEEP_DUALS) keep(kept_cols + (i64)t * p.m, first_key + l.own, p.m, keeps_cols, valid_col, load_f32(own_col_dual) + log2_of(b) + offset);
           block_barrier();
         }
-        if (settled) break;
-        // Updates are nonexpansive in log b: none moves scalings further apart than the one before did.
+        if (settled && !wide) break;
         const float exponent = valid_col ? log2_of(b) : 0.f, moved = valid_col ? exponent - log2_of(before) : 0.f;
-        float4 top = {exponent, -exponent, moved, -moved};
-        top = maxima<true>(l, maxima_number, top);
-        const float used = larger(top.x, 0.f) + larger(top.y, 0.f), step = larger(top.z, 0.f) + larger(top.w, 0.f);
         const int left = p.num_iters - t;
-        float room = REACH - used;
-        remake = !(room >= 0.f) || (left > 0 && step > room);
-        if (remake) {
-          room = REACH;
-          if (!l.part && valid_col) store_f32(own_col_dual, load_f32(own_col_dual) + exponent);
+        remake = settled;
+        if (!settled) {
+          // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
+          float4 top = {exponent, -exponent, moved, -moved};
+          top = maxima<true>(l, maxima_number, top);
+          const float used = larger(top.x, top.y), step = larger(top.z, top.w);
+          float room = (wide ? WIDE_REACH : REACH) - used;
+          remake = !(room >= 0.f) || (left > 0 && step > room);
+          if (remake) {
+            wide = left > 0 && (wide || step * left > WIDE_FROM);
+            room = wide ? WIDE_REACH : REACH;
+          }
+          settled = left == 0 || step * left <= room;
+          steps = settled ? left : step > room ? 1 : (int)(room / step);
+          if (!settled && steps < 1) steps = 1;
+        } else {
+          wide = false;
+          steps = 0;
         }
-        settled = left == 0 || step * left <= room;
-        steps = settled ? left : step > room ? 1 : (int)(room / step);
-        steps = steps < 1 ? 1 : steps > left ? left : steps;
-        if (left == 0) steps = 0;
+        if (remake && !l.part && valid_col) store_f32(own_col_dual, load_f32(own_col_dual) + exponent);
       }
       if (!remake) break;
     }
 
     if (SEPARATE_VALUES) wait_for_copies<1>(); else wait_for_copies<0>();
     float s0, s1;
-    row_sums(l, row_number, e, s0, s1);
+    row_sums(l, row_number, e, s0, s1, false);
     if (KEEP_DUALS) keep(kept_rows + (i64)p.num_iters * p.n, first_query + l.own, p.n, keeps_rows, valid_row, -log2_of(second ? s1 : s0) - (second ? shift1 : shift0) - offset);
     const float unit = scale_values(l, maxima_number, values);
     const float i0 = inverse(s0), i1 = inverse(s1);
