@@ -120,8 +120,9 @@ def test_any_scale(emulator, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1.5, 2.0, 4.0, 11.0, 30.0])
 def test_hard_logits(emulator, size):
-    """Logits of up to thousands, for which the plan is made anew."""
-    check(emulator, inputs_for(size), 20)
+    """Logits of up to thousands, for which the plan is made anew, in bfloat16 in between."""
+    check(emulator, inputs_for(size, heads=2, head_dim=32), 20)
+    check(emulator, inputs_for(size, HALF, head_dim=32), 7)
 
 
 @needs_compiler
@@ -215,7 +216,8 @@ def test_tokens_that_are_not_aligned_and_strided(emulator):
     [(1, 200, False), (4, 300, False), (1, 200, True), (6, 140, True)],
 )
 def test_duals_of_all_updates(emulator, size, queries, start):
-    """They are those of the reference to 2e-3 and make the rows of every plan sum to 1."""
+    """They are those of the reference to 3e-4, or 1e-2 where sums are of bfloat16."""
+    tolerance = 3e-4 if size == 1 else 1e-2
     inputs = inputs_for(float(size), queries=queries, head_dim=32)
     q, k, v = (x.double() for x in (inputs.q, inputs.k, inputs.v))
     f = 3 * inputs.row_dual.float() if start else torch.zeros_like(inputs.row_dual).float()
@@ -229,20 +231,20 @@ def test_duals_of_all_updates(emulator, size, queries, start):
         col = reference.sinkhorn.column_step(S, row, None)
         row = reference.sinkhorn.row_step(S, col, None)
         for found, expected in ((duals.cols[:, :, t], col), (duals.rows[:, :, t + 1], row)):
-            torch.testing.assert_close(found.double() / LOG2_E, expected, atol=2e-3, rtol=1e-5)
+            torch.testing.assert_close(found.double() / LOG2_E, expected, atol=tolerance, rtol=0)
     expected = reference.sinkhorn.average_values(torch.softmax(S + col[..., None, :], -1), v, None)
     assert_exact_but_for_rounding(out, expected, BRAIN)
 
 
 FAULTS = {
     "a barrier left out": (
-        "block_barrier();\n          col_sums",
+        "block_barrier();\n    col_sums",
         "col_sums",
         "uses without a barrier in between",
     ),
     "a barrier that one warp does not pass": (
-        "block_barrier();\n          col_sums",
-        "if (l.warp != 3) block_barrier();\n          col_sums",
+        "block_barrier();\n    col_sums",
+        "if (l.warp != 3) block_barrier();\n    col_sums",
         "waits for ever: bar.block|without a barrier",
     ),
     "lanes of a warp at different instructions": (
@@ -332,26 +334,20 @@ def compiler():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_compiles_for_hopper_without_a_gpu(variant, compiler):
-    machine_code = nvrtc.compile_program(compiler, variant.source())
-    assert machine_code.startswith(b"\x7fELF")
-    assert b"sinkhorn_on_chip" in machine_code
-    assert on_chip.NEEDED_SHARED_BYTES.encode() in machine_code
-
-
-@pytest.mark.slow
-def test_updates_spill_no_register(compiler):
-    _, words = code.disassembled(nvrtc.compile_program(compiler, VARIANTS[0].source()))
-    counts = code.update_loop(words).counts
-    assert counts["HMMA"] == 32
-    assert counts["LDSM"] == 16
-    assert counts["LDL"] == counts["STL"] == 0
+def test_updates_spill_no_register(variant, compiler):
+    _, words = code.disassembled(nvrtc.compile_program(compiler, variant.source()))
+    update = code.updates(words)
+    assert update["LDSM"] == 16
+    assert update["LDL"] == update["STL"] == 0
 
 
 @pytest.mark.slow
 def test_machine_code_is_kept_on_disk(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     first = nvrtc.compiled(VARIANTS[0].source())
+    assert first.startswith(b"\x7fELF")
+    assert b"sinkhorn_on_chip" in first
+    assert on_chip.NEEDED_SHARED_BYTES.encode() in first
     monkeypatch.setattr(nvrtc, "compile_program", None)
     assert nvrtc.compiled(VARIANTS[0].source()) == first
 

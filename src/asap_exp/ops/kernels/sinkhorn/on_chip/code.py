@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import triton
 
@@ -23,20 +22,11 @@ VARIANTS = {
     "up to 256, duals kept": Variant(1, 1, 64, True, True),
     "up to 256, 128 channels": Variant(1, 1, 128, True, False),
 }
+PRODUCTS = 32
+"""Instructions of the matrix units of a warp for both sums of an update."""
+
 COUNTED = ("HMMA", "LDSM", "LDS", "STS", "BAR", "LDL", "STL")
 """Instructions: matrix units, `ldmatrix`, shared memory, barriers, and spilled registers."""
-
-
-class Loop(NamedTuple):
-    """Instructions of a loop of machine code, between two addresses."""
-
-    first: int
-    last: int
-    instructions: tuple[str, ...]
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(name.split(".")[0] for name in self.instructions)
 
 
 def disassembled(machine_code: bytes) -> tuple[str, str]:
@@ -52,24 +42,30 @@ def disassembled(machine_code: bytes) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def loops(words: str) -> list[Loop]:
-    """Return the loops of a program, in the order of their ends: what lies before a jump back."""
+def loops(words: str) -> list[list[str]]:
+    """Return the instructions of all loops: what lies between a jump back and where it leads."""
     found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)([^;]*);", words, re.M)
-    places = [(int(address, 16), name, rest) for address, name, rest in found]
+    program = [(int(address, 16), name, rest) for address, name, rest in found]
     result = []
-    for last, name, rest in places:
-        target = re.search(r"0x([0-9a-f]+)", rest)
-        if name.startswith("BRA") and target and int(target[1], 16) < last:
-            first = int(target[1], 16)
-            body = tuple(inner for at, inner, _ in places if first <= at <= last)
-            result.append(Loop(first, last, body))
+    for last, name, rest in program:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
+        first = int(target[1], 16) if target else last
+        if first < last:
+            result.append([inner for at, inner, _ in program if first <= at <= last])
     return result
 
 
-def update_loop(words: str) -> Loop:
-    """Return the loop of the updates: the shortest that sums over keys and over queries."""
-    sums = [loop for loop in loops(words) if loop.counts["HMMA"] >= 32 and loop.counts["BAR"] >= 2]
-    return min(sums, key=lambda loop: len(loop.instructions))
+def updates(words: str) -> Counter[str]:
+    """Count the instructions of an update with E in float16, in the loop of the updates."""
+    sums = [
+        loop
+        for loop in loops(words)
+        if sum(name.startswith("HMMA") for name in loop) == PRODUCTS
+        and not any(name.startswith("HMMA") and name.endswith("BF16") for name in loop)
+        and any(name.startswith("BAR") for name in loop)
+    ]
+    (update,) = sums
+    return Counter(name.split(".")[0] for name in update)
 
 
 def main() -> None:
@@ -77,15 +73,15 @@ def main() -> None:
     columns = ["kernel", "compiled in", "registers", "stack", "an update", *COUNTED]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for name, variant in VARIANTS.items():
-        before = time.perf_counter()
+        before = time.process_time()
         machine_code = nvrtc.compile_program(nvrtc.library(), variant.source())
-        seconds = time.perf_counter() - before
+        seconds = time.process_time() - before
         resources, words = disassembled(machine_code)
-        update = update_loop(words)
+        update = updates(words)
         usage = re.search(r"REG:(\d+) STACK:(\d+)", resources)
         assert usage is not None
-        numbers = [f"{seconds:.1f} s", usage[1], f"{usage[2]} B", len(update.instructions)]
-        numbers += [update.counts[instruction] for instruction in COUNTED]
+        numbers = [f"{seconds:.1f} s", usage[1], f"{usage[2]} B", update.total()]
+        numbers += [update[instruction] for instruction in COUNTED]
         print(f"| {' | '.join(map(str, [name, *numbers]))} |")
 
 

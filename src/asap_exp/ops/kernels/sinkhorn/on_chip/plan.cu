@@ -294,16 +294,11 @@ DEVICE void column_maxima(const Problem& p, const Lane& l, const u16* q, int& co
 
 // Half steps -----------------------------------------------------------------------------------------
 
-DEVICE void store_scaling(const Lane& l, u32 place, float x, bool wide) {
-  u16 kept;
-  if (wide) {
-    const u16 high = (u16)to_bf16x2(x, 0.f);
-    kept = l.part ? (u16)to_bf16x2(x - bits_to_float((u32)high << 16), 0.f) : high;
-  } else {
-    const u16 high = to_f16(x);
-    kept = l.part ? to_f16(x - from_f16(high)) : high;
-  }
-  store_u16(l.shared + place, kept);
+template <bool WIDE>
+DEVICE void store_scaling(const Lane& l, u32 place, float x) {
+  const u16 high = WIDE ? (u16)to_bf16x2(x, 0.f) : to_f16(x);
+  const float rest = x - (WIDE ? bits_to_float((u32)high << 16) : from_f16(high));
+  store_u16(l.shared + place, !l.part ? high : WIDE ? (u16)to_bf16x2(rest, 0.f) : to_f16(rest));
 }
 
 template <bool WIDE>
@@ -317,8 +312,9 @@ DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
   s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
 }
 
+// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
 template <bool WIDE>
-DEVICE void row_sums_of_block(const Lane& l, const u32 e[TILES][2], float& s0, float& s1) {
+DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
   const u32 from = l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
   float c[4][4] = {};
 #pragma unroll
@@ -328,15 +324,12 @@ DEVICE void row_sums_of_block(const Lane& l, const u32 e[TILES][2], float& s0, f
     plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0], e[4 * g + 3][1], b.z, b.w);
   }
   add_chains(c, s0, s1);
-}
-// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
-DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1, bool wide) {
-  if (wide) row_sums_of_block<true>(l, e, s0, s1); else row_sums_of_block<false>(l, e, s0, s1);
   combine_over_keys<false>(l, number, s0, s1);
 }
 
+// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
 template <bool WIDE>
-DEVICE void col_sums_of_block(const Lane& l, float& s0, float& s1) {
+DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
   const u32 from = l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
   const u32 plan = l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
   float c[4][4] = {};
@@ -350,10 +343,6 @@ DEVICE void col_sums_of_block(const Lane& l, float& s0, float& s1) {
     plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
   }
   add_chains(c, s0, s1);
-}
-// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
-DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1, bool wide) {
-  if (wide) col_sums_of_block<true>(l, s0, s1); else col_sums_of_block<false>(l, s0, s1);
   combine_over_queries<false>(l, number, s0, s1);
 }
 
@@ -458,12 +447,121 @@ DEVICE void store_summed_output(const Problem& p, const Lane& l, u16* out, int f
   }
 }
 
-// Keep a dual of the own token: `to` points to the first token of one update of the head.
-DEVICE void keep(float* to, int token, int count, bool keeper, bool valid, float dual) {
-  if (keeper && token < count) to[token] = valid ? dual : 0.f;
-}
+// The head that a cluster works on. Its duals are f = log2 a - shift - offset and
+// g = COL_DUAL + log2 b + offset, of the own tokens; `second`: the own ones are 8 after `eighth`.
+struct Head {
+  int number, sample, head;
+  const u16* q;
+  bool valid0, valid1, second, valid_row, valid_col;
+  float shift0, shift1, offset;
+  float b, before;  // own column scaling, and that of the update before
+};
+struct Numbers { int rows, cols, maxima; };  // exchanges so far
 
 enum Stage { FROM_ZERO, FROM_MAXIMA, REMADE };
+
+DEVICE u32 own_col_dual(const Lane& l) { return l.shared + COL_DUAL + l.own * 4; }
+DEVICE void add_to_col_dual(const Lane& l, const Head& x, float by) {
+  if (!l.part && x.valid_col) store_f32(own_col_dual(l), load_f32(own_col_dual(l)) + by);
+}
+
+// Keep f^t or g^t of the own token, where duals are kept.
+DEVICE void keep_row(const Problem& p, const Lane& l, const Head& x, int t, float dual) {
+  const int query = l.grid_row * SIDE + l.own;
+  if (KEEP_DUALS && l.grid_col == 0 && !l.part && query < p.n)
+    p.rows[((i64)x.number * (p.num_iters + 1) + t) * p.n + query] = x.valid_row ? dual : 0.f;
+}
+DEVICE void keep_row_of_sum(const Problem& p, const Lane& l, const Head& x, int t, float sum) {
+  if (KEEP_DUALS) keep_row(p, l, x, t, -log2_of(sum) - (x.second ? x.shift1 : x.shift0) - x.offset);
+}
+DEVICE void keep_col(const Problem& p, const Lane& l, const Head& x, int t) {
+  const int key = l.grid_col * SIDE + l.own;
+  if (KEEP_DUALS && l.grid_row == 0 && !l.part && key < p.m)
+    p.cols[((i64)x.number * p.num_iters + t - 1) * p.m + key] = x.valid_col ? load_f32(own_col_dual(l)) + log2_of(x.b) + x.offset : 0.f;
+}
+
+DEVICE float start_of(const Problem& p, const Head& x, int query, bool valid) {
+  return p.start && valid ? p.start[(i64)x.number * p.n + query] * LOG2_E : 0.f;
+}
+
+// The first column step, after `make_plan`. Sets b if its sums may serve at once; else returns false, with
+// COL_DUAL changed for a plan to be made next: if the sums are right they give g^1, and if some are too
+// small to be, the keys' largest logits are what the plan is made from first.
+template <bool WIDE>
+DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, Head& x, Stage& stage) {
+  const int query = l.grid_row * SIDE + l.warp * 16 + l.eighth;
+  const float start0 = start_of(p, x, query, x.valid0), start1 = start_of(p, x, query + 8, x.valid1);
+  // The row scaling of f^0 is exp2(f^0 + shift), kept relative to the largest.
+  const float exponent = x.second ? x.shift1 + start1 : x.shift0 + start0;
+  float4 top = {x.valid_row ? exponent : NONE, 0.f, 0.f, 0.f};
+  const float most = maxima<true>(l, numbers.maxima, top).x;
+  store_scaling<WIDE>(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f);
+  block_barrier();
+  float s0, s1;
+  col_sums<WIDE>(l, numbers.cols, s0, s1);
+  const float sum = x.second ? s1 : s0;
+  top.x = x.valid_col ? sum : NONE; top.y = x.valid_col ? -sum : NONE;
+  top = maxima<true>(l, numbers.maxima, top);
+  const float most_sum = top.x, least_sum = -top.y;
+  const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
+  x.offset = log2_of(p.ratio * START_UNIT / middle) - most;
+  if (most_sum <= least_sum * exp2_of(2.f * START_ROOM)) {
+    stage = REMADE;
+    x.b = x.valid_col ? middle * inverse(sum) : 0.f;
+    return true;
+  }
+  if (stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH)) {
+    stage = REMADE;
+    add_to_col_dual(l, x, log2_of(middle) - log2_of(sum));
+  } else {
+    stage = FROM_MAXIMA;
+    float top0, top1;
+    column_maxima(p, l, x.q, numbers.cols, start0, start1, x.valid0, x.valid1, top0, top1);
+    if (!l.part && x.valid_col) store_f32(own_col_dual(l), -(x.second ? top1 : top0));
+  }
+  return false;
+}
+
+// Make the updates from t until before `until`.
+template <bool WIDE>
+DEVICE void update(const Problem& p, const Lane& l, Numbers& numbers, Head& x, const u32 e[TILES][2], int& t, int until) {
+#pragma unroll 1
+  for (; t < until; t++) {
+    float s0, s1;
+    row_sums<WIDE>(l, numbers.rows, e, s0, s1);
+    const float sum = x.second ? s1 : s0;
+    store_scaling<WIDE>(l, l.row_place, x.valid_row ? ROW_UNIT * inverse(sum) : 0.f);
+    keep_row_of_sum(p, l, x, t, sum);
+    block_barrier();
+    col_sums<WIDE>(l, numbers.cols, s0, s1);
+    x.before = x.b;
+    x.b = x.valid_col ? p.ratio * ROW_UNIT * inverse(x.second ? s1 : s0) : 0.f;
+    store_scaling<WIDE>(l, l.col_place, x.b);
+    keep_col(p, l, x, t + 1);
+    block_barrier();
+  }
+}
+
+// What no plan of this head is made from any more is overwritten by what is needed next: its values, or
+// the keys of the next head, which then arrive during the updates. Returns whether those were asked for.
+DEVICE bool load_ahead(const Problem& p, const Lane& l, const Head& x) {
+  const int first_query = l.grid_row * SIDE, first_key = l.grid_col * SIDE;
+  bool keys_asked_for = false;
+  if (SEPARATE_VALUES) {
+    const int next = x.number + cluster_count();
+    keys_asked_for = next < p.all_heads;
+    if (keys_asked_for) {
+      const int sample = next / p.heads, head = next % p.heads;
+      load_tokens(p, l, TOKENS, p.k + sample * p.k_b + head * p.k_h, p.k_n, sample, first_key, p.m);
+      const int row = first_query + thread() / 2;  // its queries come as far as the L2 cache
+      if (row < p.n) prefetch(p.q + sample * p.q_b + head * p.q_h + row * p.q_n + (thread() & 1) * (WIDTH / 2));
+    }
+  } else {
+    load_tokens(p, l, TOKENS, p.v + x.sample * p.v_b + x.head * p.v_h, p.v_n, x.sample, first_key, p.m);
+  }
+  close_copy_group();
+  return keys_asked_for;
+}
 
 KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
   Lane l;
@@ -474,11 +572,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
   l.grid_row = block_rank() / GRID_COLS; l.grid_col = block_rank() % GRID_COLS;
   l.row_place = ROW_SCALING + scaling_place(l.own, l.part); l.col_place = COL_SCALING + scaling_place(l.own, l.part);
   const int first_query = l.grid_row * SIDE, first_key = l.grid_col * SIDE;
-  const u32 values = l.shared + TOKENS + (SEPARATE_VALUES ? TOKENS_BYTES : 0);
-  const u32 own_col_dual = l.shared + COL_DUAL + l.own * 4;
-  const bool second = l.pair >> 1;
-  const bool keeps_rows = KEEP_DUALS && l.grid_col == 0 && !l.part, keeps_cols = KEEP_DUALS && l.grid_row == 0 && !l.part;
-  int row_number = 0, col_number = 0, maxima_number = 0;
+  Numbers numbers = {0, 0, 0};
   bool keys_asked_for = false;
   u32 e[TILES][2];
 
@@ -488,122 +582,64 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     cluster_barrier();
   }
 #pragma unroll 1
-  for (int head = cluster_number(); head < p.all_heads; head += cluster_count()) {
-    const int sample = head / p.heads, h = head % p.heads;
-    const u16* q = p.q + sample * p.q_b + h * p.q_h + first_query * p.q_n;
-    const int query0 = first_query + l.warp * 16 + l.eighth;
-    const bool valid0 = is_valid(p, sample, query0, p.n), valid1 = is_valid(p, sample, query0 + 8, p.n);
-    const bool valid_row = second ? valid1 : valid0, valid_col = is_valid(p, sample, first_key + l.own, p.m);
-    float* kept_rows = p.rows + (i64)head * (p.num_iters + 1) * p.n;
-    float* kept_cols = p.cols + (i64)head * p.num_iters * p.m;
+  for (int number = cluster_number(); number < p.all_heads; number += cluster_count()) {
+    Head x;
+    x.number = number; x.sample = number / p.heads; x.head = number % p.heads;
+    x.q = p.q + x.sample * p.q_b + x.head * p.q_h + first_query * p.q_n;
+    const int query = first_query + l.warp * 16 + l.eighth;
+    x.second = l.pair >> 1;
+    x.valid0 = is_valid(p, x.sample, query, p.n); x.valid1 = is_valid(p, x.sample, query + 8, p.n);
+    x.valid_row = x.second ? x.valid1 : x.valid0; x.valid_col = is_valid(p, x.sample, first_key + l.own, p.m);
 
     if (!keys_asked_for) {
-      load_tokens(p, l, TOKENS, p.k + sample * p.k_b + h * p.k_h, p.k_n, sample, first_key, p.m);
+      load_tokens(p, l, TOKENS, p.k + x.sample * p.k_b + x.head * p.k_h, p.k_n, x.sample, first_key, p.m);
       close_copy_group();
     }
     if (SEPARATE_VALUES) {
-      load_tokens(p, l, TOKENS + TOKENS_BYTES, p.v + sample * p.v_b + h * p.v_h, p.v_n, sample, first_key, p.m);
+      load_tokens(p, l, TOKENS + TOKENS_BYTES, p.v + x.sample * p.v_b + x.head * p.v_h, p.v_n, x.sample, first_key, p.m);
       close_copy_group();
     }
-    if (!l.part) store_f32(own_col_dual, valid_col ? 0.f : negative_infinity());
+    if (!l.part) store_f32(own_col_dual(l), x.valid_col ? 0.f : negative_infinity());
     if (SEPARATE_VALUES) wait_for_copies<1>(); else wait_for_copies<0>();
 
-    float shift0, shift1, b = 0.f, offset = 0.f;  // the duals are f = log2 a - shift - offset, g = COL_DUAL + log2 b + offset
-    int t = 1, steps = p.num_iters > 1 ? 1 : 0, stage = FROM_ZERO;
-    bool settled = p.num_iters == 1, fetched = false, wide = false;
+    // `settled`: all updates that are left may use the plan at hand.
+    int t = 1, steps = p.num_iters > 1 ? 1 : 0;
+    bool settled = p.num_iters == 1, ahead = false, wide = false, remake = true;
+    Stage stage = FROM_ZERO;
 #pragma unroll 1
-    while (true) {
+    while (remake) {
       block_barrier();
-      make_plan(p, l, q, row_number, e, shift0, shift1, valid0, valid1, wide);
+      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1, wide);
       if (stage == REMADE) {
-        b = valid_col ? 1.f : 0.f;
-      } else {
-        // The first column step: the row scaling of f^0 is exp2(f^0 + shift), kept relative to the largest.
-        const float start0 = p.start && valid0 ? p.start[(i64)head * p.n + query0] * LOG2_E : 0.f;
-        const float start1 = p.start && valid1 ? p.start[(i64)head * p.n + query0 + 8] * LOG2_E : 0.f;
-        const float exponent = second ? shift1 + start1 : shift0 + start0;
-        float4 top = {valid_row ? exponent : NONE, 0.f, 0.f, 0.f};
-        const float most = maxima<true>(l, maxima_number, top).x;
-        store_scaling(l, l.row_place, valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f, wide);
-        block_barrier();
-        float s0, s1;
-        col_sums(l, col_number, s0, s1, wide);
-        const float sum = second ? s1 : s0;
-        top.x = valid_col ? sum : NONE; top.y = valid_col ? -sum : NONE;
-        top = maxima<true>(l, maxima_number, top);
-        const float most_sum = top.x, least_sum = -top.y;
-        if (!(most_sum <= least_sum * exp2_of(2.f * START_ROOM))) {
-          // Too far apart. If the sums are right, they give g^1; if some are too small to be, the plan
-          // is made from the keys' largest logits first.
-          if (stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH)) {
-            stage = REMADE;
-            offset = log2_of(p.ratio * START_UNIT / most_sum) - most;
-            if (!l.part && valid_col) store_f32(own_col_dual, load_f32(own_col_dual) + log2_of(most_sum) - log2_of(sum));
-          } else {
-            stage = FROM_MAXIMA;
-            wide = p.num_iters > 1;
-            float top0, top1;
-            column_maxima(p, l, q, col_number, start0, start1, valid0, valid1, top0, top1);
-            if (!l.part && valid_col) store_f32(own_col_dual, -(second ? top1 : top0));
-          }
-          continue;
-        }
-        stage = REMADE;
-        const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
-        offset = log2_of(p.ratio * START_UNIT / middle) - most;
-        b = valid_col ? middle * inverse(sum) : 0.f;
+        x.b = x.valid_col ? 1.f : 0.f;
+      } else if (!(wide ? first_col_step<true>(p, l, numbers, x, stage) : first_col_step<false>(p, l, numbers, x, stage))) {
+        wide = stage == FROM_MAXIMA && p.num_iters > 1;
+        continue;
       }
-      store_scaling(l, l.col_place, b, wide);
-      if (t == 1 && KEEP_DUALS) {
-        keep(kept_rows, first_query + l.own, p.n, keeps_rows, valid_row, p.start && valid_row ? p.start[(i64)head * p.n + first_query + l.own] * LOG2_E : 0.f);
-        keep(kept_cols, first_key + l.own, p.m, keeps_cols, valid_col, load_f32(own_col_dual) + log2_of(b) + offset);
+      if (wide) store_scaling<true>(l, l.col_place, x.b); else store_scaling<false>(l, l.col_place, x.b);
+      if (KEEP_DUALS && t == 1) {
+        keep_row(p, l, x, 0, start_of(p, x, first_query + l.own, x.valid_row));
+        keep_col(p, l, x, 1);
       }
       block_barrier();
 
-      bool remake = false;
+      remake = false;
 #pragma unroll 1
       while (!remake) {
-        if (settled && !wide && !fetched) {
-          fetched = true;
-          if (SEPARATE_VALUES) {  // the next head's keys arrive during the updates
-            const int next = head + cluster_count();
-            keys_asked_for = next < p.all_heads;
-            if (keys_asked_for) {
-              const int next_sample = next / p.heads, next_h = next % p.heads;
-              load_tokens(p, l, TOKENS, p.k + next_sample * p.k_b + next_h * p.k_h, p.k_n, next_sample, first_key, p.m);
-              const int row = first_query + thread() / 2;  // its queries come as far as the L2 cache
-              if (row < p.n) prefetch(p.q + next_sample * p.q_b + next_h * p.q_h + row * p.q_n + (thread() & 1) * (WIDTH / 2));
-            }
-          } else {
-            load_tokens(p, l, TOKENS, p.v + sample * p.v_b + h * p.v_h, p.v_n, sample, first_key, p.m);
-          }
-          close_copy_group();
-        }
-        float before = b;
-#pragma unroll 1
-        for (const int until = t + steps; t < until; t++) {
-          float s0, s1;
-          row_sums(l, row_number, e, s0, s1, wide);
-          const float row_sum = second ? s1 : s0;
-          store_scaling(l, l.row_place, valid_row ? ROW_UNIT * inverse(row_sum) : 0.f, wide);
-          if (KEEP_DUALS) keep(kept_rows + (i64)t * p.n, first_query + l.own, p.n, keeps_rows, valid_row, -log2_of(row_sum) - (second ? shift1 : shift0) - offset);
-          block_barrier();
-          col_sums(l, col_number, s0, s1, wide);
-          before = b;
-          b = valid_col ? p.ratio * ROW_UNIT * inverse(second ? s1 : s0) : 0.f;
-          store_scaling(l, l.col_place, b, wide);
-          if (KEEP_DUALS) keep(kept_cols + (i64)t * p.m, first_key + l.own, p.m, keeps_cols, valid_col, load_f32(own_col_dual) + log2_of(b) + offset);
-          block_barrier();
-        }
+        if (settled && !wide && !ahead) { ahead = true; keys_asked_for = load_ahead(p, l, x); }
+        x.before = x.b;
+        if (wide) update<true>(p, l, numbers, x, e, t, t + steps); else update<false>(p, l, numbers, x, e, t, t + steps);
         if (settled && !wide) break;
-        const float exponent = valid_col ? log2_of(b) : 0.f, moved = valid_col ? exponent - log2_of(before) : 0.f;
-        const int left = p.num_iters - t;
-        remake = settled;
-        if (!settled) {
+        const float exponent = x.valid_col ? log2_of(x.b) : 0.f;
+        if (settled) {  // the last plan is in float16
+          remake = true; wide = false; steps = 0;
+        } else {
           // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
+          const float moved = x.valid_col ? exponent - log2_of(x.before) : 0.f;
           float4 top = {exponent, -exponent, moved, -moved};
-          top = maxima<true>(l, maxima_number, top);
+          top = maxima<true>(l, numbers.maxima, top);
           const float used = larger(top.x, top.y), step = larger(top.z, top.w);
+          const int left = p.num_iters - t;
           float room = (wide ? WIDE_REACH : REACH) - used;
           remake = !(room >= 0.f) || (left > 0 && step > room);
           if (remake) {
@@ -613,20 +649,17 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
           settled = left == 0 || step * left <= room;
           steps = settled ? left : step > room ? 1 : (int)(room / step);
           if (!settled && steps < 1) steps = 1;
-        } else {
-          wide = false;
-          steps = 0;
         }
-        if (remake && !l.part && valid_col) store_f32(own_col_dual, load_f32(own_col_dual) + exponent);
+        if (remake) add_to_col_dual(l, x, exponent);
       }
-      if (!remake) break;
     }
 
     if (SEPARATE_VALUES) wait_for_copies<1>(); else wait_for_copies<0>();
     float s0, s1;
-    row_sums(l, row_number, e, s0, s1, false);
-    if (KEEP_DUALS) keep(kept_rows + (i64)p.num_iters * p.n, first_query + l.own, p.n, keeps_rows, valid_row, -log2_of(second ? s1 : s0) - (second ? shift1 : shift0) - offset);
-    const float unit = scale_values(l, maxima_number, values);
+    row_sums<false>(l, numbers.rows, e, s0, s1);
+    keep_row_of_sum(p, l, x, p.num_iters, x.second ? s1 : s0);
+    const u32 values = l.shared + TOKENS + (SEPARATE_VALUES ? TOKENS_BYTES : 0);
+    const float unit = scale_values(l, numbers.maxima, values);
     const float i0 = inverse(s0), i1 = inverse(s1);
 #pragma unroll 1
     for (int first_piece = 0; first_piece < PIECES; first_piece += PASS_PIECES) {
@@ -634,10 +667,10 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
       plan_times_values(l, e, values, first_piece, o);
 #pragma unroll
       for (int d = 0; d < PASS_PIECES; d++) {
-        o[d][0] = valid0 ? o[d][0] * i0 * unit : 0.f; o[d][1] = valid0 ? o[d][1] * i0 * unit : 0.f;
-        o[d][2] = valid1 ? o[d][2] * i1 * unit : 0.f; o[d][3] = valid1 ? o[d][3] * i1 * unit : 0.f;
+        o[d][0] = x.valid0 ? o[d][0] * i0 * unit : 0.f; o[d][1] = x.valid0 ? o[d][1] * i0 * unit : 0.f;
+        o[d][2] = x.valid1 ? o[d][2] * i1 * unit : 0.f; o[d][3] = x.valid1 ? o[d][3] * i1 * unit : 0.f;
       }
-      u16* out = p.out + sample * p.out_b + h * p.out_h + first_query * p.out_n + first_piece * 8;
+      u16* out = p.out + x.sample * p.out_b + x.head * p.out_h + first_query * p.out_n + first_piece * 8;
       if (GRID_COLS > 1) store_summed_output(p, l, out, first_query, o);
       else store_output(p, l, out, first_query, o);
     }
