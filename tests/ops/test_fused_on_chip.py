@@ -216,8 +216,8 @@ def test_tokens_that_are_not_aligned_and_strided(emulator):
     [(1, 200, False), (4, 300, False), (1, 200, True), (6, 140, True)],
 )
 def test_duals_of_all_updates(emulator, size, queries, start):
-    """They are those of the reference to 3e-4, or 1e-2 where sums are of bfloat16."""
-    tolerance = 3e-4 if size == 1 else 1e-2
+    """They are those of the reference to 6e-4, or 1e-2 where sums are of bfloat16."""
+    tolerance = 6e-4 if size == 1 else 1e-2
     inputs = inputs_for(float(size), queries=queries, head_dim=32)
     q, k, v = (x.double() for x in (inputs.q, inputs.k, inputs.v))
     f = 3 * inputs.row_dual.float() if start else torch.zeros_like(inputs.row_dual).float()

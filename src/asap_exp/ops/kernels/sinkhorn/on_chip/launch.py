@@ -7,10 +7,12 @@ column step, all updates and the output. Blocks send partial sums to each other'
 wait for their number of bytes; the only barriers of an update are the two of a block. Clusters take
 heads in turn, and the keys of the next head arrive during the updates of one.
 
-E is made anew, with the scalings absorbed in g, where they have moved apart by more than 2^8: then
-float16 would have lost small entries that count. Updates are nonexpansive in log b, so that how far
-one moved bounds what is still to come, and most heads are checked once. The keys of heads whose
-first column sums are too far apart for float16 get their largest logits as a start.
+E is made anew, with the scalings absorbed in g, where updates have moved them by 2^10: beyond,
+float16 would not hold scalings. Updates are nonexpansive in log b, so that how far one moved
+bounds what is still to come, and most heads are checked once. Heads that would go on like that
+continue with E and scalings in bfloat16, where 2^40 are allowed, and get a last E in float16 for
+the output. Keys whose sums of the first column step are too small for float16 get their largest
+logits as a start.
 
 `plan.cu` is compiled at the first call. A test compiles the same file for a CPU, with the
 instructions of `instructions.cuh` emulated. Limits: Hopper, 16-bit inputs of 32, 64 or 128
