@@ -23,7 +23,7 @@ from asap_exp.ops.kernels.sinkhorn.on_chip import code, nvrtc
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.kernels.tiles import LOG2_E
 from tests.documents import ROOT
-from tests.ops.emulator import COMPILER, PLAN, EmulationError, Emulator
+from tests.ops.emulator import COMPILER, EmulationError, Emulator
 from tests.ops.inputs import Inputs, make_inputs, relative_rms
 
 BRAIN, HALF, SINGLE = torch.bfloat16, torch.float16, torch.float32
@@ -275,15 +275,17 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "found"), FAULTS.values(), ids=FAULTS)
 def test_emulator_notices(tmp_path, before, after, found):
-    source = PLAN.read_text()
-    assert before in source
-    plan = tmp_path / "plan.cu"
-    plan.write_text(source.replace(before, after))
+    faults = 0
+    for name in on_chip.FILES[1:]:
+        source = (on_chip.FOLDER / name).read_text()
+        (tmp_path / name).write_text(source.replace(before, after))
+        faults += before in source
+    assert faults == 1
     inputs = inputs_for(
         queries=300 if "COUNT" in before or "cluster" in before else 100, head_dim=32
     )
     with pytest.raises(EmulationError, match=found):
-        check(Emulator(tmp_path, plan), inputs, 3, seed=1)
+        check(Emulator(tmp_path, tmp_path), inputs, 3, seed=1)
 
 
 def test_route_is_not_chosen_but_by_force():
@@ -366,7 +368,7 @@ def test_missing_compiler_says_what_to_install(monkeypatch):
 
 
 def test_fields_of_a_problem_are_those_of_the_kernel():
-    body = re.search(r"struct Problem \{(.*?)\};", PLAN.read_text(), re.DOTALL)[1]
+    body = re.search(r"struct Problem \{(.*?)\};", VARIANTS[0].source(), re.DOTALL)[1]
     names = re.findall(r"\*?(\w+)(?=[,;])", body)
     assert names == [field[0] for field in on_chip.Problem._fields_]
 
@@ -378,7 +380,7 @@ def test_wheel_holds_the_kernel(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     folder = "asap_exp/ops/kernels/sinkhorn/on_chip/"
-    assert {folder + "plan.cu", folder + "instructions.cuh"} <= set(ZipFile(wheel).namelist())
+    assert {folder + name for name in on_chip.FILES} <= set(ZipFile(wheel).namelist())
 
 
 @pytest.mark.gpu

@@ -13,7 +13,6 @@ from torch import Tensor
 from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 
-PLAN = Path(on_chip.__file__).with_name("plan.cu")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
@@ -26,7 +25,7 @@ class Emulator:
     """Emulation of the kernel, compiled into `folder` for every variant when it is asked for."""
 
     folder: Path
-    plan: Path = PLAN
+    program: Path = on_chip.FOLDER
 
     def run(
         self,
@@ -73,7 +72,7 @@ class Emulator:
             "-Wno-unused-function", "-Werror",
             "-U_FORTIFY_SOURCE",  # its longjmp refuses to leave a stack for another
             *(f"-D{macro}={value}" for macro, value in variant.definitions.items()),
-            "-I", str(self.plan.parent), str(Path(__file__).with_name("run.cpp")), "-o", str(file),
+            "-I", str(self.program), str(Path(__file__).with_name("run.cpp")), "-o", str(file),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -27,9 +27,15 @@ typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef long long i64;
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-struct uint4 { u32 x, y, z, w; };
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct uint4 {
+  u32 x, y, z, w;
+};
 
 #define DEVICE static inline
 #define KERNEL static void
@@ -42,12 +48,29 @@ constexpr int BLOCK_THREADS = 512, LANES = 32;
 constexpr size_t STACK = 64 * 1024;
 constexpr u32 RANK_SHIFT = 24, CAPACITY = 232448;  // most dynamic shared memory of a block, in bytes
 
-struct Failure : std::runtime_error { using std::runtime_error::runtime_error; };
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
-struct Access { int warp = -1, block = 0, block_epoch = 0, cluster_epoch = 0; };
-struct Copy { u32 to; const u16* from; bool valid; };
-struct Mailbox { int pending = 1, phase = 0; long bytes = 0; std::vector<int> waiting; };
-struct Sent { int block; u32 to; float x, y; u32 box; };
+struct Access {
+  int warp = -1, block = 0, block_epoch = 0, cluster_epoch = 0;
+};
+struct Copy {
+  u32 to;
+  const u16* from;
+  bool valid;
+};
+struct Mailbox {
+  int pending = 1, phase = 0;
+  long bytes = 0;
+  std::vector<int> waiting;
+};
+struct Sent {
+  int block;
+  u32 to;
+  float x, y;
+  u32 box;
+};
 
 struct Warp {
   const char* instruction = nullptr;
@@ -91,7 +114,8 @@ static Machine machine;
 static Fiber& self() { return machine.fibers[machine.current]; }
 static Block& block_of(u32 address) { return machine.blocks.at(address >> RANK_SHIFT); }
 static void fail(const std::string& what) {
-  machine.error = "block " + std::to_string(self().block) + ", thread " + std::to_string(self().thread) + ": " + what;
+  machine.error =
+      "block " + std::to_string(self().block) + ", thread " + std::to_string(self().thread) + ": " + what;
   _longjmp(machine.scheduler, 2);
 }
 static void park(const char* reason) {
@@ -101,33 +125,50 @@ static void park(const char* reason) {
 }
 static void wake(int number) {
   Fiber& fiber = machine.fibers[number];
-  if (!fiber.runnable) { fiber.runnable = true; machine.ready.push_back(number); }
+  if (!fiber.runnable) {
+    fiber.runnable = true;
+    machine.ready.push_back(number);
+  }
 }
 
 // Note an access of `bytes` bytes and return where they are.
 static u8* touch(u32 address, u32 bytes, bool write) {
   Block& block = block_of(address);
   const u32 at = address & ((1u << RANK_SHIFT) - 1);
-  if (at % bytes || at + bytes > block.memory.size()) fail("no " + std::to_string(bytes) + " bytes at " + std::to_string(at) + " of shared memory");
+  if (at % bytes || at + bytes > block.memory.size())
+    fail("no " + std::to_string(bytes) + " bytes at " + std::to_string(at) + " of shared memory");
   const Fiber& me = self();
   const Access now{me.thread / LANES, me.block, me.block_epoch, me.cluster_epoch};
   const auto meets = [&](const Access& other) {
     if (other.warp < 0 || (other.warp == now.warp && other.block == now.block)) return false;
-    return other.block == now.block ? other.block_epoch == now.block_epoch : other.cluster_epoch == now.cluster_epoch;
+    return other.block == now.block ? other.block_epoch == now.block_epoch
+                                    : other.cluster_epoch == now.cluster_epoch;
   };
   for (u32 i = at / 2; i < (at + bytes) / 2; i++) {
     if (meets(block.writes[i]) || (write && meets(block.reads[i])))
-      fail(std::string(write ? "writes" : "reads") + " " + std::to_string(2 * i) + ", which warp " + std::to_string(meets(block.writes[i]) ? block.writes[i].warp : block.reads[i].warp) + " uses without a barrier in between");
+      fail(std::string(write ? "writes" : "reads") + " " + std::to_string(2 * i) + ", which warp " +
+           std::to_string(meets(block.writes[i]) ? block.writes[i].warp : block.reads[i].warp) +
+           " uses without a barrier in between");
     (write ? block.writes : block.reads)[i] = now;
   }
   return block.memory.data() + at;
 }
-template <class T> static T get(u32 address) { T x; memcpy(&x, touch(address, sizeof(T), false), sizeof(T)); return x; }
-template <class T> static void put(u32 address, T x) { memcpy(touch(address, sizeof(T), true), &x, sizeof(T)); }
+template <class T>
+static T get(u32 address) {
+  T x;
+  memcpy(&x, touch(address, sizeof(T), false), sizeof(T));
+  return x;
+}
+template <class T>
+static void put(u32 address, T x) {
+  memcpy(touch(address, sizeof(T), true), &x, sizeof(T));
+}
 
 static float half_to_float(u16 h) {
   const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  float x = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(1024.f + fraction, exponent - 25) : std::ldexp((float)fraction, -24);
+  float x = exponent == 31 ? (fraction ? NAN : INFINITY)
+            : exponent     ? std::ldexp(1024.f + fraction, exponent - 25)
+                           : std::ldexp((float)fraction, -24);
   return h & 0x8000 ? -x : x;
 }
 static u16 float_to_half(float x) {
@@ -141,8 +182,16 @@ static u16 float_to_half(float x) {
   const u32 scaled = (u32)std::nearbyint(std::ldexp(fraction, 11));  // in [1024, 2048]
   return sign | (u16)(((exponent + 14) << 10) + (scaled - 1024));
 }
-static float as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
-static u32 as_bits(float x) { u32 y; memcpy(&y, &x, 4); return y; }
+static float as_float(u32 x) {
+  float y;
+  memcpy(&y, &x, 4);
+  return y;
+}
+static u32 as_bits(float x) {
+  u32 y;
+  memcpy(&y, &x, 4);
+  return y;
+}
 static float bfloat_to_float(u16 x) { return as_float((u32)x << 16); }
 static u16 float_to_bfloat(float x) {
   if (std::isnan(x)) return 0x7fff;
@@ -153,27 +202,32 @@ static u16 float_to_bfloat(float x) {
 // Wait for the warp; the last lane computes the instruction for all.
 static Warp& my_warp() { return machine.blocks[self().block].warps[self().thread / LANES]; }
 static u32* operands() { return my_warp().in[self().thread % LANES]; }
-template <class Compute> static const u32* together(const char* instruction, Compute compute) {
+template <class Compute>
+static const u32* together(const char* instruction, Compute compute) {
   Warp& warp = my_warp();
   if (warp.present == 0) warp.instruction = instruction;
-  if (strcmp(warp.instruction, instruction)) fail(std::string("is at ") + instruction + ", other lanes of the warp at " + warp.instruction);
+  if (strcmp(warp.instruction, instruction))
+    fail(std::string("is at ") + instruction + ", other lanes of the warp at " + warp.instruction);
   const int first = machine.current - machine.current % LANES;
   if (++warp.present < LANES) {
     park(instruction);
   } else {
     warp.present = 0;
     compute(warp);
-    for (int lane = 0; lane < LANES; lane++) if (first + lane != machine.current) wake(first + lane);
+    for (int lane = 0; lane < LANES; lane++)
+      if (first + lane != machine.current) wake(first + lane);
   }
   return warp.out[self().thread % LANES];
 }
 
-template <float (*TO_FLOAT)(u16)> static void multiply_fragments(Warp& w) {
+template <float (*TO_FLOAT)(u16)>
+static void multiply_fragments(Warp& w) {
   float a[16][16], b[16][8], c[16][8];
   for (int lane = 0; lane < LANES; lane++) {
     const int row = lane / 4, pair = lane % 4 * 2;
     for (int i = 0; i < 2; i++) {
-      for (int r = 0; r < 4; r++) a[row + r % 2 * 8][pair + r / 2 * 8 + i] = TO_FLOAT((u16)(w.in[lane][r] >> 16 * i));
+      for (int r = 0; r < 4; r++)
+        a[row + r % 2 * 8][pair + r / 2 * 8 + i] = TO_FLOAT((u16)(w.in[lane][r] >> 16 * i));
       for (int r = 0; r < 2; r++) b[pair + r * 8 + i][row] = TO_FLOAT((u16)(w.in[lane][4 + r] >> 16 * i));
       for (int r = 0; r < 2; r++) c[row + r * 8][pair + i] = as_float(w.in[lane][6 + 2 * r + i]);
     }
@@ -203,14 +257,17 @@ static void read_matrices(const char* name, u32 r[4], u32 at, bool transposed) {
     u16 matrices[4][8][8];
     for (int lane = 0; lane < LANES; lane++) memcpy(matrices[lane / 8][lane % 8], w.in[lane], 16);
     for (int lane = 0; lane < LANES; lane++)
-      for (int m = 0; m < 4; m++) w.out[lane][m] = element(matrices, transposed, m, lane, 0) | (u32)element(matrices, transposed, m, lane, 1) << 16;
+      for (int m = 0; m < 4; m++)
+        w.out[lane][m] =
+            element(matrices, transposed, m, lane, 0) | (u32)element(matrices, transposed, m, lane, 1) << 16;
   });
   memcpy(r, out, 16);
 }
 
 static void copy_now(const Copy& copy) {
   u8* to = touch(copy.to, 16, true);
-  if (copy.valid) memcpy(to, copy.from, 16); else memset(to, 0, 16);
+  if (copy.valid) memcpy(to, copy.from, 16);
+  else memset(to, 0, 16);
 }
 static void check_phase(Mailbox& box) {
   if (box.pending || box.bytes) return;
@@ -224,7 +281,8 @@ static void deliver(size_t number) {
   machine.under_way[number] = machine.under_way.back();
   machine.under_way.pop_back();
   Block& block = machine.blocks[sent.block];
-  if (block.running == 0) machine.error = "a number is sent to block " + std::to_string(sent.block) + ", which has ended";
+  if (block.running == 0)
+    machine.error = "a number is sent to block " + std::to_string(sent.block) + ", which has ended";
   memcpy(block.memory.data() + sent.to, &sent.x, 4);
   memcpy(block.memory.data() + sent.to + 4, &sent.y, 4);
   Mailbox& box = block.mailboxes.at(sent.box);
@@ -259,7 +317,8 @@ static void run_cluster(int size, int cluster, int clusters, u32 seed, std::func
     block.writes.assign(CAPACITY / 2, Access());
     block.reads.assign(CAPACITY / 2, Access());
   }
-  u8* stacks = (u8*)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  u8* stacks = (u8*)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) throw Failure("no memory for the stacks");
   for (size_t i = 0; i < count; i++) {
     Fiber& fiber = machine.fibers[i];
@@ -273,14 +332,16 @@ static void run_cluster(int size, int cluster, int clusters, u32 seed, std::func
     machine.ready.push_back((int)i);
   }
   while (machine.error.empty()) {
-    if (!machine.under_way.empty() && (machine.ready.empty() || machine.draw(8) == 0)) deliver(machine.draw((u32)machine.under_way.size()));
+    if (!machine.under_way.empty() && (machine.ready.empty() || machine.draw(8) == 0))
+      deliver(machine.draw((u32)machine.under_way.size()));
     if (machine.ready.empty()) {
       if (!machine.under_way.empty()) continue;
       break;
     }
     size_t chosen = machine.draw((u32)machine.ready.size());
     // With an odd seed, one block goes as far ahead of the others as it can.
-    for (int i = 0; i < 64 && seed % 2 && machine.fibers[machine.ready[chosen]].block != (int)(seed / 2 % size); i++)
+    for (int i = 0;
+         i < 64 && seed % 2 && machine.fibers[machine.ready[chosen]].block != (int)(seed / 2 % size); i++)
       chosen = machine.draw((u32)machine.ready.size());
     machine.current = machine.ready[chosen];
     machine.ready[chosen] = machine.ready.back();
@@ -295,7 +356,9 @@ static void run_cluster(int size, int cluster, int clusters, u32 seed, std::func
   munmap(stacks, count * STACK);
   if (!machine.error.empty()) throw Failure(machine.error);
   for (const Fiber& fiber : machine.fibers)
-    if (!fiber.done) throw Failure("block " + std::to_string(fiber.block) + ", thread " + std::to_string(fiber.thread) + " waits for ever: " + fiber.waits_for);
+    if (!fiber.done)
+      throw Failure("block " + std::to_string(fiber.block) + ", thread " + std::to_string(fiber.thread) +
+                    " waits for ever: " + fiber.waits_for);
 }
 
 }  // namespace hopper
@@ -306,7 +369,10 @@ DEVICE int block_rank() { return hopper::self().block; }
 DEVICE int cluster_number() { return hopper::machine.cluster; }
 DEVICE int cluster_count() { return hopper::machine.clusters; }
 
-DEVICE float exp2_of(float x) { const float y = std::exp2(x); return y < 1.17549435e-38f ? 0.f : y; }
+DEVICE float exp2_of(float x) {
+  const float y = std::exp2(x);
+  return y < 1.17549435e-38f ? 0.f : y;
+}
 DEVICE float log2_of(float x) { return std::log2(x); }
 DEVICE float inverse(float x) { return 1.f / x; }
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
@@ -314,8 +380,12 @@ DEVICE float larger(float a, float b) { return std::fmax(a, b); }
 DEVICE float round_up(float x) { return std::ceil(x); }
 DEVICE float bits_to_float(u32 x) { return hopper::as_float(x); }
 DEVICE u32 float_to_bits(float x) { return hopper::as_bits(x); }
-DEVICE u32 to_f16x2(float first, float second) { return hopper::float_to_half(first) | (u32)hopper::float_to_half(second) << 16; }
-DEVICE u32 to_bf16x2(float first, float second) { return hopper::float_to_bfloat(first) | (u32)hopper::float_to_bfloat(second) << 16; }
+DEVICE u32 to_f16x2(float first, float second) {
+  return hopper::float_to_half(first) | (u32)hopper::float_to_half(second) << 16;
+}
+DEVICE u32 to_bf16x2(float first, float second) {
+  return hopper::float_to_bfloat(first) | (u32)hopper::float_to_bfloat(second) << 16;
+}
 DEVICE u16 to_f16(float x) { return hopper::float_to_half(x); }
 DEVICE float from_f16(u16 x) { return hopper::half_to_float(x); }
 DEVICE u32 multiply_f16x2(u32 a, u32 b) {
@@ -324,7 +394,8 @@ DEVICE u32 multiply_f16x2(u32 a, u32 b) {
 
 DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
   using hopper::bfloat_to_float;
-  return to_bf16x2(bfloat_to_float((u16)a) * bfloat_to_float((u16)b), bfloat_to_float((u16)(a >> 16)) * bfloat_to_float((u16)(b >> 16)));
+  return to_bf16x2(bfloat_to_float((u16)a) * bfloat_to_float((u16)b),
+                   bfloat_to_float((u16)(a >> 16)) * bfloat_to_float((u16)(b >> 16)));
 }
 
 DEVICE void multiply_add_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -340,7 +411,9 @@ DEVICE float from_lane_xor(float x, int mask) {
   });
   return hopper::as_float(out[0]);
 }
-DEVICE void warp_barrier() { hopper::together("bar.warp", [](hopper::Warp&) {}); }
+DEVICE void warp_barrier() {
+  hopper::together("bar.warp", [](hopper::Warp&) {});
+}
 
 DEVICE float load_f32(u32 at) { return hopper::get<float>(at); }
 DEVICE float2 load_f32x2(u32 at) { return hopper::get<float2>(at); }
@@ -353,7 +426,9 @@ DEVICE void store_f32x2(u32 at, float x, float y) { hopper::put(at, float2{x, y}
 DEVICE void store_f32x4(u32 at, float4 x) { hopper::put(at, x); }
 DEVICE void store_u32x4(u32 at, uint4 x) { hopper::put(at, x); }
 DEVICE void load_matrices(u32 r[4], u32 at) { hopper::read_matrices("ldmatrix", r, at, false); }
-DEVICE void load_matrices_transposed(u32 r[4], u32 at) { hopper::read_matrices("ldmatrix.trans", r, at, true); }
+DEVICE void load_matrices_transposed(u32 r[4], u32 at) {
+  hopper::read_matrices("ldmatrix.trans", r, at, true);
+}
 DEVICE void store_matrices(u32 at, u32 r0, u32 r1, u32 r2, u32 r3) {
   const u32 in[5] = {r0, r1, r2, r3, at};
   memcpy(hopper::operands(), in, sizeof in);
@@ -362,7 +437,8 @@ DEVICE void store_matrices(u32 at, u32 r0, u32 r1, u32 r2, u32 r3) {
     u16 matrices[4][8][8];
     for (int lane = 0; lane < hopper::LANES; lane++)
       for (int m = 0; m < 4; m++)
-        for (int i = 0; i < 2; i++) hopper::element(matrices, false, m, lane, i) = (u16)(w.in[lane][m] >> 16 * i);
+        for (int i = 0; i < 2; i++)
+          hopper::element(matrices, false, m, lane, i) = (u16)(w.in[lane][m] >> 16 * i);
     for (int lane = 0; lane < hopper::LANES; lane++) memcpy(w.out[lane], matrices[lane / 8][lane % 8], 16);
   });
   memcpy(to, out, 16);
@@ -374,7 +450,8 @@ DEVICE void block_barrier() {
   if (++block.at_barrier < hopper::BLOCK_THREADS) hopper::park("bar.block");
   else {
     block.at_barrier = 0;
-    for (int i = first; i < first + hopper::BLOCK_THREADS; i++) if (i != hopper::machine.current) hopper::wake(i);
+    for (int i = first; i < first + hopper::BLOCK_THREADS; i++)
+      if (i != hopper::machine.current) hopper::wake(i);
   }
   hopper::self().block_epoch++;
 }
@@ -383,13 +460,18 @@ DEVICE void cluster_barrier() {
   if (++hopper::machine.at_cluster_barrier < count) hopper::park("bar.cluster");
   else {
     hopper::machine.at_cluster_barrier = 0;
-    for (int i = 0; i < count; i++) if (i != hopper::machine.current) hopper::wake(i);
+    for (int i = 0; i < count; i++)
+      if (i != hopper::machine.current) hopper::wake(i);
   }
   hopper::self().block_epoch++;
   hopper::self().cluster_epoch++;
 }
 
-DEVICE u32 load_global_u32(const u16* from) { u32 x; memcpy(&x, from, 4); return x; }
+DEVICE u32 load_global_u32(const u16* from) {
+  u32 x;
+  memcpy(&x, from, 4);
+  return x;
+}
 DEVICE void store_global_u32x4(u16* to, uint4 x) {
   if ((uintptr_t)to % 16) hopper::fail("writes 16 bytes to an address that is no multiple of 16");
   memcpy(to, &x, 16);
@@ -401,7 +483,8 @@ DEVICE void copy_async(u32 to, const u16* from, bool valid) {
   hopper::self().groups.back().push_back({to, from, valid});
 }
 DEVICE void close_copy_group() { hopper::self().groups.emplace_back(); }
-template <int PENDING> DEVICE void wait_for_copies() {
+template <int PENDING>
+DEVICE void wait_for_copies() {
   auto& groups = hopper::self().groups;  // the last one is open
   while (groups.size() > PENDING + 1) {
     for (const hopper::Copy& copy : groups.front()) hopper::copy_now(copy);
@@ -410,7 +493,8 @@ template <int PENDING> DEVICE void wait_for_copies() {
 }
 
 DEVICE u32 in_block(u32 at, int rank) {
-  if (rank < 0 || rank >= (int)hopper::machine.blocks.size()) hopper::fail("there is no block " + std::to_string(rank) + " in the cluster");
+  if (rank < 0 || rank >= (int)hopper::machine.blocks.size())
+    hopper::fail("there is no block " + std::to_string(rank) + " in the cluster");
   return (at & ((1u << hopper::RANK_SHIFT) - 1)) | (u32)rank << hopper::RANK_SHIFT;
 }
 DEVICE void store_remote_f32x2(u32 at, float x, float y) { hopper::put(at, float2{x, y}); }
@@ -433,7 +517,8 @@ DEVICE void expect_bytes(u32 at, int bytes) {
 DEVICE void send(u32 to, float x, float y, u32 box) {
   mailbox_at(box);
   const u32 mask = (1u << hopper::RANK_SHIFT) - 1;
-  if (to % 8 || to >> hopper::RANK_SHIFT != box >> hopper::RANK_SHIFT) hopper::fail("sends to one block and counts in another");
+  if (to % 8 || to >> hopper::RANK_SHIFT != box >> hopper::RANK_SHIFT)
+    hopper::fail("sends to one block and counts in another");
   hopper::machine.under_way.push_back({(int)(to >> hopper::RANK_SHIFT), to & mask, x, y, box & mask});
 }
 DEVICE bool arrived(u32 at, int parity) {

@@ -1,6 +1,9 @@
-// The kernel of plan.cu for the emulation: `python -m pytest tests/ops/test_fused_on_chip.py` compiles it.
+// The kernel for the emulation: `python -m pytest tests/ops/test_fused_on_chip.py` compiles it.
 
 #include "hopper.h"
+#include "block.cuh"
+#include "sums.cuh"
+#include "output.cuh"
 #include "plan.cu"
 
 // Run all clusters, one after another. Returns 0, or 1 with the reason in `error` (of `size` bytes).

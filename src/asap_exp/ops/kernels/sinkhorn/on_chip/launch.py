@@ -14,8 +14,8 @@ continue with E and scalings in bfloat16, where 2^40 are allowed, and get a last
 the output. Keys whose sums of the first column step are too small for float16 get their largest
 logits as a start.
 
-`plan.cu` is compiled at the first call. A test compiles the same file for a CPU, with the
-instructions of `instructions.cuh` emulated. Limits: Hopper, 16-bit inputs of 32, 64 or 128
+The program (`FILES`) is compiled at the first call. A test compiles the same files for a CPU, with
+the instructions of `instructions.cuh` emulated. Limits: Hopper, 16-bit inputs of 32, 64 or 128
 channels, `TOKENS` tokens on either side.
 """
 
@@ -30,6 +30,10 @@ from torch import Tensor
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Duals, Launch
 from asap_exp.ops.kernels.sinkhorn.on_chip import driver, nvrtc
+
+FOLDER = Path(__file__).parent
+FILES = ("instructions.cuh", "block.cuh", "sums.cuh", "output.cuh", "plan.cu")
+"""The program, in the order of its parts; a test replaces the first."""
 
 SIDE = 256
 """Tokens of either side that a block holds."""
@@ -95,7 +99,7 @@ class Variant(NamedTuple):
 
     @property
     def definitions(self) -> dict[str, int]:
-        """Macros that `plan.cu` reads."""
+        """Macros that the program reads."""
         return {
             "GRID_ROWS": self.grid_rows,
             "GRID_COLS": self.grid_cols,
@@ -107,9 +111,8 @@ class Variant(NamedTuple):
 
     def source(self) -> str:
         """Return the program."""
-        folder = Path(__file__).parent
         lines = [f"#define {name} {value}" for name, value in self.definitions.items()]
-        lines += [(folder / name).read_text("utf-8") for name in ("instructions.cuh", "plan.cu")]
+        lines += [(FOLDER / name).read_text("utf-8") for name in FILES]
         return "\n".join(lines)
 
 
@@ -119,7 +122,7 @@ def blocks(tokens: int) -> int:
 
 
 class Problem(ctypes.Structure):
-    """The inputs as `plan.cu` reads them: addresses, strides in numbers, counts and factors."""
+    """The inputs as the kernel reads them: addresses, strides in numbers, counts and factors."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),

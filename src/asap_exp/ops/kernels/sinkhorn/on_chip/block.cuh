@@ -1,0 +1,191 @@
+// A block and its lanes: what shared memory holds, what is read from global memory, and what the blocks of a
+// cluster tell each other.
+//
+// A cluster of GRID_ROWS x GRID_COLS blocks holds one head, block (r, c) the tile of SIDE queries from
+// SIDE r and SIDE keys from SIDE c. A warp holds 16 queries of the tile in registers, as fragments of
+// `multiply_add`, for the sums over keys; a copy in shared memory serves the sums over queries, for
+// which a warp takes 16 keys. A lane gets sums of two tokens, and is responsible for the scaling of
+// one of them, `own`, or for the rounding error of it, `part` 1.
+//
+// Compiled with WIDTH (channels: 32, 64 or 128), BFLOAT16 (0 or 1), GRID_ROWS, GRID_COLS, their product
+// CLUSTER and KEEP_DUALS (0 or 1) set, after instructions.cuh or its emulation.
+
+constexpr int CLUSTER_SIZE = CLUSTER, SIDE = 256, THREADS = 512, WARPS = 16;
+constexpr int TILES = SIDE / 8, CHUNK_TILES = 4, CHUNKS = TILES / CHUNK_TILES;
+constexpr int K_STEPS = WIDTH / 16, PIECES = WIDTH / 8;
+constexpr int PASS_WIDTH = WIDTH < 64 ? WIDTH : 64, PASS_PIECES = PASS_WIDTH / 8;
+constexpr int TOKEN_BYTES = WIDTH * 2, PLAN_ROW_BYTES = SIDE * 2;
+constexpr bool SEPARATE_VALUES = WIDTH <= 64;
+constexpr int SUM_ROW_BYTES = PASS_WIDTH * 4 + 32;
+constexpr int OWNER_WARPS = (WARPS + GRID_COLS - 1) / GRID_COLS;
+
+// Places in shared memory.
+constexpr u32 PLAN = 0;
+constexpr u32 TOKENS = PLAN + SIDE * PLAN_ROW_BYTES;
+constexpr u32 TOKENS_BYTES = SIDE * TOKEN_BYTES;
+constexpr u32 COL_DUAL = TOKENS + TOKENS_BYTES * (SEPARATE_VALUES ? 2 : 1);
+constexpr u32 ROW_SCALING = COL_DUAL + SIDE * 4, COL_SCALING = ROW_SCALING + SIDE * 4;
+constexpr u32 WARP_MAXIMA = COL_SCALING + SIDE * 4;
+constexpr u32 BLOCK_MAXIMA = WARP_MAXIMA + 2 * WARPS * 16;
+constexpr u32 ROW_INBOX = BLOCK_MAXIMA + 2 * CLUSTER_SIZE * 16;
+constexpr u32 COL_INBOX = ROW_INBOX + (GRID_COLS > 1 ? 2 * GRID_COLS * SIDE * 4 : 0);
+constexpr u32 ROW_BOXES = COL_INBOX + (GRID_ROWS > 1 ? 2 * GRID_ROWS * SIDE * 4 : 0);
+constexpr u32 COL_BOXES = ROW_BOXES + 2 * WARPS * 8;
+constexpr u32 SHARED_BYTES = COL_BOXES + 2 * WARPS * 8;
+static_assert(SHARED_BYTES <= 232448, "shared memory that a block may have");
+static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BYTES, "sums fit the plan");
+
+// Units of log 2. E is at most 2^TOP, so that float16 keeps entries 2^-29 times as large precisely; what
+// bounds how far updates may move log2 b with the same E, REACH, is the range of scalings in float16:
+// a times ROW_UNIT lies between 2^-16 (all of 1,024 entries as large as can be) and 2^15.
+constexpr float TOP = 15.f, REACH = 10.f;
+// A head whose updates would go on to leave it many times continues with E and scalings in bfloat16, whose
+// range hardly matters, and gets its output from a last E in float16 (`wide`).
+constexpr float WIDE_REACH = 40.f, WIDE_FROM = 2.f * REACH;
+constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
+// The first column step begins with row scalings of at most START_UNIT. Its sums may serve at once if
+// they are at most 2^(2 START_ROOM) apart, and are right down to 2^-START_REACH of what one row may give.
+constexpr float START_UNIT = 16.f, START_ROOM = 5.f, START_REACH = 16.f;
+constexpr u32 MOST_RISE = 126;  // what is 2^126 times smaller counts as 0
+constexpr float NONE = -1e30f;  // a maximum of nothing
+constexpr float LOG2_E = 1.44269504f;
+
+CONSTANT(shared_bytes_needed, SHARED_BYTES);
+
+struct Problem {
+  const u16 *q, *k, *v;
+  u16* out;
+  const u8* padding;
+  const float* start;
+  float *rows, *cols;
+  i64 q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n;
+  int all_heads, heads, n, m, num_iters;
+  float to_log2, ratio;
+};
+
+struct Lane {
+  u32 shared;
+  int lane, warp, eighth, pair;  // eighth: row within a fragment; pair: which two columns of it
+  int own, part;
+  int grid_row, grid_col;
+  u32 row_place, col_place;  // of the own scalings
+};
+
+DEVICE float negative_infinity() { return bits_to_float(0xff800000u); }
+
+// Place of a scaling's part: one read of 16 bytes gives a lane the fragments of two products.
+DEVICE u32 scaling_place(int index, int part) {
+  return (index >> 5) * 128 + part * 64 + ((index >> 1) & 3) * 16 + ((index >> 4) & 1) * 8 +
+         ((index >> 3) & 1) * 4 + (index & 1) * 2;
+}
+// Rows are stored with their pieces of 16 bytes exchanged, so that eight rows meet all banks.
+DEVICE u32 plan_place(int row, int piece) { return row * PLAN_ROW_BYTES + ((piece ^ (row & 7)) << 4); }
+DEVICE u32 token_place(int row, int piece) {
+  return row * TOKEN_BYTES + ((piece ^ (WIDTH < 64 ? (row >> 1) & 3 : row & 7)) << 4);
+}
+
+DEVICE void multiply_add(float c[4], const u32 a[4], u32 b0, u32 b1) {
+#if BFLOAT16
+  multiply_add_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
+#else
+  multiply_add_f16(c, a[0], a[1], a[2], a[3], b0, b1);
+#endif
+}
+DEVICE float low_half(u32 x) { return BFLOAT16 ? bits_to_float(x << 16) : from_f16((u16)x); }
+DEVICE float high_half(u32 x) { return BFLOAT16 ? bits_to_float(x & 0xffff0000u) : from_f16((u16)(x >> 16)); }
+DEVICE u32 to_halves(float first, float second) {
+  return BFLOAT16 ? to_bf16x2(first, second) : to_f16x2(first, second);
+}
+
+DEVICE bool is_valid(const Problem& p, int sample, int token, int count) {
+  return token < count && (p.padding == nullptr || p.padding[(i64)sample * count + token] == 0);
+}
+
+DEVICE void load_tokens(const Problem& p, const Lane& l, u32 to, const u16* from, i64 stride, int sample,
+                        int first, int count) {
+#pragma unroll
+  for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
+    const int row = x / PIECES, piece = x % PIECES;
+    const bool valid = is_valid(p, sample, first + row, count);
+    copy_async(l.shared + to + token_place(row, piece),
+               valid ? from + (first + row) * stride + piece * 8 : from, valid);
+  }
+}
+
+// Sums or maxima of two tokens a lane over the blocks of a row or column of the grid ---------------
+
+template <int COUNT, bool MAXIMA>
+DEVICE void combine(const Lane& l, u32 inbox, u32 boxes, int& number, int me, int first_rank, int step,
+                    float& x, float& y) {
+  if (COUNT == 1) return;
+  const int slot = number & 1, parity = (number >> 1) & 1;
+  const u32 box = l.shared + boxes + (slot * WARPS + l.warp) * 8;
+  const u32 place = l.shared + inbox + (slot * COUNT * WARPS + l.warp) * 64 + l.eighth * 8;
+  if (l.lane == 0) expect_bytes(box, COUNT * 64);
+  if (l.pair < COUNT) {
+    const int rank = first_rank + l.pair * step;
+    send(in_block(place + me * WARPS * 64, rank), x, y, in_block(box, rank));
+  }
+  while (!arrived(box, parity)) {}
+#pragma unroll
+  for (int from = 0; from < COUNT;
+       from++) {  // in the same order everywhere: all blocks agree to the last bit
+    const float2 other = load_f32x2(place + from * WARPS * 64);
+    if (from == 0) {
+      x = other.x;
+      y = other.y;
+    } else if (MAXIMA) {
+      x = larger(x, other.x);
+      y = larger(y, other.y);
+    } else {
+      x += other.x;
+      y += other.y;
+    }
+  }
+  number++;
+}
+template <bool MAXIMA>
+DEVICE void combine_over_keys(const Lane& l, int& number, float& x, float& y) {
+  combine<GRID_COLS, MAXIMA>(l, ROW_INBOX, ROW_BOXES, number, l.grid_col, l.grid_row * GRID_COLS, 1, x, y);
+}
+template <bool MAXIMA>
+DEVICE void combine_over_queries(const Lane& l, int& number, float& x, float& y) {
+  combine<GRID_ROWS, MAXIMA>(l, COL_INBOX, COL_BOXES, number, l.grid_row, l.grid_col, GRID_COLS, x, y);
+}
+
+DEVICE float4 larger4(float4 a, float4 b) {
+  a.x = larger(a.x, b.x);
+  a.y = larger(a.y, b.y);
+  a.z = larger(a.z, b.z);
+  a.w = larger(a.w, b.w);
+  return a;
+}
+// Maxima over all threads of the block, or of the cluster. Passes a barrier of the block.
+template <bool EVERYWHERE>
+DEVICE float4 maxima(const Lane& l, int& number, float4 x) {
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+    float4 y;
+    y.x = from_lane_xor(x.x, mask);
+    y.y = from_lane_xor(x.y, mask);
+    y.z = from_lane_xor(x.z, mask);
+    y.w = from_lane_xor(x.w, mask);
+    x = larger4(x, y);
+  }
+  const int slot = number & 1;
+  number++;
+  const u32 warps = l.shared + WARP_MAXIMA + slot * WARPS * 16;
+  if (l.lane == 0) store_f32x4(warps + l.warp * 16, x);
+  block_barrier();
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) x = larger4(x, load_f32x4(warps + w * 16));
+  if (EVERYWHERE && CLUSTER_SIZE > 1) {
+    const u32 blocks = l.shared + BLOCK_MAXIMA + slot * CLUSTER_SIZE * 16;
+    const int me = l.grid_row * GRID_COLS + l.grid_col;
+    if (thread() < CLUSTER_SIZE) store_remote_f32x4(in_block(blocks + me * 16, thread()), x);
+    cluster_barrier();
+#pragma unroll
+    for (int b = 0; b < CLUSTER_SIZE; b++) x = larger4(x, load_f32x4(blocks + b * 16));
+  }
+  return x;
+}

@@ -1,0 +1,213 @@
+// The plan of a tile, made from queries and keys, and its sums weighted by scalings.
+
+struct Queries {
+  u32 at[K_STEPS][4];
+};
+
+DEVICE Queries load_queries(const Lane& l, const u16* q, i64 stride, bool valid0, bool valid1) {
+  Queries queries;
+  const u16* first = q + (l.warp * 16 + l.eighth) * stride + l.pair * 2;
+#pragma unroll
+  for (int s = 0; s < K_STEPS; s++) {
+    queries.at[s][0] = valid0 ? load_global_u32(first + s * 16) : 0;
+    queries.at[s][1] = valid1 ? load_global_u32(first + s * 16 + 8 * stride) : 0;
+    queries.at[s][2] = valid0 ? load_global_u32(first + s * 16 + 8) : 0;
+    queries.at[s][3] = valid1 ? load_global_u32(first + s * 16 + 8 + 8 * stride) : 0;
+  }
+  return queries;
+}
+
+// <q, k> of the warp's queries and 8 keys.
+DEVICE void products(const Lane& l, const Queries& queries, int tile, float c[4]) {
+  c[0] = c[1] = c[2] = c[3] = 0.f;
+#pragma unroll
+  for (int h = 0; h < K_STEPS / 2; h++) {
+    u32 b[4];
+    load_matrices(
+        b, l.shared + TOKENS + tile * 8 * TOKEN_BYTES + token_place(l.lane & 7, (l.lane >> 3) + 4 * h));
+    multiply_add(c, queries.at[2 * h], b[0], b[1]);
+    multiply_add(c, queries.at[2 * h + 1], b[2], b[3]);
+  }
+}
+
+// By how much the largest logit has risen, up to where nothing of float16 is left of smaller ones.
+DEVICE u32 rise(float from, float to) {
+  const float by = to - from;
+  return by < (float)MOST_RISE ? (u32)by : MOST_RISE;
+}
+DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
+
+// E = exp2(S + g - shift) in float16, or in bfloat16 if `wide`, in registers and in shared memory, from the keys in TOKENS and g
+// in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
+// chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
+DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
+                      float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
+  const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
+  float so_far0 = NONE, so_far1 = NONE;
+  const float most = wide ? 0.f : TOP;
+  u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
+#pragma unroll
+  for (int s = 0; s < CHUNKS; s++) {
+    float x[CHUNK_TILES][4];
+    float top0 = NONE, top1 = NONE;
+#pragma unroll
+    for (int t = 0; t < CHUNK_TILES; t++) {
+      const int tile = s * CHUNK_TILES + t;
+      products(l, queries, tile, x[t]);
+      const float2 g = load_f32x2(l.shared + COL_DUAL + tile * 32 + l.pair * 8);
+      x[t][0] = fused(x[t][0], p.to_log2, g.x);
+      x[t][1] = fused(x[t][1], p.to_log2, g.y);
+      x[t][2] = fused(x[t][2], p.to_log2, g.x);
+      x[t][3] = fused(x[t][3], p.to_log2, g.y);
+      top0 = larger(top0, larger(x[t][0], x[t][1]));
+      top1 = larger(top1, larger(x[t][2], x[t][3]));
+    }
+    top0 = larger(so_far0, round_up(top0) - most);
+    top1 = larger(so_far1, round_up(top1) - most);
+    rises[s / 2] |= (rise(so_far0, top0) | rise(so_far1, top1) << 8) << 16 * (s % 2);
+    so_far0 = top0;
+    so_far1 = top1;
+#pragma unroll
+    for (int t = 0; t < CHUNK_TILES; t++) {
+      x[t][0] = exp2_of(x[t][0] - top0);
+      x[t][1] = exp2_of(x[t][1] - top0);
+      x[t][2] = exp2_of(x[t][2] - top1);
+      x[t][3] = exp2_of(x[t][3] - top1);
+    }
+    if (wide) {
+#pragma unroll
+      for (int t = 0; t < CHUNK_TILES; t++) {
+        e[s * CHUNK_TILES + t][0] = to_bf16x2(x[t][0], x[t][1]);
+        e[s * CHUNK_TILES + t][1] = to_bf16x2(x[t][2], x[t][3]);
+      }
+    } else {
+#pragma unroll
+      for (int t = 0; t < CHUNK_TILES; t++) {
+        e[s * CHUNK_TILES + t][0] = to_f16x2(x[t][0], x[t][1]);
+        e[s * CHUNK_TILES + t][1] = to_f16x2(x[t][2], x[t][3]);
+      }
+    }
+  }
+  shift0 = so_far0;
+  shift1 = so_far1;
+#pragma unroll
+  for (int mask = 1; mask < 4; mask *= 2) {
+    shift0 = larger(shift0, from_lane_xor(shift0, mask));
+    shift1 = larger(shift1, from_lane_xor(shift1, mask));
+  }
+  combine_over_keys<true>(l, row_number, shift0, shift1);
+  float factor0 = exp2_of(so_far0 - shift0), factor1 = exp2_of(so_far1 - shift1);
+  const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
+#pragma unroll
+  for (int s = CHUNKS - 1; s >= 0; s--) {
+    if (wide) {
+      const u32 both0 = to_bf16x2(factor0, factor0), both1 = to_bf16x2(factor1, factor1);
+#pragma unroll
+      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
+        e[t][0] = multiply_bf16x2(e[t][0], both0);
+        e[t][1] = multiply_bf16x2(e[t][1], both1);
+      }
+    } else {
+      const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
+#pragma unroll
+      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
+        e[t][0] = multiply_f16x2(e[t][0], both0);
+        e[t][1] = multiply_f16x2(e[t][1], both1);
+      }
+    }
+#pragma unroll
+    for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2)
+      store_matrices(plan + (((t + (l.lane >> 4)) ^ (l.lane & 7)) << 4), e[t][0], e[t][1], e[t + 1][0],
+                     e[t + 1][1]);
+    factor0 *= lowering(rises[s / 2] >> 16 * (s % 2));
+    factor1 *= lowering(rises[s / 2] >> (16 * (s % 2) + 8));
+  }
+}
+
+// Largest S + f^0 of every key over all queries, for keys whose sums of the first column step are too
+// small for float16; the plan is not needed any more, and its place holds the maxima of the warps.
+DEVICE void column_maxima(const Problem& p, const Lane& l, const u16* q, int& col_number, float f0, float f1,
+                          bool valid0, bool valid1, float& top0, float& top1) {
+  const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
+#pragma unroll 1
+  for (int tile = 0; tile < TILES; tile++) {
+    float x[4];
+    products(l, queries, tile, x);
+    const float low = negative_infinity();
+    float left = larger(valid0 ? fused(x[0], p.to_log2, f0) : low, valid1 ? fused(x[2], p.to_log2, f1) : low);
+    float right =
+        larger(valid0 ? fused(x[1], p.to_log2, f0) : low, valid1 ? fused(x[3], p.to_log2, f1) : low);
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) {
+      left = larger(left, from_lane_xor(left, mask));
+      right = larger(right, from_lane_xor(right, mask));
+    }
+    if (l.eighth == 0) store_f32x2(l.shared + PLAN + l.warp * SIDE * 4 + tile * 32 + l.pair * 8, left, right);
+  }
+  block_barrier();
+  top0 = top1 = NONE;
+#pragma unroll 1
+  for (int w = 0; w < WARPS; w++) {
+    const u32 row = l.shared + PLAN + w * SIDE * 4 + (l.warp * 16 + l.eighth) * 4;
+    top0 = larger(top0, load_f32(row));
+    top1 = larger(top1, load_f32(row + 32));
+  }
+  combine_over_queries<true>(l, col_number, top0, top1);
+}
+
+// Half steps -----------------------------------------------------------------------------------------
+
+template <bool WIDE>
+DEVICE void store_scaling(const Lane& l, u32 place, float x) {
+  const u16 high = WIDE ? (u16)to_bf16x2(x, 0.f) : to_f16(x);
+  const float rest = x - (WIDE ? bits_to_float((u32)high << 16) : from_f16(high));
+  store_u16(l.shared + place, !l.part ? high : WIDE ? (u16)to_bf16x2(rest, 0.f) : to_f16(rest));
+}
+
+template <bool WIDE>
+DEVICE void plan_multiply_add(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  if (WIDE) multiply_add_bf16(c, a0, a1, a2, a3, b0, b1);
+  else multiply_add_f16(c, a0, a1, a2, a3, b0, b1);
+}
+
+DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
+  s0 = ((c[0][0] + c[1][0]) + (c[2][0] + c[3][0])) + ((c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
+  s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
+}
+
+// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
+template <bool WIDE>
+DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
+  const u32 from = l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
+  float c[4][4] = {};
+#pragma unroll
+  for (int g = 0; g < SIDE / 32; g++) {
+    const uint4 b = load_u32x4(from + g * 128);
+    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x,
+                            b.y);
+    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0],
+                            e[4 * g + 3][1], b.z, b.w);
+  }
+  add_chains(c, s0, s1);
+  combine_over_keys<false>(l, number, s0, s1);
+}
+
+// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
+template <bool WIDE>
+DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
+  const u32 from = l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
+  const u32 plan =
+      l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
+  float c[4][4] = {};
+#pragma unroll
+  for (int g = 0; g < SIDE / 32; g++) {
+    const uint4 a = load_u32x4(from + g * 128);
+    u32 e[4];
+    load_matrices_transposed(e, plan + g * 32 * PLAN_ROW_BYTES);
+    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
+    load_matrices_transposed(e, plan + (g * 32 + 16) * PLAN_ROW_BYTES);
+    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
+  }
+  add_chains(c, s0, s1);
+  combine_over_queries<false>(l, number, s0, s1);
+}
