@@ -144,6 +144,14 @@ def shared_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline(results, teacher, softmax, artifact, run_evaluate(results))
 
 
+@pytest.fixture(scope="module")
+def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy of the shared results, to which the tests of a module add maps and evaluations."""
+    copy = tmp_path_factory.mktemp("copied") / "results"
+    shutil.copytree(shared_pipeline.results, copy)
+    return copy
+
+
 @pytest.fixture
 def pipeline(shared_pipeline: Pipeline, tmp_path: Path) -> Pipeline:
     from asap_exp.core.runs import Run

@@ -1,6 +1,5 @@
 """distill with calibration=hedgehog: linear attention fitted to a softmax teacher's plans."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ from tests.stages import run_coarse, run_distill, run_evaluate, run_imitation, r
 
 def config(*overrides: str) -> DistillConfig:
     return compose("distill", ["calibration=hedgehog", *overrides], DistillConfig)
-
-
-@pytest.fixture(scope="module")
-def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the results with the tiny softmax model, once: these tests only add maps to it."""
-    copy = tmp_path_factory.mktemp("imitation") / "results"
-    shutil.copytree(shared_pipeline.results, copy)
-    return copy
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """distill with calibration.form=one_pass: a map of the keys, then its evaluation and report."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_report
 
 FORM = "calibration.form=one_pass"
-
-
-@pytest.fixture(scope="module")
-def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("one_pass") / "results"
-    shutil.copytree(shared_pipeline.results, copy)
-    return copy
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """distill with calibration=coarse: nothing is fitted, so no data is read."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ RIDGE = ("calibration=ridge", "calibration.slices=0", "calibration.query_feature
 
 def config(*overrides: str) -> DistillConfig:
     return compose("distill", list(overrides), DistillConfig)
-
-
-@pytest.fixture(scope="module")
-def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the results with the tiny teacher, once: these tests only add maps to it."""
-    copy = tmp_path_factory.mktemp("without_fit") / "results"
-    shutil.copytree(shared_pipeline.results, copy)
-    return copy
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,6 @@ MEASURED = "behaviour=true"
 
 
 @pytest.fixture(scope="module")
-def results(shared_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("behaviour") / "results"
-    shutil.copytree(shared_pipeline.results, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def record(results: Path) -> dict[str, Any]:
     return read_json(run_evaluate(results, MEASURED))
 
