@@ -198,6 +198,33 @@ def test_place_of_what_jobs_print_is_told_where_jobs_start(
     assert (f"The jobs print into files below {tmp_path}" in capsys.readouterr().out) is told
 
 
+@pytest.mark.parametrize(
+    ("words", "gpus", "told"),
+    [
+        (["hydra/launcher=submitit_local"], True, True),
+        (["hydra/launcher=submitit_local"], False, False),  # nothing to hide
+        (["hydra/launcher=submitit_local", "hydra.launcher.gpus_per_node=1"], True, False),
+        (["hydra/launcher=submitit_local", "trainer.accelerator=cpu"], True, False),
+        (["hydra/launcher=slurm"], True, False),  # the cluster hands out GPUs
+        ([], True, False),
+    ],
+)
+def test_jobs_that_will_see_no_gpu_are_warned_of(monkeypatch, tmp_path, capsys, words, gpus, told):
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    words = ["task=digits", *words, f"hydra.sweep.dir={tmp_path}"]
+    with initialize_config_dir(str(conf_dir() / "train"), version_base="1.3"):
+        config = compose("train", words, return_hydra_config=True)
+    if "submitit_folder" in config.hydra.launcher:
+        config.hydra.launcher.submitit_folder = str(tmp_path / ".submitit/job")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setenv(sweep.LEDGER, "")
+    monkeypatch.setattr(sweep.Ledger, "folder", None)
+    sweep.Ledger().on_multirun_start(config)
+    assert ("hydra.launcher.gpus_per_node=1 gives" in capsys.readouterr().err) is told
+
+
 HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
 
 

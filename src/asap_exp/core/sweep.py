@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from asap_exp.core.console import counted, fail, prefixed, print_debug, say, shown
+from asap_exp.core.console import counted, fail, prefixed, print_debug, say, shown, warn
 from asap_exp.core.failures import explained
 from asap_exp.core.files import read_json, write_json, write_text
 from asap_exp.core.interruption import Interrupted, interruptible, requeueing
@@ -69,6 +69,12 @@ class Ledger(Callback):
         if launched_by("submitit", config.hydra) and not lacks_slurm(config.hydra):
             logs = Path(str(config.hydra.launcher.submitit_folder)).expanduser().parent
             say(f"The jobs print into files below {shown(logs)}")
+        if hides_gpus(config):
+            warn(
+                "hydra/launcher=submitit_local hides this machine's GPUs from its jobs, which run "
+                "on the CPU; hydra.launcher.gpus_per_node=1 gives all of them the first GPU, at "
+                "the same time"
+            )
 
 
 def launched_by(name: str, hydra: Any) -> bool:
@@ -79,6 +85,21 @@ def launched_by(name: str, hydra: Any) -> bool:
 def lacks_slurm(hydra: Any) -> bool:
     """Return True if the launcher is SLURM's and this machine has none: no job will be started."""
     return launched_by("SlurmLauncher", hydra) and shutil.which("srun") is None
+
+
+def hides_gpus(config: DictConfig) -> bool:
+    """Return True if the jobs could use a GPU, but submitit's local launcher will show them none.
+
+    It sets CUDA_VISIBLE_DEVICES by the number of GPUs that it is told, by default none.
+    """
+    launcher = config.hydra.launcher
+    if not launched_by("LocalLauncher", config.hydra) or launcher.get("gpus_per_node"):
+        return False
+    if config.get("trainer", config).get("accelerator") == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @dataclass
