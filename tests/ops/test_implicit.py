@@ -212,3 +212,33 @@ def test_per_sample_gradients_are_those_of_each_sample():
     q = inputs.q.clone().requires_grad_()
     total = sum(loss(q[b], inputs.k[b], inputs.v[b]) for b in range(len(q)))
     assert_close64(found, torch.autograd.grad(total, q)[0])
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e20])
+def test_gradient_scales_with_the_loss_in_float32(factor):
+    """Though the squares of such numbers are 0, or infinite."""
+    inputs = make_inputs(queries=9).map(lambda x: x.float())
+    (cotangent,) = cotangents_of(inputs)
+    options = OPTIONS | {"num_iters": 5, "implicit_steps": 4}
+    expected = TEACHER.run(inputs, (cotangent,), **options)[1]
+    found = TEACHER.run(inputs, (cotangent * factor,), **options)[1]
+    for name in TEACHER.reads:
+        torch.testing.assert_close(found[name] / factor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 11])
+def test_steps_after_the_system_is_solved_change_nothing_in_float32(seed):
+    """Four keys are solved for in three steps, second derivatives too."""
+    torch.manual_seed(seed)
+    q, k, v, weight, direction = torch.randn(5, 1, 1, 4, 4)
+
+    def derivatives(steps: int) -> tuple[Tensor, Tensor]:
+        x = q.clone().requires_grad_()
+        out = ops.sinkhorn_attention(x, k, v, implicit_steps=steps, backend="reference")
+        (first,) = torch.autograd.grad((out * weight).sum(), x, create_graph=True)
+        return first.detach(), torch.autograd.grad((first * direction).sum(), x)[0]
+
+    expected = derivatives(3)
+    for steps in (4, 16, 40):
+        for found, solved in zip(derivatives(steps), expected, strict=True):
+            assert relative_rms(found, solved) < 1e-5

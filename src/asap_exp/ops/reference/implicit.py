@@ -64,24 +64,38 @@ def conjugate_gradients(
     Columns without mass are left out. Preconditioned by diag(c), so that the eigenvalues are those
     of 1 minus two half steps, from 0 to 1. Each head stops by itself once its residual is rounding.
     """
-    weight = inverse(column_sums)
-    b, r = torch.zeros_like(gamma), gamma
+    # In units, powers of two, of each head: squares of gradients of 1e-20 would underflow.
+    unit = gamma.detach().abs().amax(dim=-1, keepdim=True).log2().floor().exp2()
+    weight, share = inverse(column_sums), column_sums * inverse(total(column_sums))
+
+    def balanced(r: Tensor) -> Tensor:
+        """Remove what rounding leaves along constants, which a step divides by almost 0."""
+        return r - share * total(r)
+
+    b, r = torch.zeros_like(gamma), balanced(gamma * inverse(unit))
     p = z = weight * r
     size = dot(r, z)
-    rounding = size * torch.finfo(gamma.dtype).eps ** 2
+    rounding = size.detach() * torch.finfo(gamma.dtype).eps ** 2
     for _ in range(num_steps):
         image = column_sums * p - over_queries(over_keys(p))
-        by = torch.where(size > rounding, size * inverse(dot(p, image)), 0.0)
-        b, r = b + by * p, r - by * image
+        # No division once it has stopped: its derivative would be infinite, and 0 times that NaN.
+        goes_on = size > rounding
+        by = torch.where(goes_on, size * inverse(dot(p, image).where(goes_on, 0.0)), 0.0)
+        b, r = b + by * p, balanced(r - by * image)
         z = weight * r
         size, before = dot(r, z), size
-        p = z + size * inverse(before) * p
-    return b
+        p = z + size * inverse(before.where(goes_on, 0.0)) * p
+    return b * unit
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Return the products of vectors `[..., M]`, `[..., 1]`."""
-    return (x * y).sum(dim=-1, keepdim=True)
+    return total(x * y)
+
+
+def total(x: Tensor) -> Tensor:
+    """Return the sums of vectors `[..., M]`, `[..., 1]`."""
+    return x.sum(dim=-1, keepdim=True)
 
 
 def inverse(x: Tensor) -> Tensor:
