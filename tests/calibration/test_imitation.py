@@ -66,6 +66,23 @@ def test_gradient_is_that_of_the_cross_entropy_with_the_teachers_rows_as_labels(
         torch.testing.assert_close(gradient, other)
 
 
+class Fixed(SoftmaxAttention):
+    """Attention with a given plan."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.A = torch.tensor([[rows]])
+
+    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return self.A
+
+
+def test_what_underflows_where_the_teacher_has_mass_is_far_from_it() -> None:
+    of = Imitated(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2, 2), None)
+    (found,) = total_kl(Fixed([[1.0, 0.0]]), Fixed([[0.5, 0.5]]), of)
+    assert 40 < found < 50, "half of -log of the smallest number"
+
+
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
 def test_fit_lowers_the_divergence_on_other_data_of_the_same_kind(mask: Tensor | None) -> None:
     attention = student()

@@ -82,12 +82,16 @@ def check_taught(step: ImitationStep, layers: Mapping[str, AttentionLayer]) -> N
 
 
 def total_kl(attend: Attention, teacher: Attention, batch: Imitated) -> Tensor:
-    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
+    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`.
+
+    An entry that underflows counts as the smallest normal number. At padded places the teacher's
+    are 0, and so is every term.
+    """
     q, k, mask = batch
     with torch.no_grad():
         plan = teacher.plan(q, k, key_padding_mask=mask)
     found = attend.plan(q, k, key_padding_mask=mask)
-    log = torch.where(found > 0, found, 1.0).log()  # 0 at padded places, as the teacher's are
+    log = found.clamp(min=torch.finfo(found.dtype).tiny).log()
     return F.kl_div(log, plan, reduction="none").sum(dim=(0, 2, 3))
 
 
