@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asap_exp.attention import CoarseAttention, SinkhornAttention, build_attention
 from asap_exp.attention.diagnostics import column_error
@@ -25,6 +26,17 @@ def test_with_all_tokens_it_is_sinkhorn(one_pass, mask):
     )
     assert_close(found[0], expected[0])
     assert_close(found[1], expected[1])
+
+
+@pytest.mark.parametrize("tokens", [11, 13])
+def test_tensors_without_contents_leave_no_trace(tokens):
+    """Tokens chosen by place are remembered; of these lengths no other test makes them."""
+    attend, inputs = CoarseAttention(**FEW), make_qkv(tokens=tokens)
+    expected = attend(*inputs) if tokens == 11 else None
+    with FakeTensorMode() as mode:
+        assert attend(*(mode.from_tensor(x) for x in inputs)).shape == inputs[2].shape
+    found = attend(*inputs)
+    assert expected is None or torch.equal(found, expected)
 
 
 def test_every_option_changes_the_output():

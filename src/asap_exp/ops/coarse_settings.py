@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from asap_exp.ops.checks import check_among, check_count
 from asap_exp.ops.masking import compute_dtype
@@ -45,7 +46,7 @@ class CoarseSettings(NamedTuple):
         if self.choice == "grid":
             check_grid(x.shape[2], self.grid_width, key_padding_mask)
         if key_padding_mask is None and self.choice in BY_PLACE and self.weights == "equal":
-            return by_place(self, x.shape[2], x.device, compute_dtype(x))
+            return by_place(self, x)
         return self._choose(x, key_padding_mask)
 
     def _choose(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
@@ -60,10 +61,15 @@ class CoarseSettings(NamedTuple):
         )
 
 
-def by_place(settings: CoarseSettings, n: int, device: torch.device, dtype: torch.dtype) -> Subset:
-    """Return the subset of any `n` tokens without padding; it is made once, outside of graphs."""
-    if torch.compiler.is_compiling() or graph_is_captured(device):
-        return settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)
+def by_place(settings: CoarseSettings, x: Tensor) -> Subset:
+    """Return the subset of any tokens, as many as in `x` `[B, H, N, D]`, without padding.
+
+    It is made once, and anew for what must not be mixed with tensors from elsewhere: graphs, and
+    tensors without contents (`FakeTensor`).
+    """
+    n, device, dtype = x.shape[2], x.device, compute_dtype(x)
+    if torch.compiler.is_compiling() or graph_is_captured(device) or isinstance(x, FakeTensor):
+        return settings._choose(x.new_zeros((1, 1, n, 1), dtype=dtype), None)
     return kept_by_place(settings, n, device, dtype)
 
 
