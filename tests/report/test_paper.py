@@ -272,6 +272,18 @@ def test_records_of_other_samples_are_not_compared() -> None:
         paired_samples(mine, "x", theirs, "x")
 
 
+@pytest.mark.parametrize(("samples", "wrong"), [(100, 0), (100, 1), (1000, 3)])
+def test_few_samples_find_nothing_though_methods_agree_on_them(samples: int, wrong: int) -> None:
+    flags = np.ones(samples, dtype=bool)
+    other = flags.copy()
+    other[:wrong] = False
+    right = RightSamples(**packed_samples({"x": flags, "y": other}, np.zeros(samples)))
+    test = paired_samples(right, "x", right, "y")
+    assert test.detectable is None
+    assert not test.finds(0.005), "half a point is less than these samples find"
+    assert test.finds(0.2)
+
+
 def test_rivals_fill_their_rows_when_they_come() -> None:
     value = with_rival(published(QKNORM), "lotformer_ab_trained", "LOTFormer, trained alike")
     value = with_rival(value, "lotformer_cd_trained", "LOTFormer (pivots=8), trained alike")

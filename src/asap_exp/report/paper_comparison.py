@@ -24,7 +24,8 @@ class Comparison:
 
     `p` is None without a test, and `how` says which test was made, or why none. `detectable` is the
     smallest difference that this test finds, None if unknown or if it finds none; with `bound`, a
-    test would find this difference or a smaller one.
+    test would find this difference or a smaller one. `samples` are those of McNemar's test, None
+    without one.
     """
 
     difference: float
@@ -32,6 +33,7 @@ class Comparison:
     how: str
     detectable: float | None = None
     bound: bool = False
+    samples: int | None = None
 
     @property
     def significant(self) -> bool:
@@ -45,9 +47,13 @@ class Comparison:
 
     def finds(self, difference: float) -> bool:
         """Return True if a difference of this size would have been found."""
-        if self.detectable is None:  # of a test: fewer samples differ than any that it finds
-            return self.p is not None
-        return self.detectable <= difference
+        if self.detectable is not None:
+            return self.detectable <= difference
+        if self.samples is None:
+            return False
+        # The methods differ on too few samples to find anything. Were they this far apart, they
+        # would differ on this share of the samples at least, which are enough for it or are not.
+        return detectable_by_samples(self.samples, difference) is not None
 
 
 def compare(group: Group, first: str, second: str) -> Comparison | None:
@@ -78,6 +84,7 @@ def compare(group: Group, first: str, second: str) -> Comparison | None:
         max(test.p for test in tests if test.p is not None),
         tests[0].how,
         None if None in finds else max(find for find in finds if find is not None),
+        samples=min(test.samples for test in tests if test.samples is not None),
     )
 
 
@@ -139,4 +146,5 @@ def paired_samples(
         mcnemar(mine_alone, theirs_alone),
         f"McNemar, {samples:,} samples",
         detectable_by_samples(samples, (mine_alone + theirs_alone) / samples),
+        samples=samples,
     )
