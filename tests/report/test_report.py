@@ -22,12 +22,12 @@ from asap_exp.report.accuracy_figure import (
 from asap_exp.report.averages import averaged_rows
 from asap_exp.report.captions import caption, group_title, origins, training_rows
 from asap_exp.report.csv_table import tables_csv
-from asap_exp.report.drawing import BLUE, ORANGE
 from asap_exp.report.figures import group_figures
 from asap_exp.report.groups import Group
 from asap_exp.report.groups import grouped as grouped_records
 from asap_exp.report.markdown import summary_lines, tables_markdown
 from asap_exp.report.notes import UNFUSED, remarks
+from asap_exp.report.palette import BLUE, ORANGE
 from asap_exp.report.pareto import quality
 from asap_exp.report.summary_figure import summary
 from asap_exp.report.training_figure import training

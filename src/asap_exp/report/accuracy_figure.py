@@ -15,20 +15,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.columns import Column
 from asap_exp.core.records.words import size_and_form
+from asap_exp.report import palette
 from asap_exp.report.averages import AveragedRow, averaged_rows, main_rows
 from asap_exp.report.captions import group_title
-from asap_exp.report.drawing import (
-    BLACK,
-    BLUE,
-    DARK_YELLOW,
-    GREEN,
-    GREY,
-    LIGHT_BLUE,
-    ORANGE,
-    PINK,
-    YELLOW,
-    subplots,
-)
+from asap_exp.report.drawing import subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.names import (
     COARSE,
@@ -68,28 +58,30 @@ class Family:
 
 SOFTMAX_TEACHER = "softmax teacher"
 FAMILIES = {
-    "teacher": Family("Sinkhorn teacher", BLACK, "*", ""),
-    SOFTMAX_TEACHER: Family(SOFTMAX_TEACHER, BLACK, "*", ""),
-    "asap": Family("ASAP", ORANGE, "o", "-"),
-    "imitation": Family("imitation of softmax", ORANGE, "o", "-"),
-    "truncated": Family("Sinkhorn cut to T' updates", BLUE, "s", "--", joins_all=True),
-    "relaxed": Family("T' over-relaxed updates", LIGHT_BLUE, "D", ":", joins_all=True),
-    "control": Family(NO_SLICES, GREY, "X", "-."),
-    "uniform": Family(UNIFORM, GREY, "P", ""),
-    "softmax": Family(SOFTMAX, GREEN, "^", ""),
-    "espformer": Family(ESPFORMER, PINK, "v", ""),
-    "coarse two-sided": Family(f"{COARSE_ALONE}, two-sided", YELLOW, "p", (0, (1, 1))),
-    "coarse one pass": Family(f"{COARSE_ALONE}, one pass", DARK_YELLOW, "d", (0, (3, 1, 1, 1))),
-    "coarse": Family(COARSE, YELLOW, "h", ""),
-    "relaxed_sinkhorn": Family(RELAXED, LIGHT_BLUE, "H", ""),
-    "rival": Family("other attentions, same recipe", PINK, "<", ""),
+    "teacher": Family("Sinkhorn teacher", palette.BLACK, "*", ""),
+    SOFTMAX_TEACHER: Family(SOFTMAX_TEACHER, palette.BLACK, "*", ""),
+    "asap": Family("ASAP", palette.ORANGE, "o", "-"),
+    "imitation": Family("imitation of softmax", palette.ORANGE, "o", "-"),
+    "truncated": Family("Sinkhorn cut to T' updates", palette.BLUE, "s", "--", joins_all=True),
+    "relaxed": Family("T' over-relaxed updates", palette.LIGHT_BLUE, "D", ":", joins_all=True),
+    "control": Family(NO_SLICES, palette.GREY, "X", "-."),
+    "uniform": Family(UNIFORM, palette.GREY, "P", ""),
+    "softmax": Family(SOFTMAX, palette.GREEN, "^", ""),
+    "espformer": Family(ESPFORMER, palette.PINK, "v", ""),
+    "coarse two-sided": Family(f"{COARSE_ALONE}, two-sided", palette.YELLOW, "p", (0, (1, 1))),
+    "coarse one pass": Family(
+        f"{COARSE_ALONE}, one pass", palette.DARK_YELLOW, "d", (0, (3, 1, 1, 1))
+    ),
+    "coarse": Family(COARSE, palette.YELLOW, "h", ""),
+    "relaxed_sinkhorn": Family(RELAXED, palette.LIGHT_BLUE, "H", ""),
+    "rival": Family("other attentions, same recipe", palette.PINK, "<", ""),
 }
 NUMBERED = ("truncated", "relaxed", "coarse two-sided", "coarse one pass", "coarse")
 """Families whose points are labelled with a number: of updates, or of tokens of the subset."""
 MARKER = 4.5
 """Half the width of a marker, in pixels."""
 LABELS = {
-    "truncated": BLUE,
+    "truncated": palette.BLUE,
     "relaxed": "#1F7FB5",
     "coarse two-sided": "#8A7A00",
     "coarse one pass": "#7A5C00",
@@ -130,7 +122,7 @@ def accuracy_latency(group: Group) -> Figure:
         if row.group == "baseline" and row[quality(group).key] is not None:
             level = quality(group).scale * row.mean(quality(group).key)
             label = on_figure(row.name)
-            axes.axhline(level, color=GREY, linestyle=(0, (1, 3)), label=label)
+            axes.axhline(level, color=palette.GREY, linestyle=(0, (1, 3)), label=label)
     axes.set_xlabel(
         on_figure(
             f"time of the model, ms per batch of {group.first.latency.batch_size} "
@@ -199,7 +191,7 @@ def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
             draw_family(axes, mine, family, column, scale, hollow=hollow)
             pale |= {row.key for row in mine} - {row.key for row in joined(mine, family, column)}
     if pale & {row.key for row in shown}:
-        axes.plot([], [], color=GREY, marker="o", label=PALE, **PALER)
+        axes.plot([], [], color=palette.GREY, marker="o", label=PALE, **PALER)
     axes.grid(alpha=0.25)
     if shown:
         x, y = coordinates(shown, column, scale)

@@ -10,41 +10,30 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.columns import Average
+from asap_exp.report import palette
 from asap_exp.report.behaviour import AveragedBehaviour, behaviours, samples_of
-from asap_exp.report.drawing import (
-    BLACK,
-    BLUE,
-    DARK_YELLOW,
-    GREEN,
-    GREY,
-    LIGHT_BLUE,
-    ORANGE,
-    PINK,
-    YELLOW,
-    heading,
-    new_figure,
-)
+from asap_exp.report.drawing import heading, new_figure
 from asap_exp.report.groups import Group
 
 USUAL = {
-    "teacher": (BLACK, "*"),
-    "asap": (ORANGE, "o"),
-    "imitation": (ORANGE, "o"),
-    "softmax": (GREEN, "^"),
-    "espformer": (PINK, "v"),
-    "coarse": (YELLOW, "h"),
-    "relaxed_sinkhorn": (LIGHT_BLUE, "H"),
+    "teacher": (palette.BLACK, "*"),
+    "asap": (palette.ORANGE, "o"),
+    "imitation": (palette.ORANGE, "o"),
+    "softmax": (palette.GREEN, "^"),
+    "espformer": (palette.PINK, "v"),
+    "coarse": (palette.YELLOW, "h"),
+    "relaxed_sinkhorn": (palette.LIGHT_BLUE, "H"),
 }
 """Colour and marker of the first method of a group of rows, as in the figure of accuracies."""
 FURTHER = (
-    (BLUE, "s"),
-    (DARK_YELLOW, "d"),
-    (GREY, "X"),
-    (LIGHT_BLUE, "D"),
-    (YELLOW, "p"),
-    (GREEN, "<"),
-    (PINK, ">"),
-    (ORANGE, "P"),
+    (palette.BLUE, "s"),
+    (palette.DARK_YELLOW, "d"),
+    (palette.GREY, "X"),
+    (palette.LIGHT_BLUE, "D"),
+    (palette.YELLOW, "p"),
+    (palette.GREEN, "<"),
+    (palette.PINK, ">"),
+    (palette.ORANGE, "P"),
 )
 """Those of further ones; after the last of them they begin again, dashed."""
 DODGE = 0.1
@@ -132,7 +121,7 @@ def draw_drops(row: Sequence[Axes], found: Sequence[AveragedBehaviour]) -> None:
             for each in found
         ]
         panel(axes, f"{on_figure(name)}: points lost", "severity", lines, found)
-        axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+        axes.axhline(0, color=palette.GREY, linewidth=0.8, linestyle="--", zorder=1)
     alike(row)
 
 
@@ -189,7 +178,7 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= max(2.0, top)]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+    axes.axhline(1, color=palette.GREY, linewidth=0.8, linestyle="--", zorder=1)
 
 
 def alike(row: Sequence[Axes]) -> None:

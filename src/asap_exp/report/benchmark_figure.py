@@ -12,18 +12,19 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarForm
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.latency import Latency
+from asap_exp.report import palette
 from asap_exp.report.benchmark_table import number, title
-from asap_exp.report.drawing import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, subplots
+from asap_exp.report.drawing import subplots
 
 COLOURS = {
-    "asap": ORANGE,
-    "sinkhorn": BLUE,
-    "flash": GREEN,
-    "closure": YELLOW,
-    "attention": GREY,
+    "asap": palette.ORANGE,
+    "sinkhorn": palette.BLUE,
+    "flash": palette.GREEN,
+    "closure": palette.YELLOW,
+    "attention": palette.GREY,
 }
-"""Colours by the beginning of a method's name ; others are OTHER."""
-OTHER = PINK
+"""Colours by the beginning of a method's name; others are OTHER."""
+OTHER = palette.PINK
 MARKERS = "osD^v<>PX*"
 LINES = ("-", "--", "-.", ":")
 SLOW = 50
@@ -123,9 +124,15 @@ def draw_times(axes: Axes, record: BenchmarkRecord) -> None:
     timed = [(cell, cell.ms) for cell in row.cells if cell.ms is not None]
     for height, (cell, ms) in enumerate(timed):
         (median,), error = medians_and_bars([ms])
-        face = BLUE if cell.scaled_from is None else "white"
+        face = palette.BLUE if cell.scaled_from is None else "white"
         axes.errorbar(
-            median, height, xerr=error, marker="o", color=BLUE, capsize=2, markerfacecolor=face
+            median,
+            height,
+            xerr=error,
+            marker="o",
+            color=palette.BLUE,
+            capsize=2,
+            markerfacecolor=face,
         )
         axes.annotate(
             number(median),

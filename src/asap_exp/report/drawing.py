@@ -1,4 +1,4 @@
-"""Figures for files, drawn by Agg whatever matplotlib's backend is; their colours and titles."""
+"""Figures for files, drawn by Agg whatever matplotlib's backend is, and their titles."""
 
 import io
 from typing import Any
@@ -10,11 +10,6 @@ from matplotlib.figure import Figure
 from asap_exp.core.escaping import on_figure
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
-
-# Okabe and Ito's palette, distinct for colour-blind readers.
-BLACK, ORANGE, BLUE, LIGHT_BLUE = "#000000", "#D55E00", "#0072B2", "#56B4E9"
-GREEN, PINK, YELLOW, GREY = "#009E73", "#CC79A7", "#E69F00", "#777777"
-DARK_YELLOW = "#8C6100"
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asap_exp.core.records.words import imitation_word
-from asap_exp.report.drawing import BLACK, ORANGE, heading, subplots
+from asap_exp.report import palette
+from asap_exp.report.drawing import heading, subplots
 from asap_exp.report.groups import Group
 
 PANELS = {
@@ -38,10 +39,10 @@ def fidelity(group: Group) -> Figure:
         for number, layer in enumerate(layers):
             mine = [row for row in rows if row.layer == layer]
             values = [x for row in mine if (x := getattr(row, name)) is not None]
-            draw(axes, number - SHIFT * compared, values, ORANGE, method, filled=True)
+            draw(axes, number - SHIFT * compared, values, palette.ORANGE, method, filled=True)
             if compared:
                 of_teacher = [x for row in mine if (x := row.teacher_column_error) is not None]
-                draw(axes, number + SHIFT, of_teacher, BLACK, "teacher", filled=False)
+                draw(axes, number + SHIFT, of_teacher, palette.BLACK, "teacher", filled=False)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("layer")
         axes.set_xticks(range(len(layers)))

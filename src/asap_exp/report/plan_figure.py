@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.words import teacher_word
-from asap_exp.report.drawing import ORANGE, heading, subplots
+from asap_exp.report import palette
+from asap_exp.report.drawing import heading, subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.headline import headline
 
@@ -61,7 +62,7 @@ def plans(group: Group) -> Figure:
 
 def draw_sums(axes: Axes, sums: np.ndarray, highest: float) -> None:
     """Draw a bar per column, and the sum that a doubly-stochastic plan has."""
-    axes.bar(np.arange(len(sums)), sums, color=ORANGE, width=1.0)
+    axes.bar(np.arange(len(sums)), sums, color=palette.ORANGE, width=1.0)
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     axes.set_yscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axes.set_ylim(0, 1.05 * highest)

@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from asap_exp.core.records.evaluation import Curve
-from asap_exp.report.drawing import BLUE, ORANGE, heading, subplots
+from asap_exp.report import palette
+from asap_exp.report.drawing import heading, subplots
 from asap_exp.report.groups import Group
 from asap_exp.report.pareto import quality
 
@@ -39,7 +40,7 @@ def training(group: Group) -> Figure:
         for number, name in enumerate(names):
             draw(axes, curves, name, scale, layer=(number, len(names)))
         if words == "loss":
-            draw(axes, curves, "val/loss", 1.0, layer=(0, 1), colour=ORANGE)
+            draw(axes, curves, "val/loss", 1.0, layer=(0, 1), colour=palette.ORANGE)
             axes.legend(
                 axes.lines[:: len(axes.lines) // 2], ["training (as trained)", "validation"]
             )
@@ -74,7 +75,7 @@ def draw(
     scale: float,
     *,
     layer: tuple[int, int],
-    colour: str = BLUE,
+    colour: str = palette.BLUE,
 ) -> Line2D:
     """Draw the mean over the seeds and, if there is but one curve per seed, each seed thin.
 

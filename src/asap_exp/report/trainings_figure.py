@@ -6,21 +6,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asap_exp.core.escaping import on_figure
-from asap_exp.report.drawing import (
-    BLACK,
-    BLUE,
-    DARK_YELLOW,
-    GREEN,
-    GREY,
-    LIGHT_BLUE,
-    ORANGE,
-    PINK,
-    subplots,
-)
+from asap_exp.report import palette
+from asap_exp.report.drawing import subplots
 from asap_exp.report.training_figure import draw, over_epochs
 from asap_exp.report.trainings import Comparison
 
-COLOURS = (BLUE, ORANGE, GREEN, PINK, LIGHT_BLUE, DARK_YELLOW, BLACK, GREY)
+COLOURS = (
+    palette.BLUE,
+    palette.ORANGE,
+    palette.GREEN,
+    palette.PINK,
+    palette.LIGHT_BLUE,
+    palette.DARK_YELLOW,
+    palette.BLACK,
+    palette.GREY,
+)
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 """Dashes tell recipes of one colour apart."""
 
