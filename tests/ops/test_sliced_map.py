@@ -107,6 +107,13 @@ def test_every_feature_is_centred_and_blind_to_padding() -> None:
             torch.testing.assert_close(x.sum(dim=-1), torch.zeros(x.shape[:3]), rtol=0, atol=1e-4)
 
 
+def test_settings_and_weight_of_a_coarse_dual_come_together() -> None:
+    for missing in ("coarse", "coarse_weight"):
+        with pytest.raises(ValueError, match="coarse_weight"):
+            whole_map()._replace(**{missing: None}).validate()
+    whole_map()._replace(coarse=None, coarse_weight=None).validate()
+
+
 def test_parts_of_a_map() -> None:
     map = whole_map()
     assert [feature.name for feature, _ in map.features()] == list(FEATURES)

@@ -104,6 +104,11 @@ class SlicedMap(_Tensors):
         check_switch("one_pass", self.one_pass)
         if self.coarse is not None:
             self.coarse.validate()
+            if self.coarse_weight is None:
+                raise ValueError(
+                    f"coarse={self.coarse} chooses the tokens of a coarse dual that no weight adds "
+                    "to the map; give coarse_weight [heads, 1] too, or leave coarse out"
+                )
         elif self.coarse_weight is not None:
             raise ValueError(
                 "coarse_weight weighs a coarse dual, but the map does not say of which tokens; "
