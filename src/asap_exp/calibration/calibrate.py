@@ -102,7 +102,7 @@ class Calibration:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def calibrate(data: CalibrationData, paths: Sequence[str]) -> Calibration:
-    """Fits the map of every layer at `paths`; the teacher is left as it is.
+    """Fit the map of every layer at `paths`; the teacher is left as it is.
 
     Runs with gradients, whatever the caller switched off.
     """

@@ -101,7 +101,7 @@ def mean_kl(attend: Attention, teacher: Attention, batches: Iterable[Imitated]) 
 
 
 def fit_imitation(attend: LearnedAttention, data: ImitationData, settings: AdamFit) -> None:
-    """Lowers the KL from the teacher's plans over `data.fit`, in place, by its own parameters.
+    """Lower the KL from the teacher's plans over `data.fit`, in place, by its own parameters.
 
     Several ranks share each batch. Each head keeps its best values on `data.held_out`, the start
     included; that needs parameters whose first dimension are the heads.

@@ -24,7 +24,7 @@ def fit_plans(
     *,
     slices: bool,
 ) -> None:
-    """Lowers KL(teacher's plan || plan of `attend`) over `data.fit`, in place.
+    """Lower KL(teacher's plan || plan of `attend`) over `data.fit`, in place.
 
     Moves the weights and, with `slices`, the slices; several ranks share each batch. Each head
     keeps its best values on `data.held_out`, the start included, so that no head ends worse there

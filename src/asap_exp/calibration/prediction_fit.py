@@ -97,7 +97,7 @@ def fit_end_to_end(
     data: ModelData,
     settings: AdamFit,
 ) -> dict[str, float]:
-    """Fits slices and weights of all `maps`, in place; the held-out KL `before` and `after`.
+    """Fit slices and weights of all `maps` in place; return the held-out KL `before` and `after`.
 
     Several ranks share each batch. Keeps the best state on the held-out batches, the start
     included, so it never ends worse there.

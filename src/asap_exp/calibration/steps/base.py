@@ -105,7 +105,7 @@ class LayerStep(Step):
     scope = "layer"
 
     def fit(self, attend: AsapAttention, scale: Tensor, data: LayerData) -> None:
-        """Fits `attend` in place; no head may end worse on the held-out data than it began.
+        """Fit `attend` in place; no head may end worse on the held-out data than it began.
 
         `scale` `[H, P]` is the step size of each weight.
         """
@@ -133,7 +133,7 @@ class ModelStep(Step):
     def fit(
         self, maps: Mapping[str, AsapAttention], scales: Mapping[str, Tensor], data: ModelData
     ) -> dict[str, float]:
-        """Fits the maps (by layer path) in place.
+        """Fit the maps (by layer path) in place.
 
         Returns the mean KL of the held-out predictions, in nats, `before` and `after`; the second
         may not be larger.
@@ -160,7 +160,7 @@ class ImitationStep(Step):
     """Name of the attention, a `LearnedAttention`, that takes the place of the teacher's."""
 
     def fit(self, attend: LearnedAttention, data: ImitationData) -> None:
-        """Fits the parameters of `attend` in place.
+        """Fit the parameters of `attend` in place.
 
         No head may end worse on the held-out data than it began.
         """
