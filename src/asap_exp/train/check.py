@@ -77,9 +77,10 @@ def check(config: TrainConfig) -> Score:
     if config.trainer.max_steps is not None:
         steps = per_epoch / (config.trainer.accumulate_grad_batches or 1)
         epochs = min(epochs, math.ceil(config.trainer.max_steps / steps))
-    seconds = epochs * epoch_seconds(training, clock) + setup_seconds
+    seconds = epochs * epoch_seconds(training, clock)
     if training.team.device.type == "cuda":  # on a CPU the processes share its cores
         seconds /= config.trainer.world
+    seconds += setup_seconds  # which each device spends
     start = "from the start" if checkpoint is None else f"from {shown(checkpoint)}"
     say(f"Run directory: {shown(run.path)}")
     return conclude(
@@ -175,9 +176,7 @@ def few_steps(
     own = [*training.callbacks, clock]
     callbacks = build_callbacks(shortened, run, training.team.device, Request(), stamp, own)
     kept = [each for each in callbacks if not isinstance(each, Checkpoint)]
-    kept.append(
-        Checkpoint()
-    )  # which saves nothing; without any, Lightning would add one of its own
+    kept.append(Checkpoint())  # saves nothing; without any, Lightning would add one that does
     train, _ = training.data.few_dataloaders(STEPS * at_once, at_once)
     _, val = training.data.few_dataloaders(2 * at_once, at_once)
     with quiet_lightning(), refusals_in_words(config):
