@@ -189,7 +189,10 @@ def save_artifact(
 
 
 def load_artifact(folder: Path) -> Artifact:
-    """UserError where a file is missing or damaged, or the two do not belong together."""
+    """Return the artifact in `folder`, and end an error with the command that makes it again.
+
+    Raises UserError if a file is missing or damaged, or if the two do not belong together.
+    """
     with made_again(folder):
         return read_artifact(folder)
 

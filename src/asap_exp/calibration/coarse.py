@@ -76,7 +76,7 @@ def coarse_layers(
 
 
 def check_grid_fits(keys: CoarseKeys, tokens: int | None) -> None:
-    """UserError if tokens are to be chosen on a grid that is not the model's.
+    """Raise UserError if tokens are to be chosen on a grid that is not the model's.
 
     `tokens` is their number in every image, None for texts.
     """

@@ -238,14 +238,14 @@ WITHOUT_MAP = {
 
 
 def check_without_fit(config: CalibrationKeys) -> None:
-    """UserError if a key asks for something that needs a fit."""
+    """Raise UserError if a key asks for something that needs a fit."""
     check_without_map(
         config, "fits nothing", "to fit a map with the coarse dual among its features"
     )
 
 
 def check_imitation(config: CalibrationKeys) -> None:
-    """UserError if a key asks for something of a map, where another attention is fitted."""
+    """Raise UserError for a key of maps where another attention is fitted."""
     check_without_map(config, "fits another attention", "to fit a map to a Sinkhorn teacher")
     for key, given, none in (
         ("coarse.tokens", config.coarse.tokens, None),
@@ -271,7 +271,7 @@ def check_without_map(config: CalibrationKeys, does: str, instead: str) -> None:
 
 
 def check_form(config: CalibrationKeys) -> None:
-    """UserError for a map that has nothing to fit, and for updates in one pass."""
+    """Raise UserError for a map that has nothing to fit, and for updates in one pass."""
     if config.form == ONE_PASS and config.refine > 0:
         raise UserError(
             f"calibration.refine={config.refine} updates the dual of the queries, and with "
@@ -291,7 +291,7 @@ def check_form(config: CalibrationKeys) -> None:
 
 
 def check_steps(steps: list[str]) -> None:
-    """UserError unless `steps` begins with a start, and each later scope follows the former."""
+    """Raise UserError unless a start comes first, and steps on the whole model come last."""
     for step in steps:
         check_choice("calibration.steps", step, tuple(STEPS))
     if (own := set(steps) & set(names_of(ImitationStep))) and len(steps) > 1:

@@ -24,7 +24,7 @@ RELAXATION_SCALE = 0.2
 
 
 class UnitRows(nn.Module):
-    """A free matrix stands for its rows at unit norm; its entries are of order one."""
+    """Parametrisation of rows at unit norm by a free matrix with entries of order one."""
 
     def forward(self, free: Tensor) -> Tensor:
         return F.normalize(free, dim=-1)

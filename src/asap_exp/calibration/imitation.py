@@ -82,7 +82,7 @@ def check_taught(step: ImitationStep, layers: Mapping[str, AttentionLayer]) -> N
 
 
 def total_kl(attend: Attention, teacher: Attention, batch: Imitated) -> Tensor:
-    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`.
+    """Return KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`.
 
     An entry that underflows counts as the smallest normal number. At padded places the teacher's
     are 0, and so is every term.
@@ -96,7 +96,7 @@ def total_kl(attend: Attention, teacher: Attention, batch: Imitated) -> Tensor:
 
 
 def mean_kl(attend: Attention, teacher: Attention, batches: Iterable[Imitated]) -> Tensor:
-    """Mean over the valid rows of all `batches` and ranks: `[H]`, float64, in nats."""
+    """Return the mean over the valid rows of all `batches` and ranks: `[H]`, float64, in nats."""
     return mean_over_rows(lambda batch: total_kl(attend, teacher, batch), batches)
 
 

@@ -51,7 +51,7 @@ def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
 
 
 def total_kl(attend: AsapAttention, target: Target) -> Tensor:
-    """KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
+    """Return KL(teacher's row || row of `attend`), summed over valid rows and samples: `[H]`."""
     q, k, mask, row, column, column_sums = target
     dual = attend.dual(q, k, key_padding_mask=mask)
     _, row_hat, column_hat = plan_of(q, k, dual, mask, attend.eps, one_pass=attend.one_pass)
@@ -68,7 +68,7 @@ def plan_of(
     *,
     one_pass: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, and the row and column dual of the closure of `dual`, or of one pass with it.
+    """Return logits, and row and column dual, of the closure of `dual` or of one pass with it.
 
     By the reference operators for teacher and map alike: a difference is the dual's own.
     """
@@ -112,7 +112,7 @@ def rows_of_all(batches: Sequence[Rows]) -> Sequence[Tensor | int]:
 
 
 def mean_kl(attend: AsapAttention, targets: Iterable[Target]) -> Tensor:
-    """Mean over the valid rows of all `targets` and ranks: `[H]`, float64."""
+    """Return the mean over the valid rows of all `targets` and ranks: `[H]`, float64, in nats."""
     return mean_over_rows(lambda target: total_kl(attend, target), targets)
 
 
@@ -121,7 +121,7 @@ AnyRows = TypeVar("AnyRows", bound=Rows)
 
 @torch.no_grad()
 def mean_over_rows(measure: Callable[[AnyRows], Tensor], batches: Iterable[AnyRows]) -> Tensor:
-    """Mean over the valid rows of all batches and ranks of what is summed over each: float64."""
+    """Return the mean over all valid rows, of all ranks, of sums over each batch: float64."""
     total, rows = torch.zeros(()), 0
     for batch in batches:
         total = total.to(batch.q.device) + measure(batch).double()

@@ -43,7 +43,11 @@ def teacher_examples(
     name: Callable[[int], str] = batch_name,
     stands_in: Callable[[int], bool] = lambda _: False,
 ) -> list[Example]:
-    """UserError where a prediction is NaN; `name` is what the batch of an index is called."""
+    """Return each batch with the teacher's predictions on it.
+
+    `name(index)` names a batch in messages, and `stands_in(index)` says which ones do not count.
+    Raises UserError if a prediction is NaN.
+    """
     examples = [
         Example(batch, log_probabilities(net, batch, precision, forward), not stands_in(index))
         for index, batch in enumerate(batches)

@@ -35,7 +35,7 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Product:
-    """What a stage reads or makes: name, kind, SHA-256 of each part, and what describes it."""
+    """Artifact that a stage reads or makes: name, kind, SHA-256 of each part, and description."""
 
     name: str
     kind: str

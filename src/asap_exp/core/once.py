@@ -32,7 +32,7 @@ _compared: BaseException | None = None
 
 
 class Board:
-    """What every rank can read, and on which each writes what it has raised."""
+    """Board that every rank can read, and on which each writes the error that it has raised."""
 
     def __init__(self, store: dist.Store, ranks: Ranks, port: int) -> None:
         self.store, self.ranks, self.port = store, ranks, port

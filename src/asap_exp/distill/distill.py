@@ -71,7 +71,7 @@ def compile_layers(data: CalibrationData, paths: list[str], _: TaskDataModule) -
 
 @dataclass(frozen=True)
 class Asked:
-    """What a configuration asks to compile, found and loaded, and the folder of the result."""
+    """Teacher and layers to compile, as a configuration asks for them, and the result's folder."""
 
     run: Run
     net: nn.Module

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Pace:
-    """What was measured of a training after its warm-up."""
+    """Measurements of a training after its warm-up."""
 
     steps: int = 0
     seconds: float = 0.0

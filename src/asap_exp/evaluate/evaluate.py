@@ -116,7 +116,7 @@ def follow(config: EvaluateConfig, team: Team) -> Path:
 
 
 class Orders(NamedTuple):
-    """What rank 0 has found: folders of the teacher, of the map and of the record."""
+    """Folders of the teacher, of the map and of the record, which rank 0 has found."""
 
     teacher: str
     artifact: str

@@ -39,7 +39,7 @@ COLUMNS = ("relative error", "cosine", "KL", "column error", "time", "MiB")
 
 @dataclass(frozen=True)
 class Row:
-    """What one attention's gradient and plans are worth, and cost."""
+    """Errors of one attention's gradient and plans, and what they cost."""
 
     words: str
     relative: float

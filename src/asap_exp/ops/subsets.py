@@ -22,7 +22,8 @@ class Subset(NamedTuple):
     """Indices `tokens` `[B, H, C]` and `weight` `[B, H, C]`; B and H may be 1, for all alike.
 
     Token c stands for a share of the mass in proportion to its weight; 0 leaves it out, so that
-    samples may have fewer than C tokens.
+    samples may have fewer than C tokens. No two tokens with a weight may be the same: nothing
+    checks it, and the fused gradient would count one of them alone.
     """
 
     tokens: Tensor
@@ -37,7 +38,7 @@ class Picked(NamedTuple):
 
 
 class Points(NamedTuple):
-    """What a choice is made of: vectors `x` `[B, H, N, D]`, 0 at padded tokens.
+    """Tokens to choose from: vectors `x` `[B, H, N, D]`, 0 at padded tokens.
 
     `padding` is `[B or 1, N]`; `order` `[B or 1, 1, N]` lists the valid tokens first, and
     `num_valid` `[B or 1, 1, 1]` counts them.

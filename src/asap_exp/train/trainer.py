@@ -59,7 +59,7 @@ from asap_exp.train.restart import fresh_run
 
 @dataclass(frozen=True)
 class Training:
-    """What a run is trained with: its resolved configuration and what was built from it."""
+    """Parts that a run is trained with: its resolved configuration and what was built from it."""
 
     config: TrainConfig
     module: L.LightningModule

@@ -41,7 +41,7 @@ class SuiteConfig:
 
 @dataclass
 class StepConfig:
-    """What `mode=step` trains and times."""
+    """Trainings that `mode=step` times."""
 
     attentions: Annotated[list[str], Distinct(empty=False)]
     warm_up: Count
