@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,7 @@ def test_coarse_layers_beside_a_map_belong_to_the_model_with_that_map(
     ("options", "words"),
     [
         ({"loader": loader()}, "loader cannot be given with method='coarse'"),
+        ({"loader": np.zeros((3, 2))}, "loader cannot be given with method='coarse'"),
         ({"slices": 4, "refine": 1}, "slices, refine cannot be given with method='coarse'"),
         ({"tokens": 0}, "attention=coarse: tokens must be at least 1, got 0"),
         ({"subset": "all"}, "subset must be one of sequence, grid"),

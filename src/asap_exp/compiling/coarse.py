@@ -79,9 +79,14 @@ def settings(options: Mapping[str, Any]) -> tuple[CoarseKeys, bool]:
 def check_not_given(function: Callable, **given: Any) -> None:
     """Raise UserError for arguments of a fit, unless they are at their defaults."""
     parameters = inspect.signature(function).parameters
-    fitting = [name for name, value in given.items() if value != parameters[name].default]
+    fitting = [name for name, value in given.items() if differs(value, parameters[name].default)]
     if fitting:
         raise UserError(
             f"{', '.join(fitting)} cannot be given with method='coarse', which fits nothing and "
             "reads no batch; leave it out, or use method='asap'"
         )
+
+
+def differs(value: Any, default: Any) -> bool:
+    """Return True unless a value is the default; an array is not compared with None by entries."""
+    return value is not None if default is None else bool(value != default)
