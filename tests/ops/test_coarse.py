@@ -342,6 +342,7 @@ def test_empty_batch_gives_an_empty_result(operator):
 SUBSET = Subset(torch.tensor([[[0, 2]]]), torch.ones(1, 1, 2))
 WRONG = {
     "no subset": ({"subset": [0, 2]}, TypeError, "subset must be a Subset.*got list"),
+    "a pair": ({"subset": tuple(SUBSET)}, TypeError, "subset must be a Subset.*got tuple"),
     "tokens": (
         {"subset": SUBSET._replace(tokens=torch.ones(1, 1, 2))},
         TypeError,

@@ -174,7 +174,7 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
 
 def check_subset(name: str, subset: Subset, x: Tensor) -> None:
     """Refuse what is no `Subset` of the tokens of `x`; indices themselves are not read."""
-    if not isinstance(subset, tuple) or len(subset) != 2:
+    if not isinstance(subset, Subset):
         raise TypeError(
             f"{name} must be a Subset(tokens, weight), as choose_subset makes it; "
             f"got {type(subset).__name__}"
