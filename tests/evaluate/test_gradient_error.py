@@ -1,9 +1,11 @@
 """Errors of cheaper gradients of a trained teacher."""
 
 import pytest
+import torch
 
 from asap_exp.core.errors import UserError
-from asap_exp.evaluate.gradient_error import given, rows
+from asap_exp.evaluate import gradient_error
+from asap_exp.evaluate.gradient_error import Measured, given, row_of, rows
 from tests.conftest import Pipeline
 
 
@@ -26,6 +28,27 @@ def test_more_updates_or_steps_are_nearer_to_the_exact_gradient(shared_pipeline:
         assert row.column_error == exact.column_error > 0
         assert row.time > 0
     assert implicit.mib < exact.mib
+
+
+def test_a_row_compares_with_the_exact_gradient_and_its_predictions() -> None:
+    log_p, log_q = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    exact = Measured(torch.tensor([3.0, 4.0]), log_p, 0.1, 2.0)
+    row = row_of("half as long", Measured(torch.tensor([0.0, 4.0]), log_q, 0.2, 1.0), exact, 0.5)
+    assert (row.relative, row.cosine) == pytest.approx((3 / 5, 4 / 5))
+    assert row.kl == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum() / 5))
+    assert (row.column_error, row.time, row.mib) == (0.2, 0.5, 1.0)
+
+
+@pytest.mark.slow
+def test_time_is_relative_to_the_exact_gradients(
+    shared_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(net: object, batch: object, attention: dict) -> float:
+        return 2.0 if attention.get("gradient_updates") == 1 else 8.0
+
+    monkeypatch.setattr(gradient_error, "seconds", seconds)
+    _, row = rows(shared_pipeline.teacher.path, [{"gradient_updates": 1}], 8, passes=3)
+    assert row.time == 0.25
 
 
 @pytest.mark.slow
