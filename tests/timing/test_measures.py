@@ -8,6 +8,7 @@ import torch
 
 from asap_exp.attention import LayerInputs, SinkhornAttention
 from asap_exp.attention.base import Attention
+from asap_exp.calibration.prediction_fit import divergence
 from asap_exp.core.errors import UserError
 from asap_exp.evaluate.accuracy import Comparison, compare
 from asap_exp.timing.accuracy_check import gate_error, passes
@@ -33,6 +34,18 @@ def test_a_model_compared_with_itself() -> None:
     measured = compare(logits, logits, logits.argmax(-1))
     assert measured["accuracy"] == measured["agreement"] == 1.0
     assert measured["kl"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_class_that_the_teacher_leaves_out_adds_nothing_to_the_kl() -> None:
+    teacher = torch.tensor([[2.0, 0.0, -torch.inf]])
+    student = torch.tensor([[1.0, 0.0, 0.5]], requires_grad=True)
+    p, r = teacher.softmax(-1)[0, :2], student.detach().softmax(-1)[0, :2]
+    expected = (p * (p / r).log()).sum().item()
+    assert compare(student.detach(), teacher, torch.tensor([0]))["kl"] == pytest.approx(expected)
+    assert compare(teacher, teacher, torch.tensor([0]))["kl"] == 0
+    divergence(student.log_softmax(-1), teacher.log_softmax(-1)).sum().backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, student.detach().softmax(-1) - teacher.softmax(-1))
 
 
 def test_predictions_of_nan_are_no_result() -> None:

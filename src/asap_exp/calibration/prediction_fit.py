@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap_exp.attention import AsapAttention, swapped
@@ -73,10 +72,19 @@ def log_probabilities(net: nn.Module, batch: Any, precision: str, forward: Forwa
     return logits.float().log_softmax(dim=-1)
 
 
+def divergence(predicted: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher || predicted) `[...]` of log-probabilities `[..., classes]`, in nats.
+
+    A class that the teacher leaves out (-inf) adds nothing, whatever is predicted for it.
+    """
+    beyond = (teacher - predicted).masked_fill(teacher == float("-inf"), 0.0)
+    return (teacher.exp() * beyond).sum(dim=-1)
+
+
 def prediction_kl(net: nn.Module, example: Example, precision: str, forward: Forward) -> Tensor:
-    """KL(teacher's prediction || the model's), summed over the predictions of a batch; nats."""
+    """Return KL(teacher's prediction || the model's), summed over a batch's predictions; nats."""
     predicted = log_probabilities(net, example.batch, precision, forward)
-    kl = F.kl_div(predicted, example.teacher, log_target=True, reduction="sum")
+    kl = divergence(predicted, example.teacher).sum()
     return kl if example.counts else 0.0 * kl
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from asap_exp.attention import (
@@ -20,7 +19,7 @@ from asap_exp.calibration.capture import layer_inputs, sinkhorn
 from asap_exp.calibration.coarse import coarse_attention
 from asap_exp.calibration.config import FORMS, ONE_PASS, CalibrationConfig, CoarseKeys
 from asap_exp.calibration.data import CalibrationData
-from asap_exp.calibration.prediction_fit import log_probabilities
+from asap_exp.calibration.prediction_fit import divergence, log_probabilities
 from asap_exp.calibration.truncation import truncations
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
@@ -65,7 +64,7 @@ class ValidationScorer:
     def prediction_kl(self, attends: Mapping[str, Attention]) -> float:
         """Return KL(teacher's predictions || those with `attends` in place), in nats."""
         found = self._log_probabilities(attends)
-        return F.kl_div(found, self.teacher, log_target=True, reduction="batchmean").item()
+        return divergence(found, self.teacher).mean().item()
 
     def alone(self, path: str, attend: Attention) -> float:
         """Return the KL with one layer replaced, kept above the teacher's own, which is 0."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asap_exp.attention import swapped
+from asap_exp.calibration.prediction_fit import divergence
 from asap_exp.core.agreement import summed, total
 from asap_exp.core.cuda_graph import Recorder
 from asap_exp.core.devices import autocast
@@ -34,7 +35,7 @@ class Comparison:
         new = {
             "accuracy": predictions == targets,
             "agreement": predictions == teacher.argmax(dim=-1),
-            "kl": F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1),
+            "kl": divergence(log_q, log_p),
             "loss": F.nll_loss(log_q, targets, reduction="none"),
             UNDEFINED: logits.isnan().any(dim=-1),
         }

@@ -24,6 +24,7 @@ from asap_exp.attention import SinkhornAttention, attention_layers
 from asap_exp.attention.diagnostics import column_error
 from asap_exp.attention.recording import record_inputs
 from asap_exp.attention.swapping import fill_attention
+from asap_exp.calibration.prediction_fit import divergence
 from asap_exp.core.attention_options import check_attention, options_of
 from asap_exp.core.config import MovedData
 from asap_exp.core.errors import UserError
@@ -162,7 +163,7 @@ class Measured:
     """A gradient for all weights, as one vector, the predictions, and what was measured."""
 
     gradient: Tensor
-    log_odds: Tensor
+    log_probabilities: Tensor
     column_error: float
     mib: float
 
@@ -173,7 +174,7 @@ def measured(net: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Meas
     found = gradient(net, batch)
     mib = peak_memory(lambda: gradient(net, batch), torch.device("cpu"))
     with torch.no_grad(), record_inputs(net) as recorded:
-        log_odds = net(batch[0]).log_softmax(dim=-1)
+        log_probabilities = net(batch[0]).log_softmax(dim=-1)
         errors = [
             column_error(layer.attend.plan(q, k, key_padding_mask=mask), mask).mean()
             for path, layer in attention_layers(net).items()
@@ -181,7 +182,7 @@ def measured(net: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Meas
         ]
     return Measured(
         torch.cat([x.flatten() for x in found]).double(),
-        log_odds,
+        log_probabilities,
         float(torch.stack(errors).mean()),
         mib,
     )
@@ -209,7 +210,7 @@ def row_of(words: str, found: Measured, exact: Measured, time_ratio: float) -> R
         words,
         float(difference.norm() / exact.gradient.norm()),
         float(F.cosine_similarity(found.gradient, exact.gradient, 0)),
-        float(F.kl_div(found.log_odds, exact.log_odds, log_target=True, reduction="batchmean")),
+        float(divergence(found.log_probabilities, exact.log_probabilities).mean()),
         found.column_error,
         time_ratio,
         found.mib,
