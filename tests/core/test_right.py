@@ -25,6 +25,12 @@ def test_what_is_packed_comes_back(samples: int) -> None:
         assert np.array_equal(stored.right(key), expected)
 
 
+def test_one_array_may_stand_for_two_methods() -> None:
+    right = flags(20, 0.5)
+    stored = RightSamples(**packed_samples({"teacher": right, "asap": right}, np.zeros(20)))
+    assert np.array_equal(stored.right("asap"), right)
+
+
 def test_labels_are_told_apart_by_their_order() -> None:
     labels = np.array([0, 1, 1, 2])
     assert labels_hash(labels) == labels_hash(labels.astype(np.int32))

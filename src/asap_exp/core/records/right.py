@@ -53,8 +53,8 @@ class RightSamples:
 
 def packed_samples(right: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
     """Return `RightSamples` as JSON: bool `[samples]` by key, int64 `labels` `[samples]`."""
-    first = next(iter(right.values()))
-    bits = {key: packed(own if own is first else own ^ first) for key, own in right.items()}
+    (key, first), *others = right.items()
+    bits = {key: packed(first), **{other: packed(own ^ first) for other, own in others}}
     return {"samples": len(labels), "labels_sha256": labels_hash(labels), "bits": bits}
 
 
