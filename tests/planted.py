@@ -347,7 +347,9 @@ def failures(copy: Path, tests: str) -> tuple[int, str]:
 
 
 def main(names: list[str]) -> int:
-    """The number of faults that no test noticed."""
+    """Return the number of faults that no test noticed."""
+    if unknown := [name for name in names if name not in FAULTS]:
+        sys.exit(f"no fault is called {', '.join(unknown)}; there are:\n" + "\n".join(FAULTS))
     chosen = {name: FAULTS[name] for name in names} if names else FAULTS
     missed = []
     for name, fault in chosen.items():

@@ -156,7 +156,10 @@ def test_path_is_for_runs_on_own_data(pipeline):
 def test_inputs_of_a_benchmark_are_recorded_from_own_data(made):
     config = made.run.path / "config.yaml"
     config.write_text(config.read_text().replace(made.run.config.data.path, str(made.data)))
-    run_benchmark(made.results, "inputs=recorded", f"teacher={made.run.path}")
+    file = run_benchmark(made.results, "inputs=recorded", f"teacher={made.run.path}")
+    inputs = read_json(file)["inputs"]
+    assert (inputs["kind"], inputs["teacher"]) == ("recorded", made.run.name)
+    assert inputs["data"], "what identifies the own data"
 
 
 def test_texts_go_through_all_stages(tmp_path):
