@@ -73,7 +73,14 @@ class Fixed(SoftmaxAttention):
         super().__init__()
         self.A = torch.tensor([[rows]])
 
-    def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+    def plan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         return self.A
 
 
