@@ -243,6 +243,22 @@ def test_only_the_ratios_of_weights_matter_and_weight_zero_is_absence(one_pass):
 
 
 @every_form
+def test_tokens_that_all_weigh_nothing_weigh_the_same(one_pass):
+    """Such as those of a sample in which all tokens of the subset are padded."""
+    inputs = make_inputs()
+    q, k, v = inputs.q, inputs.k, inputs.v
+    tokens, weight = torch.tensor([0, 2, 6])[None, None], torch.ones(1, 1, 3, dtype=torch.float64)
+    mask = torch.zeros(q.shape[0], q.shape[2], dtype=torch.bool)
+    mask[0, tokens.flatten()] = True
+    options = {"num_iters": 4, "one_pass": one_pass}
+    expected = coarse_attention(q, k, v, subset=Subset(tokens, weight), **options)
+    nothing = coarse_attention(q, k, v, subset=Subset(tokens, 0 * weight), **options)
+    assert_close64(nothing, expected)
+    out = coarse_attention(q, k, v, subset=Subset(tokens, weight), key_padding_mask=mask, **options)
+    assert out.isfinite().all()
+
+
+@every_form
 def test_order_of_the_tokens_does_not_matter(one_pass):
     inputs = make_inputs()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))

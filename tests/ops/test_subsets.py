@@ -54,6 +54,13 @@ def test_grid_takes_rows_and_columns(n, width, count, rows, columns):
     assert subset.weight.sum() == pytest.approx(n)
 
 
+def test_a_centre_without_tokens_stays_where_it_is() -> None:
+    """Both centres of k-means start at the same place, so the first gets all tokens."""
+    x = torch.full((1, 1, 8, 1), 5.0, dtype=torch.float64)
+    x[0, 0, 7] = 9.0
+    assert listed(choose_subset(x, 2, choice="kmeans"), 0, 0) == [(7, 4.0), (0, 4.0)]
+
+
 def test_random_depends_on_the_seed_and_the_length_alone():
     chosen = [
         choose_subset(points(40, seed=seed), 8, choice="random", seed=number).tokens
