@@ -20,7 +20,7 @@ from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.names import SOFTMAX
 from asap_exp.report.paper_accuracy import accuracy_table, best_of
-from asap_exp.report.paper_claims import claims, operator_speed, training_cost
+from asap_exp.report.paper_claims import claims, operator_speed, speed_of, training_cost
 from asap_exp.report.paper_comparison import compare, paired_samples
 from asap_exp.report.paper_files import latex, paper_csv, paper_latex
 from asap_exp.report.paper_markdown import paper_markdown
@@ -328,6 +328,14 @@ def test_operator_speed_is_the_worst_length_and_the_slowest_plain_map() -> None:
     short = operator_speed(records, "sinkhorn_20", "fused", lambda n: n < 512)
     assert (short.ours, short.verdict) == ("2.0x", "fails")
     assert operator_speed([], "sinkhorn_20", "fused", lambda n: True).verdict == "open"
+
+
+@pytest.mark.parametrize(("right", "counts"), [(5951, True), (5949, False)])
+def test_speed_counts_at_matching_accuracy_alone(right: int, counts: bool) -> None:
+    group = cifar({"teacher": first_right(6000), "asap": first_right(right)})
+    (asap,) = (row for row in group.first.rows if row.key == "asap")
+    assert speed_of(group) == (asap.layer_speedup if counts else None)
+    assert asap.layer_speedup is not None
 
 
 def test_a_map_that_loses_most_of_the_accuracy_fails() -> None:
