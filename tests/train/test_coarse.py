@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from asap_exp.core.errors import UserError
 from asap_exp.core.training_log import training_curves
 from tests.data.sentences import text_root
 from tests.stages import run_text, run_train
@@ -36,3 +37,15 @@ def test_texts(tmp_path: Path, one_pass: str) -> None:
     root = text_root(tmp_path, "agnews")
     run = run_text(tmp_path / "results", root, "task=agnews", attention=(*COARSE, *chosen))
     check(run.path)
+
+
+GRID = ("attention.tokens=4", "attention.subset=grid", "attention.grid_width=3")
+
+
+def test_a_grid_that_the_tokens_do_not_fill_is_refused(tmp_path: Path) -> None:
+    """Images with other rows and texts, whose padded batches would stop at some later step."""
+    with pytest.raises(UserError, match=r"^attention.grid_width=3: choice='grid' cannot lay out 4"):
+        run_train(tmp_path, "model.patch_size=4", attention=(*COARSE, *GRID))
+    root = text_root(tmp_path, "agnews")
+    with pytest.raises(UserError, match=r"^attention.subset=grid is for images, and this model"):
+        run_text(tmp_path / "results", root, "task=agnews", attention=(*COARSE, *GRID))

@@ -47,6 +47,9 @@ class Attention(nn.Module, ABC):
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Return the attention matrix `[B, H, N, M]`; for diagnostics, never on a hot path."""
 
+    def check_tokens(self, tokens: int | None) -> None:
+        """Raise UserError if inputs cannot have this many tokens; None: numbers differ."""
+
     def attach(self, layer: nn.Module) -> None:
         """Make what depends on the layer whose `attend` this becomes, such as parameters."""
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
+from asap_exp.core.errors import UserError
 from asap_exp.ops import CoarseSettings, coarse_attention, coarse_plan, sinkhorn_attention
 from asap_exp.ops.backend import check_backend, full_precision
 from asap_exp.ops.checks import (
@@ -16,7 +17,7 @@ from asap_exp.ops.checks import (
     check_switch,
     check_temperature,
 )
-from asap_exp.ops.subsets import CHOICES, WEIGHTS
+from asap_exp.ops.subsets import CHOICES, WEIGHTS, check_grid
 
 
 @register("coarse")
@@ -66,6 +67,10 @@ class CoarseAttention(Attention):
         self.one_pass, self.num_iters = one_pass, num_iters
         self.refine, self.implicit_steps = refine, implicit_steps
         self.eps, self.backend = eps, backend
+
+    def check_tokens(self, tokens: int | None) -> None:
+        if self.subset == "grid":
+            check_fills_grid(tokens, self.grid_width, "attention.subset", "attention.grid_width")
 
     @property
     def settings(self) -> CoarseSettings:
@@ -126,3 +131,19 @@ class CoarseAttention(Attention):
             f"tokens={self.tokens}, subset={self.subset}, {form}, num_iters={self.num_iters}, "
             f"eps={self.eps}{refine}{implicit}"
         )
+
+
+def check_fills_grid(tokens: int | None, grid_width: int, choice: str, width: str) -> None:
+    """Raise UserError unless `tokens` tokens fill a grid; None are those of texts, which have none.
+
+    `choice` and `width` are the keys that asked for it.
+    """
+    if tokens is None:
+        raise UserError(
+            f"{choice}=grid is for images, and this model reads texts; take sequence, random, "
+            "farthest or kmeans"
+        )
+    try:
+        check_grid(tokens, grid_width, None)
+    except ValueError as error:
+        raise UserError(f"{width}={grid_width}: {error}") from error

@@ -18,10 +18,15 @@ def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     }
 
 
-def fill_attention(model: nn.Module, attention: Mapping[str, Any]) -> None:
-    """Give every attention layer an attention of its own, built from `{name, **options}`."""
+def fill_attention(model: nn.Module, attention: Mapping[str, Any], *, tokens: int | None) -> None:
+    """Give every attention layer an attention of its own, built from `{name, **options}`.
+
+    `tokens` is the number in every input, None where it differs. UserError if the attention cannot
+    have so many.
+    """
     for depth, layer in enumerate(attention_layers(model).values()):
         attend = build_attention(attention)
+        attend.check_tokens(tokens)
         attend.depth = depth
         layer.attend = attend
 

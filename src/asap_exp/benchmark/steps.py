@@ -28,7 +28,7 @@ from asap_exp.engine.module import Classifier
 from asap_exp.engine.rates import LearningRates
 from asap_exp.engine.recording_choice import set_recording
 from asap_exp.engine.step_timer import Pace, StepTimer
-from asap_exp.models import build_net, compile_as_configured
+from asap_exp.models import build_net, compile_as_configured, tokens_of_images
 from asap_exp.report.step_records import FORMAT, folder_of, write_record
 from asap_exp.report.step_table import print_steps, report_steps
 from asap_exp.timing.roofline import ceilings
@@ -195,12 +195,6 @@ def computed(
         "model_tflops": teraflops,
         "utilisation": min(teraflops / (pace.step_ms / 1e3) / rate, 1.0),
     }
-
-
-def tokens_of_images(net: nn.Module) -> int | None:
-    """Return the tokens of an image; None for a network on texts, whose inputs are tokens."""
-    patches = getattr(net, "patch_embed", None)
-    return None if patches is None else int(patches.num_patches)
 
 
 def flops_of(net: nn.Module, example: Batch, shape: tuple[int, ...]) -> int:

@@ -9,11 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from asap_exp.attention import Attention, SinkhornAttention, attention_layers, build_attention
+from asap_exp.attention import (
+    Attention,
+    SinkhornAttention,
+    attention_layers,
+    build_attention,
+    check_fills_grid,
+)
 from asap_exp.calibration.config import CalibrationConfig, CoarseKeys, recipe_without_fit
 from asap_exp.core.errors import UserError
 from asap_exp.ops import CoarseSettings
-from asap_exp.ops.subsets import check_grid
 
 
 def coarse_settings(config: CalibrationConfig, num_iters: int) -> CoarseSettings | None:
@@ -80,17 +85,9 @@ def check_grid_fits(keys: CoarseKeys, tokens: int | None) -> None:
 
     `tokens` is their number in every image, None for texts.
     """
-    if keys.tokens is None or keys.choice != "grid":
-        return
-    if tokens is None:
-        raise UserError(
-            "calibration.coarse.choice=grid is for images, and this teacher reads texts; take "
-            "sequence, random, farthest or kmeans"
-        )
-    try:
-        check_grid(tokens, keys.grid_width, None)
-    except ValueError as error:
-        raise UserError(f"calibration.coarse.grid_width={keys.grid_width}: {error}") from error
+    if keys.tokens is not None and keys.choice == "grid":
+        prefix = "calibration.coarse"
+        check_fills_grid(tokens, keys.grid_width, f"{prefix}.choice", f"{prefix}.grid_width")
 
 
 def identity_without_fit(keys: CoarseKeys, form: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from asap_exp.core.failures import sentences
 from asap_exp.core.runs import Run
 from asap_exp.data.loader import Batch
 from asap_exp.data.run_data import run_data
-from asap_exp.models import load_net
+from asap_exp.models import load_net, tokens_of_images
 from asap_exp.timing.memory import peak_memory
 
 COLUMNS = ("relative error", "cosine", "KL", "column error", "time", "MiB")
@@ -170,7 +170,7 @@ class Measured:
 
 def measured(net: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> Measured:
     """Differentiate the loss of a batch with this attention in all layers."""
-    fill_attention(net, attention)
+    fill_attention(net, attention, tokens=tokens_of_images(net))
     found = gradient(net, batch)
     mib = peak_memory(lambda: gradient(net, batch), torch.device("cpu"))
     with torch.no_grad(), record_inputs(net) as recorded:
@@ -197,7 +197,7 @@ def gradient(net: nn.Module, batch: Batch) -> Sequence[Tensor]:
 
 def seconds(net: nn.Module, batch: Batch, attention: Mapping[str, Any]) -> float:
     """Return how long a pass with this attention takes."""
-    fill_attention(net, attention)
+    fill_attention(net, attention, tokens=tokens_of_images(net))
     start = time.perf_counter()
     gradient(net, batch)
     return time.perf_counter() - start

@@ -9,7 +9,7 @@ from asap_exp.models.build import (
     load_weights,
 )
 from asap_exp.models.text import TextEncoder
-from asap_exp.models.vit import build_vit
+from asap_exp.models.vit import build_vit, tokens_of_images
 
 __all__ = [
     "TextEncoder",
@@ -20,4 +20,5 @@ __all__ = [
     "compile_net",
     "load_net",
     "load_weights",
+    "tokens_of_images",
 ]

@@ -107,7 +107,8 @@ class TextEncoder(nn.Module):
         else:
             self.head = ClassHead(config, num_classes)
         self.head.apply(initialise_weights)
-        fill_attention(self, attention)  # last: other weights do not depend on it
+        # Last: other weights do not depend on it
+        fill_attention(self, attention, tokens=None)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that are not decayed, as timm's models do."""

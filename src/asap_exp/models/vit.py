@@ -65,8 +65,14 @@ def build_vit(
         proj_drop_rate=model.dropout,
         attn_layer=ViTAttention,
     )
-    fill_attention(vit, attention)
+    fill_attention(vit, attention, tokens=tokens_of_images(vit))
     return vit
+
+
+def tokens_of_images(net: nn.Module) -> int | None:
+    """Return the tokens of an image; None for a network on texts, whose inputs are tokens."""
+    patches = getattr(net, "patch_embed", None)
+    return None if patches is None else int(patches.num_patches)
 
 
 def divisors(n: int) -> list[int]:
