@@ -15,10 +15,12 @@ from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.words import coarse_label, map_label, size_and_form
+from asap_exp.distill.__main__ import run as distill
 from asap_exp.distill.config import DistillConfig
+from asap_exp.distill.without_fit import distill_without_fit
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
-from tests.stages import run_coarse
+from tests.stages import run_coarse, run_train
 
 RIDGE = ("calibration=ridge", "calibration.slices=0", "calibration.query_features=true")
 
@@ -144,8 +146,28 @@ def test_a_grid_that_does_not_fit_is_refused(results: Path) -> None:
     grid = ("calibration.coarse.choice=grid", "calibration.coarse.grid_width=3")
     with pytest.raises(UserError, match=r"grid_width=3: choice='grid' cannot lay out 4 tokens"):
         run_coarse(results, *grid)
-    with pytest.raises(UserError, match="choice=grid is for images, and this teacher reads texts"):
+    with pytest.raises(UserError, match="choice=grid is for images, and this model reads texts"):
         check_grid_fits(CoarseKeys(tokens=2, choice="grid"), None)
+
+
+@pytest.mark.slow
+def test_the_newest_teacher_is_of_sinkhorn_and_check_refuses_what_the_run_does(
+    tmp_path: Path, shared_pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sinkformer's is newer, and a map can be fitted to it, but its updates are others."""
+    results = tmp_path / "results"
+    shutil.copytree(shared_pipeline.results, results)
+    other = run_train(results, attention=("attention=sinkformer",))
+    check = ("calibration=coarse", "calibration.coarse.tokens=2", "check=true")
+    where = f"paths.results={results}"
+    distill(config(*check, where))
+    assert "Would run: coarse on" in capsys.readouterr().out
+    assert shared_pipeline.teacher.path.name in str(run_coarse(results))
+    distill(config(*check, where))
+    assert "Would run: nothing, it is finished" in capsys.readouterr().out
+    for run in (distill, distill_without_fit):
+        with pytest.raises(UserError, match="has sinkformer attention, whose updates are not"):
+            run(config(*check, where, f"teacher={other.path}"))
 
 
 def test_settings_are_part_of_what_names_a_map_only_where_they_are_read() -> None:

@@ -21,6 +21,7 @@ from asap_exp.distill.budget import TEACHER, check_budget, out_of_reach
 from asap_exp.distill.candidates import ValidationScorer
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import Asked, asked, is_compiled, loaders
+from asap_exp.distill.without_fit import coarse_asked
 
 FEW, MORE, QUICK_SECONDS = 8, 32, 2.0
 """Samples that are fitted and on which fits are checked; more by gradient if the few are quick."""
@@ -34,12 +35,11 @@ COPIES = 3
 
 def check(config: DistillConfig) -> Score:
     """Check the compilation of `config` and print what would run; return the estimated time."""
+    if not config.calibration.fits:
+        return check_without_fit(config)
     subject = asked(config, alone(config.together))
     calibration, device = config.fitted, subject.device
     found = check_place(subject.folder, 0, config.logger)
-    if not calibration.steps:  # coarse duals: nothing is fitted, and no data is read
-        found = {"teacher": shown(subject.run.path), "device": device_name(device), **found}
-        return conclude(found, 0.0, f"{calibration.name} on {len(subject.paths)} layers, no fit")
     if is_compiled(subject.folder, subject.run, subject.net, subject.data):
         return nothing_to_do()
     fit, held_out = loaders(calibration, subject)
@@ -74,6 +74,19 @@ def check(config: DistillConfig) -> Score:
         seconds,
         f"{' + '.join(calibration.steps)} on {len(subject.paths)} layers"
         + (", timing of a budget not counted" if config.budget.asked else ""),
+    )
+
+
+def check_without_fit(config: DistillConfig) -> Score:
+    """Check that coarse duals can take the teacher's place; no data is read, and nothing timed."""
+    wanted = coarse_asked(config)
+    found = check_place(wanted.folder, 0, config.logger)
+    if wanted.is_made():
+        return nothing_to_do()
+    return conclude(
+        {"teacher": shown(wanted.run.path), **found},
+        0.0,
+        f"{config.calibration.name} on {len(wanted.attends)} layers, no fit",
     )
 
 

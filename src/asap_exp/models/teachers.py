@@ -31,12 +31,17 @@ CALIBRATIONS = {SINKHORN: "ridge", SoftmaxAttention.name: "hedgehog"}
 
 
 def find_teacher(
-    paths: PathsConfig, task: str | None, teacher: str | None, attention: str | None = SINKHORN
+    paths: PathsConfig,
+    task: str | None,
+    teacher: str | None,
+    attention: str | None = SINKHORN,
+    *,
+    exact: bool = False,
 ) -> Run:
     """Return the run at `teacher`, or the newest finished teacher (of `task`); print it.
 
-    `attention`, of `TEACHERS`, is what it must have; None, for any of them, needs a `teacher`. A
-    run that was shortened for debugging is taken by its name alone. Raises UserError with the
+    `attention`, of `TEACHERS`, is what it must have; None, for any of them, needs a `teacher`. With
+    `exact` the newest is of that one alone, not of a subclass such as Sinkformer's. A run that was shortened for debugging is taken by its name alone. Raises UserError with the
     command that makes a teacher if there is none.
     """
     if teacher is not None:
@@ -47,7 +52,12 @@ def find_teacher(
     assert attention is not None, "the newest of one kind"
     runs = list(sound_runs_with_manifests(paths, task))
     manifests = {run.path: manifest for run, manifest in runs if manifest is not None}
-    candidates = [run for run in current(run for run, _ in runs) if teaches(run.config, attention)]
+    candidates = [
+        run
+        for run in current(run for run, _ in runs)
+        if teaches(run.config, attention)
+        and not (exact and run.config.attention["name"] != attention)
+    ]
     whole = [run for run in candidates if run.path in manifests]
     finished = [run for run in whole if not is_trial(run.config)]
     shortened = [run.path for run in whole if is_trial(run.config)]
