@@ -211,6 +211,17 @@ def test_several_rivals_of_the_same_recipe_are_rows_of_their_own(pipeline: Pipel
 
 
 @pytest.mark.slow
+def test_a_teacher_is_no_rival_of_its_own(tmp_path: Path) -> None:
+    """Another number of half-steps is one: the teacher's attention with other options."""
+    sinkformer = ("attention=sinkformer",)
+    other = run_train(tmp_path, attention=(*sinkformer, "attention.half_steps=5"))
+    teacher = run_train(tmp_path, attention=sinkformer)
+    run_distill(tmp_path, f"teacher={teacher.path}")
+    found = read_record(run_evaluate(tmp_path))
+    assert list(found.rival_runs.values()) == [other.name]
+
+
+@pytest.mark.slow
 def test_coarse_attentions_trained_alike_are_rows_by_size_and_form(pipeline: Pipeline) -> None:
     """One here has the number of updates of the teacher, the other one has not."""
     options = (

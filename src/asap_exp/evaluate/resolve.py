@@ -117,11 +117,7 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
     net = load_net(run, device)
     artifact = load_artifact(folder)
     check_belongs(artifact, teacher_identity(run, net), folder)
-    own = run.config.attention["name"]  # a softmax teacher is no baseline of its own
-    matched = {
-        name: matched_baselines(run, name, config) if name != own else []
-        for name in MATCHED_BASELINES
-    }
+    matched = {name: matched_baselines(run, name, config) for name in MATCHED_BASELINES}
     baselines = {name: next(iter(found), None) for name, found in matched.items()}
     more = matched[COARSE][1:]
     rivals = [found for name in RIVALS for found in matched_baselines(run, name, config)]
@@ -228,12 +224,15 @@ def matched_baselines(run: Run, attention: str, config: EvaluateConfig) -> list[
     """Find the matched baselines: same data, model, recipe and seed, trained with `attention`.
 
     One, except of coarse duals and rivals: one for each choice of options, so that these can be
-    compared.
+    compared. The teacher is none of its own.
     """
     mine, found = run.manifest, list[Run]()
+    if attention == run.config.attention["name"] and attention not in RIVALS:
+        return found
     for other in all_runs(config.paths, run.config.task.name):
         if (
-            other.config.attention["name"] != attention
+            other.path == run.path
+            or other.config.attention["name"] != attention
             or other.config.seed != run.config.seed
             or (its := other.finished_manifest()) is None
             or its.recipe_hash != mine.recipe_hash
