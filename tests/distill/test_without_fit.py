@@ -120,6 +120,10 @@ def test_with_all_tokens_predictions_are_the_teachers(
         (("calibration.coarse.token=2",), r"there is no key token below calibration.coarse"),
         (("budget.accuracy_drop=1",), r"coarse fits nothing, and a budget .*budget.coarse_tokens"),
         (
+            (*RIDGE, "budget.coarse_tokens=[4]"),
+            r"coarse_tokens=\[4\] has no effect without a budget",
+        ),
+        (
             (*RIDGE, "calibration.form=one_pass", "calibration.refine=1"),
             r"refine=1 updates the dual of the queries, and with calibration.form=one_pass a map",
         ),

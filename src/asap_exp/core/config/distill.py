@@ -55,6 +55,12 @@ class BudgetConfig:
                 f"budget.accuracy_drop={self.accuracy_drop} and "
                 f"budget.latency_ratio={self.latency_ratio} are two budgets; give one of them"
             )
+        if self.coarse_tokens and not self.asked:
+            raise UserError(
+                f"budget.coarse_tokens={list(self.coarse_tokens)} has no effect without a budget; "
+                "set budget.accuracy_drop or budget.latency_ratio, or for coarse duals alone "
+                "calibration=coarse calibration.coarse.tokens=64"
+            )
 
     @property
     def asked(self) -> bool:
