@@ -41,8 +41,9 @@ def find_teacher(
     """Return the run at `teacher`, or the newest finished teacher (of `task`); print it.
 
     `attention`, of `TEACHERS`, is what it must have; None, for any of them, needs a `teacher`. With
-    `exact` the newest is of that one alone, not of a subclass such as Sinkformer's. A run that was shortened for debugging is taken by its name alone. Raises UserError with the
-    command that makes a teacher if there is none.
+    `exact` the newest is of that one alone, not of a subclass such as Sinkformer's. A run that was
+    shortened for debugging is taken by its name alone. Raises UserError with the command that makes
+    a teacher if there is none.
     """
     if teacher is not None:
         run = Run(Path(teacher))
