@@ -9,7 +9,7 @@ import torch
 import asap_exp
 from asap_exp.attention import CoarseAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
-from asap_exp.calibration.coarse import check_grid_fits
+from asap_exp.calibration.coarse import check_tokens
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
@@ -84,11 +84,12 @@ def test_damaged_artifact_is_made_again(
 
 @pytest.mark.parametrize("form", ["two_sided", "one_pass"])
 def test_with_all_tokens_predictions_are_the_teachers(
-    shared_pipeline: Pipeline, results: Path, form: str
+    shared_pipeline: Pipeline, results: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     net, x = load_net(shared_pipeline.teacher), torch.rand(4, 1, 8, 8)
     options = ("calibration.coarse.tokens=4", f"calibration.form={form}")
     made = run_coarse(results, *options)
+    assert "calibration.coarse.tokens=4 takes all 4 tokens" in capsys.readouterr().err
     artifact = load_artifact(made)
     with torch.no_grad():
         teacher = net(x)
@@ -151,7 +152,7 @@ def test_a_grid_that_does_not_fit_is_refused(results: Path) -> None:
     with pytest.raises(UserError, match=r"grid_width=3: choice='grid' cannot lay out 4 tokens"):
         run_coarse(results, *grid)
     with pytest.raises(UserError, match="choice=grid is for images, and this model reads texts"):
-        check_grid_fits(CoarseKeys(tokens=2, choice="grid"), None)
+        check_tokens(CoarseKeys(tokens=2, choice="grid"), None)
 
 
 @pytest.mark.slow

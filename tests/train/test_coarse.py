@@ -49,3 +49,13 @@ def test_a_grid_that_the_tokens_do_not_fill_is_refused(tmp_path: Path) -> None:
     root = text_root(tmp_path, "agnews")
     with pytest.raises(UserError, match=r"^attention.subset=grid is for images, and this model"):
         run_text(tmp_path / "results", root, "task=agnews", attention=(*COARSE, *GRID))
+
+
+def test_as_many_tokens_as_an_image_has_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_train(tmp_path, "model.patch_size=4", attention=(*COARSE, "attention.tokens=3"))
+    assert "takes all" not in capsys.readouterr().err
+    run_train(tmp_path, "model.patch_size=4", attention=(*COARSE, "attention.tokens=4"))
+    words = "attention.tokens=4 takes all 4 tokens of an image, which is Sinkhorn itself"
+    assert capsys.readouterr().err.count(words) == 1

@@ -26,7 +26,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from asap_exp.attention.asap import AsapAttention  # noqa: E402
-from asap_exp.attention.coarse import CoarseAttention, check_fills_grid  # noqa: E402
+from asap_exp.attention.coarse import CoarseAttention, check_fills_grid, warn_if_all  # noqa: E402
 from asap_exp.attention.differential import DifferentialAttention  # noqa: E402
 from asap_exp.attention.espformer import EspformerAttention  # noqa: E402
 from asap_exp.attention.hedgehog import HedgehogAttention  # noqa: E402
@@ -66,4 +66,5 @@ __all__ = [
     "register",
     "swap_attention",
     "swapped",
+    "warn_if_all",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.attention.base import Attention, register
+from asap_exp.core.console import warn
 from asap_exp.core.errors import UserError
 from asap_exp.ops import CoarseSettings, coarse_attention, coarse_plan, sinkhorn_attention
 from asap_exp.ops.backend import check_backend, full_precision
@@ -147,3 +148,12 @@ def check_fills_grid(tokens: int | None, grid_width: int, choice: str, width: st
         check_grid(tokens, grid_width, None)
     except ValueError as error:
         raise UserError(f"{width}={grid_width}: {error}") from error
+
+
+def warn_if_all(tokens: int | None, taken: int, key: str) -> None:
+    """Warn if a subset of `taken` tokens, as `key` says, is all `tokens` that each input has."""
+    if tokens is not None and tokens <= taken:
+        warn(
+            f"{key}={taken} takes all {tokens} tokens of an image, which is Sinkhorn itself and "
+            f"no faster; take fewer, such as {key}={max(tokens // 4, 1)}"
+        )

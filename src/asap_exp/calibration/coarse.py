@@ -15,6 +15,7 @@ from asap_exp.attention import (
     attention_layers,
     build_attention,
     check_fills_grid,
+    warn_if_all,
 )
 from asap_exp.calibration.config import CalibrationConfig, CoarseKeys, recipe_without_fit
 from asap_exp.core.errors import UserError
@@ -80,14 +81,17 @@ def coarse_layers(
     return attends
 
 
-def check_grid_fits(keys: CoarseKeys, tokens: int | None) -> None:
-    """Raise UserError if tokens are to be chosen on a grid that is not the model's.
+def check_tokens(keys: CoarseKeys, tokens: int | None) -> None:
+    """Raise UserError for a grid that is not the model's; warn if all tokens are taken.
 
     `tokens` is their number in every image, None for texts.
     """
-    if keys.tokens is not None and keys.choice == "grid":
-        prefix = "calibration.coarse"
+    if keys.tokens is None:
+        return
+    prefix = "calibration.coarse"
+    if keys.choice == "grid":
         check_fills_grid(tokens, keys.grid_width, f"{prefix}.choice", f"{prefix}.grid_width")
+    warn_if_all(tokens, keys.tokens, f"{prefix}.tokens")
 
 
 def identity_without_fit(keys: CoarseKeys, form: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from asap_exp.calibration.artifact import (
     save_artifact,
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
-from asap_exp.calibration.coarse import check_grid_fits
+from asap_exp.calibration.coarse import check_tokens
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
@@ -100,7 +100,7 @@ def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Ask
     use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
     net = load_net(run, team.device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    check_grid_fits(config.fitted.coarse, tokens_of(run))
+    check_tokens(config.fitted.coarse, tokens_of(run))
     data = run_data(run, config.data, config.fitted.batch_size, team.device)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     return Asked(run, net, paths, data, team, folder)

@@ -15,7 +15,7 @@ from asap_exp.calibration.artifact import (
     make_artifact,
     save_artifact,
 )
-from asap_exp.calibration.coarse import check_grid_fits, coarse_layers, identity_without_fit
+from asap_exp.calibration.coarse import check_tokens, coarse_layers, identity_without_fit
 from asap_exp.calibration.config import ONE_PASS
 from asap_exp.calibration.teacher import teacher_identity
 from asap_exp.core.console import say, shown, warn
@@ -61,7 +61,7 @@ def coarse_asked(config: DistillConfig) -> Coarse:
     """Find and load the teacher, print which, and build the attention; UserError if neither can."""
     run = find_teacher(config.paths, config.task.name, config.teacher, exact=True)
     keys, form = config.calibration.coarse, config.calibration.form
-    check_grid_fits(keys, tokens_of(run))
+    check_tokens(keys, tokens_of(run))
     net = load_net(run, "cpu")
     paths = chosen_layers(config.layer, list(attention_layers(net)))
     attends = coarse_layers(net, paths, keys, one_pass=form == ONE_PASS)

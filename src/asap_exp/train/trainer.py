@@ -8,7 +8,13 @@ from warnings import catch_warnings
 
 import lightning as L
 
-from asap_exp.attention import build_attention, canonical_options
+from asap_exp.attention import (
+    CoarseAttention,
+    attention_layers,
+    build_attention,
+    canonical_options,
+    warn_if_all,
+)
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.console import say, shown
 from asap_exp.core.devices import choose_device, choose_precision, use_cpu_threads
@@ -49,7 +55,7 @@ from asap_exp.engine.checkpoints import check_identity
 from asap_exp.engine.diagnostics import PLAN_NUMBERS
 from asap_exp.engine.module import net_of
 from asap_exp.engine.recording_choice import set_recording
-from asap_exp.models import build_net, compile_as_configured
+from asap_exp.models import build_net, compile_as_configured, tokens_of_images
 from asap_exp.models.init_from import initial_facts, initial_run, initialise, with_initial
 from asap_exp.train.export import export, summary
 from asap_exp.train.finished import is_finished
@@ -144,6 +150,10 @@ def load(training: Training) -> bool:
     config, data, initial = training.config, training.data, training.initial
     data.setup()
     data.warn_of_few_samples()
+    net = net_of(training.module)
+    for layer in [*attention_layers(net).values()][:1]:  # all layers have the same options
+        if isinstance(layer.attend, CoarseAttention):
+            warn_if_all(tokens_of_images(net), layer.attend.tokens, "attention.tokens")
     if initial is not None:
         check_same_tokenizer(data.identity, initial)
     require_weighted(config, training.module)
