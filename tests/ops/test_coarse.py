@@ -384,6 +384,22 @@ WRONG = {
         ValueError,
         r"subset\.tokens .* got \(1, 2\)",
     ),
+    "beyond": (
+        {"subset": SUBSET._replace(tokens=SUBSET.tokens + 40)},
+        ValueError,
+        r"subset\.tokens must be from 0 to \d+, got 40 to 42: choose the subset among these",
+    ),
+    "before": ({"subset": SUBSET._replace(tokens=-SUBSET.tokens)}, ValueError, "got -2 to 0"),
+    "negative": (
+        {"subset": SUBSET._replace(weight=-SUBSET.weight)},
+        ValueError,
+        r"subset\.weight must be at least 0 and finite, got -1\.0 to -1\.0",
+    ),
+    "not a number": (
+        {"key_subset": SUBSET._replace(weight=SUBSET.weight / 0 * 0)},
+        ValueError,
+        r"key_subset\.weight must be at least 0 and finite, got nan",
+    ),
     "key_subset": ({"key_subset": 3}, TypeError, "key_subset must be a Subset.*got int"),
     "num_iters": ({"num_iters": 0}, ValueError, "num_iters must be at least 1, got 0"),
     "eps": ({"eps": 0.0}, ValueError, "eps must be finite and > 0"),

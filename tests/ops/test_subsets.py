@@ -209,3 +209,8 @@ def test_wrong_arguments(case):
 def test_tokens_that_are_no_square_are_refused_as_a_grid():
     with pytest.raises(ValueError, match="15 tokens in a square"):
         choose_subset(points(15), 4, choice="grid")
+
+
+def test_no_tokens_are_refused_by_the_name_of_the_argument():
+    with pytest.raises(ValueError, match=r"^x has shape \(2, 3, 0, 4\); it needs at least one tok"):
+        choose_subset(torch.zeros(2, 3, 0, 4), 2)

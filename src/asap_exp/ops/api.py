@@ -191,7 +191,7 @@ def choose_subset(
     between the vectors: give the keys. `weights` are "equal" or "voronoi": to how many tokens each
     is the nearest. The choice depends on the valid tokens and the seed alone, and has no gradient.
     """
-    check.check_query_key(x, x)
+    check.check_vectors("x", x)
     for name, number, least in (
         ("count", count, 1),
         ("seed", seed, 0),

@@ -17,11 +17,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_query_key(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
-        check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
-        if x.shape[2] < 1 or x.shape[3] < 1:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; it needs at least one token and one channel"
-            )
+        check_vectors(name, x)
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(
             "q and k must agree in batch and heads: "
@@ -34,6 +30,14 @@ def check_query_key(q: Tensor, k: Tensor) -> None:
     if k.dtype != q.dtype:
         raise TypeError(f"k must have q's dtype {q.dtype}, got {k.dtype}")
     check_device("k", k, q)
+
+
+def check_vectors(name: str, x: Tensor) -> None:
+    check_tensor(name, x, "[batch, heads, tokens, head_dim]", 4)
+    if x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; it needs at least one token and one channel"
+        )
 
 
 def check_value(v: Tensor, k: Tensor) -> None:
@@ -173,7 +177,7 @@ def check_theta(theta: Tensor, q: Tensor) -> None:
 
 
 def check_subset(name: str, subset: Subset, x: Tensor) -> None:
-    """Refuse what is no `Subset` of the tokens of `x`; indices themselves are not read."""
+    """Refuse what is no `Subset` of the tokens of `x`; on a GPU its numbers are not waited for."""
     if not isinstance(subset, Subset):
         raise TypeError(
             f"{name} must be a Subset(tokens, weight), as choose_subset makes it; "
@@ -195,6 +199,27 @@ def check_subset(name: str, subset: Subset, x: Tensor) -> None:
                 f"got {tuple(given.shape)}"
             )
         check_device(f"{name}.{part}", given, x)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+        check_numbers(name, subset, x.shape[2])
+
+
+def check_numbers(name: str, subset: Subset, n: int) -> None:
+    """Refuse indices that are not of `n` tokens, and weights that are no share of a mass."""
+    weight = subset.weight.detach()
+    try:
+        least, most = (int(end) for end in subset.tokens.aminmax())
+        lightest, heaviest = (float(end) for end in weight.aminmax())
+    except RuntimeError:  # under vmap, and of tensors without contents, no number can be read
+        return
+    if least < 0 or most >= n:
+        raise ValueError(
+            f"{name}.tokens must be from 0 to {n - 1}, got {least} to {most}: choose the subset "
+            "among these tokens"
+        )
+    if not 0 <= lightest <= heaviest < math.inf:  # False for NaN
+        raise ValueError(
+            f"{name}.weight must be at least 0 and finite, got {lightest} to {heaviest}"
+        )
 
 
 def gradient_needed(*inputs: Tensor | None) -> bool:
