@@ -65,6 +65,7 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
         ({"steps": ("kl",)}, r"^steps=\['kl'\] must begin with ridge"),
+        ({"steps": ("hedgehog",)}, r"hedgehog, which is fitted to a softmax teacher.*exp\.distill"),
         ({"steps": ()}, r"^steps=\[\] must begin with ridge"),
         ({"holdout": 1.0}, "holdout=1.0 is not allowed"),
         ({"forward": lambda model, batch: model.first(batch[0])}, "did not run .* at second"),
@@ -80,3 +81,8 @@ def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, 
 def test_unknown_keyword_is_refused(teacher: Classifier) -> None:
     with pytest.raises(TypeError, match=r"compile\(\) takes no keyword 'slice'"):
         asap_exp.compile(teacher, loader(), slice=3)
+    with pytest.raises(
+        TypeError, match=r"'tokens'; .*learned_slices, .* is of method='coarse'"
+    ) as e:
+        asap_exp.compile(teacher, loader(), tokens=3)
+    assert "hedgehog" not in str(e.value)

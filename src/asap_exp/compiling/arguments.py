@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asap_exp.attention import attention_layers
+from asap_exp.attention import CoarseAttention, attention_layers, attention_options
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
-from asap_exp.calibration.steps import STEPS, with_settings
+from asap_exp.calibration.steps import STEPS, Step, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
 
 PREFIX = "calibration."
@@ -90,12 +90,20 @@ def check_steps(steps: Any) -> None:
         example = [steps] if isinstance(steps, str) else ["ridge", "learned_slices"]
         raise UserError(f"steps={steps!r} must be a list of names, for example {example}")
     for step in steps:
+        if step in STEPS and STEPS[step].teacher != Step.teacher:
+            raise UserError(
+                f"steps={list(steps)!r} cannot have {step}, which is fitted to a "
+                f"{STEPS[step].teacher} teacher, and compile replaces Sinkhorn attention; for a "
+                f"trained run take: python -m asap_exp.distill calibration={step}"
+            )
         check_choice("steps", step, tuple(STEPS))
 
 
 def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
     """Refuse a keyword that is no setting of a step taken and no feature, or has another type."""
-    settings = with_settings()
+    settings = {
+        name: step for name, step in with_settings().items() if step.teacher == Step.teacher
+    }
     for name, value in given.items():
         if name in FURTHER_FEATURES:
             check_switches(**{name: value})
@@ -107,6 +115,11 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
             raise TypeError(
                 f"compile() takes no keyword {name!r}; the steps with settings are "
                 f"{', '.join(settings)}, and {COARSE} is the feature that has some"
+                + (
+                    f". {name} is of method='coarse', which takes no loader"
+                    if name in attention_options(CoarseAttention.name)
+                    else ""
+                )
             )
         wanted = type(settings[name].settings)
         if not isinstance(value, wanted):
