@@ -251,6 +251,17 @@ def test_help_shows_keys_and_groups(tmp_path: Path) -> None:
     assert re.search(r"task: .*cifar.*digits.*imdb", done.stdout)
 
 
+@pytest.mark.slow
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path) -> None:
+    """As in `--help | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "asap_exp.train", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_help_lists_the_groups_of_the_stage_alone() -> None:
     groups = {
         name: set(re.findall(r"^  (\w+): .*\w", help_text(name).split("# Groups")[1], re.MULTILINE))

@@ -32,7 +32,10 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words):
-        print(help_text(stage))
+        try:
+            print(help_text(stage), flush=True)
+        except BrokenPipeError:  # `--help | head`; nor shall Python's flush at the end complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     # Figures are written to files. Lightning imports matplotlib, which fails if MPLBACKEND names
     # a notebook's backend that is not installed here.
