@@ -157,17 +157,16 @@ def test_a_grid_that_does_not_fit_is_refused(results: Path) -> None:
 
 @pytest.mark.slow
 def test_the_newest_teacher_is_of_sinkhorn_and_check_refuses_what_the_run_does(
-    tmp_path: Path, shared_pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sinkformer's is newer, and a map can be fitted to it, but its updates are others."""
-    results = tmp_path / "results"
-    shutil.copytree(shared_pipeline.results, results)
+    results = pipeline.results
     other = run_train(results, attention=("attention=sinkformer",))
     check = ("calibration=coarse", "calibration.coarse.tokens=2", "check=true")
     where = f"paths.results={results}"
     distill(config(*check, where))
     assert "Would run: coarse on" in capsys.readouterr().out
-    assert shared_pipeline.teacher.path.name in str(run_coarse(results))
+    assert pipeline.teacher.path.name in str(run_coarse(results))
     distill(config(*check, where))
     assert "Would run: nothing, it is finished" in capsys.readouterr().out
     for run in (distill, distill_without_fit):
