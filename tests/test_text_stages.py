@@ -155,7 +155,7 @@ def test_coarse_duals_of_padded_texts(pipeline: TextPipeline) -> None:
     rows = {row["key"]: row for row in record["rows"]}
     assert rows["asap"]["label"] == "coarse duals, 6 tokens, two-sided, kmeans, all layers"
     assert rows["asap"]["row_error"] == pytest.approx(0, abs=1e-5)
-    with pytest.raises(UserError, match="choice=grid is for images, and this teacher reads texts"):
+    with pytest.raises(UserError, match="choice=grid is for images, and this model reads texts"):
         run_coarse(pipeline.results, *which, "calibration.coarse.choice=grid")
 
 

@@ -12,7 +12,7 @@ from asap_exp.core.records.row import COLUMN, COLUMNS, Row
 
 
 def test_every_number_of_a_row_is_a_column() -> None:
-    said = {"key", "label", "group", "layers"}
+    said = {"key", "label", "group", "layers", "layer_columns"}
     assert [column.key for column in COLUMNS] == [f.name for f in fields(Row) if f.name not in said]
     assert {column.key for column in COLUMNS if column.latency} == {"layer_ms", "model_ms"}
 

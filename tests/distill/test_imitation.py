@@ -10,6 +10,8 @@ import asap_exp
 from asap_exp.attention import HedgehogAttention, attention_layers, swapped
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.calibration.data import CalibrationData
+from asap_exp.calibration.imitation import check_taught
+from asap_exp.calibration.steps.hedgehog import Hedgehog
 from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
@@ -224,8 +226,6 @@ def test_what_has_no_effect_or_no_meaning_is_refused(
 
 
 def test_a_sinkhorn_layer_is_no_teacher_of_an_imitation(shared_pipeline: Pipeline) -> None:
-    net = load_net(shared_pipeline.teacher)
-    batches = torch.rand(8, 1, 8, 8).split(4)
-    options = {"slices": 0, "query_features": False, "adaptive": False}
+    layers = attention_layers(load_net(shared_pipeline.teacher))
     with pytest.raises(UserError, match=r"has sinkhorn attention, .*hedgehog imitates softmax"):
-        asap_exp.compile(net, batches, steps=["hedgehog"], progress=False, **options)
+        check_taught(Hedgehog(), layers)
