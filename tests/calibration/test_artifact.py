@@ -2,14 +2,24 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 
-from asap_exp.calibration.artifact import Artifact, load_artifact, load_fidelity, save_artifact
+from asap_exp.attention import SinkhornAttention
+from asap_exp.calibration.artifact import (
+    Artifact,
+    check_belongs,
+    load_artifact,
+    load_fidelity,
+    save_artifact,
+    teacher_layers,
+)
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
+from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.stages import run_distill, run_evaluate, run_train
 
@@ -199,3 +209,25 @@ def test_records_w5_what_is_being_written_is_not_called_damaged(
         save_artifact(tmp_path, wrong)
     assert "damaged" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_map_older_than_an_option_of_its_teacher_still_belongs(shared_pipeline: Pipeline) -> None:
+    """Options that are new, at their defaults, are not written, and not missed."""
+    artifact = load_artifact(shared_pipeline.artifact)
+    net = load_net(shared_pipeline.teacher)
+    teacher = {"teacher_layers": teacher_layers(net)}
+    younger = SinkhornAttention.younger_options
+    assert "gradient_updates" in younger
+    for layer in artifact.identity["teacher_layers"].values():
+        assert not set(younger) & layer["attention"].keys()
+    check_belongs(artifact, teacher, shared_pipeline.artifact)
+    for value, other in ((None, False), (2, True)):
+        identity = deepcopy(artifact.identity)
+        for layer in identity["teacher_layers"].values():
+            layer["attention"]["gradient_updates"] = value
+        written = Artifact(identity, artifact.tensors)
+        if other:
+            with pytest.raises(UserError, match="was fitted to another teacher"):
+                check_belongs(written, teacher, shared_pipeline.artifact)
+        else:
+            check_belongs(written, teacher, shared_pipeline.artifact)

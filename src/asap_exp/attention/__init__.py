@@ -12,6 +12,7 @@ from asap_exp.attention.base import (
     build_attention,
     canonical_options,
     register,
+    without_younger,
 )
 from asap_exp.attention.layer import AttentionLayer, MultiHeadAttention
 from asap_exp.attention.recording import LayerInputs, record_inputs
@@ -67,4 +68,5 @@ __all__ = [
     "swap_attention",
     "swapped",
     "warn_if_all",
+    "without_younger",
 ]

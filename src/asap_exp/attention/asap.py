@@ -36,6 +36,7 @@ class AsapAttention(Attention):
     """
 
     needs_calibration = True
+    younger_options = ("coarse", "one_pass")
     theta: Tensor
     weight: Tensor
     relaxation: Tensor | None

@@ -105,6 +105,20 @@ def attention_origin(name: str) -> dict[str, Any]:
     return plugins.origins([("attention", name, attention_class(name))])
 
 
+def without_younger(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `{name, **options}` without younger options at their defaults.
+
+    What was saved before there were these options is then still equal to what is built today.
+    """
+    cls = attention_class(config["name"])
+    parameters = inspect.signature(cls.__init__).parameters
+    return {
+        key: value
+        for key, value in config.items()
+        if not (key in cls.younger_options and value == parameters[key].default)
+    }
+
+
 def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `{name, **options}` with defaults filled in and integers converted for float options.
 

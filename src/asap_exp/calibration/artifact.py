@@ -18,6 +18,7 @@ from asap_exp.attention import (
     attention_layers,
     attention_options,
     build_attention,
+    without_younger,
 )
 from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.identity import MapIdentity
@@ -139,11 +140,9 @@ def attention_config(attend: Attention) -> dict[str, Any]:
     """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice."""
     names = [option for option in attention_options(attend.name) if option != "backend"]
     options = {name: getattr(attend, name) for name in names}
-    if isinstance(attend, AsapAttention):
-        coarse = options.pop("coarse")  # left out where unused, as in maps older than the option
-        options |= {} if coarse is None else {"coarse": coarse._asdict()}
-        options |= {"one_pass": True} if options.pop("one_pass") else {}
-    return {"name": attend.name, **options}
+    if isinstance(attend, AsapAttention) and attend.coarse is not None:
+        options["coarse"] = attend.coarse._asdict()
+    return without_younger({"name": attend.name, **options})
 
 
 def teacher_layers(
@@ -277,10 +276,16 @@ def check_belongs(
     artifact: Artifact, teacher: dict[str, Any], folder: Path, advice: str = OTHER_TEACHER
 ) -> None:
     """Refuses an artifact that was fitted to another teacher, and says what differs."""
+    identity = dict(artifact.identity)
+    layers = identity.get("teacher_layers") or {}
+    identity["teacher_layers"] = {
+        path: {**layer, "attention": without_younger(layer["attention"])}
+        for path, layer in layers.items()
+    }
     differences = [
-        f"{key}: the artifact's {artifact.identity.get(key)}, the teacher's {value}"
+        f"{key}: the artifact's {identity.get(key)}, the teacher's {value}"
         for key, value in teacher.items()
-        if artifact.identity.get(key) != value
+        if identity.get(key) != value
     ]
     if differences:
         lines = [f"{folder} was fitted to another teacher:", *differences]
