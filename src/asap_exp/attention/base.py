@@ -125,19 +125,16 @@ def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Equal attentions get equal configurations, however they were written.
     """
     cls = attention_class(config["name"])
-    parameters, younger = inspect.signature(cls.__init__).parameters, cls.younger_options
+    parameters = inspect.signature(cls.__init__).parameters
     canonical = dict(config)
     for option in attention_options(config["name"]):
         default = parameters[option].default
         if default is inspect.Parameter.empty:  # checked to be given
             continue
         value = config.get(option, default)
-        if option in younger and value == default:
-            canonical.pop(option, None)
-            continue
         whole = isinstance(value, int) and not isinstance(value, bool)
         canonical[option] = float(value) if isinstance(default, float) and whole else value
-    return canonical
+    return without_younger(canonical)
 
 
 def build_attention(config: Mapping[str, Any]) -> Attention:
