@@ -39,9 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
         max_examples=100,
     )
     hypothesis.settings.load_profile("the same cases every time")
-    if path := config.getoption("--report"):
+    is_worker = hasattr(config, "workerinput")
+    path = config.getoption("--report")
+    if path and not is_worker:  # else what an interrupted run leaves is the report of one worker
         config.pluginmanager.register(Report(path))
-    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+    if is_worker or config.getoption("dist", "no") == "no":
         prepare_kernels()
         quick_hydra.hasten()
         quick_omegaconf.hasten()
