@@ -19,7 +19,16 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
-from rows import TEACHER, Row, estimate, load_row, published, row_names, rows_of
+from rows import (
+    TEACHER,
+    Row,
+    attention_overrides,
+    estimate,
+    load_row,
+    published,
+    row_names,
+    rows_of,
+)
 
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, TrainConfig
@@ -114,8 +123,7 @@ def reproduce(row: Row, seed: int, arguments: argparse.Namespace) -> None:
     """Train, compile and evaluate a row with one seed of the training."""
     shared = [quoted("paths.results", arguments.results), "logger=csv"]
     for attention in attentions(row, arguments):
-        given = [] if attention == TEACHER else [f"attention={attention}"]
-        run = trained(row, [f"seed={seed}", *shared, *given])
+        run = trained(row, [f"seed={seed}", *shared, *attention_overrides(attention)])
         if attention == TEACHER:
             finish(row, run, shared)
 

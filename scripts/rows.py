@@ -28,12 +28,17 @@ TEACHER = "sinkhorn"
 """Attention of the row itself, whose options come from its recipe."""
 
 
+UNSAID_AT_FIRST = ("memory_mib", "steps", "sequential", "candidates")
+"""Settings of a calibration that the first records do not have."""
+
+
 @dataclass
 class Row:
     """Commands of one row; the last map of `distill` is shown in the table.
 
-    `pretrain` trains the run whose weights `train` starts from, and `baselines` are attentions
-    trained with the same recipe and shown next to it. `distill_all` is given to every calibration.
+    `pretrain` trains the run whose weights `train` starts from, and `baselines` are attentions,
+    each with its own overrides, trained with the same recipe and shown next to it. `distill_all` is
+    given to every calibration.
     `paper` describes the results that others published, and `unpublished` says why the row has no
     published record yet.
     """
@@ -67,7 +72,7 @@ class Row:
         """
         for seed, attention in itertools.product(self.seeds, attentions):
             own = attention == TEACHER
-            common = [f"seed={seed}", *([] if own else [f"attention={attention}"])]
+            common = [f"seed={seed}", *attention_overrides(attention)]
             start = ["init_from=RUN"] if self.pretrain else []
             if self.pretrain:
                 yield command("train", [*common, *self.pretrain])
@@ -75,6 +80,14 @@ class Row:
             if own:
                 yield from (command("distill", ["teacher=RUN", *c]) for c in self.calibrations)
                 yield from (command("evaluate", ["artifact=MAP", *e]) for e in self.evaluations)
+
+
+def attention_overrides(attention: str) -> list[str]:
+    """Return the overrides of a baseline, such as "coarse attention.subset=grid", or of TEACHER."""
+    if attention == TEACHER:
+        return []
+    name, *overrides = attention.split()
+    return [f"attention={name}", *overrides]
 
 
 def swept(overrides: list[str]) -> list[list[str]]:
@@ -172,7 +185,7 @@ def composed_training(overrides: tuple[str, ...]) -> TrainConfig:
 
 
 def fits(row: Row, artifact: dict[str, Any]) -> bool:
-    """Return True if the row fits this map; records of older versions lack some settings."""
+    """Return True if the row fits this map."""
     made = artifact["calibration"]
     if artifact.get("budget"):
         return False
@@ -181,9 +194,7 @@ def fits(row: Row, artifact: dict[str, Any]) -> bool:
             continue
         given = composed_calibration(tuple(overrides))
         unsaid = given.keys() - made.keys()
-        if {key: given.get(key) for key in made} == made and not any(
-            given[key] is True for key in unsaid
-        ):
+        if {key: given.get(key) for key in made} == made and unsaid <= set(UNSAID_AT_FIRST):
             return True
     return False
 

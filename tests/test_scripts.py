@@ -38,7 +38,7 @@ def script(name: str) -> ModuleType:
 
 
 sys.path.append(str(ROOT / "scripts"))
-from rows import load_row, published, row_names, row_of, swept  # noqa: E402
+from rows import attention_overrides, load_row, makes, published, row_names, row_of, swept  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -272,7 +272,7 @@ def test_every_row_composes(name: str) -> None:
     assert fine.task.name == row.task
     assert name.startswith(row.task)
     for baseline in row.baselines:
-        config = composed("train", [*row.train, f"attention={baseline}"], TrainConfig)
+        config = composed("train", [*row.train, *attention_overrides(baseline)], TrainConfig)
         assert recipe_hash(config) == recipe_hash(fine)
     for given in row.distill:
         calibrations = swept([*row.distill_all, *given])
@@ -338,6 +338,19 @@ def test_an_initial_run_of_something_else_is_of_no_row() -> None:
     record = deepcopy(record_of("imdb"))
     record["manifests"]["train"]["config"]["init_from"] = "imdb_mlm/encoder-sinkhorn/0-s0"
     assert row_of(record) is None
+
+
+@pytest.mark.slow
+def test_a_record_is_not_of_another_row_of_its_teacher() -> None:
+    record = record_of("cifar_256")
+    assert makes(load_row("cifar_256"), record)
+    assert not makes(load_row("cifar_256_coarse"), record)
+
+
+def test_options_of_a_baseline_are_part_of_its_command() -> None:
+    row = replace(load_row("digits_qknorm"), baselines=["coarse attention.one_pass=true"])
+    first = next(row.commands(row.baselines))
+    assert first.startswith("python -m asap_exp.train seed=0 attention=coarse attention.one_pass=")
 
 
 @pytest.mark.parametrize("name", ["agnews", "wikitext2"])
