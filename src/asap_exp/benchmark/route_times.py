@@ -1,0 +1,183 @@
+"""Times of every route that Sinkhorn attention may take, side by side, and what is chosen.
+
+Inputs are normal numbers; logits have the standard deviation `--spread`. Where a route that is not
+chosen is faster by more than 3 %, the rules in `ops.routes` do not fit this GPU: please report it.
+`scripts/route_times.py` runs it.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asap_exp import ops
+from asap_exp.core.devices import choose_device
+from asap_exp.core.errors import UserError
+from asap_exp.core.failures import sentences
+from asap_exp.core.files import write_json
+from asap_exp.core.manifest import code_version, hardware, versions
+from asap_exp.ops import routes
+from asap_exp.timing.calls import captured
+from asap_exp.timing.latency import Prepare, interleaved_latency
+
+TOLERATED = 1.03
+"""Ratio to the fastest route from which on the choice is called wrong."""
+
+LEAST = {"n": 1, "updates": 1, "spread": 0, "tokens": 1, "head-dim": 1, "rounds": 2}
+"""Smallest numbers that make sense."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to be timed: tokens, updates, standard deviation of the logits, and its heads."""
+
+    n: int
+    num_iters: int
+    spread: float
+    heads: int
+    head_dim: int
+    dtype: str
+    train: bool
+
+    def inputs(self, device: torch.device) -> list[Tensor]:
+        """Return q, k and v `[1, H, N, D]`."""
+        generator = torch.Generator(device).manual_seed(0)
+        shape = 1, self.heads, self.n, self.head_dim
+        tokens = [torch.randn(shape, device=device, generator=generator) for _ in range(3)]
+        sizes = (self.spread**0.5, self.spread**0.5, 1.0)
+        dtype = getattr(torch, self.dtype)
+        return [
+            (size * x).to(dtype).requires_grad_(self.train)
+            for x, size in zip(tokens, sizes, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        step = ", with its gradient" if self.train else ""
+        return f"n = {self.n}, T = {self.num_iters}, logits of {self.spread:g}{step}"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of each way to compute a case."""
+
+    case: Case
+    chosen: str
+    ms: dict[str, float]
+
+    @property
+    def fastest(self) -> str:
+        return min(self.ms, key=self.ms.__getitem__)
+
+    @property
+    def is_right(self) -> bool:
+        return self.ms[self.chosen] <= TOLERATED * self.ms[self.fastest]
+
+
+def main() -> None:
+    """Print a line per case, then the cases of which another route is faster."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, nargs="+", default=[129, 192, 256, 512, 768, 1024])
+    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--spread", type=float, nargs="+", default=[1.0, 4.0, 16.0])
+    parser.add_argument("--tokens", type=int, default=393216, help="batch x heads x n")
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--train", action="store_true", help="with the backward pass")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write everything to a file")
+    arguments = parser.parse_args()
+    with sentences():
+        for name, least in LEAST.items():
+            given = getattr(arguments, name.replace("-", "_"))
+            smallest = min(given) if isinstance(given, list) else given
+            if smallest < least:
+                raise UserError(f"--{name} must be at least {least}, got {smallest:g}")
+        device = choose_device("auto")
+        cases = [
+            Case(
+                n, num_iters, spread, max(1, arguments.tokens // n), arguments.head_dim,
+                arguments.dtype, arguments.train,
+            )
+            for n, spread, num_iters in itertools.product(
+                arguments.n, arguments.spread, arguments.updates
+            )
+        ]  # fmt: skip
+        results = []
+        for case in cases:
+            results.append(timed(case, device, arguments.rounds))
+            print(f"{case}: {in_words(results[-1])}", flush=True)
+        wrong = [result for result in results if not result.is_right]
+        print(f"{len(wrong)} of {len(results)} choices are slower by more than {TOLERATED - 1:.0%}")
+        for result in wrong:
+            ratio = result.ms[result.chosen] / result.ms[result.fastest]
+            print(f"  {result.case}: {result.chosen} takes {ratio:.2f} times {result.fastest}")
+        if arguments.json:
+            found = {
+                "code": code_version(), "versions": versions(), "hardware": hardware(),
+                "cases": [asdict(result) for result in results],
+            }  # fmt: skip
+            write_json(arguments.json, found)
+
+
+def in_words(times: Times) -> str:
+    """Return all times, that of the chosen way marked."""
+    return ", ".join(
+        f"{name}{' (chosen)' if name == times.chosen else ''} {ms:.3f} ms"
+        for name, ms in sorted(times.ms.items(), key=lambda item: item[1])
+    )
+
+
+def timed(case: Case, device: torch.device, rounds: int) -> Times:
+    """Time all ways in turns; raise UserError if no kernel takes the case here."""
+    inputs = case.inputs(device)
+    found = explained(case, inputs)
+    if found.refusal is not None:
+        raise UserError(f"there are no routes to compare: {found.refusal}")
+    calls = {way(names): prepared(case, inputs, names) for names in ways(case, inputs)}
+    times = interleaved_latency(calls, device, rounds=rounds)
+    ms = {name: value["median"] for name, value in times.items()}
+    return Times(case, way(tuple(taken.route for taken in found.taken)), ms)
+
+
+def ways(case: Case, inputs: list[Tensor]) -> Iterator[tuple[str, ...]]:
+    """Yield the routes that take the call: of the forward pass, and of the backward pass."""
+    operators = ["sinkhorn", "sinkhorn_backward"] if case.train else ["sinkhorn"]
+    for listed in itertools.product(*(routes.ROUTES[operator] for operator in operators)):
+        names = tuple(route.name for route in listed)
+        with routes.force(*names):
+            try:
+                found = explained(case, inputs)
+            except RuntimeError:  # a route refuses the call
+                continue
+        # A name that both passes have restricts both, so that some pairs cannot be forced.
+        if tuple(taken.route for taken in found.taken) == names:
+            yield names
+
+
+def explained(case: Case, inputs: list[Tensor]) -> ops.Explanation:
+    """Return which kernels a call takes."""
+    return ops.explain("sinkhorn_attention", *inputs, num_iters=case.num_iters, backend="triton")
+
+
+def way(names: tuple[str, ...]) -> str:
+    return ", backward ".join(names)
+
+
+def prepared(case: Case, inputs: list[Tensor], names: tuple[str, ...]) -> Prepare:
+    """Return the call that takes these routes, as a CUDA graph where it has no gradient."""
+    weight = torch.ones_like(inputs[2]) if case.train else None
+
+    def call() -> object:
+        with routes.force(*names):
+            out = ops.sinkhorn_attention(*inputs, num_iters=case.num_iters, backend="triton")
+            return out if weight is None else torch.autograd.grad(out, inputs, weight)
+
+    def prepare() -> nullcontext:
+        return nullcontext(call)
+
+    return prepare if case.train or not inputs[0].is_cuda else captured(prepare)

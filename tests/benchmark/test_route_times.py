@@ -1,0 +1,106 @@
+"""Times of the routes of Sinkhorn attention beside each other."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asap_exp import ops
+from asap_exp.benchmark import route_times
+from asap_exp.benchmark.route_times import Case, Times, prepared, timed, ways
+
+if ops.backend.fused is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from asap_exp.ops import routes
+from asap_exp.ops.call import Device, as_if
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASE = Case(n=8, num_iters=2, spread=4.0, heads=2, head_dim=16, dtype="float32", train=False)
+
+
+def test_every_way_takes_the_routes_that_it_names():
+    for train in (False, True):
+        case = Case(8, 2, 1.0, 1, 16, "float32", train)
+        inputs = case.inputs(DEVICE)
+        found = list(ways(case, inputs))
+        assert len(found) > 1
+        for names in found:
+            with routes.recorded() as taken, prepared(case, inputs, names)() as call:
+                call()
+            assert tuple(route for _, route in taken)[-len(names) :] == names
+
+
+def test_only_ways_that_a_gpu_has_are_timed():
+    case = Case(300, 20, 1.0, 1, 64, "bfloat16", train=False)
+    with as_if(Device((9, 0), 132)):
+        hopper = {names[0] for names in ways(case, case.inputs(DEVICE))}
+    with as_if(Device((8, 0), 108)):
+        ampere = {names[0] for names in ways(case, case.inputs(DEVICE))}
+    assert hopper == {"plan on chip", "tiled, bfloat16", "keys in registers", "tiled"}
+    assert ampere == hopper - {"plan on chip"}
+
+
+@pytest.mark.parametrize("spread", [1.0, 16.0])
+def test_logits_have_the_spread_that_was_asked_for(spread):
+    q, k, _ = Case(400, 1, spread, 4, 64, "float32", train=False).inputs(torch.device("cpu"))
+    assert (q @ k.transpose(2, 3) / 8).std().item() == pytest.approx(spread, rel=0.05)
+
+
+def test_chosen_way_is_among_the_timed():
+    times = timed(CASE, DEVICE, rounds=2)
+    assert times.chosen in times.ms
+    assert all(ms > 0 for ms in times.ms.values())
+
+
+@pytest.mark.parametrize(("chosen", "is_right"), [("tiled", False), ("logits in registers", True)])
+def test_verdict(chosen, is_right):
+    times = Times(CASE, chosen, {"tiled": 1.04, "logits in registers": 1.0})
+    assert times.fastest == "logits in registers"
+    assert times.is_right is is_right
+
+
+def test_command_says_which_choices_are_wrong(monkeypatch, capsys, tmp_path: Path):
+    answers = {5: {"tiled": 2.0, "keys in registers": 1.0}, 10: {"tiled": 1.0}}
+    monkeypatch.setattr(
+        route_times,
+        "timed",
+        lambda case, device, rounds: Times(case, "tiled", answers[case.num_iters]),
+    )
+    file = tmp_path / "times.json"
+    words = ["route_times.py", "--n", "8", "--updates", "5", "10", "--spread", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--json", str(file)])
+    route_times.main()
+    printed = capsys.readouterr().out
+    assert "T = 5, logits of 1: keys in registers 1.000 ms, tiled (chosen) 2.000 ms" in printed
+    assert "1 of 2 choices are slower" in printed
+    assert "T = 5, logits of 1: tiled takes 2.00 times keys in registers" in printed
+    record = json.loads(file.read_text())
+    assert [case["ms"] for case in record["cases"]] == list(answers.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "1"], "--rounds must be at least 2, got 1"),
+        (["--n", "8", "0"], "--n must be at least 1, got 0"),
+        (["--updates", "-3"], "--updates must be at least 1, got -3"),
+        (["--spread", "-1"], "--spread must be at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_refused(monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["route_times.py", *words])
+    with pytest.raises(SystemExit, match=message):
+        route_times.main()
+
+
+def test_machine_without_kernels_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["route_times.py", "--n", "8"])
+    monkeypatch.setattr(
+        ops, "explain", lambda *a, **k: type("Found", (), {"refusal": "q is on cpu"})()
+    )
+    with pytest.raises(SystemExit, match="there are no routes to compare: q is on cpu"):
+        route_times.main()
