@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from zipfile import ZipFile
 
@@ -22,6 +23,7 @@ from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.sinkhorn.on_chip import code, nvrtc
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.kernels.tiles import LOG2_E
+from asap_exp.ops.routing import first
 from tests.documents import ROOT
 from tests.ops.emulator import COMPILER, EmulationError, Emulator
 from tests.ops.inputs import Inputs, make_inputs, relative_rms
@@ -77,7 +79,7 @@ def test_every_number_of_updates(emulator, num_iters):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("queries", [1, 8, 129, 255, 300, 512])
+@pytest.mark.parametrize("queries", [1, 8, 129, 255, 300, 512, 700])
 def test_every_length(emulator, queries):
     check(emulator, inputs_for(queries=queries), 4)
 
@@ -288,13 +290,63 @@ def test_emulator_notices(tmp_path, before, after, found):
         check(Emulator(tmp_path, tmp_path), inputs, 3, seed=1)
 
 
-def test_route_is_not_chosen_but_by_force():
-    assert on_chip.refusal(CALL) is None
-    answers = ops.explain("sinkhorn_attention", n=256, capability=(9, 0))
-    assert answers.taken[0].route == "plan in shared memory"
-    with routes.force(ROUTE):
-        forced = ops.explain("sinkhorn_attention", n=256, capability=(9, 0))
-    assert forced.taken[0].route == ROUTE
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"num_iters": 10}, None),
+        ({"num_iters": 9}, "fewer than 10 updates, got 9"),
+        ({"n": 129, "m": 20}, None),
+        ({"n": 128, "m": 128}, "up to 128 tokens, got 128"),
+        ({"n": 450, "m": 450}, None),
+        ({"n": 440, "m": 440}, "less than 75% of its 2 x 2 blocks .* in use, got 74%"),
+        ({"n": 1024, "m": 600}, None),
+        ({"n": 1024, "m": 80}, "4 x 1 blocks .* got 31%"),
+    ],
+    ids=str,
+)
+def test_route_is_taken_where_it_is_the_fastest(change, reason):
+    call = CALL._replace(**change)
+    assert on_chip.refusal(call) is None
+    answer = on_chip.slower(call)
+    assert answer is None if reason is None else re.search(reason, answer)
+    found = ops.explain(
+        "sinkhorn_attention",
+        n=call.n,
+        m=call.m,
+        num_iters=call.num_iters,
+        capability=(9, 0),
+    )
+    assert (found.taken[0].route == ROUTE) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (nvrtc.CompilationError("NVRTC was not found"), "NVRTC was not found"),
+        (RuntimeError("this GPU runs no clusters of 16 blocks"), "no clusters of 16"),
+        (OSError("libcuda.so.1: cannot open shared object file"), "libcuda"),
+    ],
+    ids=str,
+)
+def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, words):
+    def fails(*arguments):
+        raise found
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(on_chip, "lacking", on_chip.lacking.__wrapped__)
+    monkeypatch.setattr(nvrtc, "compiled", lambda source: b"")
+    monkeypatch.setattr(on_chip.driver, "load", fails)
+    assert words in on_chip.refusal(CALL)
+    assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
+
+
+def test_program_of_the_check_compiles(compiler):
+    machine_code = nvrtc.compile_program(compiler, on_chip.EMPTY_PROGRAM)
+    assert b"empty" in machine_code
+    assert on_chip.NEEDED_SHARED_BYTES.encode() in machine_code
 
 
 @pytest.mark.parametrize(
@@ -314,7 +366,9 @@ def test_refusals(change, reason):
     assert re.search(reason, on_chip.refusal(CALL._replace(**change)))
 
 
-@pytest.mark.parametrize(("tokens", "blocks"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4)])
+@pytest.mark.parametrize(
+    ("tokens", "blocks"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 3), (1024, 4)]
+)
 def test_blocks_of_a_side(tokens, blocks):
     assert on_chip.blocks(tokens) == blocks
 

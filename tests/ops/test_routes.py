@@ -19,7 +19,7 @@ HOPPER, AMPERE, BLACKWELL = (9, 0), (8, 0), (10, 0)
 
 CLOSURE, PLAN = "keys and values in registers", "plan in shared memory"
 BFLOAT, LOGITS = "tiled, bfloat16", "logits in registers"
-KEYS, TILED = "keys in registers", "tiled"
+KEYS, TILED, CHIP = "keys in registers", "tiled", "plan on chip"
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,21 @@ KEYS, TILED = "keys in registers", "tiled"
         (128, 20, BRAIN, {"capability": AMPERE}, LOGITS),
         (129, 3, BRAIN, {}, KEYS),
         (129, 4, BRAIN, {}, PLAN),
-        (200, 20, BRAIN, {}, PLAN),
+        (200, 9, BRAIN, {}, PLAN),
+        (200, 20, BRAIN, {}, CHIP),
         (200, 20, BRAIN, {"capability": AMPERE}, KEYS),
-        (200, 20, BRAIN, {"gradient": True}, KEYS),
+        (200, 20, BRAIN, {"gradient": True}, CHIP),
+        (200, 9, BRAIN, {"gradient": True}, KEYS),
         (200, 20, BRAIN, {"head_dim": 65}, KEYS),
-        (200, 20, BRAIN, {"constant_logits": True}, KEYS),
+        (200, 20, BRAIN, {"constant_logits": True}, CHIP),
         (257, 20, BRAIN, {}, KEYS),
-        (512, 20, HALF, {}, KEYS),
+        (512, 20, HALF, {}, CHIP),
+        (512, 9, HALF, {}, KEYS),
+        (1024, 20, BRAIN, {}, CHIP),
         (513, 2, BRAIN, {}, BFLOAT),
         (513, 20, HALF, {}, TILED),
-        (1000, 20, BRAIN, {"m": 200}, KEYS),
+        (1000, 20, BRAIN, {"m": 200}, CHIP),
+        (1000, 20, BRAIN, {"m": 150}, KEYS),
         (128, 20, SINGLE, {}, LOGITS),
         (65, 20, SINGLE, {"head_dim": 65}, TILED),
         (200, 20, SINGLE, {}, TILED),
@@ -176,9 +181,9 @@ def test_explanation_names_every_route_with_its_reason():
         "sinkhorn_attention: n = 200, m = 200, head_dim = 64, value_dim = 64, bfloat16, "
         "num_iters = 20; compute capability 9.0, 132 multiprocessors",
         "  sinkhorn",
-        "    plan on chip                  slower: has not been timed: it must be forced",
+        "    plan on chip                  taken",
         "    keys and values in registers  refused: runs a single update, got num_iters=20",
-        "    plan in shared memory         taken",
+        "    plan in shared memory         later: an earlier route takes the call",
         "    tiled, bfloat16               slower: is the fastest only beyond 512 keys",
         "    logits in registers           refused: takes up to 128 tokens, got 200",
         "    keys in registers             later: an earlier route takes the call",
@@ -269,7 +274,7 @@ def test_device_can_be_pretended():
     for capability in (HOPPER, AMPERE):
         with as_if(Device(capability, 132)):
             taken += ops.explain("sinkhorn_attention", q, backend="triton").taken
-    assert [route for _, route in taken] == [PLAN, KEYS]
+    assert [route for _, route in taken] == [CHIP, KEYS]
 
 
 def test_last_route_of_every_list_takes_everything_that_gets_there():

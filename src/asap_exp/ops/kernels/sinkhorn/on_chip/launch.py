@@ -1,6 +1,6 @@
 """All updates of a head with its plan E = exp(S + g - shift) on chip in float16, made once.
 
-A cluster of 1, 4 or 16 blocks holds one head, each block 256 x 256 entries: in registers for the
+A cluster of up to 4 x 4 blocks holds one head, each block 256 x 256 entries: in registers for the
 sums over keys, and again in shared memory for those over queries, both on the matrix units, with
 sums in float32 and scalings in two parts of float16. One exponential an entry serves the first
 column step, all updates and the output. Blocks send partial sums to each other's shared memory and
@@ -53,6 +53,20 @@ ALIGNMENT = 16
 NEEDED_SHARED_BYTES = "shared_bytes_needed"
 """Constant of the module that says how much shared memory a block takes."""
 
+MOST_SHARED_BYTES = 232448
+"""Most shared memory that a block may have on Hopper."""
+
+EMPTY_PROGRAM = f"""
+extern "C" __device__ const int {NEEDED_SHARED_BYTES} = {MOST_SHARED_BYTES};
+extern "C" __global__ void empty() {{}}
+"""
+"""A program in which only loading and launching can fail."""
+
+FEWEST_UPDATES = 10
+SHORTEST = 128
+LEAST_USED = 0.75
+"""From which number of updates, tokens and share of the blocks' entries it is the fastest route."""
+
 
 def refusal(call: Call) -> str | None:
     """Return why this kernel does not take the call, or None if it does."""
@@ -71,12 +85,44 @@ def refusal(call: Call) -> str | None:
         )
     if call.longest > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.longest}"
+    if torch.cuda.is_available():
+        return lacking(blocks(call.n) * blocks(call.m), torch.cuda.current_device())
+    return None
+
+
+@functools.cache
+def lacking(cluster_size: int, device: int) -> str | None:
+    """Return what this machine lacks to compile the kernel and run it in such clusters, or None.
+
+    A slice of a GPU, for example, may have no 16 multiprocessors that reach each other's memory.
+    """
+    try:
+        with torch.cuda.device(device):
+            empty = nvrtc.compiled(EMPTY_PROGRAM)
+            driver.load(empty, "empty", cluster_size, THREADS, NEEDED_SHARED_BYTES)
+    except (OSError, RuntimeError) as error:
+        return f"cannot run on this machine: {error}"
     return None
 
 
 def slower(call: Call) -> str | None:
-    """Return that other routes are preferred: how fast this one is has not been measured."""
-    return "has not been timed: it must be forced"
+    """Return why another route is faster, or None if this one is.
+
+    Measured on an H200 with T from 1 to 20 and logits of standard deviation 1 to 16: few updates do
+    not earn back what making the plan costs, and blocks take as long when they are half empty.
+    """
+    if call.num_iters < FEWEST_UPDATES:
+        return f"is slower with fewer than {FEWEST_UPDATES} updates, got {call.num_iters}"
+    if call.longest <= SHORTEST:
+        return f"is slower up to {SHORTEST} tokens, got {call.longest}"
+    rows, cols = blocks(call.n), blocks(call.m)
+    used = call.n * call.m / (rows * cols * SIDE**2)
+    if rows * cols > 1 and used < LEAST_USED:
+        return (
+            f"is slower with less than {LEAST_USED:.0%} of its {rows} x {cols} blocks of {SIDE} x"
+            f" {SIDE} entries in use, got {used:.0%}"
+        )
+    return None
 
 
 class Variant(NamedTuple):
@@ -117,8 +163,8 @@ class Variant(NamedTuple):
 
 
 def blocks(tokens: int) -> int:
-    """Return the blocks for one side of the plan: 1, 2 or 4."""
-    return 1 if tokens <= SIDE else 2 if tokens <= 2 * SIDE else 4
+    """Return the blocks for one side of the plan, from 1 to 4."""
+    return -(-tokens // SIDE)
 
 
 class Problem(ctypes.Structure):
