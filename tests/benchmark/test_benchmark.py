@@ -114,9 +114,10 @@ def test_cell_without_a_time_has_its_word_and_its_reason(record: dict[str, Any])
 
 
 def test_scaled_cell_is_marked_wherever_it_stands(record: dict[str, Any]) -> None:
+    for other in record["rows"]:  # a method that was much slower than the others is not drawn
+        other["cells"][1]["ms"] = other["cells"][0]["ms"]
     row = record["rows"][0]
     row["cells"][1] |= {
-        "ms": row["cells"][0]["ms"],  # one that is much slower than the others is not drawn
         "status": "scaled",
         "scaled_from": "1/4",
         "batch_measured": 1,

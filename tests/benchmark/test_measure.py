@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.benchmark import baselines, operators, passes  # noqa: F401  (they register their methods)
+from asap_exp.benchmark import (  # noqa: F401  (they register their methods)
+    baselines,
+    cheaper_gradients,
+    operators,
+    passes,
+)
 from asap_exp.benchmark.accuracy_check import right
 from asap_exp.benchmark.baselines import softmax_attention
 from asap_exp.benchmark.calls import results
@@ -34,7 +39,7 @@ SHAPE = Shape(batch=3, heads=2, n=8, head_dim=4)
 SETTING = Setting(SHAPE, torch.device("cpu"), "reference", seed=0)
 NAMES = (
     "flash", "sinkhorn_3", "sinkhorn_eager_3", "closure", "asap_2", "asap_2_refine_1", "coarse_4",
-    "coarse_4_one_pass",
+    "coarse_4_one_pass", "sinkhorn_3_last_2", "sinkhorn_3_implicit_2", "coarse_4_refine_2",
 )  # fmt: skip
 
 
@@ -97,6 +102,20 @@ def test_cell_names_the_routes_of_its_kernels() -> None:
     found = cell(build("sinkhorn_3", fused), inputs(train=True))
     registers = "logits in registers"
     assert found["routes"] == [f"sinkhorn: {registers}", f"sinkhorn_backward: {registers}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sinkhorn_3_last_1", "sinkhorn_3_implicit_1"])
+def test_gradient_of_a_cheaper_method_is_not_the_exact_one(name: str) -> None:
+    """Else the row of another gradient would be timed."""
+    cheaper, exact = build(name, SETTING), build("sinkhorn_3", SETTING)
+    data = inputs(train=True, dtype=torch.float64)
+    one, other = (
+        torch.autograd.grad(way.attend(data.q, data.k, data.v), data.q, data.grad_out)[0]
+        for method in (cheaper, exact)
+        for way in method.operators.values()
+    )
+    assert not torch.allclose(one, other, rtol=1e-3)
 
 
 @pytest.mark.slow

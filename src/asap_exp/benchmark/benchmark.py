@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.benchmark import baselines, operators, passes, peers  # noqa: F401  (they register their methods)
+from asap_exp.benchmark import (  # noqa: F401  (they register their methods)
+    baselines,
+    cheaper_gradients,
+    operators,
+    passes,
+    peers,
+)
 from asap_exp.benchmark.flops import count, floors
 from asap_exp.benchmark.inputs import Source, input_source, largest_logit_of, suite_name
 from asap_exp.benchmark.measure import measure

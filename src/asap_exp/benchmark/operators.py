@@ -174,10 +174,15 @@ def coarse_one_pass(setting: Setting, tokens: int) -> Method:
     return coarse_form(setting, tokens, one_pass=True)
 
 
+def evenly(setting: Setting, tokens: int) -> Subset:
+    """Return tokens at equal distances, for heads of any sample."""
+    somewhere = torch.empty(1, 1, setting.shape.n, 1, device=setting.device)
+    return choose_subset(somewhere, tokens)
+
+
 def coarse_form(setting: Setting, tokens: int, *, one_pass: bool) -> Method:
     """Build coarse attention on tokens at equal distances, chosen before the clock starts."""
-    somewhere = torch.empty(1, 1, setting.shape.n, 1, device=setting.device)
-    subset = choose_subset(somewhere, tokens)
+    subset = evenly(setting, tokens)
 
     def operator(backend: str, subset: Subset) -> Attend:
         return functools.partial(
