@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
@@ -341,6 +342,19 @@ def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, word
     monkeypatch.setattr(on_chip.driver, "load", fails)
     assert words in on_chip.refusal(CALL)
     assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
+
+
+@pytest.mark.parametrize(("clusters", "idle"), [(8, False), (4, True)])
+def test_gpu_whose_clusters_leave_much_idle_takes_another_route(monkeypatch, clusters, idle):
+    kernel = on_chip.driver.Kernel(None, 16, clusters, 512, 0)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(nvrtc, "compiled", lambda source: b"")
+    monkeypatch.setattr(on_chip.driver, "load", lambda *arguments: kernel)
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    answer = on_chip.lacking.__wrapped__(16, 0)
+    assert (answer is not None) == idle
+    assert answer is None or "on 64 of this GPU's 132 multiprocessors" in answer
 
 
 def test_program_of_the_check_compiles(compiler):

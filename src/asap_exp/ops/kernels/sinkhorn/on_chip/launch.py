@@ -67,6 +67,9 @@ SHORTEST = 128
 LEAST_USED = 0.75
 """From which number of updates, tokens and share of the blocks' entries it is the fastest route."""
 
+LEAST_RUNNING = 0.6
+"""Share of the multiprocessors that clusters must be able to use; on an H200, 68 % or more."""
+
 
 def refusal(call: Call) -> str | None:
     """Return why this kernel does not take the call, or None if it does."""
@@ -99,9 +102,16 @@ def lacking(cluster_size: int, device: int) -> str | None:
     try:
         with torch.cuda.device(device):
             empty = nvrtc.compiled(EMPTY_PROGRAM)
-            driver.load(empty, "empty", cluster_size, THREADS, NEEDED_SHARED_BYTES)
+            found = driver.load(empty, "empty", cluster_size, THREADS, NEEDED_SHARED_BYTES)
     except (OSError, RuntimeError) as error:
         return f"cannot run on this machine: {error}"
+    running = found.clusters * cluster_size
+    there = torch.cuda.get_device_properties(device).multi_processor_count
+    if running < LEAST_RUNNING * there:
+        return (
+            f"has clusters of {cluster_size} blocks on {running} of this GPU's {there}"
+            f" multiprocessors alone, and would leave the others idle"
+        )
     return None
 
 
