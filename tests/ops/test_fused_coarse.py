@@ -236,24 +236,30 @@ def test_launches_are_few(monkeypatch, one_pass, n, most):
     assert 0 < len(launches) <= most
 
 
+FORMS = {
+    "two-sided": {},
+    "one pass": {"one_pass": True},
+    "implicit": {"implicit_steps": 2},
+    "implicit, refined": {"implicit_steps": 2, "refine": 2},
+}
+
+
 @pytest.mark.parametrize("gradient", [False, True])
-@every_form
-def test_explained_is_what_runs(one_pass, gradient):
+@pytest.mark.parametrize("form", FORMS)
+def test_explained_is_what_runs(form, gradient):
     inputs = inputs_for(queries=20).map(torch.Tensor.float)
+    options = FORMS[form]
     found = ops.explain(
-        "coarse_attention",
-        inputs.q,
-        one_pass=one_pass,
-        gradient=gradient,
-        backend="triton",
+        "coarse_attention", inputs.q, gradient=gradient, backend="triton", **options
     )
     with routes.recorded() as taken:
         q = inputs.q.requires_grad_(gradient)
-        out = coarse_operator(one_pass=one_pass)(replace(inputs, q=q), backend="triton")[0]
+        out = coarse_operator(**options)(replace(inputs, q=q), backend="triton")[0]
         if gradient:
             out.sum().backward()
     assert set(found.taken) == set(taken)
-    assert ("one_pass" in str(found).splitlines()[0]) == one_pass
+    for option in ("one_pass", "implicit_steps"):
+        assert (option in str(found).splitlines()[0]) == (option in options)
 
 
 @pytest.mark.parametrize("refine", [0, 1])

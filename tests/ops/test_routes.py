@@ -160,19 +160,75 @@ def test_explained_is_what_runs(operator, names):
     assert set(found.taken) == set(taken)
 
 
+BACKWARDS = {
+    "through all": {},
+    "through the last": {"gradient_updates": 2},
+    "through as many as there are": {"gradient_updates": 3},
+    "implicit": {"implicit_steps": 2},
+    "implicit, one update": {"implicit_steps": 2, "num_iters": 1},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("queries", [6, 140])
-def test_explained_with_a_gradient_is_what_runs(queries):
+@pytest.mark.parametrize("backward", BACKWARDS)
+def test_explained_with_a_gradient_is_what_runs(backward, queries):
     inputs = inputs_for(batch=1, heads=1, queries=queries)
     q = inputs.q.requires_grad_()
+    options = {"num_iters": 3, "backend": "triton"} | BACKWARDS[backward]
     with routes.recorded() as taken:
-        out = ops.sinkhorn_attention(q, inputs.k, inputs.v, num_iters=2, backend="triton")
-        out.sum().backward()
-    found = ops.explain(
-        ops.sinkhorn_attention, q, inputs.k, inputs.v, num_iters=2, backend="triton"
-    )
+        ops.sinkhorn_attention(q, inputs.k, inputs.v, **options).sum().backward()
+    found = ops.explain(ops.sinkhorn_attention, q, inputs.k, inputs.v, **options)
     assert found.taken == taken
-    assert len(taken) == 2
+    implicit = "implicit" in backward
+    assert taken[-1].operator == ("implicit_backward" if implicit else "sinkhorn_backward")
+    assert len(taken) == 2 + (backward in ("through the last", "implicit"))
+
+
+def test_explanation_names_the_backward_pass():
+    options = {"n": 200, "gradient": True, "capability": HOPPER}
+    names = {
+        option: [
+            line.strip()
+            for line in str(ops.explain("sinkhorn_attention", **options, **more)).splitlines()
+        ]
+        for option, more in (
+            ("unrolled", {}),
+            ("last", {"gradient_updates": 4}),
+            ("implicit", {"implicit_steps": 5}),
+        )
+    }
+    for option in ("unrolled", "last"):
+        assert "sinkhorn_backward" in names[option]
+        assert "implicit_backward" not in names[option]
+    assert "implicit_backward" in names["implicit"]
+    assert "sinkhorn_backward" not in names["implicit"]
+    assert "gradient_updates" not in names["unrolled"][0]
+    assert "gradient, num_iters = 20, gradient_updates = 4;" in names["last"][0]
+    assert "gradient, num_iters = 20, implicit_steps = 5;" in names["implicit"][0]
+
+
+def test_backward_pass_is_not_explained_without_a_gradient():
+    plain = ops.explain("sinkhorn_attention", n=200, capability=HOPPER)
+    for option in ("gradient_updates", "implicit_steps"):
+        found = ops.explain("sinkhorn_attention", n=200, capability=HOPPER, **{option: 3})
+        assert found.taken == plain.taken
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "reason"),
+    [
+        ("closure_attention", {"implicit_steps": 3}, "option of .* and coarse_attention, not of"),
+        ("coarse_attention", {"gradient_updates": 3}, "option of sinkhorn_attention, not of coa"),
+        ("coarse_attention", {"implicit_steps": 3, "one_pass": True}, "implicit_steps=3"),
+        ("sinkhorn_attention", {"gradient_updates": 21}, "must not be above num_iters=20"),
+        ("sinkhorn_attention", {"implicit_steps": 0}, "implicit_steps must be at least 1"),
+        ("sinkhorn_attention", {"implicit_steps": 1, "gradient_updates": 1}, "leave one out"),
+    ],
+)
+def test_backward_pass_that_an_operator_has_not_is_not_explained(operator, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        ops.explain(operator, n=200, gradient=True, capability=HOPPER, **options)
 
 
 def test_explanation_names_every_route_with_its_reason():

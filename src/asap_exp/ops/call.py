@@ -64,6 +64,10 @@ class Call(NamedTuple):
     """True for coarse attention, or ASAP, without a column step."""
     subset: int = 0
     """Tokens of the subset of coarse attention."""
+    gradient_updates: int | None = None
+    """Last updates that the gradient goes through; None for all of them."""
+    implicit_steps: int | None = None
+    """Steps of conjugate gradients of the implicit gradient; None for that through the updates."""
 
     @property
     def longest(self) -> int:

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from asap_exp.ops import backend as backends
 from asap_exp.ops.call import Call, Device, device_of, one_wave
-from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.checks import (
+    check_gradient_updates,
+    check_implicit_steps,
+    check_refine,
+    gradient_needed,
+)
+from asap_exp.ops.offers import dual_alone, of_sinkhorn_attention, sinkhorn_call
 from asap_exp.ops.products import AS_ALLOWED, IEEE, product_words
 from asap_exp.ops.routing import ROUTES, Taken, first, first_of, forced_names
 
 Offers = Iterator[tuple[str, Call]]
-
-
-def _sinkhorn(call: Call, num_iters: int) -> Offers:
-    yield "sinkhorn", call._replace(num_iters=num_iters, keeps_duals=call.gradient)
 
 
 def _duals(call: Call) -> Offers:
@@ -28,12 +30,12 @@ def _predicted_dual(call: Call) -> Offers:
     if call.refine > 0 and call.relaxed:
         yield "relaxed_updates", call
     elif call.refine > 0:
-        yield "sinkhorn", call._replace(num_iters=call.refine, value_dim=0, keeps_duals=True)
+        yield "sinkhorn", dual_alone(call, call.refine)
 
 
 FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
-    "sinkhorn_attention": lambda call: _sinkhorn(call, call.num_iters),
-    "closure_attention": lambda call: _sinkhorn(call, 1),
+    "sinkhorn_attention": of_sinkhorn_attention,
+    "closure_attention": lambda call: iter([sinkhorn_call(call, 1)]),
     "sinkhorn_duals": _duals,
     "relaxed_sinkhorn_attention": lambda call: iter(
         [("relaxed_sinkhorn", call._replace(relaxed=True))]
@@ -47,12 +49,13 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
 }
 """Operators of `routing.ROUTES` that each public operator calls directly."""
 
+BACKWARD_OPTIONS = ("gradient_updates", "implicit_steps")
 ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features", "one_pass")
 READ_BY = {
-    "sinkhorn_attention": ("num_iters",),
+    "sinkhorn_attention": ("num_iters", *BACKWARD_OPTIONS),
     "sinkhorn_duals": ("num_iters",),
     "relaxed_sinkhorn_attention": ("num_iters",),
-    "coarse_attention": ("num_iters", "refine", "one_pass", "subset"),
+    "coarse_attention": ("num_iters", "refine", "one_pass", "subset", "implicit_steps"),
     "coarse_duals": ("num_iters", "subset"),
     "sliced_potentials": ("slices",),
     "asap_attention": ASAP_OPTIONS,
@@ -135,6 +138,8 @@ def explain(
     batch: int = 1,
     heads: int = 1,
     num_iters: int = 20,
+    gradient_updates: int | None = None,
+    implicit_steps: int | None = None,
     refine: int = 0,
     slices: int = 8,
     relaxed: bool = False,
@@ -156,13 +161,19 @@ def explain(
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
     relaxation) and `logit_features` are options of ASAP, `subset` (its number of tokens) of coarse
-    attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. Raises
-    ValueError for an unknown operator, or if neither tensors nor n are given.
+    attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. With
+    `gradient`, `gradient_updates` and `implicit_steps` choose the backward pass, as in
+    `sinkhorn_attention`; it is in the operator `sinkhorn_backward` or `implicit_backward` of the
+    answer. Raises ValueError for an unknown operator, for a backward pass that the operator does
+    not have, or if neither tensors nor n are given.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:
         raise ValueError(f"operator must be one of {', '.join(FIRST_OFFERS)}, got {name!r}")
     backends.check_backend(backend)
+    _check_backward(name, num_iters, gradient_updates, implicit_steps)
+    if name == "coarse_attention":
+        check_refine(refine, implicit_steps, one_pass=one_pass)
     value_dtype = dtype
     if q is not None:
         k = q if k is None else k
@@ -190,6 +201,8 @@ def explain(
         logit_features=logit_features,
         one_pass=one_pass,
         subset=min(subset, max(n, m or 0)),
+        gradient_updates=gradient_updates,
+        implicit_steps=implicit_steps,
         one_wave=one_wave(batch * heads, device),
         capability=device.capability,
     )
@@ -208,6 +221,22 @@ def explain(
     requested = IEEE if backend == "ieee" else AS_ALLOWED
     products = product_words(call, requested) if fused else None
     return Explanation(name, call, words, ran, refusal, choices, products)
+
+
+def _check_backward(
+    name: str, num_iters: int, gradient_updates: int | None, implicit_steps: int | None
+) -> None:
+    """Raise ValueError or TypeError for a backward pass that the operator does not have."""
+    given = (gradient_updates, implicit_steps)
+    for option, value in zip(BACKWARD_OPTIONS, given, strict=True):
+        takers = [operator for operator, options in READ_BY.items() if option in options]
+        if value is not None and name not in takers:
+            raise ValueError(
+                f"{option}={value} is an option of {' and '.join(takers)}, not of {name}; leave it "
+                "out"
+            )
+    check_gradient_updates(gradient_updates, num_iters)
+    check_implicit_steps(implicit_steps, gradient_updates)
 
 
 def _device(
@@ -263,5 +292,6 @@ def _words(operator: str, call: Call) -> str:
     words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
     options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))
     given = ((name, getattr(call, name)) for name in options)
-    words += [name if x is True else f"{name} = {x}" for name, x in given if x is not False]
+    set_ = ((name, x) for name, x in given if x is not False and x is not None)
+    words += [name if x is True else f"{name} = {x}" for name, x in set_]
     return ", ".join(words)

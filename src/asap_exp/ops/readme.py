@@ -27,6 +27,9 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "n = 128": ("sinkhorn_attention", {"n": 128, "gradient": True}),
         "n = 200": ("sinkhorn_attention", {"n": 200, "gradient": True}),
     },
+    "implicit_backward": {
+        "any n": ("sinkhorn_attention", {"n": 200, "gradient": True, "implicit_steps": 3}),
+    },
     "relaxed_sinkhorn": {
         "n = 128": ("relaxed_sinkhorn_attention", {"n": 128}),
         "n = 200": ("relaxed_sinkhorn_attention", {"n": 200}),

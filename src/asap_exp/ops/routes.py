@@ -17,6 +17,7 @@ from asap_exp.ops.kernels.coarse import dual as coarse_dual
 from asap_exp.ops.kernels.coarse import op as coarse
 from asap_exp.ops.kernels.sinkhorn import (
     attention,
+    implicit_gradient,
     keys_in_registers,
     logits_in_registers,
     plan_in_shared_memory,
@@ -26,25 +27,22 @@ from asap_exp.ops.kernels.sinkhorn import (
     updates,
 )
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
+from asap_exp.ops.offers import dual_alone, of_sinkhorn_attention, sinkhorn_call
 from asap_exp.ops.routing import ROUTES, Route, force, recorded
 
 __all__ = ["ROUTES", "force", "recorded"]
 
 
-def sinkhorn_call(call: Call, num_iters: int) -> tuple[str, Call]:
-    """Return the call of the Sinkhorn operator with which the other operators end."""
-    return "sinkhorn", call._replace(num_iters=num_iters, keeps_duals=call.gradient)
-
-
 def backward_of(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the backward pass if a gradient is needed."""
     if call.gradient:
-        yield "sinkhorn_backward", call
+        implicit = call.implicit_steps is not None
+        yield "implicit_backward" if implicit else "sinkhorn_backward", call
 
 
 def of_relaxed_updates(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield one plain update that keeps only the dual; the other updates are the same."""
-    yield "sinkhorn", call._replace(num_iters=1, keeps_duals=True, value_dim=0, gradient=False)
+    yield "sinkhorn", dual_alone(call, 1)
 
 
 def updates_then_closure(call: Call) -> Iterator[tuple[str, Call]]:
@@ -77,7 +75,7 @@ def of_separate_coarse(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the dual, then the attention pass or the closure."""
     yield "coarse_dual", call
     if not call.one_pass:
-        yield sinkhorn_call(call, call.refine + 1)
+        yield from of_sinkhorn_attention(call._replace(num_iters=call.refine + 1))
     elif not call.gradient:
         yield "attention_pass", call._replace(num_iters=1)
 
@@ -121,6 +119,7 @@ ROUTES["sinkhorn_backward"] = (
     Route("logits in registers", logits_in_registers.launch_backward, logits_in_registers.refusal),
     Route("tiled", tiled_gradient.launch),
 )
+ROUTES["implicit_backward"] = (Route("tiled", implicit_gradient.launch),)
 ROUTES["relaxed_sinkhorn"] = (
     Route(
         "logits in registers", attention.relaxed_in_registers, logits_in_registers.relaxed_refusal

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
-from asap_exp.ops.kernels.sinkhorn import implicit_gradient
 from asap_exp.ops.kernels.tiles import unit_stride
 from asap_exp.ops.masking import blank
 from asap_exp.ops.products import AS_ALLOWED
@@ -128,10 +127,11 @@ def _sinkhorn_backward(
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, v, padding, num_iters, slope, products)
         results = unit_stride(grad_out), Duals(rows, cols), grads
+        call = launch.call(keeps_duals=True)
         if implicit_steps:
-            implicit_gradient.launch(launch, *results, implicit_steps)
+            choose("implicit_backward", call).launch(launch, *results, implicit_steps)
         else:
-            choose("sinkhorn_backward", launch.call(keeps_duals=True)).launch(launch, *results)
+            choose("sinkhorn_backward", call).launch(launch, *results)
     return grads
 
 
