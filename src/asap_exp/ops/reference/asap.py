@@ -9,7 +9,7 @@ map of one pass: with queries and keys in each other's place the same sum predic
 keys, and the plan is softmax_j(S + g).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from asap_exp.ops.features import FEATURES, Tokens
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference import adaptive, potentials
 from asap_exp.ops.reference.sinkhorn import average_values, closure, logits, one_pass, update
-from asap_exp.ops.sliced_map import SlicedMap
+
+if TYPE_CHECKING:  # a map knows its features, whose reference this package has
+    from asap_exp.ops.sliced_map import SlicedMap
 
 
 def map_features(
@@ -50,7 +52,7 @@ def map_features(
 def sliced_dual(
     q: Tensor,
     k: Tensor,
-    map: SlicedMap,
+    map: "SlicedMap",
     *,
     eps: float,
     scale: float,
@@ -78,7 +80,7 @@ def map_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    map: SlicedMap,
+    map: "SlicedMap",
     *,
     refine: int,
     eps: float,
@@ -99,7 +101,7 @@ def map_attention(
 def map_dual(
     q: Tensor,
     k: Tensor,
-    map: SlicedMap,
+    map: "SlicedMap",
     *,
     refine: int,
     eps: float,

@@ -2,7 +2,7 @@
 
 With a map of one pass the dual is that of the keys, and one attention pass comes after it.
 
-`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them, and the
+`options` are eps, scale and key_padding_mask, as the public operators have checked them, and the
 `products` of float32 logits. Projections on slices are multiplied in IEEE arithmetic.
 """
 

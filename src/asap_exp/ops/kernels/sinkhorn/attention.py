@@ -1,6 +1,6 @@
 """The operators on q, k and v: the teacher, its duals, the closure and relaxed updates.
 
-`options` are eps, scale and key_padding_mask, as `asap_exp.ops.api` has checked them, and the
+`options` are eps, scale and key_padding_mask, as the public operators have checked them, and the
 `products` of float32 matrices.
 """
 
