@@ -111,3 +111,19 @@ def with_budget(value: dict[str, Any], **changes: Any) -> dict[str, Any]:
     layers = dict.fromkeys(copied["artifact"]["layers"], layer)
     copied["artifact"]["budget"] = {**BUDGET, "layers": layers, **changes}
     return copied
+
+
+def choosing(value: dict[str, Any], *became: str) -> dict[str, Any]:
+    """Of a budget that chose these attentions for the layers, from the first on in turn."""
+    copied = with_budget(value)
+    layers = copied["artifact"]["budget"]["layers"]
+    for number, path in enumerate(layers):
+        layers[path] = {**layers[path], "became": became[number % len(became)]}
+    return copied
+
+
+def without_maps(value: dict[str, Any]) -> dict[str, Any]:
+    """As if the teacher's other maps had not been measured."""
+    copied = {key: item for key, item in deepcopy(value).items() if key != "maps"}
+    copied["rows"] = [row for row in copied["rows"] if not row["key"].startswith("map_")]
+    return copied

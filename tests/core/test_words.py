@@ -8,9 +8,10 @@ from asap_exp.core.records.words import (
     layer_words,
     map_label,
     map_settings,
+    other_label,
     settings_of_label,
 )
-from tests.records import PUBLISHED, published, typed, with_budget
+from tests.records import PUBLISHED, choosing, published, typed, with_budget
 
 
 def test_published_labels_give_the_settings_that_they_were_made_from() -> None:
@@ -69,3 +70,27 @@ def test_layers_within_a_budget_are_named_one_by_one() -> None:
     assert layer_words(about) == "by layer " + "; ".join(["ASAP"] * len(about.layers))
     assert map_label(about, control=False) == f"ASAP, {layer_words(about)}"
     assert map_label(about, control=True).endswith(", without their slices")
+
+
+@pytest.mark.parametrize(
+    ("became", "words"),
+    [
+        (("softmax",), "softmax by budget"),
+        (("Sinkhorn, T' = 1",), "Sinkhorn, T' = 1 by budget"),
+        (("softmax", "Sinkhorn, T' = 1"), "by layer softmax; Sinkhorn, T' = 1"),
+    ],
+)
+def test_budget_that_chose_no_asap_is_named_by_what_it_chose(
+    became: tuple[str, ...], words: str
+) -> None:
+    about = typed(choosing(published("imdb"), *became)).artifact
+    label = map_label(about, control=False)
+    assert label.startswith(words)
+    assert label == other_label(about)
+    assert "ASAP" not in label
+
+
+def test_budget_that_chose_asap_for_one_layer_is_called_asap() -> None:
+    about = typed(choosing(published("imdb"), "ASAP, 8 slices, refine 0", "softmax")).artifact
+    assert other_label(about) is None
+    assert map_label(about, control=False).startswith("ASAP, by layer ASAP, 8 slices, refine 0; ")

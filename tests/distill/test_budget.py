@@ -224,6 +224,21 @@ def test_budget_without_sizes_has_the_name_that_it_had(pipeline: Pipeline) -> No
     assert config.budget.identity()["coarse_tokens"] == [2]
 
 
+def test_plan_without_asap_is_evaluated_by_the_name_of_what_it_is(pipeline: Pipeline) -> None:
+    folder = within(pipeline.results, "budget.accuracy_drop=100")
+    record = read_json(run_evaluate(pipeline.results, f"artifact={folder}"))
+    rows = {row["key"]: row for row in record["rows"]}
+    assert (rows["asap"]["label"], rows["asap"]["group"]) == (
+        "softmax by budget, all layers",
+        "budget",
+    )
+    assert rows["asap_layer_0"]["label"] == "softmax, layer 0 alone"
+    assert rows["asap"]["accuracy"] == rows["softmax_swapped"]["accuracy"]
+    assert "control_uniform" in rows
+    assert rows.keys().isdisjoint(("control_zero", "control_query")), "there is no map of slices"
+    assert "ASAP" not in "".join(row["label"] for row in record["rows"])
+
+
 def test_artifact_of_mixed_kinds_is_evaluated_like_any_other(pipeline: Pipeline) -> None:
     """5 + 2 of the teacher's 6 + 6 ms: ASAP with three slices in one layer, T' = 1 in the other."""
     folder = within(pipeline.results, "budget.latency_ratio=0.65", "budget.truncations=[1]")

@@ -5,15 +5,18 @@ import re
 import pytest
 
 from asap_exp.report.accuracy_figure import FAMILIES, PALE, accuracy_latency
+from asap_exp.report.averages import main_rows
+from asap_exp.report.captions import caption
 from asap_exp.report.documents import headline_cells
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.headline import compared_rows, headline
 from asap_exp.report.markdown import overview, tables_markdown
 from asap_exp.report.names import NAMES, NO_SLICES, method_name
 from asap_exp.report.page_tables import result_table
+from asap_exp.report.paper_claims import speed_of
 from asap_exp.report.pareto import points
 from asap_exp.report.summary_figure import summary
-from tests.records import PUBLISHED, published, typed, with_seed
+from tests.records import PUBLISHED, choosing, published, typed, with_seed, without_maps
 
 OLD_NAMES = ("query features, no slices", "without slices", "trained alike", "bigrams")
 
@@ -85,6 +88,32 @@ def test_headline_of_one_model_is_the_mean_over_its_maps_and_says_so() -> None:
     assert asap == "91.00 ± 0.02"
     assert f"| {teacher} | {asap} |" in overview([group])[0][-1]
     assert result_table([group]).bodies[0].lines[0].cells[2].text == "91.00"
+
+
+def test_budget_that_chose_softmax_in_every_layer_is_not_called_asap() -> None:
+    value = choosing(without_maps(published("imdb")), "softmax")
+    (row,) = (row for row in value["rows"] if row["key"] == "asap")
+    row |= {"label": "softmax by budget, all layers", "group": "budget"}
+    (group,) = grouped([typed(value)])
+    assert headline(group).name == "softmax by budget"
+    assert caption(group.first).endswith(" Softmax by budget.")
+    titles, _, cells = overview([group])[0]
+    assert "ASAP" not in titles
+    assert "| compiled |" in titles
+    assert "| softmax by budget |" in cells
+    table = result_table([group])
+    assert [heading.title for heading in table.headings][2] == "compiled"
+    assert table.bodies[0].lines[0].cells[0].note == "softmax by budget"
+    assert "softmax by budget, all layers" in methods_of(group)
+    assert speed_of(group) is None
+    (legend,) = accuracy_latency(group).legends
+    drawn = {entry.get_text() for entry in legend.get_texts()}
+    assert "chosen by budget, no ASAP" in drawn
+    assert "ASAP" not in drawn
+
+
+def methods_of(group: Group) -> list[str]:
+    return [row.name for row in main_rows(group)]
 
 
 def test_headline_of_several_models_is_the_mean_over_the_models() -> None:

@@ -32,7 +32,7 @@ from asap_exp.evaluate.variants import Variant
 
 SEVERITIES = (1, 3, 5)
 """Severities of the corruptions."""
-COMPILED = ("asap", "coarse", "imitation")
+COMPILED = ("asap", "coarse", "imitation", "budget")
 """Groups of rows of compiled maps."""
 PART = 16
 """Samples whose plans are in memory together, in float64."""

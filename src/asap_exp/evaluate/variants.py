@@ -26,6 +26,7 @@ from asap_exp.core.records.words import (
     coarse_label,
     imitation_word,
     map_label,
+    other_label,
     update_words,
 )
 from asap_exp.core.runs import drop_keys, short_hash
@@ -100,17 +101,23 @@ def variants(
     zero = f"{method_word(artifact)}, all weights zero"
     if about.budget or update_words(made) != ONE_PASS:
         zero += f", {'refine by layer' if about.budget else update_words(made)}"
-    name = "by budget" if about.budget else method_word(artifact)
+    name = method_word(artifact)
+    if about.budget:
+        name = other_label(about) or "by budget"
     compiled = everywhere(artifact.attention)
-    alone = [(numbers([path], layers), {path: attend}) for path, attend in compiled.items()]
+    became = about.budget.layers if about.budget else {}
+    alone = [
+        (numbers([path], layers), became[path].became if became else name, {path: attend})
+        for path, attend in compiled.items()
+    ]
     rows = [
         Variant("teacher", teacher_words(taught), "teacher", net, paths),
         row("asap", f"{name}, {where}", kind, compiled),
     ]
     if len(paths) > 1:
         rows += [
-            row(f"asap_layer_{number}", f"{name}, layer {number} alone", kind, attends)
-            for number, attends in alone
+            row(f"asap_layer_{number}", f"{what}, layer {number} alone", kind, attends)
+            for number, what, attends in alone
         ]
     rows += [
         row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut, teacher.eps))
@@ -120,7 +127,7 @@ def variants(
     if about.imitates:
         before = f"control: {method_word(artifact)} before its fit"
         rows.append(row("control_unfitted", before, "control", everywhere(artifact.unfitted)))
-    elif made.fitted:  # else there are no weights, and no map to be without slices
+    elif has_control(artifact):
         rows += [
             row(
                 "control_zero",
@@ -253,12 +260,15 @@ def further_maps(
 
 
 def has_control(artifact: Artifact) -> bool:
-    """Return True if there is a map without slices to compare with."""
-    return artifact.about.calibration.fitted and not artifact.about.imitates
+    """Return True if there is a map without slices to compare with: if some layer became ASAP."""
+    about = artifact.about
+    return about.calibration.fitted and not (about.imitates or about.without_asap)
 
 
 def group_of(artifact: Artifact) -> RowGroup:
-    """Return the kind of method of an artifact's row: ASAP, coarse duals or an imitation."""
+    """Return the kind of method of an artifact's row: ASAP, or what layers became instead."""
+    if artifact.about.without_asap:
+        return "budget"
     if artifact.about.imitates:
         return "imitation"
     return "asap" if artifact.about.calibration.fitted else "coarse"

@@ -19,6 +19,7 @@ USUAL = {
     "teacher": (palette.BLACK, "*"),
     "asap": (palette.ORANGE, "o"),
     "imitation": (palette.ORANGE, "o"),
+    "budget": (palette.ORANGE, "o"),
     "softmax": (palette.GREEN, "^"),
     "espformer": (palette.PINK, "v"),
     "coarse": (palette.YELLOW, "h"),

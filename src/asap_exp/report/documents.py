@@ -26,7 +26,7 @@ from asap_exp.report.benchmark_markdown import summary_lines as speed_lines
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.headline import headline, rival_words
+from asap_exp.report.headline import compiled_word, headline, rival_words
 from asap_exp.report.markdown import (
     SETTINGS,
     SUMMARY,
@@ -114,14 +114,15 @@ def differs(cells: Sequence[Sequence[str]], place: int) -> bool:
 
 
 def headline_table(found: Published, arguments: Sequence[str]) -> list[str]:
+    groups = [found.group(slug) for slug in arguments]
     titles = [
         "test accuracy %",
         "Sinkhorn teacher",
-        "ASAP",
+        compiled_word(groups),
         "best other, as fast",
         "model speed-up",
     ]
-    return table_lines(titles, [headline_cells(found.group(slug)) for slug in arguments])
+    return table_lines(titles, [headline_cells(group) for group in groups])
 
 
 def headline_cells(group: Group) -> list[str]:

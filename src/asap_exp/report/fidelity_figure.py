@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from asap_exp.core.records.words import imitation_word
+from asap_exp.core.records.words import imitation_word, other_label
 from asap_exp.report import palette
 from asap_exp.report.drawing import heading, subplots
 from asap_exp.report.groups import Group
@@ -33,7 +33,8 @@ def fidelity(group: Group) -> Figure:
         if any(getattr(row, name) is not None for row in rows)
     }
     figure, all_axes = subplots(8, 3.1, ncols=len(known), squeeze=False)
-    method = imitation_word(group.first.artifact) if group.first.artifact.imitates else "ASAP"
+    about = group.first.artifact
+    method = imitation_word(about) if about.imitates else other_label(about) or "ASAP"
     for axes, (name, title) in zip(all_axes[0], known.items(), strict=True):
         compared = name == "column_error"
         for number, layer in enumerate(layers):

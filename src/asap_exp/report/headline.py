@@ -1,5 +1,6 @@
 """The result of a group in one line: its teacher, ASAP, and the best method that is as fast."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from asap_exp.core.records.evaluation import OTHER_MAP
@@ -34,7 +35,9 @@ class Headline:
 
     @property
     def is_map(self) -> bool:
-        """False for coarse duals without a fit, and for another attention."""
+        """False for coarse duals without a fit, for another attention, and for a budget's choice
+        without ASAP.
+        """
         return other_label(self.group.first.artifact) is None
 
     @property
@@ -43,6 +46,12 @@ class Headline:
         models, maps = len(self.group.records), self.asap.n
         words = f"{models} seed{'s' if models > 1 else ''}"
         return f"{words}, {maps} maps" if models == 1 and maps > 1 else words
+
+
+def compiled_word(groups: Iterable[Group]) -> str:
+    """Return the title of a column of compiled models: "ASAP" if all of them are that."""
+    others = (other_label(group.first.artifact) for group in groups)
+    return "ASAP" if all(other is None for other in others) else "compiled"
 
 
 def headline(group: Group) -> Headline:

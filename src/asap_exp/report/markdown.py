@@ -11,7 +11,7 @@ from asap_exp.report import behaviour, layer_columns
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import caption, group_title, origins
 from asap_exp.report.groups import Group
-from asap_exp.report.headline import headline
+from asap_exp.report.headline import compiled_word, headline
 from asap_exp.report.markdown_table import folded, table_lines
 from asap_exp.report.names import LINEAR, NO_SLICES, ONE_LAYER, SOFTMAX, UNIFORM
 from asap_exp.report.notes import attention_is_needless, remarks
@@ -61,10 +61,10 @@ def by_objective(
 
 
 def overview(groups: list[Group]) -> list[list[str]]:
-    """Return a row per group: its map, the quality of teacher and ASAP, the speed-ups."""
+    """Return a row per group: its map, the quality of teacher and map, the speed-ups."""
     return by_objective(
         groups,
-        lambda _: [*SETTINGS[:3], "seeds", "teacher", "ASAP", *SPEEDUPS],
+        lambda _: [*SETTINGS[:3], "seeds", "teacher", compiled_word(groups), *SPEEDUPS],
         overview_cells,
         text=4,
     )
@@ -201,7 +201,14 @@ def summary_lines(groups: list[Group], keys: Sequence[str] = ()) -> list[str]:
     settings = [] if keys else ["slices", "features"]
     tables = by_objective(
         whole,
-        lambda column: [*settings, *summary_titles(whole, column, keys), "seeds"],
+        lambda column: [
+            *settings,
+            *(
+                compiled_word(whole) if SUMMARY[title] == "asap" else title
+                for title in summary_titles(whole, column, keys)
+            ),
+            "seeds",
+        ],
         lambda group, column: [
             *([] if keys else map_cells(group)),
             *summary_cells(group, column, summary_titles(whole, column, keys)),
@@ -222,10 +229,10 @@ def summary_titles(groups: list[Group], column: Column, keys: Sequence[str]) -> 
 
 def map_cells(group: Group) -> list[str]:
     """Return the slices and features of the group's map."""
-    if group.first.artifact.budget is not None:
-        return ["by budget", ""]
     if (other := other_label(group.first.artifact)) is not None:
         return [other, ""]
+    if group.first.artifact.budget is not None:
+        return ["by budget", ""]
     settings = map_settings(group.first.artifact)
     return [settings.slices, settings.features]
 

@@ -15,8 +15,8 @@ PUBLISHED = {
 }
 """Published accuracy of Sinkformers, by data set."""
 
-COMPILED = ("asap", "coarse")
-"""Groups of rows that claim the teacher's plans."""
+COMPILED = ("asap", "coarse", "budget")
+"""Groups of rows that stand in for the teacher's plans."""
 
 NEEDLESS = (
     "Uniform attention in the teacher's place loses less than one point, so this task does not "

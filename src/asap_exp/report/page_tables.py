@@ -11,7 +11,13 @@ from asap_exp.core.records.words import map_settings, other_label, teacher_word
 from asap_exp.report.averages import AveragedRow, main_rows
 from asap_exp.report.captions import group_title
 from asap_exp.report.groups import Group
-from asap_exp.report.headline import Headline, compared_rows, headline, rival_words
+from asap_exp.report.headline import (
+    Headline,
+    compared_rows,
+    compiled_word,
+    headline,
+    rival_words,
+)
 from asap_exp.report.markdown import columns, method
 from asap_exp.report.names import ONE_LAYER
 from asap_exp.report.pareto import compared, goodness, quality
@@ -77,7 +83,7 @@ def result_table(groups: Sequence[Group]) -> PageTable:
     headings = [
         Heading("task"),
         Heading(teachers.pop() if len(teachers) == 1 else "teacher", DOWN),
-        Heading("ASAP", DOWN),
+        Heading(compiled_word(groups), DOWN),
         Heading("best other, as fast", DOWN),
         Heading("layer speed-up", DOWN),
         Heading("model speed-up", DOWN, sorted=DOWN),
@@ -114,10 +120,10 @@ def result_line(found: Headline) -> Line:
 
 def map_note(group: Group) -> str:
     """Describe the map of a group in a few words."""
-    if group.first.artifact.budget is not None:
-        return "maps chosen within a budget"
     if (other := other_label(group.first.artifact)) is not None:
         return other
+    if group.first.artifact.budget is not None:
+        return "maps chosen within a budget"
     settings = map_settings(group.first.artifact)
     features = f"{settings.features} features" if settings.features else ""
     updates = "" if settings.refine == "0" else settings.updates

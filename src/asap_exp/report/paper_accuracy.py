@@ -82,6 +82,8 @@ def reason(group: Group, name: str, task: PaperTask) -> str:
     if name == LINEAR:
         images, tokens = task.data in ("cifar100", "catsdogs"), record.trained_for.of_tokens
         return "of texts with classes alone" if images or tokens else "not measured"
+    if name == ASAP and record.artifact.without_asap:
+        return "the record is of a budget that chose no ASAP"
     if name == ASAP and not record.artifact.calibration.fitted:
         return "the record is of coarse duals"
     if name in TRAINED or name.endswith("same recipe"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from asap_exp.core.records.benchmark import TIMED, BenchmarkRecord, Length
 from asap_exp.core.records.steps import StepRecord
+from asap_exp.core.records.words import other_label
 from asap_exp.report.groups import Group
 from asap_exp.report.names import SOFTMAX
 from asap_exp.report.paper_accuracy import Table
@@ -158,7 +159,11 @@ def model_speed(groups: Mapping[str, Group]) -> Claim:
 
 
 def speed_of(group: Group) -> float | None:
-    """Return the mean layer speed-up of a classifier's map; None if its accuracy does not match."""
+    """Return the mean layer speed-up of a classifier's map of ASAP; None if its accuracy does not
+    match.
+    """
+    if other_label(group.first.artifact) is not None:
+        return None
     found = []
     for record in group.records:
         rows = {row.key: row for row in record.rows}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from asap_exp.core.records.evaluation import OTHER_MAP, EvaluationRecord
 from asap_exp.core.records.row import Row
 from asap_exp.report.groups import Group, kind
-from asap_exp.report.names import ESPFORMER, LINEAR, SOFTMAX, method_name
+from asap_exp.report.names import ESPFORMER, LINEAR, ONE_LAYER, SOFTMAX, method_name
 
 SINKHORN, ASAP = "Sinkhorn teacher", "ASAP"
 LOTFORMER, DIFFERENTIAL = "LOTFormer, same recipe", "differential attention, same recipe"
@@ -77,9 +77,11 @@ def method_of(row: Row) -> str | None:
     Rows of one method have one name, whichever version wrote them; further maps are left out.
     """
     other, trained = row.key.startswith(OTHER_MAP), row.key.endswith("_trained")
+    if row.key.startswith(ONE_LAYER):
+        return None
     if row.key == "teacher":
         return SINKHORN
-    if row.group == "coarse" and not trained:
+    if row.group in ("coarse", "budget") and not trained:
         return row.label.partition(", all layers")[0].partition(", seed ")[0]
     if row.key == "asap":
         return ASAP

@@ -185,6 +185,11 @@ class Budget:
     model_ms: Positive
     seen_in_training: bool = False
 
+    @property
+    def chose_asap(self) -> bool:
+        """True if some layer became a map of ASAP."""
+        return any(layer.became.startswith("ASAP") for layer in self.layers.values())
+
 
 @dataclass(config=STRICT, kw_only=True)
 class Identity:
@@ -245,6 +250,11 @@ class Identity:
     def imitates(self) -> bool:
         """True if the layers became another attention, fitted to a softmax teacher's plans."""
         return self.calibration.fitted and not self.calibration.regresses
+
+    @property
+    def without_asap(self) -> bool:
+        """True if a budget left no layer to ASAP, whatever was fitted to choose from."""
+        return self.budget is not None and not self.budget.chose_asap
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -20,6 +20,7 @@ RowGroup = Literal[
     "espformer",
     "coarse",
     "imitation",
+    "budget",
     "relaxed_sinkhorn",
     "rival",
     "baseline",

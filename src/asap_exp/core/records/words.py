@@ -87,7 +87,11 @@ def map_label(about: Identity, *, control: bool) -> str:
 
 
 def other_label(about: Identity) -> str | None:
-    """Describe what layers became that is not ASAP: coarse duals, or an imitation of softmax."""
+    """Describe what layers became that is not ASAP: coarse duals, an imitation of softmax, or what
+    a budget chose.
+    """
+    if about.without_asap:
+        return budget_label(about)
     if not about.calibration.fitted:
         return coarse_label(about.calibration)
     if about.imitates:
@@ -117,6 +121,13 @@ def layer_words(about: Identity) -> str:
     """Describe the attention that a budget chose for each layer."""
     assert about.budget is not None
     return "by layer " + "; ".join(layer.became for layer in about.budget.layers.values())
+
+
+def budget_label(about: Identity) -> str:
+    """Describe the attention that a budget chose for every layer: "softmax by budget"."""
+    assert about.budget is not None
+    kinds = {layer.became for layer in about.budget.layers.values()}
+    return layer_words(about) if len(kinds) > 1 else f"{kinds.pop()} by budget"
 
 
 def calibration_words(made: CalibrationRecipe) -> str:
