@@ -29,6 +29,20 @@ pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 every_form = pytest.mark.parametrize("one_pass", [False, True], ids=["two-sided", "one pass"])
 
 
+@pytest.fixture
+def counted_launches(monkeypatch) -> list[str]:
+    """Names of the kernels that are launched, in order."""
+    launches: list[str] = []
+    for kernel in (InterpretedFunction, triton.runtime.JITFunction):
+
+        def counted(self, *args, run=kernel.run, **options):
+            launches.append(self.fn.__name__)
+            return run(self, *args, **options)
+
+        monkeypatch.setattr(kernel, "run", counted)
+    return launches
+
+
 def coarse_operator(**fixed) -> Operator:
     call, fixed = coarse_of(ops.coarse_attention, **fixed)
     return Operator(call, ("q", "k", "v"), ((2,),), fixed)
@@ -203,37 +217,69 @@ def test_any_subset(one_pass, chosen):
     assert relative_rms(found.double(), exact) < 1e-5
 
 
+def duals_operator(**fixed) -> Operator:
+    call, fixed = coarse_of(ops.coarse_duals, **fixed)
+    return Operator(call, ("q", "k"), ((2,), (2,)), fixed)
+
+
+@pytest.mark.parametrize("num_iters", [1, 2, 12])
 @pytest.mark.parametrize("lengths", [(20, 20), (33, 150)], ids=str)
-def test_duals(lengths):
+def test_duals(lengths, num_iters):
     queries, keys = lengths
     inputs: Inputs = inputs_for(queries=queries, keys=keys).map(torch.Tensor.float)
-    call, fixed = coarse_of(ops.coarse_duals)
-    operator = Operator(call, ("q", "k"), ((2,), (2,)), fixed)
+    operator = duals_operator(num_iters=num_iters)
     exact = operator(inputs.map(torch.Tensor.double))
     for found, expected in zip(operator(inputs, backend="triton"), exact, strict=True):
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    if num_iters > 1:  # else the dual of the queries is the constant 0
+        assert_same_gradients(operator, inputs)
+
+
+def test_duals_with_padding():
+    inputs = inputs_for(queries=20, batch=3).map(torch.Tensor.float)
+    mask = (torch.arange(20) >= torch.tensor([[20], [7], [0]])).to(inputs.q.device)
+    operator = duals_operator(num_iters=4)
+    found = assert_same_gradients(operator, inputs, key_padding_mask=mask)
+    spoilt = inputs.map_tokens(lambda x: padded_with_nan(x, mask))
+    again = operator.run(spoilt, backend="triton", key_padding_mask=mask)[1]
+    assert all(torch.equal(again[name], found[name]) for name in ("q", "k"))
+
+
+@pytest.mark.parametrize(("which", "num_iters"), [(0, 5), (1, 5), (1, 1)])
+def test_gradient_of_one_of_both_duals(which, num_iters):
+    inputs = inputs_for(queries=20).map(torch.Tensor.float)
+    call, fixed = coarse_of(ops.coarse_duals, num_iters=num_iters)
+    operator = Operator(lambda *x, **o: call(*x, **o)[which], ("q", "k"), ((2,),), fixed)
     assert_same_gradients(operator, inputs)
+
+
+def test_both_duals_take_one_run_of_the_updates(counted_launches):
+    inputs = inputs_for(queries=20).map(torch.Tensor.float)
+    subset = ops.choose_subset(inputs.k, 8)
+    q, k = inputs.q.requires_grad_(), inputs.k.requires_grad_()
+    counted_launches.clear()
+    with routes.recorded() as taken:
+        ready, col = ops.coarse_duals(q, k, subset=subset, num_iters=5, backend="triton")
+    assert taken == [("coarse_dual", "subset in registers")]
+    assert sorted(counted_launches) == ["extension_kernel", "extension_kernel", "updates_kernel"]
+    counted_launches.clear()
+    (ready.sum() + 2 * col.square().sum()).backward()
+    assert counted_launches.count("gradient_kernel") == 1
+    assert len(counted_launches) == 5, "and on either side those of all tokens and of the subset"
 
 
 @pytest.mark.parametrize(
     ("one_pass", "n", "most"), [(True, 300, 3), (True, 150, 3), (False, 300, 4), (False, 150, 4)]
 )
-def test_launches_are_few(monkeypatch, one_pass, n, most):
+def test_launches_are_few(counted_launches, one_pass, n, most):
     inputs = inputs_for(queries=n)
     subset = ops.choose_subset(inputs.k, 16)
-    launches = []
-    for kernel in (InterpretedFunction, triton.runtime.JITFunction):
-
-        def counted(self, *args, run=kernel.run, **options):
-            launches.append(self)
-            return run(self, *args, **options)
-
-        monkeypatch.setattr(kernel, "run", counted)
+    counted_launches.clear()
     with torch.no_grad(), routes.force("keys and values in registers", "tiled, bfloat16"):
         ops.coarse_attention(
             inputs.q, inputs.k, inputs.v, subset=subset, one_pass=one_pass, backend="triton"
         )
-    assert 0 < len(launches) <= most
+    assert 0 < len(counted_launches) <= most
 
 
 FORMS = {

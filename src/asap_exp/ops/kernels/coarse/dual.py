@@ -1,4 +1,4 @@
-"""The dual of a subset, extended to all queries or to all keys, as one operator with a gradient."""
+"""The duals of a subset, extended to all queries, to all keys or to both, with a gradient."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from asap_exp.ops.kernels.coarse.subset import SubsetDuals
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.tiles import LOG2_E
 from asap_exp.ops.products import AS_ALLOWED, IEEE
-from asap_exp.ops.reference.coarse import coarse_col, coarse_ready
+from asap_exp.ops.reference.coarse import CoarseDuals, coarse_col, coarse_duals, coarse_ready
 from asap_exp.ops.subsets import Subset
 
 
@@ -30,19 +30,23 @@ def in_registers(
     key_subset: Subset | None,
     *,
     of_queries: bool,
+    of_keys: bool,
     num_iters: int,
     eps: float,
     scale: float,
     key_padding_mask: Tensor | None,
     products: str = AS_ALLOWED,
-) -> Tensor:
-    """Return the predicted dual of all queries, or of all keys, in natural units."""
+) -> CoarseDuals:
+    """Return the predicted duals of all queries and of all keys, in natural units.
+
+    One run of the updates is for both. A dual that is not asked for is empty, `[B, H, 0]`.
+    """
     save = gradient_needed(q, k)
-    result, _, _ = _coarse_dual(
+    ready, col, _, _ = _coarse_dual(
         q, k, *tensors(subset, key_subset), key_padding_mask,
-        of_queries, num_iters, scale / eps, save, products,
+        of_queries, of_keys, num_iters, scale / eps, save, products,
     )  # fmt: skip
-    return result
+    return CoarseDuals(ready, col)
 
 
 def in_pytorch(
@@ -52,12 +56,17 @@ def in_pytorch(
     key_subset: Subset | None,
     *,
     of_queries: bool,
+    of_keys: bool,
     products: str = IEEE,
     **options: Any,
-) -> Tensor:
+) -> CoarseDuals:
     """Return the same by plain PyTorch, which multiplies as it is set to."""
-    function = coarse_ready if of_queries else coarse_col
-    return function(q, k, subset, key_subset, **options)
+    if of_queries and of_keys:
+        return coarse_duals(q, k, subset=subset, key_subset=key_subset, **options)
+    empty = q.new_empty(*q.shape[:2], 0)
+    if of_queries:
+        return CoarseDuals(coarse_ready(q, k, subset, key_subset, **options), empty)
+    return CoarseDuals(empty, coarse_col(q, k, subset, key_subset, **options))
 
 
 def tensors(subset: Subset, key_subset: Subset | None) -> tuple[Tensor, ...]:
@@ -88,21 +97,25 @@ def _coarse_dual(
     k_weight: Tensor,
     padding: Tensor | None,
     of_queries: bool,
+    of_keys: bool,
     num_iters: int,
     slope: float,
     save: bool,
     products: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = Launch.of(q, k, k, padding, num_iters, slope, products)
     subset, key_subset = Subset(q_tokens, q_weight), Subset(k_tokens, k_weight)
     duals = empty_duals(p, subset, key_subset, save=save)
-    result = empty_result(q, k, of_queries, num_iters)
-    if result.numel() and not (of_queries and num_iters == 1):
+    results = empty_results(q, k, of_queries, of_keys, num_iters)
+    sides = computed(q, k, of_queries, of_keys, num_iters)
+    if sides:
         with torch.cuda.device_of(q):
             updates.launch(p, subset, key_subset, duals, save)
-            sides = Sides(p, key_subset if of_queries else subset, of_queries=of_queries)
-            extension.launch(p, sides, last_of(duals, of_queries), result, natural=True)
-    return result, *duals
+            for side in sides:
+                result = results[not side]
+                of_side = Sides(p, key_subset if side else subset, of_queries=side)
+                extension.launch(p, of_side, last_of(duals, side), result, natural=True)
+    return *results, *duals
 
 
 @_coarse_dual.register_fake
@@ -115,22 +128,38 @@ def _(
     k_weight: Tensor,
     padding: Tensor | None,
     of_queries: bool,
+    of_keys: bool,
     num_iters: int,
     slope: float,
     save: bool,
     products: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = Launch(q, k, k, None, num_iters, slope)
     subset, key_subset = Subset(q_tokens, q_weight), Subset(k_tokens, k_weight)
     duals = empty_duals(p, subset, key_subset, save=save)
-    return empty_result(q, k, of_queries, num_iters), *duals
+    return *empty_results(q, k, of_queries, of_keys, num_iters), *duals
 
 
-def empty_result(q: Tensor, k: Tensor, of_queries: bool, num_iters: int) -> Tensor:
-    """Allocate the dual of all tokens; that of the queries is 0 if T = 1."""
-    shape = (q if of_queries else k).shape[:3]
-    allocate = q.new_zeros if of_queries and num_iters == 1 else q.new_empty
-    return allocate(shape, dtype=torch.float32)
+def empty_results(
+    q: Tensor, k: Tensor, of_queries: bool, of_keys: bool, num_iters: int
+) -> tuple[Tensor, Tensor]:
+    """Allocate the duals of all queries and of all keys; that of the queries is 0 if T = 1.
+
+    A dual that is not asked for has no tokens.
+    """
+    shapes = [
+        x.shape[:3] if asked else (*x.shape[:2], 0) for x, asked in ((q, of_queries), (k, of_keys))
+    ]
+    allocate = q.new_zeros if num_iters == 1 else q.new_empty
+    return allocate(shapes[0], dtype=torch.float32), k.new_empty(shapes[1], dtype=torch.float32)
+
+
+def computed(
+    q: Tensor, k: Tensor, of_queries: bool, of_keys: bool, num_iters: int
+) -> tuple[bool, ...]:
+    """Return the sides whose dual the kernels compute: True for the queries, False for the keys."""
+    asked = ((True, of_queries and num_iters > 1, q), (False, of_keys, k))
+    return tuple(side for side, wanted, x in asked if wanted and x.shape[:3].numel())
 
 
 def last_of(duals: SubsetDuals, of_queries: bool) -> Tensor:
@@ -140,7 +169,8 @@ def last_of(duals: SubsetDuals, of_queries: bool) -> Tensor:
 
 @torch.library.custom_op("asap_exp::coarse_dual_backward", mutates_args=())
 def _backward_op(
-    grad: Tensor,
+    grad_ready: Tensor,
+    grad_col: Tensor,
     q: Tensor,
     k: Tensor,
     q_tokens: Tensor,
@@ -148,38 +178,44 @@ def _backward_op(
     k_tokens: Tensor,
     k_weight: Tensor,
     padding: Tensor | None,
-    result: Tensor,
+    ready: Tensor,
+    col: Tensor,
     rows: Tensor,
     cols: Tensor,
     of_queries: bool,
+    of_keys: bool,
     num_iters: int,
     slope: float,
     products: str,
 ) -> tuple[Tensor, Tensor]:
-    if not result.numel() or (of_queries and num_iters == 1):
-        return q.new_zeros(q.shape), k.new_zeros(k.shape)
+    sides = computed(q, k, of_queries, of_keys, num_iters)
+    # All tokens of the side of a dual have a gradient; on the other only those of the subset.
+    grad_q = (q.new_empty if True in sides else q.new_zeros)(q.shape)
+    grad_k = (k.new_empty if False in sides else k.new_zeros)(k.shape)
+    if not sides:
+        return grad_q, grad_k
     p = Launch.of(q, k, k, padding, num_iters, slope, products)
     subset, key_subset = Subset(q_tokens, q_weight), Subset(k_tokens, k_weight)
-    # All tokens of one side have a gradient; on the other only those of the subset.
-    grad_q = q.new_empty(q.shape) if of_queries else q.new_zeros(q.shape)
-    grad_k = k.new_zeros(k.shape) if of_queries else k.new_empty(k.shape)
     duals = SubsetDuals(rows, cols)
-    sides = Sides(p, key_subset if of_queries else subset, of_queries=of_queries)
+    found: dict[bool, tuple[Tensor, Tensor]] = {}
     with torch.cuda.device_of(q):
-        of_dual, of_tokens = extension.launch_gradient(
-            p, sides, last_of(duals, of_queries), result * LOG2_E, grad.contiguous(),
-            grad_q if of_queries else grad_k,
-        )  # fmt: skip
+        for side in sides:
+            result, grad = (ready, grad_ready) if side else (col, grad_col)
+            found[side] = extension.launch_gradient(
+                p, Sides(p, key_subset if side else subset, of_queries=side), last_of(duals, side),
+                result * LOG2_E, grad.contiguous(), grad_q if side else grad_k,
+            )  # fmt: skip
         updates_gradient.launch(
-            p, subset, key_subset, duals, of_dual, of_tokens, (grad_q, grad_k),
-            of_rows=not of_queries,
+            p, subset, key_subset, duals, (grad_q, grad_k),
+            of_rows=found.get(False), of_cols=found.get(True),
         )  # fmt: skip
     return grad_q, grad_k
 
 
 @_backward_op.register_fake
 def _(
-    grad: Tensor,
+    grad_ready: Tensor,
+    grad_col: Tensor,
     q: Tensor,
     k: Tensor,
     q_tokens: Tensor,
@@ -187,10 +223,12 @@ def _(
     k_tokens: Tensor,
     k_weight: Tensor,
     padding: Tensor | None,
-    result: Tensor,
+    ready: Tensor,
+    col: Tensor,
     rows: Tensor,
     cols: Tensor,
     of_queries: bool,
+    of_keys: bool,
     num_iters: int,
     slope: float,
     products: str,
@@ -199,15 +237,15 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors_, ctx.of_queries, ctx.num_iters, ctx.slope, _, ctx.products = inputs
-    _, rows, cols = output
+    *tensors_, ctx.of_queries, ctx.of_keys, ctx.num_iters, ctx.slope, _, ctx.products = inputs
+    _, _, rows, cols = output
     ctx.mark_non_differentiable(rows, cols)
     ctx.save_for_backward(*tensors_, *output)
 
 
-def _backward(ctx, grad, *_):
-    options = ctx.of_queries, ctx.num_iters, ctx.slope, ctx.products
-    return *_backward_op(grad, *ctx.saved_tensors, *options), *[None] * 10
+def _backward(ctx, grad_ready, grad_col, *_):
+    options = ctx.of_queries, ctx.of_keys, ctx.num_iters, ctx.slope, ctx.products
+    return *_backward_op(grad_ready, grad_col, *ctx.saved_tensors, *options), *[None] * 11
 
 
 _coarse_dual.register_autograd(_backward, setup_context=_setup_context)

@@ -59,9 +59,8 @@ def coarse_duals(
 ) -> CoarseDuals:
     call = _call(q, k, k, subset, key_subset, num_iters)
     launch = choose("coarse_dual", call).launch
-    options |= {"num_iters": num_iters}
-    of = (launch(q, k, subset, key_subset, of_queries=which, **options) for which in (True, False))
-    return CoarseDuals(*of)
+    sides = {"of_queries": True, "of_keys": True}
+    return launch(q, k, subset, key_subset, num_iters=num_iters, **sides, **options)
 
 
 def centred_dual(
@@ -71,8 +70,9 @@ def centred_dual(
     mask, num_iters = options["key_padding_mask"], settings.num_iters
     subset, key_subset = settings.subsets(q, k, mask)
     launch = choose("coarse_dual", _call(q, k, k, subset, key_subset, num_iters)).launch
-    sizes: dict[str, Any] = {"of_queries": of_queries, "num_iters": num_iters}
-    found = launch(q, k, subset, key_subset, **sizes, **options)
+    sides = {"of_queries": of_queries, "of_keys": not of_queries}
+    ready, col = launch(q, k, subset, key_subset, num_iters=num_iters, **sides, **options)
+    found = ready if of_queries else col
     return blank(centre(found, effective_padding(mask)), mask, 2)
 
 
@@ -122,16 +122,16 @@ def separate_operators(
     """Predict the dual, then run further updates and the closure, or the attention pass."""
     call = _call(q, k, v, subset, key_subset, num_iters)
     with torch.set_grad_enabled(torch.is_grad_enabled() and implicit_steps is None):
-        predicted = choose("coarse_dual", call).launch(
-            q, k, subset, key_subset, of_queries=not one_pass, num_iters=num_iters,
-            products=products, **options,
+        ready, col = choose("coarse_dual", call).launch(
+            q, k, subset, key_subset, of_queries=not one_pass, of_keys=one_pass,
+            num_iters=num_iters, products=products, **options,
         )  # fmt: skip
     options |= {"products": products}
     if one_pass:
-        return pass_with_dual(q, k, v, predicted, **options)
+        return pass_with_dual(q, k, v, col, **options)
     if implicit_steps is not None:
-        return implicit_attention(q, k, v, predicted, refine + 1, implicit_steps, **options)
-    return sinkhorn(q, k, v, predicted, num_iters=refine + 1, **options).out
+        return implicit_attention(q, k, v, ready, refine + 1, implicit_steps, **options)
+    return sinkhorn(q, k, v, ready, num_iters=refine + 1, **options).out
 
 
 def one_operator(
