@@ -16,7 +16,7 @@ from asap_exp.attention.diagnostics import (
 )
 from asap_exp.calibration.capture import layer_inputs
 from asap_exp.calibration.data import is_stand_in
-from asap_exp.core.agreement import alone, greatest, summed, total
+from asap_exp.core.agreement import alone, largest, total
 
 Fidelity = dict[str, dict[str, Tensor]]
 """Measures `[H]` by layer path, then by name."""
@@ -83,6 +83,6 @@ def of_all_ranks(totals: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
         return totals
     whole = total(samples)
     return {
-        name: greatest(value) if name.startswith("largest") else summed(value * samples) / whole
+        name: largest(value) if name.startswith("largest") else total(value * samples) / whole
         for name, value in totals.items()
     }

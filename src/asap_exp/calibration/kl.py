@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention
-from asap_exp.core.agreement import alone, summed
-from asap_exp.core.agreement import total as total_of_ranks
+from asap_exp.core.agreement import alone, total
 from asap_exp.ops.backend import full_precision
 from asap_exp.ops.masking import blank, effective_padding
 from asap_exp.ops.reference import column_step, logits, row_step
@@ -107,7 +106,7 @@ def rows_of_all(batches: Sequence[Rows]) -> Sequence[Tensor | int]:
     if alone():
         return [rows_on_device(batch) for batch in batches]
     rows = torch.tensor([num_rows(batch) for batch in batches])
-    found: list[int] = summed(rows).clamp(min=1).tolist()
+    found: list[int] = total(rows).clamp(min=1).tolist()
     return found
 
 
@@ -122,8 +121,8 @@ AnyRows = TypeVar("AnyRows", bound=Rows)
 @torch.no_grad()
 def mean_over_rows(measure: Callable[[AnyRows], Tensor], batches: Iterable[AnyRows]) -> Tensor:
     """Return the mean over all valid rows, of all ranks, of sums over each batch: float64."""
-    total, rows = torch.zeros(()), 0
+    sums, rows = torch.zeros(()), 0
     for batch in batches:
-        total = total.to(batch.q.device) + measure(batch).double()
+        sums = sums.to(batch.q.device) + measure(batch).double()
         rows += num_rows(batch)
-    return summed(total) / max(total_of_ranks(rows), 1)
+    return total(sums) / max(total(rows), 1)

@@ -19,7 +19,7 @@ from asap_exp.calibration.gradient import (
 )
 from asap_exp.calibration.steps import AdamFit, ModelData
 from asap_exp.calibration.updates import CosineAdam
-from asap_exp.core.agreement import summed
+from asap_exp.core.agreement import total
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
 
@@ -91,7 +91,7 @@ def prediction_kl(net: nn.Module, example: Example, precision: str, forward: For
 def num_predictions(examples: Sequence[Example]) -> list[int]:
     """Return the predictions of each example, at least 1, those of the other ranks included."""
     here = [example.teacher[..., 0].numel() * example.counts for example in examples]
-    found: list[int] = summed(torch.tensor(here)).clamp(min=1).tolist()
+    found: list[int] = total(torch.tensor(here)).clamp(min=1).tolist()
     return found
 
 
@@ -100,7 +100,7 @@ def mean_prediction_kl(
     net: nn.Module, examples: Sequence[Example], precision: str, forward: Forward
 ) -> float:
     parts = [prediction_kl(net, example, precision, forward).double() for example in examples]
-    return float(summed(torch.stack(parts)).sum()) / sum(num_predictions(examples))
+    return float(total(torch.stack(parts)).sum()) / sum(num_predictions(examples))
 
 
 def fit_end_to_end(

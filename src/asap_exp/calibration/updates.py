@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from asap_exp.core.agreement import alone, summed
+from asap_exp.core.agreement import alone, total
 from asap_exp.core.cuda_graph import WARM_UPS, Recorder, beside
 from asap_exp.core.device_rates import rates_on_device, set_rates
 from asap_exp.core.fixed_tensors import FixedTensors, Shape, shape_of
@@ -94,6 +94,6 @@ def added(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the sums of gradients over all ranks, which are exchanged as one tensor."""
     if alone():
         return gradients
-    flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = total(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(one) for part, one in zip(parts, gradients, strict=True)]

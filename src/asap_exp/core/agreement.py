@@ -1,6 +1,6 @@
 """What the ranks of a stage agree on; for a single one, its own value."""
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -12,22 +12,34 @@ def alone() -> bool:
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
-def largest(value: int) -> int:
-    """Return the largest value of all ranks."""
-    if alone():
-        return value
-    shared = torch.tensor(value)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared)
+@overload
+def largest(value: int) -> int: ...
+@overload
+def largest(value: Tensor) -> Tensor: ...
+def largest(value: int | Tensor) -> int | Tensor:
+    """Return the largest value of all ranks, of a tensor for each element, on its device."""
+    return reduced(value, "MAX")
 
 
-def total(value: int) -> int:
-    """Return the sum of the values of all ranks."""
+@overload
+def total(value: int) -> int: ...
+@overload
+def total(value: Tensor) -> Tensor: ...
+def total(value: int | Tensor) -> int | Tensor:
+    """Return the sum of the values of all ranks, of a tensor for each element, on its device."""
+    return reduced(value, "SUM")
+
+
+def reduced(value: int | Tensor, operation: str) -> int | Tensor:
+    """Return a number, or a copy of a tensor, reduced over all ranks; alone the value itself."""
     if alone():
         return value
-    shared = torch.tensor(value)
-    dist.all_reduce(shared)
-    return int(shared)
+    if isinstance(value, Tensor):
+        shared = value.detach().clone().contiguous()
+    else:
+        shared = torch.tensor(value)
+    dist.all_reduce(shared, op=getattr(dist.ReduceOp, operation))
+    return shared if isinstance(value, Tensor) else int(shared)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -37,15 +49,6 @@ def mean(values: Tensor) -> Tensor:
     shared = values.clone()
     dist.all_reduce(shared)
     return shared / dist.get_world_size()
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks, on its device."""
-    if alone():
-        return tensor
-    shared = tensor.detach().clone().contiguous()
-    dist.all_reduce(shared)
-    return shared
 
 
 def num_ranks() -> int:
@@ -59,15 +62,6 @@ def of_rank(tensor: Tensor, rank: int) -> Tensor:
         return tensor
     shared = tensor.detach().clone().contiguous()
     dist.broadcast(shared, src=rank)
-    return shared
-
-
-def greatest(tensor: Tensor) -> Tensor:
-    """Return the element-wise maximum of a tensor over all ranks, on its device."""
-    if alone():
-        return tensor
-    shared = tensor.detach().clone().contiguous()
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return shared
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asap_exp.attention import swapped
 from asap_exp.calibration.prediction_fit import divergence
-from asap_exp.core.agreement import summed, total
+from asap_exp.core.agreement import total
 from asap_exp.core.cuda_graph import Recorder
 from asap_exp.core.devices import autocast
 from asap_exp.core.errors import UserError
@@ -49,7 +49,7 @@ class Comparison:
         """Return the sums over the targets of all ranks."""
         found = Comparison()
         found.targets = total(self.targets)
-        found.sums = {name: summed(value) for name, value in self.sums.items()}
+        found.sums = {name: total(value) for name, value in self.sums.items()}
         return found
 
     def means(self) -> dict[str, float]:

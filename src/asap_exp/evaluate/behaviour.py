@@ -12,7 +12,7 @@ from torch import Tensor
 from asap_exp.attention import Attention, LayerInputs, attention_layers, swapped
 from asap_exp.calibration.capture import layer_inputs
 from asap_exp.calibration.data import is_stand_in
-from asap_exp.core.agreement import greatest, summed, total
+from asap_exp.core.agreement import largest, total
 from asap_exp.core.config import CorruptionConfig
 from asap_exp.core.console import progress
 from asap_exp.core.errors import UserError
@@ -138,9 +138,9 @@ class Sums:
         ranks = torch.zeros(num_ranks, dtype=torch.float64) if self.ranks is None else self.ranks
         return Sums(
             total(self.samples),
-            {path: summed(self.layers.get(path, none)) for path in paths},
-            {path: greatest(self.largest.get(path, none[0])) for path in paths},
-            summed(ranks),
+            {path: total(self.layers.get(path, none)) for path in paths},
+            {path: largest(self.largest.get(path, none[0])) for path in paths},
+            total(ranks),
         )
 
     def means(self) -> dict[str, Any]:
