@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import asap_exp
 from asap_exp.attention import LotformerAttention, MultiHeadAttention, build_attention
+from asap_exp.core.conf_files import attentions
 from asap_exp.core.errors import UserError
 from asap_exp.timing.memory import peak_memory
 from tests.attention.convertible import of_timm
@@ -142,6 +143,44 @@ def test_parameters_are_made_by_the_layer_from_the_global_seed() -> None:
     assert all(x.requires_grad for x in LotformerAttention().parameters())
 
 
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_pivots_start_with_norms_of_one(head_dim: int) -> None:
+    """As in the published image models; with smaller ones the first epochs learn nothing."""
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(2 * head_dim, 2, attend=LotformerAttention())
+    norms = layer.attend.pivot.norm(dim=-1)
+    assert norms.mean().item() == pytest.approx(1, rel=0.1)
+    q, k = (normal(2, 2, 64, head_dim, seed=seed).double() for seed in (0, 1))
+    plan = layer.attend.plan(q, k)
+    assert (64 * plan - 1).abs().mean() > 1e-3
+    torch.manual_seed(0)
+    given = MultiHeadAttention(2 * head_dim, 2, attend=LotformerAttention(pivot_std=0.02))
+    torch.testing.assert_close(given.attend.pivot * head_dim**-0.5, layer.attend.pivot * 0.02)
+
+
+def test_plan_of_pivots_at_zero_is_a_saddle_point() -> None:
+    """Why they must not start there: the plan is uniform, and no input or pivot has a gradient."""
+    q, k, v = (x.requires_grad_() for x in doubles())
+    attention = with_weights(learned_masses=False)
+    with torch.no_grad():
+        attention.pivot.zero_()
+    plan = attention.plan(q, k)
+    torch.testing.assert_close(plan, torch.full_like(plan, 1 / 7))
+    attention(q, k, v).square().sum().backward()
+    for x in (q, k, attention.pivot):
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad, torch.zeros_like(x), atol=1e-15, rtol=0)
+    assert v.grad is not None
+    assert v.grad.any()
+
+
+def test_defaults_are_those_of_the_file() -> None:
+    usual = {key: x for key, x in attentions()["lotformer"].items() if key != "name"}
+    built = LotformerAttention()
+    assert {key: getattr(built, key) for key in usual} == usual
+    assert (built.pivots, built.num_iters, built.eps) == (32, 3, 1.0)
+
+
 def test_equal_masses_are_no_parameter() -> None:
     assert set(with_weights(learned_masses=False).state_dict()) == {"pivot"}
 
@@ -194,6 +233,8 @@ def test_converted_model_has_pivots_of_its_own_in_every_layer() -> None:
         ("num_iters", 0, "num_iters must be at least 1"),
         ("eps", -1.0, "eps must be finite and > 0"),
         ("learned_masses", 1, "learned_masses must be True or False"),
+        ("pivot_std", 0.0, "pivot_std must be finite and > 0, got 0.0"),
+        ("pivot_std", True, "pivot_std must be a number, got True"),
     ],
 )
 def test_option_out_of_range_is_refused(option: str, value: object, words: str) -> None:

@@ -712,7 +712,7 @@ WRONG_OPTIONS = {
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
     "espformer": {"temperature": -1.0, "tau": 0.0, "sorting": "none", "slices": -1},
     "differential": {"lambda_per": "none"},
-    "lotformer": {"pivots": 0, "num_iters": 0, "eps": 0.0},
+    "lotformer": {"pivots": 0, "num_iters": 0, "eps": 0.0, "pivot_std": 0.0},
     "coarse": {
         "tokens": 0,
         "subset": "all",

@@ -20,9 +20,12 @@ with f = g = 0 at the start. Since f and g come last,
 whose rows sum to 1 exactly and whose columns to n/m as closely as the updates have converged. A v
 is computed from the right: no n x m matrix exists but in `plan`.
 
-Source: LOTFormer, arXiv 2509.23436. The order of the steps and the start are this project's; their
-published code divides by the row sums instead, leaves the mass of padded queries, and penalises
-padded keys with a constant.
+Source: LOTFormer, arXiv 2509.23436, and its code, anonymous13761234/LOTFormer at 465cde5. Defaults
+are those of its image models (imagenet_swin, deit-imagenet): 32 pivots that start with norms of
+about 1, eps = 1, and 5 half-steps that begin with one of f, in whose place are 3 updates. That f
+and g always come last, and the exact padding, are this project's: some of its models of texts
+divide by the row sums instead, leave the mass of padded queries, and penalise padded keys with a
+constant.
 """
 
 import math
@@ -38,15 +41,13 @@ from asap_exp.ops.backend import full_precision
 from asap_exp.ops.checks import (
     check_count,
     check_mask,
+    check_positive,
     check_query_key,
     check_switch,
     check_temperature,
     check_value,
 )
 from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
-
-INITIAL_STD = 0.02
-"""Standard deviation of the pivots at the start, as in the published code."""
 
 
 class Factors(NamedTuple):
@@ -63,7 +64,8 @@ class LotformerAttention(LearnedAttention):
     """Attention through `pivots` learned points, by two transport plans of `num_iters` updates.
 
     `learned_masses` also learns the masses of the pivots, as a softmax; otherwise all are equal.
-    Gradients go through every update.
+    `pivot_std` is the standard deviation of the pivots at the start; None for head_dim ** -0.5, so
+    that their norms are about 1. Gradients go through every update.
     """
 
     parameter_names = ("pivot", "log_mass")
@@ -72,20 +74,26 @@ class LotformerAttention(LearnedAttention):
         self,
         *,
         pivots: int = 32,
-        num_iters: int = 5,
+        num_iters: int = 3,
         eps: float = 1.0,
         learned_masses: bool = True,
+        pivot_std: float | None = None,
     ) -> None:
         check_count("pivots", pivots, 1)
         check_count("num_iters", num_iters, 1)
         check_temperature(eps, None, 1)
         check_switch("learned_masses", learned_masses)
+        if pivot_std is not None:
+            check_positive("pivot_std", pivot_std)
         super().__init__()
         self.pivots, self.num_iters = pivots, num_iters
-        self.eps, self.learned_masses = eps, learned_masses
+        self.eps, self.learned_masses, self.pivot_std = eps, learned_masses, pivot_std
 
     def start(self, heads: int, head_dim: int, normal: Callable[..., Tensor]) -> dict[str, Tensor]:
-        pivot = INITIAL_STD * normal(heads, self.pivots, head_dim)
+        # What is linear in S or in S' alone cancels in A, whose sums are fixed: pivots near 0 are
+        # near a saddle point, where A is uniform and nothing that it depends on has a gradient.
+        std = head_dim**-0.5 if self.pivot_std is None else self.pivot_std
+        pivot = std * normal(heads, self.pivots, head_dim)
         if not self.learned_masses:
             return {"pivot": pivot}
         return {"pivot": pivot, "log_mass": torch.zeros_like(pivot[..., 0])}

@@ -50,25 +50,33 @@ def check_value(v: Tensor, k: Tensor) -> None:
     check_device("v", v, k)
 
 
+def check_real(name: str, x: float) -> None:
+    """Raise TypeError unless it is a number."""
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{name} must be a number, got {x!r}")
+
+
+def check_positive(name: str, x: float) -> None:
+    """Raise TypeError or ValueError unless it is a finite number above 0."""
+    check_real(name, x)
+    # A comparison, not math.isfinite: torch.compile makes a number that changes symbolic.
+    if not 0 < x < math.inf:
+        raise ValueError(f"{name} must be finite and > 0, got {x}")
+
+
 def check_temperature(eps: float, scale: float | None, head_dim: int) -> tuple[float, float]:
     """Return eps and scale as floats; `scale=None` means head_dim ** -0.5."""
-    for name, x in (("eps", eps), ("scale", scale)):
-        optional = name == "scale" and x is None
-        if not optional and (isinstance(x, bool) or not isinstance(x, Real)):
-            raise TypeError(f"{name} must be a number, got {x!r}")
-    # Comparisons, not math.isfinite: torch.compile makes a number that changes symbolic.
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be finite and > 0, got {eps}")
+    check_positive("eps", eps)
     if scale is None:
         return float(eps), head_dim**-0.5
+    check_real("scale", scale)
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return float(eps), float(scale)
 
 
 def check_relaxation(relaxation: float) -> None:
-    if isinstance(relaxation, bool) or not isinstance(relaxation, Real):
-        raise TypeError(f"relaxation must be a number, got {relaxation!r}")
+    check_real("relaxation", relaxation)
     if not 0 < relaxation < 2:
         raise ValueError(
             f"relaxation must be > 0 and < 2, so that updates converge; got {relaxation}"

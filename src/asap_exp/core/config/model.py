@@ -88,6 +88,7 @@ class AttentionOptions:
     seed: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     grid_width: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     pivots: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
+    pivot_std: Annotated[float, above(0), at_most(LARGEST_SETTING)]
     lambda_per: Annotated[str, one_of("head", "layer")]
     sorting: Annotated[str, one_of("soft", "hard")]
     slices: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
