@@ -18,6 +18,7 @@ from asap_exp.calibration.steps import AdamFit
 from asap_exp.core.config import MovedData
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.records.words import map_label
 from asap_exp.core.runs import Run
 from asap_exp.core.tensors import load_tensors
 from asap_exp.core.training_log import training_curves
@@ -486,11 +487,13 @@ def test_padded_texts_take_every_step_and_a_budget(pipeline: TextPipeline, tmp_p
     for row in read_json(folder / "fidelity.json"):
         assert row["kl_learned_slices"] <= row["kl_ridge"]
     budget = [*CALIBRATION, *small, *BUDGET, f"paths.results={results}", "budget.accuracy_drop=5"]
-    distill_within_budget(composed("distill", budget, DistillConfig))
+    chosen = load_artifact(distill_within_budget(composed("distill", budget, DistillConfig))).about
     record = read_json(run_evaluate(results, *EVALUATED, f"artifact={folder}", "maps=all"))
     labels = [row["label"] for row in record["rows"]]
     assert any("ridge + learned slices + end to end" in x["label"] for x in record["maps"].values())
-    assert any(label.startswith("ASAP, by layer") for label in labels)
+    name = map_label(chosen, control=False)
+    assert any(label.startswith(name) for label in labels)
+    assert name.startswith("ASAP") is not chosen.without_asap
     assert record["drift"].keys() == {*load_artifact(folder).layers}
 
 
