@@ -293,8 +293,8 @@ FAULTS = {
         "tests/attention/test_diagnostics.py",
     ),
     "evaluation: divergence the wrong way round": Fault(
-        "F.kl_div(log_q, log_p, log_target",
-        "F.kl_div(log_p, log_q, log_target",
+        "divergence(log_q, log_p)",
+        "divergence(log_p, log_q)",
         "tests/timing/test_measures.py",
     ),
     "report: a deviation of one value": Fault(

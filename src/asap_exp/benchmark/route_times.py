@@ -1,8 +1,10 @@
 """Times of every route that Sinkhorn attention may take, side by side, and what is chosen.
 
+Usage: python -m asap_exp.benchmark.route_times [--n 256 1024] [--updates 5 10 20] [--spread 1 4 16]
+       [--head-dim 64] [--dtype bfloat16] [--train] [--json FILE]
+
 Inputs are normal numbers; logits have the standard deviation `--spread`. Where a route that is not
 chosen is faster by more than 3 %, the rules in `ops.routes` do not fit this GPU: please report it.
-`scripts/route_times.py` runs it.
 """
 
 import argparse
@@ -181,3 +183,7 @@ def prepared(case: Case, inputs: list[Tensor], names: tuple[str, ...]) -> Prepar
         return nullcontext(call)
 
     return prepare if case.train or not inputs[0].is_cuda else captured(prepare)
+
+
+if __name__ == "__main__":
+    main()
