@@ -11,6 +11,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from asap_exp.ops.kernels.launch import Duals, Launch, unwritten_output
+from asap_exp.ops.kernels.sinkhorn.on_chip import adjoint
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -51,13 +52,38 @@ class Emulator:
         out = unwritten_output(q, v).fill_(torch.nan)
         duals = kept(p) if keep_duals else None
         problem = on_chip.problem(p, start, out, duals)
-        library = self.library(on_chip.Variant.of(p, duals))
-        error = ctypes.create_string_buffer(1000)
-        if library.run(ctypes.byref(problem), clusters, seed, error, len(error)):
-            raise EmulationError(error.value.decode())
+        self.launch(on_chip.Variant.of(p, duals), problem, clusters, seed)
         return out, duals
 
+    def through_updates(
+        self,
+        p: Launch,
+        rows: Tensor,
+        cols: Tensor,
+        grad_col: Tensor,
+        grad_start: Tensor,
+        *,
+        clusters: int = 1,
+        seed: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `on_chip.adjoint.through_updates` does; NaN where unwritten."""
+        p = on_chip.aligned(p)
+        grad_start.fill_(torch.nan)
+        problem, row_weights, col_weights, _ = adjoint.problem(p, rows, cols, grad_col, grad_start)
+        row_weights.fill_(torch.nan)
+        self.launch(on_chip.Variant.of(p, None, gradient=True), problem, clusters, seed)
+        return row_weights, col_weights
+
+    def launch(
+        self, variant: on_chip.Variant, problem: ctypes.Structure, clusters: int, seed: int
+    ) -> None:
+        error = ctypes.create_string_buffer(1000)
+        run = self.library(variant).run
+        if run(ctypes.byref(problem), clusters, seed, error, len(error)):
+            raise EmulationError(error.value.decode())
+
     def library(self, variant: on_chip.Variant) -> ctypes.CDLL:
+        """Return the emulation of a variant, compiled if it is asked for the first time."""
         name = "_".join(str(value) for value in variant.definitions.values())
         file = self.folder / f"{name}.so"
         with FileLock(file.with_suffix(".lock")):

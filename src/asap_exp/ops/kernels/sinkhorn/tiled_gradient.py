@@ -4,6 +4,7 @@ The adjoints are as in `logits_in_registers`. As in `tiled`, each kernel anchors
 side's tokens (x) and streams the other's (y). Letters: see `kernels.tiles`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -324,8 +325,21 @@ def logit_kernel(
     store_tile(grad_x + b * gx_b + h * gx_h, i, i < num_x, gx_n, grad * slope, D, BLOCK_D)
 
 
-def launch(
-    p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]
+def launch(p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]) -> None:
+    """Write the gradients of q, k, v and f^0."""
+    through_all(p, grad_out, duals, grads, through_updates)
+
+
+ThroughUpdates = Callable[[Launch, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A way to take the gradient through the updates: `through_updates` is one."""
+
+
+def through_all(
+    p: Launch,
+    grad_out: Tensor,
+    duals: Duals,
+    grads: tuple[Tensor, ...],
+    through_updates: ThroughUpdates,
 ) -> None:
     """Write the gradients of q, k, v and f^0."""
     grad_q, grad_k, grad_v, grad_start = grads

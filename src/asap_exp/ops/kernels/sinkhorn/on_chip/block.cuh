@@ -8,7 +8,7 @@
 // one of them, `own`, or for the rounding error of it, `part` 1.
 //
 // Compiled with WIDTH (channels: 32, 64 or 128), BFLOAT16 (0 or 1), GRID_ROWS, GRID_COLS, their product
-// CLUSTER and KEEP_DUALS (0 or 1) set, after instructions.cuh or its emulation.
+// CLUSTER, and KEEP_DUALS (0 or 1) for plan.cu, set, after instructions.cuh or its emulation.
 
 constexpr int CLUSTER_SIZE = CLUSTER, SIDE = 256, THREADS = 512, WARPS = 16;
 constexpr int TILES = SIDE / 8, CHUNK_TILES = 4, CHUNKS = TILES / CHUNK_TILES;
@@ -52,13 +52,11 @@ constexpr float LOG2_E = 1.44269504f;
 
 CONSTANT(shared_bytes_needed, SHARED_BYTES);
 
-struct Problem {
-  const u16 *q, *k, *v;
-  u16* out;
+// What every program reads; its Problem adds the rest.
+struct Inputs {
+  const u16 *q, *k;
   const u8* padding;
-  const float* start;
-  float *rows, *cols;
-  i64 q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n;
+  i64 q_b, q_h, q_n, k_b, k_h, k_n;
   int all_heads, heads, n, m, num_iters;
   float to_log2, ratio;
 };
@@ -70,6 +68,9 @@ struct Lane {
   int grid_row, grid_col;
   u32 row_place, col_place;  // of the own scalings
 };
+struct Numbers {
+  int rows, cols, maxima;
+};  // exchanges so far
 
 DEVICE float negative_infinity() { return bits_to_float(0xff800000u); }
 
@@ -82,6 +83,33 @@ DEVICE u32 scaling_place(int index, int part) {
 DEVICE u32 plan_place(int row, int piece) { return row * PLAN_ROW_BYTES + ((piece ^ (row & 7)) << 4); }
 DEVICE u32 token_place(int row, int piece) {
   return row * TOKEN_BYTES + ((piece ^ (WIDTH < 64 ? (row >> 1) & 3 : row & 7)) << 4);
+}
+
+DEVICE Lane lane_of_thread() {
+  Lane l;
+  l.shared = shared_base();
+  l.lane = thread() & 31;
+  l.warp = thread() >> 5;
+  l.eighth = l.lane >> 2;
+  l.pair = l.lane & 3;
+  l.own = l.warp * 16 + l.eighth + (l.pair >> 1) * 8;
+  l.part = l.pair & 1;
+  l.grid_row = block_rank() / GRID_COLS;
+  l.grid_col = block_rank() % GRID_COLS;
+  l.row_place = ROW_SCALING + scaling_place(l.own, l.part);
+  l.col_place = COL_SCALING + scaling_place(l.own, l.part);
+  return l;
+}
+DEVICE u32 own_col_dual(const Lane& l) { return l.shared + COL_DUAL + l.own * 4; }
+
+DEVICE void open_cluster(const Lane& l) {
+  if (CLUSTER_SIZE == 1) return;
+  if (thread() < 4 * WARPS) open_mailbox(l.shared + ROW_BOXES + thread() * 8);
+  mailboxes_open();
+  cluster_barrier();
+}
+DEVICE void close_cluster() {
+  if (CLUSTER_SIZE > 1) cluster_barrier();  // no block ends while others send to it
 }
 
 DEVICE void multiply_add(float c[4], const u32 a[4], u32 b0, u32 b1) {
@@ -97,11 +125,11 @@ DEVICE u32 to_halves(float first, float second) {
   return BFLOAT16 ? to_bf16x2(first, second) : to_f16x2(first, second);
 }
 
-DEVICE bool is_valid(const Problem& p, int sample, int token, int count) {
+DEVICE bool is_valid(const Inputs& p, int sample, int token, int count) {
   return token < count && (p.padding == nullptr || p.padding[(i64)sample * count + token] == 0);
 }
 
-DEVICE void load_tokens(const Problem& p, const Lane& l, u32 to, const u16* from, i64 stride, int sample,
+DEVICE void load_tokens(const Inputs& p, const Lane& l, u32 to, const u16* from, i64 stride, int sample,
                         int first, int count) {
 #pragma unroll
   for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
@@ -110,6 +138,25 @@ DEVICE void load_tokens(const Problem& p, const Lane& l, u32 to, const u16* from
     copy_async(l.shared + to + token_place(row, piece),
                valid ? from + (first + row) * stride + piece * 8 : from, valid);
   }
+}
+
+DEVICE const u16* queries_of(const Inputs& p, const Lane& l, int number) {
+  return p.q + number / p.heads * p.q_b + number % p.heads * p.q_h + l.grid_row * SIDE * p.q_n;
+}
+DEVICE void load_keys(const Inputs& p, const Lane& l, int number) {
+  const int sample = number / p.heads;
+  load_tokens(p, l, TOKENS, p.k + sample * p.k_b + number % p.heads * p.k_h, p.k_n, sample,
+              l.grid_col * SIDE, p.m);
+}
+// Ask for the keys of the next head, where those of this one are not needed any more; its queries come as
+// far as the L2 cache. Returns whether there is one.
+DEVICE bool load_next_head(const Inputs& p, const Lane& l, int number) {
+  const int next = number + cluster_count(), row = thread() / 2;
+  if (next >= p.all_heads) return false;
+  load_keys(p, l, next);
+  if (l.grid_row * SIDE + row < p.n)
+    prefetch(queries_of(p, l, next) + row * p.q_n + (thread() & 1) * (WIDTH / 2));
+  return true;
 }
 
 // Sums or maxima of two tokens a lane over the blocks of a row or column of the grid ---------------

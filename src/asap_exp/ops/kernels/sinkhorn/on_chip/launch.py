@@ -28,12 +28,15 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.call import Call
-from asap_exp.ops.kernels.launch import Duals, Launch
+from asap_exp.ops.kernels.launch import Duals, Launch, strides
 from asap_exp.ops.kernels.sinkhorn.on_chip import driver, nvrtc
 
 FOLDER = Path(__file__).parent
 FILES = ("instructions.cuh", "block.cuh", "sums.cuh", "output.cuh", "plan.cu")
 """The program, in the order of its parts; a test replaces the first."""
+
+GRADIENT_FILES = ("instructions.cuh", "block.cuh", "sums.cuh", "adjoint.cu")
+"""The program that takes a gradient through the updates."""
 
 SIDE = 256
 """Tokens of either side that a block holds."""
@@ -143,11 +146,18 @@ class Variant(NamedTuple):
     width: int
     bfloat16: bool
     keep_duals: bool
+    gradient: bool = False
+    """True for the gradient through the updates, which keeps no duals."""
 
     @staticmethod
-    def of(p: Launch, duals: Duals | None) -> "Variant":
-        bfloat16 = p.q.dtype == torch.bfloat16
-        return Variant(blocks(p.n), blocks(p.m), p.q.shape[3], bfloat16, duals is not None)
+    def of(p: Launch, duals: Duals | None, *, gradient: bool = False) -> "Variant":
+        bfloat16, keep_duals = p.q.dtype == torch.bfloat16, duals is not None
+        return Variant(blocks(p.n), blocks(p.m), p.q.shape[3], bfloat16, keep_duals, gradient)
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+        return "adjoints_on_chip" if self.gradient else "sinkhorn_on_chip"
 
     @property
     def cluster_size(self) -> int:
@@ -163,12 +173,14 @@ class Variant(NamedTuple):
             "WIDTH": self.width,
             "BFLOAT16": int(self.bfloat16),
             "KEEP_DUALS": int(self.keep_duals),
+            "GRADIENT": int(self.gradient),
         }
 
     def source(self) -> str:
         """Return the program."""
         lines = [f"#define {name} {value}" for name, value in self.definitions.items()]
-        lines += [(FOLDER / name).read_text("utf-8") for name in FILES]
+        files = GRADIENT_FILES if self.gradient else FILES
+        lines += [(FOLDER / name).read_text("utf-8") for name in files]
         return "\n".join(lines)
 
 
@@ -177,27 +189,43 @@ def blocks(tokens: int) -> int:
     return -(-tokens // SIDE)
 
 
-class Problem(ctypes.Structure):
-    """The inputs as the kernel reads them: addresses, strides in numbers, counts and factors."""
+class Inputs(ctypes.Structure):
+    """What every program reads: addresses, strides in numbers, counts and factors."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),
-        *((name, ctypes.c_void_p) for name in ("padding", "start", "rows", "cols")),
-        *((x + y, ctypes.c_longlong) for x in ("q", "k", "v", "out") for y in ("_b", "_h", "_n")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "padding")),
+        *((x + y, ctypes.c_longlong) for x in ("q", "k") for y in ("_b", "_h", "_n")),
         *((name, ctypes.c_int) for name in ("all_heads", "heads", "n", "m", "num_iters")),
         *((name, ctypes.c_float) for name in ("to_log2", "ratio")),
     ]
 
 
-def problem(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> Problem:
-    """Return the inputs of a launch; they have to be `aligned` and to stay alive until it ends."""
-    optional = [x.data_ptr() if x is not None else None for x in (p.padding, start)]
-    kept = [x.data_ptr() for x in duals] if duals is not None else [None, None]
-    strides = [stride for x in (p.q, p.k, p.v, out) for stride in x.stride()[:3]]
-    return Problem(
-        *(x.data_ptr() for x in (p.q, p.k, p.v, out)), *optional, *kept, *strides,
+class Problem(Inputs):
+    """The inputs and results of the updates, as their kernel reads them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("v", "out", "start", "rows", "cols")),
+        *((x + y, ctypes.c_longlong) for x in ("v", "out") for y in ("_b", "_h", "_n")),
+    ]
+
+
+def address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def inputs(p: Launch) -> tuple[int | float | None, ...]:
+    """Return the fields of `Inputs`; tensors have to be `aligned`, and to stay until it ends."""
+    return (
+        address(p.q), address(p.k), address(p.padding), *strides(p.q, p.k),
         p.programs, p.heads, p.n, p.m, p.num_iters, p.to_log2, p.n / p.m,
     )  # fmt: skip
+
+
+def problem(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None) -> Problem:
+    """Return the inputs of a launch; they have to be `aligned` and to stay alive until it ends."""
+    kept = duals or (None, None)
+    addresses = (address(x) for x in (p.v, out, start, *kept))
+    return Problem(*inputs(p), *addresses, *strides(p.v, out))
 
 
 def aligned(p: Launch) -> Launch:
@@ -218,7 +246,7 @@ def kernel(variant: Variant, device: int) -> driver.Kernel:
     """Return the kernel on a GPU, compiled if it is not in the cache; takes seconds at first."""
     with torch.cuda.device(device):
         return driver.load(
-            nvrtc.compiled(variant.source()), "sinkhorn_on_chip", variant.cluster_size, THREADS,
+            nvrtc.compiled(variant.source()), variant.kernel, variant.cluster_size, THREADS,
             NEEDED_SHARED_BYTES,
         )  # fmt: skip
 
@@ -226,7 +254,11 @@ def kernel(variant: Variant, device: int) -> driver.Kernel:
 def launch(p: Launch, start: Tensor | None, out: Tensor, duals: Duals | None = None) -> None:
     """Write `out`, and all duals if they are kept; `start` is f^0, or None for zeros."""
     p = aligned(p)
+    run(Variant.of(p, duals), p, problem(p, start, out, duals))
+
+
+def run(variant: Variant, p: Launch, argument: Inputs) -> None:
+    """Launch the kernel, with a cluster for every head if so many fit on the GPU."""
     device = p.q.get_device()
     stream = torch.cuda.current_stream(device).cuda_stream
-    compiled = kernel(Variant.of(p, duals), device)
-    compiled.launch(p.programs, problem(p, start, out, duals), stream)
+    kernel(variant, device).launch(p.programs, argument, stream)

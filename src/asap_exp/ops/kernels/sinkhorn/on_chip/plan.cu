@@ -1,5 +1,13 @@
 // All updates of a head with its plan on chip, made once: launch.py describes the method and its limits.
 
+struct Problem : Inputs {
+  const u16* v;
+  u16* out;
+  const float* start;
+  float *rows, *cols;
+  i64 v_b, v_h, v_n, out_b, out_h, out_n;
+};
+
 // The head that a cluster works on. Its duals are f = log2 a - shift - offset and
 // g = COL_DUAL + log2 b + offset, of the own tokens; `second`: the own ones are 8 after `eighth`.
 struct Head {
@@ -9,13 +17,9 @@ struct Head {
   float shift0, shift1, offset;
   float b, before;  // own column scaling, and that of the update before
 };
-struct Numbers {
-  int rows, cols, maxima;
-};  // exchanges so far
 
 enum Stage { FROM_ZERO, FROM_MAXIMA, REMADE };
 
-DEVICE u32 own_col_dual(const Lane& l) { return l.shared + COL_DUAL + l.own * 4; }
 DEVICE void add_to_col_dual(const Lane& l, const Head& x, float by) {
   if (!l.part && x.valid_col) store_f32(own_col_dual(l), load_f32(own_col_dual(l)) + by);
 }
@@ -103,55 +107,31 @@ DEVICE void update(const Problem& p, const Lane& l, Numbers& numbers, Head& x, c
 // What no plan of this head is made from any more is overwritten by what is needed next: its values, or
 // the keys of the next head, which then arrive during the updates. Returns whether those were asked for.
 DEVICE bool load_ahead(const Problem& p, const Lane& l, const Head& x) {
-  const int first_query = l.grid_row * SIDE, first_key = l.grid_col * SIDE;
   bool keys_asked_for = false;
-  if (SEPARATE_VALUES) {
-    const int next = x.number + cluster_count();
-    keys_asked_for = next < p.all_heads;
-    if (keys_asked_for) {
-      const int sample = next / p.heads, head = next % p.heads;
-      load_tokens(p, l, TOKENS, p.k + sample * p.k_b + head * p.k_h, p.k_n, sample, first_key, p.m);
-      const int row = first_query + thread() / 2;  // its queries come as far as the L2 cache
-      if (row < p.n)
-        prefetch(p.q + sample * p.q_b + head * p.q_h + row * p.q_n + (thread() & 1) * (WIDTH / 2));
-    }
-  } else {
-    load_tokens(p, l, TOKENS, p.v + x.sample * p.v_b + x.head * p.v_h, p.v_n, x.sample, first_key, p.m);
-  }
+  if (SEPARATE_VALUES)
+    keys_asked_for = load_next_head(p, l, x.number);
+  else
+    load_tokens(p, l, TOKENS, p.v + x.sample * p.v_b + x.head * p.v_h, p.v_n, x.sample, l.grid_col * SIDE,
+                p.m);
   close_copy_group();
   return keys_asked_for;
 }
 
 KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
-  Lane l;
-  l.shared = shared_base();
-  l.lane = thread() & 31;
-  l.warp = thread() >> 5;
-  l.eighth = l.lane >> 2;
-  l.pair = l.lane & 3;
-  l.own = l.warp * 16 + l.eighth + (l.pair >> 1) * 8;
-  l.part = l.pair & 1;
-  l.grid_row = block_rank() / GRID_COLS;
-  l.grid_col = block_rank() % GRID_COLS;
-  l.row_place = ROW_SCALING + scaling_place(l.own, l.part);
-  l.col_place = COL_SCALING + scaling_place(l.own, l.part);
+  const Lane l = lane_of_thread();
   const int first_query = l.grid_row * SIDE, first_key = l.grid_col * SIDE;
   Numbers numbers = {0, 0, 0};
   bool keys_asked_for = false;
   u32 e[TILES][2];
 
-  if (CLUSTER_SIZE > 1) {
-    if (thread() < 4 * WARPS) open_mailbox(l.shared + ROW_BOXES + thread() * 8);
-    mailboxes_open();
-    cluster_barrier();
-  }
+  open_cluster(l);
 #pragma unroll 1
   for (int number = cluster_number(); number < p.all_heads; number += cluster_count()) {
     Head x;
     x.number = number;
     x.sample = number / p.heads;
     x.head = number % p.heads;
-    x.q = p.q + x.sample * p.q_b + x.head * p.q_h + first_query * p.q_n;
+    x.q = queries_of(p, l, number);
     const int query = first_query + l.warp * 16 + l.eighth;
     x.second = l.pair >> 1;
     x.valid0 = is_valid(p, x.sample, query, p.n);
@@ -160,7 +140,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     x.valid_col = is_valid(p, x.sample, first_key + l.own, p.m);
 
     if (!keys_asked_for) {
-      load_tokens(p, l, TOKENS, p.k + x.sample * p.k_b + x.head * p.k_h, p.k_n, x.sample, first_key, p.m);
+      load_keys(p, l, number);
       close_copy_group();
     }
     if (SEPARATE_VALUES) {
@@ -257,5 +237,5 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     }
     block_barrier();  // the values and the plan may be overwritten
   }
-  if (CLUSTER_SIZE > 1) cluster_barrier();  // no block ends while others send to it
+  close_cluster();
 }

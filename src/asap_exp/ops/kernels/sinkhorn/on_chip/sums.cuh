@@ -40,7 +40,7 @@ DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 2
 // E = exp2(S + g - shift) in float16, or in bfloat16 if `wide`, in registers and in shared memory, from the keys in TOKENS and g
 // in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
-DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
+DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
                       float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
   const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
@@ -126,7 +126,7 @@ DEVICE void make_plan(const Problem& p, const Lane& l, const u16* q, int& row_nu
 
 // Largest S + f^0 of every key over all queries, for keys whose sums of the first column step are too
 // small for float16; the plan is not needed any more, and its place holds the maxima of the warps.
-DEVICE void column_maxima(const Problem& p, const Lane& l, const u16* q, int& col_number, float f0, float f1,
+DEVICE void column_maxima(const Inputs& p, const Lane& l, const u16* q, int& col_number, float f0, float f1,
                           bool valid0, bool valid1, float& top0, float& top1) {
   const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
 #pragma unroll 1

@@ -1,0 +1,157 @@
+"""The gradient through all updates of a head with its plan on chip: two products with E an update.
+
+With A^t = exp(S + f^t + g^t), whose rows sum to 1, the adjoints of the updates are
+
+    df^t = -A^t w^t,    dg^t = -(A^t)' df^t,    w^(t-1) = dg^t exp(g^t - g^(t-1)) m / n
+
+(`tiled_gradient.through_updates`, which makes all exponentials of every product anew). Here
+E = exp(S + G - shift) is made once, exactly as in `launch`, and serves all products in which g^s
+appears, those of df^(s-1) and dg^s: their scalings are exp(g^s - G) and exp(f^t + shift), with
+the duals that the forward pass kept. Scalings times adjoints are split into two parts of float16.
+
+What must not happen is known before the launch, from the duals (`schedule`). Adjoints are signed
+and may be of any size, but since rows sum to 1, |df^(s-1)| <= max |w^(s-1)| and
+|dg^s| m / n <= exp(g^s - g^(s+1)) max |df^s|: one measured maximum gives powers of two that keep
+the scaled adjoints of all further updates below 2^14. E is made anew, and the maximum measured
+anew, where g^s has moved by more than 2^`REACH` from G, or where bounds have grown by 2^`ROOM`. A
+head that needs this at every update makes T plans, where other routes make 2 T - 1, so no head
+needs another way.
+"""
+
+import ctypes
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.call import Call
+from asap_exp.ops.kernels.launch import Duals, Launch
+from asap_exp.ops.kernels.sinkhorn import tiled_gradient
+from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, valid_tokens
+
+REACH = 8.0
+"""Most that g^s differs from the dual G of its plan, in units of log 2.
+
+Float16 keeps entries of E down to 2^-29 of a row's largest precisely.
+"""
+
+ROOM = 6.0
+"""Growth of the bounds, in units of log 2, from which adjoints are measured anew: what is 2^-25 of
+a bound is lost."""
+
+TOP = 14.0
+"""Bound of scaled adjoints, in units of log 2: two below where float16 ends."""
+
+
+def slower(call: Call) -> str | None:
+    """Return that other routes are preferred: how fast this one is has not been measured."""
+    return "has not been timed: it must be forced"
+
+
+def launch(p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]) -> None:
+    """Write the gradients of q, k, v and f^0."""
+    tiled_gradient.through_all(p, grad_out, duals, grads, through_updates)
+
+
+def through_updates(
+    p: Launch, rows: Tensor, cols: Tensor, grad_col: Tensor, grad_start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write f^0's gradient, and return df^t `[B, H, T, N]` (0 at t = 0) and w^t `[B, H, T, M]`.
+
+    As in `tiled_gradient`: `rows` are f^0 .. f^T, `cols` g^0 .. g^T, `grad_col` is dg^T.
+    """
+    p = on_chip.aligned(p)
+    argument, row_weights, col_weights, _ = problem(p, rows, cols, grad_col, grad_start)
+    on_chip.run(on_chip.Variant.of(p, None, gradient=True), p, argument)
+    return row_weights, col_weights
+
+
+class Problem(on_chip.Inputs):
+    """The inputs and results, as the kernel reads them; all but q, k and padding are contiguous."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("rows", "cols", "grad_col", "exponents", "lowest")),
+        *((name, ctypes.c_void_p) for name in ("row_weights", "col_weights", "grad_start")),
+        ("log2_ratio", ctypes.c_float),
+    ]
+
+
+def problem(
+    p: Launch, rows: Tensor, cols: Tensor, grad_col: Tensor, grad_start: Tensor
+) -> tuple[Problem, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return the inputs of a launch, df^t, w^t, and what else has to stay alive until it ends."""
+    row_weights, col_weights = torch.empty_like(rows[:, :, 1:]), torch.empty_like(cols[:, :, 1:])
+    exponents, lowest = schedule(p, cols, col_weights)
+    tensors = (
+        rows, cols, grad_col, exponents, lowest, row_weights, col_weights, grad_start
+    )  # fmt: skip
+    assert all(x.is_contiguous() for x in tensors)
+    argument = Problem(*on_chip.inputs(p), *map(on_chip.address, tensors), p.log2_ratio)
+    return argument, row_weights, col_weights, tensors
+
+
+def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the exponents of the scalings, and where plans are made anew, `[B, H, T]` both.
+
+    At s - 1, the first has the exponent of 2 by which scalings with g^s are multiplied. If a plan
+    begins with g^s, the second has, at s - 1, the number of the last dual that it serves, and its
+    own dual G is written to where w^(s-1) will lie, in `anchors` `[B, H, T, M]`. Else the second
+    is not set.
+    """
+    batch, heads = p.q.shape[:2]
+    exponents = cols.new_empty(batch, heads, p.num_iters)
+    lowest = cols.new_empty(batch, heads, p.num_iters, dtype=torch.int32)
+    m_block = block(p.m)
+    schedule_kernel[(p.programs,)](
+        cols, p.padding, anchors, exponents, lowest, heads, p.m, p.num_iters,
+        REACH=REACH, ROOM=ROOM, TOP=TOP,
+        BLOCK_M=m_block, HAS_PADDING=p.padding is not None,
+        num_warps=max(1, m_block // 256), **EVERY_LAUNCH,
+    )  # fmt: skip
+    return exponents, lowest
+
+
+# fmt: off
+@triton.jit
+def schedule_kernel(
+    cols, padding, anchors, exponents, lowest, heads, m, num_iters,
+    REACH: tl.constexpr, ROOM: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_M: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Decide from g^0 .. g^T which plans serve which updates, and how adjoints are scaled.
+
+    One program per head. In units of log 2: `bound` is that of df^s, less than 1 after a
+    measurement. For s = T, dg^T takes its place, as if g^(T+1) was g^T.
+    """
+    head = tl.program_id(0)
+    j = tl.arange(0, BLOCK_M)
+    valid_j = valid_tokens(padding, head // heads, j, m, HAS_PADDING)
+    cols += head * (num_iters + 1) * m
+    anchors += head * num_iters * m
+    exponents += head * num_iters
+    lowest += head * num_iters
+    # [BLOCK_M]
+    g = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
+    later, low, high = g, g, g
+    bound = 1.0
+    first = num_iters
+    for back in range(0, num_iters):
+        s = num_iters - back
+        earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
+        spread = tl.max(tl.maximum(high, g) - tl.minimum(low, g), axis=0)
+        if (spread > 2 * REACH) | (bound > ROOM):
+            tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
+            tl.store(lowest + first - 1, s + 1)
+            first = s
+            low, high = g, g
+            bound = 1.0
+        low, high = tl.minimum(low, g), tl.maximum(high, g)
+        of_g = bound + tl.maximum(tl.max(g - later, axis=0), 0.0)
+        tl.store(exponents + s - 1, TOP - REACH - tl.ceil(of_g))
+        bound += tl.max(2 * g - later - earlier, axis=0)
+        later, g = g, earlier
+    tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
+    tl.store(lowest + first - 1, 1)
