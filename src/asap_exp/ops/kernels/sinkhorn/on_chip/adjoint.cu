@@ -1,46 +1,46 @@
 // The adjoints of all updates of a head with its plan on chip: adjoint.py describes the method.
 
 struct Problem : Inputs {
-  const float *rows, *cols, *grad_col, *exponents;
+  const float *rows, *cols, *grad_col, *powers;
   const int* lowest;
   float *row_weights, *col_weights, *grad_start;
   float log2_ratio;
 };
 
-// Scalings of rows are exp2(f^s + shift) <= exp2(1 - TOP) relative to those of columns.
-constexpr float ROW_EXPONENT = TOP - 1.f;
+// Units of log 2 of a = exp2(f + shift) m / n and b = exp2(g - G): where float16 holds what they may be.
+constexpr float ROW_UNIT_LOG2 = 20.f, COL_UNIT_LOG2 = 6.f;
+constexpr int UNIT_EXPONENT = 20;  // the difference, and that of the largest entry of E and 2
 
-// What the own query and key need for g^s, read an update ahead: f^(s-1), g^(s-1) and the exponent of
-// scalings.
+// What the own query and key need for g^s, read an update ahead: f^(s-1), g^(s-1), the power of two by which
+// adjoints are scaled.
 struct Update {
-  float f, earlier_g, exponent;
+  float f, earlier_g, power;
 };
 // Where a head's begin; a token that does not exist reads those of the first, and counts nowhere.
 struct Duals {
-  const float *rows, *cols, *exponents;
+  const float *rows, *cols, *powers;
   int query, key;
 };
 DEVICE Update update_from(const Problem& p, const Duals& duals, int s) {
   return {duals.rows[(s - 1) * p.n + duals.query], duals.cols[(s - 1) * p.m + duals.key],
-          duals.exponents[s - 1]};
+          duals.powers[s - 1]};
 }
 
-// A power of two that brings the largest of the cluster to between 1 and 2, and its inverse. What is not
-// finite is left as it is, to be seen.
+// A power of two that brings the largest of the cluster to between 1 and 2 times 2^UNIT_EXPONENT, and its
+// inverse. What is not finite is left as it is, to be seen.
 DEVICE float scale_of(const Lane& l, int& maxima_number, float x, float& inverse_scale) {
   float4 top = {larger(x, -x), 0.f, 0.f, 0.f};
   top = maxima<true>(l, maxima_number, top);
   int exponent = (int)(float_to_bits(top.x) >> 23);
   if (exponent == 255) exponent = 127;
-  exponent = exponent < 20 ? 20 : exponent > 234 ? 234 : exponent;
-  inverse_scale = bits_to_float((u32)exponent << 23);
-  return bits_to_float((u32)(254 - exponent) << 23);
+  exponent = exponent < UNIT_EXPONENT + 1 ? UNIT_EXPONENT + 1 : exponent;
+  inverse_scale = bits_to_float((u32)(exponent - UNIT_EXPONENT) << 23);
+  return bits_to_float((u32)(254 + UNIT_EXPONENT - exponent) << 23);
 }
 
 KERNEL adjoints_on_chip(PARAMETER Problem p) {
   const Lane l = lane_of_thread();
   const int own_query = l.grid_row * SIDE + l.own, own_key = l.grid_col * SIDE + l.own;
-  const bool second = l.pair >> 1;
   const bool writes_row = !l.part && l.grid_col == 0 && own_query < p.n;
   const bool writes_col = !l.part && l.grid_row == 0 && own_key < p.m;
   Numbers numbers = {0, 0, 0};
@@ -53,62 +53,72 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
     const int sample = number / p.heads;
     const int query = l.grid_row * SIDE + l.warp * 16 + l.eighth;
     const bool valid0 = is_valid(p, sample, query, p.n), valid1 = is_valid(p, sample, query + 8, p.n);
-    const bool valid_row = second ? valid1 : valid0, valid_col = is_valid(p, sample, own_key, p.m);
+    const bool valid_row = l.second ? valid1 : valid0, valid_col = is_valid(p, sample, own_key, p.m);
     if (!keys_asked_for) load_keys(p, l, number);
     close_copy_group();
 
     int s = p.num_iters;
     const i64 before = (i64)number * p.num_iters;  // updates of all heads before
     const Duals duals = {p.rows + (before + number) * p.n, p.cols + (before + number) * p.m,
-                         p.exponents + before, own_query < p.n ? own_query : 0,
-                         own_key < p.m ? own_key : 0};
+                         p.powers + before, own_query < p.n ? own_query : 0, own_key < p.m ? own_key : 0};
     float* row_weights = p.row_weights + before * p.n;
     float* col_weights = p.col_weights + before * p.m;
     float g = duals.cols[s * p.m + duals.key];
     Update now = update_from(p, duals, s);
-    // In units of `unit`: v is dg^(s+1) m / n of the own key, df is df^s of the own query, of dual f.
-    float v = valid_col ? p.grad_col[(i64)number * p.m + own_key] * inverse(p.ratio) : 0.f;
-    float df = 0.f, f = 0.f, unit = 1.f;
+    // Adjoints of the own key and query, in units of `unit`: dg^(s+1) and df^s.
+    float dg = valid_col ? p.grad_col[(i64)number * p.m + own_key] : 0.f;
+    float df = 0.f, unit = 1.f;
     wait_for_copies<0>();
 #pragma unroll 1
     while (s > 0) {
       const int lowest = p.lowest[before + s - 1];
-      const float anchor = valid_col ? col_weights[(s - 1) * p.m + own_key] : -NONE;
+      const float anchor = valid_col ? col_weights[(s - 1) * p.m + own_key] : 0.f;
       if (!l.part) store_f32(own_col_dual(l), valid_col ? anchor : negative_infinity());
       // Passes barriers: keys and duals have arrived, and all blocks have read the anchor.
       float part_of_unit;
-      const float scale = scale_of(l, numbers.maxima, s == p.num_iters ? v : df, part_of_unit);
-      v *= scale;
+      const float scale = scale_of(l, numbers.maxima, s == p.num_iters ? dg : df, part_of_unit);
+      dg *= scale;
       df *= scale;
       unit *= part_of_unit;
       float shift0, shift1;
       make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1, false);
-      // Scalings of tokens that do not count are exp2(-NONE) = 0.
-      const float shift = valid_row ? second ? shift1 : shift0 : NONE;
+      // Scalings of tokens that do not count are exp2(NONE) = 0.
+      const float row_shift =
+          valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;
+      const float col_shift = valid_col ? COL_UNIT_LOG2 - anchor : NONE;
+      float a = 0.f, b = exp2_of(g + col_shift), later_inverse = 0.f;
+      store_both_scalings(l, l.col_place, 0.f, b);
       block_barrier();
       if (lowest == 1) {
         keys_asked_for = load_next_head(p, l, number);
         close_copy_group();
       }
-      float s0, s1;
+      bool begins = true;
 #pragma unroll 1
-      for (; s >= lowest; s--) {
+      for (;; s--) {
         const Update next = update_from(p, duals, s > 1 ? s - 1 : 1);
+        float y = 0.f;
         if (s < p.num_iters) {
-          store_scaling<false>(l, l.row_place, df * exp2_of(f + shift + now.exponent + ROW_EXPONENT));
-          block_barrier();
-          if (writes_row) row_weights[s * p.n + own_query] = df * unit;
-          col_sums<false>(l, numbers.cols, s0, s1);
-          v = -(second ? s1 : s0) * exp2_of(g - anchor - now.exponent - ROW_EXPONENT - p.log2_ratio);
+          const float2 sums = both_row_sums(l, numbers.rows, e);
+          if (!begins) df = -a * sums.x * later_inverse;
+          if (s < lowest) break;
+          if (valid_row) y = df * now.power * inverse(sums.y);
         }
-        store_scaling<false>(l, l.col_place, v * exp2_of(g - anchor + now.exponent));
+        a = exp2_of(now.f + row_shift);
+        store_both_scalings(l, l.row_place, y, a);
         block_barrier();
-        if (writes_col) col_weights[(s - 1) * p.m + own_key] = v * exp2_of(g - now.earlier_g) * unit;
-        row_sums<false>(l, numbers.rows, e, s0, s1);
-        f = now.f;
-        df = -(second ? s1 : s0) * exp2_of(f + shift - now.exponent);
+        if (writes_row && s < p.num_iters) row_weights[s * p.n + own_query] = df * unit;
+        later_inverse = inverse(now.power);
+        const float2 sums = both_col_sums(l, numbers.cols);
+        if (s < p.num_iters) dg = -b * sums.x * later_inverse;
+        b = exp2_of(now.earlier_g + col_shift);
+        store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b);
+        block_barrier();
+        if (writes_col)
+          col_weights[(s - 1) * p.m + own_key] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
         g = now.earlier_g;
         now = next;
+        begins = false;
       }
     }
     if (writes_row) {

@@ -72,7 +72,7 @@ class Problem(on_chip.Inputs):
     """The inputs and results, as the kernel reads them; all but q, k and padding are contiguous."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("rows", "cols", "grad_col", "exponents", "lowest")),
+        *((name, ctypes.c_void_p) for name in ("rows", "cols", "grad_col", "powers", "lowest")),
         *((name, ctypes.c_void_p) for name in ("row_weights", "col_weights", "grad_start")),
         ("log2_ratio", ctypes.c_float),
     ]
@@ -83,9 +83,9 @@ def problem(
 ) -> tuple[Problem, Tensor, Tensor, tuple[Tensor, ...]]:
     """Return the inputs of a launch, df^t, w^t, and what else has to stay alive until it ends."""
     row_weights, col_weights = torch.empty_like(rows[:, :, 1:]), torch.empty_like(cols[:, :, 1:])
-    exponents, lowest = schedule(p, cols, col_weights)
+    powers, lowest = schedule(p, cols, col_weights)
     tensors = (
-        rows, cols, grad_col, exponents, lowest, row_weights, col_weights, grad_start
+        rows, cols, grad_col, powers, lowest, row_weights, col_weights, grad_start
     )  # fmt: skip
     assert all(x.is_contiguous() for x in tensors)
     argument = Problem(*on_chip.inputs(p), *map(on_chip.address, tensors), p.log2_ratio)
@@ -93,7 +93,7 @@ def problem(
 
 
 def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the exponents of the scalings, and where plans are made anew, `[B, H, T]` both.
+    """Return the powers of the scalings, and where plans are made anew, `[B, H, T]` both.
 
     At s - 1, the first has the exponent of 2 by which scalings with g^s are multiplied. If a plan
     begins with g^s, the second has, at s - 1, the number of the last dual that it serves, and its
@@ -101,22 +101,22 @@ def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     is not set.
     """
     batch, heads = p.q.shape[:2]
-    exponents = cols.new_empty(batch, heads, p.num_iters)
+    powers = cols.new_empty(batch, heads, p.num_iters)
     lowest = cols.new_empty(batch, heads, p.num_iters, dtype=torch.int32)
     m_block = block(p.m)
     schedule_kernel[(p.programs,)](
-        cols, p.padding, anchors, exponents, lowest, heads, p.m, p.num_iters,
+        cols, p.padding, anchors, powers, lowest, heads, p.m, p.num_iters, p.log2_ratio,
         REACH=REACH, ROOM=ROOM, TOP=TOP,
         BLOCK_M=m_block, HAS_PADDING=p.padding is not None,
         num_warps=max(1, m_block // 256), **EVERY_LAUNCH,
     )  # fmt: skip
-    return exponents, lowest
+    return powers, lowest
 
 
 # fmt: off
 @triton.jit
 def schedule_kernel(
-    cols, padding, anchors, exponents, lowest, heads, m, num_iters,
+    cols, padding, anchors, powers, lowest, heads, m, num_iters, log2_ratio,
     REACH: tl.constexpr, ROOM: tl.constexpr, TOP: tl.constexpr,
     BLOCK_M: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
@@ -131,12 +131,12 @@ def schedule_kernel(
     valid_j = valid_tokens(padding, head // heads, j, m, HAS_PADDING)
     cols += head * (num_iters + 1) * m
     anchors += head * num_iters * m
-    exponents += head * num_iters
+    powers += head * num_iters
     lowest += head * num_iters
     # [BLOCK_M]
     g = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
     later, low, high = g, g, g
-    bound = 1.0
+    bound = 1.0 - log2_ratio
     first = num_iters
     for back in range(0, num_iters):
         s = num_iters - back
@@ -149,8 +149,8 @@ def schedule_kernel(
             low, high = g, g
             bound = 1.0
         low, high = tl.minimum(low, g), tl.maximum(high, g)
-        of_g = bound + tl.maximum(tl.max(g - later, axis=0), 0.0)
-        tl.store(exponents + s - 1, TOP - REACH - tl.ceil(of_g))
+        of_g = bound + tl.maximum(tl.max(g - later, axis=0), 0.0) + tl.maximum(log2_ratio, 0.0)
+        tl.store(powers + s - 1, tl.exp2(TOP - REACH - tl.ceil(of_g)))
         bound += tl.max(2 * g - later - earlier, axis=0)
         later, g = g, earlier
     tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)

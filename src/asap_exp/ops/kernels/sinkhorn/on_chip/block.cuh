@@ -8,14 +8,21 @@
 // one of them, `own`, or for the rounding error of it, `part` 1.
 //
 // Compiled with WIDTH (channels: 32, 64 or 128), BFLOAT16 (0 or 1), GRID_ROWS, GRID_COLS, their product
-// CLUSTER, and KEEP_DUALS (0 or 1) for plan.cu, set, after instructions.cuh or its emulation.
+// CLUSTER, KEEP_DUALS (0 or 1, for plan.cu) and GRADIENT (1 for adjoint.cu) set, after instructions.cuh or
+// its emulation.
 
 constexpr int CLUSTER_SIZE = CLUSTER, SIDE = 256, THREADS = 512, WARPS = 16;
 constexpr int TILES = SIDE / 8, CHUNK_TILES = 4, CHUNKS = TILES / CHUNK_TILES;
 constexpr int K_STEPS = WIDTH / 16, PIECES = WIDTH / 8;
 constexpr int PASS_WIDTH = WIDTH < 64 ? WIDTH : 64, PASS_PIECES = PASS_WIDTH / 8;
 constexpr int TOKEN_BYTES = WIDTH * 2, PLAN_ROW_BYTES = SIDE * 2;
-constexpr bool SEPARATE_VALUES = WIDTH <= 64;
+constexpr bool SEPARATE_VALUES = WIDTH <= 64 && !GRADIENT;
+// Vectors that a half step multiplies with the plan, and the bytes of one.
+constexpr int VECTORS = GRADIENT ? 2 : 1, VECTOR_BYTES = SIDE * 4;
+// Bytes of an exchange among COUNT blocks: all send one sum of every token, or the others send two.
+DEVICE constexpr u32 exchange_bytes(int count) {
+  return count == 1 ? 0 : (VECTORS == 1 ? count : 2 * (count - 1)) * SIDE * 4;
+}
 constexpr int SUM_ROW_BYTES = PASS_WIDTH * 4 + 32;
 constexpr int OWNER_WARPS = (WARPS + GRID_COLS - 1) / GRID_COLS;
 
@@ -24,12 +31,12 @@ constexpr u32 PLAN = 0;
 constexpr u32 TOKENS = PLAN + SIDE * PLAN_ROW_BYTES;
 constexpr u32 TOKENS_BYTES = SIDE * TOKEN_BYTES;
 constexpr u32 COL_DUAL = TOKENS + TOKENS_BYTES * (SEPARATE_VALUES ? 2 : 1);
-constexpr u32 ROW_SCALING = COL_DUAL + SIDE * 4, COL_SCALING = ROW_SCALING + SIDE * 4;
-constexpr u32 WARP_MAXIMA = COL_SCALING + SIDE * 4;
+constexpr u32 ROW_SCALING = COL_DUAL + SIDE * 4, COL_SCALING = ROW_SCALING + VECTORS * VECTOR_BYTES;
+constexpr u32 WARP_MAXIMA = COL_SCALING + VECTORS * VECTOR_BYTES;
 constexpr u32 BLOCK_MAXIMA = WARP_MAXIMA + 2 * WARPS * 16;
 constexpr u32 ROW_INBOX = BLOCK_MAXIMA + 2 * CLUSTER_SIZE * 16;
-constexpr u32 COL_INBOX = ROW_INBOX + (GRID_COLS > 1 ? 2 * GRID_COLS * SIDE * 4 : 0);
-constexpr u32 ROW_BOXES = COL_INBOX + (GRID_ROWS > 1 ? 2 * GRID_ROWS * SIDE * 4 : 0);
+constexpr u32 COL_INBOX = ROW_INBOX + 2 * exchange_bytes(GRID_COLS);
+constexpr u32 ROW_BOXES = COL_INBOX + 2 * exchange_bytes(GRID_ROWS);
 constexpr u32 COL_BOXES = ROW_BOXES + 2 * WARPS * 8;
 constexpr u32 SHARED_BYTES = COL_BOXES + 2 * WARPS * 8;
 static_assert(SHARED_BYTES <= 232448, "shared memory that a block may have");
@@ -64,7 +71,7 @@ struct Inputs {
 struct Lane {
   u32 shared;
   int lane, warp, eighth, pair;  // eighth: row within a fragment; pair: which two columns of it
-  int own, part;
+  int own, second, part;     // second: the own token is 8 after `eighth`
   int grid_row, grid_col;
   u32 row_place, col_place;  // of the own scalings
 };
@@ -92,8 +99,9 @@ DEVICE Lane lane_of_thread() {
   l.warp = thread() >> 5;
   l.eighth = l.lane >> 2;
   l.pair = l.lane & 3;
-  l.own = l.warp * 16 + l.eighth + (l.pair >> 1) * 8;
-  l.part = l.pair & 1;
+  l.second = l.pair & 1;
+  l.part = l.pair >> 1;
+  l.own = l.warp * 16 + l.eighth + l.second * 8;
   l.grid_row = block_rank() / GRID_COLS;
   l.grid_col = block_rank() % GRID_COLS;
   l.row_place = ROW_SCALING + scaling_place(l.own, l.part);
@@ -167,7 +175,7 @@ DEVICE void combine(const Lane& l, u32 inbox, u32 boxes, int& number, int me, in
   if (COUNT == 1) return;
   const int slot = number & 1, parity = (number >> 1) & 1;
   const u32 box = l.shared + boxes + (slot * WARPS + l.warp) * 8;
-  const u32 place = l.shared + inbox + (slot * COUNT * WARPS + l.warp) * 64 + l.eighth * 8;
+  const u32 place = l.shared + inbox + slot * exchange_bytes(COUNT) + l.warp * 64 + l.eighth * 8;
   if (l.lane == 0) expect_bytes(box, COUNT * 64);
   if (l.pair < COUNT) {
     const int rank = first_rank + l.pair * step;
@@ -198,6 +206,33 @@ DEVICE void combine_over_keys(const Lane& l, int& number, float& x, float& y) {
 template <bool MAXIMA>
 DEVICE void combine_over_queries(const Lane& l, int& number, float& x, float& y) {
   combine<GRID_ROWS, MAXIMA>(l, COL_INBOX, COL_BOXES, number, l.grid_row, l.grid_col, GRID_COLS, x, y);
+}
+
+// Add up two sums of the own token, which both of its lanes have, over the blocks. What the `i`th block after
+// a block sends is the `i`th that it gets, and all add up in this order: blocks may differ in the last bit.
+template <int COUNT>
+DEVICE void combine_both(const Lane& l, u32 inbox, u32 boxes, int& number, int me, int first_rank, int step,
+                         float2& x) {
+  if (COUNT == 1) return;
+  const int slot = number & 1, parity = (number >> 1) & 1;
+  const u32 box = l.shared + boxes + (slot * WARPS + l.warp) * 8;
+  const u32 place = l.shared + inbox + slot * exchange_bytes(COUNT) + l.own * 8;
+  if (l.lane == 0) expect_bytes(box, (COUNT - 1) * 128);
+#pragma unroll
+  for (int i = 0; i < COUNT - 1; i++) {
+    if (l.part != (i & 1)) continue;  // the two lanes share the work
+    const int to = me > i ? me - i - 1 : me - i - 1 + COUNT;
+    const int rank = first_rank + to * step;
+    send(in_block(place + i * SIDE * 8, rank), x.x, x.y, in_block(box, rank));
+  }
+  while (!arrived(box, parity)) {}
+#pragma unroll
+  for (int i = 0; i < COUNT - 1; i++) {
+    const float2 other = load_f32x2(place + i * SIDE * 8);
+    x.x += other.x;
+    x.y += other.y;
+  }
+  number++;
 }
 
 DEVICE float4 larger4(float4 a, float4 b) {

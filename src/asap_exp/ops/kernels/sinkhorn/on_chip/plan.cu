@@ -133,7 +133,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     x.head = number % p.heads;
     x.q = queries_of(p, l, number);
     const int query = first_query + l.warp * 16 + l.eighth;
-    x.second = l.pair >> 1;
+    x.second = l.second;
     x.valid0 = is_valid(p, x.sample, query, p.n);
     x.valid1 = is_valid(p, x.sample, query + 8, p.n);
     x.valid_row = x.second ? x.valid1 : x.valid0;

@@ -175,10 +175,10 @@ DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
   s1 = ((c[0][2] + c[1][2]) + (c[2][2] + c[3][2])) + ((c[0][3] + c[1][3]) + (c[2][3] + c[3][3]));
 }
 
-// Sums over the keys of all blocks, of the queries `eighth` and `eighth` + 8 of the warp.
+// Sums over the keys of the block, of the queries `eighth` and `eighth` + 8 of the warp, weighted by the
+// scalings of which the lane has its columns at `from`.
 template <bool WIDE>
-DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
-  const u32 from = l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
+DEVICE void row_products(const u32 e[TILES][2], u32 from, float& s0, float& s1) {
   float c[4][4] = {};
 #pragma unroll
   for (int g = 0; g < SIDE / 32; g++) {
@@ -189,13 +189,11 @@ DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s
                             e[4 * g + 3][1], b.z, b.w);
   }
   add_chains(c, s0, s1);
-  combine_over_keys<false>(l, number, s0, s1);
 }
 
-// Sums over the queries of all blocks, of the keys `eighth` and `eighth` + 8 of the warp.
+// Sums over the queries of the block, of the keys `eighth` and `eighth` + 8 of the warp.
 template <bool WIDE>
-DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
-  const u32 from = l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16;
+DEVICE void col_products(const Lane& l, u32 from, float& s0, float& s1) {
   const u32 plan =
       l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
   float c[4][4] = {};
@@ -209,5 +207,45 @@ DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
     plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
   }
   add_chains(c, s0, s1);
+}
+
+// Sums over the keys, or the queries, of all blocks.
+template <bool WIDE>
+DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
+  row_products<WIDE>(e, l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
+  combine_over_keys<false>(l, number, s0, s1);
+}
+template <bool WIDE>
+DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
+  col_products<WIDE>(l, l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
   combine_over_queries<false>(l, number, s0, s1);
+}
+
+// Both sums of the own token, of two vectors of scalings: the matrix units, of whose eight columns
+// one vector takes two, have room for them.
+DEVICE u32 place_of_both(const Lane& l, u32 scalings) {
+  return l.shared + scalings + (l.eighth >> 1 & 1) * VECTOR_BYTES + (l.eighth & 1) * 64 + l.pair * 16;
+}
+// A lane has sums of two tokens, of the first vector if its `pair` is even.
+DEVICE float2 both_of_own(const Lane& l, float s0, float s1) {
+  const float own = l.second ? s1 : s0, other = from_lane_xor(l.second ? s0 : s1, 1);
+  return {l.second ? other : own, l.second ? own : other};
+}
+DEVICE float2 both_row_sums(const Lane& l, int& number, const u32 e[TILES][2]) {
+  float s0, s1;
+  row_products<false>(e, place_of_both(l, COL_SCALING), s0, s1);
+  float2 sums = both_of_own(l, s0, s1);
+  combine_both<GRID_COLS>(l, ROW_INBOX, ROW_BOXES, number, l.grid_col, l.grid_row * GRID_COLS, 1, sums);
+  return sums;
+}
+DEVICE float2 both_col_sums(const Lane& l, int& number) {
+  float s0, s1;
+  col_products<false>(l, place_of_both(l, ROW_SCALING), s0, s1);
+  float2 sums = both_of_own(l, s0, s1);
+  combine_both<GRID_ROWS>(l, COL_INBOX, COL_BOXES, number, l.grid_row, l.grid_col, GRID_COLS, sums);
+  return sums;
+}
+DEVICE void store_both_scalings(const Lane& l, u32 place, float x, float y) {
+  store_scaling<false>(l, place, x);
+  store_scaling<false>(l, place + VECTOR_BYTES, y);
 }
