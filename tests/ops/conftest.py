@@ -1,7 +1,12 @@
+import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.ops.emulator import Emulator
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -32,3 +37,14 @@ def heads(request) -> Iterator[str]:
     here = device_of(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
     with as_if(here._replace(multiprocessors=0)):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> "Emulator":
+    """Compile the emulated GPU once for all processes that run tests."""
+    from tests.ops.emulator import Emulator
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (folder / "emulator").mkdir(exist_ok=True)
+    return Emulator(folder / "emulator")

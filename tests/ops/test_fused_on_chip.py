@@ -1,7 +1,6 @@
 """The plan on chip: its kernel on an emulated GPU, and all around it that needs no GPU."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -34,15 +33,6 @@ ROUTE = "plan on chip"
 CALL = Call(256, 256, 64, 64, BRAIN, BRAIN, num_iters=20, capability=(9, 0))
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    """Compile the emulation once for all processes that run tests."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    (folder / "emulator").mkdir(exist_ok=True)
-    return Emulator(folder / "emulator")
 
 
 def inputs_for(size: float = 1.0, dtype: torch.dtype = BRAIN, **shape) -> Inputs:
@@ -262,7 +252,7 @@ FAULTS = {
         "waits for ever",
     ),
     "mailboxes that others may use too early": (
-        "mailboxes_open();\n    cluster_barrier();",
+        "mailboxes_open();\n  cluster_barrier();",
         "mailboxes_open();",
         "there is no mailbox",
     ),
@@ -435,10 +425,15 @@ def test_missing_compiler_says_what_to_install(monkeypatch):
         nvrtc.library.__wrapped__()
 
 
+def fields(variant: on_chip.Variant, structure: str) -> list[str]:
+    """Return the names of the fields of a structure of the program."""
+    body = re.search(rf"struct {structure} \{{(.*?)\}};", variant.source(), re.DOTALL)[1]
+    return re.findall(r"\*?(\w+)(?=[,;])", body)
+
+
 def test_fields_of_a_problem_are_those_of_the_kernel():
-    body = re.search(r"struct Problem \{(.*?)\};", VARIANTS[0].source(), re.DOTALL)[1]
-    names = re.findall(r"\*?(\w+)(?=[,;])", body)
-    assert names == [field[0] for field in on_chip.Problem._fields_]
+    for name, structure in (("Inputs", on_chip.Inputs), ("Problem : Inputs", on_chip.Problem)):
+        assert fields(VARIANTS[0], name) == [field[0] for field in structure._fields_]
 
 
 @pytest.mark.slow

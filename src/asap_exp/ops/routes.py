@@ -26,6 +26,7 @@ from asap_exp.ops.kernels.sinkhorn import (
     tiled_gradient,
     updates,
 )
+from asap_exp.ops.kernels.sinkhorn.on_chip import adjoint as adjoints_on_chip
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from asap_exp.ops.offers import dual_alone, of_sinkhorn_attention, sinkhorn_call
 from asap_exp.ops.routing import ROUTES, Route, force, recorded
@@ -116,6 +117,9 @@ ROUTES["sinkhorn"] = (
     Route("tiled", tiled.launch, then=backward_of),
 )
 ROUTES["sinkhorn_backward"] = (
+    Route(
+        "updates on chip", adjoints_on_chip.launch, on_chip.refusal, adjoints_on_chip.slower
+    ),
     Route("logits in registers", logits_in_registers.launch_backward, logits_in_registers.refusal),
     Route("tiled", tiled_gradient.launch),
 )

@@ -1,4 +1,4 @@
-"""What the compiler made of the kernel, as a table: no GPU is needed.
+"""What the compiler made of the kernels, as a table: no GPU is needed.
 
 Usage: python -m asap_exp.ops.kernels.sinkhorn.on_chip.code
 """
@@ -21,6 +21,10 @@ VARIANTS = {
     "up to 1,024": Variant(4, 4, 64, True, False),
     "up to 256, duals kept": Variant(1, 1, 64, True, True),
     "up to 256, 128 channels": Variant(1, 1, 128, True, False),
+    "up to 256, gradient": Variant(1, 1, 64, True, False, gradient=True),
+    "up to 512, gradient": Variant(2, 2, 64, True, False, gradient=True),
+    "up to 1,024, gradient": Variant(4, 4, 64, True, False, gradient=True),
+    "up to 256, 128 channels, gradient": Variant(1, 1, 128, True, False, gradient=True),
 }
 PRODUCTS = 32
 """Instructions of the matrix units of a warp for both sums of an update."""
@@ -56,7 +60,10 @@ def loops(words: str) -> list[list[str]]:
 
 
 def updates(words: str) -> Counter[str]:
-    """Count the instructions of an update with E in float16, in the loop of the updates."""
+    """Count the instructions of an update with E in float16, in the loop of the updates.
+
+    Waits that last are moved out of the loop, and seem to be loops around it: the shortest counts.
+    """
     sums = [
         loop
         for loop in loops(words)
@@ -64,7 +71,7 @@ def updates(words: str) -> Counter[str]:
         and not any(name.startswith("HMMA") and name.endswith("BF16") for name in loop)
         and any(name.startswith("BAR") for name in loop)
     ]
-    (update,) = sums
+    update = min(sums, key=len)
     return Counter(name.split(".")[0] for name in update)
 
 

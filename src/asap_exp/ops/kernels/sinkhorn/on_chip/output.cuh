@@ -1,5 +1,13 @@
 // The output: the plan times the values, over the sums of its rows.
 
+struct Problem : Inputs {
+  const u16* v;
+  u16* out;
+  const float* start;
+  float *rows, *cols;
+  i64 v_b, v_h, v_n, out_b, out_h, out_n;
+};
+
 // Scale the values in place by b and a power of two, in float16, and return the inverse of the latter.
 DEVICE float scale_values(const Lane& l, int& maxima_number, u32 values) {
   int top = 0;

@@ -1,13 +1,5 @@
 // All updates of a head with its plan on chip, made once: launch.py describes the method and its limits.
 
-struct Problem : Inputs {
-  const u16* v;
-  u16* out;
-  const float* start;
-  float *rows, *cols;
-  i64 v_b, v_h, v_n, out_b, out_h, out_n;
-};
-
 // The head that a cluster works on. Its duals are f = log2 a - shift - offset and
 // g = COL_DUAL + log2 b + offset, of the own tokens; `second`: the own ones are 8 after `eighth`.
 struct Head {
