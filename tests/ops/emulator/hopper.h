@@ -6,7 +6,8 @@
 // error: lanes of a warp at different instructions, a wait that never ends, an address outside of
 // shared memory or not aligned, and two warps that use a place in shared memory, one of them writing,
 // with no barrier in between, or numbers sent to a block that has ended. With some
-// seeds one block is as far ahead of the others as it can be. Shared memory begins as NaN, and copies arrive when they are waited for.
+// seeds one block is as far ahead of the others as it can be. Shared memory begins as NaN; copies arrive
+// at once or when they are waited for.
 
 #include <setjmp.h>
 #include <stdint.h>
@@ -480,7 +481,8 @@ DEVICE void prefetch(const u16*) {}
 DEVICE void copy_async(u32 to, const u16* from, bool valid) {
   if ((uintptr_t)from % 16) hopper::fail("copies 16 bytes from an address that is no multiple of 16");
   hopper::touch(to, 16, true);
-  hopper::self().groups.back().push_back({to, from, valid});
+  if (hopper::machine.draw(2)) hopper::copy_now({to, from, valid});
+  else hopper::self().groups.back().push_back({to, from, valid});
 }
 DEVICE void close_copy_group() { hopper::self().groups.emplace_back(); }
 template <int PENDING>
