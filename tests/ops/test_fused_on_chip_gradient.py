@@ -1,4 +1,4 @@
-"""The gradient with the plan on chip: its kernel on an emulated GPU, and what decides about plans."""
+"""The gradient with the plan on chip: its kernel on an emulated GPU, and what decides on plans."""
 
 import math
 from typing import NamedTuple
@@ -273,7 +273,7 @@ def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
 def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
     """With the duals of the forward kernel, no worse than the passes over tiles.
 
-    Of hard heads those duals were in part summed in bfloat16; Triton's interpreter cuts bfloat16 off.
+    Those of hard heads were in part summed in bfloat16, which Triton's interpreter cuts off.
     """
     inputs = inputs_for(size, dtype, queries=140, head_dim=32)
     q, k, v = inputs.q, inputs.k, inputs.v
@@ -329,13 +329,22 @@ def test_emulator_notices(tmp_path, before, after, found):
 
 
 WRONG = {
-    "a sum of another block left out": ("i < COUNT - 1; i++) {\n    const float2 other", "i < 0; i++) {\n    const float2 other"),
-    "scalings of the update before": ("a = exp2_of(now.f + row_shift)", "a = exp2_of(next.f + row_shift)"),
+    "a sum of another block left out": (
+        "i < COUNT - 1; i++) {\n    const float2 other",
+        "i < 0; i++) {\n    const float2 other",
+    ),
+    "scalings of the update before": (
+        "a = exp2_of(now.f + row_shift)",
+        "a = exp2_of(next.f + row_shift)",
+    ),
     "keys of the next head too early": ("lowest == 1) {", "lowest >= 1) {"),
     "the unit of the plan before": ("unit *= part_of_unit", "unit = part_of_unit"),
     "sums of the other vector": ("inverse(sums.y) : 0.f, b", "inverse(sums.x) : 0.f, b"),
-    "rounding errors of scalings": ("!l.part ? high : WIDE", "!l.part ? high : true ? (u16)0 : WIDE"),
-}  # fmt: skip
+    "rounding errors of scalings": (
+        "!l.part ? high : WIDE",
+        "!l.part ? high : true ? (u16)0 : WIDE",
+    ),
+}
 
 
 @needs_compiler

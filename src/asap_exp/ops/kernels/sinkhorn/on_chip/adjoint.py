@@ -19,6 +19,7 @@ needs another way.
 """
 
 import ctypes
+from typing import ClassVar
 
 import torch
 import triton
@@ -71,7 +72,7 @@ def through_updates(
 class Problem(on_chip.Inputs):
     """The inputs and results, as the kernel reads them; all but q, k and padding are contiguous."""
 
-    _fields_ = [
+    _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in ("rows", "cols", "grad_col", "powers", "lowest")),
         *((name, ctypes.c_void_p) for name in ("row_weights", "col_weights", "grad_start")),
         ("log2_ratio", ctypes.c_float),
@@ -138,7 +139,7 @@ def schedule_kernel(
     later, low, high = g, g, g
     bound = 1.0 - log2_ratio
     first = num_iters
-    for back in range(0, num_iters):
+    for back in range(num_iters):
         s = num_iters - back
         earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
         spread = tl.max(tl.maximum(high, g) - tl.minimum(low, g), axis=0)
