@@ -6,16 +6,21 @@ With A^t = exp(S + f^t + g^t), whose rows sum to 1, the adjoints of the updates 
 
 (`tiled_gradient.through_updates`, which makes all exponentials of every product anew). Here
 E = exp(S + G - shift) is made once, exactly as in `launch`, and serves all products in which g^s
-appears, those of df^(s-1) and dg^s: their scalings are exp(g^s - G) and exp(f^t + shift), with
-the duals that the forward pass kept. Scalings times adjoints are split into two parts of float16.
+appears: dg^s and df^(s-1), with the scalings exp(f + shift) and exp(g - G) of the duals that the
+forward pass kept, times adjoints, in two parts of float16.
+
+Sums of a rounded E are wrong by what the updates back would amplify, most of all where adjoints
+should cancel. So each product is divided by sums of the same E, which the matrix units yield at no
+cost: A^s by its row sums, and A^(s-1) exp(g^s - g^(s-1)), of which df^(s-1) is made, by its column
+sums. This also corrects duals that were rounded.
 
 What must not happen is known before the launch, from the duals (`schedule`). Adjoints are signed
-and may be of any size, but since rows sum to 1, |df^(s-1)| <= max |w^(s-1)| and
+and may be of any size, but since rows of A^t sum to 1, |df^(s-1)| <= max |w^(s-1)| and
 |dg^s| m / n <= exp(g^s - g^(s+1)) max |df^s|: one measured maximum gives powers of two that keep
-the scaled adjoints of all further updates below 2^14. E is made anew, and the maximum measured
-anew, where g^s has moved by more than 2^`REACH` from G, or where bounds have grown by 2^`ROOM`. A
-head that needs this at every update makes T plans, where other routes make 2 T - 1, so no head
-needs another way.
+the scaled adjoints of all further updates below 2^`TOP`. E is made anew, and the maximum measured
+anew, where a g^s is further than 2^`REACH` from G, or where the bounds have grown by 2^`ROOM`. A
+head that needs this at every update makes T plans, where the passes over tiles make 2 T - 1, so no
+head needs another way.
 """
 
 import ctypes
@@ -35,7 +40,8 @@ from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, valid_tokens
 REACH = 8.0
 """Most that g^s differs from the dual G of its plan, in units of log 2.
 
-Float16 keeps entries of E down to 2^-29 of a row's largest precisely.
+An entry may then count 2^16 times as much as in E, of which float16 keeps what is 2^-29 of a row's
+largest precisely.
 """
 
 ROOM = 6.0
