@@ -100,12 +100,11 @@ def problem(
 
 
 def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the powers of the scalings, and where plans are made anew, `[B, H, T]` both.
+    """Return the powers of two that scale adjoints, and where plans begin, `[B, H, T]` both.
 
-    At s - 1, the first has the exponent of 2 by which scalings with g^s are multiplied. If a plan
-    begins with g^s, the second has, at s - 1, the number of the last dual that it serves, and its
-    own dual G is written to where w^(s-1) will lie, in `anchors` `[B, H, T, M]`. Else the second
-    is not set.
+    At s - 1, the first has the power for g^s. If a plan begins with g^s, the second has, at s - 1,
+    the number of the last dual that it serves, and its own dual G is written to where w^(s-1) will
+    lie, in `anchors` `[B, H, T, M]`. Else the second is not set.
     """
     batch, heads = p.q.shape[:2]
     powers = cols.new_empty(batch, heads, p.num_iters)
@@ -130,8 +129,8 @@ def schedule_kernel(
     # fmt: on
     """Decide from g^0 .. g^T which plans serve which updates, and how adjoints are scaled.
 
-    One program per head. In units of log 2: `bound` is that of df^s, less than 1 after a
-    measurement. For s = T, dg^T takes its place, as if g^(T+1) was g^T.
+    One program per head. In units of log 2: `bound` is that of df^s, which is less than 1 when it
+    has just been measured. For s = T, dg^T m / n takes its place, as if g^(T+1) was g^T.
     """
     head = tl.program_id(0)
     j = tl.arange(0, BLOCK_M)
@@ -149,7 +148,7 @@ def schedule_kernel(
         s = num_iters - back
         earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
         spread = tl.max(tl.maximum(high, g) - tl.minimum(low, g), axis=0)
-        if (spread > 2 * REACH) | (bound > ROOM):
+        if (s < num_iters) & ((spread > 2 * REACH) | (bound > ROOM)):
             tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
             tl.store(lowest + first - 1, s + 1)
             first = s
