@@ -423,6 +423,16 @@ def test_route_is_not_chosen_but_by_force():
     assert {choice.operator: choice.route for choice in forced.taken}["sinkhorn_backward"] == ROUTE
 
 
+def test_more_duals_than_the_kernel_can_count_go_over_tiles(monkeypatch):
+    case = Case.of(inputs_for(queries=20, head_dim=32), 3)
+    monkeypatch.setattr(adjoint, "MOST_DUALS", case.rows.numel())
+    monkeypatch.setattr(on_chip, "run", None)
+    start = torch.empty(case.p.q.shape[:3])
+    rows, cols = adjoint.through_updates(*case.arguments(), start)
+    for x, expected in zip(Adjoints(start, rows, cols), case.tiled(), strict=True):
+        assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_fields_of_a_problem_are_those_of_the_kernel(variant):
     found = fields(variant, "Problem : Inputs")
@@ -431,7 +441,7 @@ def test_fields_of_a_problem_are_those_of_the_kernel(variant):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_machine_code_has_the_update_as_counted(variant):
+def test_updates_spill_hardly_any_register(variant):
     try:
         machine_code = nvrtc.compile_program(nvrtc.library(), variant.source())
     except nvrtc.CompilationError as error:
@@ -442,7 +452,7 @@ def test_machine_code_has_the_update_as_counted(variant):
     update = code.updates(words)
     assert update["LDSM"] == 16
     assert update["STL"] == 0
-    assert update["LDL"] <= 8
+    assert update["LDL"] <= (2 if variant.width == 128 else 0)
 
 
 @pytest.mark.gpu

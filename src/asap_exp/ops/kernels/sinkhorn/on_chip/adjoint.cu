@@ -16,14 +16,18 @@ constexpr int UNIT_EXPONENT = 20;  // the difference, and that of the largest en
 struct Update {
   float f, earlier_g, power;
 };
-// Where a head's begin; a token that does not exist reads those of the first, and counts nowhere.
-struct Duals {
-  const float *rows, *cols, *powers;
-  int query, key;
+// Where those lie; a token that does not exist reads those of the first, and counts nowhere.
+struct Places {
+  u32 row, col, power;
 };
-DEVICE Update update_from(const Problem& p, const Duals& duals, int s) {
-  return {duals.rows[(s - 1) * p.n + duals.query], duals.cols[(s - 1) * p.m + duals.key],
-          duals.powers[s - 1]};
+DEVICE Update next_update(const Problem& p, Places& at, bool is_last) {
+  const Update x = {p.rows[at.row], p.cols[at.col], p.powers[at.power]};
+  if (!is_last) {
+    at.row -= p.n;
+    at.col -= p.m;
+    at.power--;
+  }
+  return x;
 }
 
 // A power of two that brings the largest of the cluster to between 1 and 2 times 2^UNIT_EXPONENT, and its
@@ -58,13 +62,12 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
     close_copy_group();
 
     int s = p.num_iters;
-    const i64 before = (i64)number * p.num_iters;  // updates of all heads before
-    const Duals duals = {p.rows + (before + number) * p.n, p.cols + (before + number) * p.m,
-                         p.powers + before, own_query < p.n ? own_query : 0, own_key < p.m ? own_key : 0};
-    float* row_weights = p.row_weights + before * p.n;
-    float* col_weights = p.col_weights + before * p.m;
-    float g = duals.cols[s * p.m + duals.key];
-    Update now = update_from(p, duals, s);
+    const u32 before = (u32)number * p.num_iters;  // updates of all heads before
+    Places at = {(before + number + s - 1) * p.n + (own_query < p.n ? own_query : 0),
+                 (before + number + s - 1) * p.m + (own_key < p.m ? own_key : 0), before + s - 1};
+    float g = p.cols[at.col + p.m];
+    Update now = next_update(p, at, s == 1);
+    u32 row_weight = (before + s) * p.n + own_query, col_weight = (before + s - 1) * p.m + own_key;
     // Adjoints of the own key and query, in units of `unit`: dg^(s+1) and df^s.
     float dg = valid_col ? p.grad_col[(i64)number * p.m + own_key] : 0.f;
     float df = 0.f, unit = 1.f;
@@ -72,7 +75,7 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
 #pragma unroll 1
     while (s > 0) {
       const int lowest = p.lowest[before + s - 1];
-      const float anchor = valid_col ? col_weights[(s - 1) * p.m + own_key] : 0.f;
+      const float anchor = valid_col ? p.col_weights[col_weight] : 0.f;
       if (!l.part) store_f32(own_col_dual(l), valid_col ? anchor : negative_infinity());
       // Passes barriers: keys and duals have arrived, and all blocks have read the anchor.
       float part_of_unit;
@@ -96,7 +99,6 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       bool begins = true;
 #pragma unroll 1
       for (;; s--) {
-        const Update next = update_from(p, duals, s > 1 ? s - 1 : 1);
         float y = 0.f;
         if (s < p.num_iters) {
           const float2 sums = both_row_sums(l, numbers.rows, e);
@@ -107,7 +109,9 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
         a = exp2_of(now.f + row_shift);
         store_both_scalings(l, l.row_place, y, a);
         block_barrier();
-        if (writes_row && s < p.num_iters) row_weights[s * p.n + own_query] = df * unit;
+        if (writes_row && s < p.num_iters) p.row_weights[row_weight] = df * unit;
+        row_weight -= p.n;
+        const Update next = next_update(p, at, s <= 2);
         later_inverse = inverse(now.power);
         const float2 sums = both_col_sums(l, numbers.cols);
         if (s < p.num_iters) dg = -b * sums.x * later_inverse;
@@ -115,14 +119,15 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
         store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b);
         block_barrier();
         if (writes_col)
-          col_weights[(s - 1) * p.m + own_key] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
+          p.col_weights[col_weight] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
+        col_weight -= p.m;
         g = now.earlier_g;
         now = next;
         begins = false;
       }
     }
     if (writes_row) {
-      row_weights[own_query] = 0.f;
+      p.row_weights[row_weight] = 0.f;
       p.grad_start[(i64)number * p.n + own_query] = df * unit;
     }
   }

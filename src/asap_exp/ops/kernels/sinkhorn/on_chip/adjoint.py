@@ -52,6 +52,10 @@ TOP = 14.0
 """Bound of scaled adjoints, in units of log 2: two below where float16 ends."""
 
 
+MOST_DUALS = 2**32
+"""Duals of one side, of all heads and updates, from which the kernel could not count: 17 GB."""
+
+
 def slower(call: Call) -> str | None:
     """Return that other routes are preferred: how fast this one is has not been measured."""
     return "has not been timed: it must be forced"
@@ -67,8 +71,11 @@ def through_updates(
 ) -> tuple[Tensor, Tensor]:
     """Write f^0's gradient, and return df^t `[B, H, T, N]` (0 at t = 0) and w^t `[B, H, T, M]`.
 
-    As in `tiled_gradient`: `rows` are f^0 .. f^T, `cols` g^0 .. g^T, `grad_col` is dg^T.
+    As in `tiled_gradient`, which does it for `MOST_DUALS` or more: `rows` are f^0 .. f^T, `cols`
+    g^0 .. g^T, `grad_col` is dg^T.
     """
+    if max(rows.numel(), cols.numel()) >= MOST_DUALS:
+        return tiled_gradient.through_updates(p, rows, cols, grad_col, grad_start)
     p = on_chip.aligned(p)
     argument, row_weights, col_weights, _ = problem(p, rows, cols, grad_col, grad_start)
     on_chip.run(on_chip.Variant.of(p, None, gradient=True), p, argument)
