@@ -57,12 +57,13 @@ class Case(NamedTuple):
         for _ in range(num_iters):
             cols.append(blank(p.log2_ratio - log2_sum(S + rows[-1][..., None], -2), padding))
             rows.append(blank(-log2_sum(S + cols[-1][..., None, :], -1), padding))
-        cols = torch.stack([cols[0] - p.log2_ratio, *cols], dim=2)
         generator = torch.Generator().manual_seed(num_iters)
         grad_col = torch.randn(k.shape[:3], generator=generator, dtype=torch.float64)
         counts = torch.ones_like(grad_col) if padding is None else (~padding)[:, None].double()
         means = (grad_col * counts).sum(-1, True) / counts.sum(-1, True).clamp_min(1)
-        return Case(p, torch.stack(rows, dim=2), cols, counts * (grad_col - means))
+        cols = [cols[0] - p.log2_ratio, *cols]
+        all_duals = torch.stack(rows, dim=2), torch.stack(cols, dim=2)
+        return Case(p, *all_duals, counts * (grad_col - means))
 
     def exact(self) -> Adjoints:
         """Return the adjoints by products with A^t in float64."""
