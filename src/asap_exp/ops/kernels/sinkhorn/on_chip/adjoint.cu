@@ -7,12 +7,17 @@ struct Problem : Inputs {
   float log2_ratio;
 };
 
-// Units of log 2 of a = exp2(f + shift) m / n and b = exp2(g - G): where float16 holds what they may be.
+// Scalings alone, a = exp2(f + shift) m / n <= 2^(1 - TOP + reach) and b = exp2(g - G) <= 2^reach, are
+// stored times powers of two with which they stay below 2^14 for the reach of adjoint.py, 8.
 constexpr float ROW_UNIT_LOG2 = 20.f, COL_UNIT_LOG2 = 6.f;
-constexpr int UNIT_EXPONENT = 20;  // the difference, and that of the largest entry of E and 2
+static_assert(ROW_UNIT_LOG2 - COL_UNIT_LOG2 == TOP - 1.f, "a and b are stored with the same bound");
+// Adjoints are kept times 2^UNIT_EXPONENT. Divided by sums of E a, in units of ROW_UNIT_LOG2, this leaves
+// dg b as it is; divided by sums of E b it leaves df a times 2^(TOP - 1), which has the same bound.
+constexpr int UNIT_EXPONENT = 20;
+static_assert(UNIT_EXPONENT == ROW_UNIT_LOG2, "dg b has no unit");
 
-// What the own query and key need for g^s, read an update ahead: f^(s-1), g^(s-1), the power of two by which
-// adjoints are scaled.
+// What the own query and key need for g^s, read an update ahead: f^(s-1), g^(s-1), and the power of two by
+// which adjoints are scaled.
 struct Update {
   float f, earlier_g, power;
 };

@@ -41,7 +41,7 @@ REACH = 8.0
 """Most that g^s differs from the dual G of its plan, in units of log 2.
 
 An entry may then count 2^16 times as much as in E, of which float16 keeps what is 2^-29 of a row's
-largest precisely.
+largest precisely. adjoint.cu stores scalings in units for this reach.
 """
 
 ROOM = 6.0
