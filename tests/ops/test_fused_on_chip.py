@@ -443,7 +443,9 @@ def test_wheel_holds_the_kernel(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     folder = "asap_exp/ops/kernels/sinkhorn/on_chip/"
-    assert {folder + name for name in on_chip.FILES} <= set(ZipFile(wheel).namelist())
+    assert {folder + name for name in on_chip.FILES + on_chip.GRADIENT_FILES} <= set(
+        ZipFile(wheel).namelist()
+    )
 
 
 @pytest.mark.gpu
