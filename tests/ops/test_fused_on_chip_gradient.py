@@ -414,11 +414,12 @@ def test_few_plans_are_needed(size, most):
     assert size == 1.0 or min(counts) > 1
 
 
-def test_route_is_not_chosen_but_by_force():
-    shape = {"n": 512, "capability": (9, 0), "gradient": True}
+@pytest.mark.parametrize(("num_iters", "route"), [(20, ROUTE), (9, "tiled")])
+def test_route_is_taken_where_the_forward_pass_takes_its_own(num_iters, route):
+    shape = {"n": 512, "num_iters": num_iters, "capability": (9, 0), "gradient": True}
     answers = ops.explain("sinkhorn_attention", **shape)
     taken = {choice.operator: choice.route for choice in answers.taken}
-    assert taken["sinkhorn_backward"] == "tiled"
+    assert taken["sinkhorn_backward"] == route
     with routes.force(ROUTE):
         forced = ops.explain("sinkhorn_attention", **shape)
     assert {choice.operator: choice.route for choice in forced.taken}["sinkhorn_backward"] == ROUTE

@@ -117,7 +117,7 @@ ROUTES["sinkhorn"] = (
     Route("tiled", tiled.launch, then=backward_of),
 )
 ROUTES["sinkhorn_backward"] = (
-    Route("updates on chip", adjoints_on_chip.launch, on_chip.refusal, adjoints_on_chip.slower),
+    Route("updates on chip", adjoints_on_chip.launch, on_chip.refusal, on_chip.slower),
     Route("logits in registers", logits_in_registers.launch_backward, logits_in_registers.refusal),
     Route("tiled", tiled_gradient.launch),
 )

@@ -31,7 +31,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Duals, Launch
 from asap_exp.ops.kernels.sinkhorn import tiled_gradient
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
@@ -54,11 +53,6 @@ TOP = 14.0
 
 MOST_DUALS = 2**32
 """Duals of one side, of all heads and updates, from which the kernel could not count: 17 GB."""
-
-
-def slower(call: Call) -> str | None:
-    """Return that other routes are preferred: how fast this one is has not been measured."""
-    return "has not been timed: it must be forced"
 
 
 def launch(p: Launch, grad_out: Tensor, duals: Duals, grads: tuple[Tensor, ...]) -> None:
