@@ -343,8 +343,8 @@ WRONG = {
     "the unit of the plan before": ("unit *= part_of_unit", "unit = part_of_unit"),
     "sums of the other vector": ("inverse(sums.y) : 0.f, b", "inverse(sums.x) : 0.f, b"),
     "rounding errors of scalings": (
-        "!l.part ? high : WIDE",
-        "!l.part ? high : true ? (u16)0 : WIDE",
+        "l.part ? to_f16(x - from_f16(high)) : high",
+        "l.part ? (u16)0 : high",
     ),
 }
 
@@ -414,7 +414,7 @@ def test_few_plans_are_needed(size, most):
     assert size == 1.0 or min(counts) > 1
 
 
-@pytest.mark.parametrize(("num_iters", "route"), [(20, ROUTE), (9, "tiled")])
+@pytest.mark.parametrize(("num_iters", "route"), [(13, ROUTE), (12, "tiled")])
 def test_route_is_taken_where_the_forward_pass_takes_its_own(num_iters, route):
     shape = {"n": 512, "num_iters": num_iters, "capability": (9, 0), "gradient": True}
     answers = ops.explain("sinkhorn_attention", **shape)
@@ -459,7 +459,7 @@ def test_updates_spill_hardly_any_register(variant):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("queries", [1, 129, 256, 300, 512, 700, 1024])
-@pytest.mark.parametrize("size", [1.0, 4.0])
+@pytest.mark.parametrize("size", [1.0, 4.0, 11.0])
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("width", on_chip.WIDTHS)
 def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
@@ -478,5 +478,7 @@ def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
             grads = torch.autograd.grad(out, leaves, grad_out)
         assert ("sinkhorn_backward", route) in taken
         errors[route] = [relative_rms(x, y) for x, y in zip(grads, expected, strict=True)]
+    # Of hard logits, duals of the forward pass on chip are float16's: to 1e-3, where others are exact.
+    more = {1.0: 1e-4, 4.0: 6e-4, 11.0: 2e-3}[size]
     for found, today in zip(errors[ROUTE], errors["tiled"], strict=True):
-        assert found <= 1.1 * today + 1e-4
+        assert found <= 1.1 * today + more

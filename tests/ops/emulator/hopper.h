@@ -393,12 +393,6 @@ DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   return to_f16x2(from_f16((u16)a) * from_f16((u16)b), from_f16((u16)(a >> 16)) * from_f16((u16)(b >> 16)));
 }
 
-DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
-  using hopper::bfloat_to_float;
-  return to_bf16x2(bfloat_to_float((u16)a) * bfloat_to_float((u16)b),
-                   bfloat_to_float((u16)(a >> 16)) * bfloat_to_float((u16)(b >> 16)));
-}
-
 DEVICE void multiply_add_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   hopper::multiply_add<hopper::half_to_float>("mma.f16", c, a0, a1, a2, a3, b0, b1);
 }

@@ -153,7 +153,9 @@ def last_dual(
         while steps > 0:
             before = b
             for _ in range(steps):
-                before = b
+                # Not `before = b`: both begin alike, and Triton's compiler takes for a constant
+                # what is the same object after one iteration.
+                before = tl.where(valid_j, b, 0.0)
                 a = tl.where(valid_i, 1.0 / weighted_sums(E, b, PRECISION), 0.0)
                 b = tl.where(valid_j, ratio / weighted_sums(tl.trans(E), a, PRECISION), 0.0)
             t += steps

@@ -89,7 +89,7 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       df *= scale;
       unit *= part_of_unit;
       float shift0, shift1;
-      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1, false);
+      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1);
       // Scalings of tokens that do not count are exp2(NONE) = 0.
       const float row_shift =
           valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;

@@ -141,12 +141,16 @@ def schedule_kernel(
     powers += head * num_iters
     lowest += head * num_iters
     # [BLOCK_M]
-    g = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
-    later, low, high = g, g, g
+    low = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
+    high = low
     bound = 1.0 - log2_ratio
     first = num_iters
     for back in range(num_iters):
         s = num_iters - back
+        # Loaded anew: a variable that takes over the first value of another, as `later` would take
+        # over that of `g`, is a constant to Triton's compiler, which compares no more than that.
+        later = tl.load(cols + tl.minimum(s + 1, num_iters) * m + j, mask=valid_j, other=0.0)
+        g = tl.load(cols + s * m + j, mask=valid_j, other=0.0)
         earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
         spread = tl.max(tl.maximum(high, g) - tl.minimum(low, g), axis=0)
         if (s < num_iters) & ((spread > 2 * REACH) | (bound > ROOM)):
@@ -159,6 +163,5 @@ def schedule_kernel(
         of_g = bound + tl.maximum(tl.max(g - later, axis=0), 0.0) + tl.maximum(log2_ratio, 0.0)
         tl.store(powers + s - 1, tl.exp2(TOP - REACH - tl.ceil(of_g)))
         bound += tl.max(2 * g - later - earlier, axis=0)
-        later, g = g, earlier
     tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
     tl.store(lowest + first - 1, 1)

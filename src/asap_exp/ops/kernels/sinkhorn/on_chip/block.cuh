@@ -46,9 +46,6 @@ static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BY
 // bounds how far updates may move log2 b with the same E, REACH, is the range of scalings in float16:
 // a times ROW_UNIT lies between 2^-16 (all of 1,024 entries as large as can be) and 2^15.
 constexpr float TOP = 15.f, REACH = 10.f;
-// A head whose updates would go on to leave it many times continues with E and scalings in bfloat16, whose
-// range hardly matters, and gets its output from a last E in float16 (`wide`).
-constexpr float WIDE_REACH = 40.f, WIDE_FROM = 2.f * REACH;
 constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
 // The first column step begins with row scalings of at most START_UNIT. Its sums may serve at once if
 // they are at most 2^(2 START_ROOM) apart, and are right down to 2^-START_REACH of what one row may give.

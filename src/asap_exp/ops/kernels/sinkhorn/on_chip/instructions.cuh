@@ -82,12 +82,6 @@ DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   return r;
 }
 
-DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
-  u32 r;
-  asm("mul.rn.bf16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-
 // Matrix units: c[16, 8] += A[16, 16] B[16, 8], fragments as PTX lays them out ---------------------
 
 DEVICE void multiply_add_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

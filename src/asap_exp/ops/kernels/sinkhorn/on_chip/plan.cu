@@ -39,7 +39,6 @@ DEVICE float start_of(const Problem& p, const Head& x, int query, bool valid) {
 // The first column step, after `make_plan`. Sets b if its sums may serve at once; else returns false, with
 // COL_DUAL changed for a plan to be made next: if the sums are right they give g^1, and if some are too
 // small to be, the keys' largest logits are what the plan is made from first.
-template <bool WIDE>
 DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, Head& x, Stage& stage) {
   const int query = l.grid_row * SIDE + l.warp * 16 + l.eighth;
   const float start0 = start_of(p, x, query, x.valid0), start1 = start_of(p, x, query + 8, x.valid1);
@@ -47,10 +46,10 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
   const float exponent = x.second ? x.shift1 + start1 : x.shift0 + start0;
   float4 top = {x.valid_row ? exponent : NONE, 0.f, 0.f, 0.f};
   const float most = maxima<true>(l, numbers.maxima, top).x;
-  store_scaling<WIDE>(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f);
+  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f);
   block_barrier();
   float s0, s1;
-  col_sums<WIDE>(l, numbers.cols, s0, s1);
+  col_sums(l, numbers.cols, s0, s1);
   const float sum = x.second ? s1 : s0;
   top.x = x.valid_col ? sum : NONE;
   top.y = x.valid_col ? -sum : NONE;
@@ -76,21 +75,20 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
 }
 
 // Make the updates from t until before `until`.
-template <bool WIDE>
 DEVICE void update(const Problem& p, const Lane& l, Numbers& numbers, Head& x, const u32 e[TILES][2], int& t,
                    int until) {
 #pragma unroll 1
   for (; t < until; t++) {
     float s0, s1;
-    row_sums<WIDE>(l, numbers.rows, e, s0, s1);
+    row_sums(l, numbers.rows, e, s0, s1);
     const float sum = x.second ? s1 : s0;
-    store_scaling<WIDE>(l, l.row_place, x.valid_row ? ROW_UNIT * inverse(sum) : 0.f);
+    store_scaling(l, l.row_place, x.valid_row ? ROW_UNIT * inverse(sum) : 0.f);
     keep_row_of_sum(p, l, x, t, sum);
     block_barrier();
-    col_sums<WIDE>(l, numbers.cols, s0, s1);
+    col_sums(l, numbers.cols, s0, s1);
     x.before = x.b;
     x.b = x.valid_col ? p.ratio * ROW_UNIT * inverse(x.second ? s1 : s0) : 0.f;
-    store_scaling<WIDE>(l, l.col_place, x.b);
+    store_scaling(l, l.col_place, x.b);
     keep_col(p, l, x, t + 1);
     block_barrier();
   }
@@ -146,21 +144,18 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
 
     // `settled`: all updates that are left may use the plan at hand.
     int t = 1, steps = p.num_iters > 1 ? 1 : 0;
-    bool settled = p.num_iters == 1, ahead = false, wide = false, remake = true;
+    bool settled = p.num_iters == 1, ahead = false, remake = true;
     Stage stage = FROM_ZERO;
 #pragma unroll 1
     while (remake) {
       block_barrier();
-      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1, wide);
+      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1);
       if (stage == REMADE) {
         x.b = x.valid_col ? 1.f : 0.f;
-      } else if (!(wide ? first_col_step<true>(p, l, numbers, x, stage)
-                        : first_col_step<false>(p, l, numbers, x, stage))) {
-        wide = stage == FROM_MAXIMA && p.num_iters > 1;
+      } else if (!first_col_step(p, l, numbers, x, stage)) {
         continue;
       }
-      if (wide) store_scaling<true>(l, l.col_place, x.b);
-      else store_scaling<false>(l, l.col_place, x.b);
+      store_scaling(l, l.col_place, x.b);
       if (KEEP_DUALS && t == 1) {
         keep_row(p, l, x, 0, start_of(p, x, first_query + l.own, x.valid_row));
         keep_col(p, l, x, 1);
@@ -170,36 +165,26 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
       remake = false;
 #pragma unroll 1
       while (!remake) {
-        if (settled && !wide && !ahead) {
+        if (settled && !ahead) {
           ahead = true;
           keys_asked_for = load_ahead(p, l, x);
         }
         x.before = x.b;
-        if (wide) update<true>(p, l, numbers, x, e, t, t + steps);
-        else update<false>(p, l, numbers, x, e, t, t + steps);
-        if (settled && !wide) break;
+        update(p, l, numbers, x, e, t, t + steps);
+        if (settled) break;
+        // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
         const float exponent = x.valid_col ? log2_of(x.b) : 0.f;
-        if (settled) {  // the last plan is in float16
-          remake = true;
-          wide = false;
-          steps = 0;
-        } else {
-          // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
-          const float moved = x.valid_col ? exponent - log2_of(x.before) : 0.f;
-          float4 top = {exponent, -exponent, moved, -moved};
-          top = maxima<true>(l, numbers.maxima, top);
-          const float used = larger(top.x, top.y), step = larger(top.z, top.w);
-          const int left = p.num_iters - t;
-          float room = (wide ? WIDE_REACH : REACH) - used;
-          remake = !(room >= 0.f) || (left > 0 && step > room);
-          if (remake) {
-            wide = left > 0 && (wide || step * left > WIDE_FROM);
-            room = wide ? WIDE_REACH : REACH;
-          }
-          settled = left == 0 || step * left <= room;
-          steps = settled ? left : step > room ? 1 : (int)(room / step);
-          if (!settled && steps < 1) steps = 1;
-        }
+        const float moved = x.valid_col ? exponent - log2_of(x.before) : 0.f;
+        float4 top = {exponent, -exponent, moved, -moved};
+        top = maxima<true>(l, numbers.maxima, top);
+        const float used = larger(top.x, top.y), step = larger(top.z, top.w);
+        const int left = p.num_iters - t;
+        float room = REACH - used;
+        remake = !(room >= 0.f) || (left > 0 && step > room);
+        if (remake) room = REACH;
+        settled = left == 0 || step * left <= room;
+        steps = settled ? left : (int)(room / step);
+        if (!settled && steps < 1) steps = 1;
         if (remake) add_to_col_dual(l, x, exponent);
       }
     }
@@ -207,7 +192,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     if (SEPARATE_VALUES) wait_for_copies<1>();
     else wait_for_copies<0>();
     float s0, s1;
-    row_sums<false>(l, numbers.rows, e, s0, s1);
+    row_sums(l, numbers.rows, e, s0, s1);
     keep_row_of_sum(p, l, x, p.num_iters, x.second ? s1 : s0);
     const u32 values = l.shared + TOKENS + (SEPARATE_VALUES ? TOKENS_BYTES : 0);
     const float unit = scale_values(l, numbers.maxima, values);

@@ -37,14 +37,12 @@ DEVICE u32 rise(float from, float to) {
 }
 DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
 
-// E = exp2(S + g - shift) in float16, or in bfloat16 if `wide`, in registers and in shared memory, from the keys in TOKENS and g
-// in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
+// E = exp2(S + g - shift) in float16, in registers and in shared memory, from the keys in TOKENS and g in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
 DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
-                      float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
+                      float& shift0, float& shift1, bool valid0, bool valid1) {
   const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
-  const float most = wide ? 0.f : TOP;
   u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
 #pragma unroll
   for (int s = 0; s < CHUNKS; s++) {
@@ -62,8 +60,8 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
       top0 = larger(top0, larger(x[t][0], x[t][1]));
       top1 = larger(top1, larger(x[t][2], x[t][3]));
     }
-    top0 = larger(so_far0, round_up(top0) - most);
-    top1 = larger(so_far1, round_up(top1) - most);
+    top0 = larger(so_far0, round_up(top0) - TOP);
+    top1 = larger(so_far1, round_up(top1) - TOP);
     rises[s / 2] |= (rise(so_far0, top0) | rise(so_far1, top1) << 8) << 16 * (s % 2);
     so_far0 = top0;
     so_far1 = top1;
@@ -74,18 +72,10 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
       x[t][2] = exp2_of(x[t][2] - top1);
       x[t][3] = exp2_of(x[t][3] - top1);
     }
-    if (wide) {
 #pragma unroll
-      for (int t = 0; t < CHUNK_TILES; t++) {
-        e[s * CHUNK_TILES + t][0] = to_bf16x2(x[t][0], x[t][1]);
-        e[s * CHUNK_TILES + t][1] = to_bf16x2(x[t][2], x[t][3]);
-      }
-    } else {
-#pragma unroll
-      for (int t = 0; t < CHUNK_TILES; t++) {
-        e[s * CHUNK_TILES + t][0] = to_f16x2(x[t][0], x[t][1]);
-        e[s * CHUNK_TILES + t][1] = to_f16x2(x[t][2], x[t][3]);
-      }
+    for (int t = 0; t < CHUNK_TILES; t++) {
+      e[s * CHUNK_TILES + t][0] = to_f16x2(x[t][0], x[t][1]);
+      e[s * CHUNK_TILES + t][1] = to_f16x2(x[t][2], x[t][3]);
     }
   }
   shift0 = so_far0;
@@ -100,20 +90,11 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
   const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
 #pragma unroll
   for (int s = CHUNKS - 1; s >= 0; s--) {
-    if (wide) {
-      const u32 both0 = to_bf16x2(factor0, factor0), both1 = to_bf16x2(factor1, factor1);
+    const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
 #pragma unroll
-      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
-        e[t][0] = multiply_bf16x2(e[t][0], both0);
-        e[t][1] = multiply_bf16x2(e[t][1], both1);
-      }
-    } else {
-      const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
-#pragma unroll
-      for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
-        e[t][0] = multiply_f16x2(e[t][0], both0);
-        e[t][1] = multiply_f16x2(e[t][1], both1);
-      }
+    for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
+      e[t][0] = multiply_f16x2(e[t][0], both0);
+      e[t][1] = multiply_f16x2(e[t][1], both1);
     }
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2)
@@ -157,17 +138,9 @@ DEVICE void column_maxima(const Inputs& p, const Lane& l, const u16* q, int& col
 
 // Half steps -----------------------------------------------------------------------------------------
 
-template <bool WIDE>
 DEVICE void store_scaling(const Lane& l, u32 place, float x) {
-  const u16 high = WIDE ? (u16)to_bf16x2(x, 0.f) : to_f16(x);
-  const float rest = x - (WIDE ? bits_to_float((u32)high << 16) : from_f16(high));
-  store_u16(l.shared + place, !l.part ? high : WIDE ? (u16)to_bf16x2(rest, 0.f) : to_f16(rest));
-}
-
-template <bool WIDE>
-DEVICE void plan_multiply_add(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  if (WIDE) multiply_add_bf16(c, a0, a1, a2, a3, b0, b1);
-  else multiply_add_f16(c, a0, a1, a2, a3, b0, b1);
+  const u16 high = to_f16(x);
+  store_u16(l.shared + place, l.part ? to_f16(x - from_f16(high)) : high);
 }
 
 DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
@@ -177,22 +150,20 @@ DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
 
 // Sums over the keys of the block, of the queries `eighth` and `eighth` + 8 of the warp, weighted by the
 // scalings of which the lane has its columns at `from`.
-template <bool WIDE>
 DEVICE void row_products(const u32 e[TILES][2], u32 from, float& s0, float& s1) {
   float c[4][4] = {};
 #pragma unroll
   for (int g = 0; g < SIDE / 32; g++) {
     const uint4 b = load_u32x4(from + g * 128);
-    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x,
+    multiply_add_f16(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x,
                             b.y);
-    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0],
+    multiply_add_f16(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0],
                             e[4 * g + 3][1], b.z, b.w);
   }
   add_chains(c, s0, s1);
 }
 
 // Sums over the queries of the block, of the keys `eighth` and `eighth` + 8 of the warp.
-template <bool WIDE>
 DEVICE void col_products(const Lane& l, u32 from, float& s0, float& s1) {
   const u32 plan =
       l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
@@ -202,22 +173,20 @@ DEVICE void col_products(const Lane& l, u32 from, float& s0, float& s1) {
     const uint4 a = load_u32x4(from + g * 128);
     u32 e[4];
     load_matrices_transposed(e, plan + g * 32 * PLAN_ROW_BYTES);
-    plan_multiply_add<WIDE>(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
+    multiply_add_f16(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
     load_matrices_transposed(e, plan + (g * 32 + 16) * PLAN_ROW_BYTES);
-    plan_multiply_add<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
+    multiply_add_f16(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
   }
   add_chains(c, s0, s1);
 }
 
 // Sums over the keys, or the queries, of all blocks.
-template <bool WIDE>
 DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
-  row_products<WIDE>(e, l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
+  row_products(e, l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
   combine_over_keys<false>(l, number, s0, s1);
 }
-template <bool WIDE>
 DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
-  col_products<WIDE>(l, l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
+  col_products(l, l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
   combine_over_queries<false>(l, number, s0, s1);
 }
 
@@ -233,19 +202,19 @@ DEVICE float2 both_of_own(const Lane& l, float s0, float s1) {
 }
 DEVICE float2 both_row_sums(const Lane& l, int& number, const u32 e[TILES][2]) {
   float s0, s1;
-  row_products<false>(e, place_of_both(l, COL_SCALING), s0, s1);
+  row_products(e, place_of_both(l, COL_SCALING), s0, s1);
   float2 sums = both_of_own(l, s0, s1);
   combine_both<GRID_COLS>(l, ROW_INBOX, ROW_BOXES, number, l.grid_col, l.grid_row * GRID_COLS, 1, sums);
   return sums;
 }
 DEVICE float2 both_col_sums(const Lane& l, int& number) {
   float s0, s1;
-  col_products<false>(l, place_of_both(l, ROW_SCALING), s0, s1);
+  col_products(l, place_of_both(l, ROW_SCALING), s0, s1);
   float2 sums = both_of_own(l, s0, s1);
   combine_both<GRID_ROWS>(l, COL_INBOX, COL_BOXES, number, l.grid_row, l.grid_col, GRID_COLS, sums);
   return sums;
 }
 DEVICE void store_both_scalings(const Lane& l, u32 place, float x, float y) {
-  store_scaling<false>(l, place, x);
-  store_scaling<false>(l, place + VECTOR_BYTES, y);
+  store_scaling(l, place, x);
+  store_scaling(l, place + VECTOR_BYTES, y);
 }
