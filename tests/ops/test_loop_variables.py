@@ -2,7 +2,7 @@
 
 A variable that takes over the value of another at the end of an iteration (`later = g`) is a
 constant to the compiler if both begin with the same value: it carries a variable only if its value
-after one iteration is another object. findings/triton_loop_variables.sh shows it.
+after one iteration is another object. findings/triton_loop_takes_over_a_value.sh shows it.
 """
 
 import ast
