@@ -294,12 +294,13 @@ def test_compiled_without_a_graph_break():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_custom_operator_is_registered_soundly():
+@pytest.mark.parametrize(("through", "implicit_steps"), [(3, 0), (2, 0), (1, 2)])
+def test_custom_operator_is_registered_soundly(through, implicit_steps):
     inputs = inputs_for(batch=1, heads=2, queries=6, head_dim=4)
     leaves = (x.clone().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
     operator = torch.ops.asap_exp.sinkhorn.default
     torch.library.opcheck(
         operator,
-        (*leaves, None, None, 3, 0.5, True, 0, "ieee"),
+        (*leaves, None, None, 3, through, 0.5, True, implicit_steps, "ieee"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

@@ -182,7 +182,7 @@ def test_explained_with_a_gradient_is_what_runs(backward, queries):
     assert found.taken == taken
     implicit = "implicit" in backward
     assert taken[-1].operator == ("implicit_backward" if implicit else "sinkhorn_backward")
-    assert len(taken) == 2 + (backward in ("through the last", "implicit"))
+    assert len(taken) == 2
 
 
 def test_explanation_names_the_backward_pass():

@@ -14,7 +14,7 @@ from asap_exp.ops.checks import (
     check_refine,
     gradient_needed,
 )
-from asap_exp.ops.offers import dual_alone, of_sinkhorn_attention, sinkhorn_call
+from asap_exp.ops.offers import dual_alone, sinkhorn_call
 from asap_exp.ops.products import AS_ALLOWED, IEEE, product_words
 from asap_exp.ops.routing import ROUTES, Taken, first, first_of, forced_names
 
@@ -34,7 +34,7 @@ def _predicted_dual(call: Call) -> Offers:
 
 
 FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
-    "sinkhorn_attention": of_sinkhorn_attention,
+    "sinkhorn_attention": lambda call: iter([sinkhorn_call(call, call.num_iters)]),
     "closure_attention": lambda call: iter([sinkhorn_call(call, 1)]),
     "sinkhorn_duals": _duals,
     "relaxed_sinkhorn_attention": lambda call: iter(

@@ -1,7 +1,5 @@
 """The Sinkhorn operators that a call is offered to in turn, whoever asks; no kernel is imported."""
 
-from collections.abc import Iterator
-
 from asap_exp.ops.call import Call
 
 
@@ -15,16 +13,8 @@ def dual_alone(call: Call, num_iters: int) -> Call:
     return call._replace(num_iters=num_iters, keeps_duals=True, value_dim=0, gradient=False)
 
 
-def of_sinkhorn_attention(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yield the updates without a gradient, if not all have one, and those with the plan.
-
-    The implicit gradient is taken at the last update.
-    """
-    last = call.num_iters
-    if call.gradient and call.implicit_steps is not None:
-        last = 1
-    elif call.gradient and call.gradient_updates is not None:
-        last = call.gradient_updates
-    if last < call.num_iters:
-        yield "sinkhorn", dual_alone(call, call.num_iters - last)
-    yield sinkhorn_call(call, last)
+def gradient_call(call: Call) -> tuple[str, Call]:
+    """Return the call of the backward pass: through all updates, the last ones, or implicit."""
+    if call.implicit_steps is not None:
+        return "implicit_backward", call._replace(num_iters=1)
+    return "sinkhorn_backward", call._replace(num_iters=call.gradient_updates or call.num_iters)

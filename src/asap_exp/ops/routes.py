@@ -28,7 +28,7 @@ from asap_exp.ops.kernels.sinkhorn import (
 )
 from asap_exp.ops.kernels.sinkhorn.on_chip import adjoint as adjoints_on_chip
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
-from asap_exp.ops.offers import dual_alone, of_sinkhorn_attention, sinkhorn_call
+from asap_exp.ops.offers import dual_alone, gradient_call, sinkhorn_call
 from asap_exp.ops.routing import ROUTES, Route, force, recorded
 
 __all__ = ["ROUTES", "force", "recorded"]
@@ -37,8 +37,7 @@ __all__ = ["ROUTES", "force", "recorded"]
 def backward_of(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the backward pass if a gradient is needed."""
     if call.gradient:
-        implicit = call.implicit_steps is not None
-        yield "implicit_backward" if implicit else "sinkhorn_backward", call
+        yield gradient_call(call)
 
 
 def of_relaxed_updates(call: Call) -> Iterator[tuple[str, Call]]:
@@ -76,7 +75,7 @@ def of_separate_coarse(call: Call) -> Iterator[tuple[str, Call]]:
     """Yield the dual, then the attention pass or the closure."""
     yield "coarse_dual", call
     if not call.one_pass:
-        yield from of_sinkhorn_attention(call._replace(num_iters=call.refine + 1))
+        yield sinkhorn_call(call, call.refine + 1)
     elif not call.gradient:
         yield "attention_pass", call._replace(num_iters=1)
 

@@ -18,7 +18,6 @@ from asap_exp.ops.kernels.coarse.extension import Sides
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import tiled_bf16
 from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
-from asap_exp.ops.kernels.sinkhorn.updates import implicit_attention
 from asap_exp.ops.masking import blank, centre, effective_padding
 from asap_exp.ops.products import AS_ALLOWED
 from asap_exp.ops.reference.coarse import CoarseDuals
@@ -130,7 +129,9 @@ def separate_operators(
     if one_pass:
         return pass_with_dual(q, k, v, col, **options)
     if implicit_steps is not None:
-        return implicit_attention(q, k, v, ready, refine + 1, implicit_steps, **options)
+        return sinkhorn(
+            q, k, v, ready, num_iters=refine + 1, implicit_steps=implicit_steps, **options
+        ).out
     return sinkhorn(q, k, v, ready, num_iters=refine + 1, **options).out
 
 

@@ -14,7 +14,7 @@ from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import logits_in_registers
 from asap_exp.ops.kernels.sinkhorn.op import sinkhorn
-from asap_exp.ops.kernels.sinkhorn.updates import implicit_attention, refined_attention, updated
+from asap_exp.ops.kernels.sinkhorn.updates import refined_attention
 from asap_exp.ops.kernels.tiles import LOG2_E
 from asap_exp.ops.masking import blank
 from asap_exp.ops.products import AS_ALLOWED
@@ -32,16 +32,12 @@ def sinkhorn_attention(
     implicit_steps: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Run T updates from 0 and multiply the plan with v, in one operator.
-
-    If the gradient is not that of all updates, the first ones are an operator of their own.
-    """
-    if implicit_steps is not None:
-        return implicit_attention(q, k, v, None, num_iters, implicit_steps, **options)
-    if gradient_updates is None or gradient_updates >= num_iters or not gradient_needed(q, k, v):
-        return sinkhorn(q, k, v, None, num_iters=num_iters, **options).out
-    before = updated(q, k, None, num_iters - gradient_updates, **options)
-    return sinkhorn(q, k, v, before, num_iters=gradient_updates, **options).out
+    """Run T updates from 0 and multiply the plan with v, in one operator."""
+    solution = sinkhorn(
+        q, k, v, None, num_iters=num_iters,
+        gradient_updates=gradient_updates, implicit_steps=implicit_steps or 0, **options,
+    )  # fmt: skip
+    return solution.out
 
 
 def closure_attention(q: Tensor, k: Tensor, v: Tensor, row_dual: Tensor, **options: Any) -> Tensor:

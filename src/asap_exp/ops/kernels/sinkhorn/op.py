@@ -1,7 +1,7 @@
 """Finite-T Sinkhorn attention as one custom operator with a gradient, for teachers and closures.
 
-For the gradient, the duals of all updates are kept: O((n + m) T) numbers, nothing of size n x m.
-The implicit gradient needs those of the last update alone.
+For the gradient, the duals of the updates through which it is taken are kept: O((n + m) T) numbers,
+nothing of size n x m. The implicit gradient needs those of the last update alone.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from asap_exp.ops.routing import choose
 class Solution(NamedTuple):
     """Result of `sinkhorn`: out `[B, H, N, width of v]` and the duals, in units of log 2.
 
-    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T; both are empty
-    (`[B, H, 0, ..]`) unless requested.
+    `rows` `[B, H, T + 1, N]` are f^0 .. f^T, `cols` `[B, H, T, M]` are g^1 .. g^T, or the last of
+    them, if fewer updates have a gradient; both are empty (`[B, H, 0, ..]`) unless requested.
     """
 
     out: Tensor
@@ -40,6 +40,7 @@ def sinkhorn(
     scale: float,
     key_padding_mask: Tensor | None,
     keep_duals: bool = False,
+    gradient_updates: int | None = None,
     implicit_steps: int = 0,
     products: str = AS_ALLOWED,
 ) -> Solution:
@@ -47,11 +48,13 @@ def sinkhorn(
 
     Pass values of width 0 to compute the duals alone. `products` are those of float32 matrices. The
     result is differentiable in q, k, v and `start`; the duals carry no gradient. With
-    `implicit_steps`, for a single update, the gradient is the implicit one, and `start` has none.
+    `gradient_updates`, the gradient is that of as many updates, the last, and with `implicit_steps`
+    the implicit one; `start` then has none.
     """
     save = keep_duals or gradient_needed(q, k, v, start)
     start = None if start is None else blank(start.float(), key_padding_mask, 2)
-    numbers = num_iters, scale / eps, save, implicit_steps
+    through = 1 if implicit_steps else gradient_updates or num_iters
+    numbers = num_iters, through, scale / eps, save, implicit_steps
     return Solution(*_sinkhorn(q, k, v, start, key_padding_mask, *numbers, products))
 
 
@@ -63,6 +66,7 @@ def _sinkhorn(
     start: Tensor | None,
     padding: Tensor | None,
     num_iters: int,
+    through: int,
     slope: float,
     save: bool,
     implicit_steps: int,
@@ -76,6 +80,9 @@ def _sinkhorn(
         launch = Launch.of(q, k, v, padding, num_iters, slope, products)
         route = choose("sinkhorn", launch.call(keeps_duals=save))
         route.launch(launch, start, out, Duals(rows, cols) if save else None)
+    if save and through < num_iters:  # the others are not to be kept until the backward pass
+        last = rows[:, :, -through - 1 :], cols[:, :, -through:]
+        rows, cols = (duals.clone(memory_format=torch.contiguous_format) for duals in last)
     return out, rows, cols
 
 
@@ -87,12 +94,13 @@ def _(
     start: Tensor | None,
     padding: Tensor | None,
     num_iters: int,
+    through: int,
     slope: float,
     save: bool,
     implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, k, v, num_iters, save)
+    return _results(q, k, v, through, save)
 
 
 def _results(
@@ -159,8 +167,9 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, start, padding, ctx.num_iters, ctx.slope, _, ctx.implicit_steps, ctx.products = inputs
-    ctx.has_start = start is not None
+    q, k, v, start, padding, num_iters, ctx.through, ctx.slope, _, *rest = inputs
+    ctx.implicit_steps, ctx.products = rest
+    ctx.start_has_gradient = start is not None and ctx.through == num_iters and not rest[0]
     _, rows, cols = output
     ctx.mark_non_differentiable(rows, cols)
     ctx.save_for_backward(q, k, v, padding, rows, cols)
@@ -170,11 +179,11 @@ def _backward(ctx, grad_out, *_):
     q, k, v, padding, rows, cols = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_start = _sinkhorn_backward(
         grad_out, q, k, v, padding, rows, cols,
-        ctx.num_iters, ctx.slope, ctx.implicit_steps, ctx.products,
+        ctx.through, ctx.slope, ctx.implicit_steps, ctx.products,
     )  # fmt: skip
     return (
-        grad_q, grad_k, grad_v, grad_start if ctx.has_start else None,
-        None, None, None, None, None, None,
+        grad_q, grad_k, grad_v, grad_start if ctx.start_has_gradient else None,
+        None, None, None, None, None, None, None,
     )  # fmt: skip
 
 

@@ -35,26 +35,6 @@ def refined_attention(
     return sinkhorn(q, k, v, f_hat, num_iters=refine + 1, **options).out
 
 
-def implicit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: Tensor | None,
-    num_iters: int,
-    implicit_steps: int,
-    **options: Any,
-) -> Tensor:
-    """Return the plan of updates from `start` (zeros if None) times v, with the implicit gradient.
-
-    That depends on the plan alone, so the last update is all that the operator has to know.
-    """
-    if not gradient_needed(q, k, v):
-        return sinkhorn(q, k, v, start, num_iters=num_iters, **options).out
-    if num_iters > 1:
-        start = updated(q, k, start, num_iters - 1, **options)
-    return sinkhorn(q, k, v, start, num_iters=1, implicit_steps=implicit_steps, **options).out
-
-
 def refined_dual(
     q: Tensor,
     k: Tensor,
