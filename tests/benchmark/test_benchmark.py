@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_cell_without_a_time_has_its_word_and_its_reason(record: dict[str, Any])
     (note,) = notes(typed_benchmark(record))
     assert note == "Sinkhorn T = 2, eager: error at n = 4, 8: MemoryError: full"
     assert note in text
+
+
+@pytest.mark.slow
+def test_each_length_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sizes = ("cpu.n=[4,8]", "cpu.tokens=16", "cpu.methods=[flash,sinkhorn_2]", "cpu.rounds=3")
+    run_benchmark(tmp_path, "accelerator=cpu", *sizes)
+    printed = capsys.readouterr().out
+    for n in (4, 8):
+        assert re.search(rf"n = {n}: compiled and checked 2 methods in \d+ s, \w+ in", printed)
 
 
 def test_scaled_cell_is_marked_wherever_it_stands(record: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from asap_exp.benchmark.accuracy_check import gate_errors, right, wrong_words
 from asap_exp.benchmark.calls import Results, results
 from asap_exp.benchmark.inputs import Inputs
 from asap_exp.benchmark.registry import Method, Operator, Unavailable
+from asap_exp.core.console import say
 from asap_exp.core.cuda_graph import graphed
 from asap_exp.core.records.benchmark import TEACHERS
 from asap_exp.core.typed import finite
@@ -50,11 +51,17 @@ def measure(
 ) -> dict[str, Cell]:
     """Return a cell per method: `timed` or `scaled` with `ms`, or another status and a message."""
     captured = capture() if cuda_graph else lambda call: call
-    trials = {
-        f"{name} {kind}": trial(operator, method, inputs, captured)
-        for name, method in methods.items()
-        for kind, operator in method.operators.items()
-    }
+    trials, spent = {}, {}
+    for name, method in methods.items():
+        begin = time.perf_counter()
+        for kind, operator in method.operators.items():
+            trials[f"{name} {kind}"] = trial(operator, method, inputs, captured)
+        spent[name] = time.perf_counter() - begin
+    slowest = max(spent, key=spent.__getitem__)
+    say(
+        f"n = {inputs.q.shape[2]}: compiled and checked {len(methods)} methods in"
+        f" {sum(spent.values()):.0f} s, {slowest} in {spent[slowest]:.0f} s; timing them"
+    )
     cells = {key: cell for key, (cell, _) in trials.items()}
     timings = interleaved_latency(
         {key: prepare for key, (_, prepare) in trials.items() if prepare is not None},
