@@ -460,7 +460,9 @@ def through_logits(
 
 def largest_change(duals: Tensor) -> Tensor:
     """Return the largest difference of any dual from the last, `[B, H]`, in units of log 2."""
-    return (duals - duals[:, :, -1:]).abs().amax(dim=(2, 3))
+    last = duals[:, :, -1]
+    lowest, highest = torch.aminmax(duals, dim=2)
+    return torch.maximum(highest - last, last - lowest).amax(dim=2)
 
 
 def rank_products(p: Launch) -> str:
