@@ -28,8 +28,10 @@ TEACHER = "sinkhorn"
 """Attention of the row itself, whose options come from its recipe."""
 
 
-UNSAID_AT_FIRST = ("memory_mib", "steps", "sequential", "candidates")
-"""Settings of a calibration that the first records do not have."""
+UNSAID_AT_FIRST = {
+    "memory_mib": 4096, "steps": ["ridge"], "sequential": False, "candidates": 32
+}  # fmt: skip
+"""Settings of a calibration that the first records do not have, and what they were."""
 
 
 @dataclass
@@ -193,8 +195,7 @@ def fits(row: Row, artifact: dict[str, Any]) -> bool:
         if contradicts(overrides, made):
             continue
         given = composed_calibration(tuple(overrides))
-        unsaid = given.keys() - made.keys()
-        if {key: given.get(key) for key in made} == made and unsaid <= set(UNSAID_AT_FIRST):
+        if given == UNSAID_AT_FIRST | made:
             return True
     return False
 
@@ -259,8 +260,11 @@ def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
     seconds = 0.0
     for record in runs.values():
         manifests = record["manifests"]
-        trained = ["train", *(name for name in row.baselines if manifests.get(name))]
+        names = {baseline.split()[0] for baseline in row.baselines}
+        trained = ["train", *sorted(name for name in names if manifests.get(name))]
         seconds += sum(manifests[name]["wall_seconds"] for name in trained)
+        more = (manifests.get(f"more_{name}", []) for name in names)
+        seconds += sum(run["wall_seconds"] for runs in more for run in runs)
         seconds += sum(rival["wall_seconds"] for rival in manifests.get("rivals", {}).values())
         seconds += manifests["distill"]["wall_seconds"] * len(row.calibrations)
         seconds += manifests["evaluate"]["wall_seconds"] * len(row.evaluations)

@@ -327,12 +327,21 @@ def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, word
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(on_chip, "lacking", on_chip.lacking.__wrapped__)
     monkeypatch.setattr(nvrtc, "compiled", lambda source: b"")
     monkeypatch.setattr(on_chip.driver, "load", fails)
     assert words in on_chip.refusal(CALL)
     assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
+
+
+def test_another_gpu_than_the_one_that_is_there_is_not_asked_for_it(monkeypatch):
+    """Explanations of a Hopper GPU on a machine that has an A100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(on_chip, "lacking", None)
+    assert on_chip.refusal(CALL) is None
 
 
 @pytest.mark.parametrize(("clusters", "idle"), [(8, False), (4, True)])

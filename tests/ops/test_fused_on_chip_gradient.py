@@ -1,5 +1,6 @@
 """The gradient with the plan on chip: its kernel on an emulated GPU, and what decides on plans."""
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ if backend.fused is None:
 from asap_exp import ops
 from asap_exp.ops import routes
 from asap_exp.ops.kernels.launch import Duals, Launch
-from asap_exp.ops.kernels.sinkhorn import tiled_gradient
+from asap_exp.ops.kernels.sinkhorn import implicit_gradient, tiled_gradient
 from asap_exp.ops.kernels.sinkhorn.on_chip import adjoint, code, nvrtc
 from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from tests.ops.emulator import EmulationError, Emulator
@@ -273,10 +274,7 @@ def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("size", [1.0, 4.0])
 def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
-    """With the duals of the forward kernel, no worse than the passes over tiles.
-
-    Those of hard heads were in part summed in bfloat16, which Triton's interpreter cuts off.
-    """
+    """With the duals of the forward kernel, no worse than the passes over tiles."""
     inputs = inputs_for(size, dtype, queries=140, head_dim=32)
     q, k, v = inputs.q, inputs.k, inputs.v
     num_iters = 8
@@ -298,6 +296,37 @@ def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
     for found, today in zip(errors["on chip"], errors["tiled"], strict=True):
         assert found <= 1.02 * today
         assert found <= {BRAIN: 8e-3, HALF: 4e-4 if size == 1 else 2.5e-3}[dtype]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "most"), [(1.0, 5e-4), (11.0, 5e-3)])
+@pytest.mark.parametrize("steps", [0, 3], ids=["of the last five updates", "implicit"])
+def test_cheaper_gradient_after_the_forward_pass_on_chip(emulator, size, most, steps):
+    """In float16: of hard logits, the rounded duals show in it."""
+    inputs = inputs_for(size, HALF, queries=140, head_dim=32)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    last = 1 if steps else 5
+    options = {"implicit_steps": steps} if steps else {"gradient_updates": last}
+    grad_out = torch.randn(v.shape, generator=torch.Generator().manual_seed(1)).to(HALF)
+    _, duals = emulator.run(q, k, v, num_iters=20, keep_duals=True)
+    p = Launch.of(q, k, v, None, last, q.shape[3] ** -0.5)
+    kept = Duals(duals.rows[:, :, -last - 1 :].clone(), duals.cols[:, :, -last:].clone())
+    grads = *(torch.empty_like(x) for x in (q, k, v)), torch.empty(q.shape[:3])
+    if steps:
+        implicit_gradient.launch(p, grad_out, kept, grads, steps)
+    else:
+        tiled_gradient.launch(p, grad_out, kept, grads)
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    out = ops.sinkhorn_attention(*leaves, num_iters=20, backend="reference", **options)
+    expected = torch.autograd.grad(out, leaves, grad_out.double())
+    errors = [relative_rms(x, y) for x, y in zip(grads, expected, strict=False)]
+    assert max(errors) <= most
+
+
+def test_offsets_of_the_schedule_are_of_64_bits():
+    """Up to `MOST_DUALS` of them: a head's number alone has 32."""
+    assert "tl.program_id(0).to(tl.int64)" in inspect.getsource(adjoint.schedule_kernel.fn)
 
 
 FAULTS = {

@@ -29,7 +29,7 @@ def within(function: ast.FunctionDef, loop: ast.For | ast.While) -> Iterator[str
     known = {argument.arg for argument in function.args.args}
     known |= {name for name, line in stored(function) if line < loop.lineno}
     for assignment in ast.walk(loop):
-        if not isinstance(assignment, ast.Assign):
+        if not isinstance(assignment, ast.Assign | ast.AnnAssign):
             continue
         line = assignment.lineno
         for target, value in pairs(assignment):
@@ -48,12 +48,14 @@ def stored(tree: ast.AST) -> list[tuple[str, int]]:
     ]
 
 
-def pairs(assignment: ast.Assign) -> Iterator[tuple[ast.expr, ast.expr]]:
-    (target,), value = assignment.targets, assignment.value
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        yield from zip(target.elts, value.elts, strict=True)
-    else:
-        yield target, value
+def pairs(assignment: ast.Assign | ast.AnnAssign) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    value = assignment.value
+    chained = isinstance(assignment, ast.Assign)
+    for target in assignment.targets if chained else [assignment.target]:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            yield from zip(target.elts, value.elts, strict=True)
+        else:
+            yield target, value
 
 
 def test_no_kernel_hands_a_value_over_from_one_iteration_to_the_next():
@@ -78,6 +80,8 @@ def test_the_trap_is_found():
         return list(taken_over(LOOP.format(body=body)))
 
     assert of("before = now\n        now = now + t") == ["kernel: before = now"]
+    assert of("before: T = now\n        now = now + t") == ["kernel: before: T = now"]
+    assert of("other = before = now\n        now += t") == ["kernel: other = before = now"]
     assert of("before, now = now, now + t") == ["kernel: before, now = (now, now + t)"]
     assert of("before = tl.where(t > 0, now, 0.0)\n        now = now + t") == []
     assert of("new = now + t\n        before = new\n        now = new") == []

@@ -72,9 +72,9 @@ def _sinkhorn(
     implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, rows, cols = _results(q, k, v, num_iters, save)
     if q.numel() == 0:
-        return out, rows, cols
+        return _results(q, k, v, through, save)
+    out, rows, cols = _results(q, k, v, num_iters, save)
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, v, padding, num_iters, slope, products)

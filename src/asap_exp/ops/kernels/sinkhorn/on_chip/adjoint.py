@@ -133,7 +133,7 @@ def schedule_kernel(
     One program per head. In units of log 2: `bound` is that of df^s, which is less than 1 when it
     has just been measured. For s = T, dg^T m / n takes its place, as if g^(T+1) was g^T.
     """
-    head = tl.program_id(0)
+    head = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, BLOCK_M)
     valid_j = valid_tokens(padding, head // heads, j, m, HAS_PADDING)
     cols += head * (num_iters + 1) * m

@@ -96,7 +96,8 @@ def refusal(call: Call) -> str | None:
         )
     if call.longest > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.longest}"
-    if torch.cuda.is_available():
+    # `explain` also asks for GPUs that are not there.
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == call.capability:
         return lacking(blocks(call.n) * blocks(call.m), torch.cuda.current_device())
     return None
 
