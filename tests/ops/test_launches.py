@@ -49,7 +49,7 @@ SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if any(launches(path))
 
 def test_launches_are_found() -> None:
     assert {path.stem for path in SOURCES} == {
-        "choice", "dual", "exponentials", "extension",
+        "adjoint", "choice", "dual", "exponentials", "extension",
         "keys_and_values_in_registers", "keys_in_registers", "logit_features",
         "logits_in_registers",
         "one_launch", "plan_in_shared_memory", "subset", "tiled", "tiled_bf16", "tiled_gradient",
