@@ -20,6 +20,7 @@ channels, `TOKENS` tokens on either side.
 
 import ctypes
 import functools
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,10 @@ def lacking(cluster_size: int, device: int) -> str | None:
             empty = nvrtc.compiled(EMPTY_PROGRAM)
             found = driver.load(empty, "empty", cluster_size, THREADS, NEEDED_SHARED_BYTES)
     except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"Sinkhorn's plan is not kept on chip on GPU {device}, other kernels run: {error}",
+            stacklevel=2,
+        )
         return f"cannot run on this machine: {error}"
     running = found.clusters * cluster_size
     there = torch.cuda.get_device_properties(device).multi_processor_count
