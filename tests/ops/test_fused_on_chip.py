@@ -113,7 +113,7 @@ def test_any_scale(emulator, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1.5, 2.0, 4.0, 11.0, 30.0])
 def test_hard_logits(emulator, size):
-    """Logits of up to thousands, for which the plan is made anew."""
+    """Logits of up to thousands, for which the plan is made again."""
     check(emulator, inputs_for(size, heads=2, head_dim=32), 20)
     check(emulator, inputs_for(size, HALF, head_dim=32), 7)
 
@@ -332,8 +332,10 @@ def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, word
     monkeypatch.setattr(on_chip, "lacking", on_chip.lacking.__wrapped__)
     monkeypatch.setattr(nvrtc, "compiled", lambda source: b"")
     monkeypatch.setattr(on_chip.driver, "load", fails)
-    with pytest.warns(UserWarning, match="not kept on chip on GPU 0, other kernels run"):
+    warned = "not kept on chip on GPU 0, other kernels run"
+    with pytest.warns(UserWarning, match=warned):
         assert words in on_chip.refusal(CALL)
+    with pytest.warns(UserWarning, match=warned):
         assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
 
 
