@@ -5,12 +5,9 @@ question (`evaluate.gradient_error`).
 """
 
 import functools
-from collections.abc import Callable
 
-from torch import Tensor
-
-from asap_exp.benchmark.operators import COARSE_UPDATES, WORDS, evenly
-from asap_exp.benchmark.registry import Method, Operator, Setting, method, of_any_heads
+from asap_exp.benchmark.operators import COARSE_UPDATES, evenly, of_both
+from asap_exp.benchmark.registry import Method, Setting, method
 from asap_exp.ops import coarse_attention, sinkhorn_attention
 
 
@@ -38,14 +35,3 @@ def from_coarse_start(setting: Setting, tokens: int, refine: int) -> Method:
         refine=refine,
     )
     return of_both(setting, f"coarse, {tokens} tokens, refine {refine}", attend)
-
-
-def of_both(setting: Setting, words: str, attend: Callable[..., Tensor]) -> Method:
-    """Return the method of an operator that takes `backend`."""
-    word = WORDS[setting.backend]
-    return Method(
-        f"{words}, {word}",
-        setting.backend,
-        {word: Operator(functools.partial(attend, backend=setting.backend))},
-        of_any_heads(functools.partial(attend, backend="reference")),
-    )

@@ -1,6 +1,7 @@
 """The library's operators as methods."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -182,25 +183,30 @@ def evenly(setting: Setting, tokens: int) -> Subset:
 
 def coarse_form(setting: Setting, tokens: int, *, one_pass: bool) -> Method:
     """Build coarse attention on tokens at equal distances, chosen before the clock starts."""
-    subset = evenly(setting, tokens)
-
-    def operator(backend: str, subset: Subset) -> Attend:
-        return functools.partial(
-            coarse_attention,
-            subset=subset,
-            num_iters=COARSE_UPDATES,
-            one_pass=one_pass,
-            backend=backend,
-        )
-
-    word, form = WORDS[setting.backend], "one pass" if one_pass else "two-sided"
+    attend = functools.partial(
+        coarse_attention,
+        subset=evenly(setting, tokens),
+        num_iters=COARSE_UPDATES,
+        one_pass=one_pass,
+    )
+    form = "one pass" if one_pass else "two-sided"
     recipe = Recipe(
         passes=1 if one_pass else 2, subset=tokens, subset_passes=2 * (COARSE_UPDATES - 1)
     )
+    return of_both(
+        setting, f"coarse, {tokens} tokens, T = {COARSE_UPDATES}, {form}", attend, recipe
+    )
+
+
+def of_both(
+    setting: Setting, words: str, attend: Callable[..., Tensor], recipe: Recipe | None = None
+) -> Method:
+    """Return the method of an operator that takes `backend`; its reference is the reference's."""
+    word = WORDS[setting.backend]
     return Method(
-        f"coarse, {tokens} tokens, T = {COARSE_UPDATES}, {form}, {word}",
+        f"{words}, {word}",
         setting.backend,
-        {word: Operator(operator(setting.backend, subset))},
-        lambda place: operator("reference", subset),
+        {word: Operator(functools.partial(attend, backend=setting.backend))},
+        of_any_heads(functools.partial(attend, backend="reference")),
         recipe,
     )

@@ -4,7 +4,7 @@ With A^t = exp(S + f^t + g^t), whose rows sum to 1, the adjoints of the updates 
 
     df^t = -A^t w^t,    dg^t = -(A^t)' df^t,    w^(t-1) = dg^t exp(g^t - g^(t-1)) m / n
 
-(`tiled_gradient.through_updates`, which makes all exponentials of every product anew). Here
+(`tiled_gradient.through_updates`, which makes all exponentials of every product again). Here
 E = exp(S + G - shift) is made once, exactly as in `launch`, and serves all products in which g^s
 appears: dg^s and df^(s-1), with the scalings exp(f + shift) and exp(g - G) of the duals that the
 forward pass kept, times adjoints, in two parts of float16.
@@ -17,8 +17,8 @@ sums. This also corrects duals that were rounded.
 What must not happen is known before the launch, from the duals (`schedule`). Adjoints are signed
 and may be of any size, but since rows of A^t sum to 1, |df^(s-1)| <= max |w^(s-1)| and
 |dg^s| m / n <= exp(g^s - g^(s+1)) max |df^s|: one measured maximum gives powers of two that keep
-the scaled adjoints of all further updates below 2^`TOP`. E is made anew, and the maximum measured
-anew, where a g^s is further than 2^`REACH` from G, or where the bounds have grown by 2^`ROOM`. A
+the scaled adjoints of all further updates below 2^`TOP`. E is made again, and the maximum measured
+again, where a g^s is further than 2^`REACH` from G, or where the bounds have grown by 2^`ROOM`. A
 head that needs this at every update makes T plans, where the passes over tiles make 2 T - 1, so no
 head needs another way.
 """
@@ -44,7 +44,7 @@ largest precisely. adjoint.cu stores scalings in units for this reach.
 """
 
 ROOM = 6.0
-"""Growth of the bounds, in units of log 2, from which adjoints are measured anew: what is 2^-25 of
+"""Growth of the bounds, in units of log 2, from which adjoints are measured again: what is 2^-25 of
 a bound is lost."""
 
 TOP = 14.0
@@ -147,7 +147,7 @@ def schedule_kernel(
     first = num_iters
     for back in range(num_iters):
         s = num_iters - back
-        # Loaded anew: a variable that takes over the first value of another, as `later` would take
+        # Loaded again: a variable that takes over the first value of another, as `later` would take
         # over that of `g`, is a constant to Triton's compiler, which compares no more than that.
         later = tl.load(cols + tl.minimum(s + 1, num_iters) * m + j, mask=valid_j, other=0.0)
         g = tl.load(cols + s * m + j, mask=valid_j, other=0.0)

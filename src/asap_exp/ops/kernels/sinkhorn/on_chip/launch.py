@@ -7,7 +7,7 @@ column step, all updates and the output. Blocks send partial sums to each other'
 wait for their number of bytes; the only barriers of an update are the two of a block. Clusters take
 heads in turn, and the keys of the next head arrive during the updates of one.
 
-E is made anew, with the scalings absorbed in g, where updates have moved them by 2^10: beyond,
+E is made again, with the scalings absorbed in g, where updates have moved them by 2^10: beyond,
 float16 would not hold scalings. Updates are nonexpansive in log b, so that how far one moved
 bounds what is still to come: most heads are checked once, and the hardest make a plan every few
 updates. Keys whose sums of the first column step are too small for float16 get their largest
