@@ -339,13 +339,6 @@ def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, word
         assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
 
 
-def test_gpu_is_not_asked_where_another_route_is_faster(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(on_chip, "lacking", None)
-    assert on_chip.refusal(CALL._replace(num_iters=1)) is None
-
-
 def test_another_gpu_than_the_one_that_is_there_is_not_asked_for_it(monkeypatch):
     """Explanations of a Hopper GPU on a machine that has an A100."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
