@@ -57,15 +57,17 @@ def test_bfloat16(one_pass, lengths, size):
     assert_as_good_as_the_reference(coarse_operator(one_pass=one_pass), inputs)
 
 
+# How the dual of an absent key is rounded depends on the scale, and on the GPU on other bits.
+@pytest.mark.parametrize("scale", [0.25, 0.3])
 @pytest.mark.parametrize("first", [0, 150], ids=["far below", "padded"])
-def test_one_pass_whose_first_keys_say_nothing_of_the_later_ones(first):
+def test_one_pass_whose_first_keys_say_nothing_of_the_later_ones(first, scale):
     inputs = inputs_for(8.0, heads=1, queries=300, batch=2)
     small = torch.where(torch.arange(300, device=DEVICE) < 150, 1e-3, 1.0)[:, None]
     inputs = replace(inputs, k=(inputs.k * small).bfloat16())
     mask = torch.arange(300, device=DEVICE).expand(2, 300) < first
     operator = coarse_operator(one_pass=True)
     with routes.force("tiled, bfloat16"):
-        assert_as_good_as_the_reference(operator, inputs, key_padding_mask=mask)
+        assert_as_good_as_the_reference(operator, inputs, key_padding_mask=mask, scale=scale)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 0.7])

@@ -31,6 +31,16 @@ VARIANTS = [
 ]
 
 
+needs_interpreter = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="compiled for a GPU, Triton's kernels take no CPU tensors"
+)
+
+
+def emulated(test):
+    """Mark a test in which the emulator and Triton's interpreter share tensors."""
+    return needs_compiler(needs_interpreter(pytest.mark.slow(test)))
+
+
 class Adjoints(NamedTuple):
     """The gradients of f^0, f^t and, times exp(g^(t+1) - g^t) m / n, of g^(t+1)."""
 
@@ -99,9 +109,16 @@ class Case(NamedTuple):
 
     def plans(self) -> list[list[int]]:
         """Return, for every head, with which duals plans begin."""
-        anchors = torch.empty_like(self.cols[:, :, 1:].float())
-        _, lowest = adjoint.schedule(self.p, self.cols.float(), anchors)
+        _, lowest, _ = self.schedule()
         return [beginnings(of_head) for of_head in lowest.flatten(0, 1).tolist()]
+
+    def schedule(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return powers, lowest updates and anchors of all plans, from the GPU if there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        p = self.p._replace(q=self.p.q.to(device), k=self.p.k.to(device), v=self.p.v.to(device))
+        anchors = torch.empty_like(self.cols[:, :, 1:].float(), device=device)
+        powers, lowest = adjoint.schedule(p, self.cols.float().to(device), anchors)
+        return powers.cpu(), lowest.cpu(), anchors.cpu()
 
 
 def beginnings(lowest: list[int]) -> list[int]:
@@ -141,8 +158,7 @@ def assert_adjoints_close(found: Adjoints, expected: Adjoints, tolerance: float 
     assert (found.start - expected.start).norm() <= tolerance * size
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("num_iters", [1, 2, 5])
 @pytest.mark.parametrize("start", [False, True])
 def test_every_number_of_updates(emulator, num_iters, start):
@@ -151,8 +167,7 @@ def test_every_number_of_updates(emulator, num_iters, start):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize(
     ("queries", "keys"),
     [(1, 1), (256, 256), (300, 300), (256, 40), (100, 300), (520, 20), (3, 300)],
@@ -162,8 +177,7 @@ def test_every_length(emulator, queries, keys):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("width", on_chip.WIDTHS)
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 def test_every_width_and_dtype(emulator, width, dtype):
@@ -171,8 +185,7 @@ def test_every_width_and_dtype(emulator, width, dtype):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize(("size", "queries"), [(4.0, 256), (4.0, 300), (11.0, 100), (30.0, 64)])
 def test_hard_logits(emulator, size, queries):
     """Logits of up to thousands take several plans; the passes over tiles are less exact there."""
@@ -188,8 +201,7 @@ def test_hard_logits(emulator, size, queries):
         )
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 def test_duals_that_go_on_moving(emulator):
     """All queries but one attend to one key, so every update moves the duals by log(n - 1)."""
     inputs = inputs_for(queries=64, head_dim=32)
@@ -202,8 +214,7 @@ def test_duals_that_go_on_moving(emulator):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("queries", [90, 270])
 def test_padding(emulator, queries):
     """Padded inputs are NaN and infinite; one sample has a single valid token, one has none."""
@@ -221,8 +232,7 @@ def test_padding(emulator, queries):
     assert not found.cols.transpose(2, 3)[padded].any()
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("exponent", [-100, 100])
 @pytest.mark.parametrize("size", [1.0, 11.0])
 def test_gradients_of_any_size(emulator, exponent, size):
@@ -237,15 +247,13 @@ def test_gradients_of_any_size(emulator, exponent, size):
         assert kept.sum() > 0.6 * (expected != 0).sum()
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 def test_gradient_of_zero_is_zero(emulator):
     case = Case.of(inputs_for(queries=70, head_dim=32), 3)
     assert not any(x.any() for x in case.on_chip(emulator, torch.zeros_like(case.grad_col)))
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_gradient_that_is_not_finite_is_seen_in_its_head(emulator, bad):
     case = Case.of(inputs_for(heads=2, queries=70, head_dim=32), 3)
@@ -258,8 +266,7 @@ def test_gradient_that_is_not_finite_is_seen_in_its_head(emulator, bad):
         assert torch.equal(x[0, 1], expected[0, 1])
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("queries", [100, 300])
 def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
     inputs = inputs_for(4.0, batch=1, heads=3, queries=queries, head_dim=32)
@@ -269,8 +276,7 @@ def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("size", [1.0, 4.0])
 def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
@@ -298,8 +304,7 @@ def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
         assert found <= {BRAIN: 8e-3, HALF: 4e-4 if size == 1 else 2.5e-3}[dtype]
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize(("size", "most"), [(1.0, 5e-4), (11.0, 5e-3)])
 @pytest.mark.parametrize("steps", [0, 3], ids=["of the last five updates", "implicit"])
 def test_cheaper_gradient_after_the_forward_pass_on_chip(emulator, size, most, steps):
@@ -349,8 +354,7 @@ FAULTS = {
 }
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize(("before", "after", "found"), FAULTS.values(), ids=FAULTS)
 def test_emulator_notices(tmp_path, before, after, found):
     plant(tmp_path, before, after)
@@ -378,8 +382,7 @@ WRONG = {
 }
 
 
-@needs_compiler
-@pytest.mark.slow
+@emulated
 @pytest.mark.parametrize(("before", "after"), WRONG.values(), ids=WRONG)
 def test_comparison_notices(tmp_path, before, after):
     """What the emulator allows but is wrong is seen in the adjoints."""
@@ -408,8 +411,7 @@ def test_scaled_adjoints_stay_below_their_bound(size, queries, keys):
     """They are at most 2^TOP, and not needlessly small, whatever the signs of dg^T."""
     case = Case.of(inputs_for(size, heads=2, queries=queries, keys=keys, head_dim=32), 12)
     p, f, g, _ = case
-    anchors = torch.empty_like(g[:, :, 1:].float())
-    powers, lowest = adjoint.schedule(p, g.float(), anchors)
+    powers, lowest, anchors = case.schedule()
     exact = case.exact()
     for head in range(2):
         s, largest = p.num_iters, []
@@ -454,6 +456,7 @@ def test_route_is_taken_where_the_forward_pass_takes_its_own(num_iters, route):
     assert {choice.operator: choice.route for choice in forced.taken}["sinkhorn_backward"] == ROUTE
 
 
+@needs_interpreter
 def test_more_duals_than_the_kernel_can_count_go_over_tiles(monkeypatch):
     case = Case.of(inputs_for(queries=20, head_dim=32), 3)
     monkeypatch.setattr(adjoint, "MOST_DUALS", case.rows.numel())
@@ -508,6 +511,6 @@ def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
         assert ("sinkhorn_backward", route) in taken
         errors[route] = [relative_rms(x, y) for x, y in zip(grads, expected, strict=True)]
     # Of hard logits, duals of the forward pass on chip are right to 1e-3, where others are exact.
-    more = {1.0: 1e-4, 4.0: 6e-4, 11.0: 2e-3}[size]
+    more = {1.0: 1e-4, 4.0: 6e-4, 11.0: 2e-3 if dtype == BRAIN else 3e-3}[size]
     for found, today in zip(errors[ROUTE], errors["tiled"], strict=True):
         assert found <= 1.1 * today + more

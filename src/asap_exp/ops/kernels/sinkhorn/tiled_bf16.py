@@ -25,7 +25,6 @@ from asap_exp.ops.kernels.sinkhorn.tiled import (
     finite_shift,
     head_and_tokens,
     rescale,
-    running_shift,
 )
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
@@ -205,7 +204,7 @@ def half_step_kernel(
                 x_tile, y, parts_y, padding, b, first, num_y, padded_y, y_n,
                 D, BLOCK_X, BLOCK_Y, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
             )  # fmt: skip
-            lower = running_shift(shift, S * to_log2)
+            lower = lower_shift(shift, S * to_log2)
             total *= rescale(shift, lower)
             shift = lower
             total += tl.sum(tl.exp2(fma_bias(S, to_log2, finite_shift(shift)[:, None])), 1)
@@ -219,6 +218,17 @@ def first_shift(X):
     """Return minus the largest entry of each row of the first tile; 0 if it has no token."""
     highest = tl.max(X, 1)
     return tl.where(highest < -1e20, 0.0, -highest)
+
+
+@triton.jit
+def lower_shift(shift, X):
+    """Return minus the running maximum (+inf at the start) after a further tile of logits.
+
+    A tile without a token leaves it as it is: duals of absent tokens are finite, and so large that
+    their rounding errors have no exponential.
+    """
+    highest = tl.max(X, 1)
+    return tl.minimum(shift, tl.where(highest < -1e20, float("inf"), -highest))
 
 
 @triton.jit
@@ -299,7 +309,7 @@ def attention_kernel(
                 q_tile, k, parts, padding, b, first, m, padded_m, k_n,
                 D, BLOCK_N, BLOCK_M, BLOCK_D, OPERAND, PRECISION, HAS_PADDING, NO_TAIL,
             )  # fmt: skip
-            lower = running_shift(shift, S * to_log2)
+            lower = lower_shift(shift, S * to_log2)
             totals *= rescale(shift, lower)[:, None]
             values *= rescale(shift, lower)[:, None]
             shift = lower
