@@ -42,7 +42,9 @@ def test_record_and_table_of_a_training(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "digits: training steps on CPU" in printed
     assert "GPU busy" not in printed
-    assert "| sinkhorn |" in (file.parents[2] / "steps.md").read_text()
+    written = (file.parents[2] / "steps.md").read_text()
+    assert "| sinkhorn |" in written
+    assert "model.depth=2; recipe.batch_size=16; batches of at most 16 images" in written
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

@@ -56,8 +56,10 @@ def title(record: StepRecord) -> str:
 
 
 def caption(record: StepRecord) -> str:
+    step = record.manifest.config.get("step", {})
+    overrides = "".join(f"{word}; " for word in step.get("overrides", []))
     return (
-        f"batches of at most {record.batch_size} {record.samples}; {record.parameters:,} "
+        f"{overrides}batches of at most {record.batch_size} {record.samples}; {record.parameters:,} "
         f"parameters; {record.precision}; mean of {record.rows[0].steps} steps; a large matrix "
         f"product reaches {number(record.product_tflops)} TFLOP/s"
     )
