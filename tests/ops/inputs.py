@@ -206,7 +206,7 @@ def identity_values(inputs: Inputs) -> Inputs:
 
 
 def relative_rms(x: Tensor, reference: Tensor) -> float:
-    """Return the RMS of the difference over the RMS of the reference, in float64; 0 for 0 over 0."""
+    """Return the RMS of the difference over that of the reference, in float64; 0 for 0 over 0."""
     difference = (x.double() - reference.double()).norm().item()
     size = reference.double().norm().item()
     if size == 0:

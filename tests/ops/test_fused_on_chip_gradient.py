@@ -22,6 +22,7 @@ from asap_exp.ops.kernels.sinkhorn.on_chip import launch as on_chip
 from tests.ops.emulator import EmulationError, Emulator
 from tests.ops.inputs import Inputs, relative_rms
 from tests.ops.test_fused_on_chip import BRAIN, HALF, fields, inputs_for, needs_compiler
+from tests.ops.test_fused_on_chip import ROUTE as FORWARD
 
 ROUTE = "updates on chip"
 VARIANTS = [
@@ -29,16 +30,6 @@ VARIANTS = [
     on_chip.Variant(4, 4, 64, True, False, gradient=True),
     on_chip.Variant(4, 4, 128, False, False, gradient=True),
 ]
-
-
-needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="compiled for a GPU, Triton's kernels take no CPU tensors"
-)
-
-
-def emulated(test):
-    """Mark a test in which the emulator and Triton's interpreter share tensors."""
-    return needs_compiler(needs_interpreter(pytest.mark.slow(test)))
 
 
 class Adjoints(NamedTuple):
@@ -158,7 +149,8 @@ def assert_adjoints_close(found: Adjoints, expected: Adjoints, tolerance: float 
     assert (found.start - expected.start).norm() <= tolerance * size
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iters", [1, 2, 5])
 @pytest.mark.parametrize("start", [False, True])
 def test_every_number_of_updates(emulator, num_iters, start):
@@ -167,7 +159,8 @@ def test_every_number_of_updates(emulator, num_iters, start):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queries", "keys"),
     [(1, 1), (256, 256), (300, 300), (256, 40), (100, 300), (520, 20), (3, 300)],
@@ -177,7 +170,8 @@ def test_every_length(emulator, queries, keys):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("width", on_chip.WIDTHS)
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 def test_every_width_and_dtype(emulator, width, dtype):
@@ -185,7 +179,8 @@ def test_every_width_and_dtype(emulator, width, dtype):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "queries"), [(4.0, 256), (4.0, 300), (11.0, 100), (30.0, 64)])
 def test_hard_logits(emulator, size, queries):
     """Logits of up to thousands take several plans; the passes over tiles are less exact there."""
@@ -201,7 +196,8 @@ def test_hard_logits(emulator, size, queries):
         )
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 def test_duals_that_go_on_moving(emulator):
     """All queries but one attend to one key, so every update moves the duals by log(n - 1)."""
     inputs = inputs_for(queries=64, head_dim=32)
@@ -214,7 +210,8 @@ def test_duals_that_go_on_moving(emulator):
     assert_adjoints_close(case.on_chip(emulator), case.exact())
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [90, 270])
 def test_padding(emulator, queries):
     """Padded inputs are NaN and infinite; one sample has a single valid token, one has none."""
@@ -232,7 +229,8 @@ def test_padding(emulator, queries):
     assert not found.cols.transpose(2, 3)[padded].any()
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [-100, 100])
 @pytest.mark.parametrize("size", [1.0, 11.0])
 def test_gradients_of_any_size(emulator, exponent, size):
@@ -247,13 +245,15 @@ def test_gradients_of_any_size(emulator, exponent, size):
         assert kept.sum() > 0.6 * (expected != 0).sum()
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 def test_gradient_of_zero_is_zero(emulator):
     case = Case.of(inputs_for(queries=70, head_dim=32), 3)
     assert not any(x.any() for x in case.on_chip(emulator, torch.zeros_like(case.grad_col)))
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_gradient_that_is_not_finite_is_seen_in_its_head(emulator, bad):
     case = Case.of(inputs_for(heads=2, queries=70, head_dim=32), 3)
@@ -266,7 +266,8 @@ def test_gradient_that_is_not_finite_is_seen_in_its_head(emulator, bad):
         assert torch.equal(x[0, 1], expected[0, 1])
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [100, 300])
 def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
     inputs = inputs_for(4.0, batch=1, heads=3, queries=queries, head_dim=32)
@@ -276,7 +277,8 @@ def test_same_result_in_every_order_of_threads_and_heads(emulator, queries):
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("size", [1.0, 4.0])
 def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
@@ -304,7 +306,8 @@ def test_gradient_of_an_attention_after_its_forward_pass(emulator, dtype, size):
         assert found <= {BRAIN: 8e-3, HALF: 4e-4 if size == 1 else 2.5e-3}[dtype]
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "most"), [(1.0, 5e-4), (11.0, 5e-3)])
 @pytest.mark.parametrize("steps", [0, 3], ids=["of the last five updates", "implicit"])
 def test_cheaper_gradient_after_the_forward_pass_on_chip(emulator, size, most, steps):
@@ -354,7 +357,8 @@ FAULTS = {
 }
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "found"), FAULTS.values(), ids=FAULTS)
 def test_emulator_notices(tmp_path, before, after, found):
     plant(tmp_path, before, after)
@@ -382,7 +386,8 @@ WRONG = {
 }
 
 
-@emulated
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), WRONG.values(), ids=WRONG)
 def test_comparison_notices(tmp_path, before, after):
     """What the emulator allows but is wrong is seen in the adjoints."""
@@ -456,7 +461,9 @@ def test_route_is_taken_where_the_forward_pass_takes_its_own(num_iters, route):
     assert {choice.operator: choice.route for choice in forced.taken}["sinkhorn_backward"] == ROUTE
 
 
-@needs_interpreter
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="compiled for a GPU, kernels take no CPU tensors"
+)
 def test_more_duals_than_the_kernel_can_count_go_over_tiles(monkeypatch):
     case = Case.of(inputs_for(queries=20, head_dim=32), 3)
     monkeypatch.setattr(adjoint, "MOST_DUALS", case.rows.numel())
@@ -514,3 +521,30 @@ def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
     more = {1.0: 1e-4, 4.0: 6e-4, 11.0: 2e-3 if dtype == BRAIN else 3e-3}[size]
     for found, today in zip(errors[ROUTE], errors["tiled"], strict=True):
         assert found <= 1.1 * today + more
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [150, 300, 700])
+def test_padding_on_a_gpu(queries, unwritten_is_nan):
+    """Padded inputs are NaN and infinite; one sample has a single valid token, one has none."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+    clean = inputs_for(batch=4, heads=5, queries=queries).map(torch.Tensor.cuda)
+    padding = torch.zeros(4, queries, dtype=torch.bool, device="cuda")
+    padding[1, 1:] = padding[2] = padding[3, :77] = True
+    exact_leaves = [x.double().requires_grad_() for x in (clean.q, clean.k, clean.v)]
+    leaves = [
+        x.masked_fill(padding[:, None, :, None], bad).requires_grad_()
+        for x, bad in ((clean.q, torch.nan), (clean.k, torch.inf), (clean.v, torch.nan))
+    ]
+    grad_out = torch.randn_like(clean.v)
+    options = {"num_iters": 20, "key_padding_mask": padding}
+    exact_out = ops.sinkhorn_attention(*exact_leaves, backend="reference", **options)
+    expected = torch.autograd.grad(exact_out, exact_leaves, grad_out.double())
+    with routes.force(FORWARD, ROUTE), routes.recorded() as taken:
+        out = ops.sinkhorn_attention(*leaves, backend="triton", **options)
+        grads = torch.autograd.grad(out, leaves, grad_out)
+    assert [route for _, route in taken] == [FORWARD, ROUTE]
+    for x, y in zip((out, *grads), (exact_out, *expected), strict=True):
+        assert relative_rms(x, y) <= 4e-3
+        assert not x.masked_select(padding[:, None, :, None]).any()

@@ -57,12 +57,15 @@ def title(record: StepRecord) -> str:
 
 def caption(record: StepRecord) -> str:
     step = record.manifest.config.get("step", {})
-    overrides = "".join(f"{word}; " for word in step.get("overrides", []))
-    return (
-        f"{overrides}batches of at most {record.batch_size} {record.samples}; {record.parameters:,} "
-        f"parameters; {record.precision}; mean of {record.rows[0].steps} steps; a large matrix "
-        f"product reaches {number(record.product_tflops)} TFLOP/s"
-    )
+    words = [
+        *step.get("overrides", []),
+        f"batches of at most {record.batch_size} {record.samples}",
+        f"{record.parameters:,} parameters",
+        record.precision,
+        f"mean of {record.rows[0].steps} steps",
+        f"a large matrix product reaches {number(record.product_tflops)} TFLOP/s",
+    ]
+    return "; ".join(words)
 
 
 def print_steps(record: StepRecord) -> None:
