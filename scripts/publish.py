@@ -153,8 +153,16 @@ def of_steps(record: StepRecord) -> Iterator[str]:
     yield from of_code("benchmark", vars(record.manifest.code))
     if not record.manifest.hardware.gpu:
         yield "measured on a CPU; the published steps are of a GPU"
-    if changed := record.manifest.config["step"]["overrides"]:
+    overrides = record.manifest.config["step"]["overrides"]
+    if changed := [word for word in overrides if not is_experiment(word)]:
         yield f"the task was trained with other settings: step.overrides={changed}"
+
+
+def is_experiment(word: str) -> bool:
+    """Return whether a word of the command line takes the settings of an experiment of `conf/`."""
+    key, _, name = word.partition("=")
+    experiments = RESULTS.parent / "conf" / "train" / "experiment"
+    return key.lstrip("+") == "experiment" and (experiments / f"{name}.yaml").is_file()
 
 
 def of_gpu_tests(value: dict[str, Any]) -> Iterator[str]:

@@ -15,12 +15,21 @@ import pytest
 from asap_exp.core.config import PathsConfig, ReportConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.records.steps import StepRecord
+from asap_exp.core.typed import from_json
 from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmarks import report_benchmarks
 from asap_exp.report.published import MARK, own_folder
 from tests.composed import composed
 from tests.conftest import Pipeline
-from tests.records import published, typed, typed_benchmark, with_test_rows, write_sealed_record
+from tests.records import (
+    published,
+    typed,
+    typed_benchmark,
+    unsealed,
+    with_test_rows,
+    write_sealed_record,
+)
 from tests.stages import CALIBRATION, EVALUATION, TINY, run_benchmark, run_report
 from tests.test_scripts import script
 
@@ -222,6 +231,26 @@ def test_a_benchmark_is_refused_with_the_reason(change: Callable[[Any], Any], wo
     value = changed("benchmark/nvidia-h200-forward-random", change)
     (reason,) = PUBLISH.of_benchmark(typed_benchmark(value))
     assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        ([], []),
+        (["experiment=cifar_256"], []),
+        (["+experiment=imdb", "model.dim=32"], ["model.dim=32"]),
+        (["experiment=mine"], ["experiment=mine"]),
+    ],
+)
+def test_steps_are_those_of_a_task_or_experiment_as_it_is(
+    overrides: list[str], refused: list[str]
+) -> None:
+    value = published("steps/nvidia-h200-step-cifar")
+    value["manifest"]["config"]["step"]["overrides"] = overrides
+    found = [*PUBLISH.of_steps(from_json(StepRecord, unsealed(value), Path("steps.json")))]
+    assert found == [f"the task was trained with other settings: step.overrides={refused}"] * bool(
+        refused
+    )
 
 
 def test_failed_gpu_tests_and_other_files_are_refused(tmp_path: Path) -> None:
