@@ -1,10 +1,11 @@
 #!/bin/sh
 # The cost of a low-rank transport plan is in a unit that nobody asked for.
 #
-# ot.solve_sample(method="lowrank") returns a plan and, as "linear OT loss with the optimal OT plan",
-# a value. POT 0.9.7.post1 divides both factors of the cost matrix by the roots of their largest
-# entries before it solves (rescale_cost=True) and never multiplies the value by them again. The
-# value is far below the optimum, which no plan can undercut, and the same for points ten times as far apart.
+# ot.solve_sample(method="lowrank") returns a plan and, as the "linear OT loss with the optimal OT
+# plan", a value. POT 0.9.7.post1 divides both factors of the cost matrix by the roots of their
+# largest entries before it solves (rescale_cost=True) and never multiplies the value by them again.
+# The value is far below the optimum, which no plan can undercut, and the same for points ten times
+# as far apart.
 #
 # Seen with POT 0.9.7.post1 for 30 and 40 points, and for ten times the same points:
 #   exact 21.67; lowrank: value 0.135, cost of its plan 27.11

@@ -36,7 +36,7 @@ def divergence(p, q):
 def objective(plan, relax):
     """Return what the documentation says is minimized; an infinite weight is a constraint."""
     value = (plan * costs).sum() + 0.5 * divergence(plan, np.outer(a, b))
-    for weight, got, wanted in zip(relax, (plan.sum(1), plan.sum(0)), (a, b)):
+    for weight, got, wanted in zip(relax, (plan.sum(1), plan.sum(0)), (a, b), strict=True):
         if np.isfinite(weight):
             value += weight * divergence(got, wanted)
     return value

@@ -7,7 +7,8 @@
 # that errors on both sides of the last bin's mean no longer cancel: the result is too high, and
 # depends on the rounding.
 #
-# Seen with torchmetrics 1.9.0 and torch 2.15.0: 100 confidences of 1, 90 right, 100 of 0.96, all right
+# Seen with torchmetrics 1.9.0 and torch 2.15.0 for 100 confidences of 1, of which 90 are right, and
+# 100 of 0.96, all right:
 #   n_bins=1: 0.070 (mean confidence less accuracy: 0.030)
 #   n_bins=15: 0.070 (both in the last bin: 0.030)
 #   with 1 - 1e-6 for 1: 0.030
