@@ -190,6 +190,15 @@ def test_tensors_of_any_layout_and_with_gradients_are_saved(tmp_path):
     assert torch.equal(loaded, x.detach().T)
 
 
+def test_marked_complex_tensors_keep_their_values(tmp_path):
+    x = torch.tensor([1 + 2j, 3 - 4j])
+    assert x.conj().is_conj()
+    save_tensors(tmp_path / "x.safetensors", {"x": x.conj()})
+    loaded = load_tensors(tmp_path / "x.safetensors")
+    assert loaded["x"].tolist() == [1 - 2j, 3 + 4j]
+    assert fingerprint(loaded) == fingerprint({"x": x.conj()}) != fingerprint({"x": x})
+
+
 @pytest.mark.parametrize("content", ["truncated", "no header", "garbage", "empty"])
 def test_damaged_tensors_are_a_sentence(tmp_path, content):
     path = tmp_path / "x.safetensors"

@@ -16,8 +16,15 @@ from asap_exp.core.files import check_readable, write_bytes
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors; raise UserError if one holds NaN or infinity."""
     require_finite(tensors, str(path))
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_bytes(path, save(contiguous))
+    write_bytes(path, save({name: in_memory(tensor) for name, tensor in tensors.items()}))
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU whose memory holds its values in order.
+
+    conj() only marks a tensor, and safetensors 0.8.0 writes the memory below the mark.
+    """
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -47,7 +54,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over names, shapes, dtypes and values; the file does not matter."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = in_memory(tensors[name])
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
