@@ -140,6 +140,9 @@ def test_options_reach_the_schedule() -> None:
     assert found[25] == pytest.approx(0.05)
     with pytest.raises(UserError, match=r"recipe\.schedule=step with .*'decay'"):
         rates("recipe.schedule=step", "recipe.schedule_options={decay: 2}")
+    for option in ("step_on_epochs: true", "updates_per_epoch: 3"):
+        with pytest.raises(UserError, match=f"{option.split(':')[0]} is refused: .*every update"):
+            rates("recipe.schedule=step", f"recipe.schedule_options={{{option}}}")
 
 
 @pytest.mark.slow

@@ -71,6 +71,13 @@ class RecipeConfig:
                 f"recipe.schedule_options={self.schedule_options} is refused: "
                 "recipe.schedule=cosine has warmup_epochs and final_lr_ratio alone"
             )
+        for name in ("step_on_epochs", "updates_per_epoch"):
+            # With its own unit of time timm's schedule would not move, or at another pace.
+            if name in (self.schedule_options or {}):
+                raise UserError(
+                    f"recipe.schedule_options.{name} is refused: a schedule changes after every "
+                    "update of the run; leave it out"
+                )
 
 
 @dataclass(kw_only=True)
