@@ -89,7 +89,7 @@ def _backward_op(
         delta, grad_col = through_values(p, grad_out, row, col, grad_v, grad_k)
         queries = Side(p.q, grad_out, row[:, :, None], row.new_empty(*row.shape[:2], 0, p.n))
         keys = Side(p.k, p.v, col[:, :, None], col.new_empty(*col.shape[:2], 0, p.m))
-        through_logits(p, queries, keys, delta, grad_q, x_is_query=True)
+        through_logits(p, queries, keys, delta, grad_q, None)
     return grad_q, grad_k, grad_v, grad_col
 
 

@@ -41,8 +41,7 @@ def launch(
     # dS has the form of the gradient through one update whose plan is A too: the duals, twice.
     queries = Side(p.q, grad_out, twice(f), minus_over_keys(b)[:, :, None])
     keys = Side(p.k, p.v, twice(g), b[:, :, None])
-    through_logits(p, queries, keys, delta, grad_q, x_is_query=True)
-    through_logits(p, keys, queries, delta, grad_k, x_is_query=False)
+    through_logits(p, queries, keys, delta, grad_q, grad_k)
 
 
 def twice(dual: Tensor) -> Tensor:

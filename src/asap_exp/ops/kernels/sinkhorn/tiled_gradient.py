@@ -14,6 +14,12 @@ from torch import Tensor
 
 from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
 from asap_exp.ops.kernels.sinkhorn.tiled import head_and_tokens, plan_tile
+from asap_exp.ops.kernels.sinkhorn.update_factors import (
+    RUN,
+    load_factors,
+    packed_factors,
+    product_of_halves,
+)
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     block,
@@ -27,8 +33,14 @@ from asap_exp.ops.products import ONE_PASS, THREE_PASSES
 RANK_PRECISION = {torch.float16: THREE_PASSES, torch.bfloat16: ONE_PASS}
 """Precision of the products that sum the updates' contributions, finer than the inputs'."""
 
+RANK_BLOCK = 32
+"""Most factors of a token that are multiplied at once, so that tiles stay small."""
+
 RANK_UPDATES = 32
-"""Maximum number of updates whose products fit on chip; with more, each has its exponentials."""
+"""Maximum number of updates whose products fit on chip; with more, each has its exponentials.
+
+Each has two factors, so these fill two blocks of `RANK_BLOCK`.
+"""
 
 
 # fmt: off
@@ -185,17 +197,37 @@ def relative(earlier, dual, valid):
     return tl.exp2(before - tl.where(valid, dual, 0.0))
 
 
+@triton.jit
+def rank_factors(
+    dual, weight, last, valid, index, c, count, num_iters, WEIGHTED_FIRST: tl.constexpr
+):
+    """Return exp(dual^t - last) for the factors c = t, and for c = T + t, of tokens `index`.
+
+    One of both times weight^t: the first with WEIGHTED_FIRST. 0 from c = 2 T on. The shapes of
+    `index`, `last` and `valid`, and that of `c`, decide which dimension is whose.
+    """
+    t = c % num_iters
+    exists = valid & (c < 2 * num_iters)
+    weighted = exists & ((c < num_iters) == WEIGHTED_FIRST)
+    before = tl.load(dual + t * count + index, mask=exists, other=float("-inf"))
+    factor = tl.exp2(before - tl.where(valid, last, 0.0))
+    return factor * tl.load(weight + t * count + index, mask=weighted, other=1.0)
+
+
 # fmt: off
 @triton.jit
 def through_values_of(
-    x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
-    num_x, num_y, num_iters, y_n, vy_n,
+    x_tile, vx_tile, y, value_y, delta, delta_x, unit, dual_y, padding, b, j,
+    num_y, num_iters, y_n, vy_n,
     D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Return the tokens `j` of y, S, dA - delta, their last dual, and which exist."""
+    """Return the tokens `j` of y, S, (dA - delta) unit, their last dual, and which exist.
+
+    `delta_x` is that of the queries, if they are x, times unit.
+    """
     valid_j = valid_tokens(padding, b, j, num_y, HAS_PADDING)
     # [BLOCK_Y, BLOCK_D]
     y_tile = load_tile(y, j, valid_j, y_n, D, BLOCK_D)
@@ -205,9 +237,9 @@ def through_values_of(
     S = product(x_tile, tl.trans(y_tile), OPERAND, PRECISION)
     dS = product(vx_tile, tl.trans(vy_tile), V_OPERAND, PRECISION)
     if X_IS_QUERY:
-        dS -= tl.load(delta + head * num_x + i, mask=valid_i, other=0.0)[:, None]
+        dS = dS * unit - delta_x[:, None]
     else:
-        dS -= tl.load(delta + head * num_y + j, mask=valid_j, other=0.0)[None, :]
+        dS = dS * unit - (tl.load(delta + j, mask=valid_j, other=0.0) * unit)[None, :]
     fy = tl.load(dual_y + num_iters * num_y + j, mask=valid_j, other=float("-inf"))
     return y_tile, S, dS, fy, valid_j
 
@@ -215,14 +247,16 @@ def through_values_of(
 # fmt: off
 @triton.jit
 def logit_kernel(
-    x, y, value_x, value_y, delta, dual_x, dual_y, weight_x, weight_y, drift, padding, grad_x,
+    x, y, value_x, value_y, delta, dual_x, dual_y, weight_x, weight_y, factors_x, factors_y,
+    drift, unit, padding, grad_x,
     x_b, x_h, x_n, y_b, y_h, y_n, vx_b, vx_h, vx_n, vy_b, vy_h, vy_n, gx_b, gx_h, gx_n,
     heads, num_x, num_y, num_iters, to_log2, slope,
-    D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
+    D: tl.constexpr, V_WIDTH: tl.constexpr, RANK: tl.constexpr, MORE_RANK: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, RANK_PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr, FEW: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     # fmt: on
     """Compute grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
@@ -233,12 +267,13 @@ def logit_kernel(
         sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
     This form is used if `drift`, the head's largest such exponent, is small enough; otherwise each
-    t takes its own exponential. FEW is T, or 2 if T is larger: without updates there is no sum, and
-    that of a single one takes no product of matrices.
+    t takes its own exponential. The 2 T factors of a token are one list, multiplied as a block of
+    RANK and one of MORE_RANK, or none for 0. With HALVES, heads with a `unit` have the factors of
+    `update_factors` in place of the weights, with which dS is that much larger. FEW is T, or 2 if T
+    is larger: without updates there is no sum, and that of one takes no product of matrices.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
-    t = tl.arange(0, BLOCK_T)
     valid_i = valid_tokens(padding, b, i, num_x, HAS_PADDING)
     # [BLOCK_X, BLOCK_D]
     x_tile = load_tile(x + b * x_b + h * x_h, i, valid_i, x_n, D, BLOCK_D)
@@ -252,18 +287,23 @@ def logit_kernel(
     weight_y += head * num_iters * num_y
     fx = tl.load(dual_x + num_iters * num_x + i, mask=valid_i, other=float("-inf"))
     of_rank_2t = tl.load(drift + head) < 24.0
-    if FEW == 1:
-        # [BLOCK_X]
-        px = relative(dual_x + i, fx, valid_i)
-        wx = px * tl.load(weight_x + i, mask=valid_i, other=0.0)
-    elif FEW == 2:
-        x_t = t[None, :] * num_x + i[:, None]
-        x_mask = valid_i[:, None] & (t < num_iters)[None, :]
-        # [BLOCK_X, BLOCK_T]
-        px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
-        px = tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
-        # [BLOCK_X, BLOCK_T]
-        wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
+    one_by_one = of_rank_2t == 0
+    if HALVES:
+        to_unit = tl.load(unit + head)
+        packed = to_unit > 0.0
+        of_rank_2t = of_rank_2t & (packed == 0)
+        one_by_one = one_by_one & (packed == 0)
+        factors_x += head * num_iters * num_x * 2
+        factors_y += head * num_iters * num_y * 2
+    delta_x = fx
+    if X_IS_QUERY:
+        delta += head * num_x
+        delta_x = tl.load(delta + i, mask=valid_i, other=0.0)
+    else:
+        delta += head * num_y
+    c = tl.arange(0, RANK)
+    if MORE_RANK:
+        more_c = RANK + tl.arange(0, MORE_RANK)
     # [BLOCK_X, BLOCK_D]
     grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
     # Each way has a loop of its own: a branch within would keep the products from overlapping.
@@ -271,57 +311,103 @@ def logit_kernel(
         for first in range(0, num_y, BLOCK_Y):
             j = first + tl.arange(0, BLOCK_Y)
             y_tile, S, dS, fy, valid_j = through_values_of(
-                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
-                num_x, num_y, num_iters, y_n, vy_n,
+                x_tile, vx_tile, y, value_y, delta, delta_x, 1.0, dual_y, padding, b, j,
+                num_y, num_iters, y_n, vy_n,
                 D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
                 X_IS_QUERY, HAS_PADDING,
             )  # fmt: skip
             dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
             grad += product(dS, y_tile, OPERAND, PRECISION)
-    elif of_rank_2t:
-        for first in range(0, num_y, BLOCK_Y):
-            j = first + tl.arange(0, BLOCK_Y)
-            y_tile, S, dS, fy, valid_j = through_values_of(
-                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
-                num_x, num_y, num_iters, y_n, vy_n,
-                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
-                X_IS_QUERY, HAS_PADDING,
-            )  # fmt: skip
+    if HALVES:  # noqa: SIM102 - a constant, while `packed` is not
+        if packed:
+            # [BLOCK_X, RANK]
+            of_x = load_factors(factors_x, c[None, :], i[:, None], num_x, num_iters)
+            if MORE_RANK:
+                # [BLOCK_X, MORE_RANK]
+                more_x = load_factors(factors_x, more_c[None, :], i[:, None], num_x, num_iters)
+            for first in range(0, num_y, BLOCK_Y):
+                j = first + tl.arange(0, BLOCK_Y)
+                y_tile, S, dS, fy, valid_j = through_values_of(
+                    x_tile, vx_tile, y, value_y, delta, delta_x * to_unit, to_unit, dual_y, padding,
+                    b, j, num_y, num_iters, y_n, vy_n,
+                    D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                    X_IS_QUERY, HAS_PADDING,
+                )  # fmt: skip
+                # [RANK, BLOCK_Y]
+                of_y = load_factors(factors_y, c[:, None], j[None, :], num_y, num_iters)
+                dS = product_of_halves(of_x, of_y, dS)
+                if MORE_RANK:
+                    # [MORE_RANK, BLOCK_Y]
+                    of_y = load_factors(factors_y, more_c[:, None], j[None, :], num_y, num_iters)
+                    dS = product_of_halves(more_x, of_y, dS)
+                dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+                grad += product(dS, y_tile, OPERAND, PRECISION)
+            grad *= 1.0 / to_unit
+    if FEW:
+        if of_rank_2t:
             if FEW == 1:
-                # [BLOCK_Y]
-                py = relative(dual_y + j, fy, valid_j)
-                wy = py * tl.load(weight_y + j, mask=valid_j, other=0.0)
-                dS -= px[:, None] * wy[None, :] + wx[:, None] * py[None, :]
+                # [BLOCK_X]
+                px = relative(dual_x + i, fx, valid_i)
+                wx = px * tl.load(weight_x + i, mask=valid_i, other=0.0)
             else:
-                y_t = t[:, None] * num_y + j[None, :]
-                y_mask = (t < num_iters)[:, None] & valid_j[None, :]
-                # [BLOCK_T, BLOCK_Y]
-                py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
-                py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
-                # [BLOCK_T, BLOCK_Y]
-                wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
-                dS -= tl.dot(px, wy, input_precision=RANK_PRECISION)
-                dS -= tl.dot(wx, py, input_precision=RANK_PRECISION)
-            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
-            grad += product(dS, y_tile, OPERAND, PRECISION)
-    else:
-        for first in range(0, num_y, BLOCK_Y):
-            j = first + tl.arange(0, BLOCK_Y)
-            y_tile, S, dS, fy, valid_j = through_values_of(
-                x_tile, vx_tile, y, value_y, delta, dual_y, padding, head, b, i, j, valid_i,
-                num_x, num_y, num_iters, y_n, vy_n,
-                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
-                X_IS_QUERY, HAS_PADDING,
-            )  # fmt: skip
-            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
-            for step in range(num_iters):
-                fx_t = tl.load(dual_x + step * num_x + i, mask=valid_i, other=float("-inf"))
-                fy_t = tl.load(dual_y + step * num_y + j, mask=valid_j, other=float("-inf"))
-                wx_t = tl.load(weight_x + step * num_x + i, mask=valid_i, other=0.0)
-                wy_t = tl.load(weight_y + step * num_y + j, mask=valid_j, other=0.0)
-                A = plan_tile(S, to_log2, fx_t, fy_t, X_IS_QUERY)
-                dS -= A * (wx_t[:, None] + wy_t[None, :])
-            grad += product(dS, y_tile, OPERAND, PRECISION)
+                # [BLOCK_X, RANK]
+                minus_x = -rank_factors(
+                    dual_x, weight_x, fx[:, None], valid_i[:, None], i[:, None], c[None, :],
+                    num_x, num_iters, False,
+                )  # fmt: skip
+                if MORE_RANK:
+                    # [BLOCK_X, MORE_RANK]
+                    more_minus_x = -rank_factors(
+                        dual_x, weight_x, fx[:, None], valid_i[:, None], i[:, None],
+                        more_c[None, :], num_x, num_iters, False,
+                    )  # fmt: skip
+            for first in range(0, num_y, BLOCK_Y):
+                j = first + tl.arange(0, BLOCK_Y)
+                y_tile, S, dS, fy, valid_j = through_values_of(
+                    x_tile, vx_tile, y, value_y, delta, delta_x, 1.0, dual_y, padding, b, j,
+                    num_y, num_iters, y_n, vy_n,
+                    D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                    X_IS_QUERY, HAS_PADDING,
+                )  # fmt: skip
+                if FEW == 1:
+                    # [BLOCK_Y]
+                    py = relative(dual_y + j, fy, valid_j)
+                    wy = py * tl.load(weight_y + j, mask=valid_j, other=0.0)
+                    dS -= px[:, None] * wy[None, :] + wx[:, None] * py[None, :]
+                else:
+                    # [RANK, BLOCK_Y]
+                    of_y = rank_factors(
+                        dual_y, weight_y, fy[None, :], valid_j[None, :], j[None, :], c[:, None],
+                        num_y, num_iters, True,
+                    )  # fmt: skip
+                    dS = tl.dot(minus_x, of_y, dS, input_precision=RANK_PRECISION)
+                    if MORE_RANK:
+                        # [MORE_RANK, BLOCK_Y]
+                        of_y = rank_factors(
+                            dual_y, weight_y, fy[None, :], valid_j[None, :], j[None, :],
+                            more_c[:, None], num_y, num_iters, True,
+                        )  # fmt: skip
+                        dS = tl.dot(more_minus_x, of_y, dS, input_precision=RANK_PRECISION)
+                dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+                grad += product(dS, y_tile, OPERAND, PRECISION)
+        elif one_by_one:
+            for first in range(0, num_y, BLOCK_Y):
+                j = first + tl.arange(0, BLOCK_Y)
+                y_tile, S, dS, fy, valid_j = through_values_of(
+                    x_tile, vx_tile, y, value_y, delta, delta_x, 1.0, dual_y, padding, b, j,
+                    num_y, num_iters, y_n, vy_n,
+                    D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                    X_IS_QUERY, HAS_PADDING,
+                )  # fmt: skip
+                dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+                for step in range(num_iters):
+                    fx_t = tl.load(dual_x + step * num_x + i, mask=valid_i, other=float("-inf"))
+                    fy_t = tl.load(dual_y + step * num_y + j, mask=valid_j, other=float("-inf"))
+                    wx_t = tl.load(weight_x + step * num_x + i, mask=valid_i, other=0.0)
+                    wy_t = tl.load(weight_y + step * num_y + j, mask=valid_j, other=0.0)
+                    A = plan_tile(S, to_log2, fx_t, fy_t, X_IS_QUERY)
+                    dS -= A * (wx_t[:, None] + wy_t[None, :])
+                grad += product(dS, y_tile, OPERAND, PRECISION)
     store_tile(grad_x + b * gx_b + h * gx_h, i, i < num_x, gx_n, grad * slope, D, BLOCK_D)
 
 
@@ -350,8 +436,7 @@ def through_all(
     row_weights, col_weights = through_updates(p, rows, cols, grad_col, grad_start)
     query_side = Side(p.q, grad_out, rows, row_weights)
     key_side = Side(p.k, p.v, cols, col_weights)
-    through_logits(p, query_side, key_side, delta, grad_q, x_is_query=True)
-    through_logits(p, key_side, query_side, delta, grad_k, x_is_query=False)
+    through_logits(p, query_side, key_side, delta, grad_q, grad_k)
 
 
 def through_values(
@@ -438,24 +523,62 @@ class Side(NamedTuple):
 
 
 def through_logits(
-    p: Launch, x: Side, y: Side, delta: Tensor, grad_x: Tensor, *, x_is_query: bool
+    p: Launch, queries: Side, keys: Side, delta: Tensor, grad_q: Tensor, grad_k: Tensor | None
 ) -> None:
-    """Write the gradient of x's tokens."""
+    """Write the gradients of q and, if it is given, of k. Weights may be overwritten."""
+    in_halves = (
+        2 <= p.num_iters <= RANK_UPDATES
+        and rank_products(p) == ONE_PASS
+        and p.n % RUN == 0
+        and p.m % RUN == 0
+    )
+    if in_halves:
+        unit, drift = packed_factors(p, *queries[2:], *keys[2:])
+    elif p.num_iters <= RANK_UPDATES:
+        unit = None
+        drift = torch.maximum(largest_change(queries.duals), largest_change(keys.duals))
+    else:
+        unit, drift = None, torch.full_like(delta[:, :, 0], torch.inf)
+    logit_gradient(p, queries, keys, delta, drift, unit, grad_q, x_is_query=True)
+    if grad_k is not None:
+        logit_gradient(p, keys, queries, delta, drift, unit, grad_k, x_is_query=False)
+
+
+def logit_gradient(
+    p: Launch,
+    x: Side,
+    y: Side,
+    delta: Tensor,
+    drift: Tensor,
+    unit: Tensor | None,
+    grad_x: Tensor,
+    *,
+    x_is_query: bool,
+) -> None:
+    """Write the gradient of x's tokens; `unit` is that of weights that were packed."""
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
-    by_rank = p.num_iters <= RANK_UPDATES
-    drift = torch.maximum(largest_change(x.duals), largest_change(y.duals))
-    if not by_rank:
-        drift.fill_(torch.inf)
+    factors = [None if unit is None else z.weights.view(torch.float16) for z in (x, y)]
+    rank, more_rank = rank_blocks(2 * p.num_iters if p.num_iters <= RANK_UPDATES else 1)
     logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x.tokens, y.tokens, x.values, y.values, delta,
-        x.duals, y.duals, x.weights, y.weights, drift, p.padding, grad_x,
-        *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
+        x.duals, y.duals, x.weights, y.weights, *factors, drift, unit, p.padding,
+        grad_x, *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
-        **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
+        **p.values, RANK=rank, MORE_RANK=more_rank, BLOCK_X=x_block, BLOCK_Y=y_block,
         RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, FEW=min(p.num_iters, 2),
-        num_warps=warps, **EVERY_LAUNCH,
+        HALVES=unit is not None, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
+
+
+def rank_blocks(rank: int) -> tuple[int, int]:
+    """Return two powers of two, the second or 0, whose sum covers the rank with the least waste.
+
+    The matrix units need at least 16; neither is larger than 32, so that tiles stay small.
+    """
+    if rank <= RANK_BLOCK:
+        return block(rank), 0
+    return RANK_BLOCK, block(rank - RANK_BLOCK)
 
 
 def largest_change(duals: Tensor) -> Tensor:
