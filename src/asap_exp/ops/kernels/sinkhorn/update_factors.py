@@ -43,19 +43,21 @@ def packed_factors(
     largest = p.q.new_empty(p.programs, 2, sum(blocks), dtype=torch.float32)
     unit, change = p.q.new_empty(2, *p.q.shape[:2], dtype=torch.float32)
     options = {
-        "STEPS": block(p.num_iters, minimum=2), "TOKENS": TOKENS,
-        "HAS_PADDING": p.padding is not None, **EVERY_LAUNCH,
-    }  # fmt: skip
+        "STEPS": block(p.num_iters, minimum=2),
+        "TOKENS": TOKENS,
+        "HAS_PADDING": p.padding is not None,
+    }
     for (duals, weights), count, first in zip(sides, blocks, (0, blocks[0]), strict=True):
         extent_kernel[(p.programs * count,)](
             duals, weights, p.padding, largest, sum(blocks), first,
-            p.heads, weights.shape[3], p.num_iters, **options,
+            p.heads, weights.shape[3], p.num_iters, **options, **EVERY_LAUNCH,
         )  # fmt: skip
     for (duals, weights), count in zip(sides, blocks, strict=True):
         pack_kernel[(p.programs * count,)](
             duals, weights, weights.view(torch.float16), p.padding, largest, unit, change,
             sum(blocks), p.heads, weights.shape[3], p.num_iters, LARGEST_CHANGE=LARGEST_CHANGE,
             BLOCKS=block(sum(blocks), minimum=2), OF_QUERIES=weights is row_weights, **options,
+            **EVERY_LAUNCH,
         )  # fmt: skip
     return unit, change
 

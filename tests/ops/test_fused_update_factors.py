@@ -1,0 +1,216 @@
+"""The factors of a gradient's sum over updates, as halves, in Triton's interpreter."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from asap_exp import ops
+from asap_exp.ops import routes
+from tests.ops.inputs import relative_rms
+
+pytest.importorskip("triton")
+from asap_exp.ops.backend import INTERPRETED
+from asap_exp.ops.kernels.launch import Launch
+from asap_exp.ops.kernels.sinkhorn import tiled_gradient, update_factors
+from asap_exp.ops.kernels.sinkhorn.update_factors import LARGEST_CHANGE, RUN
+from asap_exp.ops.products import ONE_PASS
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU, and no interpreter"
+)
+
+BATCH, HEADS, T = 2, 2, 3
+FAR = (0, 1)
+"""The head one of whose duals has changed too much."""
+
+
+def sides(n: int, m: int, size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make duals f^0 .. f^T and g^0 .. g^T, and weights of that size, df^t and w^t."""
+    generator = torch.Generator().manual_seed(0)
+    rows, row_weights, cols, col_weights = (
+        torch.randn(BATCH, HEADS, steps, tokens, generator=generator)
+        for tokens in (n, m)
+        for steps in (T + 1, T)
+    )
+    cols[*FAR, 1, 5] = cols[*FAR, T, 5] + LARGEST_CHANGE
+    found = 2 * rows, size * row_weights, 2 * cols - cols[:, :, -1:], 0.3 * size * col_weights
+    return tuple(x.to(DEVICE).contiguous() for x in found)  # type: ignore[return-value]
+
+
+def launch_of(n: int, m: int, padding: Tensor | None = None) -> Launch:
+    q, k = (torch.zeros(BATCH, HEADS, count, 16, device=DEVICE) for count in (n, m))
+    return Launch.of(q, k, k, padding, T, 0.25, ONE_PASS)
+
+
+def decoded(weights: Tensor) -> Tensor:
+    """Return the factors `[B, H, T, kind, tokens]` that have the place of weights."""
+    runs = weights.view(torch.float16).unflatten(3, (-1, 2, RUN))
+    return runs.transpose(3, 4).flatten(4).double()
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-70, 2.0**90])
+@pytest.mark.parametrize(("n", "m", "padded"), [(32, 400, False), (160, 160, True)])
+def test_factors_take_the_place_of_weights(n, m, padded, size):
+    padding = None
+    if padded:
+        lengths = torch.tensor([[n], [n - 37]], device=DEVICE)
+        padding = torch.arange(n, device=DEVICE) >= lengths
+    tensors = sides(n, m, size)
+    rows, row_weights, cols, col_weights = before = [x.double() for x in tensors]
+    unit, change = update_factors.packed_factors(launch_of(n, m, padding), *tensors)
+
+    exists = (
+        torch.ones(BATCH, 1, 1, n, device=DEVICE) if padding is None else ~padding[:, None, None]
+    )
+    exists = exists.double()
+    changes = [x[:, :, :-1] - x[:, :, -1:] for x in (rows, cols)]
+    counted = [exists if x.shape[3] == n else 1.0 for x in (rows, cols)]
+    most_change = torch.maximum(
+        *((x * y).abs().amax(dim=(2, 3)) for x, y in zip(changes, counted, strict=True))
+    )
+    torch.testing.assert_close(change.double(), most_change, rtol=1e-6, atol=0)
+    most_weight = torch.maximum(
+        *(
+            (x * y).abs().amax(dim=(2, 3))
+            for x, y in zip((row_weights, col_weights), counted, strict=True)
+        )
+    )
+    expected_unit = torch.exp2((LARGEST_CHANGE - most_change - most_weight.log2()).floor())
+    expected_unit[*FAR] = 0.0
+    assert torch.equal(unit.double(), expected_unit)
+
+    for kind, sign, x, weights, counts, found, stored in (
+        (0, -1.0, changes[0], row_weights, counted[0], tensors[1], before[1]),
+        (1, 1.0, changes[1], col_weights, counted[1], tensors[3], before[3]),
+    ):
+        assert torch.equal(found[*FAR].double(), stored[*FAR])
+        plain = sign * torch.exp2(x) * counts
+        weighted = plain * weights * unit.double()[..., None, None]
+        factors = decoded(found)
+        packed = torch.ones(BATCH, HEADS, dtype=torch.bool)
+        packed[*FAR] = False
+        for number, expected in ((kind, plain), (1 - kind, weighted)):
+            torch.testing.assert_close(
+                factors[:, :, :, number][packed], expected[packed], rtol=2**-11 + 1e-5, atol=2**-25
+            )
+        assert factors[packed].abs().max() <= 2**15
+    if padding is not None:
+        assert decoded(tensors[1])[1][..., n - 37 :].eq(0).all()
+
+
+def grads(
+    scales: Tensor, grad_out: Tensor, n: int, m: int, num_iters: int, backend: str, **options
+):
+    """Return the gradients of q, k and v, of heads whose logits have these standard deviations."""
+    generator = torch.Generator().manual_seed(1)
+    size = scales.sqrt()[None, :, None, None]
+    inputs = [torch.randn(1, len(scales), x, 16, generator=generator) for x in (n, m, m)]
+    leaves = [(x * y).to(DEVICE) for x, y in zip(inputs, (size, size, 1.0), strict=True)]
+    if backend == "reference":
+        leaves = [x.double() for x in leaves]
+    leaves = [x.requires_grad_() for x in leaves]
+    with routes.force("tiled"):
+        out = ops.sinkhorn_attention(*leaves, num_iters=num_iters, backend=backend, **options)
+        return torch.autograd.grad(out, leaves, grad_out.to(out))
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Allow products in TF32, and note the unit of every gradient."""
+    found = []
+    packed = tiled_gradient.packed_factors
+
+    def noting(*arguments):
+        unit, change = packed(*arguments)
+        found.append(unit)
+        return unit, change
+
+    monkeypatch.setattr(tiled_gradient, "packed_factors", noting)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield found
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+SCALES = torch.tensor([1.0, 4.0, 6.0, 14.0, 60.0])
+PACKED = [True, True, True, False, False]
+"""The fourth head takes the products in TF32, and the last each update by itself."""
+
+MOST = 6e-4 if INTERPRETED else 5e-3
+MOST_IN_TF32 = 5e-5 if INTERPRETED else 5e-3
+"""Largest errors. The interpreter's TF32 is float32: what float16 rounds is seen by itself."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "m", "num_iters"), [(96, 96, 20), (48, 112, 7), (80, 80, 2)])
+def test_gradient_of_heads_on_every_way(units, n, m, num_iters):
+    grad_out = normal(1, len(SCALES), n, 16)
+    arguments = SCALES, grad_out, n, m, num_iters
+    expected, found = grads(*arguments, "reference"), grads(*arguments, "triton")
+    assert len(units) == 1
+    assert units[0].gt(0)[0].tolist() == PACKED
+    for x, y in zip(found, expected, strict=True):
+        for head in range(len(SCALES)):
+            most = MOST if PACKED[head] else MOST_IN_TF32
+            assert relative_rms(x[:, head], y[:, head]) <= most
+
+
+@pytest.mark.slow
+def test_padded_tokens_are_nothing(units):
+    n, padding = 64, torch.arange(64, device=DEVICE)[None] >= 41
+    grad_out = normal(1, 2, n, 16).masked_fill(padding[:, None, :, None], 0.0)
+    arguments = torch.tensor([1.0, 4.0]), grad_out, n, n, 4
+    expected = grads(*arguments, "reference", key_padding_mask=padding)
+    found = grads(*arguments, "triton", key_padding_mask=padding)
+    assert units[0].gt(0).all()
+    for x, y in zip(found, expected, strict=True):
+        assert relative_rms(x, y) <= MOST
+        assert x[:, :, 41:].eq(0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [-60, 60])
+def test_gradient_of_any_size_has_the_same_bits(units, power):
+    grad_out = normal(1, 1, 32, 16)
+    arguments = 32, 32, 3, "triton"
+    once = grads(torch.ones(1), grad_out, *arguments)
+    scaled = grads(torch.ones(1), grad_out * 2.0**power, *arguments)
+    assert units[1] == units[0] * 2.0**-power
+    assert all(torch.equal(x * 2.0**power, y) for x, y in zip(once, scaled, strict=True))
+
+
+@pytest.mark.slow
+def test_gradient_of_nothing_is_nothing_and_one_that_is_not_finite_is_seen(units):
+    grad_out = normal(1, 3, 32, 16)
+    arguments = 32, 32, 3, "triton"
+    ordinary = grads(torch.ones(3), grad_out, *arguments)
+    grad_out[:, 0], grad_out[:, 1, 7, 3] = 0.0, torch.nan
+    found = grads(torch.ones(3), grad_out, *arguments)
+    for x, y in zip(found, ordinary, strict=True):
+        assert x[:, 0].eq(0).all()
+        assert torch.equal(x[:, 2], y[:, 2])
+    assert not any(x[:, 1].isfinite().any() for x in found[:2])
+
+
+@pytest.mark.slow
+def test_lengths_that_are_no_multiple_of_a_run_keep_their_weights(units):
+    arguments = torch.ones(1), normal(1, 1, 40, 16), 40, 40, 3
+    expected, found = grads(*arguments, "reference"), grads(*arguments, "triton")
+    assert not units
+    for x, y in zip(found, expected, strict=True):
+        assert relative_rms(x, y) <= MOST_IN_TF32
+
+
+@pytest.mark.parametrize("rank", range(1, 65))
+def test_blocks_cover_the_rank_with_the_least_waste(rank):
+    choices = [(x, y) for x, y in itertools.product((16, 32), (0, 16, 32)) if x + y >= rank]
+    assert sum(tiled_gradient.rank_blocks(rank)) == min(map(sum, choices))
+    assert tiled_gradient.rank_blocks(rank) in choices
