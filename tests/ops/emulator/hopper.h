@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -39,6 +40,7 @@ struct uint4 {
 };
 
 #define DEVICE static inline
+#define DEVICE_MEMBER
 #define KERNEL static void
 #define PARAMETER const
 #define CONSTANT(name, value) extern "C" const int name = value
@@ -366,6 +368,7 @@ static void run_cluster(int size, int cluster, int clusters, u32 seed, std::func
 
 DEVICE u32 shared_base() { return (u32)hopper::self().block << hopper::RANK_SHIFT; }
 DEVICE int thread() { return hopper::self().thread; }
+DEVICE int thread_read_here() { return thread(); }
 DEVICE int block_rank() { return hopper::self().block; }
 DEVICE int cluster_number() { return hopper::machine.cluster; }
 DEVICE int cluster_count() { return hopper::machine.clusters; }
@@ -389,6 +392,9 @@ DEVICE u32 to_bf16x2(float first, float second) {
 }
 DEVICE u16 to_f16(float x) { return hopper::float_to_half(x); }
 DEVICE float from_f16(u16 x) { return hopper::half_to_float(x); }
+DEVICE u32 larger_u16x2(u32 a, u32 b) {
+  return std::max(a & 0xffff, b & 0xffff) | std::max(a >> 16, b >> 16) << 16;
+}
 DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   return to_f16x2(from_f16((u16)a) * from_f16((u16)b), from_f16((u16)(a >> 16)) * from_f16((u16)(b >> 16)));
 }
@@ -406,6 +412,14 @@ DEVICE float from_lane_xor(float x, int mask) {
   });
   return hopper::as_float(out[0]);
 }
+DEVICE int warp_maximum(int x) {
+  hopper::operands()[0] = (u32)x;
+  return (int)hopper::together("redux.max", [](hopper::Warp& w) {
+    int top = (int)w.in[0][0];
+    for (int lane = 1; lane < hopper::LANES; lane++) top = std::max(top, (int)w.in[lane][0]);
+    for (int lane = 0; lane < hopper::LANES; lane++) w.out[lane][0] = (u32)top;
+  })[0];
+}
 DEVICE void warp_barrier() {
   hopper::together("bar.warp", [](hopper::Warp&) {});
 }
@@ -413,12 +427,12 @@ DEVICE void warp_barrier() {
 DEVICE float load_f32(u32 at) { return hopper::get<float>(at); }
 DEVICE float2 load_f32x2(u32 at) { return hopper::get<float2>(at); }
 DEVICE float4 load_f32x4(u32 at) { return hopper::get<float4>(at); }
+DEVICE u32 load_u32(u32 at) { return hopper::get<u32>(at); }
 DEVICE uint4 load_u32x4(u32 at) { return hopper::get<uint4>(at); }
 DEVICE u16 load_u16(u32 at) { return hopper::get<u16>(at); }
 DEVICE void store_u16(u32 at, u16 x) { hopper::put(at, x); }
 DEVICE void store_f32(u32 at, float x) { hopper::put(at, x); }
 DEVICE void store_f32x2(u32 at, float x, float y) { hopper::put(at, float2{x, y}); }
-DEVICE void store_f32x4(u32 at, float4 x) { hopper::put(at, x); }
 DEVICE void store_u32x4(u32 at, uint4 x) { hopper::put(at, x); }
 DEVICE void load_matrices(u32 r[4], u32 at) { hopper::read_matrices("ldmatrix", r, at, false); }
 DEVICE void load_matrices_transposed(u32 r[4], u32 at) {
@@ -472,12 +486,13 @@ DEVICE void store_global_u32x4(u16* to, uint4 x) {
   memcpy(to, &x, 16);
 }
 DEVICE void prefetch(const u16*) {}
-DEVICE void copy_async(u32 to, const u16* from, bool valid) {
+DEVICE void copy_async_if(u32 to, const u16* from, bool valid) {
   if ((uintptr_t)from % 16) hopper::fail("copies 16 bytes from an address that is no multiple of 16");
   hopper::touch(to, 16, true);
   if (hopper::machine.draw(2)) hopper::copy_now({to, from, valid});
   else hopper::self().groups.back().push_back({to, from, valid});
 }
+DEVICE void copy_async(u32 to, const u16* from) { copy_async_if(to, from, true); }
 DEVICE void close_copy_group() { hopper::self().groups.emplace_back(); }
 template <int PENDING>
 DEVICE void wait_for_copies() {
@@ -494,7 +509,7 @@ DEVICE u32 in_block(u32 at, int rank) {
   return (at & ((1u << hopper::RANK_SHIFT) - 1)) | (u32)rank << hopper::RANK_SHIFT;
 }
 DEVICE void store_remote_f32x2(u32 at, float x, float y) { hopper::put(at, float2{x, y}); }
-DEVICE void store_remote_f32x4(u32 at, float4 x) { hopper::put(at, x); }
+DEVICE void store_remote_u32x4(u32 at, uint4 x) { hopper::put(at, x); }
 
 DEVICE void open_mailbox(u32 box) { hopper::block_of(box).mailboxes[box & ((1u << hopper::RANK_SHIFT) - 1)]; }
 DEVICE void mailboxes_open() {}

@@ -38,9 +38,9 @@ DEVICE Update next_update(const Problem& p, Places& at, bool is_last) {
 // A power of two that brings the largest of the cluster to between 1 and 2 times 2^UNIT_EXPONENT, and its
 // inverse. What is not finite is left as it is, to be seen.
 DEVICE float scale_of(const Lane& l, int& maxima_number, float x, float& inverse_scale) {
-  float4 top = {larger(x, -x), 0.f, 0.f, 0.f};
-  top = maxima<true>(l, maxima_number, top);
-  int exponent = (int)(float_to_bits(top.x) >> 23);
+  float top[1] = {larger(x, -x)};
+  maxima<true>(l, maxima_number, top);
+  int exponent = (int)(float_to_bits(top[0]) >> 23);
   if (exponent == 255) exponent = 127;
   exponent = exponent < UNIT_EXPONENT + 1 ? UNIT_EXPONENT + 1 : exponent;
   inverse_scale = bits_to_float((u32)(exponent - UNIT_EXPONENT) << 23);

@@ -92,8 +92,10 @@ DEVICE u32 token_place(int row, int piece) {
 DEVICE Lane lane_of_thread() {
   Lane l;
   l.shared = shared_base();
-  l.lane = thread() & 31;
-  l.warp = thread() >> 5;
+  // The updates of a gradient would else make the number of the warp again, four times each.
+  const int me = GRADIENT && CLUSTER_SIZE > 1 ? thread_read_here() : thread();
+  l.lane = me & 31;
+  l.warp = me >> 5;
   l.eighth = l.lane >> 2;
   l.pair = l.lane & 3;
   l.second = l.pair & 1;
@@ -134,14 +136,33 @@ DEVICE bool is_valid(const Inputs& p, int sample, int token, int count) {
   return token < count && (p.padding == nullptr || p.padding[(i64)sample * count + token] == 0);
 }
 
+// The pieces of 16 bytes that a thread copies: one of every ROWS tokens, in rows that are stored alike.
+struct OwnPieces {
+  static constexpr int ROWS = THREADS / PIECES, COUNT = SIDE / ROWS;
+  static_assert(ROWS % 32 == 0, "rows and their scalings are stored alike");
+  int row, piece;
+  u32 first;
+  DEVICE_MEMBER u32 at(int i) const { return first + i * ROWS * TOKEN_BYTES; }
+};
+DEVICE OwnPieces own_pieces(u32 tokens) {
+  const int me = thread_read_here(), row = me / PIECES, piece = me % PIECES;
+  return {row, piece, tokens + token_place(row, piece)};
+}
+
 DEVICE void load_tokens(const Inputs& p, const Lane& l, u32 to, const u16* from, i64 stride, int sample,
                         int first, int count) {
+  const OwnPieces own = own_pieces(to);
+  const u16* x = from + (first + own.row) * stride + own.piece * 8;
+  if (p.padding == nullptr && first + SIDE <= count) {
 #pragma unroll
-  for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
-    const int row = x / PIECES, piece = x % PIECES;
-    const bool valid = is_valid(p, sample, first + row, count);
-    copy_async(l.shared + to + token_place(row, piece),
-               valid ? from + (first + row) * stride + piece * 8 : from, valid);
+    for (int i = 0; i < OwnPieces::COUNT; i++)
+      copy_async(l.shared + own.at(i), x + i * OwnPieces::ROWS * stride);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < OwnPieces::COUNT; i++) {
+    const bool valid = is_valid(p, sample, first + own.row + i * OwnPieces::ROWS, count);
+    copy_async_if(l.shared + own.at(i), valid ? x + i * OwnPieces::ROWS * stride : from, valid);
   }
 }
 
@@ -232,39 +253,45 @@ DEVICE void combine_both(const Lane& l, u32 inbox, u32 boxes, int& number, int m
   number++;
 }
 
-DEVICE float4 larger4(float4 a, float4 b) {
-  a.x = larger(a.x, b.x);
-  a.y = larger(a.y, b.y);
-  a.z = larger(a.z, b.z);
-  a.w = larger(a.w, b.w);
-  return a;
+// Integers in the order of numbers, of which a warp has the largest at once; NaN counts as nothing.
+DEVICE int ordered(float x) {
+  const int bits = (int)float_to_bits(larger(x, negative_infinity()));
+  return bits ^ (bits >> 31 & 0x7fffffff);
 }
-// Maxima over all threads of the block, or of the cluster. Passes a barrier of the block.
-template <bool EVERYWHERE>
-DEVICE float4 maxima(const Lane& l, int& number, float4 x) {
+DEVICE float from_ordered(int x) { return bits_to_float((u32)(x ^ (x >> 31 & 0x7fffffff))); }
+
+// Up to four integers of every warp, or block, lie 16 bytes apart.
+template <int COUNT>
+DEVICE uint4 packed(const int x[COUNT]) {
+  return {(u32)x[0], (u32)x[COUNT > 1 ? 1 : 0], (u32)x[COUNT > 2 ? 2 : 0], (u32)x[COUNT > 3 ? 3 : 0]};
+}
+template <int COUNT>
+DEVICE void largest_of(u32 at, int x[COUNT]) {
+  const uint4 read = COUNT > 1 ? load_u32x4(at) : uint4{load_u32(at), 0, 0, 0};
+  const u32 all[4] = {read.x, read.y, read.z, read.w};
 #pragma unroll
-  for (int mask = 1; mask < 32; mask *= 2) {
-    float4 y;
-    y.x = from_lane_xor(x.x, mask);
-    y.y = from_lane_xor(x.y, mask);
-    y.z = from_lane_xor(x.z, mask);
-    y.w = from_lane_xor(x.w, mask);
-    x = larger4(x, y);
-  }
+  for (int i = 0; i < COUNT; i++) x[i] = warp_maximum((int)all[i]);
+}
+
+// Maxima over all threads of the block, or of the cluster. Passes a barrier of the block.
+template <bool EVERYWHERE, int COUNT>
+DEVICE void maxima(const Lane& l, int& number, float (&x)[COUNT]) {
+  int top[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) top[i] = warp_maximum(ordered(x[i]));
   const int slot = number & 1;
   number++;
   const u32 warps = l.shared + WARP_MAXIMA + slot * WARPS * 16;
-  if (l.lane == 0) store_f32x4(warps + l.warp * 16, x);
+  if (l.lane == 0) store_u32x4(warps + l.warp * 16, packed<COUNT>(top));
   block_barrier();
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) x = larger4(x, load_f32x4(warps + w * 16));
+  largest_of<COUNT>(warps + (l.lane & (WARPS - 1)) * 16, top);
   if (EVERYWHERE && CLUSTER_SIZE > 1) {
     const u32 blocks = l.shared + BLOCK_MAXIMA + slot * CLUSTER_SIZE * 16;
     const int me = l.grid_row * GRID_COLS + l.grid_col;
-    if (thread() < CLUSTER_SIZE) store_remote_f32x4(in_block(blocks + me * 16, thread()), x);
+    if (thread() < CLUSTER_SIZE) store_remote_u32x4(in_block(blocks + me * 16, thread()), packed<COUNT>(top));
     cluster_barrier();
-#pragma unroll
-    for (int b = 0; b < CLUSTER_SIZE; b++) x = larger4(x, load_f32x4(blocks + b * 16));
+    largest_of<COUNT>(blocks + (l.lane < CLUSTER_SIZE ? l.lane : 0) * 16, top);
   }
-  return x;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = from_ordered(top[i]);
 }

@@ -8,6 +8,7 @@ typedef unsigned int u32;
 typedef long long i64;
 
 #define DEVICE __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 #define KERNEL extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(512, 1)
 #define PARAMETER const __grid_constant__
 #define CONSTANT(name, value) extern "C" __device__ const int name = value  // read by the launcher
@@ -16,6 +17,12 @@ extern __shared__ __align__(128) u8 shared_bytes[];
 
 DEVICE u32 shared_base() { return (u32)__cvta_generic_to_shared(shared_bytes); }
 DEVICE int thread() { return (int)threadIdx.x; }
+// The same, and what is made of it, is neither kept from before nor made again: it spares registers.
+DEVICE int thread_read_here() {
+  int r;
+  asm volatile("mov.u32 %0,%%tid.x;" : "=r"(r));
+  return r;
+}
 DEVICE int block_rank() {
   u32 r;
   asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(r));
@@ -76,6 +83,7 @@ DEVICE float from_f16(u16 x) {
   asm("cvt.f32.f16 %0,%1;" : "=f"(r) : "h"(x));
   return r;
 }
+DEVICE u32 larger_u16x2(u32 a, u32 b) { return __vmaxu2(a, b); }
 DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   u32 r;
   asm("mul.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
@@ -100,6 +108,7 @@ DEVICE void multiply_add_bf16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0
 // Warps -------------------------------------------------------------------------------------------
 
 DEVICE float from_lane_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+DEVICE int warp_maximum(int x) { return __reduce_max_sync(~0u, x); }
 DEVICE void warp_barrier() { __syncwarp(); }
 
 // Shared memory of the block ------------------------------------------------------------------------
@@ -122,6 +131,11 @@ DEVICE float4 load_f32x4(u32 at) {
                : "memory");
   return x;
 }
+DEVICE u32 load_u32(u32 at) {
+  u32 x;
+  asm volatile("ld.shared.u32 %0,[%1];" : "=r"(x) : "r"(at) : "memory");
+  return x;
+}
 DEVICE uint4 load_u32x4(u32 at) {
   uint4 x;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];"
@@ -141,10 +155,6 @@ DEVICE void store_f32(u32 at, float x) {
 }
 DEVICE void store_f32x2(u32 at, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0],{%1,%2};" ::"r"(at), "f"(x), "f"(y) : "memory");
-}
-DEVICE void store_f32x4(u32 at, float4 x) {
-  asm volatile("st.shared.v4.f32 [%0],{%1,%2,%3,%4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
-               : "memory");
 }
 DEVICE void store_u32x4(u32 at, uint4 x) {
   asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(at), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
@@ -176,8 +186,11 @@ DEVICE void block_barrier() { __syncthreads(); }
 DEVICE u32 load_global_u32(const u16* from) { return *reinterpret_cast<const u32*>(from); }
 DEVICE void store_global_u32x4(u16* to, uint4 x) { *reinterpret_cast<uint4*>(to) = x; }
 DEVICE void prefetch(const u16* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
-// 16 bytes to shared memory, zeros if not valid. Copies are waited for in groups, oldest first.
-DEVICE void copy_async(u32 to, const u16* from, bool valid) {
+// 16 bytes to shared memory, or zeros if not valid. Copies are waited for in groups, oldest first.
+DEVICE void copy_async(u32 to, const u16* from) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(to), "l"(from) : "memory");
+}
+DEVICE void copy_async_if(u32 to, const u16* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
@@ -200,9 +213,9 @@ DEVICE u32 in_block(u32 at, int rank) {
 DEVICE void store_remote_f32x2(u32 at, float x, float y) {
   asm volatile("st.shared::cluster.v2.f32 [%0],{%1,%2};" ::"r"(at), "f"(x), "f"(y) : "memory");
 }
-DEVICE void store_remote_f32x4(u32 at, float4 x) {
-  asm volatile("st.shared::cluster.v4.f32 [%0],{%1,%2,%3,%4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z),
-               "f"(x.w)
+DEVICE void store_remote_u32x4(u32 at, uint4 x) {
+  asm volatile("st.shared::cluster.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(at), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
                : "memory");
 }
 

@@ -10,35 +10,28 @@ struct Problem : Inputs {
 
 // Scale the values in place by b and a power of two, in float16, and return the inverse of the latter.
 DEVICE float scale_values(const Lane& l, int& maxima_number, u32 values) {
-  int top = 0;
+  const OwnPieces own = own_pieces(values);
+  u32 top = 0;
 #pragma unroll
-  for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
-    const uint4 raw = load_u32x4(values + token_place(x / PIECES, x % PIECES));  // copied by this thread
-    const u32 w[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int low = w[i] & 0x7fff, high = (w[i] >> 16) & 0x7fff;
-      top = low > top ? low : top;
-      top = high > top ? high : top;
-    }
+  for (int i = 0; i < OwnPieces::COUNT; i++) {
+    const uint4 raw = load_u32x4(own.at(i));  // copied by this thread
+    const u32 x = larger_u16x2(raw.x & 0x7fff7fff, raw.y & 0x7fff7fff);
+    const u32 y = larger_u16x2(raw.z & 0x7fff7fff, raw.w & 0x7fff7fff);
+    top = larger_u16x2(top, larger_u16x2(x, y));
   }
-  float4 largest;
-  largest.x = low_half((u32)top);
-  largest.y = largest.z = largest.w = 0.f;
-  largest = maxima<false>(l, maxima_number, largest);
+  float largest[1] = {low_half(larger_u16x2(top, top >> 16) & 0xffff)};
+  maxima<false>(l, maxima_number, largest);
   // Values below 2^5 leave room for scalings of up to 2^10.
-  const int exponent = (int)(float_to_bits(largest.x) >> 23);
+  const int exponent = (int)(float_to_bits(largest[0]) >> 23);
   int biased = exponent == 255 ? 127 : 258 - exponent;
   biased = biased > 247 ? 247 : biased;
   const float unit = bits_to_float((u32)biased << 23);
+  const u32 scalings = l.shared + COL_SCALING + scaling_place(own.row, 0);
 #pragma unroll
-  for (int x = thread(); x < SIDE * PIECES; x += THREADS) {
-    const int row = x / PIECES, piece = x % PIECES;
-    const u32 scaling = l.shared + COL_SCALING;
-    const float b = (from_f16(load_u16(scaling + scaling_place(row, 0))) +
-                     from_f16(load_u16(scaling + scaling_place(row, 1)))) *
-                    unit;
-    const u32 at = values + token_place(row, piece);
+  for (int i = 0; i < OwnPieces::COUNT; i++) {
+    const u32 scaling = scalings + i * OwnPieces::ROWS * 4;  // its second part is 64 bytes on
+    const float b = (from_f16(load_u16(scaling)) + from_f16(load_u16(scaling + 64))) * unit;
+    const u32 at = own.at(i);
     uint4 raw = load_u32x4(at);
     raw.x = to_f16x2(low_half(raw.x) * b, high_half(raw.x) * b);
     raw.y = to_f16x2(low_half(raw.y) * b, high_half(raw.y) * b);

@@ -44,19 +44,18 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
   const float start0 = start_of(p, x, query, x.valid0), start1 = start_of(p, x, query + 8, x.valid1);
   // The row scaling of f^0 is exp2(f^0 + shift), kept relative to the largest.
   const float exponent = x.second ? x.shift1 + start1 : x.shift0 + start0;
-  float4 top = {x.valid_row ? exponent : NONE, 0.f, 0.f, 0.f};
-  const float most = maxima<true>(l, numbers.maxima, top).x;
-  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most) : 0.f);
+  float most[1] = {x.valid_row ? exponent : NONE};
+  maxima<true>(l, numbers.maxima, most);
+  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most[0]) : 0.f);
   block_barrier();
   float s0, s1;
   col_sums(l, numbers.cols, s0, s1);
   const float sum = x.second ? s1 : s0;
-  top.x = x.valid_col ? sum : NONE;
-  top.y = x.valid_col ? -sum : NONE;
-  top = maxima<true>(l, numbers.maxima, top);
-  const float most_sum = top.x, least_sum = -top.y;
+  float top[2] = {x.valid_col ? sum : NONE, x.valid_col ? -sum : NONE};
+  maxima<true>(l, numbers.maxima, top);
+  const float most_sum = top[0], least_sum = -top[1];
   const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
-  x.offset = log2_of(p.ratio * START_UNIT / middle) - most;
+  x.offset = log2_of(p.ratio * START_UNIT / middle) - most[0];
   if (most_sum <= least_sum * exp2_of(2.f * START_ROOM)) {
     stage = REMADE;
     x.b = x.valid_col ? middle * inverse(sum) : 0.f;
@@ -175,9 +174,9 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
         // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
         const float exponent = x.valid_col ? log2_of(x.b) : 0.f;
         const float moved = x.valid_col ? exponent - log2_of(x.before) : 0.f;
-        float4 top = {exponent, -exponent, moved, -moved};
-        top = maxima<true>(l, numbers.maxima, top);
-        const float used = larger(top.x, top.y), step = larger(top.z, top.w);
+        float top[2] = {larger(exponent, -exponent), larger(moved, -moved)};
+        maxima<true>(l, numbers.maxima, top);
+        const float used = top[0], step = top[1];
         const int left = p.num_iters - t;
         float room = REACH - used;
         remake = !(room >= 0.f) || (left > 0 && step > room);
