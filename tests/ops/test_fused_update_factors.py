@@ -105,11 +105,17 @@ def test_factors_take_the_place_of_weights(n, m, padded, size):
 def grads(
     scales: Tensor, grad_out: Tensor, n: int, m: int, num_iters: int, backend: str, **options
 ):
-    """Return the gradients of q, k and v, of heads whose logits have these standard deviations."""
+    """Return the gradients of q, k and v, of heads whose logits have these standard deviations.
+
+    All inputs are numbers of bfloat16, so that logits are the same in TF32.
+    """
     generator = torch.Generator().manual_seed(1)
     size = scales.sqrt()[None, :, None, None]
     inputs = [torch.randn(1, len(scales), x, 16, generator=generator) for x in (n, m, m)]
-    leaves = [(x * y).to(DEVICE) for x, y in zip(inputs, (size, size, 1.0), strict=True)]
+    leaves = [
+        (x * y).bfloat16().float().to(DEVICE)
+        for x, y in zip(inputs, (size, size, 1.0), strict=True)
+    ]
     if backend == "reference":
         leaves = [x.double() for x in leaves]
     leaves = [x.requires_grad_() for x in leaves]
@@ -119,7 +125,8 @@ def grads(
 
 
 def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+    return x.bfloat16().float().to(DEVICE)
 
 
 @pytest.fixture
