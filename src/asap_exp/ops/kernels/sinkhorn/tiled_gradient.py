@@ -197,23 +197,6 @@ def relative(earlier, dual, valid):
     return tl.exp2(before - tl.where(valid, dual, 0.0))
 
 
-@triton.jit
-def rank_factors(
-    dual, weight, last, valid, index, c, count, num_iters, WEIGHTED_FIRST: tl.constexpr
-):
-    """Return exp(dual^t - last) for the factors c = t, and for c = T + t, of tokens `index`.
-
-    One of both times weight^t: the first with WEIGHTED_FIRST. 0 from c = 2 T on. The shapes of
-    `index`, `last` and `valid`, and that of `c`, decide which dimension is whose.
-    """
-    t = c % num_iters
-    exists = valid & (c < 2 * num_iters)
-    weighted = exists & ((c < num_iters) == WEIGHTED_FIRST)
-    before = tl.load(dual + t * count + index, mask=exists, other=float("-inf"))
-    factor = tl.exp2(before - tl.where(valid, last, 0.0))
-    return factor * tl.load(weight + t * count + index, mask=weighted, other=1.0)
-
-
 # fmt: off
 @triton.jit
 def through_values_of(
@@ -251,12 +234,12 @@ def logit_kernel(
     drift, unit, padding, grad_x,
     x_b, x_h, x_n, y_b, y_h, y_n, vx_b, vx_h, vx_n, vy_b, vy_h, vy_n, gx_b, gx_h, gx_n,
     heads, num_x, num_y, num_iters, to_log2, slope,
-    D: tl.constexpr, V_WIDTH: tl.constexpr, RANK: tl.constexpr, MORE_RANK: tl.constexpr,
+    D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, RANK_PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr, FEW: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, RANK: tl.constexpr, MORE_RANK: tl.constexpr,
 ):
     # fmt: on
     """Compute grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
@@ -267,10 +250,10 @@ def logit_kernel(
         sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
     This form is used if `drift`, the head's largest such exponent, is small enough; otherwise each
-    t takes its own exponential. The 2 T factors of a token are one list, multiplied as a block of
-    RANK and one of MORE_RANK, or none for 0. With HALVES, heads with a `unit` have the factors of
-    `update_factors` in place of the weights, with which dS is that much larger. FEW is T, or 2 if T
-    is larger: without updates there is no sum, and that of one takes no product of matrices.
+    t takes its own exponential. With HALVES, heads with a `unit` have the factors of
+    `update_factors` in place of the weights, with which dS is that much larger: 2 T of a token,
+    multiplied in a block of RANK and one of MORE_RANK, or none for 0. FEW is T, or 2 if T is
+    larger: without updates there is no sum, and that of one takes no product of matrices.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -295,12 +278,13 @@ def logit_kernel(
         one_by_one = one_by_one & (packed == 0)
         factors_x += head * num_iters * num_x * 2
         factors_y += head * num_iters * num_y * 2
-    delta_x = fx
+    delta_x = fx  # of keys, not read
     if X_IS_QUERY:
         delta += head * num_x
         delta_x = tl.load(delta + i, mask=valid_i, other=0.0)
     else:
         delta += head * num_y
+    t = tl.arange(0, BLOCK_T)
     c = tl.arange(0, RANK)
     if MORE_RANK:
         more_c = RANK + tl.arange(0, MORE_RANK)
@@ -350,17 +334,13 @@ def logit_kernel(
                 px = relative(dual_x + i, fx, valid_i)
                 wx = px * tl.load(weight_x + i, mask=valid_i, other=0.0)
             else:
-                # [BLOCK_X, RANK]
-                minus_x = -rank_factors(
-                    dual_x, weight_x, fx[:, None], valid_i[:, None], i[:, None], c[None, :],
-                    num_x, num_iters, False,
-                )  # fmt: skip
-                if MORE_RANK:
-                    # [BLOCK_X, MORE_RANK]
-                    more_minus_x = -rank_factors(
-                        dual_x, weight_x, fx[:, None], valid_i[:, None], i[:, None],
-                        more_c[None, :], num_x, num_iters, False,
-                    )  # fmt: skip
+                x_t = t[None, :] * num_x + i[:, None]
+                x_mask = valid_i[:, None] & (t < num_iters)[None, :]
+                # [BLOCK_X, BLOCK_T], negative: the sum is subtracted
+                px = tl.load(dual_x + x_t, mask=x_mask, other=float("-inf"))
+                px = -tl.exp2(px - tl.where(valid_i, fx, 0.0)[:, None])
+                # [BLOCK_X, BLOCK_T]
+                wx = px * tl.load(weight_x + x_t, mask=x_mask, other=0.0)
             for first in range(0, num_y, BLOCK_Y):
                 j = first + tl.arange(0, BLOCK_Y)
                 y_tile, S, dS, fy, valid_j = through_values_of(
@@ -375,19 +355,15 @@ def logit_kernel(
                     wy = py * tl.load(weight_y + j, mask=valid_j, other=0.0)
                     dS -= px[:, None] * wy[None, :] + wx[:, None] * py[None, :]
                 else:
-                    # [RANK, BLOCK_Y]
-                    of_y = rank_factors(
-                        dual_y, weight_y, fy[None, :], valid_j[None, :], j[None, :], c[:, None],
-                        num_y, num_iters, True,
-                    )  # fmt: skip
-                    dS = tl.dot(minus_x, of_y, dS, input_precision=RANK_PRECISION)
-                    if MORE_RANK:
-                        # [MORE_RANK, BLOCK_Y]
-                        of_y = rank_factors(
-                            dual_y, weight_y, fy[None, :], valid_j[None, :], j[None, :],
-                            more_c[:, None], num_y, num_iters, True,
-                        )  # fmt: skip
-                        dS = tl.dot(more_minus_x, of_y, dS, input_precision=RANK_PRECISION)
+                    y_t = t[:, None] * num_y + j[None, :]
+                    y_mask = (t < num_iters)[:, None] & valid_j[None, :]
+                    # [BLOCK_T, BLOCK_Y]
+                    py = tl.load(dual_y + y_t, mask=y_mask, other=float("-inf"))
+                    py = tl.exp2(py - tl.where(valid_j, fy, 0.0)[None, :])
+                    # [BLOCK_T, BLOCK_Y]
+                    wy = py * tl.load(weight_y + y_t, mask=y_mask, other=0.0)
+                    dS = tl.dot(px, wy, dS, input_precision=RANK_PRECISION)
+                    dS = tl.dot(wx, py, dS, input_precision=RANK_PRECISION)
                 dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
                 grad += product(dS, y_tile, OPERAND, PRECISION)
         elif one_by_one:
@@ -559,15 +535,16 @@ def logit_gradient(
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
     factors = [None if unit is None else z.weights.view(torch.float16) for z in (x, y)]
-    rank, more_rank = rank_blocks(2 * p.num_iters if p.num_iters <= RANK_UPDATES else 1)
+    by_rank = p.num_iters <= RANK_UPDATES
+    rank, more_rank = rank_blocks(2 * p.num_iters if by_rank else 1)
     logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x.tokens, y.tokens, x.values, y.values, delta,
         x.duals, y.duals, x.weights, y.weights, *factors, drift, unit, p.padding,
         grad_x, *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
-        **p.values, RANK=rank, MORE_RANK=more_rank, BLOCK_X=x_block, BLOCK_Y=y_block,
+        **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
         RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, FEW=min(p.num_iters, 2),
-        HALVES=unit is not None, num_warps=warps, **EVERY_LAUNCH,
+        HALVES=unit is not None, RANK=rank, MORE_RANK=more_rank, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 
