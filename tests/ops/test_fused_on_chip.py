@@ -123,6 +123,21 @@ def test_hard_logits(emulator, size):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize(("size", "most"), [(1.0, 1), (2.0, 1), (2.5, 2), (4.0, 3), (11.0, 4)])
+def test_few_plans_are_made(tmp_path, size, most):
+    """Of 256 tokens, in 20 updates; without looking ahead there is one more from 2.0 on."""
+    counted = f'if (plans++ == {most}) hopper::fail("makes too many plans");\n      make_plan(p'
+    for name in on_chip.FILES[1:]:
+        source = (on_chip.FOLDER / name).read_text()
+        source = source.replace("      make_plan(p", f"      {counted}")
+        source = source.replace("    Head x;\n", "    Head x;\n    int plans = 0;\n")
+        (tmp_path / name).write_text(source)
+    assert "plans++" in (tmp_path / "plan.cu").read_text()
+    check(Emulator(tmp_path, tmp_path), inputs_for(size, queries=256), 20)
+
+
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4.0, 11.0])
 def test_hard_logits_in_a_cluster(emulator, size):
     check(emulator, inputs_for(size, queries=300), 6)
@@ -209,21 +224,33 @@ def test_tokens_that_are_not_aligned_and_strided(emulator):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "queries", "start"),
-    [(1, 200, False), (4, 300, False), (1, 200, True), (6, 140, True), (11, 140, False)],
+    ("size", "queries", "start", "num_iters"),
+    [
+        (1, 200, False, 5),
+        (4, 300, False, 5),
+        (1, 200, True, 5),
+        (6, 140, True, 5),
+        (2, 140, False, 20),
+        (11, 140, False, 20),
+    ],
 )
-def test_duals_of_all_updates(emulator, size, queries, start):
+def test_duals_of_all_updates(emulator, size, queries, start, num_iters):
     """They are those of the reference to 1e-3, however often the plan is made."""
     inputs = inputs_for(float(size), queries=queries, head_dim=32)
     q, k, v = (x.double() for x in (inputs.q, inputs.k, inputs.v))
     f = 3 * inputs.row_dual.float() if start else torch.zeros_like(inputs.row_dual).float()
     out, duals = emulator.run(
-        inputs.q, inputs.k, inputs.v, num_iters=5, keep_duals=True, start=f if start else None
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        num_iters=num_iters,
+        keep_duals=True,
+        start=f if start else None,
     )
     S = reference.sinkhorn.logits(q, k, eps=1.0, scale=32**-0.5, mask=None)
     row = f.double()
     torch.testing.assert_close(duals.rows[:, :, 0] / LOG2_E, f)
-    for t in range(5):
+    for t in range(num_iters):
         col = reference.sinkhorn.column_step(S, row, None)
         row = reference.sinkhorn.row_step(S, col, None)
         for found, expected in ((duals.cols[:, :, t], col), (duals.rows[:, :, t + 1], row)):

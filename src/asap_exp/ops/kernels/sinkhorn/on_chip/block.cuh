@@ -47,9 +47,9 @@ static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BY
 // a times ROW_UNIT lies between 2^-16 (all of 1,024 entries as large as can be) and 2^15.
 constexpr float TOP = 15.f, REACH = 10.f;
 constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
-// The first column step begins with row scalings of at most START_UNIT. Its sums may serve at once if
-// they are at most 2^(2 START_ROOM) apart, and are right down to 2^-START_REACH of what one row may give.
-constexpr float START_UNIT = 16.f, START_ROOM = 5.f, START_REACH = 16.f;
+// The first column step begins with row scalings of at most START_UNIT. Its sums are right down to
+// 2^-START_REACH of what one row may give.
+constexpr float START_UNIT = 16.f, START_REACH = 16.f;
 constexpr u32 MOST_RISE = 126;  // what is 2^126 times smaller counts as 0
 constexpr float NONE = -1e30f;  // a maximum of nothing
 constexpr float LOG2_E = 1.44269504f;

@@ -56,18 +56,21 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
   const float most_sum = top[0], least_sum = -top[1];
   const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
   x.offset = log2_of(p.ratio * START_UNIT / middle) - most[0];
-  if (most_sum <= least_sum * exp2_of(2.f * START_ROOM)) {
+  const bool right = stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH);
+  if (right && most_sum <= least_sum * exp2_of(2.f * REACH)) {
     stage = REMADE;
     x.b = x.valid_col ? middle * inverse(sum) : 0.f;
     return true;
   }
-  if (stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH)) {
+  if (right) {
     stage = REMADE;
     add_to_col_dual(l, x, log2_of(middle) - log2_of(sum));
+    x.b = x.valid_col ? 1.f : 0.f;
   } else {
     stage = FROM_MAXIMA;
     float top0, top1;
-    column_maxima(p, l, x.q, numbers.cols, start0, start1, x.valid0, x.valid1, top0, top1);
+    const float start = x.second ? start1 : start0;
+    column_maxima(p, l, x.number, numbers.cols, x.valid_row ? start : negative_infinity(), top0, top1);
     if (!l.part && x.valid_col) store_f32(own_col_dual(l), -(x.second ? top1 : top0));
   }
   return false;
@@ -127,6 +130,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     x.valid1 = is_valid(p, x.sample, query + 8, p.n);
     x.valid_row = x.second ? x.valid1 : x.valid0;
     x.valid_col = is_valid(p, x.sample, first_key + l.own, p.m);
+    x.b = 0.f;
 
     if (!keys_asked_for) {
       load_keys(p, l, number);
@@ -149,11 +153,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     while (remake) {
       block_barrier();
       make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1);
-      if (stage == REMADE) {
-        x.b = x.valid_col ? 1.f : 0.f;
-      } else if (!first_col_step(p, l, numbers, x, stage)) {
-        continue;
-      }
+      if (stage != REMADE && !first_col_step(p, l, numbers, x, stage)) continue;
       store_scaling(l, l.col_place, x.b);
       if (KEEP_DUALS && t == 1) {
         keep_row(p, l, x, 0, start_of(p, x, first_query + l.own, x.valid_row));
@@ -172,19 +172,37 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
         update(p, l, numbers, x, e, t, t + steps);
         if (settled) break;
         // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
-        const float exponent = x.valid_col ? log2_of(x.b) : 0.f;
+        float exponent = x.valid_col ? log2_of(x.b) : 0.f;
         const float moved = x.valid_col ? exponent - log2_of(x.before) : 0.f;
-        float top[2] = {larger(exponent, -exponent), larger(moved, -moved)};
+        float top[3] = {exponent, -exponent, larger(moved, -moved)};
         maxima<true>(l, numbers.maxima, top);
-        const float used = top[0], step = top[1];
+        const float step = top[2];
         const int left = p.num_iters - t;
-        float room = REACH - used;
+        float room = REACH - larger(top[0], top[1]);
+        if (left > 0 && step * left > room) {
+          // A common factor of all scalings changes nothing: it makes the largest as far from 1 as the smallest.
+          const float by = round_up(0.5f * (top[0] - top[1]) - 0.5f);
+          room = REACH - larger(top[0] - by, top[1] + by);
+          exponent -= by;
+          x.offset += by;
+          x.b *= exp2_of(-by);
+          store_scaling(l, l.col_place, x.b);
+          block_barrier();
+        }
         remake = !(room >= 0.f) || (left > 0 && step > room);
-        if (remake) room = REACH;
+        if (remake) {
+          // Scalings go on as they moved, so if they will leave the range, the plan is made for where they
+          // will be: they cross all of it. Whole powers of two, and room for two updates, are left.
+          const float most = REACH - 2.f * step - 1.f, going = moved * left;
+          const bool leads = step * left > REACH && most > 0.f;
+          const float lead = leads ? round_up(larger(-most, -larger(-most, -going))) : 0.f;
+          room = leads ? 2.f * step : REACH;
+          add_to_col_dual(l, x, exponent + lead);
+          x.b = x.valid_col ? exp2_of(-lead) : 0.f;
+        }
         settled = left == 0 || step * left <= room;
         steps = settled ? left : (int)(room / step);
         if (!settled && steps < 1) steps = 1;
-        if (remake) add_to_col_dual(l, x, exponent);
       }
     }
 

@@ -1,11 +1,12 @@
 // The plan of a tile, made from queries and keys, and its sums weighted by scalings.
 
-struct Queries {
+// 16 tokens of a warp, as the first factor of products.
+struct Tokens {
   u32 at[K_STEPS][4];
 };
 
-DEVICE Queries load_queries(const Lane& l, const u16* q, i64 stride, bool valid0, bool valid1) {
-  Queries queries;
+DEVICE Tokens load_queries(const Lane& l, const u16* q, i64 stride, bool valid0, bool valid1) {
+  Tokens queries;
   const u16* first = q + (l.warp * 16 + l.eighth) * stride + l.pair * 2;
 #pragma unroll
   for (int s = 0; s < K_STEPS; s++) {
@@ -17,16 +18,16 @@ DEVICE Queries load_queries(const Lane& l, const u16* q, i64 stride, bool valid0
   return queries;
 }
 
-// <q, k> of the warp's queries and 8 keys.
-DEVICE void products(const Lane& l, const Queries& queries, int tile, float c[4]) {
+// <x, y> of the warp's tokens and 8 others in shared memory.
+DEVICE void products(const Lane& l, const Tokens& x, u32 others, int tile, float c[4]) {
   c[0] = c[1] = c[2] = c[3] = 0.f;
 #pragma unroll
   for (int h = 0; h < K_STEPS / 2; h++) {
     u32 b[4];
     load_matrices(
-        b, l.shared + TOKENS + tile * 8 * TOKEN_BYTES + token_place(l.lane & 7, (l.lane >> 3) + 4 * h));
-    multiply_add(c, queries.at[2 * h], b[0], b[1]);
-    multiply_add(c, queries.at[2 * h + 1], b[2], b[3]);
+        b, l.shared + others + tile * 8 * TOKEN_BYTES + token_place(l.lane & 7, (l.lane >> 3) + 4 * h));
+    multiply_add(c, x.at[2 * h], b[0], b[1]);
+    multiply_add(c, x.at[2 * h + 1], b[2], b[3]);
   }
 }
 
@@ -41,7 +42,7 @@ DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 2
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
 DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
                       float& shift0, float& shift1, bool valid0, bool valid1) {
-  const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
+  const Tokens queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
   u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
 #pragma unroll
@@ -51,7 +52,7 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
       const int tile = s * CHUNK_TILES + t;
-      products(l, queries, tile, x[t]);
+      products(l, queries, TOKENS, tile, x[t]);
       const float2 g = load_f32x2(l.shared + COL_DUAL + tile * 32 + l.pair * 8);
       x[t][0] = fused(x[t][0], p.to_log2, g.x);
       x[t][1] = fused(x[t][1], p.to_log2, g.y);
@@ -106,32 +107,35 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
 }
 
 // Largest S + f^0 of every key over all queries, for keys whose sums of the first column step are too
-// small for float16; the plan is not needed any more, and its place holds the maxima of the warps.
-DEVICE void column_maxima(const Inputs& p, const Lane& l, const u16* q, int& col_number, float f0, float f1,
-                          bool valid0, bool valid1, float& top0, float& top1) {
-  const Queries queries = load_queries(l, q, p.q_n, valid0, valid1);
-#pragma unroll 1
-  for (int tile = 0; tile < TILES; tile++) {
-    float x[4];
-    products(l, queries, tile, x);
-    const float low = negative_infinity();
-    float left = larger(valid0 ? fused(x[0], p.to_log2, f0) : low, valid1 ? fused(x[2], p.to_log2, f1) : low);
-    float right =
-        larger(valid0 ? fused(x[1], p.to_log2, f0) : low, valid1 ? fused(x[3], p.to_log2, f1) : low);
+// small for float16; `start` is f^0 of the own query, or minus infinity. The plan is not needed any more,
+// and its place holds the queries: a warp takes 16 keys, whose maxima then are those of its rows.
+DEVICE void column_maxima(const Inputs& p, const Lane& l, int number, int& col_number, float start, float& top0,
+                          float& top1) {
+  const int sample = number / p.heads;
+  load_tokens(p, l, PLAN, p.q + sample * p.q_b + number % p.heads * p.q_h, p.q_n, sample, l.grid_row * SIDE,
+              p.n);
+  close_copy_group();
+  if (!l.part) store_f32(l.shared + ROW_SCALING + l.own * 4, start);
+  Tokens keys;
 #pragma unroll
-    for (int mask = 4; mask < 32; mask *= 2) {
-      left = larger(left, from_lane_xor(left, mask));
-      right = larger(right, from_lane_xor(right, mask));
-    }
-    if (l.eighth == 0) store_f32x2(l.shared + PLAN + l.warp * SIDE * 4 + tile * 32 + l.pair * 8, left, right);
-  }
+  for (int s = 0; s < K_STEPS; s++)
+    load_matrices(keys.at[s],
+                  l.shared + TOKENS + token_place(l.warp * 16 + (l.lane & 15), 2 * s + (l.lane >> 4)));
+  wait_for_copies<0>();
   block_barrier();
   top0 = top1 = NONE;
-#pragma unroll 1
-  for (int w = 0; w < WARPS; w++) {
-    const u32 row = l.shared + PLAN + w * SIDE * 4 + (l.warp * 16 + l.eighth) * 4;
-    top0 = larger(top0, load_f32(row));
-    top1 = larger(top1, load_f32(row + 32));
+#pragma unroll 2
+  for (int tile = 0; tile < TILES; tile++) {
+    float x[4];
+    products(l, keys, PLAN, tile, x);
+    const float2 f = load_f32x2(l.shared + ROW_SCALING + tile * 32 + l.pair * 8);
+    top0 = larger(top0, larger(fused(x[0], p.to_log2, f.x), fused(x[1], p.to_log2, f.y)));
+    top1 = larger(top1, larger(fused(x[2], p.to_log2, f.x), fused(x[3], p.to_log2, f.y)));
+  }
+#pragma unroll
+  for (int mask = 1; mask < 4; mask *= 2) {
+    top0 = larger(top0, from_lane_xor(top0, mask));
+    top1 = larger(top1, from_lane_xor(top1, mask));
   }
   combine_over_queries<true>(l, col_number, top0, top1);
 }
