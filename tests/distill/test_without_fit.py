@@ -7,7 +7,12 @@ import pytest
 import torch
 
 import asap_exp
-from asap_exp.attention import CoarseAttention, attention_layers, swapped
+from asap_exp.attention import (
+    CoarseAttention,
+    attention_layers,
+    build_attention,
+    swapped,
+)
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.calibration.coarse import check_tokens
 from asap_exp.calibration.config import CoarseKeys
@@ -19,6 +24,7 @@ from asap_exp.distill.__main__ import run as distill
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.without_fit import distill_without_fit
 from asap_exp.models import load_net
+from asap_exp.ops import CoarseSettings
 from tests.conftest import Pipeline
 from tests.stages import run_coarse, run_train
 
@@ -145,6 +151,27 @@ def test_what_has_no_effect_or_no_meaning_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         config("calibration=coarse", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("choice", "farthest"), ("weights", "voronoi"), ("num_iters", 3)]
+)
+def test_settings_of_tokens_without_their_number_are_refused(key: str, value: object) -> None:
+    """They would leave a map without the coarse feature that was meant."""
+    given = f"calibration.coarse.{key}={value}"
+    with pytest.raises(UserError, match=rf"^{given} has no effect without a size of the subset"):
+        config(given)
+    config(given, "calibration.coarse.tokens=4", "calibration.query_features=true")
+    config(given, "budget.accuracy_drop=1", "budget.coarse_tokens=[4]")
+
+
+def test_width_of_rows_is_refused_where_no_grid_is_chosen() -> None:
+    with pytest.raises(UserError, match=r"grid_width=3 is read only with .*choice=grid, not with"):
+        config("calibration=coarse", "calibration.coarse.grid_width=3")
+    with pytest.raises(UserError, match=r"grid_width=3 is read with subset='grid' alone"):
+        build_attention({"name": "coarse", "grid_width": 3})
+    with pytest.raises(ValueError, match=r"coarse.grid_width=3 is read with coarse.choice='grid'"):
+        CoarseSettings(4, grid_width=3).validate()
 
 
 def test_a_grid_that_does_not_fit_is_refused(results: Path) -> None:

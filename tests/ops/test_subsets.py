@@ -190,6 +190,7 @@ WRONG = {
     "weights": ({"weights": "none"}, ValueError, "weights must be one of equal, voronoi"),
     "seed": ({"seed": -1}, ValueError, "seed must be at least 0"),
     "width": ({"choice": "grid", "grid_width": 5}, ValueError, "16 tokens in rows of grid_width=5"),
+    "width of no grid": ({"grid_width": 4}, ValueError, "grid_width=4 is read with choice='grid'"),
     "grid of texts": (
         {"choice": "grid", "key_padding_mask": torch.zeros(2, 16, dtype=torch.bool)},
         ValueError,

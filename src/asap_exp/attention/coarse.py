@@ -18,7 +18,7 @@ from asap_exp.ops.checks import (
     check_switch,
     check_temperature,
 )
-from asap_exp.ops.subsets import CHOICES, WEIGHTS, check_grid
+from asap_exp.ops.subsets import CHOICES, WEIGHTS, check_grid, check_grid_width
 
 
 @register("coarse")
@@ -58,6 +58,7 @@ class CoarseAttention(Attention):
         check_among("weights", weights, WEIGHTS)
         check_count("seed", seed, 0)
         check_count("grid_width", grid_width, 0)
+        check_grid_width(subset, grid_width, ("subset", "grid_width"))
         check_switch("one_pass", one_pass)
         check_count("num_iters", num_iters, 1)
         check_refine(refine, implicit_steps, one_pass=one_pass)

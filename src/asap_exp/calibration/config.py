@@ -53,6 +53,20 @@ class CoarseKeys:
     seed: Seed = 0
     grid_width: Annotated[int, at_least(0), at_most(MOST_REPEATS)] = 0
 
+    def __post_init__(self) -> None:
+        if self.grid_width and self.choice != "grid":
+            raise UserError(
+                f"calibration.coarse.grid_width={self.grid_width} is read only with "
+                f"calibration.coarse.choice=grid, not with {self.choice}; set that, or leave "
+                "grid_width out"
+            )
+
+    @property
+    def chosen(self) -> list[str]:
+        """Settings of the tokens, other than the seed, that are not at their defaults."""
+        keys = ("choice", "weights", "num_iters", "grid_width")
+        return [key for key in keys if getattr(self, key) != getattr(CoarseKeys, key)]
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result."""
         read_by = {"seed": "random", "grid_width": "grid"}

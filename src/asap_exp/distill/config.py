@@ -40,6 +40,14 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.together.world > 1:
             self._check_shared()
+        coarse = self.calibration.coarse
+        if coarse.tokens is None and not self.budget.coarse_tokens and coarse.chosen:
+            key = coarse.chosen[0]
+            raise UserError(
+                f"calibration.coarse.{key}={getattr(coarse, key)} has no effect without a size of "
+                "the subset; give calibration.coarse.tokens=16, for example, or leave "
+                f"{key} out"
+            )
         if self.budget.asked and not self.calibration.fits:
             raise UserError(
                 f"calibration={self.calibration.name} fits nothing, and a budget chooses among "

@@ -16,7 +16,7 @@ from asap_exp.ops.arguments import (
 )
 from asap_exp.ops.backend import full_precision, resolve
 from asap_exp.ops.sliced_map import SlicedMap
-from asap_exp.ops.subsets import CHOICES, WEIGHTS, Subset, check_grid
+from asap_exp.ops.subsets import CHOICES, WEIGHTS, Subset, check_grid, check_grid_width
 
 
 def sinkhorn_attention(
@@ -167,6 +167,7 @@ def choose_subset(
         check.check_count(name, number, least)
     check.check_among("choice", choice, tuple(CHOICES))
     check.check_among("weights", weights, WEIGHTS)
+    check_grid_width(choice, grid_width, ("choice", "grid_width"))
     check.check_mask(key_padding_mask, x, x)
     if choice == "grid":
         check_grid(x.shape[2], grid_width, key_padding_mask)

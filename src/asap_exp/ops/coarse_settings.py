@@ -9,7 +9,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from asap_exp.ops.checks import check_among, check_count
 from asap_exp.ops.masking import compute_dtype
-from asap_exp.ops.subsets import BY_PLACE, CHOICES, WEIGHTS, Subset, check_grid, choose_subset
+from asap_exp.ops.subsets import (
+    BY_PLACE,
+    CHOICES,
+    WEIGHTS,
+    Subset,
+    check_grid,
+    check_grid_width,
+    choose_subset,
+)
 
 
 class CoarseSettings(NamedTuple):
@@ -32,6 +40,7 @@ class CoarseSettings(NamedTuple):
             check_count(f"coarse.{name}", getattr(self, name), least)
         check_among("coarse.choice", self.choice, tuple(CHOICES))
         check_among("coarse.weights", self.weights, WEIGHTS)
+        check_grid_width(self.choice, self.grid_width, ("coarse.choice", "coarse.grid_width"))
 
     def subsets(
         self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None

@@ -136,6 +136,19 @@ def root(n: int) -> int:
     return side
 
 
+def check_grid_width(choice: str, grid_width: int, names: tuple[str, str]) -> None:
+    """Raise ValueError for a width of rows that the choice does not read.
+
+    `names` are those that a caller gave to choice and width.
+    """
+    if grid_width and choice != "grid":
+        of, width = names
+        raise ValueError(
+            f"{width}={grid_width} is read with {of}='grid' alone, got {of}={choice!r}; take "
+            f"'grid', or leave {width} out"
+        )
+
+
 def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
     """Raise ValueError unless `n` tokens without a mask fill a grid."""
     if key_padding_mask is not None:
