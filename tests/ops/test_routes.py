@@ -344,3 +344,34 @@ def test_last_route_of_every_list_takes_everything_that_gets_there():
 def test_calls_are_hashable_and_alike():
     call = Call(10, 10, 8, 8, SINGLE, SINGLE)
     assert {call, call._replace(num_iters=1)} == {call}
+
+
+def test_a_subset_is_explained_by_its_size():
+    """`explain` takes the arguments of the call, the subset itself included."""
+    q = torch.randn(1, 1, 20, 8)
+    subset = ops.choose_subset(q, 5)
+    found = ops.explain(ops.coarse_attention, q, q, q, subset=subset)
+    assert found == ops.explain(ops.coarse_attention, q, q, q, subset=5)
+    assert found.call.subset == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"n": 9.0}, TypeError, "n must be an int, got 9.0"),
+        ({"head_dim": 0}, ValueError, "head_dim must be at least 1"),
+        ({"num_iters": 0}, ValueError, "num_iters must be at least 1"),
+        ({"subset": "a"}, TypeError, "subset must be an int, got 'a'"),
+        ({"subset": 0}, ValueError, "subset must be at least 1"),
+        ({"slices": -1}, ValueError, "slices must be at least 0"),
+        ({"padded": 1}, TypeError, "padded must be True or False, got 1"),
+        ({"dtype": "bf16"}, TypeError, "dtype must be a torch.dtype"),
+        ({"capability": 9}, TypeError, "capability must be a pair of ints"),
+        ({"capability": (9,)}, TypeError, "capability must be a pair of ints"),
+        ({"q": torch.zeros(4, 8)}, ValueError, "q must be"),
+    ],
+)
+def test_what_no_call_can_have_is_not_explained(options, error, words):
+    with pytest.raises(error, match=words):
+        ops.explain("coarse_attention", **({} if "q" in options else {"n": 64}) | options)

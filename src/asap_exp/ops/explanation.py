@@ -9,14 +9,19 @@ from torch import Tensor
 from asap_exp.ops import backend as backends
 from asap_exp.ops.call import Call, Device, device_of, one_wave
 from asap_exp.ops.checks import (
+    check_count,
     check_gradient_updates,
     check_implicit_steps,
+    check_query_key,
     check_refine,
+    check_switch,
+    check_value,
     gradient_needed,
 )
 from asap_exp.ops.offers import dual_alone, sinkhorn_call
 from asap_exp.ops.products import AS_ALLOWED, IEEE, product_words
 from asap_exp.ops.routing import ROUTES, Taken, first, first_of, forced_names
+from asap_exp.ops.subsets import Subset
 
 Offers = Iterator[tuple[str, Call]]
 
@@ -62,6 +67,10 @@ READ_BY = {
     "predicted_dual": ASAP_OPTIONS,
 }
 """Options of a call that each public operator reads."""
+
+COUNTS = ("n", "m", "head_dim", "value_dim", "heads", "num_iters", "subset", "multiprocessors")
+SWITCHES = ("relaxed", "logit_features", "one_pass", "padded", "gradient", "constant_logits")
+"""Arguments that describe a call: whole numbers from 1 on, and whether something is so."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def explain(
     relaxed: bool = False,
     logit_features: bool = False,
     one_pass: bool = False,
-    subset: int = 64,
+    subset: int | Subset = 64,
     padded: bool = False,
     gradient: bool = False,
     constant_logits: bool = False,
@@ -160,12 +169,13 @@ def explain(
     tensor and no GPU: `explain("sinkhorn_attention", n=200, capability=(9, 0))` says what an H100
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
-    relaxation) and `logit_features` are options of ASAP, `subset` (its number of tokens) of coarse
-    attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. With
+    relaxation) and `logit_features` are options of ASAP, `subset` (itself or its number of tokens)
+    of coarse attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. With
     `gradient`, `gradient_updates` and `implicit_steps` choose the backward pass, as in
     `sinkhorn_attention`; it is in the operator `sinkhorn_backward` or `implicit_backward` of the
     answer. Raises ValueError for an unknown operator, for a backward pass that the operator does
-    not have, or if neither tensors nor n are given.
+    not have, or if neither tensors nor n are given, and TypeError or ValueError for what no call
+    can have.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in FIRST_OFFERS:
@@ -178,17 +188,33 @@ def explain(
     if q is not None:
         k = q if k is None else k
         v = k if v is None else v
+        check_query_key(q, k)
+        check_value(v, k)
         batch, heads, n, head_dim = q.shape
         m, value_dim, dtype, value_dtype = k.shape[2], v.shape[3], q.dtype, v.dtype
         gradient = gradient or gradient_needed(q, k, v)
     if n is None:
         raise ValueError("explain needs tensors (q, k, v) or the number of tokens n")
+    m = n if m is None else m
+    value_dim = head_dim if value_dim is None else value_dim
+    subset = subset.tokens.shape[-1] if isinstance(subset, Subset) else subset
+    counts = (n, m, head_dim, value_dim, heads, num_iters, subset, multiprocessors)
+    for option, value in zip(COUNTS, counts, strict=True):
+        check_count(option, value, 1)
+    for option, value in (("batch", batch), ("slices", slices), ("refine", refine)):
+        check_count(option, value, 0)
+    switches = (relaxed, logit_features, one_pass, padded, gradient, constant_logits)
+    for option, value in zip(SWITCHES, switches, strict=True):
+        check_switch(option, value)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16; got {dtype!r}")
+    _check_capability(capability)
     kind, device = _device(q, capability, multiprocessors)
     call = Call(
         n,
-        n if m is None else m,
+        m,
         head_dim,
-        head_dim if value_dim is None else value_dim,
+        value_dim,
         dtype,
         value_dtype,
         num_iters,
@@ -200,7 +226,7 @@ def explain(
         relaxed=relaxed,
         logit_features=logit_features,
         one_pass=one_pass,
-        subset=min(subset, max(n, m or 0)),
+        subset=min(subset, max(n, m)),
         gradient_updates=gradient_updates,
         implicit_steps=implicit_steps,
         one_wave=one_wave(batch * heads, device),
@@ -237,6 +263,15 @@ def _check_backward(
             )
     check_gradient_updates(gradient_updates, num_iters)
     check_implicit_steps(implicit_steps, gradient_updates)
+
+
+def _check_capability(capability: tuple[int, int] | None) -> None:
+    """Raise TypeError unless it is None or a major and a minor number."""
+    pair = isinstance(capability, tuple) and [type(x) for x in capability] == [int, int]
+    if capability is not None and not pair:
+        raise TypeError(
+            f"capability must be a pair of ints, such as (9, 0) of an H100; got {capability!r}"
+        )
 
 
 def _device(
