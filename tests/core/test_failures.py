@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import explained, sentences
+from asap_exp.ops import sinkhorn_attention
 
 
 def failure(call) -> Exception:
@@ -103,3 +105,11 @@ def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
         os.kill(os.getpid(), signal.SIGTERM)
     assert end.value.code == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_forced_kernel_that_cannot_run_is_a_sentence_with_what_to_set():
+    q = torch.zeros(1, 1, 2, 4, dtype=torch.float64)
+    error = failure(lambda: sinkhorn_attention(q, q, q, backend="triton"))
+    sentence = explained(error)
+    assert isinstance(sentence, UserError)
+    assert re.match(r"attention\.backend='triton' cannot run: .*Use backend='auto'", str(sentence))

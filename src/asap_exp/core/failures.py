@@ -23,6 +23,8 @@ NO_MEMORY = (
 """Phrases of PyTorch, NumPy and Python about exhausted memory."""
 NO_SLURM = 'Could not detect "srun"'
 """What submitit says on a machine without SLURM."""
+NO_KERNEL = "backend='triton' cannot run"
+"""How an operator says that the kernels, which `attention.backend` forces, take no such call."""
 TOO_LARGE = (
     "storage size calculation overflowed",
     "integer multiplication overflow",
@@ -87,6 +89,8 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
             )
         if isinstance(cause, OSError) and cause.errno is not None:
             return unavailable(cause)
+        if isinstance(cause, RuntimeError) and str(cause).startswith(NO_KERNEL):
+            return UserError(f"attention.{cause}")
         if isinstance(cause, RuntimeError) and NO_SLURM in str(cause):
             return UserError(
                 "this is no machine of a SLURM cluster: there is no srun. Start the sweep on a "

@@ -170,8 +170,8 @@ def explain(
     would run. `capability` and `multiprocessors` describe the GPU; without a capability, it is the
     tensors' device or the current one. `slices`, `refine`, `relaxed` (whether there is a
     relaxation) and `logit_features` are options of ASAP, `subset` (itself or its number of tokens)
-    of coarse attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0. With
-    `gradient`, `gradient_updates` and `implicit_steps` choose the backward pass, as in
+    of coarse attention, and `refine` and `one_pass` of both; `constant_logits` means scale = 0.
+    With `gradient`, `gradient_updates` and `implicit_steps` choose the backward pass, as in
     `sinkhorn_attention`; it is in the operator `sinkhorn_backward` or `implicit_backward` of the
     answer. Raises ValueError for an unknown operator, for a backward pass that the operator does
     not have, or if neither tensors nor n are given, and TypeError or ValueError for what no call
