@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -371,6 +372,56 @@ def test_competitive_is_who_could_have_been_found_worse(
     found = Page([cifar(right)], [], []).claims
     (claim,) = (c for c in found if "competitive with softmax" in c.words)
     assert claim.verdict == verdict, claim.measured
+
+
+def imdb(right: Mapping[str, np.ndarray]) -> Group:
+    """As `cifar`, as if of IMDb's test samples."""
+    value = with_right(published(QKNORM), right)
+    text = json.dumps(value).replace("cifar100", "imdb")
+    (group,) = grouped([typed(json.loads(text))])
+    return group
+
+
+def test_competitive_fails_on_any_task_that_is_told_and_holds_on_all() -> None:
+    """The largest gap may be chance where a smaller one, elsewhere, is not."""
+    teacher = first_right(6000)
+
+    def claim(of_cifar: np.ndarray, of_imdb: np.ndarray) -> Any:
+        groups = [
+            of({"teacher": teacher, "asap": asap, "softmax_trained": teacher})
+            for of, asap in ((cifar, of_cifar), (imdb, of_imdb))
+        ]
+        found = Page(groups, [], []).claims
+        return next(c for c in found if "competitive with softmax" in c.words)
+
+    by_chance = first_right(6530, wrong=590)
+    told = first_right(5945)
+    failed = claim(by_chance, told)
+    assert (failed.verdict, failed.ours) == ("fails", "-0.55 points")
+    assert "on IMDb" in failed.measured
+    unknown = first_right(6590, wrong=590)
+    assert claim(first_right(5990), first_right(5995)).verdict == "holds"
+    half = claim(first_right(5990), unknown)
+    assert half.verdict == "open"
+    assert "0.5 points could not have been found from softmax, same recipe on IMDb" in half.measured
+
+
+def test_seeds_that_contradict_each_other_tell_nothing() -> None:
+    """Each seed alone would be significant, in its own direction."""
+    values = []
+    for seed, count in ((0, 6200), (1, 5700)):
+        teacher, rival = first_right(6000), first_right(count)
+        right = {"teacher": teacher, "asap": teacher, "softmax_trained": rival}
+        value = with_right(published(QKNORM), right)
+        value["manifests"]["train"]["config"]["seed"] = seed
+        value["run"] = value["run"].replace("-s0", f"-s{seed}")
+        values.append(typed(value))
+    (group,) = grouped(values)
+    assert len(group.records) == 2
+    found = compare(group, SINKHORN, SOFTMAX)
+    assert found is not None
+    assert (found.p, found.significant) == (1, False)
+    assert "the seeds contradict each other" in found.how
 
 
 # Files

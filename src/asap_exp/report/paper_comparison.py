@@ -61,7 +61,8 @@ def compare(group: Group, first: str, second: str) -> Comparison | None:
 
     With at least `FEWEST_SEEDS` seeds a paired t test over them. With fewer McNemar's exact test
     over the test samples, of each seed by itself, and the largest of its p-values: that says
-    nothing of how far another seed would be from this one.
+    nothing of how far another seed would be from this one. Where one seed is for the first and
+    another for the second method, the p-value is 1, however sure each is.
     """
     pairs = pairs_of(group, first, second)
     if not pairs:
@@ -79,10 +80,11 @@ def compare(group: Group, first: str, second: str) -> Comparison | None:
         return Comparison(mean, None, why, agreement_bound(pairs), bound=True)
     tests = [of_samples(record, one, two) for record, one, two in pairs]
     finds = [test.detectable for test in tests]
+    contradict = min(test.difference for test in tests) < 0 < max(test.difference for test in tests)
     return Comparison(
         mean,
-        max(test.p for test in tests if test.p is not None),
-        tests[0].how,
+        1.0 if contradict else max(test.p for test in tests if test.p is not None),
+        tests[0].how + (", and the seeds contradict each other" if contradict else ""),
         None if None in finds else max(find for find in finds if find is not None),
         samples=min(test.samples for test in tests if test.samples is not None),
     )
