@@ -127,6 +127,29 @@ def test_texts_have_the_upper_row_alone(plain: dict[str, Any]) -> None:
     assert image(behaviour(texts)).startswith(b"\x89PNG")
 
 
+def test_panels_keep_their_height_below_a_long_legend(plain: dict[str, Any]) -> None:
+    """`maps=all` measures every map of a teacher."""
+    heights = []
+    for further in (0, 20):
+        changed = with_behaviour(plain, 2.0)
+        row = next(row for row in changed["rows"] if row["key"] == "asap")
+        measured = changed["behaviour"]["rows"]
+        for number in range(further):
+            label = f"ASAP, {number} of 99 slices + query, adaptive and coarse (4 tokens) features"
+            changed["rows"].append({**row, "key": f"map_{number}", "label": label})
+            measured.append({**deepcopy(measured[1]), "key": f"map_{number}"})
+        changed["maps"] = {
+            r["key"]: {"key": r["key"], "label": r["label"]}
+            for r in changed["rows"]
+            if r["key"] == "asap" or r["key"].startswith("map_")
+        }
+        changed.pop("right", None)
+        figure = behaviour(Group("digits", [typed(changed)]))
+        figure.draw_without_rendering()
+        heights.append(min(axes.get_window_extent().height for axes in figure.axes))
+    assert heights[1] > 0.8 * heights[0] > 0
+
+
 def test_every_method_looks_different(seeds: Group) -> None:
     teacher, *_ = behaviours(seeds)
     many = [teacher] * (3 * len(FURTHER) + 1)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from asap_exp.report.accuracy_figure import FAMILIES, PALE, accuracy_latency
+from asap_exp.report.accuracy_figure import FAMILIES, PALE, SOFTMAX_TEACHER, accuracy_latency
 from asap_exp.report.averages import main_rows
 from asap_exp.report.captions import caption
 from asap_exp.report.documents import headline_cells
@@ -68,6 +68,12 @@ def test_tables_and_figures_use_the_same_names(name: str) -> None:
     known = {family.name for family in FAMILIES.values()} | {PALE}
     assert drawn - known <= tables
     assert {each for each in drawn if each.startswith("control")} <= set(NAMES.values())
+
+
+def test_families_of_one_figure_look_different() -> None:
+    """Of a softmax teacher there is neither a Sinkhorn teacher nor ASAP."""
+    of_sinkhorn = [f for kind, f in FAMILIES.items() if kind not in (SOFTMAX_TEACHER, "imitation")]
+    assert len({(f.colour, f.marker) for f in of_sinkhorn}) == len(of_sinkhorn)
 
 
 def test_labels_of_records_are_left_as_they_are() -> None:

@@ -42,8 +42,9 @@ def not_allowed(key: str, value: object, allowed: tuple) -> UserError:
     """Return the UserError for a value that is not one of `allowed`."""
     close = difflib.get_close_matches(str(value).lower(), [str(each) for each in allowed], n=1)
     choose = f". Did you mean {close[0]}? Choose" if close else "; choose"
+    words = ("null" if each is None else str(each) for each in allowed)  # as YAML writes it
     return UserError(
-        f"{key}={value} is not allowed{choose} one of {', '.join(map(str, allowed))}",
+        f"{key}={value} is not allowed{choose} one of {', '.join(words)}",
         key=key,
         value=value,
         allowed=allowed,

@@ -62,7 +62,7 @@ FAMILIES = {
     SOFTMAX_TEACHER: Family(SOFTMAX_TEACHER, palette.BLACK, "*", ""),
     "asap": Family("ASAP", palette.ORANGE, "o", "-"),
     "imitation": Family("imitation of softmax", palette.ORANGE, "o", "-"),
-    "budget": Family("chosen by budget, no ASAP", palette.ORANGE, "o", "-"),
+    "budget": Family("chosen by budget, no ASAP", palette.ORANGE, ">", (0, (5, 1))),
     "truncated": Family("Sinkhorn cut to T' updates", palette.BLUE, "s", "--", joins_all=True),
     "relaxed": Family("T' over-relaxed updates", palette.LIGHT_BLUE, "D", ":", joins_all=True),
     "control": Family(NO_SLICES, palette.GREY, "X", "-."),

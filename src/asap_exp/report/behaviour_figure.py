@@ -19,7 +19,7 @@ USUAL = {
     "teacher": (palette.BLACK, "*"),
     "asap": (palette.ORANGE, "o"),
     "imitation": (palette.ORANGE, "o"),
-    "budget": (palette.ORANGE, "o"),
+    "budget": (palette.ORANGE, ">"),
     "softmax": (palette.GREEN, "^"),
     "espformer": (palette.PINK, "v"),
     "coarse": (palette.YELLOW, "h"),
@@ -39,6 +39,8 @@ FURTHER = (
 """Those of further ones; after the last of them they begin again, dashed."""
 DODGE = 0.1
 """Distance between the markers of the first and the last method at the same place."""
+LINES, LINE = 4, 0.17
+"""Lines of a column of the legend that a figure has room for, and inches of each further one."""
 MOST_TICKS = 6
 """Numbers of layers or severities that all have a tick."""
 
@@ -72,7 +74,7 @@ def behaviour(group: Group) -> Figure:
     """Draw a panel for each measure and, of images, one for each corruption, a line per model."""
     found = behaviours(group)
     corrupted = bool(found[0].drops)
-    figure = new_figure(8, 5.6 if corrupted else 3.4)
+    figure = new_figure(8, (5.6 if corrupted else 3.4) + legend_height(found))
     grid = figure.subplots(nrows=1 + corrupted, ncols=3, squeeze=False)
     draw_depth(grid[0], found)
     if corrupted:
@@ -91,6 +93,13 @@ def behaviour(group: Group) -> Figure:
     words = f": what the plans do, on {samples_of(group)} test {group.first.samples}"
     figure.suptitle(heading(group, words), fontsize=10)
     return figure
+
+
+def legend_height(found: Sequence[AveragedBehaviour]) -> float:
+    """Return inches that the legend of many methods takes, which the panels must not lose."""
+    half = -(-len(found) // 2)
+    lines = [in_legend(each).count("\n") + 1 for each in found]
+    return LINE * max(sum(lines[:half]) - LINES, sum(lines[half:]) - LINES, 0)
 
 
 def draw_depth(row: Sequence[Axes], found: Sequence[AveragedBehaviour]) -> None:
