@@ -406,7 +406,7 @@ BAD_VALUES = {
     },
     "evaluate": {
         "maps=some": "one, all",
-        "corruption.name=fog": "None, noise, blur, contrast",
+        "corruption.name=fog": "null, noise, blur, contrast",
         "corruption.severity=6": "at least 1 and at most 5",
         "batch_size=0": "at least 1",
         "max_test_rows=0": "at least 1",
