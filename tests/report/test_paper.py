@@ -40,7 +40,7 @@ from asap_exp.report.power import detectable_by_samples
 from asap_exp.report.records import load_records
 from tests.composed import composed
 from tests.conftest import Pipeline
-from tests.records import PUBLISHED, published, typed
+from tests.records import PUBLISHED, published, typed, with_seed
 from tests.stages import ReportConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +263,31 @@ def test_three_seeds_are_compared_over_seeds() -> None:
     # By SciPy: ttest_rel of the three pairs.
     assert found.p == pytest.approx(0.00072966, rel=1e-4)
     assert compare(group, SINKHORN, LOTFORMER) is None
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.01])
+def test_seeds_that_differ_alike_are_not_tested(lost: float) -> None:
+    """Rounding alone would be their deviation, and the p-value 0."""
+    values = []
+    for seed, accuracy in enumerate((0.6, 0.7, 0.8)):
+        value = with_seed(published(QKNORM), seed, accuracy)
+        for row in value["rows"]:
+            row["accuracy"] = accuracy - lost * (row["key"] != "teacher")
+        values.append(typed(value))
+    (group,) = grouped(values)
+    found = compare(group, SINKHORN, SOFTMAX)
+    assert found is not None
+    assert found.difference == pytest.approx(lost)
+    assert (found.p, found.significant, found.finds(0.5)) == (None, False, False)
+    assert found.how == "3 seeds that differ alike, no deviation for a t test"
+
+
+def test_a_teacher_that_is_never_right_has_nothing_to_recover() -> None:
+    """A trial of a few test samples must not stop the report."""
+    value = published(QKNORM)
+    value["rows"][0]["accuracy"] = 0.0
+    claim = next(c for c in Page(grouped([typed(value)]), [], []).claims if "recovers" in c.words)
+    assert (claim.ours, claim.verdict) == ("", "open")
 
 
 def test_records_of_other_samples_are_not_compared() -> None:

@@ -182,7 +182,7 @@ def recovered(groups: Mapping[str, Group], table: Table) -> Claim:
     shares = {
         title: 100 * asap / teacher
         for title, teacher, asap in both(table, SINKHORN, ASAP)
-        if title in accuracy_titles()
+        if title in accuracy_titles() and teacher > 0
     }
     if not shares:
         return Claim(claim, f"above {RECOVERED:.0f} %", "", "", OPEN, "no record", command)

@@ -17,6 +17,9 @@ from asap_exp.report.power import LEVEL, detectable_by_samples, detectable_by_se
 FEWEST_SEEDS = 3
 """Seeds from which on a test over seeds is made; with two it would find almost nothing."""
 
+ALIKE = 1e-9
+"""Deviation of differences below which they are equal but for rounding."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -59,10 +62,11 @@ class Comparison:
 def compare(group: Group, first: str, second: str) -> Comparison | None:
     """Compare two methods on the records that have both; None if none has.
 
-    With at least `FEWEST_SEEDS` seeds a paired t test over them. With fewer McNemar's exact test
-    over the test samples, of each seed by itself, and the largest of its p-values: that says
-    nothing of how far another seed would be from this one. Where one seed is for the first and
-    another for the second method, the p-value is 1, however sure each is.
+    With at least `FEWEST_SEEDS` seeds a paired t test over them, unless their differences are all
+    the same: that a few seeds fall on one number of samples is no certainty. With fewer seeds
+    McNemar's exact test over the test samples, of each seed by itself, and the largest of its
+    p-values: that says nothing of how far another seed would be from this one. Where one seed is
+    for the first and another for the second method, the p-value is 1, however sure each is.
     """
     pairs = pairs_of(group, first, second)
     if not pairs:
@@ -71,8 +75,11 @@ def compare(group: Group, first: str, second: str) -> Comparison | None:
     differences = [getattr(one, metric) - getattr(two, metric) for _, one, two in pairs]
     mean = statistics.mean(differences)
     if len(pairs) >= FEWEST_SEEDS:
-        found = detectable_by_seeds(len(pairs), statistics.stdev(differences))
-        return Comparison(mean, paired_t(differences), f"t, {len(pairs)} seeds", found)
+        deviation, seeds = statistics.stdev(differences), f"{len(pairs)} seeds"
+        if deviation < ALIKE:
+            return Comparison(mean, None, f"{seeds} that differ alike, no deviation for a t test")
+        found = detectable_by_seeds(len(pairs), deviation)
+        return Comparison(mean, paired_t(differences), f"t, {seeds}", found)
     if group.first.trained_for.of_tokens:
         return Comparison(mean, None, f"fewer than {FEWEST_SEEDS} seeds, and no samples of tokens")
     if any(record.right is None for record, _, _ in pairs):
