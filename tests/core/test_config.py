@@ -823,6 +823,14 @@ GROUPS = [
 ]
 
 
+@pytest.mark.parametrize("stage", ["report", "benchmark"])
+@pytest.mark.parametrize("override", ["logger=csv", "+logger=csv"])
+def test_a_stage_without_a_tracker_says_so(stage: str, override: str) -> None:
+    """Hydra would advise a plus sign, which helps nothing."""
+    words = f"logger=csv is not an option of {stage}, which logs to no tracker; leave it out"
+    assert refused(stage, override) == words
+
+
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize(("stage", "group"), [*GROUPS, ("train", "logger")])
 def test_newcomer_k4_unknown_option_of_any_group_is_refused_with_the_nearest(stage, group, sweep):

@@ -28,7 +28,10 @@ from asap_exp.core.conf_files import (
 from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
-from asap_exp.core.schema import FREE_FORM, check_key
+from asap_exp.core.schema import FREE_FORM, check_key, fields_of
+
+LOGGER = "logger"
+"""Group whose files all stages find, though some have no such key."""
 
 
 def quoted(key: str, value: object) -> str:
@@ -153,7 +156,13 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
         return  # Hydra knows which of its groups and plugins there are
     for option in names(override):
         check_renamed(stage, key, option, own)
-    if folders := group_folders(stage, key.split("@")[0], own):
+    folders = group_folders(stage, key.split("@")[0], own)
+    if stage != "train" and key == LOGGER and LOGGER not in fields_of(schema):
+        raise UserError(
+            f"{key}={override.value()} is not an option of {stage}, which logs to no tracker; "
+            "leave it out"
+        )
+    if folders:
         check_option(override, folders)
     elif own is not None and key.partition(".")[0] in plugins.KINDS:
         return  # a file of the user's may name a module that has to be imported first
