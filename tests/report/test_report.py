@@ -68,6 +68,17 @@ def test_report_writes_everything_below_out(pipeline: Pipeline, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_report_of_a_task_leaves_out_what_earlier_reports_gathered(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    out = f"out={tmp_path / 'out'}"
+    assert run_report(pipeline.results, out) is not None
+    with pytest.raises(UserError, match="there is no finished training and no evaluation"):
+        run_report(pipeline.results, out, "task=cifar")
+    assert run_report(pipeline.results, out, "task=digits") is not None
+
+
+@pytest.mark.slow
 def test_records_are_kept_when_their_runs_are_gone(pipeline: Pipeline, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_report(pipeline.results, f"out={out}")

@@ -39,10 +39,10 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     left_out = len(record_files(out / "records")) - len(records)
     gather_trainings(config.paths, config.task.name, config.run, out / "records" / TRAININGS)
     trainings = load_trainings(out / "records" / TRAININGS)
-    if config.run is not None:
-        name = Run(Path(config.run)).name
-        records = [record for record in records if record.run == name]
-        trainings = [record for record in trainings if record.run == name]
+    task, run = config.task.name, config.run and Run(Path(config.run)).name
+    # The folder keeps what earlier reports gathered, of other tasks and runs too.
+    records = [r for r in records if task in (None, r.task) and run in (None, r.run)]
+    trainings = [r for r in trainings if task in (None, r.task) and run in (None, r.run)]
     found = compared(trainings, {record.run for record in records})
     groups = in_order([*grouped(records), *published_groups(config)])
     if not (groups or found) and not required:

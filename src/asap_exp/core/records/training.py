@@ -22,6 +22,11 @@ class TrainingRecord:
     sha256: str | None = None
 
     @property
+    def task(self) -> str:
+        """Task of the run, with which its name begins."""
+        return self.run.partition("/")[0]
+
+    @property
     def config(self) -> dict[str, Any]:
         """Configuration of the training."""
         return self.manifest.config
