@@ -161,9 +161,10 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
             check_attention(tree["attention"])
         parsed = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        raise UserError(
-            f"{error.full_key} must be set; for example {error.full_key}=VALUE", key=error.full_key
-        ) from error
+        key = error.full_key
+        own = key == "data.path"
+        value = "FOLDER, which holds your images or texts (docs/own_data.md)" if own else "VALUE"
+        raise UserError(f"{key} must be set; for example {key}={value}", key=key) from error
     except ValidationError as error:
         raise wrong_type(error, config, given, schema) from error
     except OmegaConfBaseException as error:

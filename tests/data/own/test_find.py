@@ -205,7 +205,7 @@ def test_setting_that_does_not_fit_is_refused(tmp_path, given, words):
 
 
 def test_path_must_be_given_and_is_for_own_data():
-    with pytest.raises(UserError, match=r"data\.path must be set"):
+    with pytest.raises(UserError, match=r"data\.path must be set; .*=FOLDER, which holds"):
         compose("train", ["task=images"], TrainConfig)
     with pytest.raises(UserError, match=r"data\.path=x is for your own data, with .*task=images"):
         request("cifar", "x")
