@@ -19,10 +19,12 @@ from asap_exp.calibration.artifact import load_artifact
 from asap_exp.compiling import load_compiled
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.team import alone
 from asap_exp.data import ImageDataModule
 from asap_exp.distill import candidates
 from asap_exp.distill.budget import distill_within_budget
 from asap_exp.distill.config import DistillConfig
+from asap_exp.distill.distill import artifact_key, asked
 from asap_exp.models import load_net
 from tests.composed import composed
 from tests.conftest import Pipeline
@@ -222,6 +224,33 @@ def test_budget_without_sizes_has_the_name_that_it_had(pipeline: Pipeline) -> No
     assert "coarse_tokens" not in config.budget.identity()
     config.budget.coarse_tokens = [2]
     assert config.budget.identity()["coarse_tokens"] == [2]
+
+
+@pytest.mark.parametrize("setting", ["choice=grid", "weights=voronoi", "num_iters=3"])
+def test_budgets_of_other_tokens_are_other_compilations(setting: str) -> None:
+    """The second would be taken for the first, and not be made."""
+    given = [*CALIBRATION, "budget.accuracy_drop=1", "budget.coarse_tokens=[2]"]
+    configs = [
+        composed("distill", [*given, *more], DistillConfig)
+        for more in ((), ("calibration.coarse.seed=7",), (f"calibration.coarse.{setting}",))
+    ]
+    usual, unread, other = (artifact_key(config, ["0"]) for config in configs)
+    assert usual == unread != other
+    assert usual.keys() == {"calibration", "layers", "budget"}
+
+
+def test_sizes_that_the_model_cannot_have_are_refused_before_anything_is_fitted(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("budget.accuracy_drop=1", "calibration.coarse.choice=grid", "check=true")
+    with pytest.raises(UserError, match=r"grid_width=3: choice='grid' cannot lay out 4 tokens"):
+        within(
+            pipeline.results, *given, "budget.coarse_tokens=[2]", "calibration.coarse.grid_width=3"
+        )
+    config = composed("distill", [*CALIBRATION, *given, "budget.coarse_tokens=[4]"], DistillConfig)
+    config.paths.results = str(pipeline.results)
+    asked(config, alone(config.together))
+    assert "budget.coarse_tokens=4 takes all 4 tokens" in capsys.readouterr().err
 
 
 def test_plan_without_asap_is_evaluated_by_the_name_of_what_it_is(pipeline: Pipeline) -> None:

@@ -81,17 +81,20 @@ def coarse_layers(
     return attends
 
 
-def check_tokens(keys: CoarseKeys, tokens: int | None) -> None:
+def check_tokens(
+    keys: CoarseKeys, tokens: int | None, asked_by: str = "calibration.coarse.tokens"
+) -> None:
     """Raise UserError for a grid that is not the model's; warn if all tokens are taken.
 
-    `tokens` is their number in every image, None for texts.
+    `tokens` is their number in every image, None for texts. `asked_by` is the key that gave the
+    size of the subset.
     """
     if keys.tokens is None:
         return
     prefix = "calibration.coarse"
     if keys.choice == "grid":
         check_fills_grid(tokens, keys.grid_width, f"{prefix}.choice", f"{prefix}.grid_width")
-    warn_if_all(tokens, keys.tokens, f"{prefix}.tokens")
+    warn_if_all(tokens, keys.tokens, asked_by)
 
 
 def identity_without_fit(keys: CoarseKeys, form: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Compile a frozen teacher to a map: capture, fit, check, save."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.coarse import check_tokens
-from asap_exp.calibration.config import CalibrationConfig
+from asap_exp.calibration.config import CalibrationConfig, CoarseKeys
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import Fidelity, plan_fidelity
@@ -100,7 +100,10 @@ def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Ask
     use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
     net = load_net(run, team.device)
     paths = chosen_layers(config.layer, list(attention_layers(net)))
-    check_tokens(config.fitted.coarse, tokens_of(run))
+    coarse, tokens = config.fitted.coarse, tokens_of(run)
+    check_tokens(coarse, tokens)
+    for size in config.budget.coarse_tokens:
+        check_tokens(replace(coarse, tokens=size), tokens, "budget.coarse_tokens")
     data = run_data(run, config.data, config.fitted.batch_size, team.device)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     return Asked(run, net, paths, data, team, folder)
@@ -265,7 +268,15 @@ def tokens_of(run: Run) -> int | None:
 def artifact_key(config: DistillConfig, paths: list[str]) -> dict[str, Any]:
     """Return a key that is equal for compilations that give the same artifact."""
     key = {"calibration": config.fitted.identity(), "layers": paths}
-    return key | ({"budget": config.budget.identity()} if config.budget.asked else {})
+    if not config.budget.asked:
+        return key
+    key["budget"] = config.budget.identity()
+    # A map without the feature has no such settings, but a budget's coarse duals have. Usual ones
+    # are left out, so that the folders of finished compilations keep their names.
+    settings = replace(config.fitted.coarse, tokens=None).identity()
+    if config.budget.coarse_tokens and settings != CoarseKeys().identity():
+        key["coarse"] = settings
+    return key
 
 
 def artifact_of(compiled: Compiled, data: CalibrationData, run: Run) -> Artifact:
