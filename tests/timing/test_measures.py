@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from asap_exp.attention import LayerInputs, SinkhornAttention
+from asap_exp.attention import CoarseAttention, LayerInputs, SinkhornAttention
 from asap_exp.attention.base import Attention
 from asap_exp.calibration.prediction_fit import divergence
 from asap_exp.core.errors import UserError
@@ -157,3 +157,17 @@ def test_gate_lets_the_right_pass_and_not_the_wrong(dtype: torch.dtype) -> None:
     assert passes(gate_error(SinkhornAttention(num_iters=3), data), dtype)
     assert not passes(gate_error(Wrong(), data), torch.float32)
     assert not passes(float("nan"), dtype)
+
+
+def test_the_subset_of_the_check_is_that_of_what_is_timed() -> None:
+    """In float64 another of two tokens that are almost alike may be taken, which is no error."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(1, 1, 6, 4, generator=generator)
+    k = few.repeat(1, 1, 8, 1) + 1e-7 * torch.randn(1, 1, 48, 4, generator=generator)
+    q, v = torch.randn(2, 1, 1, 48, 4, generator=generator)
+    attend, inputs = CoarseAttention(tokens=5, subset="kmeans"), LayerInputs(q, k, v, None)
+    apart = attend(q, k, v).double() - attend(q.double(), k.double(), v.double())
+    assert apart.abs().max() > 1e-3, "the inputs are chosen so that the choices differ"
+    assert gate_error(attend, inputs) < 1e-5
+    apart = attend(q, k, v).double() - attend(q.double(), k.double(), v.double())
+    assert apart.abs().max() > 1e-3, "nothing is kept beyond the check"

@@ -1,6 +1,8 @@
 """Settings of a coarse dual: which tokens it is made of, and by how many updates."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -52,6 +54,16 @@ class CoarseSettings(NamedTuple):
         return self._chosen(q, None), of_keys
 
     def _chosen(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
+        place = self, x.shape[2]
+        if _REPEATED is not None and place in _REPEATED:
+            tokens, weight = _REPEATED[place]
+            return Subset(tokens, weight.to(compute_dtype(x)))
+        found = self._found(x, key_padding_mask)
+        if _KEPT is not None:
+            _KEPT[place] = found
+        return found
+
+    def _found(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
         if self.choice == "grid":
             check_grid(x.shape[2], self.grid_width, key_padding_mask)
         if key_padding_mask is None and self.choice in BY_PLACE and self.weights == "equal":
@@ -68,6 +80,34 @@ class CoarseSettings(NamedTuple):
             grid_width=self.grid_width,
             key_padding_mask=key_padding_mask,
         )
+
+
+Choices = dict[tuple[CoarseSettings, int], Subset]
+"""Subsets of the inputs of one call, by settings and number of tokens."""
+_KEPT: Choices | None = None
+_REPEATED: Choices | None = None
+
+
+@contextmanager
+def kept_choices() -> Iterator[Choices]:
+    """Yield a dictionary that gets the subsets that one call of an operator chooses meanwhile."""
+    global _KEPT
+    outer, _KEPT = _KEPT, {}
+    try:
+        yield _KEPT
+    finally:
+        _KEPT = outer
+
+
+@contextmanager
+def repeated_choices(kept: Choices) -> Iterator[None]:
+    """Let a call on the same inputs take these subsets: in another precision, near ties differ."""
+    global _REPEATED
+    outer, _REPEATED = _REPEATED, kept
+    try:
+        yield
+    finally:
+        _REPEATED = outer
 
 
 def by_place(settings: CoarseSettings, x: Tensor) -> Subset:
