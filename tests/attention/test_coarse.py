@@ -61,6 +61,20 @@ def test_every_option_changes_the_output():
         assert (outs[0] - outs[1]).abs().max() > 1e-4, name
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": "voronoi"}, "subset=sequence, weights=voronoi, two-sided"),
+        ({"subset": "random", "seed": 3}, "subset=random, seed=3, two-sided"),
+        ({"subset": "grid", "grid_width": 8}, "subset=grid, grid_width=8, two-sided"),
+        ({}, "tokens=64, subset=sequence, two-sided, num_iters=20, eps=1.0"),
+    ],
+)
+def test_what_chooses_the_tokens_is_said(options, words):
+    """`distill` prints each layer that it made."""
+    assert words in CoarseAttention(**options).extra_repr()
+
+
 def test_implicit_gradient_is_another_of_the_same_output():
     leaves = [x.requires_grad_() for x in make_qkv(tokens=16)]
     found = []

@@ -126,11 +126,15 @@ class CoarseAttention(Attention):
 
     def extra_repr(self) -> str:
         form = "one_pass" if self.one_pass else "two-sided"
+        which = f"subset={self.subset}"
+        which += "" if self.weights == "equal" else f", weights={self.weights}"
+        which += f", seed={self.seed}" if self.subset == "random" else ""
+        which += f", grid_width={self.grid_width}" if self.grid_width else ""
         refine = f", refine={self.refine}" if self.refine else ""
         steps = self.implicit_steps
         implicit = "" if steps is None else f", implicit_steps={steps}"
         return (
-            f"tokens={self.tokens}, subset={self.subset}, {form}, num_iters={self.num_iters}, "
+            f"tokens={self.tokens}, {which}, {form}, num_iters={self.num_iters}, "
             f"eps={self.eps}{refine}{implicit}"
         )
 
