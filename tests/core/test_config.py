@@ -823,6 +823,23 @@ GROUPS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "given"),
+    [
+        ("evaluate", "behaviour", ["task=digits"]),
+        ("distill", "calibration.query_features", []),
+        ("train", "trainer.compile", ["task=digits"]),
+        ("train", "model.qk_norm", ["task=digits"]),
+    ],
+)
+def test_a_number_is_neither_true_nor_false(stage: str, key: str, given: list[str]) -> None:
+    """OmegaConf takes every other number than 0 for true."""
+    for value in ("2", "-1", "0.5"):
+        found = refused(stage, *given, f"{key}={value}")
+        assert found.startswith(f"{key}={value} has the wrong type; it must be true or false")
+    complete(stage, *given, f"{key}=1")
+
+
 @pytest.mark.parametrize("stage", ["report", "benchmark"])
 @pytest.mark.parametrize("override", ["logger=csv", "+logger=csv"])
 def test_a_stage_without_a_tracker_says_so(stage: str, override: str) -> None:

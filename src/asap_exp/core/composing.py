@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -152,6 +152,7 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     schema = concrete(schema, config)
     check_known_keys(config, schema)
     check_no_secrets(given, schema)
+    check_switches(given, schema)
     try:
         OmegaConf.resolve(config)
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
@@ -190,6 +191,23 @@ def wrong_type(
         value=shown,
         allowed=wanted,
     )
+
+
+def check_switches(given: dict[str, Any], schema: type) -> None:
+    """Refuse a number for true or false, which OmegaConf takes for true, unless it is 0 or 1."""
+    for key, value in given.items():
+        if not isinstance(value, int | float) or value in (0, 1):
+            continue
+        kind = (field_of(schema, key) or (object,))[0]
+        kinds = set(get_args(kind) or (kind,))
+        if bool in kinds and not kinds & {int, float}:
+            wanted = type_name(schema, key)
+            raise UserError(
+                f"{key}={value} has the wrong type; it must be {wanted}",
+                key=key,
+                value=value,
+                allowed=wanted,
+            )
 
 
 def check_no_secrets(given: dict[str, Any], schema: type) -> None:
