@@ -5,6 +5,7 @@ from torch import nn
 
 import asap_exp
 from asap_exp.attention import MultiHeadAttention
+from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.steps import AdamFit
 from asap_exp.core.errors import UserError
 from tests.small_model import Classifier, batches, loader, tokens
@@ -61,6 +62,22 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         (
             {"kl": {"lr": 1}},
             r"kl=\{'lr': 1\} has the wrong type; .* AdamFit\(updates",
+        ),
+        (
+            {"kl": AdamFit(updates="3", lr=0.1), "steps": ("ridge", "kl")},
+            r"^kl.updates='3' has the wrong type; it must be a whole number",
+        ),
+        (
+            {"coarse": CoarseKeys(tokens="4")},
+            r"^coarse.tokens='4' has the wrong type; it must be a whole number \(or null\)",
+        ),
+        (
+            {"coarse": CoarseKeys(tokens=4, choice=3)},
+            r"^coarse.choice=3 has the wrong type; it must be text",
+        ),
+        (
+            {"coarse": CoarseKeys(tokens=4, grid_width=2)},
+            r"^coarse.grid_width=2 is read only with coarse.choice=grid, not with sequence",
         ),
         ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),

@@ -53,14 +53,6 @@ class CoarseKeys:
     seed: Seed = 0
     grid_width: Annotated[int, at_least(0), at_most(MOST_REPEATS)] = 0
 
-    def __post_init__(self) -> None:
-        if self.grid_width and self.choice != "grid":
-            raise UserError(
-                f"calibration.coarse.grid_width={self.grid_width} is read only with "
-                f"calibration.coarse.choice=grid, not with {self.choice}; set that, or leave "
-                "grid_width out"
-            )
-
     @property
     def chosen(self) -> list[str]:
         """Settings of the tokens, other than the seed, that are not at their defaults."""
@@ -99,6 +91,12 @@ class CalibrationKeys:
 
     def __post_init__(self) -> None:
         check_choice("calibration.name", self.name, (*STEPS, "sequential", COARSE))
+        if self.coarse.grid_width and self.coarse.choice != "grid":
+            raise UserError(
+                f"calibration.coarse.grid_width={self.coarse.grid_width} is read only with "
+                f"calibration.coarse.choice=grid, not with {self.coarse.choice}; set that, or "
+                "leave grid_width out"
+            )
         if not self.fits:
             check_without_fit(self)
             return

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -14,8 +14,11 @@ from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
 from asap_exp.calibration.steps import STEPS, Step, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
+from asap_exp.core.schema import field_of, type_name
 
 PREFIX = "calibration."
+PLAIN = {int, float, bool, str, type(None)}
+"""Types of settings that are checked here."""
 IN_PYTHON = {
     "=true": "=True",
     "=false": "=False",
@@ -127,6 +130,7 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
             raise UserError(
                 f"{name}={value!r} has the wrong type; it must be {wanted.__name__}({keys})"
             )
+        check_types(name, value)
         if name not in steps:
             raise UserError(
                 f"{name}={value!r} has no effect: {name} is not among steps={list(steps)}"
@@ -139,6 +143,24 @@ def check_coarse(value: Any) -> None:
         raise UserError(
             f"coarse={value!r} must be CoarseKeys(tokens=...) of asap_exp.calibration.config"
         )
+    check_types(COARSE, value)
+
+
+def check_types(name: str, settings: Any) -> None:
+    """Raise UserError for a field of a settings object whose value is of another type."""
+    schema = type(settings)
+    for field in fields(schema):
+        value, found = getattr(settings, field.name), field_of(schema, field.name)
+        kinds = set() if found is None else {*(get_args(found[0]) or (found[0],))}
+        if not kinds or not kinds <= PLAIN:
+            continue  # of a step of another package, which knows its own types
+        others = {int} if float in kinds else set()
+        right = bool in kinds if isinstance(value, bool) else isinstance(value, (*kinds, *others))
+        if not right:
+            raise UserError(
+                f"{name}.{field.name}={value!r} has the wrong type; it must be "
+                f"{type_name(schema, field.name)}"
+            )
 
 
 def check_has_weights(model: nn.Module) -> None:
