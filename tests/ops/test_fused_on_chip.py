@@ -314,10 +314,10 @@ def test_emulator_notices(tmp_path, before, after, found):
     ("change", "reason"),
     [
         ({}, None),
-        ({"num_iters": 13}, None),
-        ({"num_iters": 12}, "fewer than 13 updates, got 12"),
+        ({"num_iters": 5}, None),
+        ({"num_iters": 4}, "fewer than 5 updates, got 4"),
         ({"n": 700, "m": 700, "num_iters": 19}, "fewer than 20 updates"),
-        ({"n": 1000, "m": 1000, "num_iters": 16}, None),
+        ({"n": 1000, "m": 1000, "num_iters": 10}, None),
         ({"n": 129, "m": 20}, None),
         ({"n": 128, "m": 128}, "up to 128 tokens, got 128"),
         ({"n": 450, "m": 450}, None),

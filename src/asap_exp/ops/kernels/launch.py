@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of, one_wave
 from asap_exp.ops.kernels.tiles import LOG2_E, block, mask_bytes, operand, unit_stride
-from asap_exp.ops.products import AS_ALLOWED, IEEE, float32_products
+from asap_exp.ops.products import AS_ALLOWED, IEEE, THREE_PASSES, float32_products
 
 SMALLEST_SLOPE = 1e-9
 """Logit factor at or below which it counts as 0: the bfloat16 kernels divide duals by it."""
@@ -184,7 +184,9 @@ class Launch(NamedTuple):
             return x_block, y_block, max(warps, x_block // 16)
         if self.widest <= 64 and self.products == IEEE:
             return 64, 64, 4
-        return (32, 64, 4) if self.few_blocks and self.products != IEEE else (64, 32, 4)
+        # Three passes hold two parts of every tile: of 128 channels, no more fits on chip.
+        wide = self.widest > 64 and self.products == THREE_PASSES
+        return (32, 64, 4) if wide or (self.few_blocks and self.products != IEEE) else (64, 32, 4)
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
