@@ -1,4 +1,4 @@
-"""Bytes of shared memory of the gradient's kernels, compiled for a GPU that need not be there.
+"""Bytes of shared memory of passes over tiles, compiled for GPUs that need not be there.
 
 Run as a program, apart from the tests' interpreter; prints a line per kernel.
 """
@@ -11,26 +11,36 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from asap_exp.ops.call import Device, as_if
 from asap_exp.ops.kernels.launch import Launch
-from asap_exp.ops.kernels.sinkhorn import tiled_gradient
+from asap_exp.ops.kernels.sinkhorn import tiled, tiled_gradient
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block
-from asap_exp.ops.products import IEEE, ONE_PASS, THREE_PASSES
+from asap_exp.ops.products import IEEE, THREE_PASSES
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-INPUTS = ("q", "k", "v", "x", "y", "grad_out", "value_x", "value_y", "grad_x", "grad_v", "grad_k")
+INPUTS = (
+    "q",
+    "k",
+    "v",
+    "x",
+    "y",
+    "grad_out",
+    "value_x",
+    "value_y",
+    "grad_x",
+    "grad_v",
+    "grad_k",
+    "out",
+)
 ABSENT = ("factors_x", "factors_y", "unit")
 COUNTS = ("heads", "n", "m", "num_x", "num_y", "num_iters")
 NUMBERS = ("to_log2", "slope", "log2_ratio")
 
 
-class ManyHeads(Launch):
-    """A launch of more blocks than the GPU has multiprocessors."""
-
-    few_blocks = False
-
-
-def shared_bytes(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], warps: int) -> int:
-    """Return what a block takes on a GPU of compute capability 9.0."""
+def shared_bytes(
+    kernel: Any, dtype: torch.dtype, constants: dict[str, Any], warps: int, capability: int
+) -> int:
+    """Return what a block takes on a GPU of compute capability 8.0 (80) or 9.0 (90)."""
     names = kernel.arg_names
     constants = constants | dict.fromkeys(ABSENT)
     constants = {name: value for name, value in constants.items() if name in names}
@@ -56,40 +66,47 @@ def shared_bytes(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], war
         attrs={(i,): aligned for i, name in enumerate(names) if signature[name] != "constexpr"},
     )
     options = EVERY_LAUNCH | {"num_warps": warps}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options=options).metadata.shared
+
+
+PRODUCTS = [(torch.float32, THREE_PASSES), (torch.float16, IEEE)]
+"""Those that hold most: two parts of every tile, or of the factors of updates."""
+
+HEADS = (1, 10_000)
+"""So few that blocks are made smaller, and more than a GPU has multiprocessors."""
 
 
 def main() -> None:
-    for (dtype, products), width in itertools.product(
-        [
-            (torch.float32, THREE_PASSES),
-            (torch.float32, ONE_PASS),
-            (torch.float32, IEEE),
-            (torch.float16, IEEE),
-            (torch.bfloat16, IEEE),
-        ],
-        (64, 128),
+    for capability, (dtype, products), width, heads in itertools.product(
+        (80, 90), PRODUCTS, (64, 128), HEADS
     ):
-        q = torch.empty(1, 1, 16, width, dtype=dtype)
-        p = ManyHeads.of(q, q, q, None, 20, 1.0)._replace(products=products)
-        x_block, y_block, warps = p.gradient_tile
+        q = torch.empty(1, 1, 16, width, dtype=dtype).expand(1, heads, 16, width)
+        p = Launch.of(q, q, q, None, 20, 1.0)._replace(products=products)
+        with as_if(Device(divmod(capability, 10), 100)):
+            x_block, y_block, warps = p.gradient_tile
+            n_block, m_block, attention_warps = p.attention_tile
+            adjoint_tile = p.tile
         rank, more_rank = tiled_gradient.rank_blocks(40)
         constants = {
             **p.values, "HAS_PADDING": True, "X_IS_QUERY": True, "FEW": 2, "OF_KEYS": False,
             "BLOCK_X": x_block, "BLOCK_Y": y_block, "BLOCK_T": block(20),
             "RANK_PRECISION": tiled_gradient.rank_products(p), "HALVES": False,
-            "RANK": rank, "MORE_RANK": more_rank,
+            "RANK": rank, "MORE_RANK": more_rank, "HAS_PREVIOUS": True, "SAVE": True,
         }  # fmt: skip
-        for kernel in (
-            tiled_gradient.logit_kernel,
-            tiled_gradient.value_kernel,
-            tiled_gradient.delta_kernel,
+        for kernel, query_block, key_block, kernel_warps in (
+            (tiled_gradient.logit_kernel, x_block, y_block, warps),
+            (tiled_gradient.value_kernel, y_block, x_block, warps),
+            (tiled_gradient.delta_kernel, x_block, y_block, warps),
+            (tiled.attention_kernel, n_block, m_block, attention_warps),
+            (tiled_gradient.adjoint_kernel, *adjoint_tile),
         ):
-            name = kernel.fn.__name__
-            blocks = (x_block, y_block) if name == "delta_kernel" else (y_block, x_block)
-            constants |= {"BLOCK_N": blocks[0], "BLOCK_M": blocks[1]}
-            found = shared_bytes(kernel, dtype, constants, warps)
-            print(name, str(dtype).removeprefix("torch."), products, width, found, flush=True)
+            constants |= {"BLOCK_N": query_block, "BLOCK_M": key_block, "RESCALE": True}
+            if kernel is tiled_gradient.adjoint_kernel:
+                constants |= {"BLOCK_X": query_block, "BLOCK_Y": key_block}
+            found = shared_bytes(kernel, dtype, constants, kernel_warps, capability)
+            name = str(dtype).removeprefix("torch.")
+            print(kernel.fn.__name__, name, width, heads, capability, found, flush=True)
 
 
 if __name__ == "__main__":

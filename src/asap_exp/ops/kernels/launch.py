@@ -172,9 +172,21 @@ class Launch(NamedTuple):
     @property
     def attention_tile(self) -> tuple[int, int, int]:
         """Tile of a pass that also multiplies with values: anchored, streamed tokens and warps."""
+        if self.two_parts and self.little_shared_memory:
+            return (64, 32, 4) if self.widest > 64 else (128, 32, 8)
         if not self.has_float32 or self.products == IEEE or self.few_blocks:
             return self.tile
         return (128, 32, 8) if self.widest > 64 else (128, 64, 8)
+
+    @property
+    def two_parts(self) -> bool:
+        """True if products hold two parts of every tile, as three passes do."""
+        return self.has_float32 and self.products == THREE_PASSES
+
+    @property
+    def little_shared_memory(self) -> bool:
+        """True on a GPU whose blocks have 163 KiB, where others have 227."""
+        return device_of(self.q).capability == (8, 0)
 
     @property
     def gradient_tile(self) -> tuple[int, int, int]:
@@ -184,9 +196,9 @@ class Launch(NamedTuple):
             return x_block, y_block, max(warps, x_block // 16)
         if self.widest <= 64 and self.products == IEEE:
             return 64, 64, 4
-        # Three passes hold two parts of every tile: of 128 channels, no more fits on chip.
-        wide = self.widest > 64 and self.products == THREE_PASSES
-        return (32, 64, 4) if wide or (self.few_blocks and self.products != IEEE) else (64, 32, 4)
+        if self.two_parts and self.widest > 64:
+            return (32, 32, 4) if self.little_shared_memory else (32, 64, 4)
+        return (32, 64, 4) if self.few_blocks and self.products != IEEE else (64, 32, 4)
 
 
 def unwritten_output(q: Tensor, v: Tensor) -> Tensor:
