@@ -13,6 +13,7 @@ written again: tables, figures, page, docs/paper.md, and the tables in README.md
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from asap_exp.core.files import read_json, read_text, write_bytes, write_json, w
 from asap_exp.core.records.benchmark import BenchmarkRecord
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.steps import StepRecord
+from asap_exp.core.sealed import sealed
 from asap_exp.report import benchmark_records
 from asap_exp.report.benchmarks import write_benchmarks
 from asap_exp.report.csv_table import tables_csv
@@ -59,9 +61,22 @@ def main() -> None:
     with sentences():
         chosen = {file: target(file, force=arguments.force) for file in arguments.records}
         for file, place in chosen.items():
-            write_json(place, read_json(file))
+            write_json(place, without_place(read_json(file)))
             print(f"Published: {place}")
         make_all()
+
+
+def without_place(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose command does not say where on that machine results were written.
+
+    Evaluations are returned as they are: their manifests know each other by their hashes.
+    """
+    if "manifest" not in value:
+        return value
+    manifest = value["manifest"]
+    words = shlex.split(manifest["command"])
+    kept = shlex.join(word for word in words if not word.startswith("paths.results="))
+    return sealed(value | {"manifest": sealed(manifest | {"command": kept})})
 
 
 def target(file: Path, *, force: bool) -> Path:

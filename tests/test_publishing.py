@@ -253,6 +253,16 @@ def test_steps_are_those_of_a_task_or_experiment_as_it_is(
     )
 
 
+def test_place_of_results_is_not_published() -> None:
+    value = published("steps/nvidia-h200-step-cifar")
+    assert PUBLISH.without_place(value) == value
+    manifest = value["manifest"]
+    elsewhere = manifest | {"command": manifest["command"] + " paths.results='/home/me/my results'"}
+    found = PUBLISH.without_place(value | {"manifest": elsewhere})
+    assert found == value
+    from_json(StepRecord, unsealed(found), Path("steps.json"))
+
+
 def test_failed_gpu_tests_and_other_files_are_refused(tmp_path: Path) -> None:
     value = read_json(ROOT / "results" / "gpu_tests.json")
     value["outcomes"]["failed"] = 2
