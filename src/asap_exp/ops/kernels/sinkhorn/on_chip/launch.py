@@ -68,8 +68,8 @@ extern "C" __global__ void empty() {{}}
 FEWEST_UPDATES = {1: 5, 2: 10, 3: 20, 4: 10}
 """From how many updates on it is the fastest route, by the blocks of the longer side.
 
-With fewer than 20 that holds for logits of standard deviation 1 and 4, by up to 1.6 times; those of
-16 and 121, which no route can know, then take up to 1.2 times as long as by another.
+With fewer than 20 it is so for logits of standard deviation 1 and 4, by up to 1.6 times. At 16 and
+121, which no route can know, another route is then up to 1.2 times as fast.
 """
 
 SHORTEST = 128
