@@ -189,14 +189,22 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
           store_scaling(l, l.col_place, x.b);
           block_barrier();
         }
-        remake = !(room >= 0.f) || (left > 0 && step > room);
+        remake = !(room >= 0.f);
+        if (!remake && left > 0 && step > room) {
+          // Scalings go on nearly as they moved, and the plan serves as long as that keeps them in range. One
+          // that leaves it after all is seen after the update, whose sums do not multiply by it yet.
+          const float next = x.valid_col ? exponent + moved : 0.f;
+          float ends[2] = {next, -next};
+          maxima<true>(l, numbers.maxima, ends);
+          remake = larger(ends[0], ends[1]) > REACH;
+        }
         if (remake) {
-          // Scalings go on as they moved, so if they will leave the range, the plan is made for where they
-          // will be: they cross all of it. Whole powers of two, and room for two updates, are left.
-          const float most = REACH - 2.f * step - 1.f, going = moved * left;
-          const bool leads = step * left > REACH && most > 0.f;
-          const float lead = leads ? round_up(larger(-most, -larger(-most, -going))) : 0.f;
-          room = leads ? 2.f * step : REACH;
+          // If they will leave the range, the plan is made for where they will be, in whole powers of two: then
+          // they cross nearly all of it.
+          const float going = moved * left;
+          const bool leads = step * left > REACH;
+          const float lead = leads ? round_up(larger(-LEAD, -larger(-LEAD, -going))) : 0.f;
+          room = leads ? REACH - LEAD : REACH;
           add_to_col_dual(l, x, exponent + lead);
           x.b = x.valid_col ? exp2_of(-lead) : 0.f;
         }
