@@ -32,7 +32,7 @@ INPUTS = (
     "grad_k",
     "out",
 )
-ABSENT = ("factors_x", "factors_y", "unit")
+ABSENT = ("factors_x", "factors_y", "unit", "begin", "anchor")
 COUNTS = ("heads", "n", "m", "num_x", "num_y", "num_iters")
 NUMBERS = ("to_log2", "slope", "log2_ratio")
 

@@ -147,8 +147,8 @@ def test_few_plans_are_made(tmp_path, size, most):
 def test_few_plans_are_made_of_uneven_groups(tmp_path):
     """Few keys for many queries: an update moves the duals by about as much as the one before.
 
-    So do trained models without a norm on q and k. There were 12 plans as long as a plan had to serve
-    whichever way the scalings went.
+    So do trained models without a norm on q and k. There were 12 plans as long as a plan had to
+    serve whichever way the scalings went.
     """
     inputs = inputs_for(4.0, queries=256)
     q, k = inputs.q.clone(), inputs.k.clone()

@@ -15,7 +15,9 @@ from torch import Tensor
 from asap_exp.ops.kernels.launch import Duals, Launch, head_strides, strides
 from asap_exp.ops.kernels.sinkhorn.tiled import head_and_tokens, plan_tile
 from asap_exp.ops.kernels.sinkhorn.update_factors import (
+    GROUP,
     RUN,
+    Factors,
     load_factors,
     packed_factors,
     product_of_halves,
@@ -29,6 +31,9 @@ from asap_exp.ops.kernels.tiles import (
     valid_tokens,
 )
 from asap_exp.ops.products import ONE_PASS, THREE_PASSES
+
+NONE = (None, None, None)
+"""In the place of factors."""
 
 RANK_PRECISION = {torch.float16: THREE_PASSES, torch.bfloat16: ONE_PASS}
 """Precision of the products that sum the updates' contributions, finer than the inputs'."""
@@ -231,7 +236,7 @@ def through_values_of(
 @triton.jit
 def logit_kernel(
     x, y, value_x, value_y, delta, dual_x, dual_y, weight_x, weight_y, factors_x, factors_y,
-    drift, unit, padding, grad_x,
+    drift, unit, begin, anchor, padding, grad_x,
     x_b, x_h, x_n, y_b, y_h, y_n, vx_b, vx_h, vx_n, vy_b, vy_h, vy_n, gx_b, gx_h, gx_n,
     heads, num_x, num_y, num_iters, to_log2, slope,
     D: tl.constexpr, V_WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -239,7 +244,7 @@ def logit_kernel(
     OPERAND: tl.constexpr, V_OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, RANK_PRECISION: tl.constexpr,
     X_IS_QUERY: tl.constexpr, HAS_PADDING: tl.constexpr, FEW: tl.constexpr,
-    HALVES: tl.constexpr, RANK: tl.constexpr, MORE_RANK: tl.constexpr,
+    HALVES: tl.constexpr, RANK: tl.constexpr, MORE_RANK: tl.constexpr, GROUP_RANK: tl.constexpr,
 ):
     # fmt: on
     """Compute grad_x = slope * sum_y dS_xy y, for x = q (values grad_out) or x = k (values v).
@@ -250,10 +255,11 @@ def logit_kernel(
         sum_t A^t_ij (w^t_j + df^t_i) = A^T_ij sum_t (p^t_i (r^t_j w^t_j) + (p^t_i df^t_i) r^t_j).
 
     This form is used if `drift`, the head's largest such exponent, is small enough; otherwise each
-    t takes its own exponential. With HALVES, heads with a `unit` have the factors of
-    `update_factors` in place of the weights, with which dS is that much larger: 2 T of a token,
-    multiplied in a block of RANK and one of MORE_RANK, or none for 0. FEW is T, or 2 if T is
-    larger: without updates there is no sum, and that of one takes no product of matrices.
+    t takes its own exponential. With HALVES there are the factors of `update_factors` in place of
+    the weights, with which dS is `unit` times as large: 2 T of a token, multiplied in a block of
+    RANK and one of MORE_RANK, or none for 0; or, in groups of updates from `begin` on, each with
+    the exponentials of its `anchor`, in blocks of GROUP_RANK. FEW is T, or 2 if T is larger:
+    without updates there is no sum, and that of one takes no product of matrices.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -269,13 +275,10 @@ def logit_kernel(
     weight_x += head * num_iters * num_x
     weight_y += head * num_iters * num_y
     fx = tl.load(dual_x + num_iters * num_x + i, mask=valid_i, other=float("-inf"))
-    of_rank_2t = tl.load(drift + head) < 24.0
-    one_by_one = of_rank_2t == 0
     if HALVES:
         to_unit = tl.load(unit + head)
-        packed = to_unit > 0.0
-        of_rank_2t = of_rank_2t & (packed == 0)
-        one_by_one = one_by_one & (packed == 0)
+        begin += head * num_iters
+        anchor += head * num_iters
         factors_x += head * num_iters * num_x * 2
         factors_y += head * num_iters * num_y * 2
     delta_x = fx  # of keys, not read
@@ -302,8 +305,8 @@ def logit_kernel(
             )  # fmt: skip
             dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
             grad += product(dS, y_tile, OPERAND, PRECISION)
-    if HALVES:  # noqa: SIM102 - a constant, while `packed` is not
-        if packed:
+    if HALVES:
+        if tl.load(anchor) == num_iters:
             # [BLOCK_X, RANK]
             of_x = load_factors(factors_x, c[None, :], i[:, None], num_x, num_iters)
             if MORE_RANK:
@@ -326,9 +329,37 @@ def logit_kernel(
                     dS = product_of_halves(more_x, of_y, dS)
                 dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
                 grad += product(dS, y_tile, OPERAND, PRECISION)
-            grad *= 1.0 / to_unit
-    if FEW:
-        if of_rank_2t:
+        else:
+            c_of_group = tl.arange(0, GROUP_RANK)
+            for first in range(0, num_y, BLOCK_Y):
+                j = first + tl.arange(0, BLOCK_Y)
+                y_tile, S, dS, fy, valid_j = through_values_of(
+                    x_tile, vx_tile, y, value_y, delta, delta_x * to_unit, to_unit, dual_y, padding,
+                    b, j, num_y, num_iters, y_n, vy_n,
+                    D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
+                    X_IS_QUERY, HAS_PADDING,
+                )  # fmt: skip
+                dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
+                end = num_iters
+                while end > 0:
+                    start = tl.load(begin + end - 1)
+                    a = tl.load(anchor + end - 1)
+                    of_group = 2 * start + c_of_group
+                    # [BLOCK_X, GROUP_RANK]
+                    of_x = load_factors(factors_x, of_group[None, :], i[:, None], num_x, end)
+                    # [GROUP_RANK, BLOCK_Y]
+                    of_y = load_factors(factors_y, of_group[:, None], j[None, :], num_y, end)
+                    # [BLOCK_X, BLOCK_Y]
+                    of_updates = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
+                    of_updates = product_of_halves(of_x, of_y, of_updates)
+                    fx_a = tl.load(dual_x + a * num_x + i, mask=valid_i, other=float("-inf"))
+                    fy_a = tl.load(dual_y + a * num_y + j, mask=valid_j, other=float("-inf"))
+                    dS += of_updates * plan_tile(S, to_log2, fx_a, fy_a, X_IS_QUERY)
+                    end = start
+                grad += product(dS, y_tile, OPERAND, PRECISION)
+        grad *= 1.0 / to_unit
+    elif FEW:
+        if tl.load(drift + head) < 24.0:
             if FEW == 1:
                 # [BLOCK_X]
                 px = relative(dual_x + i, fx, valid_i)
@@ -366,7 +397,7 @@ def logit_kernel(
                     dS = tl.dot(wx, py, dS, input_precision=RANK_PRECISION)
                 dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
                 grad += product(dS, y_tile, OPERAND, PRECISION)
-        elif one_by_one:
+        else:
             for first in range(0, num_y, BLOCK_Y):
                 j = first + tl.arange(0, BLOCK_Y)
                 y_tile, S, dS, fy, valid_j = through_values_of(
@@ -508,16 +539,16 @@ def through_logits(
         and p.n % RUN == 0
         and p.m % RUN == 0
     )
+    factors, drift = None, None
     if in_halves:
-        unit, drift = packed_factors(p, *queries[2:], *keys[2:])
+        factors = packed_factors(p, *queries[2:], *keys[2:])
     elif p.num_iters <= RANK_UPDATES:
-        unit = None
         drift = torch.maximum(largest_change(queries.duals), largest_change(keys.duals))
     else:
-        unit, drift = None, torch.full_like(delta[:, :, 0], torch.inf)
-    logit_gradient(p, queries, keys, delta, drift, unit, grad_q, x_is_query=True)
+        drift = torch.full_like(delta[:, :, 0], torch.inf)
+    logit_gradient(p, queries, keys, delta, drift, factors, grad_q, x_is_query=True)
     if grad_k is not None:
-        logit_gradient(p, keys, queries, delta, drift, unit, grad_k, x_is_query=False)
+        logit_gradient(p, keys, queries, delta, drift, factors, grad_k, x_is_query=False)
 
 
 def logit_gradient(
@@ -525,26 +556,27 @@ def logit_gradient(
     x: Side,
     y: Side,
     delta: Tensor,
-    drift: Tensor,
-    unit: Tensor | None,
+    drift: Tensor | None,
+    factors: Factors | None,
     grad_x: Tensor,
     *,
     x_is_query: bool,
 ) -> None:
-    """Write the gradient of x's tokens; `unit` is that of weights that were packed."""
+    """Write the gradient of x's tokens; with `factors`, these are in the place of weights."""
     x_block, y_block, warps = p.gradient_tile
     num_x, num_y = x.tokens.shape[2], y.tokens.shape[2]
-    factors = [None if unit is None else z.weights.view(torch.float16) for z in (x, y)]
+    halves = [None if factors is None else z.weights.view(torch.float16) for z in (x, y)]
     by_rank = p.num_iters <= RANK_UPDATES
     rank, more_rank = rank_blocks(2 * p.num_iters if by_rank else 1)
     logit_kernel[(p.programs * triton.cdiv(num_x, x_block),)](
         x.tokens, y.tokens, x.values, y.values, delta,
-        x.duals, y.duals, x.weights, y.weights, *factors, drift, unit, p.padding,
+        x.duals, y.duals, x.weights, y.weights, *halves, drift, *(factors or NONE), p.padding,
         grad_x, *strides(x.tokens, y.tokens, x.values, y.values, grad_x),
         p.heads, num_x, num_y, p.num_iters, p.to_log2, p.slope,
         **p.values, BLOCK_T=block(p.num_iters if by_rank else 1), BLOCK_X=x_block, BLOCK_Y=y_block,
         RANK_PRECISION=rank_products(p), X_IS_QUERY=x_is_query, FEW=min(p.num_iters, 2),
-        HALVES=unit is not None, RANK=rank, MORE_RANK=more_rank, num_warps=warps, **EVERY_LAUNCH,
+        HALVES=factors is not None, RANK=rank, MORE_RANK=more_rank, GROUP_RANK=2 * GROUP,
+        num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
 
 

@@ -1,11 +1,15 @@
 """The factors of a gradient's sum over updates, made once per token, as halves on the matrix units.
 
-`tiled_gradient.logit_kernel` needs sum_t A^t_ij (w^t_j + df^t_i) / A^T_ij: 2 T products of a factor
-of the query, exp(f^t - f^T) with and without df^t, and one of the key, exp(g^t - g^T) without and
-with w^t. float16 has as long a mantissa as TF32, but half its width and a short range: a head whose
-duals have moved by less than 2^`LARGEST_CHANGE` keeps it, times a power of two for the weights.
-A factor with a weight and one without take the place of the weight in memory.
+`tiled_gradient.logit_kernel` needs sum_t A^t_ij (w^t_j + df^t_i), for which the A^t of successive
+updates are written as A^a_ij, of one of them, times a factor of the query, exp(f^t - f^a) with and
+without df^t, and one of the key, exp(g^t - g^a) without and with w^t. float16 has as long a
+mantissa as TF32, but half its width and a short range. A head whose duals have moved by less than
+2^`LARGEST_CHANGE` needs the exponentials of A^T alone; the updates of others are taken in groups,
+each with an A^a of its own. Weights are multiplied by a power of two, and a factor with a weight
+and one without take the place of the weight in memory.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,6 +23,12 @@ LARGEST_CHANGE = 15.0
 """Change of a dual, in units of log 2, from which float16 holds no factors: it ends below 2^16, and
 loses precision from 2^-14 downwards."""
 
+GROUP_CHANGE = 13.0
+"""Largest change of a dual within a group, which leaves room for weights of different size."""
+
+GROUP = 8
+"""Most updates of a group: their factors fill one product of the matrix units."""
+
 RUN = 16
 """Tokens whose factors of one update lie together: first `RUN` of one kind, then of the other."""
 
@@ -28,127 +38,178 @@ TOKENS = 128
 """Tokens of a program."""
 
 
+class Factors(NamedTuple):
+    """How the factors of every head were made."""
+
+    unit: Tensor
+    """Power of two by which sums of products are larger, `[B, H]`."""
+
+    begin: Tensor
+    """First update of the group of each update, `[B, H, T]`."""
+
+    anchor: Tensor
+    """Update a of the group of each update, `[B, H, T]`; T for all updates if there are no groups.
+    """
+
+
 def packed_factors(
     p: Launch, rows: Tensor, row_weights: Tensor, cols: Tensor, col_weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Replace weights by factors where float16 holds them; return their unit and the duals' change.
+) -> Factors:
+    """Replace weights by factors.
 
-    Both are `[B, H]`. The unit is the power of two by which sums of products are larger, or 0 for a
-    head whose weights are as they were. The change is the largest of any dual from the last, in
-    units of log 2. Duals are f^0 .. f^T and g^0 .. g^T, weights df^t and w^t for t < T; the numbers
-    of tokens have to be multiples of `RUN`.
+    Duals are f^0 .. f^T and g^0 .. g^T, weights df^t and w^t for t < T; the numbers of tokens have
+    to be multiples of `RUN`.
     """
     sides = (rows, row_weights), (cols, col_weights)
     blocks = [triton.cdiv(weights.shape[3], TOKENS) for _, weights in sides]
-    largest = p.q.new_empty(p.programs, 2, sum(blocks), dtype=torch.float32)
-    unit, change = p.q.new_empty(2, *p.q.shape[:2], dtype=torch.float32)
-    options = {
-        "STEPS": block(p.num_iters, minimum=2),
-        "TOKENS": TOKENS,
-        "HAS_PADDING": p.padding is not None,
-    }
+    steps = block(p.num_iters, minimum=2)
+    # The changes from the last dual, the weights, and the changes of one update.
+    largest = p.q.new_empty(2 + p.num_iters, p.programs, sum(blocks), dtype=torch.float32)
+    options = {"STEPS": steps, "TOKENS": TOKENS, "HAS_PADDING": p.padding is not None}
     for (duals, weights), count, first in zip(sides, blocks, (0, blocks[0]), strict=True):
         extent_kernel[(p.programs * count,)](
-            duals, weights, p.padding, largest, sum(blocks), first,
+            duals, weights, p.padding, largest, p.programs, sum(blocks), first,
             p.heads, weights.shape[3], p.num_iters, **options, **EVERY_LAUNCH,
         )  # fmt: skip
+    of_head = largest.amax(dim=2)
+    unit = p.q.new_empty(p.q.shape[:2], dtype=torch.float32)
+    begin, anchor = p.q.new_empty(2, *p.q.shape[:2], p.num_iters, dtype=torch.int32)
+    group_kernel[(p.programs,)](
+        of_head, unit, begin, anchor, p.programs, p.num_iters,
+        LARGEST_CHANGE=LARGEST_CHANGE, GROUP_CHANGE=GROUP_CHANGE, GROUP=GROUP,
+        num_warps=1, **EVERY_LAUNCH,
+    )  # fmt: skip
     for (duals, weights), count in zip(sides, blocks, strict=True):
         pack_kernel[(p.programs * count,)](
-            duals, weights, weights.view(torch.float16), p.padding, largest, unit, change,
-            sum(blocks), p.heads, weights.shape[3], p.num_iters, LARGEST_CHANGE=LARGEST_CHANGE,
-            BLOCKS=block(sum(blocks), minimum=2), OF_QUERIES=weights is row_weights, **options,
+            duals, weights, weights.view(torch.float16), p.padding, unit, anchor,
+            p.heads, weights.shape[3], p.num_iters, OF_QUERIES=weights is row_weights, **options,
             **EVERY_LAUNCH,
         )  # fmt: skip
-    return unit, change
+    return Factors(unit, begin, anchor)
 
 
 # fmt: off
 @triton.jit
 def head_tile(
-    duals, padding, heads, count, num_iters, STEPS: tl.constexpr, TOKENS: tl.constexpr,
+    padding, heads, count, num_iters, STEPS: tl.constexpr, TOKENS: tl.constexpr,
     HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Return the head, tokens, steps, where duals and weights lie, the changes, and which exist.
-
-    The shapes of the last three are `[STEPS, TOKENS]`.
-    """
+    """Return the head, tokens, steps, where weights lie and which exist, of `[STEPS, TOKENS]`."""
     blocks = tl.cdiv(count, TOKENS)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
     valid = valid_tokens(padding, head // heads, i, count, HAS_PADDING)
     t = tl.arange(0, STEPS)
     places = t[:, None] * count + i[None, :]
-    mask = (t < num_iters)[:, None] & valid[None, :]
-    duals += head * (num_iters + 1) * count
-    last = tl.load(duals + num_iters * count + i, mask=valid, other=0.0)
-    change = tl.where(mask, tl.load(duals + places, mask=mask, other=0.0) - last[None, :], 0.0)
-    return head, i, t, places, change, mask
+    return head, i, t, places, (t < num_iters)[:, None] & valid[None, :]
 
 
 # fmt: off
 @triton.jit
 def extent_kernel(
-    duals, weights, padding, largest, blocks_of_head, first, heads, count, num_iters,
+    duals, weights, padding, largest, programs, blocks_of_head, first, heads, count, num_iters,
     STEPS: tl.constexpr, TOKENS: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Write the largest change of a dual, and the largest weight, of each block of tokens.
+    """Write what is largest in each block of tokens: change from the last dual, weight, and steps.
 
-    `largest` is `[programs, 2, blocks_of_head]`; the blocks of this side begin at `first`.
+    `largest` is `[2 + T, programs, blocks_of_head]`, with the changes of a dual from t to t + 1
+    from 2 on; the blocks of this side begin at `first`.
     """
-    head, _, _, places, change, mask = head_tile(
-        duals, padding, heads, count, num_iters, STEPS, TOKENS, HAS_PADDING
+    head, _, t, places, mask = head_tile(
+        padding, heads, count, num_iters, STEPS, TOKENS, HAS_PADDING
     )
     weight = tl.load(weights + head * num_iters * count + places, mask=mask, other=0.0)
-    largest += 2 * head * blocks_of_head + first + tl.program_id(0) % tl.cdiv(count, TOKENS)
-    tl.store(largest, tl.max(tl.max(tl.abs(change), axis=1), axis=0))
-    tl.store(largest + blocks_of_head, tl.max(tl.max(tl.abs(weight), axis=1), axis=0))
+    duals += head * (num_iters + 1) * count
+    dual = tl.load(duals + places, mask=mask, other=0.0)
+    last = tl.load(duals + num_iters * count + places - t[:, None] * count, mask=mask, other=0.0)
+    step = tl.load(duals + count + places, mask=mask, other=0.0) - dual
+    largest += head * blocks_of_head + first + tl.program_id(0) % tl.cdiv(count, TOKENS)
+    entries = programs.to(tl.int64) * blocks_of_head
+    tl.store(largest, tl.max(tl.max(tl.abs(dual - last), axis=1), axis=0))
+    tl.store(largest + entries, tl.max(tl.max(tl.abs(weight), axis=1), axis=0))
+    steps = largest + (2 + t) * entries
+    tl.store(steps, tl.max(tl.abs(step), axis=1), mask=t < num_iters)
+
+
+# fmt: off
+@triton.jit
+def group_kernel(
+    largest, unit, begin, anchor, programs, num_iters,
+    LARGEST_CHANGE: tl.constexpr, GROUP_CHANGE: tl.constexpr, GROUP: tl.constexpr,
+):
+    # fmt: on
+    """Decide which updates of a head are a group; `largest` is `[2 + T, programs]`.
+
+    From the last update of a group its anchor is as far back as duals may change within it, and its
+    first update as far before the anchor. The steps of a dual are added up: most go on as they are.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    most_change, most_weight = tl.load(largest + head), tl.load(largest + programs + head)
+    largest += 2 * programs + head
+    begin += head * num_iters
+    anchor += head * num_iters
+    grouped = most_change >= LARGEST_CHANGE
+    # No factor is above 2^15. The bounds keep the unit, and what else is multiplied by it, finite.
+    change = tl.where(grouped, GROUP_CHANGE, most_change)
+    room = tl.floor(LARGEST_CHANGE - change - tl.log2(most_weight))
+    tl.store(unit + head, tl.exp2(tl.minimum(tl.maximum(room, -120.0), 100.0)))
+    if grouped:
+        last = num_iters - 1
+        while last >= 0:
+            a = last
+            moved = tl.load(largest + (a - 1) * programs, mask=a > 0, other=0.0)
+            while (a > 0) & (moved <= GROUP_CHANGE) & (last - a < GROUP - 1):
+                a -= 1
+                moved += tl.load(largest + (a - 1) * programs, mask=a > 0, other=0.0)
+            first = a
+            moved = tl.load(largest + (first - 1) * programs, mask=first > 0, other=0.0)
+            while (first > 0) & (moved <= GROUP_CHANGE) & (last - first < GROUP - 1):
+                first -= 1
+                moved += tl.load(largest + (first - 1) * programs, mask=first > 0, other=0.0)
+            for t in range(first, last + 1):
+                tl.store(begin + t, first)
+                tl.store(anchor + t, a)
+            last = first - 1
+    else:
+        for t in range(num_iters):
+            tl.store(begin + t, 0)
+            tl.store(anchor + t, num_iters)
 
 
 # fmt: off
 @triton.jit
 def pack_kernel(
-    duals, weights, factors, padding, largest, unit, changes,
-    blocks_of_head, heads, count, num_iters,
-    LARGEST_CHANGE: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
-    BLOCKS: tl.constexpr, OF_QUERIES: tl.constexpr, HAS_PADDING: tl.constexpr,
+    duals, weights, factors, padding, unit, anchor, heads, count, num_iters,
+    STEPS: tl.constexpr, TOKENS: tl.constexpr, OF_QUERIES: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
-    """Overwrite weights by factors if the head's duals have changed little.
+    """Overwrite weights by factors.
 
     The factor 2 t of a query has no weight, and 2 t + 1 that of t; for a key it is the other way
     round. Those of a query are negative: the sum is subtracted.
     """
-    head, i, t, places, change, mask = head_tile(
-        duals, padding, heads, count, num_iters, STEPS, TOKENS, HAS_PADDING
+    head, i, t, places, mask = head_tile(
+        padding, heads, count, num_iters, STEPS, TOKENS, HAS_PADDING
     )
-    block_number = tl.arange(0, BLOCKS)
-    largest += 2 * head * blocks_of_head + block_number
-    in_head = block_number < blocks_of_head
-    most_change = tl.max(tl.load(largest, mask=in_head, other=0.0), axis=0)
-    most_weight = tl.max(tl.load(largest + blocks_of_head, mask=in_head, other=0.0), axis=0)
-    # No factor is above 2^15. The bounds keep the unit, and what else is multiplied by it, finite.
-    room = tl.floor(LARGEST_CHANGE - most_change - tl.log2(most_weight))
-    to_unit = tl.exp2(tl.minimum(tl.maximum(room, -120.0), 100.0))
-    to_unit = tl.where(most_change < LARGEST_CHANGE, to_unit, 0.0)
+    weight = tl.load(weights + head * num_iters * count + places, mask=mask, other=0.0)
+    a = tl.load(anchor + head * num_iters + t, mask=t < num_iters, other=0)
+    duals += head * (num_iters + 1) * count
+    change = tl.load(duals + places, mask=mask, other=0.0)
+    change -= tl.load(duals + a[:, None] * count + i[None, :], mask=mask, other=0.0)
+    plain = tl.where(mask, tl.exp2(change), 0.0)
     if OF_QUERIES:
-        tl.store(unit + head, to_unit)
-        tl.store(changes + head, most_change)
-    if to_unit > 0.0:
-        weight = tl.load(weights + head * num_iters * count + places, mask=mask, other=0.0)
-        plain = tl.where(mask, tl.exp2(change), 0.0)
-        if OF_QUERIES:
-            plain = -plain
-        weighted = plain * (weight * to_unit)
-        if not OF_QUERIES:
-            plain, weighted = weighted, plain
-        tl.debug_barrier()  # weights of this block of tokens are read before they are overwritten
-        exists = (t < num_iters)[:, None] & (i < count)[None, :]
-        factors += head * num_iters * count * 2
-        even = factor_places(2 * t[:, None], i[None, :], count)
-        tl.store(factors + even, plain.to(tl.float16), mask=exists)
-        tl.store(factors + even + RUN_TOKENS, weighted.to(tl.float16), mask=exists)
+        plain = -plain
+    weighted = plain * (weight * tl.load(unit + head))
+    if not OF_QUERIES:
+        plain, weighted = weighted, plain
+    tl.debug_barrier()  # weights of this block of tokens are read before they are overwritten
+    exists = (t < num_iters)[:, None] & (i < count)[None, :]
+    factors += head * num_iters * count * 2
+    even = factor_places(2 * t[:, None], i[None, :], count)
+    tl.store(factors + even, plain.to(tl.float16), mask=exists)
+    tl.store(factors + even + RUN_TOKENS, weighted.to(tl.float16), mask=exists)
 
 
 @triton.jit
@@ -163,9 +224,9 @@ def factor_places(c, i, count):
 
 
 @triton.jit
-def load_factors(factors, c, i, count, num_iters):
-    """Load the factors `c` of tokens `i` of a head, in the shape of both; 0 beyond the last."""
-    mask = (c < 2 * num_iters) & (i < count)
+def load_factors(factors, c, i, count, updates):
+    """Load the factors `c` of tokens `i` of a head, in the shape of both; 0 from `updates` on."""
+    mask = (c < 2 * updates) & (i < count)
     return tl.load(factors + factor_places(c, i, count), mask=mask, other=0.0)
 
 
