@@ -14,7 +14,7 @@ from asap_exp.core.config import PathsConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
 from asap_exp.report.benchmark_figure import time_figure
-from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown
+from asap_exp.report.benchmark_markdown import benchmark_csv, benchmark_markdown, summary_lines
 from asap_exp.report.benchmark_records import FORMAT, load_records, read_record
 from asap_exp.report.benchmarks import report_benchmarks
 from tests.records import published, typed_benchmark, unsealed, untagged, write_sealed_record
@@ -137,3 +137,12 @@ def test_reliability_f18_words_of_a_benchmark_are_shown_and_not_obeyed(words: st
 def test_every_published_benchmark_is_read() -> None:
     folder = Path(__file__).resolve().parents[2] / "results" / "records" / "benchmark"
     assert len(load_records(folder, strict=True)) == len(list(folder.glob("*.json"))) > 2
+
+
+def test_summary_has_forward_passes_in_bfloat16_alone() -> None:
+    value = published(f"benchmark/{NAME}")
+    lengths = len(value["rows"])
+    others = [value | {"dtype": "float32"}, value | {"mode": "train"}]
+    shown = summary_lines([typed_benchmark(x) for x in (value, *others)])
+    assert len(shown) == lengths + 2
+    assert all("recorded inputs" in line for line in shown[2:])

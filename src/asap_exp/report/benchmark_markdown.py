@@ -125,10 +125,11 @@ SUMMARY = {
 
 
 def summary_lines(records: list[BenchmarkRecord]) -> list[str]:
-    """Return a table of forward passes on a GPU at all lengths and kinds of input, ratios only."""
+    """Return ratios of forward passes in bfloat16 on a GPU, at all lengths and kinds of input."""
     lines = []
     for record in records:
-        if record.mode == "forward" and record.manifest.hardware.gpu:
+        on_gpu = record.mode == "forward" and record.manifest.hardware.gpu
+        if on_gpu and record.dtype == "bfloat16":
             for row in record.rows:
                 found = {cell.method: ratio_cell(cell) for cell in row.cells}
                 times = [found.get(method, "") for method in SUMMARY.values()]
