@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from asap_exp.ops import checks as check
+from asap_exp.ops.masking import compute_dtype
 from asap_exp.ops.sliced_map import SlicedMap
 from asap_exp.ops.subsets import Subset
 
@@ -42,6 +43,32 @@ def subset_options(
             "it, subset names the same tokens as queries and as keys"
         )
     return {"subset": subset, "key_subset": key_subset, "num_iters": num_iters}
+
+
+def sliced_plan_options(
+    q: Tensor,
+    k: Tensor,
+    temperature: float,
+    tau: float,
+    theta: Tensor | None,
+    hard: bool,
+    key_padding_mask: Tensor | None,
+) -> dict:
+    """Check the options of ESPFormer's operators, and return them; theta in the products' dtype."""
+    check.check_query_key(q, k)
+    check.check_weighing(temperature, tau)
+    check.check_switch("hard", hard)
+    if theta is not None:
+        check.check_theta(theta, q)
+        theta = theta.to(compute_dtype(q))
+    check.check_mask(key_padding_mask, q, k)
+    return {
+        "temperature": float(temperature),
+        "tau": float(tau),
+        "theta": theta,
+        "hard": hard,
+        "key_padding_mask": key_padding_mask,
+    }
 
 
 def check_map(map: SlicedMap, refine: int, q: Tensor) -> None:

@@ -12,6 +12,7 @@ from asap_exp.ops.arguments import (
     common_options,
     form_options,
     packed,
+    sliced_plan_options,
     subset_options,
 )
 from asap_exp.ops.backend import full_precision, resolve
@@ -136,6 +137,33 @@ def softmax_attention(
         return resolve(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
             q, k, v, **options
         )
+
+
+def espformer_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    temperature: float = 10.0,
+    tau: float = 1e-3,
+    theta: Tensor | None = None,
+    hard: bool = False,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute attention with an expected sliced plan, `[B, H, N, width of v]`.
+
+    Along each slice `theta` `[H, L, D]` of unit length, the axes of a head if None, the sorted
+    queries are matched with the sorted keys, and the mean of these plans weighs each by
+    exp(-temperature times its cost). `tau` softens the sorts; `hard` ones are permutations with the
+    gradient of the soft ones. The formulas are in `asap_exp.ops.reference.espformer`. Source: arXiv
+    2502.07962. The fused kernels keep the plan in memory, as the reference does, and nothing of its
+    size per slice; they take as many keys as queries.
+    """
+    options = sliced_plan_options(q, k, temperature, tau, theta, hard, key_padding_mask)
+    check.check_value(v, k)
+    with full_precision(q):
+        return resolve(backend, q, v).espformer_attention(q, k, v, **options)
 
 
 def choose_subset(

@@ -50,6 +50,14 @@ def check_value(v: Tensor, k: Tensor) -> None:
     check_device("v", v, k)
 
 
+def check_weighing(temperature: float, tau: float) -> None:
+    """Raise TypeError or ValueError unless ESPFormer's temperature is >= 0 and tau > 0."""
+    check_real("temperature", temperature)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be finite and >= 0, got {temperature}")
+    check_positive("tau", tau)
+
+
 def check_real(name: str, x: float) -> None:
     """Raise TypeError unless it is a number."""
     if isinstance(x, bool) or not isinstance(x, Real):

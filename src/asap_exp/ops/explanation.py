@@ -48,6 +48,7 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
     "coarse_attention": lambda call: iter([("coarse_attention", call)]),
     "coarse_duals": lambda call: iter([("coarse_dual", call)]),
     "softmax_attention": lambda call: iter([("softmax", call)]),
+    "espformer_attention": lambda call: iter([("espformer", call)]),
     "sliced_potentials": lambda call: iter([("sliced_potentials", call)]),
     "asap_attention": lambda call: iter([("asap", call)]),
     "predicted_dual": _predicted_dual,

@@ -14,6 +14,7 @@ from asap_exp.ops.arguments import (
     common_options,
     form_options,
     packed,
+    sliced_plan_options,
     subset_options,
 )
 from asap_exp.ops.backend import full_precision, resolve
@@ -285,3 +286,21 @@ def coarse_plan(
     resolve(backend, q)  # as in attention_plan: there is only one implementation
     with full_precision(q):
         return reference.coarse_plan(q, k, **options)
+
+
+def espformer_plan(
+    q: Tensor,
+    k: Tensor,
+    *,
+    temperature: float = 10.0,
+    tau: float = 1e-3,
+    theta: Tensor | None = None,
+    hard: bool = False,
+    key_padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the plan of `espformer_attention`, `[B, H, N, M]`; for diagnostics only."""
+    options = sliced_plan_options(q, k, temperature, tau, theta, hard, key_padding_mask)
+    resolve(backend, q)  # as in attention_plan: there is only one implementation
+    with full_precision(q):
+        return reference.espformer_plan(q, k, **options)

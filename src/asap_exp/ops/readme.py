@@ -46,6 +46,10 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "n = 128": ("softmax_attention", {"n": 128, "padded": True}),
         "n = 200": ("softmax_attention", {"n": 200, "padded": True}),
     },
+    "espformer": {
+        "n = m": ("espformer_attention", {"n": 200}),
+        "n = 200, m = 100": ("espformer_attention", {"n": 200, "m": 100}),
+    },
     "coarse_attention": {
         "no gradient": ("coarse_attention", {"n": 300}),
         "gradient": ("coarse_attention", {"n": 300, "gradient": True}),

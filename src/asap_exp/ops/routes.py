@@ -15,6 +15,7 @@ from asap_exp.ops.kernels.asap import op as asap
 from asap_exp.ops.kernels.closure import keys_and_values_in_registers
 from asap_exp.ops.kernels.coarse import dual as coarse_dual
 from asap_exp.ops.kernels.coarse import op as coarse
+from asap_exp.ops.kernels.espformer import op as espformer
 from asap_exp.ops.kernels.sinkhorn import (
     attention,
     implicit_gradient,
@@ -155,6 +156,10 @@ ROUTES["softmax"] = (
 ROUTES["coarse_attention"] = (
     Route("one operator", coarse.one_operator, coarse.one_operator_refusal, then=of_coarse),
     Route("separate operators", coarse.separate_operators, then=of_separate_coarse),
+)
+ROUTES["espformer"] = (
+    Route("kernels", espformer.by_kernels, espformer.refusal),
+    Route("reference", espformer.by_reference),
 )
 ROUTES["coarse_dual"] = (
     Route("subset in registers", coarse_dual.in_registers, coarse_dual.refusal),

@@ -1,7 +1,8 @@
-"""Fused operators with the names of `ops.reference`; nothing of size n x m is stored."""
+"""Fused operators with the names of `ops.reference`; nothing of size n x m is stored, but by ESPFormer's."""
 
 from asap_exp.ops.kernels.asap.op import map_attention, map_dual, sliced_potentials
 from asap_exp.ops.kernels.coarse.op import coarse_attention, coarse_duals
+from asap_exp.ops.kernels.espformer.op import espformer_attention
 from asap_exp.ops.kernels.sinkhorn.attention import (
     closure_attention,
     relaxed_sinkhorn_attention,
@@ -17,6 +18,7 @@ __all__ = [
     "coarse_attention",
     "coarse_duals",
     "column_pass",
+    "espformer_attention",
     "map_attention",
     "map_dual",
     "relaxed_sinkhorn_attention",

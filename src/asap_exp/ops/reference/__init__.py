@@ -4,6 +4,7 @@ from asap_exp.ops.features.query_features import query_features
 from asap_exp.ops.reference.adaptive import adaptive_features
 from asap_exp.ops.reference.asap import map_attention, map_dual, map_features
 from asap_exp.ops.reference.coarse import coarse_attention, coarse_duals, coarse_plan
+from asap_exp.ops.reference.espformer import espformer_attention, espformer_plan
 from asap_exp.ops.reference.logit_rows import logit_features
 from asap_exp.ops.reference.potentials import sliced_potentials
 from asap_exp.ops.reference.sinkhorn import (
@@ -31,6 +32,8 @@ __all__ = [
     "coarse_plan",
     "column_pass",
     "column_step",
+    "espformer_attention",
+    "espformer_plan",
     "logit_features",
     "logits",
     "map_attention",

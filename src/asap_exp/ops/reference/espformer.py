@@ -58,9 +58,7 @@ def espformer_attention(
     slices = [*zip(*sliced, strict=True)]
     sorts = (tau, hard, padding)
 
-    distances = torch.cdist(x, y)
-    # Every G_l has mass n, so a constant changes no weight: remove the large common part of c.
-    distances = distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
+    distances = centred_distances(x, y)
     costs = [recomputed(cost, *pair, distances, sorts) for pair in slices]
     w = torch.softmax(-temperature * torch.cat(costs, dim=-1), dim=-1)
     out = values.new_zeros(*x.shape[:3], values.shape[3])
@@ -77,6 +75,15 @@ def espformer_plan(q: Tensor, k: Tensor, **options: Any) -> Tensor:
 
 def points(x: Tensor, mask: Tensor | None) -> Tensor:
     return blank(x, mask, 2).to(compute_dtype(x)) * x.shape[3] ** -0.5
+
+
+def centred_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return |x_i - y_j| `[B, H, N, M]` without the mean, which changes no weight of a slice.
+
+    Every G_l has mass n: a constant adds the same to all costs, and is most of them.
+    """
+    distances = torch.cdist(x, y)
+    return distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
 
 
 def projected(x: Tensor, theta: Tensor | None) -> Tensor:

@@ -1,0 +1,358 @@
+"""Sums over the ranks of two sorts, tile by tile, for any number of tokens.
+
+With P the sort of one side and R that of the other (`ops.reference.espformer`), all products with a
+plan P^T R of a slice are matrix products over ranks, and each tile of P and R is made where it is
+needed, from the sorted and the unsorted coordinates and the inverse sums of its rows:
+
+    P[r, i] = exp2(-sharpness (s_(r) - s_i)^2) inverse_r,    sharpness = log2(e) / tau.
+
+A row's largest exponent is that of its own token, 0, so no maximum is subtracted. `sides` are the
+coordinates s, their sorted values (-inf beyond the valid tokens), the inverse sums of rows and the
+tokens by rank, `[B, H, L, N]` each, and contiguous. Letters: see `kernels.tiles`; L slices, r ranks.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, LOG2_E, block, product, valid_tokens
+
+
+class Side(NamedTuple):
+    """Coordinates `[B, H, L, N]` of the tokens of one side, and their sorts."""
+
+    s: Tensor
+    ranked: Tensor
+    """Sorted, descending; -inf beyond the valid tokens."""
+    inverse: Tensor
+    """Inverse sums of the rows of exponentials; 0 beyond the valid tokens."""
+    order: Tensor
+    """The token of each rank."""
+
+
+class Sorts(NamedTuple):
+    """What all launches of a call share: softness, padding, and the operands of products."""
+
+    tau: float
+    hard: bool
+    padding: Tensor | None
+    """A byte per token `[B, N]`."""
+    operand: tl.dtype
+    products: str
+
+    @property
+    def sharpness(self) -> float:
+        return LOG2_E / self.tau
+
+    @property
+    def constants(self) -> dict[str, object]:
+        return {
+            "HAS_PADDING": self.padding is not None,
+            "OPERAND": self.operand,
+            "PRECISION": self.products,
+        }
+
+
+@triton.jit
+def sort_entries(ranked, s, inverse, order, index, valid, sharpness, HARD: tl.constexpr):
+    """Return entries of a sort from what broadcasts to its tile, 0 where not valid."""
+    if HARD:
+        return tl.where(valid & (order == index), 1.0, 0.0)
+    gap = ranked - s
+    return tl.where(valid, tl.exp2(-sharpness * (gap * gap)) * inverse, 0.0)
+
+
+@triton.jit
+def rows_of(ranked, inverse, order, row, r, n):
+    """Load the sorted coordinate, inverse sum and token of ranks r; return also which are valid."""
+    here = r < n
+    t = tl.load(ranked + row + r, mask=here, other=float("-inf"))
+    valid = t > float("-inf")
+    t = tl.where(valid, t, 0.0)
+    inverse_r = tl.load(inverse + row + r, mask=here, other=0.0)
+    return t, inverse_r, tl.load(order + row + r, mask=here, other=-1), valid
+
+
+# fmt: off
+@triton.jit
+def totals_kernel(
+    s, ranked, padding, inverse, heads_slices, n, sharpness,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Write the inverse sums of the rows of exponentials, 0 beyond the valid tokens."""
+    blocks = tl.cdiv(n, BLOCK_R)
+    slice_ = (tl.program_id(0) // blocks).to(tl.int64)
+    r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    row = slice_ * n
+    t = tl.load(ranked + row + r, mask=r < n, other=float("-inf"))
+    valid_r = t > float("-inf")
+    t = tl.where(valid_r, t, 0.0)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for first in range(0, n, BLOCK_I):
+        i = first + tl.arange(0, BLOCK_I)
+        valid_i = valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING)
+        gap = t[:, None] - tl.load(s + row + i, mask=i < n, other=0.0)[None, :]
+        total += tl.sum(tl.where(valid_i[None, :], tl.exp2(-sharpness * (gap * gap)), 0.0), axis=1)
+    # A valid row has at least the exponential of its own token, 1.
+    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / tl.maximum(total, 1.0), 0.0), mask=r < n)
+
+
+# fmt: off
+@triton.jit
+def rank_kernel(
+    left_s, left_ranked, left_inverse, left_order,
+    right_s, right_ranked, right_inverse, right_order,
+    padding, matrix, other, matrix_factor, other_factor, weight,
+    scale, per_rank, result, grad_s,
+    matrix_h, matrix_i, matrix_j, other_h, other_i, other_j,
+    heads, slices, n, all_slices, sharpness, slope,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
+    SKIPS: tl.constexpr, COMBINES: tl.constexpr, GRADIENT: tl.constexpr,
+    LEFT_HARD: tl.constexpr, RIGHT_HARD: tl.constexpr,
+):
+    # fmt: on
+    """Multiply the left sort with a matrix, row by row, and each row with the right sort's.
+
+    With Q = P M `[ranks, N]` of a slice, `result` gets sum_j Q[r, j] R[r, j] of the columns of this
+    program. With GRADIENT, Q times `scale` is the gradient of R: `result` gets that of the sorted
+    coordinates, and `grad_s` that of the unsorted ones. With COMBINES, M is a combination of two
+    matrices for each slice. With SKIPS, slices without weight are left out.
+    """
+    tiles = tl.cdiv(n, BLOCK_J)
+    tile = tl.program_id(0) % tiles
+    slice_ = (tl.program_id(0) // tiles).to(tl.int64)
+    head = slice_ // slices
+    row = slice_ * n
+    b = head // heads
+    j = tile * BLOCK_J + tl.arange(0, BLOCK_J)
+    valid_j = valid_tokens(padding, b, j, n, HAS_PADDING)
+    s_j = tl.load(right_s + row + j, mask=j < n, other=0.0)
+    result += tile.to(tl.int64) * all_slices * n + row
+    matrix += head * matrix_h
+    other += head * other_h
+    ranks = n
+    if SKIPS:
+        ranks = tl.where(tl.load(weight + slice_) != 0.0, n, 0)
+    if COMBINES:
+        of_matrix, of_other = tl.load(matrix_factor + slice_), tl.load(other_factor + slice_)
+    if GRADIENT:
+        size = tl.load(scale + slice_)
+    # [BLOCK_J]
+    grad_j = tl.zeros([BLOCK_J], tl.float32)
+    for first_r in range(0, ranks, BLOCK_R):
+        r = first_r + tl.arange(0, BLOCK_R)
+        t, inverse_r, order_r, valid_r = rows_of(left_ranked, left_inverse, left_order, row, r, n)
+        # [BLOCK_R, BLOCK_J]
+        Q = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
+        for first_i in range(0, n, BLOCK_I):
+            i = first_i + tl.arange(0, BLOCK_I)
+            valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+            s_i = tl.load(left_s + row + i, mask=i < n, other=0.0)
+            # [BLOCK_R, BLOCK_I]
+            P = sort_entries(
+                t[:, None], s_i[None, :], inverse_r[:, None], order_r[:, None], i[None, :],
+                valid_r[:, None] & valid_i[None, :], sharpness, LEFT_HARD,
+            )  # fmt: skip
+            # [BLOCK_I, BLOCK_J]
+            inside = (i < n)[:, None] & (j < n)[None, :]
+            place = i[:, None].to(tl.int64) * matrix_i + j[None, :].to(tl.int64) * matrix_j
+            M = tl.load(matrix + place, mask=inside, other=0.0)
+            if COMBINES:
+                place = i[:, None].to(tl.int64) * other_i + j[None, :].to(tl.int64) * other_j
+                second = tl.load(other + place, mask=inside, other=0.0)
+                M = of_matrix * M.to(tl.float32) + of_other * second.to(tl.float32)
+            Q += product(P, M, OPERAND, PRECISION)
+        u, inverse_r, order_r, valid_r = rows_of(
+            right_ranked, right_inverse, right_order, row, r, n
+        )
+        # [BLOCK_R, BLOCK_J]
+        R = sort_entries(
+            u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
+            valid_r[:, None] & valid_j[None, :], sharpness, RIGHT_HARD,
+        )  # fmt: skip
+        if GRADIENT:
+            inner = tl.load(per_rank + row + r, mask=r < n, other=0.0)
+            R *= (Q * size - inner[:, None]) * (u[:, None] - s_j[None, :])
+            grad_j += tl.sum(R, axis=0)
+            tl.store(result + r, -slope * tl.sum(R, axis=1), mask=r < n)
+        else:
+            tl.store(result + r, tl.sum(Q * R, axis=1), mask=r < n)
+    if GRADIENT:
+        tl.store(grad_s + row + j, slope * grad_j, mask=j < n)
+
+
+# fmt: off
+@triton.jit
+def mixture_kernel(
+    left_s, left_ranked, left_inverse, left_order,
+    right_s, right_ranked, right_inverse, right_order,
+    padding, weight, scale, out,
+    heads, slices, n, sharpness,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
+    HARD: tl.constexpr,
+):
+    # fmt: on
+    """Write a tile of `scale` sum_l weight_l P_l^T R_l; slices of weight 0 are left out."""
+    tiles = tl.cdiv(n, BLOCK_J)
+    program = tl.program_id(0)
+    head = (program // (tiles * tl.cdiv(n, BLOCK_I))).to(tl.int64)
+    i = (program // tiles % tl.cdiv(n, BLOCK_I)) * BLOCK_I + tl.arange(0, BLOCK_I)
+    j = program % tiles * BLOCK_J + tl.arange(0, BLOCK_J)
+    b = head // heads
+    valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
+    valid_j = valid_tokens(padding, b, j, n, HAS_PADDING)
+    # [BLOCK_I, BLOCK_J]
+    A = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    for number in range(slices):
+        slice_ = head * slices + number
+        row = slice_ * n
+        w = tl.load(weight + slice_)
+        s_i = tl.load(left_s + row + i, mask=i < n, other=0.0)
+        s_j = tl.load(right_s + row + j, mask=j < n, other=0.0)
+        for first in range(0, tl.where(w != 0.0, n, 0), BLOCK_R):
+            r = first + tl.arange(0, BLOCK_R)
+            t, inverse_r, order_r, valid_r = rows_of(
+                left_ranked, left_inverse, left_order, row, r, n
+            )
+            # [BLOCK_I, BLOCK_R]
+            P = w * sort_entries(
+                t[None, :], s_i[:, None], inverse_r[None, :], order_r[None, :], i[:, None],
+                valid_i[:, None] & valid_r[None, :], sharpness, HARD,
+            )  # fmt: skip
+            u, inverse_r, order_r, valid_r = rows_of(
+                right_ranked, right_inverse, right_order, row, r, n
+            )
+            # [BLOCK_R, BLOCK_J]
+            R = sort_entries(
+                u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
+                valid_r[:, None] & valid_j[None, :], sharpness, HARD,
+            )  # fmt: skip
+            A += product(P, R, OPERAND, PRECISION)
+    A *= tl.load(scale + head)
+    place = head * n * n + i[:, None].to(tl.int64) * n + j[None, :]
+    inside = (i < n)[:, None] & (j < n)[None, :]
+    tl.store(out + place, A.to(out.dtype.element_ty), mask=inside)
+
+
+def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
+    """Sort contiguous coordinates `[B, H, L, N]`; `absent` `[B, N]` is boolean, True = padded."""
+    shown = s if absent is None else s.masked_fill(absent[:, None, None], float("-inf"))
+    ranked, order = shown.sort(dim=-1, descending=True)
+    inverse = torch.empty_like(ranked)
+    batch, heads, slices, n = s.shape
+    r_block, i_block = block(min(n, 64)), block(min(n, 128))
+    totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
+        s, ranked, sorts.padding, inverse, heads * slices, n, sorts.sharpness,
+        BLOCK_R=r_block, BLOCK_I=i_block, HAS_PADDING=sorts.padding is not None,
+        num_warps=4, **EVERY_LAUNCH,
+    )  # fmt: skip
+    return Side(s, ranked, inverse, order)
+
+
+def rank_tile(n: int, sorts: Sorts) -> tuple[int, int, int]:
+    """Return the side of tiles, how much of a sum is made at a time, and warps."""
+    if n <= 64:
+        return block(n), block(min(n, 32)), 4
+    if sorts.operand == tl.float32 or triton.cdiv(n, 64) % 2:
+        return 64, 32, 4
+    return 128, 32, 8
+
+
+def sums_by_rank(
+    left: Side,
+    right: Side,
+    matrix: Tensor,
+    sorts: Sorts,
+    *,
+    weight: Tensor | None = None,
+    other: Tensor | None = None,
+    factors: tuple[Tensor, Tensor] | None = None,
+    right_hard: bool | None = None,
+) -> Tensor:
+    """Return sum_ij P[r, i] M[i, j] R[r, j] `[B, H, L, N]`; 0 for slices of weight 0.
+
+    M is `matrix` `[B, H, N, N]`, or with `factors` `[B, H, L]` a combination with `other`.
+    """
+    found = _rank_launch(
+        left, right, matrix, other, factors, weight, sorts,
+        right_hard=sorts.hard if right_hard is None else right_hard,
+    )  # fmt: skip
+    return found[0]
+
+
+def gradient_of_right(
+    left: Side,
+    right: Side,
+    matrix: Tensor,
+    other: Tensor,
+    factors: tuple[Tensor, Tensor],
+    scale: Tensor,
+    per_rank: Tensor,
+    weight: Tensor,
+    sorts: Sorts,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the sorted and of the unsorted coordinates of the right side.
+
+    The gradient of R is `scale` `[B, H, L]` times P M; `per_rank` are its sums over a row of R.
+    """
+    return _rank_launch(
+        left, right, matrix, other, factors, weight, sorts, scale=scale, per_rank=per_rank,
+        right_hard=False,
+    )  # fmt: skip
+
+
+def _rank_launch(
+    left: Side,
+    right: Side,
+    matrix: Tensor,
+    other: Tensor | None,
+    factors: tuple[Tensor, Tensor] | None,
+    weight: Tensor | None,
+    sorts: Sorts,
+    *,
+    right_hard: bool,
+    scale: Tensor | None = None,
+    per_rank: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, slices, n = left.s.shape
+    side, step, warps = rank_tile(n, sorts)
+    tiles = triton.cdiv(n, side)
+    # Kernels leave out slices without weight.
+    empty = torch.empty_like if weight is None else torch.zeros_like
+    result = empty(left.s[None].expand(tiles, -1, -1, -1, -1), memory_format=torch.contiguous_format)
+    grad_s = torch.empty_like(right.s) if scale is not None else result
+    second = matrix if other is None else other
+    rank_kernel[(batch * heads * slices * tiles,)](
+        *left, *right, sorts.padding, matrix, second, *(factors or (None, None)), weight,
+        scale, per_rank, result, grad_s,
+        *matrix.stride()[1:], *second.stride()[1:],
+        heads, slices, n, batch * heads * slices, sorts.sharpness, 2.0 / sorts.tau,
+        **sorts.constants, BLOCK_R=side, BLOCK_I=step, BLOCK_J=side,
+        SKIPS=weight is not None, COMBINES=factors is not None, GRADIENT=scale is not None,
+        LEFT_HARD=sorts.hard, RIGHT_HARD=right_hard, num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+    return (result[0] if tiles == 1 else result.sum(dim=0)), grad_s
+
+
+def mixture(
+    left: Side, right: Side, weight: Tensor, sorts: Sorts, dtype: torch.dtype
+) -> Tensor:
+    """Return sum_l weight_l P_l^T R_l `[B, H, N, N]`; `weight` `[B, H, L]` may be negative."""
+    batch, heads, slices, n = left.s.shape
+    out = torch.empty(batch, heads, n, n, dtype=dtype, device=left.s.device)
+    side, step, warps = rank_tile(n, sorts)
+    size = weight.abs().amax(dim=-1)
+    share = weight / torch.where(size > 0, size, 1.0)[..., None]
+    mixture_kernel[(batch * heads * triton.cdiv(n, side) ** 2,)](
+        *left, *right, sorts.padding, share, size, out,
+        heads, slices, n, sorts.sharpness,
+        **sorts.constants, BLOCK_R=step, BLOCK_I=side, BLOCK_J=side, HARD=sorts.hard,
+        num_warps=warps, **EVERY_LAUNCH,
+    )  # fmt: skip
+    return out
