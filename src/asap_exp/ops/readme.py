@@ -50,6 +50,10 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "n = m": ("espformer_attention", {"n": 200}),
         "n = 200, m = 100": ("espformer_attention", {"n": 200, "m": 100}),
     },
+    "espformer_plan": {
+        "n = 64": ("espformer_attention", {"n": 64}),
+        "n = 200": ("espformer_attention", {"n": 200}),
+    },
     "coarse_attention": {
         "no gradient": ("coarse_attention", {"n": 300}),
         "gradient": ("coarse_attention", {"n": 300, "gradient": True}),

@@ -16,6 +16,7 @@ from asap_exp.ops.kernels.closure import keys_and_values_in_registers
 from asap_exp.ops.kernels.coarse import dual as coarse_dual
 from asap_exp.ops.kernels.coarse import op as coarse
 from asap_exp.ops.kernels.espformer import op as espformer
+from asap_exp.ops.kernels.espformer import plan_by_tiles, plan_in_registers
 from asap_exp.ops.kernels.sinkhorn import (
     attention,
     implicit_gradient,
@@ -158,8 +159,17 @@ ROUTES["coarse_attention"] = (
     Route("separate operators", coarse.separate_operators, then=of_separate_coarse),
 )
 ROUTES["espformer"] = (
-    Route("kernels", espformer.by_kernels, espformer.refusal),
+    Route(
+        "kernels",
+        espformer.by_kernels,
+        espformer.refusal,
+        then=lambda call: [("espformer_plan", call)],
+    ),
     Route("reference", espformer.by_reference),
+)
+ROUTES["espformer_plan"] = (
+    Route("plan in registers", plan_in_registers.plan, plan_in_registers.refusal),
+    Route("tiled", plan_by_tiles.plan),
 )
 ROUTES["coarse_dual"] = (
     Route("subset in registers", coarse_dual.in_registers, coarse_dual.refusal),

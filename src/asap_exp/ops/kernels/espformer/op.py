@@ -2,14 +2,7 @@
 
 The plan `[B, H, N, N]` is in memory, as the distances are, and nothing of that size per slice. The
 operator takes the coordinates along the slices and the distances; what makes these of q and k, and
-the product with v, are PyTorch's. With w_l the weight of slice l, c_l its cost, dA the gradient of
-the plan A = sum_l w_l G_l, G_l = P^T R and D the distances,
-
-    dw_l = <dA, G_l>,   dc_l = w_l kappa_l,   kappa_l = -temperature (dw_l - sum_k w_k dw_k),
-    dG_l = w_l (dA + kappa_l D),   dP = R dG_l^T,   dR = P dG_l,   dD = sum_l dc_l G_l,
-
-and sum_i P[r, i] dP[r, i] = sum_j R[r, j] dR[r, j], which softmax takes off, is a combination of
-sums over the tiles of dA and of D, known before either.
+the product with v, are PyTorch's.
 """
 
 from typing import Any
@@ -20,22 +13,13 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call, device_of
 from asap_exp.ops.checks import gradient_needed
-from asap_exp.ops.kernels.espformer.tiled import (
-    Side,
-    Sorts,
-    gradient_of_right,
-    mixture,
-    sort_side,
-    sums_by_rank,
-)
+from asap_exp.ops.kernels.espformer import plan_by_tiles, plan_in_registers
+from asap_exp.ops.kernels.espformer.sorts import Plan, Side, Sorts, sort_side
 from asap_exp.ops.kernels.tiles import mask_bytes
 from asap_exp.ops.masking import blank, effective_padding
 from asap_exp.ops.products import AS_ALLOWED, float32_products
 from asap_exp.ops.reference import espformer as reference
 from asap_exp.ops.routing import choose
-
-SMALLEST_WEIGHT = 2.0**-40
-"""Weight of a slice below which it is left out, of all of 1."""
 
 
 def espformer_attention(
@@ -44,23 +28,24 @@ def espformer_attention(
     v: Tensor,
     *,
     key_padding_mask: Tensor | None,
+    theta: Tensor | None,
     products: str = AS_ALLOWED,
     **options: Any,
 ) -> Tensor:
     device = device_of(q)
     call = Call(
         q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.dtype, v.dtype,
-        padded=key_padding_mask is not None, gradient=gradient_needed(q, k, v),
+        padded=key_padding_mask is not None, gradient=gradient_needed(q, k, v, theta),
         capability=device.capability,
     )  # fmt: skip
-    route = choose("espformer", call)
-    return route.launch(q, k, v, key_padding_mask=key_padding_mask, products=products, **options)
+    options |= {"key_padding_mask": key_padding_mask, "theta": theta, "products": products}
+    return choose("espformer", call).launch(q, k, v, **options)
 
 
 def refusal(call: Call) -> str | None:
     """Return why the kernels do not take a call, or None if they do."""
     if call.n != call.m:
-        return f"sorts as many queries as keys, got n={call.n} and m={call.m}"
+        return f"takes as many queries as keys, got n={call.n} and m={call.m}"
     return None
 
 
@@ -86,11 +71,10 @@ def by_kernels(
     has_float32 = torch.float32 in (q.dtype, v.dtype)
     dtype = torch.float32 if has_float32 else v.dtype
     sides = (reference.projected(t, theta).contiguous() for t in (x, y))
-    distances = reference.centred_distances(x, y)
-    plan = _plan(
-        *sides, distances, *as_operand(distances.detach(), dtype),
-        effective_padding(key_padding_mask), temperature, tau, hard, dtype, products,
-    )[0]  # fmt: skip
+    plan, *_ = _plan(
+        *sides, reference.centred_distances(x, y), effective_padding(key_padding_mask),
+        temperature, tau, hard, gradient_needed(q, k, v, theta), dtype, products,
+    )  # fmt: skip
     values = blank(v, key_padding_mask, 2).to(dtype)
     return blank(plan @ values, key_padding_mask, 2).to(v.dtype)
 
@@ -102,16 +86,10 @@ def sorts_of(
     return Sorts(tau, hard, mask_bytes(padding), operand, float32_products(products))
 
 
-def as_operand(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a matrix `[B, H, N, N]` as products read it, and its scale `[B, H, 1]`.
-
-    Unless `dtype`, that of the plan, is float32, float16 holds it relative to its largest entry.
-    """
-    if dtype == torch.float32:
-        return matrix.float().contiguous(), matrix.new_ones(*matrix.shape[:2], 1, dtype=torch.float32)
-    size = matrix.abs().amax(dim=(-1, -2)).float()
-    size = torch.where(size > 0, size, 1.0)
-    return (matrix / size[..., None, None]).half().contiguous(), size[..., None]
+def plan_call(x: Tensor, dtype: torch.dtype, save: bool) -> Call:
+    """Return the call of the operator that makes a plan in `dtype` of coordinates `[B, H, L, N]`."""
+    n, device = x.shape[3], device_of(x)
+    return Call(n, n, 0, 0, dtype, dtype, gradient=save, capability=device.capability)
 
 
 @torch.library.custom_op("asap_exp::espformer_plan", mutates_args=())
@@ -119,44 +97,42 @@ def _plan(
     x: Tensor,
     y: Tensor,
     distances: Tensor,
-    matrix: Tensor,
-    size: Tensor,
     padding: Tensor | None,
     temperature: float,
     tau: float,
     hard: bool,
+    save: bool,
     dtype: torch.dtype,
     products: str,
 ) -> list[Tensor]:
-    """Return the plan of coordinates x and y `[B, H, L, N]`, and what its gradient needs.
-
-    This is the weights of the slices, their costs by rank, and the sorts of both sides. The
-    `distances` are read as an operand, `matrix` times `size`, and get the gradient.
-    """
+    """Return the plan of coordinates x and y `[B, H, L, N]`, and what its gradient needs."""
     if x.numel() == 0:
-        return _results(x, dtype)
+        return _results(x, save, dtype)
     with torch.cuda.device_of(x):
         sorts = sorts_of(tau, hard, padding, dtype, products)
-        left, right = (sort_side(s, padding, sorts) for s in (x, y))
-        costs = sums_by_rank(left, right, matrix, sorts)
-        total = costs.sum(dim=-1) * size
-        weight = torch.softmax(-temperature * total, dim=-1)
-        weight = torch.where(weight > SMALLEST_WEIGHT, weight, 0.0)
-        plan = mixture(left, right, weight, sorts, dtype)
-    return [plan, weight, costs, *left[1:], *right[1:]]
+        sides = (sort_side(s, padding) for s in (x, y))
+        launch = choose("espformer_plan", plan_call(x, dtype, save)).launch
+        made = launch(*sides, distances.contiguous(), temperature, sorts, dtype, save=save)
+    if not save:
+        return [made.plan]
+    return [*made[:4], *made.left[1:], *made.right[1:]]
 
 
-def _results(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _results(x: Tensor, save: bool, dtype: torch.dtype) -> list[Tensor]:
     """Allocate the results of `_plan`."""
     batch, heads, slices, n = x.shape
-    side = [torch.empty_like(x), torch.empty_like(x), torch.empty_like(x, dtype=torch.int64)]
-    return [
-        x.new_empty(batch, heads, n, n, dtype=dtype),
-        x.new_empty(batch, heads, slices),
-        torch.empty_like(x),
-        *side,
-        *(torch.empty_like(each) for each in side),
-    ]
+    plan = x.new_empty(batch, heads, n, n, dtype=dtype)
+    if not save:
+        return [plan]
+    route = choose("espformer_plan", plan_call(x, dtype, save))
+    by_tiles = route.launch is plan_by_tiles.plan
+    none, square, like_x = (0,), (batch, heads, n, n), (batch, heads, slices, n)
+    shapes = [none if by_tiles else square, (batch, heads, slices), like_x if by_tiles else none]
+    for _ in range(2):
+        shapes += [like_x, like_x, like_x if by_tiles else none]
+    kept = [x.new_empty(shape) for shape in shapes]
+    kept[4], kept[7] = (torch.empty_like(each, dtype=torch.int64) for each in (kept[4], kept[7]))
+    return [plan, *kept]
 
 
 @_plan.register_fake
@@ -164,16 +140,15 @@ def _(
     x: Tensor,
     y: Tensor,
     distances: Tensor,
-    matrix: Tensor,
-    size: Tensor,
     padding: Tensor | None,
     temperature: float,
     tau: float,
     hard: bool,
+    save: bool,
     dtype: torch.dtype,
     products: str,
 ) -> list[Tensor]:
-    return _results(x, dtype)
+    return _results(x, save, dtype)
 
 
 @torch.library.custom_op("asap_exp::espformer_plan_backward", mutates_args=())
@@ -181,8 +156,7 @@ def _plan_backward(
     grad: Tensor,
     x: Tensor,
     y: Tensor,
-    matrix: Tensor,
-    size: Tensor,
+    distances: Tensor,
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
@@ -193,33 +167,18 @@ def _plan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the coordinates and of the distances."""
     if x.numel() == 0:
-        return torch.empty_like(x), torch.empty_like(y), x.new_empty(grad.shape)
-    weight, costs, *rest = kept
-    left, right = Side(x, *rest[:3]), Side(y, *rest[3:])
+        return torch.zeros_like(x), torch.zeros_like(y), distances.new_zeros(distances.shape)
+    exact, weight, costs, *sorted_ = kept
+    made = Plan(grad, exact, weight, costs, Side(x, *sorted_[:3]), Side(y, *sorted_[3:]))
+    by = plan_in_registers if exact.numel() else plan_by_tiles  # as the plan itself was made
     with torch.cuda.device_of(x):
         sorts = sorts_of(tau, hard, padding, dtype, products)
-        given, grad_size = as_operand(grad, dtype)
-        by_rank = sums_by_rank(left, right, given, sorts, weight=weight)
-        grad_weight = by_rank.sum(dim=-1) * grad_size
-        mean = (weight * grad_weight).sum(dim=-1, keepdim=True)
-        kappa = -temperature * (grad_weight - mean)
-        grad_distances = mixture(left, right, weight * kappa, sorts, torch.float32)
-        # dG_l is `scale` times a matrix of entries up to 1.
-        bound = grad_size + kappa.abs() * size
-        factors, scale = (grad_size / bound, kappa * size / bound), weight * bound
-        inner = weight[..., None] * (by_rank * grad_size[..., None] + costs * (kappa * size)[..., None])
-        grads = []
-        for one, two, pair in ((right, left, (given.mT, matrix.mT)), (left, right, (given, matrix))):
-            if hard:  # the rows of the gradient are hard, and those of the sort are soft
-                inner = scale[..., None] * sums_by_rank(
-                    one, two, pair[0], sorts, weight=weight, other=pair[1], factors=factors,
-                    right_hard=False,
-                )  # fmt: skip
-            ranked, direct = gradient_of_right(
-                one, two, *pair, factors, scale, inner, weight, sorts
-            )
-            grads.append(direct.scatter_add_(-1, two.order, ranked))
-    return grads[0], grads[1], grad_distances
+        found = by.gradient(made, distances.contiguous(), grad, temperature, sorts)
+        of_x, of_y = (
+            unsorted.scatter_add_(-1, side.order, ranked)
+            for side, (ranked, unsorted) in ((made.left, found.left), (made.right, found.right))
+        )
+    return of_x, of_y, found.distances
 
 
 @_plan_backward.register_fake
@@ -227,8 +186,7 @@ def _(
     grad: Tensor,
     x: Tensor,
     y: Tensor,
-    matrix: Tensor,
-    size: Tensor,
+    distances: Tensor,
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
@@ -237,20 +195,21 @@ def _(
     dtype: torch.dtype,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), x.new_empty(grad.shape)
+    return torch.empty_like(x), torch.empty_like(y), distances.new_empty(distances.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, y, _, matrix, size, padding, *ctx.options = inputs
+    x, y, distances, padding, temperature, tau, hard, _, dtype, products = inputs
     _, *kept = output
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(x, y, matrix, size, padding, *kept)
+    ctx.save_for_backward(x, y, distances, padding, *kept)
+    ctx.options = temperature, tau, hard, dtype, products
 
 
 def _backward(ctx, grads):
-    x, y, matrix, size, padding, *kept = ctx.saved_tensors
-    found = _plan_backward(grads[0], x, y, matrix, size, padding, kept, *ctx.options)
-    return *found, *(None,) * 8
+    x, y, distances, padding, *kept = ctx.saved_tensors
+    found = _plan_backward(grads[0], x, y, distances, padding, kept, *ctx.options)
+    return *found, *(None,) * 7
 
 
 _plan.register_autograd(_backward, setup_context=_setup_context)

@@ -2,84 +2,23 @@
 
 With P the sort of one side and R that of the other (`ops.reference.espformer`), all products with a
 plan P^T R of a slice are matrix products over ranks, and each tile of P and R is made where it is
-needed, from the sorted and the unsorted coordinates and the inverse sums of its rows:
-
-    P[r, i] = exp2(-sharpness (s_(r) - s_i)^2) inverse_r,    sharpness = log2(e) / tau.
-
-A row's largest exponent is that of its own token, 0, so no maximum is subtracted. `sides` are the
-coordinates s, their sorted values (-inf beyond the valid tokens), the inverse sums of rows and the
-tokens by rank, `[B, H, L, N]` each, and contiguous. Letters: see `kernels.tiles`; L slices, r ranks.
+needed, from the sorted and the unsorted coordinates and the inverse sums of its rows. Letters: see
+`kernels.tiles`; L slices, r ranks.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, LOG2_E, block, product, valid_tokens
-
-
-class Side(NamedTuple):
-    """Coordinates `[B, H, L, N]` of the tokens of one side, and their sorts."""
-
-    s: Tensor
-    ranked: Tensor
-    """Sorted, descending; -inf beyond the valid tokens."""
-    inverse: Tensor
-    """Inverse sums of the rows of exponentials; 0 beyond the valid tokens."""
-    order: Tensor
-    """The token of each rank."""
-
-
-class Sorts(NamedTuple):
-    """What all launches of a call share: softness, padding, and the operands of products."""
-
-    tau: float
-    hard: bool
-    padding: Tensor | None
-    """A byte per token `[B, N]`."""
-    operand: tl.dtype
-    products: str
-
-    @property
-    def sharpness(self) -> float:
-        return LOG2_E / self.tau
-
-    @property
-    def constants(self) -> dict[str, object]:
-        return {
-            "HAS_PADDING": self.padding is not None,
-            "OPERAND": self.operand,
-            "PRECISION": self.products,
-        }
-
-
-@triton.jit
-def sort_entries(ranked, s, inverse, order, index, valid, sharpness, HARD: tl.constexpr):
-    """Return entries of a sort from what broadcasts to its tile, 0 where not valid."""
-    if HARD:
-        return tl.where(valid & (order == index), 1.0, 0.0)
-    gap = ranked - s
-    return tl.where(valid, tl.exp2(-sharpness * (gap * gap)) * inverse, 0.0)
-
-
-@triton.jit
-def rows_of(ranked, inverse, order, row, r, n):
-    """Load the sorted coordinate, inverse sum and token of ranks r; return also which are valid."""
-    here = r < n
-    t = tl.load(ranked + row + r, mask=here, other=float("-inf"))
-    valid = t > float("-inf")
-    t = tl.where(valid, t, 0.0)
-    inverse_r = tl.load(inverse + row + r, mask=here, other=0.0)
-    return t, inverse_r, tl.load(order + row + r, mask=here, other=-1), valid
+from asap_exp.ops.kernels.espformer.sorts import Side, Sorts, rows_of, sort_entries
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, product, valid_tokens
 
 
 # fmt: off
 @triton.jit
 def totals_kernel(
-    s, ranked, padding, inverse, heads_slices, n, sharpness,
+    s, ranked, order, padding, inverse, heads_slices, n, sharpness,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
@@ -88,9 +27,7 @@ def totals_kernel(
     slice_ = (tl.program_id(0) // blocks).to(tl.int64)
     r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = slice_ * n
-    t = tl.load(ranked + row + r, mask=r < n, other=float("-inf"))
-    valid_r = t > float("-inf")
-    t = tl.where(valid_r, t, 0.0)
+    t, _, valid_r = rows_of(ranked, order, row, r, n)
     total = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, n, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
@@ -104,8 +41,8 @@ def totals_kernel(
 # fmt: off
 @triton.jit
 def rank_kernel(
-    left_s, left_ranked, left_inverse, left_order,
-    right_s, right_ranked, right_inverse, right_order,
+    left_s, left_ranked, left_order, left_inverse,
+    right_s, right_ranked, right_order, right_inverse,
     padding, matrix, other, matrix_factor, other_factor, weight,
     scale, per_rank, result, grad_s,
     matrix_h, matrix_i, matrix_j, other_h, other_i, other_j,
@@ -146,7 +83,8 @@ def rank_kernel(
     grad_j = tl.zeros([BLOCK_J], tl.float32)
     for first_r in range(0, ranks, BLOCK_R):
         r = first_r + tl.arange(0, BLOCK_R)
-        t, inverse_r, order_r, valid_r = rows_of(left_ranked, left_inverse, left_order, row, r, n)
+        t, order_r, valid_r = rows_of(left_ranked, left_order, row, r, n)
+        inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
         # [BLOCK_R, BLOCK_J]
         Q = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
         for first_i in range(0, n, BLOCK_I):
@@ -167,9 +105,8 @@ def rank_kernel(
                 second = tl.load(other + place, mask=inside, other=0.0)
                 M = of_matrix * M.to(tl.float32) + of_other * second.to(tl.float32)
             Q += product(P, M, OPERAND, PRECISION)
-        u, inverse_r, order_r, valid_r = rows_of(
-            right_ranked, right_inverse, right_order, row, r, n
-        )
+        u, order_r, valid_r = rows_of(right_ranked, right_order, row, r, n)
+        inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
         # [BLOCK_R, BLOCK_J]
         R = sort_entries(
             u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
@@ -189,8 +126,8 @@ def rank_kernel(
 # fmt: off
 @triton.jit
 def mixture_kernel(
-    left_s, left_ranked, left_inverse, left_order,
-    right_s, right_ranked, right_inverse, right_order,
+    left_s, left_ranked, left_order, left_inverse,
+    right_s, right_ranked, right_order, right_inverse,
     padding, weight, scale, out,
     heads, slices, n, sharpness,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
@@ -217,17 +154,15 @@ def mixture_kernel(
         s_j = tl.load(right_s + row + j, mask=j < n, other=0.0)
         for first in range(0, tl.where(w != 0.0, n, 0), BLOCK_R):
             r = first + tl.arange(0, BLOCK_R)
-            t, inverse_r, order_r, valid_r = rows_of(
-                left_ranked, left_inverse, left_order, row, r, n
-            )
+            t, order_r, valid_r = rows_of(left_ranked, left_order, row, r, n)
+            inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
             # [BLOCK_I, BLOCK_R]
             P = w * sort_entries(
                 t[None, :], s_i[:, None], inverse_r[None, :], order_r[None, :], i[:, None],
                 valid_i[:, None] & valid_r[None, :], sharpness, HARD,
             )  # fmt: skip
-            u, inverse_r, order_r, valid_r = rows_of(
-                right_ranked, right_inverse, right_order, row, r, n
-            )
+            u, order_r, valid_r = rows_of(right_ranked, right_order, row, r, n)
+            inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
             # [BLOCK_R, BLOCK_J]
             R = sort_entries(
                 u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
@@ -240,19 +175,17 @@ def mixture_kernel(
     tl.store(out + place, A.to(out.dtype.element_ty), mask=inside)
 
 
-def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
-    """Sort contiguous coordinates `[B, H, L, N]`; `absent` `[B, N]` is boolean, True = padded."""
-    shown = s if absent is None else s.masked_fill(absent[:, None, None], float("-inf"))
-    ranked, order = shown.sort(dim=-1, descending=True)
-    inverse = torch.empty_like(ranked)
-    batch, heads, slices, n = s.shape
+def with_totals(side: Side, sorts: Sorts) -> Side:
+    """Return a side with the inverse sums of its rows."""
+    inverse = torch.empty_like(side.ranked)
+    batch, heads, slices, n = side.s.shape
     r_block, i_block = block(min(n, 64)), block(min(n, 128))
     totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
-        s, ranked, sorts.padding, inverse, heads * slices, n, sorts.sharpness,
+        *side[:3], sorts.padding, inverse, heads * slices, n, sorts.sharpness,
         BLOCK_R=r_block, BLOCK_I=i_block, HAS_PADDING=sorts.padding is not None,
         num_warps=4, **EVERY_LAUNCH,
     )  # fmt: skip
-    return Side(s, ranked, inverse, order)
+    return side._replace(inverse=inverse)
 
 
 def rank_tile(n: int, sorts: Sorts) -> tuple[int, int, int]:

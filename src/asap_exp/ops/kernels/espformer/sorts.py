@@ -1,0 +1,108 @@
+"""Sorts along slices: coordinates, their order, and the entries of soft and hard sorts.
+
+    P[r, i] = exp2(-sharpness (s_(r) - s_i)^2) inverse_r,    sharpness = log2(e) / tau.
+
+A row's largest exponent is that of its own token, 0, so no maximum is subtracted. Letters: see
+`kernels.tiles`; L slices, r ranks.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from asap_exp.ops.kernels.tiles import LOG2_E
+
+
+class Side(NamedTuple):
+    """Coordinates `[B, H, L, N]` of the tokens of one side, and their sorts."""
+
+    s: Tensor
+    ranked: Tensor
+    """Sorted, descending; -inf beyond the valid tokens."""
+    order: Tensor
+    """The token of each rank."""
+    inverse: Tensor
+    """Inverse sums of the rows of exponentials, 0 beyond the valid tokens; unless needed, empty."""
+
+
+class Sorts(NamedTuple):
+    """What all launches of a call share: softness, padding, and the operands of products."""
+
+    tau: float
+    hard: bool
+    padding: Tensor | None
+    """A byte per token `[B, N]`."""
+    operand: tl.dtype
+    products: str
+
+    @property
+    def sharpness(self) -> float:
+        return LOG2_E / self.tau
+
+    @property
+    def constants(self) -> dict[str, object]:
+        return {
+            "HAS_PADDING": self.padding is not None,
+            "OPERAND": self.operand,
+            "PRECISION": self.products,
+        }
+
+
+@triton.jit
+def sort_entries(ranked, s, inverse, order, index, valid, sharpness, HARD: tl.constexpr):
+    """Return entries of a sort from what broadcasts to its tile, 0 where not valid."""
+    if HARD:
+        return tl.where(valid & (order == index), 1.0, 0.0)
+    gap = ranked - s
+    return tl.where(valid, tl.exp2(-sharpness * (gap * gap)) * inverse, 0.0)
+
+
+@triton.jit
+def rows_of(ranked, order, row, r, n):
+    """Load the sorted coordinates and the tokens of ranks r; return also which are valid."""
+    here = r < n
+    t = tl.load(ranked + row + r, mask=here, other=float("-inf"))
+    valid = t > float("-inf")
+    return tl.where(valid, t, 0.0), tl.load(order + row + r, mask=here, other=-1), valid
+
+
+def sort_side(s: Tensor, absent: Tensor | None) -> Side:
+    """Sort contiguous coordinates `[B, H, L, N]`; `absent` `[B, N]` is boolean, True = padded."""
+    shown = s if absent is None else s.masked_fill(absent[:, None, None], float("-inf"))
+    ranked, order = shown.sort(dim=-1, descending=True)
+    return Side(s, ranked, order, s.new_empty(0))
+
+
+class Plan(NamedTuple):
+    """The plan `[B, H, N, N]` of a call, and what its gradient needs."""
+
+    plan: Tensor
+    exact: Tensor
+    """The plan in float32, where it was made in registers; else empty."""
+    weight: Tensor
+    """Weights of the slices `[B, H, L]`, 0 where they do not count."""
+    costs: Tensor
+    """Costs by rank `[B, H, L, N]`, in units of the largest distance; empty if in registers."""
+    left: Side
+    right: Side
+
+
+class Gradients(NamedTuple):
+    """Gradients of the sorted and unsorted coordinates of either side, and of the distances."""
+
+    left: tuple[Tensor, Tensor]
+    right: tuple[Tensor, Tensor]
+    distances: Tensor
+
+
+SMALLEST_WEIGHT = 2.0**-40
+"""Weight of a slice, of all of 1, up to which it is left out."""
+
+
+def slice_weights(costs: Tensor, temperature: float) -> Tensor:
+    """Return softmax(-temperature costs) over the slices `[B, H, L]`, without what is negligible."""
+    weight = torch.softmax(-temperature * costs, dim=-1)
+    return torch.where(weight > SMALLEST_WEIGHT, weight, 0.0)
