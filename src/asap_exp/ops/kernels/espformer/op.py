@@ -5,6 +5,7 @@ operator takes the coordinates along the slices and the distances; what makes th
 the product with v, are PyTorch's.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from asap_exp.ops.call import Call, device_of
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.espformer import plan_by_tiles, plan_in_registers
 from asap_exp.ops.kernels.espformer.sorts import Plan, Side, Sorts, sort_side
-from asap_exp.ops.kernels.tiles import mask_bytes
+from asap_exp.ops.kernels.tiles import LOG2_E, mask_bytes
 from asap_exp.ops.masking import blank, effective_padding
 from asap_exp.ops.products import AS_ALLOWED, float32_products
 from asap_exp.ops.reference import espformer as reference
@@ -70,20 +71,21 @@ def by_kernels(
     x, y = (reference.points(t, key_padding_mask) for t in (q, k))
     has_float32 = torch.float32 in (q.dtype, v.dtype)
     dtype = torch.float32 if has_float32 else v.dtype
-    sides = (reference.projected(t, theta).contiguous() for t in (x, y))
+    unit = math.sqrt(tau / LOG2_E)  # in which the kernels read coordinates
+    sides = ((reference.projected(t, theta) / unit).contiguous() for t in (x, y))
     plan, *_ = _plan(
         *sides, reference.centred_distances(x, y), effective_padding(key_padding_mask),
-        temperature, tau, hard, gradient_needed(q, k, v, theta), dtype, products,
+        temperature, hard, gradient_needed(q, k, v, theta), dtype, products,
     )  # fmt: skip
     values = blank(v, key_padding_mask, 2).to(dtype)
     return blank(plan @ values, key_padding_mask, 2).to(v.dtype)
 
 
 def sorts_of(
-    tau: float, hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str
+    hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str
 ) -> Sorts:
     operand = tl.float32 if dtype == torch.float32 else tl.float16
-    return Sorts(tau, hard, mask_bytes(padding), operand, float32_products(products))
+    return Sorts(hard, mask_bytes(padding), operand, float32_products(products))
 
 
 def plan_call(x: Tensor, dtype: torch.dtype, save: bool) -> Call:
@@ -99,17 +101,19 @@ def _plan(
     distances: Tensor,
     padding: Tensor | None,
     temperature: float,
-    tau: float,
     hard: bool,
     save: bool,
     dtype: torch.dtype,
     products: str,
 ) -> list[Tensor]:
-    """Return the plan of coordinates x and y `[B, H, L, N]`, and what its gradient needs."""
+    """Return the plan of coordinates x and y `[B, H, L, N]`, and what its gradient needs.
+
+    Coordinates are in units of sqrt(tau / log2(e)).
+    """
     if x.numel() == 0:
         return _results(x, save, dtype)
     with torch.cuda.device_of(x):
-        sorts = sorts_of(tau, hard, padding, dtype, products)
+        sorts = sorts_of(hard, padding, dtype, products)
         sides = (sort_side(s, padding) for s in (x, y))
         launch = choose("espformer_plan", plan_call(x, dtype, save)).launch
         made = launch(*sides, distances.contiguous(), temperature, sorts, dtype, save=save)
@@ -142,7 +146,6 @@ def _(
     distances: Tensor,
     padding: Tensor | None,
     temperature: float,
-    tau: float,
     hard: bool,
     save: bool,
     dtype: torch.dtype,
@@ -160,7 +163,6 @@ def _plan_backward(
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
-    tau: float,
     hard: bool,
     dtype: torch.dtype,
     products: str,
@@ -172,7 +174,7 @@ def _plan_backward(
     made = Plan(grad, exact, weight, costs, Side(x, *sorted_[:3]), Side(y, *sorted_[3:]))
     by = plan_in_registers if exact.numel() else plan_by_tiles  # as the plan itself was made
     with torch.cuda.device_of(x):
-        sorts = sorts_of(tau, hard, padding, dtype, products)
+        sorts = sorts_of(hard, padding, dtype, products)
         found = by.gradient(made, distances.contiguous(), grad, temperature, sorts)
         of_x, of_y = (
             unsorted.scatter_add_(-1, side.order, ranked)
@@ -190,7 +192,6 @@ def _(
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
-    tau: float,
     hard: bool,
     dtype: torch.dtype,
     products: str,
@@ -199,17 +200,17 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, y, distances, padding, temperature, tau, hard, _, dtype, products = inputs
+    x, y, distances, padding, temperature, hard, _, dtype, products = inputs
     _, *kept = output
     ctx.mark_non_differentiable(*kept)
     ctx.save_for_backward(x, y, distances, padding, *kept)
-    ctx.options = temperature, tau, hard, dtype, products
+    ctx.options = temperature, hard, dtype, products
 
 
 def _backward(ctx, grads):
     x, y, distances, padding, *kept = ctx.saved_tensors
     found = _plan_backward(grads[0], x, y, distances, padding, kept, *ctx.options)
-    return *found, *(None,) * 7
+    return *found, *(None,) * 6
 
 
 _plan.register_autograd(_backward, setup_context=_setup_context)

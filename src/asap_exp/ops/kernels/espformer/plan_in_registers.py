@@ -12,13 +12,15 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.espformer.sorts import (
+    SLOPE,
     Gradients,
     Plan,
     Side,
     Sorts,
-    rows_of,
+    ranks_of,
     slice_weights,
     sort_entries,
+    tokens_of,
 )
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, LOG2_E, block, product, valid_tokens
 
@@ -33,51 +35,65 @@ def refusal(call: Call) -> str | None:
     return None
 
 
+@triton.jit
+def sort_rows(s, ranked, order, row, r, index, valid, n, HARD: tl.constexpr):
+    """Return rows r of a slice's sort, the sorted coordinates of r, and those of all tokens."""
+    t, token, valid_r = ranks_of(ranked, order, row, r, n)
+    s_i = tokens_of(s, row, index, valid)
+    # [len(r), BLOCK]
+    E = sort_entries(t[:, None], s_i[None, :], 1.0, token[:, None], index[None, :], HARD)
+    if not HARD:  # a valid row has at least the exponential of its own token, 1
+        E *= tl.where(valid_r, 1.0 / tl.maximum(tl.sum(E, axis=1), 1.0), 0.0)[:, None]
+    return E, t, s_i
+
+
 # fmt: off
 @triton.jit
-def both_sorts(
-    x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n, sharpness,
+def slice_plan(
+    x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HARD: tl.constexpr,
 ):
     # fmt: on
-    """Return a slice's sorts P and R `[ranks, N]`, and the coordinates of both by token and rank."""
-    t, order, valid_r = rows_of(x_ranked, x_order, row, index, n)
-    s = tl.load(x + row + index, mask=index < n, other=0.0)
-    inside = valid_r[:, None] & valid[None, :]
-    P = whole_sort(t, s, order, index, inside, sharpness, HARD)
-    u, order, valid_r = rows_of(y_ranked, y_order, row, index, n)
-    z = tl.load(y + row + index, mask=index < n, other=0.0)
-    R = whole_sort(u, z, order, index, inside, sharpness, HARD)
-    return P, R, t, s, u, z
+    """Return G = P^T R `[BLOCK, BLOCK]` of a slice."""
+    G = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for first in range(0, n, BLOCK_R):
+        r = first + tl.arange(0, BLOCK_R)
+        P, _, _ = sort_rows(x, x_ranked, x_order, row, r, index, valid, n, HARD)
+        R, _, _ = sort_rows(y, y_ranked, y_order, row, r, index, valid, n, HARD)
+        G += product(tl.trans(P), R, OPERAND, PRECISION)
+    return G
 
 
 @triton.jit
-def whole_sort(ranked, s, order, index, valid, sharpness, HARD: tl.constexpr):
-    """Return a sort `[ranks, N]` whose rows are summed up here."""
-    inverse = tl.full([1, 1], 1.0, tl.float32)
-    E = sort_entries(
-        ranked[:, None], s[None, :], inverse, order[:, None], index[None, :], valid, sharpness, HARD
-    )
-    if HARD:
-        return E
-    # A valid row has at least the exponential of its own token, 1.
-    return E / tl.maximum(tl.sum(E, axis=1), 1.0)[:, None]
+def square(base, stride, index, here):
+    """Load a matrix `[N, N]` of a head in float32; 0 outside."""
+    place = base + index[:, None] * stride + index[None, :]
+    return tl.load(place, mask=here[:, None] & here[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def square(base, head, n, inside, index):
-    """Load a matrix `[N, N]` of a head, contiguous, in float32; 0 outside."""
-    place = head * n * n + index[:, None] * n + index[None, :]
-    return tl.load(base + place, mask=inside, other=0.0).to(tl.float32)
+def largest(tile):
+    """Return the largest absolute value of a tile, or 1 for 0."""
+    found = tl.max(tl.max(tl.abs(tile), axis=1), axis=0)
+    return tl.where(found > 0.0, found, 1.0)
+
+
+@triton.jit
+def store_square(base, stride, index, here, tile):
+    """Store a matrix `[N, N]` of a head."""
+    place = base + index[:, None] * stride + index[None, :]
+    tl.store(place, tile.to(base.dtype.element_ty), mask=here[:, None] & here[None, :])
 
 
 # fmt: off
 @triton.jit
 def plan_kernel(
     x, x_ranked, x_order, y, y_ranked, y_order, distances, padding,
-    plan, exact, costs,
-    heads, slices, n, sharpness, decay,
-    BLOCK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    plan, exact, costs, distances_i, plan_i, exact_i,
+    heads, slices, n, decay,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HARD: tl.constexpr, SAVE: tl.constexpr,
 ):
     # fmt: on
@@ -85,19 +101,18 @@ def plan_kernel(
     head = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, head // heads, index, n, HAS_PADDING)
-    inside = (index < n)[:, None] & (index < n)[None, :]
-    D = square(distances, head, n, inside, index)
+    here = index < n
+    D = square(distances + head * n * n, distances_i, index, here)
     # [BLOCK, BLOCK]
     A = tl.zeros([BLOCK, BLOCK], tl.float32)
     top = tl.full([1, 1], float("-inf"), tl.float32)
     total = tl.zeros([1, 1], tl.float32)
     for number in range(slices):
         slice_ = head * slices + number
-        P, R, _, _, _, _ = both_sorts(
-            x, x_ranked, x_order, y, y_ranked, y_order, slice_ * n, index, valid, n, sharpness, HARD
-        )
-        # [BLOCK, BLOCK]
-        G = product(tl.trans(P), R, OPERAND, PRECISION)
+        G = slice_plan(
+            x, x_ranked, x_order, y, y_ranked, y_order, slice_ * n, index, valid, n,
+            BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+        )  # fmt: skip
         c = tl.sum(tl.sum(D * G, axis=1), axis=0)
         tl.store(costs + slice_, c)
         height = tl.maximum(top, -decay * c)
@@ -107,10 +122,9 @@ def plan_kernel(
         total = total * shrink + share
         top = height
     A /= total
-    place = head * n * n + index[:, None] * n + index[None, :]
-    tl.store(plan + place, A.to(plan.dtype.element_ty), mask=inside)
+    store_square(plan + head * n * n, plan_i, index, here, A)
     if SAVE:
-        tl.store(exact + place, A, mask=inside)
+        store_square(exact + head * n * n, exact_i, index, here, A)
 
 
 # fmt: off
@@ -118,8 +132,10 @@ def plan_kernel(
 def plan_gradient_kernel(
     x, x_ranked, x_order, y, y_ranked, y_order, distances, padding,
     exact, weight, grad, grad_x, grad_x_ranked, grad_y, grad_y_ranked, grad_distances,
-    heads, slices, n, sharpness, slope, temperature,
-    BLOCK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    distances_i, exact_i, grad_i, grad_distances_i,
+    heads, slices, n, temperature,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HARD: tl.constexpr,
 ):
     # fmt: on
@@ -131,13 +147,15 @@ def plan_gradient_kernel(
     index = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, head // heads, index, n, HAS_PADDING)
     here = index < n
-    inside = here[:, None] & here[None, :]
-    D = square(distances, head, n, inside, index)
-    dA = square(grad, head, n, inside, index)
-    mean = tl.sum(tl.sum(dA * square(exact, head, n, inside, index), axis=1), axis=0)
-    # The products read entries of up to 1.
-    of_grad = tl.max(tl.max(tl.abs(dA), axis=1), axis=0)
-    of_distances = tl.max(tl.max(tl.abs(D), axis=1), axis=0)
+    D = square(distances + head * n * n, distances_i, index, here)
+    dA = square(grad + head * n * n, grad_i, index, here)
+    A = square(exact + head * n * n, exact_i, index, here)
+    mean = tl.sum(tl.sum(dA * A, axis=1), axis=0)
+    # Kept as products read them, relative to their largest entries.
+    of_grad = largest(dA)
+    of_distances = largest(D)
+    dA_part = (dA / of_grad).to(OPERAND)
+    D_part = (D / of_distances).to(OPERAND)
     # [BLOCK, BLOCK]
     dD = tl.zeros([BLOCK, BLOCK], tl.float32)
     for number in range(slices):
@@ -145,36 +163,48 @@ def plan_gradient_kernel(
         row = slice_ * n
         w = tl.load(weight + slice_)
         if w > 0.0:
-            P, R, t, s, u, z = both_sorts(
-                x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n, sharpness, HARD
-            )
-            # [BLOCK, BLOCK]
-            G = product(tl.trans(P), R, OPERAND, PRECISION)
-            kappa = -temperature * (tl.sum(tl.sum(dA * G, axis=1), axis=0) - mean)
+            G = slice_plan(
+                x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n,
+                BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+            )  # fmt: skip
+            inner = tl.sum(tl.sum(dA_part.to(tl.float32) * G, axis=1), axis=0)
+            kappa = -temperature * (of_grad * inner - mean)
             dD += (w * kappa) * G
             bound = of_grad + tl.abs(kappa) * of_distances
-            bound = tl.where(bound > 0.0, bound, 1.0)
             # [BLOCK, BLOCK]
-            dG = (dA + kappa * D) / bound
-            dP = product(R, tl.trans(dG), OPERAND, PRECISION) * (w * bound)
-            dR = product(P, dG, OPERAND, PRECISION) * (w * bound)
-            if HARD:
-                P, R, t, s, u, z = both_sorts(
-                    x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n, sharpness,
-                    False,
-                )  # fmt: skip
-            P *= (dP - tl.sum(P * dP, axis=1)[:, None]) * (t[:, None] - s[None, :])
-            tl.store(grad_x + row + index, slope * tl.sum(P, axis=0), mask=here)
-            tl.store(grad_x_ranked + row + index, -slope * tl.sum(P, axis=1), mask=here)
-            R *= (dR - tl.sum(R * dR, axis=1)[:, None]) * (u[:, None] - z[None, :])
-            tl.store(grad_y + row + index, slope * tl.sum(R, axis=0), mask=here)
-            tl.store(grad_y_ranked + row + index, -slope * tl.sum(R, axis=1), mask=here)
-    place = head * n * n + index[:, None] * n + index[None, :]
-    tl.store(grad_distances + place, dD, mask=inside)
+            dG = dA_part.to(tl.float32) * (of_grad / bound)
+            dG += D_part.to(tl.float32) * (kappa * of_distances / bound)
+            dG = dG.to(OPERAND)
+            # [BLOCK]
+            of_x = tl.zeros([BLOCK], tl.float32)
+            of_y = tl.zeros([BLOCK], tl.float32)
+            for first in range(0, n, BLOCK_R):
+                r = first + tl.arange(0, BLOCK_R)
+                P, t, s = sort_rows(x, x_ranked, x_order, row, r, index, valid, n, HARD)
+                R, u, z = sort_rows(y, y_ranked, y_order, row, r, index, valid, n, HARD)
+                # [BLOCK_R, BLOCK]
+                dP = product(R, tl.trans(dG), OPERAND, PRECISION) * (w * bound)
+                dR = product(P, dG, OPERAND, PRECISION) * (w * bound)
+                if HARD:
+                    P, t, s = sort_rows(
+                        x, x_ranked, x_order, row, r, index, valid, n, False
+                    )
+                    R, u, z = sort_rows(
+                        y, y_ranked, y_order, row, r, index, valid, n, False
+                    )
+                dX = P * (dP - tl.sum(P * dP, axis=1)[:, None]) * (t[:, None] - s[None, :])
+                tl.store(grad_x_ranked + row + r, tl.sum(dX, axis=1) * -SLOPE, mask=r < n)
+                of_x += tl.sum(dX, axis=0) * SLOPE
+                dY = R * (dR - tl.sum(R * dR, axis=1)[:, None]) * (u[:, None] - z[None, :])
+                tl.store(grad_y_ranked + row + r, tl.sum(dY, axis=1) * -SLOPE, mask=r < n)
+                of_y += tl.sum(dY, axis=0) * SLOPE
+            tl.store(grad_x + row + index, of_x, mask=here)
+            tl.store(grad_y + row + index, of_y, mask=here)
+    store_square(grad_distances + head * n * n, grad_distances_i, index, here, dD)
 
 
 def constants(n: int, sorts: Sorts) -> dict[str, object]:
-    return {**sorts.constants, "BLOCK": block(n), "HARD": sorts.hard, "num_warps": 4, **EVERY_LAUNCH}
+    return {**sorts.constants, "BLOCK": block(n), "BLOCK_R": min(block(n), 32), "HARD": sorts.hard, "num_warps": 4, **EVERY_LAUNCH}
 
 
 def plan(
@@ -193,8 +223,8 @@ def plan(
     exact = torch.empty_like(distances) if save else distances.new_empty(0)
     costs = distances.new_empty(batch, heads, slices)
     plan_kernel[(batch * heads,)](
-        *left[:3], *right[:3], distances, sorts.padding, found, exact, costs,
-        heads, slices, n, sorts.sharpness, temperature * LOG2_E,
+        *left[:3], *right[:3], distances, sorts.padding, found, exact, costs, n, n, n,
+        heads, slices, n, temperature * LOG2_E,
         SAVE=save, **constants(n, sorts),
     )  # fmt: skip
     weight = slice_weights(costs, temperature) if save else costs
@@ -211,8 +241,8 @@ def gradient(
     grad_distances = torch.empty_like(distances)
     plan_gradient_kernel[(batch * heads,)](
         *left[:3], *right[:3], distances, sorts.padding, made.exact, made.weight,
-        grad.contiguous(), *sides, grad_distances,
-        heads, slices, n, sorts.sharpness, 2.0 / sorts.tau, temperature,
+        grad.contiguous(), *sides, grad_distances, n, n, n, n,
+        heads, slices, n, temperature,
         **constants(n, sorts),
     )  # fmt: skip
     of_x, of_x_ranked, of_y, of_y_ranked = sides

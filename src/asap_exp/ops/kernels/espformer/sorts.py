@@ -1,11 +1,15 @@
 """Sorts along slices: coordinates, their order, and the entries of soft and hard sorts.
 
-    P[r, i] = exp2(-sharpness (s_(r) - s_i)^2) inverse_r,    sharpness = log2(e) / tau.
+Coordinates s are in units of sqrt(tau / log2(e)), so that with the inverse sum of row r
 
-A row's largest exponent is that of its own token, 0, so no maximum is subtracted. Letters: see
-`kernels.tiles`; L slices, r ranks.
+    P[r, i] = exp2(-(s_(r) - s_i)^2) inverse_r.
+
+A row's largest exponent is that of its own token, 0, so no maximum is subtracted. A padded or absent
+token is far from all ranks, and a rank beyond the valid tokens has the inverse sum 0, so no tile
+needs a mask. Letters: see `kernels.tiles`; L slices, r ranks.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,7 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.kernels.tiles import LOG2_E
+
+FAR = tl.constexpr(1e18)
+"""Coordinate of a padded or absent token: its square is finite, and its entries are 0."""
+
+
+SLOPE = tl.constexpr(2 * math.log(2))
+"""The logarithm of an entry falls by SLOPE times the gap for each unit that the gap grows."""
 
 
 class Side(NamedTuple):
@@ -29,18 +39,13 @@ class Side(NamedTuple):
 
 
 class Sorts(NamedTuple):
-    """What all launches of a call share: softness, padding, and the operands of products."""
+    """What all launches of a call share: padding, and the operands of products."""
 
-    tau: float
     hard: bool
     padding: Tensor | None
     """A byte per token `[B, N]`."""
     operand: tl.dtype
     products: str
-
-    @property
-    def sharpness(self) -> float:
-        return LOG2_E / self.tau
 
     @property
     def constants(self) -> dict[str, object]:
@@ -52,21 +57,27 @@ class Sorts(NamedTuple):
 
 
 @triton.jit
-def sort_entries(ranked, s, inverse, order, index, valid, sharpness, HARD: tl.constexpr):
-    """Return entries of a sort from what broadcasts to its tile, 0 where not valid."""
-    if HARD:
-        return tl.where(valid & (order == index), 1.0, 0.0)
-    gap = ranked - s
-    return tl.where(valid, tl.exp2(-sharpness * (gap * gap)) * inverse, 0.0)
+def tokens_of(s, row, i, valid):
+    """Load the coordinates of tokens i."""
+    return tl.load(s + row + i, mask=valid, other=FAR)
 
 
 @triton.jit
-def rows_of(ranked, order, row, r, n):
+def ranks_of(ranked, order, row, r, n):
     """Load the sorted coordinates and the tokens of ranks r; return also which are valid."""
-    here = r < n
-    t = tl.load(ranked + row + r, mask=here, other=float("-inf"))
+    t = tl.load(ranked + row + r, mask=r < n, other=float("-inf"))
     valid = t > float("-inf")
-    return tl.where(valid, t, 0.0), tl.load(order + row + r, mask=here, other=-1), valid
+    token = tl.load(order + row + r, mask=valid, other=-1)
+    return tl.where(valid, t, 0.0), token, valid
+
+
+@triton.jit
+def sort_entries(t, s, inverse, token, i, HARD: tl.constexpr):
+    """Return entries of a sort from what broadcasts to its tile."""
+    if HARD:
+        return tl.where(token == i, 1.0, 0.0)
+    gap = t - s
+    return tl.exp2(-gap * gap) * inverse
 
 
 def sort_side(s: Tensor, absent: Tensor | None) -> Side:

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.kernels.espformer.sorts import Side, Sorts, rows_of, sort_entries
+from asap_exp.ops.kernels.espformer.sorts import SLOPE, Side, Sorts, ranks_of, sort_entries, tokens_of
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, product, valid_tokens
 
 
 # fmt: off
 @triton.jit
 def totals_kernel(
-    s, ranked, order, padding, inverse, heads_slices, n, sharpness,
+    s, ranked, order, padding, inverse, heads_slices, n,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
@@ -27,13 +27,13 @@ def totals_kernel(
     slice_ = (tl.program_id(0) // blocks).to(tl.int64)
     r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = slice_ * n
-    t, _, valid_r = rows_of(ranked, order, row, r, n)
+    t, _, valid_r = ranks_of(ranked, order, row, r, n)
     total = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, n, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
         valid_i = valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING)
-        gap = t[:, None] - tl.load(s + row + i, mask=i < n, other=0.0)[None, :]
-        total += tl.sum(tl.where(valid_i[None, :], tl.exp2(-sharpness * (gap * gap)), 0.0), axis=1)
+        s_i = tokens_of(s, row, i, valid_i)
+        total += tl.sum(sort_entries(t[:, None], s_i[None, :], 1.0, -1, -1, False), axis=1)
     # A valid row has at least the exponential of its own token, 1.
     tl.store(inverse + row + r, tl.where(valid_r, 1.0 / tl.maximum(total, 1.0), 0.0), mask=r < n)
 
@@ -46,7 +46,7 @@ def rank_kernel(
     padding, matrix, other, matrix_factor, other_factor, weight,
     scale, per_rank, result, grad_s,
     matrix_h, matrix_i, matrix_j, other_h, other_i, other_j,
-    heads, slices, n, all_slices, sharpness, slope,
+    heads, slices, n, all_slices,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
     SKIPS: tl.constexpr, COMBINES: tl.constexpr, GRADIENT: tl.constexpr,
@@ -68,7 +68,7 @@ def rank_kernel(
     b = head // heads
     j = tile * BLOCK_J + tl.arange(0, BLOCK_J)
     valid_j = valid_tokens(padding, b, j, n, HAS_PADDING)
-    s_j = tl.load(right_s + row + j, mask=j < n, other=0.0)
+    s_j = tokens_of(right_s, row, j, valid_j)
     result += tile.to(tl.int64) * all_slices * n + row
     matrix += head * matrix_h
     other += head * other_h
@@ -83,19 +83,18 @@ def rank_kernel(
     grad_j = tl.zeros([BLOCK_J], tl.float32)
     for first_r in range(0, ranks, BLOCK_R):
         r = first_r + tl.arange(0, BLOCK_R)
-        t, order_r, valid_r = rows_of(left_ranked, left_order, row, r, n)
+        t, token, _ = ranks_of(left_ranked, left_order, row, r, n)
         inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
         # [BLOCK_R, BLOCK_J]
         Q = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
         for first_i in range(0, n, BLOCK_I):
             i = first_i + tl.arange(0, BLOCK_I)
             valid_i = valid_tokens(padding, b, i, n, HAS_PADDING)
-            s_i = tl.load(left_s + row + i, mask=i < n, other=0.0)
+            s_i = tokens_of(left_s, row, i, valid_i)
             # [BLOCK_R, BLOCK_I]
             P = sort_entries(
-                t[:, None], s_i[None, :], inverse_r[:, None], order_r[:, None], i[None, :],
-                valid_r[:, None] & valid_i[None, :], sharpness, LEFT_HARD,
-            )  # fmt: skip
+                t[:, None], s_i[None, :], inverse_r[:, None], token[:, None], i[None, :], LEFT_HARD
+            )
             # [BLOCK_I, BLOCK_J]
             inside = (i < n)[:, None] & (j < n)[None, :]
             place = i[:, None].to(tl.int64) * matrix_i + j[None, :].to(tl.int64) * matrix_j
@@ -105,22 +104,21 @@ def rank_kernel(
                 second = tl.load(other + place, mask=inside, other=0.0)
                 M = of_matrix * M.to(tl.float32) + of_other * second.to(tl.float32)
             Q += product(P, M, OPERAND, PRECISION)
-        u, order_r, valid_r = rows_of(right_ranked, right_order, row, r, n)
+        u, token, _ = ranks_of(right_ranked, right_order, row, r, n)
         inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
         # [BLOCK_R, BLOCK_J]
         R = sort_entries(
-            u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
-            valid_r[:, None] & valid_j[None, :], sharpness, RIGHT_HARD,
-        )  # fmt: skip
+            u[:, None], s_j[None, :], inverse_r[:, None], token[:, None], j[None, :], RIGHT_HARD
+        )
         if GRADIENT:
             inner = tl.load(per_rank + row + r, mask=r < n, other=0.0)
             R *= (Q * size - inner[:, None]) * (u[:, None] - s_j[None, :])
             grad_j += tl.sum(R, axis=0)
-            tl.store(result + r, -slope * tl.sum(R, axis=1), mask=r < n)
+            tl.store(result + r, tl.sum(R, axis=1) * -SLOPE, mask=r < n)
         else:
             tl.store(result + r, tl.sum(Q * R, axis=1), mask=r < n)
     if GRADIENT:
-        tl.store(grad_s + row + j, slope * grad_j, mask=j < n)
+        tl.store(grad_s + row + j, grad_j * SLOPE, mask=j < n)
 
 
 # fmt: off
@@ -129,7 +127,7 @@ def mixture_kernel(
     left_s, left_ranked, left_order, left_inverse,
     right_s, right_ranked, right_order, right_inverse,
     padding, weight, scale, out,
-    heads, slices, n, sharpness,
+    heads, slices, n,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_PADDING: tl.constexpr,
     HARD: tl.constexpr,
@@ -150,24 +148,22 @@ def mixture_kernel(
         slice_ = head * slices + number
         row = slice_ * n
         w = tl.load(weight + slice_)
-        s_i = tl.load(left_s + row + i, mask=i < n, other=0.0)
-        s_j = tl.load(right_s + row + j, mask=j < n, other=0.0)
+        s_i = tokens_of(left_s, row, i, valid_i)
+        s_j = tokens_of(right_s, row, j, valid_j)
         for first in range(0, tl.where(w != 0.0, n, 0), BLOCK_R):
             r = first + tl.arange(0, BLOCK_R)
-            t, order_r, valid_r = rows_of(left_ranked, left_order, row, r, n)
+            t, token, _ = ranks_of(left_ranked, left_order, row, r, n)
             inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
             # [BLOCK_I, BLOCK_R]
             P = w * sort_entries(
-                t[None, :], s_i[:, None], inverse_r[None, :], order_r[None, :], i[:, None],
-                valid_i[:, None] & valid_r[None, :], sharpness, HARD,
-            )  # fmt: skip
-            u, order_r, valid_r = rows_of(right_ranked, right_order, row, r, n)
+                t[None, :], s_i[:, None], inverse_r[None, :], token[None, :], i[:, None], HARD
+            )
+            u, token, _ = ranks_of(right_ranked, right_order, row, r, n)
             inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
             # [BLOCK_R, BLOCK_J]
             R = sort_entries(
-                u[:, None], s_j[None, :], inverse_r[:, None], order_r[:, None], j[None, :],
-                valid_r[:, None] & valid_j[None, :], sharpness, HARD,
-            )  # fmt: skip
+                u[:, None], s_j[None, :], inverse_r[:, None], token[:, None], j[None, :], HARD
+            )
             A += product(P, R, OPERAND, PRECISION)
     A *= tl.load(scale + head)
     place = head * n * n + i[:, None].to(tl.int64) * n + j[None, :]
@@ -181,7 +177,7 @@ def with_totals(side: Side, sorts: Sorts) -> Side:
     batch, heads, slices, n = side.s.shape
     r_block, i_block = block(min(n, 64)), block(min(n, 128))
     totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
-        *side[:3], sorts.padding, inverse, heads * slices, n, sorts.sharpness,
+        *side[:3], sorts.padding, inverse, heads * slices, n,
         BLOCK_R=r_block, BLOCK_I=i_block, HAS_PADDING=sorts.padding is not None,
         num_warps=4, **EVERY_LAUNCH,
     )  # fmt: skip
@@ -265,7 +261,7 @@ def _rank_launch(
         *left, *right, sorts.padding, matrix, second, *(factors or (None, None)), weight,
         scale, per_rank, result, grad_s,
         *matrix.stride()[1:], *second.stride()[1:],
-        heads, slices, n, batch * heads * slices, sorts.sharpness, 2.0 / sorts.tau,
+        heads, slices, n, batch * heads * slices,
         **sorts.constants, BLOCK_R=side, BLOCK_I=step, BLOCK_J=side,
         SKIPS=weight is not None, COMBINES=factors is not None, GRADIENT=scale is not None,
         LEFT_HARD=sorts.hard, RIGHT_HARD=right_hard, num_warps=warps, **EVERY_LAUNCH,
@@ -284,7 +280,7 @@ def mixture(
     share = weight / torch.where(size > 0, size, 1.0)[..., None]
     mixture_kernel[(batch * heads * triton.cdiv(n, side) ** 2,)](
         *left, *right, sorts.padding, share, size, out,
-        heads, slices, n, sorts.sharpness,
+        heads, slices, n,
         **sorts.constants, BLOCK_R=step, BLOCK_I=side, BLOCK_J=side, HARD=sorts.hard,
         num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
