@@ -114,7 +114,7 @@ def _plan(
         return _results(x, save, dtype)
     with torch.cuda.device_of(x):
         sorts = sorts_of(hard, padding, dtype, products)
-        sides = (sort_side(s, padding) for s in (x, y))
+        sides = (sort_side(s, padding, sorts) for s in (x, y))
         launch = choose("espformer_plan", plan_call(x, dtype, save)).launch
         made = launch(*sides, distances.contiguous(), temperature, sorts, dtype, save=save)
     if not save:
@@ -132,8 +132,7 @@ def _results(x: Tensor, save: bool, dtype: torch.dtype) -> list[Tensor]:
     by_tiles = route.launch is plan_by_tiles.plan
     none, square, like_x = (0,), (batch, heads, n, n), (batch, heads, slices, n)
     shapes = [none if by_tiles else square, (batch, heads, slices), like_x if by_tiles else none]
-    for _ in range(2):
-        shapes += [like_x, like_x, like_x if by_tiles else none]
+    shapes += [like_x] * 6
     kept = [x.new_empty(shape) for shape in shapes]
     kept[4], kept[7] = (torch.empty_like(each, dtype=torch.int64) for each in (kept[4], kept[7]))
     return [plan, *kept]

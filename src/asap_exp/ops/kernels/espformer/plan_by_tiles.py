@@ -29,7 +29,6 @@ def plan(
     save: bool,
 ) -> Plan:
     """Make the plan `[B, H, N, N]` in `dtype`."""
-    left, right = (tiled.with_totals(side, sorts) for side in (left, right))
     matrix, size = as_operand(distances, sorts)
     costs = tiled.sums_by_rank(left, right, matrix, sorts)
     weight = slice_weights(costs.sum(dim=-1) * size, temperature)

@@ -36,21 +36,22 @@ def refusal(call: Call) -> str | None:
 
 
 @triton.jit
-def sort_rows(s, ranked, order, row, r, index, valid, n, HARD: tl.constexpr):
+def sort_rows(s, ranked, order, inverse, row, r, index, valid, n, HARD: tl.constexpr):
     """Return rows r of a slice's sort, the sorted coordinates of r, and those of all tokens."""
-    t, token, valid_r = ranks_of(ranked, order, row, r, n)
+    t, token, _ = ranks_of(ranked, order, row, r, n)
+    inverse_r = tl.load(inverse + row + r, mask=r < n, other=0.0)
     s_i = tokens_of(s, row, index, valid)
     # [len(r), BLOCK]
-    E = sort_entries(t[:, None], s_i[None, :], 1.0, token[:, None], index[None, :], HARD)
-    if not HARD:  # a valid row has at least the exponential of its own token, 1
-        E *= tl.where(valid_r, 1.0 / tl.maximum(tl.sum(E, axis=1), 1.0), 0.0)[:, None]
+    E = sort_entries(
+        t[:, None], s_i[None, :], inverse_r[:, None], token[:, None], index[None, :], HARD
+    )
     return E, t, s_i
 
 
 # fmt: off
 @triton.jit
 def slice_plan(
-    x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n,
+    x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, row, index, valid, n,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HARD: tl.constexpr,
 ):
@@ -59,8 +60,8 @@ def slice_plan(
     G = tl.zeros([BLOCK, BLOCK], tl.float32)
     for first in range(0, n, BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)
-        P, _, _ = sort_rows(x, x_ranked, x_order, row, r, index, valid, n, HARD)
-        R, _, _ = sort_rows(y, y_ranked, y_order, row, r, index, valid, n, HARD)
+        P, _, _ = sort_rows(x, x_ranked, x_order, x_inverse, row, r, index, valid, n, HARD)
+        R, _, _ = sort_rows(y, y_ranked, y_order, y_inverse, row, r, index, valid, n, HARD)
         G += product(tl.trans(P), R, OPERAND, PRECISION)
     return G
 
@@ -89,7 +90,7 @@ def store_square(base, stride, index, here, tile):
 # fmt: off
 @triton.jit
 def plan_kernel(
-    x, x_ranked, x_order, y, y_ranked, y_order, distances, padding,
+    x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, distances, padding,
     plan, exact, costs, distances_i, plan_i, exact_i,
     heads, slices, n, decay,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -110,7 +111,7 @@ def plan_kernel(
     for number in range(slices):
         slice_ = head * slices + number
         G = slice_plan(
-            x, x_ranked, x_order, y, y_ranked, y_order, slice_ * n, index, valid, n,
+            x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, slice_ * n, index, valid, n,
             BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
         )  # fmt: skip
         c = tl.sum(tl.sum(D * G, axis=1), axis=0)
@@ -130,7 +131,7 @@ def plan_kernel(
 # fmt: off
 @triton.jit
 def plan_gradient_kernel(
-    x, x_ranked, x_order, y, y_ranked, y_order, distances, padding,
+    x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, distances, padding,
     exact, weight, grad, grad_x, grad_x_ranked, grad_y, grad_y_ranked, grad_distances,
     distances_i, exact_i, grad_i, grad_distances_i,
     heads, slices, n, temperature,
@@ -164,7 +165,7 @@ def plan_gradient_kernel(
         w = tl.load(weight + slice_)
         if w > 0.0:
             G = slice_plan(
-                x, x_ranked, x_order, y, y_ranked, y_order, row, index, valid, n,
+                x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, row, index, valid, n,
                 BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
             )  # fmt: skip
             inner = tl.sum(tl.sum(dA_part.to(tl.float32) * G, axis=1), axis=0)
@@ -175,31 +176,34 @@ def plan_gradient_kernel(
             dG = dA_part.to(tl.float32) * (of_grad / bound)
             dG += D_part.to(tl.float32) * (kappa * of_distances / bound)
             dG = dG.to(OPERAND)
-            # [BLOCK]
-            of_x = tl.zeros([BLOCK], tl.float32)
-            of_y = tl.zeros([BLOCK], tl.float32)
+            # [BLOCK_R, BLOCK], for sums over ranks that are taken only once
+            of_x = tl.zeros([BLOCK_R, BLOCK], tl.float32)
+            of_y = tl.zeros([BLOCK_R, BLOCK], tl.float32)
             for first in range(0, n, BLOCK_R):
                 r = first + tl.arange(0, BLOCK_R)
-                P, t, s = sort_rows(x, x_ranked, x_order, row, r, index, valid, n, HARD)
-                R, u, z = sort_rows(y, y_ranked, y_order, row, r, index, valid, n, HARD)
+                P, t, s = sort_rows(x, x_ranked, x_order, x_inverse, row, r, index, valid, n, HARD)
+                R, u, z = sort_rows(y, y_ranked, y_order, y_inverse, row, r, index, valid, n, HARD)
                 # [BLOCK_R, BLOCK]
                 dP = product(R, tl.trans(dG), OPERAND, PRECISION) * (w * bound)
                 dR = product(P, dG, OPERAND, PRECISION) * (w * bound)
                 if HARD:
                     P, t, s = sort_rows(
-                        x, x_ranked, x_order, row, r, index, valid, n, False
+                        x, x_ranked, x_order, x_inverse, row, r, index, valid, n, False
                     )
                     R, u, z = sort_rows(
-                        y, y_ranked, y_order, row, r, index, valid, n, False
+                        y, y_ranked, y_order, y_inverse, row, r, index, valid, n, False
                     )
-                dX = P * (dP - tl.sum(P * dP, axis=1)[:, None]) * (t[:, None] - s[None, :])
+                mean_r = tl.sum(P * dP, axis=1)
+                dX = P * (dP - mean_r[:, None]) * (t[:, None] - s[None, :])
                 tl.store(grad_x_ranked + row + r, tl.sum(dX, axis=1) * -SLOPE, mask=r < n)
-                of_x += tl.sum(dX, axis=0) * SLOPE
-                dY = R * (dR - tl.sum(R * dR, axis=1)[:, None]) * (u[:, None] - z[None, :])
+                of_x += dX
+                if HARD:  # for soft sorts both sides have the same sums
+                    mean_r = tl.sum(R * dR, axis=1)
+                dY = R * (dR - mean_r[:, None]) * (u[:, None] - z[None, :])
                 tl.store(grad_y_ranked + row + r, tl.sum(dY, axis=1) * -SLOPE, mask=r < n)
-                of_y += tl.sum(dY, axis=0) * SLOPE
-            tl.store(grad_x + row + index, of_x, mask=here)
-            tl.store(grad_y + row + index, of_y, mask=here)
+                of_y += dY
+            tl.store(grad_x + row + index, tl.sum(of_x, axis=0) * SLOPE, mask=here)
+            tl.store(grad_y + row + index, tl.sum(of_y, axis=0) * SLOPE, mask=here)
     store_square(grad_distances + head * n * n, grad_distances_i, index, here, dD)
 
 
@@ -223,7 +227,7 @@ def plan(
     exact = torch.empty_like(distances) if save else distances.new_empty(0)
     costs = distances.new_empty(batch, heads, slices)
     plan_kernel[(batch * heads,)](
-        *left[:3], *right[:3], distances, sorts.padding, found, exact, costs, n, n, n,
+        *left, *right, distances, sorts.padding, found, exact, costs, n, n, n,
         heads, slices, n, temperature * LOG2_E,
         SAVE=save, **constants(n, sorts),
     )  # fmt: skip
@@ -240,7 +244,7 @@ def gradient(
     sides = [torch.zeros_like(left.s) for _ in range(4)]
     grad_distances = torch.empty_like(distances)
     plan_gradient_kernel[(batch * heads,)](
-        *left[:3], *right[:3], distances, sorts.padding, made.exact, made.weight,
+        *left, *right, distances, sorts.padding, made.exact, made.weight,
         grad.contiguous(), *sides, grad_distances, n, n, n, n,
         heads, slices, n, temperature,
         **constants(n, sorts),

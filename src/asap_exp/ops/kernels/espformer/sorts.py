@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, valid_tokens
+
 
 FAR = tl.constexpr(1e18)
 """Coordinate of a padded or absent token: its square is finite, and its entries are 0."""
@@ -35,7 +37,7 @@ class Side(NamedTuple):
     order: Tensor
     """The token of each rank."""
     inverse: Tensor
-    """Inverse sums of the rows of exponentials, 0 beyond the valid tokens; unless needed, empty."""
+    """Inverse sums of the rows of exponentials; 0 beyond the valid tokens."""
 
 
 class Sorts(NamedTuple):
@@ -80,11 +82,42 @@ def sort_entries(t, s, inverse, token, i, HARD: tl.constexpr):
     return tl.exp2(-gap * gap) * inverse
 
 
-def sort_side(s: Tensor, absent: Tensor | None) -> Side:
+# fmt: off
+@triton.jit
+def totals_kernel(
+    s, ranked, order, padding, inverse, heads_slices, n,
+    BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr, HAS_PADDING: tl.constexpr,
+):
+    # fmt: on
+    """Write the inverse sums of the rows of exponentials, 0 beyond the valid tokens."""
+    blocks = tl.cdiv(n, BLOCK_R)
+    slice_ = (tl.program_id(0) // blocks).to(tl.int64)
+    r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    row = slice_ * n
+    t, _, valid_r = ranks_of(ranked, order, row, r, n)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for first in range(0, n, BLOCK_I):
+        i = first + tl.arange(0, BLOCK_I)
+        s_i = tokens_of(s, row, i, valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING))
+        # Ranks are the columns: a thread sums up those of its own.
+        total += tl.sum(sort_entries(t[None, :], s_i[:, None], 1.0, -1, -1, False), axis=0)
+    # A valid row has at least the exponential of its own token, 1.
+    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / tl.maximum(total, 1.0), 0.0), mask=r < n)
+
+
+def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
     """Sort contiguous coordinates `[B, H, L, N]`; `absent` `[B, N]` is boolean, True = padded."""
     shown = s if absent is None else s.masked_fill(absent[:, None, None], float("-inf"))
     ranked, order = shown.sort(dim=-1, descending=True)
-    return Side(s, ranked, order, s.new_empty(0))
+    side = Side(s, ranked, order, torch.empty_like(s))
+    batch, heads, slices, n = s.shape
+    r_block = min(block(n, 32), 128)
+    totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
+        s, ranked, order, sorts.padding, side.inverse, heads * slices, n,
+        BLOCK_I=32, BLOCK_R=r_block, HAS_PADDING=sorts.padding is not None,
+        num_warps=r_block // 32, **EVERY_LAUNCH,
+    )  # fmt: skip
+    return side
 
 
 class Plan(NamedTuple):

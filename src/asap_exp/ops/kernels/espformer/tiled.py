@@ -17,29 +17,6 @@ from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, product, valid_token
 
 # fmt: off
 @triton.jit
-def totals_kernel(
-    s, ranked, order, padding, inverse, heads_slices, n,
-    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, HAS_PADDING: tl.constexpr,
-):
-    # fmt: on
-    """Write the inverse sums of the rows of exponentials, 0 beyond the valid tokens."""
-    blocks = tl.cdiv(n, BLOCK_R)
-    slice_ = (tl.program_id(0) // blocks).to(tl.int64)
-    r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
-    row = slice_ * n
-    t, _, valid_r = ranks_of(ranked, order, row, r, n)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    for first in range(0, n, BLOCK_I):
-        i = first + tl.arange(0, BLOCK_I)
-        valid_i = valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING)
-        s_i = tokens_of(s, row, i, valid_i)
-        total += tl.sum(sort_entries(t[:, None], s_i[None, :], 1.0, -1, -1, False), axis=1)
-    # A valid row has at least the exponential of its own token, 1.
-    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / tl.maximum(total, 1.0), 0.0), mask=r < n)
-
-
-# fmt: off
-@triton.jit
 def rank_kernel(
     left_s, left_ranked, left_order, left_inverse,
     right_s, right_ranked, right_order, right_inverse,
@@ -169,19 +146,6 @@ def mixture_kernel(
     place = head * n * n + i[:, None].to(tl.int64) * n + j[None, :]
     inside = (i < n)[:, None] & (j < n)[None, :]
     tl.store(out + place, A.to(out.dtype.element_ty), mask=inside)
-
-
-def with_totals(side: Side, sorts: Sorts) -> Side:
-    """Return a side with the inverse sums of its rows."""
-    inverse = torch.empty_like(side.ranked)
-    batch, heads, slices, n = side.s.shape
-    r_block, i_block = block(min(n, 64)), block(min(n, 128))
-    totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
-        *side[:3], sorts.padding, inverse, heads * slices, n,
-        BLOCK_R=r_block, BLOCK_I=i_block, HAS_PADDING=sorts.padding is not None,
-        num_warps=4, **EVERY_LAUNCH,
-    )  # fmt: skip
-    return side._replace(inverse=inverse)
 
 
 def rank_tile(n: int, sorts: Sorts) -> tuple[int, int, int]:
