@@ -210,7 +210,7 @@ def test_registry():
 
 def test_options():
     assert attention_options("softmax") == attention_options("uniform") == ()
-    assert attention_options("espformer") == ("temperature", "tau", "sorting", "slices")
+    assert attention_options("espformer") == ("temperature", "tau", "sorting", "slices", "backend")
     options = ("num_iters", "gradient_updates", "implicit_steps", "eps", "backend")
     assert attention_options("sinkhorn") == options
     assert attention_options("asap") == ("refine", "eps", "coarse", "one_pass", "backend")
@@ -218,7 +218,8 @@ def test_options():
 
 def test_younger_options_at_their_defaults_are_no_part_of_the_identity():
     first = {"name": "espformer", "temperature": 10.0, "tau": 1e-3}
-    assert canonical_options({"name": "espformer", "sorting": "soft", "slices": 0}) == first
+    given = {"name": "espformer", "sorting": "soft", "slices": 0, "backend": "auto"}
+    assert canonical_options(given) == first
     assert canonical_options({**first, "slices": 8}) == {**first, "slices": 8}
     for name, options in (
         ("sinkhorn", ("gradient_updates", "implicit_steps")),

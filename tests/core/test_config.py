@@ -710,7 +710,13 @@ WRONG_OPTIONS = {
     },
     "relaxed_sinkhorn": {"num_iters": 0, "eps": -1.0, "relaxation": 2.0, "backend": "cuda"},
     "sinkformer": {"half_steps": 4, "eps": 0.0, "gradient": "none", "padding": "none"},
-    "espformer": {"temperature": -1.0, "tau": 0.0, "sorting": "none", "slices": -1},
+    "espformer": {
+        "temperature": -1.0,
+        "tau": 0.0,
+        "sorting": "none",
+        "slices": -1,
+        "backend": "cuda",
+    },
     "differential": {"lambda_per": "none"},
     "lotformer": {"pivots": 0, "num_iters": 0, "eps": 0.0, "pivot_std": 0.0},
     "coarse": {

@@ -1,8 +1,6 @@
 """ESPFormer's attention: a doubly-stochastic baseline from sorts, without iteration."""
 
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -11,12 +9,18 @@ from torch import Tensor
 
 from asap_exp.attention.base import register
 from asap_exp.attention.learned import LearnedAttention
-from asap_exp.ops.backend import full_precision
-from asap_exp.ops.checks import check_among, check_count
+from asap_exp.ops import espformer_attention, espformer_plan
+from asap_exp.ops.backend import check_backend, chosen, full_precision
+from asap_exp.ops.checks import check_among, check_count, check_weighing
 from asap_exp.ops.masking import compute_dtype
-from asap_exp.ops.reference.espformer import espformer_attention, espformer_plan
 
 SORTING = ("soft", "hard")
+
+
+@torch.compiler.disable
+def untraced_attention(*inputs: Any, **options: Any) -> Tensor:
+    """Run the operator outside of a compiled graph: that of all slices takes a minute to compile."""
+    return espformer_attention(*inputs, **options)
 
 
 @register("espformer")
@@ -30,7 +34,7 @@ class EspformerAttention(LearnedAttention):
     """
 
     parameter_names = ("direction",)
-    younger_options = ("sorting", "slices")
+    younger_options = ("sorting", "slices", "backend")
 
     def __init__(
         self,
@@ -39,44 +43,41 @@ class EspformerAttention(LearnedAttention):
         tau: float = 1e-3,
         sorting: str = "soft",
         slices: int = 0,
+        backend: str = "auto",
     ) -> None:
-        for name, x in (("temperature", temperature), ("tau", tau)):
-            if isinstance(x, bool) or not isinstance(x, Real):
-                raise TypeError(f"{name} must be a number, got {x!r}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be finite and >= 0, got {temperature}")
-        if not 0 < tau < math.inf:
-            raise ValueError(f"tau must be finite and > 0, got {tau}")
+        check_weighing(temperature, tau)
         check_among("sorting", sorting, SORTING)
         check_count("slices", slices, 0)
+        check_backend(backend)
         super().__init__()
         self.temperature, self.tau = float(temperature), float(tau)
-        self.sorting, self.slices = sorting, slices
+        self.sorting, self.slices, self.backend = sorting, slices, backend
 
     def start(self, heads: int, head_dim: int, normal: Callable[..., Tensor]) -> dict[str, Tensor]:
         return {"direction": normal(heads, self.slices, head_dim)} if self.slices else {}
 
-    @torch.compiler.disable  # a graph of all slices takes a minute to compile
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> Tensor:
-        with full_precision(q):
-            return espformer_attention(
-                q, k, v, key_padding_mask=key_padding_mask, **self._options(q)
-            )
+        slow = chosen(self.backend, q) == "reference"
+        operator = untraced_attention if slow else espformer_attention
+        return operator(
+            q, k, v, **self._options(q), key_padding_mask=key_padding_mask, backend=self.backend
+        )
 
     def plan(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        with full_precision(q):
-            return espformer_plan(q, k, key_padding_mask=key_padding_mask, **self._options(q))
+        return espformer_plan(q, k, **self._options(q), key_padding_mask=key_padding_mask)
 
     def _options(self, q: Tensor) -> dict[str, Any]:
         """Return the arguments of the operators."""
         direction = self.learned(q, compute_dtype(q)).get("direction")
+        with full_precision(q):
+            theta = None if direction is None else F.normalize(direction, dim=-1)
         return {
             "temperature": self.temperature,
             "tau": self.tau,
             "hard": self.sorting == "hard",
-            "theta": None if direction is None else F.normalize(direction, dim=-1),
+            "theta": theta,
         }
 
     def extra_repr(self) -> str:

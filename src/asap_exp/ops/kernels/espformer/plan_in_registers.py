@@ -25,13 +25,18 @@ from asap_exp.ops.kernels.espformer.sorts import (
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, LOG2_E, block, product, valid_tokens
 
 TOKENS = 64
-"""Most tokens, for which all tiles of the gradient stay in registers."""
+"""Most tokens, for which the tiles of the gradient stay in registers."""
+RANKS = 32
+"""Ranks at a time."""
+WARPS = 4
 
 
 def refusal(call: Call) -> str | None:
     """Return why the tiles of a call do not fit into registers, or None if they do."""
     if call.n > TOKENS:
         return f"takes up to {TOKENS} tokens, got {call.n}"
+    if call.has_float32:
+        return "multiplies in float16: takes 16-bit inputs alone"
     return None
 
 
@@ -208,7 +213,15 @@ def plan_gradient_kernel(
 
 
 def constants(n: int, sorts: Sorts) -> dict[str, object]:
-    return {**sorts.constants, "BLOCK": block(n), "BLOCK_R": min(block(n), 32), "HARD": sorts.hard, "num_warps": 4, **EVERY_LAUNCH}
+    """Return the constants of both kernels."""
+    return {
+        **sorts.constants,
+        "BLOCK": block(n),
+        "BLOCK_R": min(block(n), RANKS),
+        "HARD": sorts.hard,
+        "num_warps": WARPS,
+        **EVERY_LAUNCH,
+    }
 
 
 def plan(
