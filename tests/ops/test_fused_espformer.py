@@ -1,5 +1,6 @@
 """ESPFormer's plan by kernels, forward and gradient, against the reference in float64."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -49,10 +50,10 @@ def espformer_operator(learned: bool, **fixed) -> Operator:
     return Operator(call, ("q", "k", "v", *(["theta"] if learned else [])), ((2,),), fixed)
 
 
-def assert_exact(operator: Operator, inputs: Inputs, **options) -> dict[str, Tensor]:
-    """Compare the output and all gradients with float64; return those of the kernels.
+def assert_exact(operator: Operator, inputs: Inputs, *, more: float = 1e-6, **options) -> None:
+    """Compare the output and all gradients with float64.
 
-    In float32 the error is at most twice the reference's.
+    In float32 the error is at most twice the reference's and `more`.
     """
     exact, expected = operator.run(inputs.map(Tensor.double), **options)
     cotangents = tuple(x.to(inputs.v.dtype) for x in make_cotangents(exact))
@@ -62,10 +63,9 @@ def assert_exact(operator: Operator, inputs: Inputs, **options) -> dict[str, Ten
     for name, gradient in {**found, "out": out[0]}.items():
         error = relative_rms(gradient, expected[name])
         if inputs.q.dtype == torch.float32:
-            assert error <= 2 * relative_rms(low_gradients[name], expected[name]) + 1e-6, name
+            assert error <= 2 * relative_rms(low_gradients[name], expected[name]) + more, name
         else:
             assert error <= SIXTEEN[inputs.q.dtype], name
-    return found
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -102,10 +102,11 @@ def test_one_token(dtype: torch.dtype) -> None:
 MASK = torch.arange(20) >= torch.tensor([[20], [7], [0], [1]])
 
 
-@pairs_of(dtype=DTYPES, hard=[False, True], learned=[False, True], n=[20, 80])
+@pairs_of(dtype=DTYPES, hard=[False, True], learned=[False, True], n=[20, 70])
+@pytest.mark.slow
 def test_padding(dtype: torch.dtype, hard: bool, learned: bool, n: int) -> None:
     mask = torch.cat([MASK, torch.ones(4, n - 20, dtype=torch.bool)], dim=1).to(DEVICE)
-    inputs = inputs_for(dtype, batch=4, queries=n, heads=1, head_dim=8, value_dim=8)
+    inputs = inputs_for(dtype, batch=4, queries=n, heads=1, head_dim=4, value_dim=8)
     operator = espformer_operator(learned, hard=hard)
     assert_exact(operator, inputs, key_padding_mask=mask)
     cotangents = make_cotangents(operator(inputs))
@@ -145,7 +146,8 @@ def test_any_softness(n: int, dtype: torch.dtype, options: dict) -> None:
     options = {"temperature": 10.0, "tau": 1e-2} | options
     if options["tau"] == 1e-6 and dtype == torch.float32:
         pytest.skip("float32 coordinates decide such entries by their last bits")
-    assert_exact(espformer_operator(True, **options), inputs)
+    # Gradients of blurred sorts are small differences, whose last bits are chance.
+    assert_exact(espformer_operator(True, **options), inputs, more=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 30.0, 1e4], ids=str)
@@ -167,13 +169,11 @@ def test_gradient_of_a_tiny_and_a_huge_cotangent() -> None:
     operator = espformer_operator(True)
     (given,) = make_cotangents(operator(inputs))
     _, usual = operator.run(inputs, (given,), backend="triton")
-    for n, names in ((20, ("q", "k", "v")), (70, ())):
-        for power in (-60, 60):
-            scaled = (given * 2.0**power,)
-            with routes.force("tiled") if n == 70 else routes.force("plan in registers"):
-                _, found = operator.run(inputs, scaled, backend="triton")
-            for name in names:
-                assert relative_rms(found[name].double() * 2.0**-power, usual[name]) < 1e-2
+    for route, power in itertools.product(("plan in registers", "tiled"), (-60, 60)):
+        with routes.force(route):
+            _, found = operator.run(inputs, (given * 2.0**power,), backend="triton")
+        for name, gradient in found.items():
+            assert relative_rms(gradient.double() * 2.0**-power, usual[name]) < 1e-2, name
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -7,6 +7,9 @@ import pytest
 from asap_exp import ops
 
 COMMON = "eps=1.0 scale=None key_padding_mask=None backend='auto'"
+SLICED = (
+    "temperature=10.0 tau=0.001 theta=None hard=False key_padding_mask=None backend='auto'"
+)
 SIGNATURES = {
     "sinkhorn_attention": "q k v * num_iters=20 gradient_updates=None implicit_steps=None "
     f"{COMMON}",
@@ -25,6 +28,8 @@ SIGNATURES = {
     f"implicit_steps=None {COMMON}",
     "coarse_duals": f"q k * subset key_subset=None num_iters=20 {COMMON}",
     "coarse_plan": f"q k * subset key_subset=None num_iters=20 refine=0 one_pass=False {COMMON}",
+    "espformer_attention": f"q k v * {SLICED}",
+    "espformer_plan": f"q k * {SLICED}",
     "attention_plan": f"q k row_dual * {COMMON}",
     "one_pass_plan": f"q k col_dual * {COMMON}",
     "map_attention": f"q k v map * refine=0 {COMMON}",

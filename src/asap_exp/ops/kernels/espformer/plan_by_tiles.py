@@ -7,7 +7,8 @@ distances,
     dG_l = w_l (dA + kappa_l D),   dP = R dG_l^T,   dR = P dG_l,   dD = sum_l dc_l G_l.
 
 The gradient of a softmax needs sum_i P[r, i] dP[r, i] = sum_j R[r, j] dR[r, j] beforehand: for soft
-sorts a combination of the sums by rank that the costs and dw_l are made of.
+sorts a combination of the sums by rank that the costs and dw_l are made of. A constant in dA, as one in D, changes no gradient
+but its rounding, and is taken off.
 """
 
 import torch
@@ -33,7 +34,7 @@ def plan(
     costs = tiled.sums_by_rank(left, right, matrix, sorts)
     weight = slice_weights(costs.sum(dim=-1) * size, temperature)
     found = tiled.mixture(left, right, weight, sorts, dtype)
-    return Plan(found, found.new_empty(0), weight, costs, left, right)
+    return Plan(found, distances.new_empty(0), weight, costs, left, right)
 
 
 def gradient(
@@ -42,7 +43,8 @@ def gradient(
     """Return the gradients of both sides and of the distances from that of the plan."""
     left, right, weight = made.left, made.right, made.weight
     matrix, size = as_operand(distances, sorts)
-    given, grad_size = as_operand(grad, sorts)
+    grad = grad.float()
+    given, grad_size = as_operand(grad - grad.mean(dim=(-1, -2), keepdim=True), sorts)
     by_rank = tiled.sums_by_rank(left, right, given, sorts, weight=weight)
     grad_weight = by_rank.sum(dim=-1) * grad_size
     mean = (weight * grad_weight).sum(dim=-1, keepdim=True)

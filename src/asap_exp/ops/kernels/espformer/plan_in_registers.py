@@ -155,13 +155,15 @@ def plan_gradient_kernel(
     here = index < n
     D = square(distances + head * n * n, distances_i, index, here)
     dA = square(grad + head * n * n, grad_i, index, here)
+    dA -= tl.sum(tl.sum(dA, axis=1), axis=0) / (n * n)
     A = square(exact + head * n * n, exact_i, index, here)
-    mean = tl.sum(tl.sum(dA * A, axis=1), axis=0)
     # Kept as products read them, relative to their largest entries.
     of_grad = largest(dA)
     of_distances = largest(D)
     dA_part = (dA / of_grad).to(OPERAND)
     D_part = (D / of_distances).to(OPERAND)
+    # Of the same numbers as each slice's: a large temperature multiplies the differences.
+    mean = tl.sum(tl.sum(dA_part.to(tl.float32) * A, axis=1), axis=0)
     # [BLOCK, BLOCK]
     dD = tl.zeros([BLOCK, BLOCK], tl.float32)
     for number in range(slices):
@@ -174,7 +176,7 @@ def plan_gradient_kernel(
                 BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
             )  # fmt: skip
             inner = tl.sum(tl.sum(dA_part.to(tl.float32) * G, axis=1), axis=0)
-            kappa = -temperature * (of_grad * inner - mean)
+            kappa = -temperature * of_grad * (inner - mean)
             dD += (w * kappa) * G
             bound = of_grad + tl.abs(kappa) * of_distances
             # [BLOCK, BLOCK]
