@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from asap_exp.ops.call import Device, as_if
+from asap_exp.ops.kernels.espformer import plan_in_registers
+from asap_exp.ops.kernels.espformer import tiled as espformer_tiled
+from asap_exp.ops.kernels.espformer.sorts import Sorts
 from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.sinkhorn import tiled, tiled_gradient
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block
@@ -31,10 +35,16 @@ INPUTS = (
     "grad_v",
     "grad_k",
     "out",
+    "matrix",
+    "other",
+    "plan",
+    "grad",
 )
 ABSENT = ("factors_x", "factors_y", "unit", "begin", "anchor")
-COUNTS = ("heads", "n", "m", "num_x", "num_y", "num_iters")
-NUMBERS = ("to_log2", "slope", "log2_ratio")
+COORDINATES = ("x", "y")
+"""Inputs of ESPFormer's kernels, in float32 whatever the others are."""
+COUNTS = ("heads", "n", "m", "num_x", "num_y", "num_iters", "slices", "all_slices")
+NUMBERS = ("to_log2", "slope", "log2_ratio", "decay", "temperature")
 
 
 def shared_bytes(
@@ -48,13 +58,17 @@ def shared_bytes(
     def kind(name: str) -> str:
         if name in constants:
             return "constexpr"
+        if name in COORDINATES and "x_order" in names:
+            return "*fp32"
         if name in INPUTS:
             return TYPES[dtype]
+        if name.endswith("_order"):
+            return "*i64"
         if name == "padding":
             return "*u8"
         if name in NUMBERS:
             return "fp32"
-        numbers = name.endswith(("_b", "_h", "_n", "_stride")) or name in COUNTS
+        numbers = name.endswith(("_b", "_h", "_n", "_i", "_j", "_stride")) or name in COUNTS
         return "i32" if numbers else "*fp32"
 
     signature = {name: kind(name) for name in names}
@@ -77,7 +91,35 @@ HEADS = (1, 10_000)
 """So few that blocks are made smaller, and more than a GPU has multiprocessors."""
 
 
+def espformer() -> None:
+    """Print what ESPFormer's kernels take: for the longest plan in registers, and for tiles."""
+    for capability, dtype, hard in itertools.product(
+        (80, 90), (torch.float32, torch.float16), (False, True)
+    ):
+        operand = tl.float32 if dtype == torch.float32 else tl.float16
+        sorts = Sorts(hard, None, operand, THREE_PASSES if dtype == torch.float32 else IEEE)
+        side, step, warps = espformer_tiled.rank_tile(512, sorts)
+        flags = {"HAS_PADDING": True, "HARD": hard, "LEFT_HARD": hard, "RIGHT_HARD": False}
+        flags |= {"SKIPS": True, "COMBINES": True, "GRADIENT": True, "SAVE": True}
+        constants = {**sorts.constants, **flags, "BLOCK_J": side}
+        kernels = [
+            (espformer_tiled.rank_kernel, {"BLOCK_R": side, "BLOCK_I": step}, warps),
+            (espformer_tiled.mixture_kernel, {"BLOCK_R": step, "BLOCK_I": side}, warps),
+        ]
+        if dtype == torch.float16:
+            small = plan_in_registers.constants(plan_in_registers.TOKENS, sorts)
+            few = small.pop("num_warps")
+            both = plan_in_registers.plan_kernel, plan_in_registers.plan_gradient_kernel
+            kernels += [(kernel, small, few) for kernel in both]
+        for kernel, blocks, kernel_warps in kernels:
+            given = constants | blocks | {"HAS_PADDING": True}
+            found = shared_bytes(kernel, dtype, given, kernel_warps, capability)
+            name = str(dtype).removeprefix("torch.")
+            print(kernel.fn.__name__, name, hard, capability, found, flush=True)
+
+
 def main() -> None:
+    espformer()
     for capability, (dtype, products), width, heads in itertools.product(
         (80, 90), PRODUCTS, (64, 128), HEADS
     ):

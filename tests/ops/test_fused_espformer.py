@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_padding(dtype: torch.dtype, hard: bool, learned: bool, n: int) -> None:
     cotangents = make_cotangents(operator(inputs))
     both = []
     for fill in (0.0, torch.nan):
-        given = inputs.map_tokens(lambda x, fill=fill: filled(x, mask, fill))
+        given = inputs.map_tokens(partial(filled, mask=mask, value=fill))
         both.append(operator.run(given, cotangents, backend="triton", key_padding_mask=mask))
     (out, found), (again, same) = both
     assert torch.equal(out[0], again[0])
@@ -174,6 +175,18 @@ def test_gradient_of_a_tiny_and_a_huge_cotangent() -> None:
             _, found = operator.run(inputs, (given * 2.0**power,), backend="triton")
         for name, gradient in found.items():
             assert relative_rms(gradient.double() * 2.0**-power, usual[name]) < 1e-2, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_nan_stays_in_its_head_and_is_not_hidden(dtype: torch.dtype) -> None:
+    inputs = inputs_for(dtype, queries=20)
+    expected = espformer_operator(False)(inputs, backend="triton")[0]
+    inputs.q[0, 1, 3, 2] = torch.nan
+    out, found = espformer_operator(False).run(inputs, backend="triton")
+    assert torch.equal(out[0][:, 0], expected[:, 0])
+    for x in (out[0], *found.values()):
+        assert x[:, 0].isfinite().all()
+        assert x[:, 1].isnan().any()
 
 
 @pytest.mark.parametrize("hard", [False, True])

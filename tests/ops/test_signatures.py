@@ -7,9 +7,7 @@ import pytest
 from asap_exp import ops
 
 COMMON = "eps=1.0 scale=None key_padding_mask=None backend='auto'"
-SLICED = (
-    "temperature=10.0 tau=0.001 theta=None hard=False key_padding_mask=None backend='auto'"
-)
+SLICED = "temperature=10.0 tau=0.001 theta=None hard=False key_padding_mask=None backend='auto'"
 SIGNATURES = {
     "sinkhorn_attention": "q k v * num_iters=20 gradient_updates=None implicit_steps=None "
     f"{COMMON}",

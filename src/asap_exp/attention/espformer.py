@@ -19,7 +19,7 @@ SORTING = ("soft", "hard")
 
 @torch.compiler.disable
 def untraced_attention(*inputs: Any, **options: Any) -> Tensor:
-    """Run the operator outside of a compiled graph: that of all slices takes a minute to compile."""
+    """Run the operator outside of a compiled graph, where all slices take a minute to compile."""
     return espformer_attention(*inputs, **options)
 
 

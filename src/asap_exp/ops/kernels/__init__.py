@@ -1,4 +1,7 @@
-"""Fused operators with the names of `ops.reference`; nothing of size n x m is stored, but by ESPFormer's."""
+"""Fused operators with the names of `ops.reference`.
+
+Only ESPFormer's stores anything of size n x m: its distances and its plan.
+"""
 
 from asap_exp.ops.kernels.asap.op import map_attention, map_dual, sliced_potentials
 from asap_exp.ops.kernels.coarse.op import coarse_attention, coarse_duals

@@ -81,15 +81,13 @@ def by_kernels(
     return blank(plan @ values, key_padding_mask, 2).to(v.dtype)
 
 
-def sorts_of(
-    hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str
-) -> Sorts:
+def sorts_of(hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str) -> Sorts:
     operand = tl.float32 if dtype == torch.float32 else tl.float16
     return Sorts(hard, mask_bytes(padding), operand, float32_products(products))
 
 
 def plan_call(x: Tensor, dtype: torch.dtype, save: bool) -> Call:
-    """Return the call of the operator that makes a plan in `dtype` of coordinates `[B, H, L, N]`."""
+    """Return the call that makes a plan in `dtype` of coordinates x `[B, H, L, N]`."""
     n, device = x.shape[3], device_of(x)
     return Call(n, n, 0, 0, dtype, dtype, gradient=save, capability=device.capability)
 

@@ -1,14 +1,14 @@
 """The plan of all slices and its gradient from sums over tiles.
 
-With w_l the weight of slice l, dA the gradient of the plan A = sum_l w_l G_l, G_l = P^T R, and D the
-distances,
+With w_l the weight of slice l, dA the gradient of the plan A = sum_l w_l G_l, G_l = P^T R, and D
+the distances,
 
     dw_l = <dA, G_l>,   dc_l = w_l kappa_l,   kappa_l = -temperature (dw_l - sum_k w_k dw_k),
     dG_l = w_l (dA + kappa_l D),   dP = R dG_l^T,   dR = P dG_l,   dD = sum_l dc_l G_l.
 
-The gradient of a softmax needs sum_i P[r, i] dP[r, i] = sum_j R[r, j] dR[r, j] beforehand: for soft
-sorts a combination of the sums by rank that the costs and dw_l are made of. A constant in dA, as one in D, changes no gradient
-but its rounding, and is taken off.
+The gradient of a softmax needs sum_i P[r, i] dP[r, i] = sum_j R[r, j] dR[r, j] beforehand: for
+soft sorts a combination of the sums by rank that the costs and dw_l are made of. A constant in dA,
+as one in D, changes no gradient but its rounding, and is taken off.
 """
 
 import torch
@@ -63,9 +63,7 @@ def gradient(
                 one, two, pair[0], sorts, weight=weight, other=pair[1], factors=factors,
                 right_hard=False,
             )  # fmt: skip
-        sides.append(
-            tiled.gradient_of_right(one, two, *pair, factors, scale, inner, weight, sorts)
-        )
+        sides.append(tiled.gradient_of_right(one, two, *pair, factors, scale, inner, weight, sorts))
     return Gradients(sides[0], sides[1], grad_distances)
 
 

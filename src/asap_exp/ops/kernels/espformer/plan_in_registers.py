@@ -1,8 +1,8 @@
 """The plan of all slices in one program per head, and its gradient in another.
 
-Both sorts of a slice are made once, their product G_l = P^T R is weighed as in flash attention, by
-a running maximum of -temperature c_l, and added to the plan. The gradient needs one more loop, since
-sum_l w_l <dA, G_l> = <dA, A> is known beforehand. Names as in `op` and `tiled`.
+Both sorts of a slice are made once, some ranks at a time, and their product G_l = P^T R is weighed
+as in flash attention, by a running maximum of -temperature c_l. The gradient goes over the slices
+once too, since sum_l w_l <dA, G_l> = <dA, A> is known beforehand. Names as in `plan_by_tiles`.
 """
 
 import torch
@@ -43,8 +43,7 @@ def refusal(call: Call) -> str | None:
 @triton.jit
 def sort_rows(s, ranked, order, inverse, row, r, index, valid, n, HARD: tl.constexpr):
     """Return rows r of a slice's sort, the sorted coordinates of r, and those of all tokens."""
-    t, token, _ = ranks_of(ranked, order, row, r, n)
-    inverse_r = tl.load(inverse + row + r, mask=r < n, other=0.0)
+    t, token, inverse_r = ranks_of(ranked, order, inverse, row, r, n)
     s_i = tokens_of(s, row, index, valid)
     # [len(r), BLOCK]
     E = sort_entries(
@@ -116,8 +115,8 @@ def plan_kernel(
     for number in range(slices):
         slice_ = head * slices + number
         G = slice_plan(
-            x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, slice_ * n, index, valid, n,
-            BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+            x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse,
+            slice_ * n, index, valid, n, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
         )  # fmt: skip
         c = tl.sum(tl.sum(D * G, axis=1), axis=0)
         tl.store(costs + slice_, c)
@@ -170,10 +169,10 @@ def plan_gradient_kernel(
         slice_ = head * slices + number
         row = slice_ * n
         w = tl.load(weight + slice_)
-        if w > 0.0:
+        if w != 0.0:
             G = slice_plan(
-                x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, row, index, valid, n,
-                BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+                x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse,
+                row, index, valid, n, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
             )  # fmt: skip
             inner = tl.sum(tl.sum(dA_part.to(tl.float32) * G, axis=1), axis=0)
             kappa = -temperature * of_grad * (inner - mean)
@@ -222,7 +221,6 @@ def constants(n: int, sorts: Sorts) -> dict[str, object]:
         "BLOCK_R": min(block(n), RANKS),
         "HARD": sorts.hard,
         "num_warps": WARPS,
-        **EVERY_LAUNCH,
     }
 
 
@@ -244,7 +242,7 @@ def plan(
     plan_kernel[(batch * heads,)](
         *left, *right, distances, sorts.padding, found, exact, costs, n, n, n,
         heads, slices, n, temperature * LOG2_E,
-        SAVE=save, **constants(n, sorts),
+        SAVE=save, **constants(n, sorts), **EVERY_LAUNCH,
     )  # fmt: skip
     weight = slice_weights(costs, temperature) if save else costs
     return Plan(found, exact, weight, distances.new_empty(0), left, right)
@@ -262,7 +260,7 @@ def gradient(
         *left, *right, distances, sorts.padding, made.exact, made.weight,
         grad.contiguous(), *sides, grad_distances, n, n, n, n,
         heads, slices, n, temperature,
-        **constants(n, sorts),
+        **constants(n, sorts), **EVERY_LAUNCH,
     )  # fmt: skip
     of_x, of_x_ranked, of_y, of_y_ranked = sides
     return Gradients((of_x_ranked, of_x), (of_y_ranked, of_y), grad_distances)

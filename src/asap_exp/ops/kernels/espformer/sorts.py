@@ -4,9 +4,9 @@ Coordinates s are in units of sqrt(tau / log2(e)), so that with the inverse sum 
 
     P[r, i] = exp2(-(s_(r) - s_i)^2) inverse_r.
 
-A row's largest exponent is that of its own token, 0, so no maximum is subtracted. A padded or absent
-token is far from all ranks, and a rank beyond the valid tokens has the inverse sum 0, so no tile
-needs a mask. Letters: see `kernels.tiles`; L slices, r ranks.
+A row's largest exponent is that of its own token, 0, so no maximum is subtracted. A padded or
+absent token is far from all ranks, and a rank beyond the valid tokens has the inverse sum 0, so no
+tile needs a mask. Letters: see `kernels.tiles`; L slices, r ranks.
 """
 
 import math
@@ -19,10 +19,8 @@ from torch import Tensor
 
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, valid_tokens
 
-
 FAR = tl.constexpr(1e18)
 """Coordinate of a padded or absent token: its square is finite, and its entries are 0."""
-
 
 SLOPE = tl.constexpr(2 * math.log(2))
 """The logarithm of an entry falls by SLOPE times the gap for each unit that the gap grows."""
@@ -65,12 +63,19 @@ def tokens_of(s, row, i, valid):
 
 
 @triton.jit
-def ranks_of(ranked, order, row, r, n):
-    """Load the sorted coordinates and the tokens of ranks r; return also which are valid."""
+def sorted_of(ranked, row, r, n):
+    """Load the sorted coordinates of ranks r, 0 beyond the valid tokens; return also which are."""
     t = tl.load(ranked + row + r, mask=r < n, other=float("-inf"))
-    valid = t > float("-inf")
+    valid = t != float("-inf")
+    return tl.where(valid, t, 0.0), valid
+
+
+@triton.jit
+def ranks_of(ranked, order, inverse, row, r, n):
+    """Load the sorted coordinates, tokens (-1 for none) and inverse sums of ranks r."""
+    t, valid = sorted_of(ranked, row, r, n)
     token = tl.load(order + row + r, mask=valid, other=-1)
-    return tl.where(valid, t, 0.0), token, valid
+    return t, token, tl.load(inverse + row + r, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -85,7 +90,7 @@ def sort_entries(t, s, inverse, token, i, HARD: tl.constexpr):
 # fmt: off
 @triton.jit
 def totals_kernel(
-    s, ranked, order, padding, inverse, heads_slices, n,
+    s, ranked, padding, inverse, heads_slices, n,
     BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
@@ -94,15 +99,15 @@ def totals_kernel(
     slice_ = (tl.program_id(0) // blocks).to(tl.int64)
     r = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = slice_ * n
-    t, _, valid_r = ranks_of(ranked, order, row, r, n)
+    t, valid_r = sorted_of(ranked, row, r, n)
     total = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, n, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
         s_i = tokens_of(s, row, i, valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING))
         # Ranks are the columns: a thread sums up those of its own.
         total += tl.sum(sort_entries(t[None, :], s_i[:, None], 1.0, -1, -1, False), axis=0)
-    # A valid row has at least the exponential of its own token, 1.
-    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / tl.maximum(total, 1.0), 0.0), mask=r < n)
+    # A valid row has at least the exponential of its own token, 1, or is NaN.
+    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / total, 0.0), mask=r < n)
 
 
 def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
@@ -113,7 +118,7 @@ def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
     batch, heads, slices, n = s.shape
     r_block = min(block(n, 32), 128)
     totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
-        s, ranked, order, sorts.padding, side.inverse, heads * slices, n,
+        s, ranked, sorts.padding, side.inverse, heads * slices, n,
         BLOCK_I=32, BLOCK_R=r_block, HAS_PADDING=sorts.padding is not None,
         num_warps=r_block // 32, **EVERY_LAUNCH,
     )  # fmt: skip
@@ -147,6 +152,6 @@ SMALLEST_WEIGHT = 2.0**-40
 
 
 def slice_weights(costs: Tensor, temperature: float) -> Tensor:
-    """Return softmax(-temperature costs) over the slices `[B, H, L]`, without what is negligible."""
+    """Return softmax(-temperature costs) of the slices `[B, H, L]`, 0 for what is negligible."""
     weight = torch.softmax(-temperature * costs, dim=-1)
-    return torch.where(weight > SMALLEST_WEIGHT, weight, 0.0)
+    return torch.where(weight <= SMALLEST_WEIGHT, 0.0, weight)  # keeps NaN

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asap_exp.ops.kernels.espformer.sorts import SLOPE, Side, Sorts, ranks_of, sort_entries, tokens_of
+from asap_exp.ops.kernels.espformer.sorts import (
+    SLOPE,
+    Side,
+    Sorts,
+    ranks_of,
+    sort_entries,
+    tokens_of,
+)
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, product, valid_tokens
 
 
@@ -60,8 +67,7 @@ def rank_kernel(
     grad_j = tl.zeros([BLOCK_J], tl.float32)
     for first_r in range(0, ranks, BLOCK_R):
         r = first_r + tl.arange(0, BLOCK_R)
-        t, token, _ = ranks_of(left_ranked, left_order, row, r, n)
-        inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
+        t, token, inverse_r = ranks_of(left_ranked, left_order, left_inverse, row, r, n)
         # [BLOCK_R, BLOCK_J]
         Q = tl.zeros([BLOCK_R, BLOCK_J], tl.float32)
         for first_i in range(0, n, BLOCK_I):
@@ -81,15 +87,14 @@ def rank_kernel(
                 second = tl.load(other + place, mask=inside, other=0.0)
                 M = of_matrix * M.to(tl.float32) + of_other * second.to(tl.float32)
             Q += product(P, M, OPERAND, PRECISION)
-        u, token, _ = ranks_of(right_ranked, right_order, row, r, n)
-        inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
+        u, token, inverse_r = ranks_of(right_ranked, right_order, right_inverse, row, r, n)
         # [BLOCK_R, BLOCK_J]
         R = sort_entries(
             u[:, None], s_j[None, :], inverse_r[:, None], token[:, None], j[None, :], RIGHT_HARD
         )
         if GRADIENT:
             inner = tl.load(per_rank + row + r, mask=r < n, other=0.0)
-            R *= (Q * size - inner[:, None]) * (u[:, None] - s_j[None, :])
+            R = R * (Q * size - inner[:, None]) * (u[:, None] - s_j[None, :])
             grad_j += tl.sum(R, axis=0)
             tl.store(result + r, tl.sum(R, axis=1) * -SLOPE, mask=r < n)
         else:
@@ -129,14 +134,12 @@ def mixture_kernel(
         s_j = tokens_of(right_s, row, j, valid_j)
         for first in range(0, tl.where(w != 0.0, n, 0), BLOCK_R):
             r = first + tl.arange(0, BLOCK_R)
-            t, token, _ = ranks_of(left_ranked, left_order, row, r, n)
-            inverse_r = tl.load(left_inverse + row + r, mask=r < n, other=0.0)
+            t, token, inverse_r = ranks_of(left_ranked, left_order, left_inverse, row, r, n)
             # [BLOCK_I, BLOCK_R]
             P = w * sort_entries(
                 t[None, :], s_i[:, None], inverse_r[None, :], token[None, :], i[:, None], HARD
             )
-            u, token, _ = ranks_of(right_ranked, right_order, row, r, n)
-            inverse_r = tl.load(right_inverse + row + r, mask=r < n, other=0.0)
+            u, token, inverse_r = ranks_of(right_ranked, right_order, right_inverse, row, r, n)
             # [BLOCK_R, BLOCK_J]
             R = sort_entries(
                 u[:, None], s_j[None, :], inverse_r[:, None], token[:, None], j[None, :], HARD
@@ -216,9 +219,9 @@ def _rank_launch(
     batch, heads, slices, n = left.s.shape
     side, step, warps = rank_tile(n, sorts)
     tiles = triton.cdiv(n, side)
-    # Kernels leave out slices without weight.
-    empty = torch.empty_like if weight is None else torch.zeros_like
-    result = empty(left.s[None].expand(tiles, -1, -1, -1, -1), memory_format=torch.contiguous_format)
+    shape = (tiles, batch, heads, slices, n)
+    # The kernel writes nothing for slices without weight.
+    result = left.s.new_empty(shape) if weight is None else left.s.new_zeros(shape)
     grad_s = torch.empty_like(right.s) if scale is not None else result
     second = matrix if other is None else other
     rank_kernel[(batch * heads * slices * tiles,)](
