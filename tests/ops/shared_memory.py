@@ -107,10 +107,9 @@ def espformer() -> None:
             (espformer_tiled.mixture_kernel, {"BLOCK_R": step, "BLOCK_I": side}, warps),
         ]
         if dtype == torch.float16:
-            small = plan_in_registers.constants(plan_in_registers.TOKENS, sorts)
-            few = small.pop("num_warps")
             both = plan_in_registers.plan_kernel, plan_in_registers.plan_gradient_kernel
-            kernels += [(kernel, small, few) for kernel in both]
+            constants |= plan_in_registers.constants(plan_in_registers.TOKENS, sorts)
+            kernels += [(kernel, {}, plan_in_registers.WARPS) for kernel in both]
         for kernel, blocks, kernel_warps in kernels:
             given = constants | blocks | {"HAS_PADDING": True}
             found = shared_bytes(kernel, dtype, given, kernel_warps, capability)

@@ -249,6 +249,8 @@ def test_other_numbers_of_keys_run_the_reference_and_say_why() -> None:
     torch.testing.assert_close(out, operator(inputs, backend="reference")[0])
     found = ops.explain("espformer_attention", n=20, m=30, capability=(9, 0))
     assert "takes as many queries as keys, got n=20 and m=30" in str(found)
+    found = ops.explain("espformer_attention", n=50_000, capability=(9, 0))
+    assert "takes up to 46,340 tokens, got 50000" in str(found)
 
 
 @pytest.mark.parametrize(

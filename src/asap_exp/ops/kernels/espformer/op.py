@@ -43,10 +43,16 @@ def espformer_attention(
     return choose("espformer", call).launch(q, k, v, **options)
 
 
+LONGEST = 46_340
+"""Most tokens, whose matrices have offsets below 2^31."""
+
+
 def refusal(call: Call) -> str | None:
     """Return why the kernels do not take a call, or None if they do."""
     if call.n != call.m:
         return f"takes as many queries as keys, got n={call.n} and m={call.m}"
+    if call.n > LONGEST:
+        return f"takes up to {LONGEST:,} tokens, got {call.n}"
     return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.espformer.sorts import (
     SLOPE,
+    STAGES,
     Gradients,
     Plan,
     Side,
@@ -215,13 +216,8 @@ def plan_gradient_kernel(
 
 def constants(n: int, sorts: Sorts) -> dict[str, object]:
     """Return the constants of both kernels."""
-    return {
-        **sorts.constants,
-        "BLOCK": block(n),
-        "BLOCK_R": min(block(n), RANKS),
-        "HARD": sorts.hard,
-        "num_warps": WARPS,
-    }
+    blocks = {"BLOCK": block(n), "BLOCK_R": min(block(n), RANKS)}
+    return {**sorts.constants, **blocks, "HARD": sorts.hard}
 
 
 def plan(
@@ -242,7 +238,7 @@ def plan(
     plan_kernel[(batch * heads,)](
         *left, *right, distances, sorts.padding, found, exact, costs, n, n, n,
         heads, slices, n, temperature * LOG2_E,
-        SAVE=save, **constants(n, sorts), **EVERY_LAUNCH,
+        SAVE=save, **constants(n, sorts), num_warps=WARPS, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     weight = slice_weights(costs, temperature) if save else costs
     return Plan(found, exact, weight, distances.new_empty(0), left, right)
@@ -260,7 +256,7 @@ def gradient(
         *left, *right, distances, sorts.padding, made.exact, made.weight,
         grad.contiguous(), *sides, grad_distances, n, n, n, n,
         heads, slices, n, temperature,
-        **constants(n, sorts), **EVERY_LAUNCH,
+        **constants(n, sorts), num_warps=WARPS, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     of_x, of_x_ranked, of_y, of_y_ranked = sides
     return Gradients((of_x_ranked, of_x), (of_y_ranked, of_y), grad_distances)

@@ -25,6 +25,9 @@ FAR = tl.constexpr(1e18)
 SLOPE = tl.constexpr(2 * math.log(2))
 """The logarithm of an entry falls by SLOPE times the gap for each unit that the gap grows."""
 
+STAGES = 1
+"""Loads ahead of their use: more of them take registers, and were spilled."""
+
 
 class Side(NamedTuple):
     """Coordinates `[B, H, L, N]` of the tokens of one side, and their sorts."""
@@ -120,7 +123,7 @@ def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
     totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
         s, ranked, sorts.padding, side.inverse, heads * slices, n,
         BLOCK_I=32, BLOCK_R=r_block, HAS_PADDING=sorts.padding is not None,
-        num_warps=r_block // 32, **EVERY_LAUNCH,
+        num_warps=r_block // 32, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     return side
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asap_exp.ops.kernels.espformer.sorts import (
     SLOPE,
+    STAGES,
     Side,
     Sorts,
     ranks_of,
@@ -80,10 +81,10 @@ def rank_kernel(
             )
             # [BLOCK_I, BLOCK_J]
             inside = (i < n)[:, None] & (j < n)[None, :]
-            place = i[:, None].to(tl.int64) * matrix_i + j[None, :].to(tl.int64) * matrix_j
+            place = i[:, None] * matrix_i + j[None, :] * matrix_j
             M = tl.load(matrix + place, mask=inside, other=0.0)
             if COMBINES:
-                place = i[:, None].to(tl.int64) * other_i + j[None, :].to(tl.int64) * other_j
+                place = i[:, None] * other_i + j[None, :] * other_j
                 second = tl.load(other + place, mask=inside, other=0.0)
                 M = of_matrix * M.to(tl.float32) + of_other * second.to(tl.float32)
             Q += product(P, M, OPERAND, PRECISION)
@@ -231,7 +232,8 @@ def _rank_launch(
         heads, slices, n, batch * heads * slices,
         **sorts.constants, BLOCK_R=side, BLOCK_I=step, BLOCK_J=side,
         SKIPS=weight is not None, COMBINES=factors is not None, GRADIENT=scale is not None,
-        LEFT_HARD=sorts.hard, RIGHT_HARD=right_hard, num_warps=warps, **EVERY_LAUNCH,
+        LEFT_HARD=sorts.hard, RIGHT_HARD=right_hard,
+        num_warps=warps, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     return (result[0] if tiles == 1 else result.sum(dim=0)), grad_s
 
@@ -249,6 +251,6 @@ def mixture(
         *left, *right, sorts.padding, share, size, out,
         heads, slices, n,
         **sorts.constants, BLOCK_R=step, BLOCK_I=side, BLOCK_J=side, HARD=sorts.hard,
-        num_warps=warps, **EVERY_LAUNCH,
+        num_warps=warps, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     return out
