@@ -118,7 +118,7 @@ def _plan(
         return _results(x, save, dtype)
     with torch.cuda.device_of(x):
         sorts = sorts_of(hard, padding, dtype, products)
-        sides = (sort_side(s, padding, sorts) for s in (x, y))
+        sides = (sort_side(s.contiguous(), padding, sorts) for s in (x, y))
         launch = choose("espformer_plan", plan_call(x, dtype, save)).launch
         made = launch(*sides, distances.contiguous(), temperature, sorts, dtype, save=save)
     if not save:
@@ -174,14 +174,15 @@ def _plan_backward(
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(y), distances.new_zeros(distances.shape)
     exact, weight, costs, *sorted_ = kept
-    made = Plan(grad, exact, weight, costs, Side(x, *sorted_[:3]), Side(y, *sorted_[3:]))
+    left, right = Side(x.contiguous(), *sorted_[:3]), Side(y.contiguous(), *sorted_[3:])
+    made = Plan(grad, exact, weight, costs, left, right)
     by = plan_in_registers if exact.numel() else plan_by_tiles  # as the plan itself was made
     with torch.cuda.device_of(x):
         sorts = sorts_of(hard, padding, dtype, products)
         found = by.gradient(made, distances.contiguous(), grad, temperature, sorts)
         of_x, of_y = (
             unsorted.scatter_add_(-1, side.order, ranked)
-            for side, (ranked, unsorted) in ((made.left, found.left), (made.right, found.right))
+            for side, (ranked, unsorted) in ((left, found.left), (right, found.right))
         )
     return of_x, of_y, found.distances
 

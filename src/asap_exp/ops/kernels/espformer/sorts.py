@@ -110,7 +110,8 @@ def totals_kernel(
         # Ranks are the columns: a thread sums up those of its own.
         total += tl.sum(sort_entries(t[None, :], s_i[:, None], 1.0, -1, -1, False), axis=0)
     # A valid row has at least the exponential of its own token, 1, or is NaN.
-    tl.store(inverse + row + r, tl.where(valid_r, 1.0 / total, 0.0), mask=r < n)
+    of_valid = tl.where(valid_r, 1.0 / tl.where(valid_r, total, 1.0), 0.0)
+    tl.store(inverse + row + r, of_valid, mask=r < n)
 
 
 def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
