@@ -151,6 +151,15 @@ def test_any_softness(n: int, dtype: torch.dtype, options: dict) -> None:
     assert_exact(espformer_operator(True, **options), inputs, more=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_sharpest_sorts_are_hard_ones(dtype: torch.dtype) -> None:
+    inputs = inputs_for(dtype, queries=20)
+    sharp, found = espformer_operator(True, tau=1e-80).run(inputs, backend="triton")
+    (hard,) = espformer_operator(True, hard=True)(inputs, backend="triton")
+    assert torch.equal(sharp[0], hard)
+    assert all(x.isfinite().all() for x in found.values())
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-3, 30.0, 1e4], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_of_any_size(size: float, dtype: torch.dtype) -> None:

@@ -43,6 +43,9 @@ def espformer_attention(
     return choose("espformer", call).launch(q, k, v, **options)
 
 
+SHARPEST = 1e-24
+"""Smallest tau to compute with: sorts are hard already, and coordinates stay in range."""
+
 LONGEST = 46_340
 """Most tokens, whose matrices have offsets below 2^31."""
 
@@ -77,7 +80,7 @@ def by_kernels(
     x, y = (reference.points(t, key_padding_mask) for t in (q, k))
     has_float32 = torch.float32 in (q.dtype, v.dtype)
     dtype = torch.float32 if has_float32 else v.dtype
-    unit = math.sqrt(tau / LOG2_E)  # in which the kernels read coordinates
+    unit = math.sqrt(max(tau, SHARPEST) / LOG2_E)  # in which the kernels read coordinates
     sides = ((reference.projected(t, theta) / unit).contiguous() for t in (x, y))
     plan, *_ = _plan(
         *sides, reference.centred_distances(x, y), effective_padding(key_padding_mask),
