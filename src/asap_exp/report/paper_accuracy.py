@@ -1,8 +1,8 @@
 """The accuracy table of the paper's page: a row per method, a column per task, no cell untold."""
 
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from asap_exp.core.records.columns import Average, Column
 from asap_exp.report.groups import Group
@@ -13,10 +13,11 @@ from asap_exp.report.paper_tasks import (
     METHODS,
     PUBLISHED,
     SINKHORN,
-    TASKS,
     TRAINED,
     PaperTask,
     rows_of,
+    task_columns,
+    task_of,
 )
 from asap_exp.report.pareto import quality
 
@@ -45,14 +46,29 @@ def accuracy_table(groups: Mapping[str, Group]) -> dict[str, dict[str, Cell]]:
         for record in group.records:
             names |= dict.fromkeys(rows_of(record))
     best = {title: best_of(group, [*names]) for title, group in groups.items()}
+    columns = task_columns(groups)
     ours = {
         name: {
             task.title: cell(groups.get(task.title), name, task, best.get(task.title) == name)
-            for task in TASKS
+            for task in columns
         }
         for name in names
     }
-    return ours | {name: published_row(name) for name in PUBLISHED}
+    for row in ours.values():
+        for title in shorter_titles(columns):
+            point_to_shorter(row, task_of(title).title, title)
+    return ours | {name: published_row(name, columns) for name in PUBLISHED}
+
+
+def shorter_titles(columns: Iterable[PaperTask]) -> list[str]:
+    """Return the titles of the columns of shorter recipes."""
+    return [task.title for task in columns if task_of(task.title) != task]
+
+
+def point_to_shorter(row: dict[str, Cell], first: str, shorter: str) -> None:
+    """Say in an empty cell that its number is in the column of the shorter recipe."""
+    if row[first].mean is None and row[shorter].mean is not None:
+        row[first] = replace(row[first], reason=f"trained by the shorter recipe of {shorter} alone")
 
 
 def cell(group: Group | None, name: str, task: PaperTask, best: bool) -> Cell:
@@ -91,14 +107,15 @@ def reason(group: Group, name: str, task: PaperTask) -> str:
     return "not measured"
 
 
-def published_row(name: str) -> dict[str, Cell]:
-    """Return the figures that others published, which are of other settings."""
-    figures = PUBLISHED[name]
+def published_row(name: str, columns: Iterable[PaperTask]) -> dict[str, Cell]:
+    """Return the figures that others published, which are of other settings: once per task."""
+    figures, shorter = PUBLISHED[name], shorter_titles(columns)
+    reasons = {title: f"stands under {task_of(title).title}" for title in shorter}
     return {
         task.title: Cell(f"{figures[task.title]:.2f}", figures[task.title] / 100, published=True)
         if task.title in figures
-        else Cell("", reason="not published")
-        for task in TASKS
+        else Cell("", reason=reasons.get(task.title, "not published"))
+        for task in columns
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from asap_exp.report.csv_table import csv_text
 from asap_exp.report.paper_accuracy import Cell
 from asap_exp.report.paper_page import Page
-from asap_exp.report.paper_tasks import SINKHORN, TASKS
+from asap_exp.report.paper_tasks import SINKHORN
 
 
 def paper_csv(page: Page) -> str:
@@ -89,7 +89,7 @@ def paper_latex(page: Page) -> str:
         [
             "% Generated from records by `make report` or `make publish`: do not edit.",
             "% Needs \\usepackage{booktabs}. Daggers: published by others in other settings.",
-            *tabular("l" + "r" * len(TASKS), ["method", *page.titles()], accuracy),
+            *tabular("l" + "r" * len(page.columns), ["method", *page.titles()], accuracy),
             "",
             *tabular("lllll", ["claim", "paper", "ours", "difference", "verdict"], told),
             "",

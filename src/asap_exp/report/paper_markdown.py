@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from asap_exp.core.conf_files import conf_dir, options
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report.captions import group_title, training_rows
-from asap_exp.report.groups import Group
 from asap_exp.report.markdown import NOTICE
 from asap_exp.report.markdown_table import Markup, table_lines
-from asap_exp.report.paper_accuracy import Cell
+from asap_exp.report.paper_accuracy import Cell, shorter_titles
 from asap_exp.report.paper_claims import Claim
 from asap_exp.report.paper_page import Page
-from asap_exp.report.paper_tasks import ATTENTIONS, SINKHORN, SOURCE, TASKS, PaperTask
+from asap_exp.report.paper_tasks import ATTENTIONS, SINKHORN, SOURCE, PaperTask
 from asap_exp.report.pareto import quality
 from asap_exp.report.power import LEVEL, POWER
 
@@ -52,6 +51,7 @@ def paper_markdown(page: Page, link: str = "") -> str:
         "## Accuracy",
         ACCURACY,
         "\n".join(accuracy_lines(page)),
+        shorter_words(page),
         untested_words(page),
         "\n".join(f"{number}. {reason}" for number, reason in enumerate(page.reasons(), start=1)),
         f"† From {SOURCE}.",
@@ -59,7 +59,7 @@ def paper_markdown(page: Page, link: str = "") -> str:
         POWER_WORDS,
         "\n".join(power_lines(page)),
         "## Where the columns come from",
-        "\n".join(origin_lines(page.groups)),
+        "\n".join(origin_lines(page)),
         missing_words(page),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -85,6 +85,18 @@ def accuracy_lines(page: Page) -> list[str]:
         for name, row in page.table.items()
     ]
     return table_lines(["method", *page.titles()], rows)
+
+
+def shorter_words(page: Page) -> str:
+    """Say what the columns of shorter recipes are; empty if there are none."""
+    shorter = shorter_titles(page.columns)
+    if not shorter:
+        return ""
+    return (
+        f"A shorter recipe, the same for every method of the column: {', '.join(shorter)}. It "
+        "compares, at equal epochs, a rival that takes too long by the recipe of the task's first "
+        "column, whose numbers are not to be compared with it."
+    )
 
 
 def untested_words(page: Page) -> str:
@@ -119,10 +131,10 @@ def power_lines(page: Page) -> list[str]:
     return table_lines(titles, rows, text=2)
 
 
-def origin_lines(groups: Mapping[str, Group]) -> list[str]:
+def origin_lines(page: Page) -> list[str]:
     """Return what each column was trained and tested on, and the command that makes it."""
-    rows = []
-    for task in TASKS:
+    rows, groups = [], page.groups
+    for task in page.columns:
         command = code(f"make {'reproduce' if has_row(task) else 'train'} task={task.name}")
         if task.title not in groups:
             rows.append([task.title, "", "", "", "", command])

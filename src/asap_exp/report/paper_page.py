@@ -8,7 +8,7 @@ from asap_exp.report.groups import Group
 from asap_exp.report.paper_accuracy import Table, accuracy_table, comparisons
 from asap_exp.report.paper_claims import claims
 from asap_exp.report.paper_comparison import Comparison
-from asap_exp.report.paper_tasks import TASKS, chosen_groups, heading
+from asap_exp.report.paper_tasks import chosen_groups, heading, task_columns
 
 
 class Page:
@@ -21,12 +21,13 @@ class Page:
         steps: Sequence[StepRecord],
     ) -> None:
         self.groups = chosen_groups(groups)
+        self.columns = task_columns(self.groups)
         self.table: Table = accuracy_table(self.groups)
         self.claims = claims(self.groups, self.table, benchmarks, steps)
 
     def titles(self) -> list[str]:
         """Return the headings of the columns: a subset, and copies of images, are called so."""
-        return [heading(task.title, self.groups.get(task.title)) for task in TASKS]
+        return [heading(task.title, self.groups.get(task.title)) for task in self.columns]
 
     def untested(self) -> list[str]:
         """Return the tasks in which no test could be made, so that nothing is in bold."""
@@ -35,7 +36,7 @@ class Page:
 
     def comparisons(self) -> list[tuple[str, str, Comparison]]:
         """Return the comparisons of the teacher with each other method, by task."""
-        titles = [task.title for task in TASKS if task.title in self.groups]
+        titles = [task.title for task in self.columns if task.title in self.groups]
         return [
             (title, name, test)
             for title in titles

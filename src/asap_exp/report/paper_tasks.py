@@ -1,7 +1,7 @@
 """The paper's tasks and methods, figures that others published, and our records of each task."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from asap_exp.core.records.evaluation import OTHER_MAP, EvaluationRecord
 from asap_exp.core.records.row import Row
@@ -28,7 +28,10 @@ ATTENTIONS = {
 
 @dataclass(frozen=True)
 class PaperTask:
-    """Task of the paper's tables; `data` is the name that records have for its data."""
+    """Task of the paper's tables; `data` is the name that records have for its data.
+
+    A column of a shorter recipe is a task with the epochs in its title.
+    """
 
     title: str
     data: str
@@ -99,30 +102,92 @@ def rows_of(record: EvaluationRecord) -> dict[str, Row]:
 
 
 def chosen_groups(groups: Iterable[Group]) -> dict[str, Group]:
-    """Return the records that stand for each task, by its title.
+    """Return the records that stand for each task, by the title of their column.
 
     Of the Sinkhorn teachers with every layer compiled, on clean images and the usual split: those
-    with most models trained by the same recipe, then with most seeds, then with the norm on queries
-    and keys, then one's own, then with most rows. No accuracy has a say in it.
+    of most epochs, then with most rivals of the same recipe, then with most seeds, then with the
+    norm on queries and keys, then one's own, then with most rows. No accuracy has a say in it.
+
+    A recent rival that these lack may have been trained for fewer epochs, by the same number of
+    tokens and norm. The records with most such rivals have a further column.
     """
     found: dict[str, Group] = {}
-    for group in groups:
-        record = group.first
-        title = next((task.title for task in TASKS if task.data == kind(record)), None)
-        usual = record.training.attention.name == "sinkhorn" and record.corruption is None
-        pooled = record.trained_on.split == "pooled"
-        if title is None or pooled or not (usual and record.all_layers):
+    usual = [group for group in groups if may_stand(group)]
+    for task in TASKS:
+        mine = [group for group in usual if kind(group.first) == task.data]
+        if not mine:
             continue
-        if title not in found or rank(group) > rank(found[title]):
-            found[title] = group
+        first = found[task.title] = max(mine, key=rank)
+        shorter = [group for group in mine if is_shorter(group, first)]
+        if shorter:
+            second = max(shorter, key=lambda group: (len(further(group, first)), rank(group)))
+            found[shorter_task(task, second).title] = second
     return found
 
 
-def rank(group: Group) -> tuple[int, int, bool, bool, int, str]:
+def may_stand(group: Group) -> bool:
+    """Return True if the records are of whole compiled Sinkhorn teachers, and of usual data."""
     record = group.first
-    trained = sum(row.key.endswith("_trained") for row in record.rows)
-    own = not group.published
-    return trained, len(group.records), record.qk_norm, own, len(record.rows), group.slug
+    usual = record.training.attention.name == "sinkhorn" and record.corruption is None
+    return usual and record.all_layers and record.trained_on.split != "pooled"
+
+
+def rank(group: Group) -> tuple[int, int, int, bool, bool, int, str]:
+    record, rivals = group.first, trained_rivals(group)
+    own, rows = not group.published, len(record.rows)
+    seeds = len(group.records)
+    return epochs(group), len(rivals), seeds, record.qk_norm, own, rows, group.slug
+
+
+def epochs(group: Group) -> int:
+    """Return the epochs of the training, 0 where an older record does not say."""
+    return group.first.manifests.train.epochs or 0
+
+
+def trained_rivals(group: Group) -> set[str]:
+    """Return the rivals of `TRAINED` that some of the records have."""
+    names = {name for record in group.records for name in rows_of(record)}
+    return names & {*TRAINED}
+
+
+def further(group: Group, first: Group) -> set[str]:
+    """Return the recent rivals that `group` has and `first` lacks."""
+    return (trained_rivals(group) - trained_rivals(first)) & {*RECENT}
+
+
+def is_shorter(group: Group, first: Group) -> bool:
+    """Return True if `group` shows recent rivals that `first` lacks, after fewer epochs."""
+    mine, other = group.first, first.first
+    alike = (mine.qk_norm, mine.training.tokens) == (other.qk_norm, other.training.tokens)
+    return alike and epochs(group) < epochs(first) and bool(further(group, first))
+
+
+def shorter_task(task: PaperTask, group: Group) -> PaperTask:
+    """Return the task as the column of a shorter recipe."""
+    return replace(task, title=f"{task.title}, {epochs(group)} epochs")
+
+
+def task_columns(groups: Mapping[str, Group]) -> list[PaperTask]:
+    """Return the columns of the table: each task, followed by its shorter recipe if there is one.
+
+    `groups` are those of `chosen_groups`.
+    """
+    found = []
+    for task in TASKS:
+        found.append(task)
+        found += [replace(task, title=title) for title in groups if is_column_of(title, task)]
+    return found
+
+
+def is_column_of(title: str, task: PaperTask) -> bool:
+    """Return True if this is the title of the task's shorter recipe."""
+    return title.startswith(f"{task.title}, ")
+
+
+def task_of(title: str) -> PaperTask:
+    """Return the task of a column, whose title may name a shorter recipe."""
+    (task,) = (task for task in TASKS if task.title == title or is_column_of(title, task))
+    return task
 
 
 def heading(title: str, group: Group | None) -> str:
@@ -131,6 +196,6 @@ def heading(title: str, group: Group | None) -> str:
         return title
     record = group.first
     size = record.training.data.image_size
-    copies = title == COPIES and size is not None
+    copies = task_of(title).title == COPIES and size is not None
     notes = [f"{size} x {size}" if copies else "", "subset" if record.is_subset else ""]
     return f"{title} ({', '.join(filter(None, notes))})" if any(notes) else title
