@@ -19,7 +19,7 @@ from asap_exp.core.records.right import RightSamples, packed_samples
 from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.groups import Group, grouped
-from asap_exp.report.names import SOFTMAX
+from asap_exp.report.names import ESPFORMER, SOFTMAX
 from asap_exp.report.paper_accuracy import accuracy_table, best_of
 from asap_exp.report.paper_claims import claims, operator_speed, speed_of, training_cost
 from asap_exp.report.paper_comparison import compare, paired_samples
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 10_000
 QKNORM = "cifar-vit-sinkhorn-c88251a1-s0-3bc10e20"
 """CIFAR-100 with the norm: one seed, older than stored samples."""
-PLAIN = "cifar-vit-sinkhorn-4fad3dd8-s0-3035db3e"
+PLAIN = "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c"
 """Without the norm."""
 
 
@@ -92,6 +92,28 @@ def with_rival(value: dict[str, Any], key: str, label: str) -> dict[str, Any]:
     manifests = copied["manifests"]
     manifests.setdefault("rivals", {})[key] = manifests["softmax"]
     return copied
+
+
+def with_espformer(value: dict[str, Any]) -> dict[str, Any]:
+    copied = deepcopy(value)
+    softmax = next(row for row in copied["rows"] if row["key"] == "softmax_trained")
+    mine = {"key": "espformer_trained", "label": "ESPFormer, trained alike", "group": "espformer"}
+    copied["rows"].append({**softmax, **mine})
+    copied["espformer_run"] = "cifar/vit-espformer/0-s0"
+    copied["manifests"]["espformer"] = copied["manifests"]["softmax"]
+    return copied
+
+
+def after(epochs: int, value: dict[str, Any]) -> dict[str, Any]:
+    """As if trained for so many epochs."""
+    copied = deepcopy(value) | {"run": f"cifar/vit-sinkhorn/{epochs:08d}-s0"}
+    train = copied["manifests"]["train"]
+    train["epochs"] = train["config"]["recipe"]["epochs"] = epochs
+    return copied
+
+
+def page_of(*values: dict[str, Any]) -> Page:
+    return Page(grouped(map(typed, values)), [], [])
 
 
 # What is published
@@ -146,11 +168,83 @@ def test_no_accuracy_has_a_say_in_the_choice_of_records() -> None:
 
 
 def test_most_trained_rivals_come_first_then_seeds() -> None:
-    plain = typed(with_rival(published(PLAIN), "lotformer_x_trained", "L"))
+    plain = typed(with_rival(published(PLAIN), "lotformer_x_trained", "LOTFormer, trained alike"))
     assert not plain.qk_norm
     both = [plain, typed(published(QKNORM))]
     for records in (both, both[::-1]):
         assert chosen_groups(grouped(records))["CIFAR-100"].first is plain
+
+
+def test_coarse_models_and_fewer_epochs_do_not_take_the_column() -> None:
+    value = after(25, with_rival(published(PLAIN), "lotformer_ab_trained", "L"))
+    for number in range(3):
+        value = with_rival(value, f"x{number}_trained", f"other {number}, trained alike")
+    found = page_of(published(QKNORM), value)
+    assert not found.groups["CIFAR-100"].first.run.endswith("00000025-s0")
+    assert [*found.groups] == ["CIFAR-100"], "other norm: no shorter recipe of the same model"
+    alike = after(60, with_rival(published(QKNORM), "x_trained", "other, trained alike"))
+    rival = with_rival(published(PLAIN), "lotformer_ab_trained", "LOTFormer, trained alike")
+    assert not page_of(alike, rival).groups["CIFAR-100"].first.qk_norm
+
+
+def shorter_page() -> Page:
+    """ESPFormer for 20 epochs alone, LOTFormer for 60 and for 20."""
+    whole = with_rival(published(QKNORM), "lotformer_ab_trained", "LOTFormer, trained alike")
+    return page_of(whole, after(20, with_espformer(whole)))
+
+
+def test_a_rival_of_a_shorter_recipe_has_a_column_beside_the_whole_one() -> None:
+    found = shorter_page()
+    titles = [task.title for task in TASKS]
+    assert found.titles() == [titles[0], f"{titles[0]}, 20 epochs", *titles[1:]]
+    of = found.table[ESPFORMER]
+    assert of["CIFAR-100"].text == ""
+    assert of["CIFAR-100"].reason == "trained by the shorter recipe of CIFAR-100, 20 epochs alone"
+    assert of["CIFAR-100, 20 epochs"].text == "68.09 (1)"
+    for name in (SINKHORN, ASAP, SOFTMAX, LOTFORMER):
+        assert found.table[name]["CIFAR-100"].seeds == 1
+        assert found.table[name]["CIFAR-100, 20 epochs"].seeds == 1
+    their = found.table["Sinkformer, published"]
+    assert (their["CIFAR-100"].published, their["CIFAR-100"].text) == (True, "64.95")
+    assert their["CIFAR-100, 20 epochs"].reason == "stands under CIFAR-100"
+    text = paper_markdown(found)
+    assert "every method of the column: CIFAR-100, 20 epochs. It compares" in text
+    origin = text.partition("## Where the columns come from")[2]
+    assert re.search(r"\| CIFAR-100, 20 epochs \|.*\| 20 \| `make reproduce task=cifar` \|", origin)
+    assert re.search(r"\| CIFAR-100 \|.*\| 60 \| `make reproduce task=cifar` \|", origin)
+    assert "Not trained for any task yet: differential." in text
+    first_table = paper_latex(found).partition(r"\end{tabular}")[0]
+    assert "CIFAR-100, 20 epochs" in first_table
+    rows = list(csv.DictReader(io.StringIO(paper_csv(found))))
+    assert len({row["task"] for row in rows if row["kind"] == "accuracy"}) == len(TASKS) + 1
+
+
+def test_without_a_further_rival_a_shorter_recipe_has_no_column() -> None:
+    whole = with_espformer(published(QKNORM))
+    found = page_of(whole, after(20, whole))
+    assert [*found.groups] == ["CIFAR-100"]
+    assert found.groups["CIFAR-100"].first.manifests.train.epochs == 60
+    assert "shorter recipe" not in paper_markdown(found)
+
+
+def test_claims_take_the_shorter_recipe_for_what_the_whole_one_lacks_alone() -> None:
+    claims_of = {claim.words: claim for claim in shorter_page().claims}
+    whole = {claim.words: claim for claim in page_of(published(QKNORM)).claims}
+    for words, claim in claims_of.items():
+        if "recent" not in words:
+            assert claim == whole[words], words
+    value = after(20, with_espformer(published(QKNORM)))
+    (espformer,) = (row for row in value["rows"] if row["key"] == "espformer_trained")
+    espformer["accuracy"] = 0.9
+    rival = with_rival(value, "lotformer_ab_trained", "LOTFormer, trained alike")
+    rival["rows"][-1]["accuracy"] = 0.99
+    lotformer = with_rival(published(QKNORM), "lotformer_ab_trained", "LOTFormer, trained alike")
+    found = next(c for c in page_of(lotformer, rival).claims if "recent" in c.words)
+    asap = rows_of(typed(value))[ASAP].accuracy
+    assert asap is not None
+    assert found.ours == f"{100 * (asap - 0.9):+.2f} points", "not LOTFormer's of 20 epochs"
+    assert f"{ESPFORMER} on CIFAR-100, 20 epochs" in found.measured
+    assert found.command == "make reproduce task=cifar"
 
 
 def test_corrupted_images_and_part_of_the_layers_stand_for_no_task() -> None:

@@ -113,10 +113,11 @@ def chosen_groups(groups: Iterable[Group]) -> dict[str, Group]:
     """
     found: dict[str, Group] = {}
     usual = [group for group in groups if may_stand(group)]
-    for task in TASKS:
-        mine = [group for group in usual if kind(group.first) == task.data]
-        if not mine:
+    tasks = {task.data: task for task in TASKS}
+    for data in dict.fromkeys(kind(group.first) for group in usual):
+        if data not in tasks:
             continue
+        task, mine = tasks[data], [group for group in usual if kind(group.first) == data]
         first = found[task.title] = max(mine, key=rank)
         shorter = [group for group in mine if is_shorter(group, first)]
         if shorter:
