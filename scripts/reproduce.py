@@ -9,7 +9,8 @@ baselines with the same recipe and seed), the maps it fits and what it evaluates
 the time that its published records took are printed first. Further arguments override the training
 configuration; --pretrain overrides that of the pre-training. To train two models in parallel start
 the script twice: with --train softmax, and with --train sinkhorn, which also compiles and evaluates
-and takes longer. Then: python -m asap_exp.report
+and takes longer. A baseline trained later, as with --train lotformer, has its row once the teacher
+is evaluated again, which --train sinkhorn does. Then: python -m asap_exp.report
 """
 
 import argparse
@@ -25,6 +26,7 @@ from rows import (
     attention_overrides,
     estimate,
     load_row,
+    not_recorded,
     published,
     row_names,
     rows_of,
@@ -70,7 +72,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("row", nargs="?", help=f"one of {', '.join(row_names())}")
     parser.add_argument("--task", help="every row of this task")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the seeds of the row")
+    parser.add_argument("--seeds", nargs="+", help="default: the seeds of the row")
     parser.add_argument("--results", default="results", help="folder for runs (paths.results)")
     parser.add_argument(
         "--train", nargs="+", help="attentions to train; default: the baselines and sinkhorn"
@@ -81,7 +83,24 @@ def parsed() -> argparse.Namespace:
     if arguments.row and "=" in arguments.row:  # with --task there is no row
         arguments.overrides.insert(0, arguments.row)
         arguments.row = None
+    for option in ("seeds", "train"):  # which take every word up to the next option
+        words = getattr(arguments, option) or []
+        arguments.overrides += [word for word in words if is_override(word)]
+        setattr(arguments, option, [word for word in words if not is_override(word)])
+    arguments.seeds = [whole_number(parser, word) for word in arguments.seeds]
     return arguments
+
+
+def is_override(word: str) -> bool:
+    """Return True of recipe.epochs=1, and False of "coarse attention.tokens=16", a baseline."""
+    return "=" in word.partition(" ")[0]
+
+
+def whole_number(parser: argparse.ArgumentParser, word: str) -> int:
+    """Return the seed; end with the parser's message if it is none."""
+    if not word.isdecimal():
+        parser.error(f"--seeds {word}: give whole numbers that are not negative, such as 0 1 2")
+    return int(word)
 
 
 def chosen(arguments: argparse.Namespace) -> list[Row]:
@@ -116,6 +135,8 @@ def words(row: Row, records: list[dict]) -> str:
         seeds = f"{known.seeds} seed{'s' if known.seeds > 1 else ''}"
         parts = [f"about {known.hours:.1f} h on {known.device} ({seeds})"]
         parts += ["pre-training not counted"] if row.pretrain else []
+        missing = not_recorded(row, records)
+        parts += [f"not counted, since no record has them: {', '.join(missing)}"] * bool(missing)
     return "; ".join([*parts, *([f"published elsewhere: {row.paper}"] if row.paper else [])])
 
 

@@ -243,12 +243,37 @@ class Estimate:
     """Hours that a row took according to its published records, of which `seeds` are known.
 
     The pre-training is not included, and maps without a record are assumed to take as long as the
-    one in the table.
+    one in the table, or no time without a fit.
     """
 
     hours: float
     device: str
     seeds: int
+
+
+def trained_beside(record: dict[str, Any]) -> list[str]:
+    """Return the attentions of the models that a record shows beside its teacher, one per model."""
+    manifests = record["manifests"]
+    named = ("softmax", "espformer", "coarse", "relaxed_sinkhorn")
+    more = ["coarse"] * len(manifests.get("more_coarse", []))
+    rivals = [manifest["config"]["attention"]["name"] for manifest in rivals_of(record)]
+    return [*(name for name in named if manifests.get(name)), *more, *rivals]
+
+
+def rivals_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*record["manifests"].get("rivals", {}).values()]
+
+
+def not_recorded(row: Row, records: list[dict[str, Any]]) -> list[str]:
+    """Return the baselines of a row that none of its records has, by attention and number."""
+    made = [trained_beside(record) for record in records if makes(row, record)]
+    names = [baseline.split()[0] for baseline in row.baselines]
+    most = {name: max((found.count(name) for found in made), default=0) for name in names}
+    return [
+        baseline
+        for place, baseline in enumerate(row.baselines)
+        if names[:place].count(names[place]) >= most[names[place]]
+    ]
 
 
 def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
@@ -257,7 +282,7 @@ def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
     runs = {record["run"]: record for record in made}
     if not runs:
         return None
-    seconds = 0.0
+    seconds, fits_made = 0.0, sum("calibration=coarse" not in each for each in row.calibrations)
     for record in runs.values():
         manifests = record["manifests"]
         names = {baseline.split()[0] for baseline in row.baselines}
@@ -265,7 +290,7 @@ def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
         seconds += sum(manifests[name]["wall_seconds"] for name in trained)
         more = (manifests.get(f"more_{name}", []) for name in names)
         seconds += sum(run["wall_seconds"] for runs in more for run in runs)
-        seconds += sum(rival["wall_seconds"] for rival in manifests.get("rivals", {}).values())
-        seconds += manifests["distill"]["wall_seconds"] * len(row.calibrations)
+        seconds += sum(rival["wall_seconds"] for rival in rivals_of(record))
+        seconds += manifests["distill"]["wall_seconds"] * fits_made
         seconds += manifests["evaluate"]["wall_seconds"] * len(row.evaluations)
     return Estimate(seconds / 3600, made[0]["device"], len(runs))

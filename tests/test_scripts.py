@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from asap_exp.core.config import EvaluateConfig, TrainConfig
-from asap_exp.core.runs import recipe_hash
+from asap_exp.core.runs import drop_keys, recipe_hash
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
@@ -38,7 +38,18 @@ def script(name: str) -> ModuleType:
 
 
 sys.path.append(str(ROOT / "scripts"))
-from rows import attention_overrides, load_row, makes, published, row_names, row_of, swept  # noqa: E402
+from rows import (  # noqa: E402
+    attention_overrides,
+    estimate,
+    load_row,
+    makes,
+    not_recorded,
+    published,
+    row_names,
+    row_of,
+    swept,
+    trained_beside,
+)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -186,7 +197,7 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     done = Done(
         monkeypatch,
         *("imdb", "model.depth=2", "--pretrain", "recipe.epochs=20", "--seeds", "3"),
-        *("--results", "elsewhere"),
+        *("--results", "elsewhere", "--train", "softmax", "sinkhorn"),
     )
     trained = done.trained
     assert [c.task.name for c in trained] == ["imdb_mlm", "imdb"] * 2
@@ -195,11 +206,15 @@ def test_softmax_and_sinkhorn_start_from_encoders_trained_alike(
     assert {c.seed for c in trained} == {3}
     assert [c.recipe.epochs for c in trained[::2]] == [20, 20]
     assert [c.model.depth for c in trained[1::2]] == [2, 2]
-    assert [c.calibration.name for c in done.distilled] == ["ridge", *["end_to_end"] * 3]
-    assert [c.calibration.seed for c in done.distilled[1:]] == [1, 2, 0]
+    assert [c.calibration.name for c in done.distilled] == [
+        *["coarse"] * 2,
+        "ridge",
+        *["end_to_end"] * 3,
+    ]
+    assert [c.calibration.seed for c in done.distilled[3:]] == [1, 2, 0]
     assert {c.teacher for c in done.distilled} == {"/run4"}
     (evaluation,) = done.evaluated
-    assert (evaluation.artifact, evaluation.maps) == ("/map4", "all")
+    assert (evaluation.artifact, evaluation.maps) == ("/map6", "all")
     configs: list[Any] = [*trained, *done.distilled, evaluation]
     assert {c.paths.results for c in configs} == {"elsewhere"}
 
@@ -214,8 +229,60 @@ def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     assert not softmax.evaluated
     sinkhorn = Done(monkeypatch, "cifar_qknorm", "--train", "sinkhorn")
     assert [c.attention["name"] for c in sinkhorn.trained] == ["sinkhorn"]
-    assert [c.calibration.name for c in sinkhorn.distilled] == ["ridge"]
-    assert [c.maps for c in sinkhorn.evaluated] == ["one"]
+    assert [c.calibration.name for c in sinkhorn.distilled] == ["coarse", "coarse", "ridge"]
+    assert [c.maps for c in sinkhorn.evaluated] == ["all"]
+    assert [c.artifact for c in sinkhorn.evaluated] == ["/map3"], "the table's is the fitted one"
+
+
+@pytest.mark.slow
+def test_coarse_models_start_from_encoders_of_their_own_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = Done(monkeypatch, "agnews_coarse", "--seeds", "2", "recipe.epochs=3")
+    assert [c.task.name for c in done.trained] == ["agnews_mlm", "agnews"] * 4
+    for first, last in zip(done.trained[::2], done.trained[1::2], strict=True):
+        assert (first.seed, last.seed) == (0, 2)
+        assert last.recipe.epochs == 3
+        assert drop_keys(first.attention, ("num_iters",)) == drop_keys(
+            last.attention, ("num_iters",)
+        )
+    assert [c.init_from for c in done.trained[1::2]] == ["/run1", "/run3", "/run5", "/run7"]
+    coarse = [c.attention for c in done.trained if c.attention["name"] == "coarse"]
+    assert [a["one_pass"] for a in coarse] == [False, False, True, True]
+    assert {(a["tokens"], a["eps"], a["subset"]) for a in coarse} == {(32, 0.5, "sequence")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("recipe.epochs=9", "--seeds", "1", "2", "--train", "softmax"),
+        ("--seeds", "1", "2", "recipe.epochs=9", "--train", "softmax"),
+        ("--seeds", "1", "2", "--train", "softmax", "recipe.epochs=9"),
+    ],
+)
+def test_overrides_may_follow_any_option(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Done(monkeypatch, "digits_qknorm", *arguments)
+    assert [(c.seed, c.attention["name"]) for c in done.trained] == [
+        (1, "softmax"),
+        (2, "softmax"),
+    ]
+    assert {c.recipe.epochs for c in done.trained} == {9}
+
+
+def test_a_baseline_with_options_is_no_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("coarse attention.tokens=3 attention.eps=0.5", "recipe.epochs=9")
+    (config,) = Done(monkeypatch, "digits_qknorm", "--seeds", "0", "--train", *given).trained
+    assert (config.attention["tokens"], config.recipe.epochs) == (3, 9)
+
+
+def test_a_seed_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        Done(monkeypatch, "digits_qknorm", "--seeds", "one")
+    assert "--seeds one: give whole numbers that are not negative" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -274,6 +341,9 @@ def test_every_row_composes(name: str) -> None:
     for baseline in row.baselines:
         config = composed("train", [*row.train, *attention_overrides(baseline)], TrainConfig)
         assert recipe_hash(config) == recipe_hash(fine)
+        if config.attention["name"] == "coarse":
+            for key in ("eps", "num_iters"):
+                assert config.attention[key] == fine.attention[key], "those of the teacher"
     for given in row.distill:
         calibrations = swept([*row.distill_all, *given])
         for calibration in (calibrations[0], calibrations[-1]):  # the first and last of each sweep
@@ -308,8 +378,45 @@ def test_every_published_record_is_of_a_row() -> None:
     for record in RECORDS:
         row = rows[record["run"] + record["sha256"]]
         assert row is not None
-        shown = [name for name in ("softmax", "espformer") if record.get(f"{name}_run")]
-        assert set(shown) <= set(load_row(row).baselines)
+        baselines = {baseline.split()[0] for baseline in load_row(row).baselines}
+        assert set(trained_beside(record)) <= baselines
+
+
+@pytest.mark.slow
+def test_baselines_without_a_record_are_told_and_those_with_one_are_not() -> None:
+    row, record = load_row("imdb"), deepcopy(record_of("imdb"))
+    assert not_recorded(row, [record]) == ["lotformer", "differential"]
+    before = estimate(row, [record])
+    softmax = record["manifests"]["softmax"]
+    rivals = {}
+    for name in ("lotformer", "differential"):
+        attention = {"name": name}
+        rivals[name] = {**softmax, "config": {**softmax["config"], "attention": attention}}
+    record["manifests"]["rivals"] = rivals
+    assert not_recorded(row, [record]) == []
+    after = estimate(row, [record])
+    assert before is not None
+    assert after is not None
+    assert after.hours - before.hours == pytest.approx(2 * softmax["wall_seconds"] / 3600)
+
+
+@pytest.mark.slow
+def test_of_two_coarse_baselines_one_may_lack_a_record() -> None:
+    record = deepcopy(record_of("imdb"))
+    row = replace(load_row("imdb"), baselines=["softmax", "coarse", "coarse attention.tokens=8"])
+    assert not_recorded(row, [record]) == row.baselines[1:]
+    record["manifests"]["coarse"] = record["manifests"]["softmax"]
+    assert not_recorded(row, [record]) == row.baselines[2:]
+    record["manifests"]["more_coarse"] = [record["manifests"]["softmax"]]
+    assert not_recorded(row, [record]) == []
+
+
+@pytest.mark.slow
+def test_maps_without_a_fit_take_no_time() -> None:
+    row, record = load_row("imdb"), record_of("imdb")
+    alone = replace(row, distill=row.distill[1:])
+    assert len(row.calibrations) > len(alone.calibrations)
+    assert estimate(row, [record]) == estimate(alone, [record])
 
 
 @pytest.mark.slow
