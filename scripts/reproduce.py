@@ -38,8 +38,8 @@ from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
 from asap_exp.core.runs import Run
+from asap_exp.distill.compile_teacher import compile_teacher
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import distill
 from asap_exp.evaluate.evaluate import evaluate
 from asap_exp.train.trainer import train
 
@@ -162,7 +162,7 @@ def finish(row: Row, teacher: Run, shared: list[str]) -> None:
     """Fit every map of the row, and evaluate the last one."""
     for calibration in row.calibrations:
         overrides = [quoted("teacher", teacher.path), *calibration, *shared]
-        artifact = distill(compose("distill", overrides, DistillConfig))
+        artifact = compile_teacher(compose("distill", overrides, DistillConfig))
     # At these sizes a layer takes less time than its launch.
     graph = ["latency.cuda_graph=true"] if choose_device("auto").type == "cuda" else []
     for evaluation in row.evaluations:

@@ -176,7 +176,7 @@ class Done:
         module = script("reproduce")
         monkeypatch.setattr(module, "compose", composed)
         monkeypatch.setattr(module, "train", self.train)
-        monkeypatch.setattr(module, "distill", self.distill)
+        monkeypatch.setattr(module, "compile_teacher", self.distill)
         monkeypatch.setattr(module, "evaluate", self.evaluated.append)
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
         module.main()

@@ -17,15 +17,11 @@ def run(config: DistillConfig) -> Score | None:
         return by_first(config.together, lambda: check(config))
 
     from asap_exp.core.team import refuse_sweep_in_each_process
-    from asap_exp.distill.budget import distill_within_budget
-    from asap_exp.distill.distill import distill
+    from asap_exp.distill.compile_teacher import compile_teacher
     from asap_exp.distill.fidelity_table import score
-    from asap_exp.distill.without_fit import distill_without_fit
 
     refuse_sweep_in_each_process(config.together)
-    if not config.calibration.fits:
-        return score(distill_without_fit(config))
-    return score((distill_within_budget if config.budget.asked else distill)(config))
+    return score(compile_teacher(config))
 
 
 if __name__ == "__main__":
