@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,48 @@ def test_stages_demo_and_reproduce_leave_the_published_results_alone(
         assert (report / name).is_file()
     assert len(list((report / "records").glob("*.json"))) == 2
     assert len(list((report / "records" / "benchmark").glob("*.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_row_with_and_without_fits_takes_rivals_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, compiled and evaluated in truth, then again with two rivals alone in between."""
+    module = script("reproduce")
+    coarse = ["calibration=coarse", "calibration.coarse.tokens=2", "calibration.batch_size=16"]
+    row = replace(
+        module.load_row("digits_qknorm"),
+        seeds=[0],
+        baselines=["softmax", "lotformer", "coarse attention.tokens=2"],
+        train=[*TINY, "recipe.epochs=2"],
+        distill=[[*coarse, "calibration.form=two_sided,one_pass"], [*CALIBRATION]],
+        evaluate=[["maps=all", "behaviour=true", *EVALUATION]],
+    )
+    monkeypatch.setattr(module, "load_row", lambda name: row)
+
+    def reproduced(*train: str) -> dict[str, Any]:
+        words = ["digits_qknorm", "--results", str(tmp_path), "--train", *train]
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+        module.main()
+        (found,) = tmp_path.glob("runs/digits/vit-sinkhorn/*/evaluate/*/metrics.json")
+        return read_json(found)
+
+    def trained(record: dict[str, Any]) -> list[str]:
+        keys = (row["key"] for row in record["rows"])
+        return [key.partition("_")[0] for key in keys if key.endswith("_trained")]
+
+    record = reproduced("softmax", "sinkhorn")
+    assert trained(record) == ["softmax"]
+    kinds = {row["key"]: row["group"] for row in record["rows"]}
+    assert (kinds["asap"], kinds["map_0"], kinds["map_1"]) == ("asap", "coarse", "coarse")
+    teacher = record["manifests"]["train"]
+    assert trained(reproduced("lotformer", "coarse attention.tokens=2")) == ["softmax"]
+    record = reproduced("sinkhorn")
+    assert trained(record) == ["softmax", "coarse", "lotformer"]
+    assert record["manifests"]["train"] == teacher
+    assert {each["key"] for each in record["behaviour"]["rows"]} >= {"asap", "map_0", "map_1"}
+    with pytest.raises(UserError, match=r"no row of conf/reproduce makes it"):
+        PUBLISH.target(next(tmp_path.rglob("metrics.json")), force=False)
 
 
 @pytest.mark.parametrize("place", ["", "records", "figures", "records/benchmark"])
