@@ -36,7 +36,7 @@ from asap_exp.report.benchmarks import write_benchmarks
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
-from asap_exp.report.groups import grouped
+from asap_exp.report.groups import grouped, newest
 from asap_exp.report.markdown import tables_markdown
 from asap_exp.report.page import html_page
 from asap_exp.report.paper import write_paper
@@ -64,6 +64,8 @@ def main() -> None:
             write_json(place, without_place(read_json(file)))
             print(f"Published: {place}")
         make_all()
+        for file in superseded(RESULTS / "records"):
+            print(f"Shown nowhere, since there is a newer evaluation of its run: {file}; remove it")
 
 
 def without_place(value: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +199,14 @@ def of_code(stage: str, code: dict[str, Any]) -> Iterator[str]:
         yield f"{stage}: its code has no commit"
     elif code.get("dirty"):
         yield f"{stage}: commit {code['commit'][:8]} had uncommitted changes"
+
+
+def superseded(folder: Path) -> list[Path]:
+    """Return the evaluations of a folder of which a newer one has the same run and settings."""
+    files = sorted(folder.glob("*.json"))
+    records = [EVALUATIONS.from_json(read_json(file), file) for file in files]
+    shown = {id(record) for record in newest(records)}
+    return [file for file, record in zip(files, records, strict=True) if id(record) not in shown]
 
 
 def make_all() -> None:

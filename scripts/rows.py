@@ -279,7 +279,8 @@ def not_recorded(row: Row, records: list[dict[str, Any]]) -> list[str]:
 def estimate(row: Row, records: list[dict[str, Any]]) -> Estimate | None:
     """Estimate the time of a row from the manifests of its records; None without records."""
     made = [record for record in records if makes(row, record)]
-    runs = {record["run"]: record for record in made}
+    made.sort(key=lambda record: str(record["manifests"]["evaluate"]["ended"]))
+    runs = {record["run"]: record for record in made}  # the newest of each
     if not runs:
         return None
     seconds, fits_made = 0.0, sum("calibration=coarse" not in each for each in row.calibrations)

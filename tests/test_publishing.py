@@ -306,6 +306,16 @@ def test_place_of_results_is_not_published() -> None:
     from_json(StepRecord, unsealed(found), Path("steps.json"))
 
 
+def test_an_older_evaluation_of_a_run_is_named_as_superseded(tmp_path: Path) -> None:
+    mine = published("imdb")
+    other = published("wikitext")
+    newer = changed("imdb", lambda r: r["manifests"]["evaluate"].update(ended="2099-01-01"))
+    for name, value in (("a", newer), ("b", mine), ("c", other)):
+        write_sealed_record(tmp_path / f"{name}.json", value)
+    assert [file.name for file in PUBLISH.superseded(tmp_path)] == ["b.json"]
+    assert PUBLISH.superseded(ROOT / "results" / "records") == []
+
+
 def test_failed_gpu_tests_and_other_files_are_refused(tmp_path: Path) -> None:
     value = read_json(ROOT / "results" / "gpu_tests.json")
     value["outcomes"]["failed"] = 2
