@@ -45,6 +45,7 @@ from tests.stages import ReportConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 10_000
+SIZES = {"cifar-vit-sinkhorn-c88251a1-s0-3bc10e20": "16 tokens, grid", "imdb": "64 tokens"}
 QKNORM = "cifar-vit-sinkhorn-c88251a1-s0-3bc10e20"
 """CIFAR-100 with the norm: one seed, older than stored samples."""
 PLAIN = "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c"
@@ -265,12 +266,18 @@ def test_another_teacher_stands_for_no_task() -> None:
     [
         ("teacher", "Sinkhorn teacher, T = 20", "teacher", SINKHORN),
         ("asap", "ASAP, all layers", "asap", ASAP),
-        ("asap", "coarse duals, 16 tokens, one pass, all layers", "coarse", "coarse duals, 16 tok"),
         (
-            "map_3",
-            "coarse duals, 4 tokens, two-sided, seed 2",
+            "asap",
+            "coarse duals, 16 tokens, one pass, grid, all layers",
             "coarse",
-            "coarse duals, 4 tokens, ",
+            "coarse duals, one pass",
+        ),
+        ("map_3", "coarse duals, 4 tokens, two-sided, seed 2", "coarse", "coarse duals, two-sided"),
+        (
+            "coarse_ab_trained",
+            "coarse duals, 4 tokens, two-sided, trained alike",
+            "coarse",
+            "coarse duals, 4 tokens, two-sided, same recipe",
         ),
         ("map_1", "ASAP, 8 slices, refine 0, ridge, 9 samples", "asap", None),
         ("asap_layer_0", "ASAP, layer 0 alone", "asap", None),
@@ -544,6 +551,31 @@ def test_seeds_that_contradict_each_other_tell_nothing() -> None:
 
 
 # Files
+
+
+def with_coarse(value: dict[str, Any], tokens: str) -> dict[str, Any]:
+    """With coarse duals of both forms in the teacher's place."""
+    copied = deepcopy(value)
+    asap = next(row for row in copied["rows"] if row["key"] == "asap")
+    for number, form in enumerate(("two-sided", "one pass")):
+        size, *others = tokens.split(", ")
+        label = ", ".join(["coarse duals", size, form, *others])
+        row = {**asap, "key": f"map_9{number}", "label": label, "group": "coarse"}
+        copied["rows"].append(row)
+    return copied
+
+
+def test_coarse_duals_have_a_row_for_either_form_and_a_word_on_their_tokens() -> None:
+    text = paper_markdown(page_of(published(QKNORM)))
+    assert "take no fit" not in text
+    values = [with_coarse(published(name), size) for name, size in SIZES.items()]
+    found = page_of(*values)
+    names = [name for name in found.table if name.startswith("coarse")]
+    assert names == ["coarse duals, two-sided", "coarse duals, one pass"]
+    for title in ("CIFAR-100", "IMDb"):
+        assert found.table[names[0]][title].text == found.table[ASAP][title].text
+    listed = "of these tokens: CIFAR-100 16 tokens, grid; IMDb 64 tokens."
+    assert listed in paper_markdown(found)
 
 
 def test_csv_has_every_cell_claim_and_comparison() -> None:

@@ -10,7 +10,15 @@ from asap_exp.report.markdown_table import Markup, table_lines
 from asap_exp.report.paper_accuracy import Cell, shorter_titles
 from asap_exp.report.paper_claims import Claim
 from asap_exp.report.paper_page import Page
-from asap_exp.report.paper_tasks import ATTENTIONS, SINKHORN, SOURCE, PaperTask
+from asap_exp.report.paper_tasks import (
+    ATTENTIONS,
+    COARSE,
+    SINKHORN,
+    SOURCE,
+    PaperTask,
+    coarse_tokens,
+    rows_of,
+)
 from asap_exp.report.pareto import quality
 from asap_exp.report.power import LEVEL, POWER
 
@@ -52,6 +60,7 @@ def paper_markdown(page: Page, link: str = "") -> str:
         ACCURACY,
         "\n".join(accuracy_lines(page)),
         shorter_words(page),
+        coarse_words(page),
         untested_words(page),
         "\n".join(f"{number}. {reason}" for number, reason in enumerate(page.reasons(), start=1)),
         f"† From {SOURCE}.",
@@ -97,6 +106,21 @@ def shorter_words(page: Page) -> str:
         "compares, at equal epochs, a rival that takes too long by the recipe of the task's first "
         "column, whose numbers are not to be compared with it."
     )
+
+
+def coarse_words(page: Page) -> str:
+    """Say of which tokens the coarse duals of each column are; empty if there are none."""
+    found = {}
+    for title, group in page.groups.items():
+        rows = rows_of(group.first)
+        labels = [row.label for name, row in rows.items() if name.startswith(f"{COARSE}, ")]
+        compiled = [label for label in labels if not label.endswith(", trained alike")]
+        if compiled:
+            found[title] = " and ".join(dict.fromkeys(map(coarse_tokens, compiled)))
+    if not found:
+        return ""
+    listed = "; ".join(f"{title} {tokens}" for title, tokens in found.items())
+    return f"Coarse duals in the teacher's place take no fit, and are of these tokens: {listed}."
 
 
 def untested_words(page: Page) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from asap_exp.core.records.evaluation import OTHER_MAP, EvaluationRecord
 from asap_exp.core.records.row import Row
+from asap_exp.core.records.words import size_and_form
 from asap_exp.report.groups import Group, kind
 from asap_exp.report.names import ESPFORMER, LINEAR, ONE_LAYER, SOFTMAX, method_name
 
-SINKHORN, ASAP = "Sinkhorn teacher", "ASAP"
+SINKHORN, ASAP, COARSE = "Sinkhorn teacher", "ASAP", "coarse duals"
 LOTFORMER, DIFFERENTIAL = "LOTFormer, same recipe", "differential attention, same recipe"
 TRAINED = (SOFTMAX, ESPFORMER, LOTFORMER, DIFFERENTIAL)
 """Rivals that are trained by themselves; a row each, if only to say that it is missing."""
@@ -78,6 +79,7 @@ def method_of(row: Row) -> str | None:
     """Return the method of a record's row in the accuracy table; None if it has no place there.
 
     Rows of one method have one name, whichever version wrote them; further maps are left out.
+    Coarse duals without a fit have one for either form, since their size goes with the task.
     """
     other, trained = row.key.startswith(OTHER_MAP), row.key.endswith("_trained")
     if row.key.startswith(ONE_LAYER):
@@ -85,11 +87,25 @@ def method_of(row: Row) -> str | None:
     if row.key == "teacher":
         return SINKHORN
     if row.group in ("coarse", "budget") and not trained:
-        return row.label.partition(", all layers")[0].partition(", seed ")[0]
+        size = size_and_form(row.label)
+        return without_layers(row.label) if size is None else f"{COARSE}, {size[1]}"
     if row.key == "asap":
         return ASAP
     name = method_name(row.key, row.label)
     return name if trained or (name in METHODS and not other) else None
+
+
+def without_layers(label: str) -> str:
+    """Return a label without what says that all layers are replaced, and by which seed."""
+    return label.partition(", all layers")[0].partition(", seed ")[0]
+
+
+def coarse_tokens(label: str) -> str:
+    """Return which tokens coarse duals are made of: "16 tokens, grid"."""
+    size = size_and_form(label)
+    assert size is not None, label
+    left_out = (COARSE, size[1])
+    return ", ".join(word for word in without_layers(label).split(", ") if word not in left_out)
 
 
 def rows_of(record: EvaluationRecord) -> dict[str, Row]:
