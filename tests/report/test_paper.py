@@ -22,6 +22,7 @@ from asap_exp.report.groups import Group, grouped
 from asap_exp.report.names import ESPFORMER, SOFTMAX
 from asap_exp.report.paper_accuracy import accuracy_table, best_of
 from asap_exp.report.paper_claims import claims, operator_speed, speed_of, training_cost
+from asap_exp.report.paper_columns import chosen_groups
 from asap_exp.report.paper_comparison import compare, paired_samples
 from asap_exp.report.paper_files import latex, paper_csv, paper_latex
 from asap_exp.report.paper_markdown import paper_markdown
@@ -32,7 +33,6 @@ from asap_exp.report.paper_tasks import (
     METHODS,
     SINKHORN,
     TASKS,
-    chosen_groups,
     method_of,
     rows_of,
 )

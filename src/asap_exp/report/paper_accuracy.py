@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from asap_exp.core.records.columns import Average, Column
 from asap_exp.report.groups import Group
 from asap_exp.report.names import LINEAR
+from asap_exp.report.paper_columns import task_columns, task_of
 from asap_exp.report.paper_comparison import Comparison, compare
 from asap_exp.report.paper_tasks import (
     ASAP,
@@ -16,8 +17,6 @@ from asap_exp.report.paper_tasks import (
     TRAINED,
     PaperTask,
     rows_of,
-    task_columns,
-    task_of,
 )
 from asap_exp.report.pareto import quality
 

@@ -9,8 +9,9 @@ from asap_exp.core.records.words import other_label
 from asap_exp.report.groups import Group
 from asap_exp.report.names import SOFTMAX
 from asap_exp.report.paper_accuracy import Table
+from asap_exp.report.paper_columns import heading, task_of
 from asap_exp.report.paper_comparison import Comparison, compare
-from asap_exp.report.paper_tasks import ASAP, PUBLISHED, RECENT, SINKHORN, heading, task_of
+from asap_exp.report.paper_tasks import ASAP, PUBLISHED, RECENT, SINKHORN
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 SPEED_UP, RECOVERED = 5.3, 95.0

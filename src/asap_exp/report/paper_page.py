@@ -7,8 +7,8 @@ from asap_exp.core.records.steps import StepRecord
 from asap_exp.report.groups import Group
 from asap_exp.report.paper_accuracy import Table, accuracy_table, comparisons
 from asap_exp.report.paper_claims import claims
+from asap_exp.report.paper_columns import chosen_groups, heading, task_columns
 from asap_exp.report.paper_comparison import Comparison
-from asap_exp.report.paper_tasks import chosen_groups, heading, task_columns
 
 
 class Page:
