@@ -133,6 +133,8 @@ def words(row: Row, records: list[dict]) -> str:
     parts = [f"no published record says how long it takes: {row.unpublished}".rstrip(": ")]
     if known is not None:
         seeds = f"{known.seeds} seed{'s' if known.seeds > 1 else ''}"
+        if known.seeds < len(row.seeds):
+            seeds = f"{known.seeds} of {len(row.seeds)} seeds"
         parts = [f"about {known.hours:.1f} h on {known.device} ({seeds})"]
         parts += ["pre-training not counted"] if row.pretrain else []
         missing = not_recorded(row, records)

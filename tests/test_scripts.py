@@ -228,7 +228,7 @@ def test_one_attention_alone_is_trained_and_softmax_has_no_map(
     assert {c.attention["name"] for c in softmax.trained} == {"softmax"}
     assert not softmax.distilled
     assert not softmax.evaluated
-    sinkhorn = Done(monkeypatch, "cifar_qknorm", "--train", "sinkhorn")
+    sinkhorn = Done(monkeypatch, "cifar_qknorm", "--train", "sinkhorn", "--seeds", "0")
     assert [c.attention["name"] for c in sinkhorn.trained] == ["sinkhorn"]
     assert [c.calibration.name for c in sinkhorn.distilled] == ["coarse", "coarse", "ridge"]
     assert [c.maps for c in sinkhorn.evaluated] == ["all"]
@@ -298,6 +298,23 @@ def test_a_task_runs_all_its_rows_and_says_first_how_long_they_take(
     times = re.findall(r"== (digits_\w+): about \d+\.\d h on CPU", printed)
     assert times == ["digits_plain", "digits_plain_pareto", "digits_qknorm"]
     assert "asap_exp.distill teacher=RUN calibration=ridge" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("imdb", "(1 of 3 seeds); pre-training not counted; not counted, since no record has them"),
+        ("agnews", "(3 seeds); pre-training not counted; not counted, since no record has them"),
+        ("cifar_plain_ridge", "(1 seed)\n"),
+        ("cifar_rivals", "no published record says how long it takes: its rivals are not trained"),
+    ],
+)
+def test_what_the_time_leaves_out_is_said(
+    row: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    Done(monkeypatch, row, "--dry-run")
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.slow
