@@ -197,25 +197,27 @@ def shorter_page() -> Page:
 def test_a_rival_of_a_shorter_recipe_has_a_column_beside_the_whole_one() -> None:
     found = shorter_page()
     titles = [task.title for task in TASKS]
-    assert found.titles() == [titles[0], f"{titles[0]}, 20 epochs", *titles[1:]]
+    assert found.titles() == [titles[0], f"{titles[0]} in 20 epochs", *titles[1:]]
     of = found.table[ESPFORMER]
     assert of["CIFAR-100"].text == ""
-    assert of["CIFAR-100"].reason == "trained by the shorter recipe of CIFAR-100, 20 epochs alone"
-    assert of["CIFAR-100, 20 epochs"].text == "68.09 (1)"
+    assert of["CIFAR-100"].reason == "trained for fewer epochs: see CIFAR-100 in 20 epochs"
+    assert of["CIFAR-100 in 20 epochs"].text == "68.09 (1)"
     for name in (SINKHORN, ASAP, SOFTMAX, LOTFORMER):
         assert found.table[name]["CIFAR-100"].seeds == 1
-        assert found.table[name]["CIFAR-100, 20 epochs"].seeds == 1
+        assert found.table[name]["CIFAR-100 in 20 epochs"].seeds == 1
     their = found.table["Sinkformer, published"]
     assert (their["CIFAR-100"].published, their["CIFAR-100"].text) == (True, "64.95")
-    assert their["CIFAR-100, 20 epochs"].reason == "stands under CIFAR-100"
+    assert their["CIFAR-100 in 20 epochs"].reason == "see CIFAR-100"
     text = paper_markdown(found)
-    assert "every method of the column: CIFAR-100, 20 epochs. It compares" in text
+    assert "every method of the column: CIFAR-100 in 20 epochs. They compare" in text
     origin = text.partition("## Where the columns come from")[2]
-    assert re.search(r"\| CIFAR-100, 20 epochs \|.*\| 20 \| `make reproduce task=cifar` \|", origin)
+    assert re.search(
+        r"\| CIFAR-100 in 20 epochs \|.*\| 20 \| `make reproduce task=cifar` \|", origin
+    )
     assert re.search(r"\| CIFAR-100 \|.*\| 60 \| `make reproduce task=cifar` \|", origin)
     assert "Not trained for any task yet: differential." in text
     first_table = paper_latex(found).partition(r"\end{tabular}")[0]
-    assert "CIFAR-100, 20 epochs" in first_table
+    assert "CIFAR-100 in 20 epochs" in first_table
     rows = list(csv.DictReader(io.StringIO(paper_csv(found))))
     assert len({row["task"] for row in rows if row["kind"] == "accuracy"}) == len(TASKS) + 1
 
@@ -244,7 +246,7 @@ def test_claims_take_the_shorter_recipe_for_what_the_whole_one_lacks_alone() -> 
     asap = rows_of(typed(value))[ASAP].accuracy
     assert asap is not None
     assert found.ours == f"{100 * (asap - 0.9):+.2f} points", "not LOTFormer's of 20 epochs"
-    assert f"{ESPFORMER} on CIFAR-100, 20 epochs" in found.measured
+    assert f"{ESPFORMER} on CIFAR-100 in 20 epochs" in found.measured
     assert found.command == "make reproduce task=cifar"
 
 

@@ -67,7 +67,7 @@ def shorter_titles(columns: Iterable[PaperTask]) -> list[str]:
 def point_to_shorter(row: dict[str, Cell], first: str, shorter: str) -> None:
     """Say in an empty cell that its number is in the column of the shorter recipe."""
     if row[first].mean is None and row[shorter].mean is not None:
-        row[first] = replace(row[first], reason=f"trained by the shorter recipe of {shorter} alone")
+        row[first] = replace(row[first], reason=f"trained for fewer epochs: see {shorter}")
 
 
 def cell(group: Group | None, name: str, task: PaperTask, best: bool) -> Cell:
@@ -109,7 +109,7 @@ def reason(group: Group, name: str, task: PaperTask) -> str:
 def published_row(name: str, columns: Iterable[PaperTask]) -> dict[str, Cell]:
     """Return the figures that others published, which are of other settings: once per task."""
     figures, shorter = PUBLISHED[name], shorter_titles(columns)
-    reasons = {title: f"stands under {task_of(title).title}" for title in shorter}
+    reasons = {title: f"see {task_of(title).title}" for title in shorter}
     return {
         task.title: Cell(f"{figures[task.title]:.2f}", figures[task.title] / 100, published=True)
         if task.title in figures

@@ -71,7 +71,7 @@ def is_shorter(group: Group, first: Group) -> bool:
 
 def shorter_task(task: PaperTask, group: Group) -> PaperTask:
     """Return the task as the column of a shorter recipe."""
-    return replace(task, title=f"{task.title}, {epochs(group)} epochs")
+    return replace(task, title=f"{task.title} in {epochs(group)} epochs")
 
 
 def task_columns(groups: Mapping[str, Group]) -> list[PaperTask]:
@@ -88,7 +88,7 @@ def task_columns(groups: Mapping[str, Group]) -> list[PaperTask]:
 
 def is_column_of(title: str, task: PaperTask) -> bool:
     """Return True if this is the title of the task's shorter recipe."""
-    return title.startswith(f"{task.title}, ")
+    return title.startswith(f"{task.title} in ")
 
 
 def task_of(title: str) -> PaperTask:

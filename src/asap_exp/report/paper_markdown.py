@@ -102,9 +102,9 @@ def shorter_words(page: Page) -> str:
     if not shorter:
         return ""
     return (
-        f"A shorter recipe, the same for every method of the column: {', '.join(shorter)}. It "
-        "compares, at equal epochs, a rival that takes too long by the recipe of the task's first "
-        "column, whose numbers are not to be compared with it."
+        f"Of a shorter recipe, the same for every method of the column: {', '.join(shorter)}. They "
+        "compare, at equal epochs, a rival that takes too long by the recipe of the task's first "
+        "column. Numbers of these two columns are not to be compared."
     )
 
 
