@@ -271,7 +271,7 @@ def test_a_toy_is_refused_unless_forced(
     ],
 )
 def test_a_benchmark_is_refused_with_the_reason(change: Callable[[Any], Any], words: str) -> None:
-    value = changed("benchmark/nvidia-h200-forward-random", change)
+    value = changed("benchmark/nvidia-h200-forward-random-graph-3f9", change)
     (reason,) = PUBLISH.of_benchmark(typed_benchmark(value))
     assert words in reason
 
