@@ -48,6 +48,8 @@ static_assert(OWNER_WARPS * 16 * GRID_COLS * SUM_ROW_BYTES <= SIDE * PLAN_ROW_BY
 constexpr float TOP = 15.f, REACH = 10.f;
 // By how much a plan is ahead of scalings that go on moving: E would keep too little of small entries beyond.
 constexpr float LEAD = 6.f;
+// How far beyond REACH sums are still right: of trained models, columns lose precision from 5 on.
+constexpr float BEYOND = 3.f;
 constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
 // The first column step begins with row scalings of at most START_UNIT. Its sums are right down to
 // 2^-START_REACH of what one row may give.

@@ -191,12 +191,12 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
         }
         remake = !(room >= 0.f);
         if (!remake && left > 0 && step > room) {
-          // Scalings go on nearly as they moved, and the plan serves as long as that keeps them in range. One
-          // that leaves it after all is seen after the update, whose sums do not multiply by it yet.
+          // Scalings go on nearly as they moved, and the plan serves as long as that keeps them in range, or
+          // little beyond: that is seen after the update, whose sums do not multiply by them yet.
           const float next = x.valid_col ? exponent + moved : 0.f;
           float ends[2] = {next, -next};
           maxima<true>(l, numbers.maxima, ends);
-          remake = larger(ends[0], ends[1]) > REACH;
+          remake = larger(ends[0], ends[1]) > REACH + BEYOND;
         }
         if (remake) {
           // If they will leave the range, the plan is made for where they will be, in whole powers of two: then
