@@ -72,3 +72,24 @@ def test_issue_17_every_launch_says_whether_multiply_adds_are_fused(path: Path) 
 def test_multiply_adds_are_fused() -> None:
     tiles = pytest.importorskip("asap_exp.ops.kernels.tiles")
     assert tiles.EVERY_LAUNCH == {"enable_fp_fusion": True}
+
+
+def converted_arguments(path: Path) -> Iterator[str]:
+    """Yield what kernels call on an argument as on a tensor, such as `count.to`."""
+    for kernel in nodes(path):
+        if isinstance(kernel, ast.FunctionDef) and kernel.name.endswith("_kernel"):
+            arguments = {argument.arg for argument in kernel.args.args}
+            for node in ast.walk(kernel):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) in {
+                    f"{name}.to" for name in arguments
+                }:
+                    yield f"{path.name}: {kernel.name}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_argument_is_converted(path: Path) -> None:
+    """Triton compiles an argument of 1 as a constant, which has no `to`; its interpreter does not.
+
+    A call with one head of one sample passes such arguments.
+    """
+    assert [*converted_arguments(path)] == []

@@ -126,10 +126,10 @@ def extent_kernel(
     last = tl.load(duals + num_iters * count + places - t[:, None] * count, mask=mask, other=0.0)
     step = tl.load(duals + count + places, mask=mask, other=0.0) - dual
     largest += head * blocks_of_head + first + tl.program_id(0) % tl.cdiv(count, TOKENS)
-    entries = programs.to(tl.int64) * blocks_of_head
+    entries = programs * blocks_of_head
     tl.store(largest, tl.max(tl.max(tl.abs(dual - last), axis=1), axis=0))
     tl.store(largest + entries, tl.max(tl.max(tl.abs(weight), axis=1), axis=0))
-    steps = largest + (2 + t) * entries
+    steps = largest + (2 + t).to(tl.int64) * entries
     tl.store(steps, tl.max(tl.abs(step), axis=1), mask=t < num_iters)
 
 
