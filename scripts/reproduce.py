@@ -53,6 +53,7 @@ def main() -> None:
         rows = chosen(arguments)
         records = published(PUBLISHED)
         asked = [changed(row, arguments) for row in rows]
+        check_trainings(asked, arguments)
         for row, new in zip(rows, asked, strict=True):
             print(f"\n== {row.name}: {words(row, records)}")
             for line in new.commands(attentions(new, arguments)):
@@ -106,8 +107,10 @@ def whole_number(parser: argparse.ArgumentParser, word: str) -> int:
 def chosen(arguments: argparse.Namespace) -> list[Row]:
     """Return the chosen rows in order of name."""
     if (arguments.row is None) == (arguments.task is None):
+        both = f" (got the row {arguments.row} and --task {arguments.task})"
         raise UserError(
             f"name a row, one of {', '.join(row_names())}; or --task TASK for all rows of a task"
+            f"{both if arguments.row else ''}"
         )
     return [load_row(arguments.row)] if arguments.row else rows_of(arguments.task)
 
@@ -120,6 +123,28 @@ def changed(row: Row, arguments: argparse.Namespace) -> Row:
         train=[*row.train, *arguments.overrides],
         pretrain=[*row.pretrain, *arguments.pretrain] if row.pretrain else [],
     )
+
+
+def check_trainings(rows: list[Row], arguments: argparse.Namespace) -> None:
+    """Refuse words of the command line that no training can have, before the first one begins.
+
+    The files of rows are known to compose, and would take a second each.
+    """
+    for word in arguments.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(
+                f"{word} is no override of the training, such as recipe.epochs=40; name one row, or "
+                "all of a task by --task TASK"
+            )
+    if arguments.pretrain and not any(row.pretrain for row in rows):
+        names = ", ".join(row.name for row in rows)
+        raise UserError(f"--pretrain: nothing is pre-trained for {names}. Leave it out")
+    if not (arguments.train or arguments.overrides or arguments.pretrain):
+        return
+    for row in rows:
+        for attention in attentions(row, arguments):
+            for training in filter(None, (row.pretrain, row.train)):
+                compose("train", [*attention_overrides(attention), *training], TrainConfig)
 
 
 def attentions(row: Row, arguments: argparse.Namespace) -> list[str]:

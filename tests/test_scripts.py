@@ -332,13 +332,35 @@ def test_a_dry_run_runs_nothing(
     assert any("calibration.refine=0" in line for line in lines)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("imdb", "--train", "softmax", "lotfromer"), "Did you mean lotformer?"),
+        (("imdb", "recipe.epoch=1"), "Did you mean epochs?"),
+        (("imdb", "--pretrain", "recipe.epochs=1"), "recipe.warmup_epochs=3.0 is not allowed"),
+        (("digits_plain", "recipe.epochs=1"), "recipe.warmup_epochs=3.0 is not allowed"),
+        (("digits_plain", "--pretrain", "recipe.epochs=9"), "nothing is pre-trained for digits_pl"),
+        (("imdb", "cifar_256"), "cifar_256 is no override of the training"),
+    ],
+)
+def test_what_no_training_can_have_is_refused_before_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], dry: tuple[str], words: str
+) -> None:
+    monkeypatch.setattr(Done, "train", pytest.fail)
+    with pytest.raises(SystemExit) as stopped:
+        Done(monkeypatch, *arguments, *dry)
+    assert words in str(stopped.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "name a row, one of agnews"),
         (("cifar_plane",), "Did you mean cifar_plain?"),
         (("--task", "yelp"), "choose one of agnews"),
-        (("cifar_plain", "--task", "cifar"), "or --task TASK"),
+        (("cifar_plain", "--task", "cifar"), "(got the row cifar_plain and --task cifar)"),
     ],
 )
 def test_what_is_no_row_is_refused(
