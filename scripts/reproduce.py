@@ -133,8 +133,8 @@ def check_trainings(rows: list[Row], arguments: argparse.Namespace) -> None:
     for word in arguments.overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(
-                f"{word} is no override of the training, such as recipe.epochs=40; name one row, or "
-                "all of a task by --task TASK"
+                f"{word} is no override of the training, such as recipe.epochs=40; name one row, "
+                "or all of a task by --task TASK"
             )
     if arguments.pretrain and not any(row.pretrain for row in rows):
         names = ", ".join(row.name for row in rows)

@@ -191,7 +191,7 @@ def factors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Factors]]:
 
 SCALES = torch.tensor([1.0, 4.0, 6.0, 14.0, 60.0])
 GROUPED = [False, False, False, True, True]
-"""The last two heads need more exponentials than those of the last dual."""
+"""Whether updates of the head are summed in groups: the last two heads."""
 
 MOST = 2e-3 if INTERPRETED else 5e-3
 MOST_IN_TF32 = 5e-5 if INTERPRETED else 5e-3
