@@ -131,7 +131,7 @@ def check_trainings(rows: list[Row], arguments: argparse.Namespace) -> None:
     The files of rows are known to compose, and would take a second each.
     """
     for word in arguments.overrides:
-        if "=" not in word and not word.startswith("~"):
+        if not (is_override(word) or word.startswith("~")):
             raise UserError(
                 f"{word} is no override of the training, such as recipe.epochs=40; name one row, "
                 "or all of a task by --task TASK"

@@ -133,6 +133,16 @@ def extent_kernel(
     tl.store(steps, tl.max(tl.abs(step), axis=1), mask=t < num_iters)
 
 
+@triton.jit
+def as_far_back(steps, programs, t, last, GROUP_CHANGE: tl.constexpr, GROUP: tl.constexpr):
+    """Return the first update from which duals change little until t, in a group up to `last`."""
+    moved = tl.load(steps + (t - 1) * programs, mask=t > 0, other=0.0)
+    while (t > 0) & (moved <= GROUP_CHANGE) & (last - t < GROUP - 1):
+        t -= 1
+        moved += tl.load(steps + (t - 1) * programs, mask=t > 0, other=0.0)
+    return t
+
+
 # fmt: off
 @triton.jit
 def group_kernel(
@@ -158,16 +168,8 @@ def group_kernel(
     if grouped:
         last = num_iters - 1
         while last >= 0:
-            a = last
-            moved = tl.load(largest + (a - 1) * programs, mask=a > 0, other=0.0)
-            while (a > 0) & (moved <= GROUP_CHANGE) & (last - a < GROUP - 1):
-                a -= 1
-                moved += tl.load(largest + (a - 1) * programs, mask=a > 0, other=0.0)
-            first = a
-            moved = tl.load(largest + (first - 1) * programs, mask=first > 0, other=0.0)
-            while (first > 0) & (moved <= GROUP_CHANGE) & (last - first < GROUP - 1):
-                first -= 1
-                moved += tl.load(largest + (first - 1) * programs, mask=first > 0, other=0.0)
+            a = as_far_back(largest, programs, last, last, GROUP_CHANGE, GROUP)
+            first = as_far_back(largest, programs, a, last, GROUP_CHANGE, GROUP)
             for t in range(first, last + 1):
                 tl.store(begin + t, first)
                 tl.store(anchor + t, a)
