@@ -392,11 +392,16 @@ DEVICE u32 to_bf16x2(float first, float second) {
 }
 DEVICE u16 to_f16(float x) { return hopper::float_to_half(x); }
 DEVICE float from_f16(u16 x) { return hopper::half_to_float(x); }
+DEVICE u16 to_bf16(float x) { return hopper::float_to_bfloat(x); }
 DEVICE u32 larger_u16x2(u32 a, u32 b) {
   return std::max(a & 0xffff, b & 0xffff) | std::max(a >> 16, b >> 16) << 16;
 }
 DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   return to_f16x2(from_f16((u16)a) * from_f16((u16)b), from_f16((u16)(a >> 16)) * from_f16((u16)(b >> 16)));
+}
+DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
+  const auto times = [](u16 x, u16 y) { return hopper::bfloat_to_float(x) * hopper::bfloat_to_float(y); };
+  return to_bf16x2(times((u16)a, (u16)b), times((u16)(a >> 16), (u16)(b >> 16)));
 }
 
 DEVICE void multiply_add_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

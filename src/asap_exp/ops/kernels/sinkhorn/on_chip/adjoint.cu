@@ -89,13 +89,14 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       df *= scale;
       unit *= part_of_unit;
       float shift0, shift1;
-      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1);
+      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1,
+                false);
       // Scalings of tokens that do not count are exp2(NONE) = 0.
       const float row_shift =
           valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;
       const float col_shift = valid_col ? COL_UNIT_LOG2 - anchor : NONE;
       float a = 0.f, b = exp2_of(g + col_shift), later_inverse = 0.f;
-      store_both_scalings(l, l.col_place, 0.f, b);
+      store_both_scalings(l, l.col_place, 0.f, b, false);
       block_barrier();
       if (lowest == 1) {
         keys_asked_for = load_next_head(p, l, number);
@@ -106,22 +107,22 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       for (;; s--) {
         float y = 0.f;
         if (s < p.num_iters) {
-          const float2 sums = both_row_sums(l, numbers.rows, e);
+          const float2 sums = both_row_sums<false>(l, numbers.rows, e);
           if (!begins) df = -a * sums.x * later_inverse;
           if (s < lowest) break;
           if (valid_row) y = df * now.power * inverse(sums.y);
         }
         a = exp2_of(now.f + row_shift);
-        store_both_scalings(l, l.row_place, y, a);
+        store_both_scalings(l, l.row_place, y, a, false);
         block_barrier();
         if (writes_row && s < p.num_iters) p.row_weights[row_weight] = df * unit;
         row_weight -= p.n;
         const Update next = next_update(p, at, s <= 2);
         later_inverse = inverse(now.power);
-        const float2 sums = both_col_sums(l, numbers.cols);
+        const float2 sums = both_col_sums<false>(l, numbers.cols);
         if (s < p.num_iters) dg = -b * sums.x * later_inverse;
         b = exp2_of(now.earlier_g + col_shift);
-        store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b);
+        store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b, false);
         block_barrier();
         if (writes_col)
           p.col_weights[col_weight] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;

@@ -50,10 +50,15 @@ constexpr float TOP = 15.f, REACH = 10.f;
 constexpr float LEAD = 6.f;
 // How far beyond REACH sums are still right: of trained models, columns lose precision from 5 on.
 constexpr float BEYOND = 3.f;
+// A wide plan holds E and scalings in bfloat16, whose range updates hardly ever leave, with an error of
+// 2^-9 of an entry: no more than bfloat16 inputs and outputs have. Entries that count are at most
+// 2^(2 WIDE_REACH) times smaller in E than the largest of their row, which is well within 2^-126.
+constexpr bool MAY_BE_WIDE = BFLOAT16;
+constexpr float WIDE_REACH = 56.f, WIDE_LEAD = 40.f;
 constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
 // The first column step begins with row scalings of at most START_UNIT. Its sums are right down to
 // 2^-START_REACH of what one row may give.
-constexpr float START_UNIT = 16.f, START_REACH = 16.f;
+constexpr float START_UNIT = 16.f, START_REACH = 16.f, WIDE_START_REACH = 100.f;
 constexpr u32 MOST_RISE = 126;  // what is 2^126 times smaller counts as 0
 constexpr float NONE = -1e30f;  // a maximum of nothing
 constexpr float LOG2_E = 1.44269504f;
@@ -130,7 +135,8 @@ DEVICE void multiply_add(float c[4], const u32 a[4], u32 b0, u32 b1) {
   multiply_add_f16(c, a[0], a[1], a[2], a[3], b0, b1);
 #endif
 }
-DEVICE float low_half(u32 x) { return BFLOAT16 ? bits_to_float(x << 16) : from_f16((u16)x); }
+DEVICE float from_bf16(u16 x) { return bits_to_float((u32)x << 16); }
+DEVICE float low_half(u32 x) { return BFLOAT16 ? from_bf16((u16)x) : from_f16((u16)x); }
 DEVICE float high_half(u32 x) { return BFLOAT16 ? bits_to_float(x & 0xffff0000u) : from_f16((u16)(x >> 16)); }
 DEVICE u32 to_halves(float first, float second) {
   return BFLOAT16 ? to_bf16x2(first, second) : to_f16x2(first, second);

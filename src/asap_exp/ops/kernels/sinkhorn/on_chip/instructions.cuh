@@ -83,10 +83,20 @@ DEVICE float from_f16(u16 x) {
   asm("cvt.f32.f16 %0,%1;" : "=f"(r) : "h"(x));
   return r;
 }
+DEVICE u16 to_bf16(float x) {
+  u16 r;
+  asm("cvt.rn.bf16.f32 %0,%1;" : "=h"(r) : "f"(x));
+  return r;
+}
 DEVICE u32 larger_u16x2(u32 a, u32 b) { return __vmaxu2(a, b); }
 DEVICE u32 multiply_f16x2(u32 a, u32 b) {
   u32 r;
   asm("mul.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.bf16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
 

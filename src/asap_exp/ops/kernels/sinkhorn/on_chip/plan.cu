@@ -8,6 +8,7 @@ struct Head {
   bool valid0, valid1, second, valid_row, valid_col;
   float shift0, shift1, offset;
   float b, before;  // own column scaling, and that of the update before
+  bool wide;        // the plan is
 };
 
 enum Stage { FROM_ZERO, FROM_MAXIMA, REMADE };
@@ -46,18 +47,20 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
   const float exponent = x.second ? x.shift1 + start1 : x.shift0 + start0;
   float most[1] = {x.valid_row ? exponent : NONE};
   maxima<true>(l, numbers.maxima, most);
-  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most[0]) : 0.f);
+  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most[0]) : 0.f, x.wide);
   block_barrier();
   float s0, s1;
-  col_sums(l, numbers.cols, s0, s1);
+  if (x.wide) col_sums<true>(l, numbers.cols, s0, s1);
+  else col_sums<false>(l, numbers.cols, s0, s1);
   const float sum = x.second ? s1 : s0;
   float top[2] = {x.valid_col ? sum : NONE, x.valid_col ? -sum : NONE};
   maxima<true>(l, numbers.maxima, top);
   const float most_sum = top[0], least_sum = -top[1];
   const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
   x.offset = log2_of(p.ratio * START_UNIT / middle) - most[0];
-  const bool right = stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH);
-  if (right && most_sum <= least_sum * exp2_of(2.f * REACH)) {
+  const float start_reach = x.wide ? WIDE_START_REACH : START_REACH;
+  const bool right = stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - start_reach);
+  if (right && most_sum <= least_sum * exp2_of(2.f * (x.wide ? WIDE_REACH : REACH))) {
     stage = REMADE;
     x.b = x.valid_col ? middle * inverse(sum) : 0.f;
     return true;
@@ -66,6 +69,8 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
     stage = REMADE;
     add_to_col_dual(l, x, log2_of(middle) - log2_of(sum));
     x.b = x.valid_col ? 1.f : 0.f;
+  } else if (MAY_BE_WIDE && !x.wide) {
+    x.wide = true;
   } else {
     stage = FROM_MAXIMA;
     float top0, top1;
@@ -77,20 +82,21 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
 }
 
 // Make the updates from t until before `until`.
+template <bool WIDE>
 DEVICE void update(const Problem& p, const Lane& l, Numbers& numbers, Head& x, const u32 e[TILES][2], int& t,
                    int until) {
 #pragma unroll 1
   for (; t < until; t++) {
     float s0, s1;
-    row_sums(l, numbers.rows, e, s0, s1);
+    row_sums<WIDE>(l, numbers.rows, e, s0, s1);
     const float sum = x.second ? s1 : s0;
-    store_scaling(l, l.row_place, x.valid_row ? ROW_UNIT * inverse(sum) : 0.f);
+    store_scaling(l, l.row_place, x.valid_row ? ROW_UNIT * inverse(sum) : 0.f, WIDE);
     keep_row_of_sum(p, l, x, t, sum);
     block_barrier();
-    col_sums(l, numbers.cols, s0, s1);
+    col_sums<WIDE>(l, numbers.cols, s0, s1);
     x.before = x.b;
     x.b = x.valid_col ? p.ratio * ROW_UNIT * inverse(x.second ? s1 : s0) : 0.f;
-    store_scaling(l, l.col_place, x.b);
+    store_scaling(l, l.col_place, x.b, WIDE);
     keep_col(p, l, x, t + 1);
     block_barrier();
   }
@@ -131,6 +137,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     x.valid_row = x.second ? x.valid1 : x.valid0;
     x.valid_col = is_valid(p, x.sample, first_key + l.own, p.m);
     x.b = 0.f;
+    x.wide = false;
 
     if (!keys_asked_for) {
       load_keys(p, l, number);
@@ -145,16 +152,17 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
     if (SEPARATE_VALUES) wait_for_copies<1>();
     else wait_for_copies<0>();
 
-    // `settled`: all updates that are left may use the plan at hand.
+    // `settled`: all updates that are left, and the output, may use the plan at hand.
     int t = 1, steps = p.num_iters > 1 ? 1 : 0;
-    bool settled = p.num_iters == 1, ahead = false, remake = true;
+    bool settled = p.num_iters == 1, ahead = false, remake = true, moved_far = false;
     Stage stage = FROM_ZERO;
 #pragma unroll 1
     while (remake) {
       block_barrier();
-      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1);
+      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1, x.wide);
       if (stage != REMADE && !first_col_step(p, l, numbers, x, stage)) continue;
-      store_scaling(l, l.col_place, x.b);
+      store_scaling(l, l.col_place, x.b, x.wide);
+      settled = settled && !x.wide;
       if (KEEP_DUALS && t == 1) {
         keep_row(p, l, x, 0, start_of(p, x, first_query + l.own, x.valid_row));
         keep_col(p, l, x, 1);
@@ -169,7 +177,8 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
           keys_asked_for = load_ahead(p, l, x);
         }
         x.before = x.b;
-        update(p, l, numbers, x, e, t, t + steps);
+        if (x.wide) update<true>(p, l, numbers, x, e, t, t + steps);
+        else update<false>(p, l, numbers, x, e, t, t + steps);
         if (settled) break;
         // Updates are nonexpansive in log b: none moves a scaling further than the one before moved some.
         float exponent = x.valid_col ? log2_of(x.b) : 0.f;
@@ -178,46 +187,54 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
         maxima<true>(l, numbers.maxima, top);
         const float step = top[2];
         const int left = p.num_iters - t;
-        float room = REACH - larger(top[0], top[1]);
+        float reach = x.wide ? WIDE_REACH : REACH;
+        float room = reach - larger(top[0], top[1]);
         if (left > 0 && step * left > room) {
           // A common factor of all scalings changes nothing: it makes the largest as far from 1 as the smallest.
           const float by = round_up(0.5f * (top[0] - top[1]) - 0.5f);
-          room = REACH - larger(top[0] - by, top[1] + by);
+          room = reach - larger(top[0] - by, top[1] + by);
           exponent -= by;
           x.offset += by;
           x.b *= exp2_of(-by);
-          store_scaling(l, l.col_place, x.b);
+          store_scaling(l, l.col_place, x.b, x.wide);
           block_barrier();
         }
-        remake = !(room >= 0.f);
+        remake = !(room >= 0.f) || (x.wide && left == 0);
         if (!remake && left > 0 && step > room) {
           // Scalings go on nearly as they moved, and the plan serves as long as that keeps them in range, or
           // little beyond: that is seen after the update, whose sums do not multiply by them yet.
           const float next = x.valid_col ? exponent + moved : 0.f;
           float ends[2] = {next, -next};
           maxima<true>(l, numbers.maxima, ends);
-          remake = larger(ends[0], ends[1]) > REACH + BEYOND;
+          remake = larger(ends[0], ends[1]) > reach + BEYOND;
         }
         if (remake) {
+          // Scalings that may go on beyond one more plan take a wide one, from the second time on: most come to
+          // rest sooner. The last plan is not wide, so that the output is exact.
+          const bool far = step * left > REACH + LEAD;
+          x.wide = MAY_BE_WIDE && far && (x.wide || moved_far);
+          moved_far = far;
           // If they will leave the range, the plan is made for where they will be, in whole powers of two: then
           // they cross nearly all of it.
-          const float going = moved * left;
-          const bool leads = step * left > REACH;
-          const float lead = leads ? round_up(larger(-LEAD, -larger(-LEAD, -going))) : 0.f;
-          room = leads ? REACH - LEAD : REACH;
+          reach = x.wide ? WIDE_REACH : REACH;
+          const float most = x.wide ? WIDE_LEAD : LEAD, going = moved * left;
+          const bool leads = step * left > reach;
+          const float lead = leads ? round_up(larger(-most, -larger(-most, -going))) : 0.f;
+          room = leads ? reach - most : reach;
           add_to_col_dual(l, x, exponent + lead);
           x.b = x.valid_col ? exp2_of(-lead) : 0.f;
         }
-        settled = left == 0 || step * left <= room;
-        steps = settled ? left : (int)(room / step);
-        if (!settled && steps < 1) steps = 1;
+        const bool lasts = left == 0 || step * left <= room;
+        settled = lasts && !x.wide;
+        steps = lasts ? left : (int)(room / step);
+        if (!lasts && steps < 1) steps = 1;
       }
     }
 
     if (SEPARATE_VALUES) wait_for_copies<1>();
     else wait_for_copies<0>();
     float s0, s1;
-    row_sums(l, numbers.rows, e, s0, s1);
+    row_sums<false>(l, numbers.rows, e, s0, s1);
     keep_row_of_sum(p, l, x, p.num_iters, x.second ? s1 : s0);
     const u32 values = l.shared + TOKENS + (SEPARATE_VALUES ? TOKENS_BYTES : 0);
     const float unit = scale_values(l, numbers.maxima, values);

@@ -38,10 +38,19 @@ DEVICE u32 rise(float from, float to) {
 }
 DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
 
-// E = exp2(S + g - shift) in float16, in registers and in shared memory, from the keys in TOKENS and g in COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
+// Two entries of E, and their products: float16, or bfloat16 in a wide plan.
+DEVICE u32 to_entries(float first, float second, bool wide) {
+  return wide ? to_bf16x2(first, second) : to_f16x2(first, second);
+}
+DEVICE u32 multiply_entries(u32 a, u32 b, bool wide) {
+  return wide ? multiply_bf16x2(a, b) : multiply_f16x2(a, b);
+}
+
+// E = exp2(S + g - shift) in 16 bits, in registers and in shared memory, from the keys in TOKENS and g in
+// COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
 DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
-                      float& shift0, float& shift1, bool valid0, bool valid1) {
+                      float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
   const Tokens queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
   u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
@@ -75,8 +84,8 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
     }
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
-      e[s * CHUNK_TILES + t][0] = to_f16x2(x[t][0], x[t][1]);
-      e[s * CHUNK_TILES + t][1] = to_f16x2(x[t][2], x[t][3]);
+      e[s * CHUNK_TILES + t][0] = to_entries(x[t][0], x[t][1], wide);
+      e[s * CHUNK_TILES + t][1] = to_entries(x[t][2], x[t][3], wide);
     }
   }
   shift0 = so_far0;
@@ -91,11 +100,11 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
   const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
 #pragma unroll
   for (int s = CHUNKS - 1; s >= 0; s--) {
-    const u32 both0 = to_f16x2(factor0, factor0), both1 = to_f16x2(factor1, factor1);
+    const u32 both0 = to_entries(factor0, factor0, wide), both1 = to_entries(factor1, factor1, wide);
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
-      e[t][0] = multiply_f16x2(e[t][0], both0);
-      e[t][1] = multiply_f16x2(e[t][1], both1);
+      e[t][0] = multiply_entries(e[t][0], both0, wide);
+      e[t][1] = multiply_entries(e[t][1], both1, wide);
     }
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2)
@@ -142,9 +151,17 @@ DEVICE void column_maxima(const Inputs& p, const Lane& l, int number, int& col_n
 
 // Half steps -----------------------------------------------------------------------------------------
 
-DEVICE void store_scaling(const Lane& l, u32 place, float x) {
-  const u16 high = to_f16(x);
-  store_u16(l.shared + place, l.part ? to_f16(x - from_f16(high)) : high);
+// A scaling, or what its rounding leaves of it, in the format of the plan.
+DEVICE void store_scaling(const Lane& l, u32 place, float x, bool wide) {
+  const u16 high = wide ? to_bf16(x) : to_f16(x);
+  const float rest = x - (wide ? from_bf16(high) : from_f16(high));
+  store_u16(l.shared + place, !l.part ? high : wide ? to_bf16(rest) : to_f16(rest));
+}
+
+template <bool WIDE>
+DEVICE void multiply_add_entries(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  if (WIDE) multiply_add_bf16(c, a0, a1, a2, a3, b0, b1);
+  else multiply_add_f16(c, a0, a1, a2, a3, b0, b1);
 }
 
 DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
@@ -154,20 +171,22 @@ DEVICE void add_chains(const float c[4][4], float& s0, float& s1) {
 
 // Sums over the keys of the block, of the queries `eighth` and `eighth` + 8 of the warp, weighted by the
 // scalings of which the lane has its columns at `from`.
+template <bool WIDE>
 DEVICE void row_products(const u32 e[TILES][2], u32 from, float& s0, float& s1) {
   float c[4][4] = {};
 #pragma unroll
   for (int g = 0; g < SIDE / 32; g++) {
     const uint4 b = load_u32x4(from + g * 128);
-    multiply_add_f16(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x,
-                            b.y);
-    multiply_add_f16(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0],
-                            e[4 * g + 3][1], b.z, b.w);
+    multiply_add_entries<WIDE>(c[2 * (g & 1)], e[4 * g][0], e[4 * g][1], e[4 * g + 1][0], e[4 * g + 1][1], b.x,
+                               b.y);
+    multiply_add_entries<WIDE>(c[2 * (g & 1) + 1], e[4 * g + 2][0], e[4 * g + 2][1], e[4 * g + 3][0],
+                               e[4 * g + 3][1], b.z, b.w);
   }
   add_chains(c, s0, s1);
 }
 
 // Sums over the queries of the block, of the keys `eighth` and `eighth` + 8 of the warp.
+template <bool WIDE>
 DEVICE void col_products(const Lane& l, u32 from, float& s0, float& s1) {
   const u32 plan =
       l.shared + PLAN + plan_place((l.lane & 7) + ((l.lane >> 4) << 3), l.warp * 2 + ((l.lane >> 3) & 1));
@@ -177,20 +196,22 @@ DEVICE void col_products(const Lane& l, u32 from, float& s0, float& s1) {
     const uint4 a = load_u32x4(from + g * 128);
     u32 e[4];
     load_matrices_transposed(e, plan + g * 32 * PLAN_ROW_BYTES);
-    multiply_add_f16(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
+    multiply_add_entries<WIDE>(c[2 * (g & 1)], e[0], e[1], e[2], e[3], a.x, a.y);
     load_matrices_transposed(e, plan + (g * 32 + 16) * PLAN_ROW_BYTES);
-    multiply_add_f16(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
+    multiply_add_entries<WIDE>(c[2 * (g & 1) + 1], e[0], e[1], e[2], e[3], a.z, a.w);
   }
   add_chains(c, s0, s1);
 }
 
 // Sums over the keys, or the queries, of all blocks.
+template <bool WIDE>
 DEVICE void row_sums(const Lane& l, int& number, const u32 e[TILES][2], float& s0, float& s1) {
-  row_products(e, l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
+  row_products<WIDE>(e, l.shared + COL_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
   combine_over_keys<false>(l, number, s0, s1);
 }
+template <bool WIDE>
 DEVICE void col_sums(const Lane& l, int& number, float& s0, float& s1) {
-  col_products(l, l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
+  col_products<WIDE>(l, l.shared + ROW_SCALING + (l.eighth & 1) * 64 + l.pair * 16, s0, s1);
   combine_over_queries<false>(l, number, s0, s1);
 }
 
@@ -204,21 +225,23 @@ DEVICE float2 both_of_own(const Lane& l, float s0, float s1) {
   const float own = l.second ? s1 : s0, other = from_lane_xor(l.second ? s0 : s1, 1);
   return {l.second ? other : own, l.second ? own : other};
 }
+template <bool WIDE>
 DEVICE float2 both_row_sums(const Lane& l, int& number, const u32 e[TILES][2]) {
   float s0, s1;
-  row_products(e, place_of_both(l, COL_SCALING), s0, s1);
+  row_products<WIDE>(e, place_of_both(l, COL_SCALING), s0, s1);
   float2 sums = both_of_own(l, s0, s1);
   combine_both<GRID_COLS>(l, ROW_INBOX, ROW_BOXES, number, l.grid_col, l.grid_row * GRID_COLS, 1, sums);
   return sums;
 }
+template <bool WIDE>
 DEVICE float2 both_col_sums(const Lane& l, int& number) {
   float s0, s1;
-  col_products(l, place_of_both(l, ROW_SCALING), s0, s1);
+  col_products<WIDE>(l, place_of_both(l, ROW_SCALING), s0, s1);
   float2 sums = both_of_own(l, s0, s1);
   combine_both<GRID_ROWS>(l, COL_INBOX, COL_BOXES, number, l.grid_row, l.grid_col, GRID_COLS, sums);
   return sums;
 }
-DEVICE void store_both_scalings(const Lane& l, u32 place, float x, float y) {
-  store_scaling(l, place, x);
-  store_scaling(l, place + VECTOR_BYTES, y);
+DEVICE void store_both_scalings(const Lane& l, u32 place, float x, float y, bool wide) {
+  store_scaling(l, place, x, wide);
+  store_scaling(l, place + VECTOR_BYTES, y, wide);
 }
