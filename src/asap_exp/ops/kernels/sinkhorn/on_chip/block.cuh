@@ -54,11 +54,13 @@ constexpr float BEYOND = 3.f;
 // 2^-9 of an entry: no more than bfloat16 inputs and outputs have. Entries that count are at most
 // 2^(2 WIDE_REACH) times smaller in E than the largest of their row, which is well within 2^-126.
 constexpr bool MAY_BE_WIDE = BFLOAT16;
-constexpr float WIDE_REACH = 56.f, WIDE_LEAD = 40.f;
+constexpr float WIDE_REACH = 60.f, WIDE_LEAD = 52.f;
+// How far scalings may go on moving, at most, that no wide plan is made for: most come to rest sooner.
+constexpr float FAR = 64.f;
 constexpr float ROW_UNIT = 524288.f;  // 2^(TOP + 4)
 // The first column step begins with row scalings of at most START_UNIT. Its sums are right down to
 // 2^-START_REACH of what one row may give.
-constexpr float START_UNIT = 16.f, START_REACH = 16.f, WIDE_START_REACH = 100.f;
+constexpr float START_UNIT = 16.f, START_REACH = 16.f;
 constexpr u32 MOST_RISE = 126;  // what is 2^126 times smaller counts as 0
 constexpr float NONE = -1e30f;  // a maximum of nothing
 constexpr float LOG2_E = 1.44269504f;

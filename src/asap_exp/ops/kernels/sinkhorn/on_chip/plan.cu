@@ -47,20 +47,18 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
   const float exponent = x.second ? x.shift1 + start1 : x.shift0 + start0;
   float most[1] = {x.valid_row ? exponent : NONE};
   maxima<true>(l, numbers.maxima, most);
-  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most[0]) : 0.f, x.wide);
+  store_scaling(l, l.row_place, x.valid_row ? START_UNIT * exp2_of(exponent - most[0]) : 0.f, false);
   block_barrier();
   float s0, s1;
-  if (x.wide) col_sums<true>(l, numbers.cols, s0, s1);
-  else col_sums<false>(l, numbers.cols, s0, s1);
+  col_sums<false>(l, numbers.cols, s0, s1);
   const float sum = x.second ? s1 : s0;
   float top[2] = {x.valid_col ? sum : NONE, x.valid_col ? -sum : NONE};
   maxima<true>(l, numbers.maxima, top);
   const float most_sum = top[0], least_sum = -top[1];
   const float middle = least_sum * exp2_of(0.5f * log2_of(most_sum / least_sum));
   x.offset = log2_of(p.ratio * START_UNIT / middle) - most[0];
-  const float start_reach = x.wide ? WIDE_START_REACH : START_REACH;
-  const bool right = stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - start_reach);
-  if (right && most_sum <= least_sum * exp2_of(2.f * (x.wide ? WIDE_REACH : REACH))) {
+  const bool right = stage == FROM_MAXIMA || least_sum >= START_UNIT * exp2_of(TOP - START_REACH);
+  if (right && most_sum <= least_sum * exp2_of(2.f * REACH)) {
     stage = REMADE;
     x.b = x.valid_col ? middle * inverse(sum) : 0.f;
     return true;
@@ -69,8 +67,6 @@ DEVICE bool first_col_step(const Problem& p, const Lane& l, Numbers& numbers, He
     stage = REMADE;
     add_to_col_dual(l, x, log2_of(middle) - log2_of(sum));
     x.b = x.valid_col ? 1.f : 0.f;
-  } else if (MAY_BE_WIDE && !x.wide) {
-    x.wide = true;
   } else {
     stage = FROM_MAXIMA;
     float top0, top1;
@@ -154,7 +150,7 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
 
     // `settled`: all updates that are left, and the output, may use the plan at hand.
     int t = 1, steps = p.num_iters > 1 ? 1 : 0;
-    bool settled = p.num_iters == 1, ahead = false, remake = true, moved_far = false;
+    bool settled = p.num_iters == 1, ahead = false, remake = true;
     Stage stage = FROM_ZERO;
 #pragma unroll 1
     while (remake) {
@@ -162,7 +158,6 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
       make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1, x.wide);
       if (stage != REMADE && !first_col_step(p, l, numbers, x, stage)) continue;
       store_scaling(l, l.col_place, x.b, x.wide);
-      settled = settled && !x.wide;
       if (KEEP_DUALS && t == 1) {
         keep_row(p, l, x, 0, start_of(p, x, first_query + l.own, x.valid_row));
         keep_col(p, l, x, 1);
@@ -209,11 +204,8 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
           remake = larger(ends[0], ends[1]) > reach + BEYOND;
         }
         if (remake) {
-          // Scalings that may go on beyond one more plan take a wide one, from the second time on: most come to
-          // rest sooner. The last plan is not wide, so that the output is exact.
-          const bool far = step * left > REACH + LEAD;
-          x.wide = MAY_BE_WIDE && far && (x.wide || moved_far);
-          moved_far = far;
+          // The last plan is not wide, so that the output is exact.
+          x.wide = MAY_BE_WIDE && step * left > (x.wide ? REACH + LEAD : FAR);
           // If they will leave the range, the plan is made for where they will be, in whole powers of two: then
           // they cross nearly all of it.
           reach = x.wide ? WIDE_REACH : REACH;
