@@ -142,20 +142,38 @@ def test_few_plans_are_made(tmp_path, size, most):
     check(emulator_that_counts(tmp_path, most), inputs_for(size, queries=256), 20)
 
 
-@needs_compiler
-@pytest.mark.slow
-def test_few_plans_are_made_of_uneven_groups(tmp_path):
-    """Few keys for many queries: an update moves the duals by about as much as the one before.
+def uneven_groups(dtype: torch.dtype, head_dim: int = 64) -> Inputs:
+    """Make 256 tokens of which few keys face many queries.
 
-    So do trained models without a norm on q and k. There were 12 plans as long as a plan had to
-    serve whichever way the scalings went.
+    An update moves their duals by about as much as the one before. So do trained models without a
+    norm on q and k.
     """
-    inputs = inputs_for(4.0, queries=256)
+    inputs = inputs_for(4.0, dtype, queries=256, head_dim=head_dim)
     q, k = inputs.q.clone(), inputs.k.clone()
     for x, sizes in ((q, (128, 64, 32, 32)), (k, (16, 32, 80, 128))):
         for group, tokens in enumerate(torch.arange(256).split(sizes)):
             x[:, :, tokens, group] += 40.0
-    check(emulator_that_counts(tmp_path, 7), dataclasses.replace(inputs, q=q, k=k), 20)
+    return dataclasses.replace(inputs, q=q, k=k)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "width", "num_iters", "most"),
+    [
+        (HALF, 64, 20, 7),
+        (BRAIN, 64, 20, 4),
+        (BRAIN, 64, 16, 4),
+        (BRAIN, 32, 20, 4),
+        (BRAIN, 128, 20, 4),
+    ],
+)
+def test_few_plans_are_made_of_uneven_groups(tmp_path, dtype, width, num_iters, most):
+    """Of bfloat16 inputs, one of them is wide.
+
+    There were 12 as long as a plan had to serve whichever way the scalings went.
+    """
+    check(emulator_that_counts(tmp_path, most), uneven_groups(dtype, width), num_iters)
 
 
 @needs_compiler

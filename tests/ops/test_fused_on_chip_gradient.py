@@ -98,6 +98,12 @@ class Case(NamedTuple):
         rows, cols = tiled_gradient.through_updates(*self.arguments(), start)
         return Adjoints(start, rows, cols)
 
+    def is_wide(self) -> bool:
+        """Return whether any head takes wide plans."""
+        _, lowest, _ = self.schedule()
+        by_head = zip(lowest.flatten(0, 1).tolist(), self.plans(), strict=True)
+        return any(of_head[s - 1] < 0 for of_head, plans in by_head for s in plans)
+
     def plans(self) -> list[list[int]]:
         """Return, for every head, with which duals plans begin."""
         _, lowest, _ = self.schedule()
@@ -116,8 +122,9 @@ def beginnings(lowest: list[int]) -> list[int]:
     s, found = len(lowest), []
     while s > 0:
         found.append(s)
-        assert 1 <= lowest[s - 1] <= s
-        s = lowest[s - 1] - 1
+        last = abs(lowest[s - 1])  # negative for wide plans
+        assert 1 <= last <= s
+        s = last - 1
     return found
 
 
@@ -140,7 +147,11 @@ def blank(x: Tensor, padding: Tensor | None) -> Tensor:
     return x if padding is None else x.masked_fill(padding[:, None], 0.0)
 
 
-def assert_adjoints_close(found: Adjoints, expected: Adjoints, tolerance: float = 4e-4) -> None:
+NARROW, WIDE = 4e-4, 1.5e-3
+"""Errors that plans in float16 and, of bfloat16 inputs, wide plans may make."""
+
+
+def assert_adjoints_close(found: Adjoints, expected: Adjoints, tolerance: float = NARROW) -> None:
     """Compare df^t and w^t of all t at once: the first ones may be almost 0."""
     assert (found.rows[:, :, 0] == 0).all()
     for x, y in ((found.rows, expected.rows), (found.cols, expected.cols)):
@@ -181,33 +192,45 @@ def test_every_width_and_dtype(emulator, width, dtype):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "queries"), [(4.0, 256), (4.0, 300), (11.0, 100), (30.0, 64)])
-def test_hard_logits(emulator, size, queries):
-    """Logits of up to thousands take several plans; the passes over tiles are less exact there."""
-    num_iters = 6 if queries > on_chip.SIDE else 20
-    case = Case.of(inputs_for(size, queries=queries, head_dim=32), num_iters)
-    assert queries > on_chip.SIDE or all(len(plans) > 1 for plans in case.plans())
-    expected = case.exact()
-    found = case.on_chip(emulator)
-    assert_adjoints_close(found, expected)
-    if size > 4:
-        assert relative_rms(found.cols, expected.cols) < relative_rms(
-            case.tiled().cols, expected.cols
-        )
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+@pytest.mark.parametrize(
+    ("size", "queries"), [(4.0, 256), (4.0, 300), (11.0, 100), (11.0, 300), (30.0, 64)]
+)
+def test_hard_logits(emulator, size, queries, dtype):
+    """Logits of up to thousands take several plans, or a wide one."""
+    num_iters = 6 if size == 4 and queries > on_chip.SIDE else 20
+    case = Case.of(inputs_for(size, dtype, queries=queries, head_dim=32), num_iters)
+    wide = dtype == BRAIN and size > 4
+    assert case.is_wide() == wide
+    if not wide and num_iters == 20:
+        assert all(len(plans) > 1 for plans in case.plans())
+    assert_adjoints_close(case.on_chip(emulator), case.exact(), WIDE if wide else NARROW)
 
 
 @needs_compiler
 @pytest.mark.slow
-def test_duals_that_go_on_moving(emulator):
+def test_plans_of_hard_logits_are_more_exact_than_passes_over_tiles(emulator):
+    case = Case.of(inputs_for(11.0, HALF, queries=100, head_dim=32), 20)
+    expected = case.exact().cols
+    found = case.on_chip(emulator).cols
+    assert relative_rms(found, expected) < relative_rms(case.tiled().cols, expected)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "least", "most", "tolerance"), [(BRAIN, 1, 1, NARROW), (HALF, 3, 6, 6e-4)]
+)
+def test_duals_that_go_on_moving(emulator, dtype, least, most, tolerance):
     """All queries but one attend to one key, so every update moves the duals by log(n - 1)."""
-    inputs = inputs_for(queries=64, head_dim=32)
+    inputs = inputs_for(dtype=dtype, queries=64, head_dim=32)
     q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
     q[..., 0], k[..., 0] = 80.0, -50.0
     q[:, :, -1], k[:, :, 0] = -q[:, :, -1], -k[:, :, 0]
     noise = 0.1 * inputs.k
     case = Case.of(inputs.__class__(**{**vars(inputs), "q": q, "k": k + noise}), 12)
-    assert all(len(plans) > 2 for plans in case.plans())
-    assert_adjoints_close(case.on_chip(emulator), case.exact())
+    assert all(least <= len(plans) <= most for plans in case.plans())
+    assert_adjoints_close(case.on_chip(emulator), case.exact(), tolerance)
 
 
 @needs_compiler
@@ -339,12 +362,12 @@ def test_offsets_of_the_schedule_are_of_64_bits():
 
 FAULTS = {
     "rows read too early": (
-        "block_barrier();\n        if (writes_row",
+        "block_barrier();\n          if (writes_row",
         "if (writes_row",
         "without",
     ),
     "columns read too early": (
-        "block_barrier();\n        if (writes_col",
+        "block_barrier();\n          if (writes_col",
         "if (writes_col",
         "without",
     ),
@@ -379,10 +402,7 @@ WRONG = {
     "keys of the next head too early": ("lowest == 1) {", "lowest >= 1) {"),
     "the unit of the plan before": ("unit *= part_of_unit", "unit = part_of_unit"),
     "sums of the other vector": ("inverse(sums.y) : 0.f, b", "inverse(sums.x) : 0.f, b"),
-    "rounding errors of scalings": (
-        "l.part ? to_f16(x - from_f16(high)) : high",
-        "l.part ? (u16)0 : high",
-    ),
+    "rounding errors of scalings": ("to_bf16(rest) : to_f16(rest)", "to_bf16(rest) : (u16)0"),
 }
 
 
@@ -392,7 +412,7 @@ WRONG = {
 def test_comparison_notices(tmp_path, before, after):
     """What the emulator allows but is wrong is seen in the adjoints."""
     plant(tmp_path, before, after)
-    case = Case.of(inputs_for(11.0, heads=2, queries=260, head_dim=32), 6)
+    case = Case.of(inputs_for(11.0, HALF, heads=2, queries=260, head_dim=32), 6)
     assert all(len(plans) > 1 for plans in case.plans())
     with pytest.raises((AssertionError, EmulationError)):
         assert_adjoints_close(case.on_chip(Emulator(tmp_path, tmp_path)), case.exact())
@@ -442,12 +462,15 @@ def test_scaled_adjoints_stay_below_their_bound(size, queries, keys):
         assert max(largest) >= 2.0 ** (adjoint.TOP - 18)
 
 
-@pytest.mark.parametrize(("size", "most"), [(1.0, 1), (11.0, 6)])
-def test_few_plans_are_needed(size, most):
-    case = Case.of(inputs_for(size, heads=3, queries=60, head_dim=32), 20)
+@pytest.mark.parametrize(
+    ("size", "dtype", "least", "most"),
+    [(1.0, BRAIN, 1, 1), (11.0, HALF, 2, 6), (11.0, BRAIN, 1, 2)],
+)
+def test_few_plans_are_needed(size, dtype, least, most):
+    case = Case.of(inputs_for(size, dtype, heads=3, queries=60, head_dim=32), 20)
     counts = [len(plans) for plans in case.plans()]
+    assert least <= min(counts)
     assert max(counts) <= most
-    assert size == 1.0 or min(counts) > 1
 
 
 @pytest.mark.parametrize(("num_iters", "route"), [(10, ROUTE), (9, "tiled")])

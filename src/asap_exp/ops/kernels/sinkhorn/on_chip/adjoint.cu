@@ -47,6 +47,11 @@ DEVICE float scale_of(const Lane& l, int& maxima_number, float x, float& inverse
   return bits_to_float((u32)(254 + UNIT_EXPONENT - exponent) << 23);
 }
 
+template <bool WIDE>
+struct Format {
+  static constexpr bool wide = WIDE;
+};
+
 KERNEL adjoints_on_chip(PARAMETER Problem p) {
   const Lane l = lane_of_thread();
   const int own_query = l.grid_row * SIDE + l.own, own_key = l.grid_col * SIDE + l.own;
@@ -79,7 +84,8 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
     wait_for_copies<0>();
 #pragma unroll 1
     while (s > 0) {
-      const int lowest = p.lowest[before + s - 1];
+      const int coded = p.lowest[before + s - 1], lowest = coded < 0 ? -coded : coded;
+      const bool wide = MAY_BE_WIDE && coded < 0;
       const float anchor = valid_col ? p.col_weights[col_weight] : 0.f;
       if (!l.part) store_f32(own_col_dual(l), valid_col ? anchor : negative_infinity());
       // Passes barriers: keys and duals have arrived, and all blocks have read the anchor.
@@ -90,47 +96,52 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       unit *= part_of_unit;
       float shift0, shift1;
       make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1,
-                false);
+                wide);
       // Scalings of tokens that do not count are exp2(NONE) = 0.
       const float row_shift =
           valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;
       const float col_shift = valid_col ? COL_UNIT_LOG2 - anchor : NONE;
       float a = 0.f, b = exp2_of(g + col_shift), later_inverse = 0.f;
-      store_both_scalings(l, l.col_place, 0.f, b, false);
+      store_both_scalings(l, l.col_place, 0.f, b, wide);
       block_barrier();
       if (lowest == 1) {
         keys_asked_for = load_next_head(p, l, number);
         close_copy_group();
       }
       bool begins = true;
+      const auto update_with = [&](auto format) {
+        constexpr bool WIDE = decltype(format)::wide;
 #pragma unroll 1
-      for (;; s--) {
-        float y = 0.f;
-        if (s < p.num_iters) {
-          const float2 sums = both_row_sums<false>(l, numbers.rows, e);
-          if (!begins) df = -a * sums.x * later_inverse;
-          if (s < lowest) break;
-          if (valid_row) y = df * now.power * inverse(sums.y);
+        for (;; s--) {
+          float y = 0.f;
+          if (s < p.num_iters) {
+            const float2 sums = both_row_sums<WIDE>(l, numbers.rows, e);
+            if (!begins) df = -a * sums.x * later_inverse;
+            if (s < lowest) break;
+            if (valid_row) y = df * now.power * inverse(sums.y);
+          }
+          a = exp2_of(now.f + row_shift);
+          store_both_scalings(l, l.row_place, y, a, WIDE);
+          block_barrier();
+          if (writes_row && s < p.num_iters) p.row_weights[row_weight] = df * unit;
+          row_weight -= p.n;
+          const Update next = next_update(p, at, s <= 2);
+          later_inverse = inverse(now.power);
+          const float2 sums = both_col_sums<WIDE>(l, numbers.cols);
+          if (s < p.num_iters) dg = -b * sums.x * later_inverse;
+          b = exp2_of(now.earlier_g + col_shift);
+          store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b, WIDE);
+          block_barrier();
+          if (writes_col)
+            p.col_weights[col_weight] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
+          col_weight -= p.m;
+          g = now.earlier_g;
+          now = next;
+          begins = false;
         }
-        a = exp2_of(now.f + row_shift);
-        store_both_scalings(l, l.row_place, y, a, false);
-        block_barrier();
-        if (writes_row && s < p.num_iters) p.row_weights[row_weight] = df * unit;
-        row_weight -= p.n;
-        const Update next = next_update(p, at, s <= 2);
-        later_inverse = inverse(now.power);
-        const float2 sums = both_col_sums<false>(l, numbers.cols);
-        if (s < p.num_iters) dg = -b * sums.x * later_inverse;
-        b = exp2_of(now.earlier_g + col_shift);
-        store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b, false);
-        block_barrier();
-        if (writes_col)
-          p.col_weights[col_weight] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
-        col_weight -= p.m;
-        g = now.earlier_g;
-        now = next;
-        begins = false;
-      }
+      };
+      if (wide) update_with(Format<true>());
+      else update_with(Format<false>());
     }
     if (writes_row) {
       p.row_weights[row_weight] = 0.f;

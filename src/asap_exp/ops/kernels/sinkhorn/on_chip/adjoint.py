@@ -50,6 +50,13 @@ a bound is lost."""
 TOP = 14.0
 """Bound of scaled adjoints, in units of log 2: two below where float16 ends."""
 
+WIDE_REACH, WIDE_ROOM = 50.0, 40.0
+"""The same of wide plans, which hold E, scalings and adjoints in bfloat16. What counts is then at
+most 2^-100 of a bound, and products stay below 2^90."""
+
+FAR = 32.0
+"""How far g^s, or the bounds, go in all, in units of log 2, for a head to take wide plans."""
+
 
 MOST_DUALS = 2**32
 """Duals of one side, of all heads and updates, from which the kernel could not count: 17 GB."""
@@ -113,7 +120,8 @@ def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     m_block = block(p.m)
     schedule_kernel[(p.programs,)](
         cols, p.padding, anchors, powers, lowest, heads, p.m, p.num_iters, p.log2_ratio,
-        REACH=REACH, ROOM=ROOM, TOP=TOP,
+        REACH=REACH, ROOM=ROOM, WIDE_REACH=WIDE_REACH, WIDE_ROOM=WIDE_ROOM, FAR=FAR, TOP=TOP,
+        MAY_BE_WIDE=p.q.dtype == torch.bfloat16,
         BLOCK_M=m_block, HAS_PADDING=p.padding is not None,
         num_warps=max(1, m_block // 256), **EVERY_LAUNCH,
     )  # fmt: skip
@@ -124,7 +132,8 @@ def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 @triton.jit
 def schedule_kernel(
     cols, padding, anchors, powers, lowest, heads, m, num_iters, log2_ratio,
-    REACH: tl.constexpr, ROOM: tl.constexpr, TOP: tl.constexpr,
+    REACH: tl.constexpr, ROOM: tl.constexpr, WIDE_REACH: tl.constexpr, WIDE_ROOM: tl.constexpr,
+    FAR: tl.constexpr, TOP: tl.constexpr, MAY_BE_WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
@@ -140,6 +149,12 @@ def schedule_kernel(
     anchors += head * num_iters * m
     powers += head * num_iters
     lowest += head * num_iters
+    reach, room, sign = REACH, ROOM, 1
+    if MAY_BE_WIDE:
+        far = distance(cols, j, valid_j, m, num_iters) > FAR
+        reach = tl.where(far, WIDE_REACH, REACH)
+        room = tl.where(far, WIDE_ROOM, ROOM)
+        sign = tl.where(far, -1, 1)
     # [BLOCK_M]
     low = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
     high = low
@@ -153,9 +168,9 @@ def schedule_kernel(
         g = tl.load(cols + s * m + j, mask=valid_j, other=0.0)
         earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
         spread = tl.max(tl.maximum(high, g) - tl.minimum(low, g), axis=0)
-        if (s < num_iters) & ((spread > 2 * REACH) | (bound > ROOM)):
+        if (s < num_iters) & ((spread > 2 * reach) | (bound > room)):
             tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
-            tl.store(lowest + first - 1, s + 1)
+            tl.store(lowest + first - 1, sign * (s + 1))
             first = s
             low, high = g, g
             bound = 1.0
@@ -164,4 +179,20 @@ def schedule_kernel(
         tl.store(powers + s - 1, tl.exp2(TOP - REACH - tl.ceil(of_g)))
         bound += tl.max(2 * g - later - earlier, axis=0)
     tl.store(anchors + (first - 1) * m + j, 0.5 * (low + high), mask=j < m)
-    tl.store(lowest + first - 1, 1)
+    tl.store(lowest + first - 1, sign)
+
+
+@triton.jit
+def distance(cols, j, valid_j, m, num_iters):
+    """Return how far g^1 .. g^T of one head move, or the bounds of `schedule_kernel` if further."""
+    later = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
+    low, high = later, later
+    total = 0.0
+    for back in range(num_iters - 1):
+        s = num_iters - back
+        later = tl.load(cols + tl.minimum(s + 1, num_iters) * m + j, mask=valid_j, other=0.0)
+        g = tl.load(cols + s * m + j, mask=valid_j, other=0.0)
+        earlier = tl.load(cols + (s - 1) * m + j, mask=valid_j, other=0.0)
+        low, high = tl.minimum(low, earlier), tl.maximum(high, earlier)
+        total += tl.maximum(tl.max(2 * g - later - earlier, axis=0), 0.0)
+    return tl.maximum(tl.max(high - low, axis=0), total)
