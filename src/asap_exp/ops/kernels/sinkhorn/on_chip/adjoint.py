@@ -20,7 +20,8 @@ and may be of any size, but since rows of A^t sum to 1, |df^(s-1)| <= max |w^(s-
 the scaled adjoints of all further updates below 2^`TOP`. E is made again, and the maximum measured
 again, where a g^s is further than 2^`REACH` from G, or where the bounds have grown by 2^`ROOM`. A
 head that needs this at every update makes T plans, where the passes over tiles make 2 T - 1, so no
-head needs another way.
+head needs another way. With bfloat16 inputs, heads whose duals or bounds go further than 2^`FAR`
+take wide plans, in bfloat16: one or two of them.
 """
 
 import ctypes
@@ -51,11 +52,12 @@ TOP = 14.0
 """Bound of scaled adjoints, in units of log 2: two below where float16 ends."""
 
 WIDE_REACH, WIDE_ROOM = 50.0, 40.0
-"""The same of wide plans, which hold E, scalings and adjoints in bfloat16. What counts is then at
-most 2^-100 of a bound, and products stay below 2^90."""
+"""The same of wide plans, which hold E, scalings and adjoints in bfloat16, and whose powers of two
+are those of the others: what is stored stays between 2^-110 and 2^56."""
 
 FAR = 32.0
-"""How far g^s, or the bounds, go in all, in units of log 2, for a head to take wide plans."""
+"""How far g^s, or the bounds, go in all, in units of log 2, for a head to take wide plans: it would
+take three or more others."""
 
 
 MOST_DUALS = 2**32
@@ -111,8 +113,8 @@ def schedule(p: Launch, cols: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the powers of two that scale adjoints, and where plans begin, `[B, H, T]` both.
 
     At s - 1, the first has the power for g^s. If a plan begins with g^s, the second has, at s - 1,
-    the number of the last dual that it serves, and its own dual G is written to where w^(s-1) will
-    lie, in `anchors` `[B, H, T, M]`. Else the second is not set.
+    the number of the last dual that it serves, negative if the plan is wide, and its own dual G is
+    written to where w^(s-1) will lie, in `anchors` `[B, H, T, M]`. Else the second is not set.
     """
     batch, heads = p.q.shape[:2]
     powers = cols.new_empty(batch, heads, p.num_iters)
