@@ -85,7 +85,7 @@ def parsed() -> argparse.Namespace:
         arguments.overrides.insert(0, arguments.row)
         arguments.row = None
     for option in ("seeds", "train"):  # which take every word up to the next option
-        words = getattr(arguments, option) or []
+        words = dict.fromkeys(getattr(arguments, option) or [])  # each once
         arguments.overrides += [word for word in words if is_override(word)]
         setattr(arguments, option, [word for word in words if not is_override(word)])
     arguments.seeds = [whole_number(parser, word) for word in arguments.seeds]

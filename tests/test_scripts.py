@@ -259,9 +259,10 @@ def test_coarse_models_start_from_encoders_of_their_own_attention(
         ("recipe.epochs=9", "--seeds", "1", "2", "--train", "softmax"),
         ("--seeds", "1", "2", "recipe.epochs=9", "--train", "softmax"),
         ("--seeds", "1", "2", "--train", "softmax", "recipe.epochs=9"),
+        ("--seeds", "1", "2", "1", "--train", "softmax", "softmax", "recipe.epochs=9"),
     ],
 )
-def test_overrides_may_follow_any_option(
+def test_words_may_follow_any_option_and_count_once(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = Done(monkeypatch, "digits_qknorm", *arguments)
