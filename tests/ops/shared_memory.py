@@ -37,14 +37,12 @@ INPUTS = (
     "out",
     "matrix",
     "other",
-    "plan",
-    "grad",
 )
 ABSENT = ("factors_x", "factors_y", "unit", "begin", "anchor")
-COORDINATES = ("x", "y")
-"""Inputs of ESPFormer's kernels, in float32 whatever the others are."""
+IN_FLOAT32 = ("x", "y", "plan", "grad")
+"""Inputs of ESPFormer's kernels in registers, in float32 whatever a call's are."""
 COUNTS = ("heads", "n", "m", "num_x", "num_y", "num_iters", "slices", "all_slices")
-NUMBERS = ("to_log2", "slope", "log2_ratio", "decay", "temperature")
+NUMBERS = ("to_log2", "slope", "log2_ratio", "decay", "temperature", "sharpness")
 
 
 def shared_bytes(
@@ -58,7 +56,7 @@ def shared_bytes(
     def kind(name: str) -> str:
         if name in constants:
             return "constexpr"
-        if name in COORDINATES and "x_order" in names:
+        if name in IN_FLOAT32 and "x_order" in names:
             return "*fp32"
         if name in INPUTS:
             return TYPES[dtype]
@@ -97,10 +95,10 @@ def espformer() -> None:
         (80, 90), (torch.float32, torch.float16), (False, True)
     ):
         operand = tl.float32 if dtype == torch.float32 else tl.float16
-        sorts = Sorts(hard, None, operand, THREE_PASSES if dtype == torch.float32 else IEEE)
+        sorts = Sorts(hard, 1e3, None, operand, THREE_PASSES if dtype == torch.float32 else IEEE)
         side, step, warps = espformer_tiled.rank_tile(512, sorts)
-        flags = {"HAS_PADDING": True, "HARD": hard, "LEFT_HARD": hard, "RIGHT_HARD": False}
-        flags |= {"SKIPS": True, "COMBINES": True, "GRADIENT": True, "SAVE": True}
+        flags = {"HAS_PADDING": True, "HARD": hard, "SKIPS": True, "COMBINES": True}
+        flags |= {"GRADIENT": True}
         constants = {**sorts.constants, **flags, "BLOCK_J": side}
         kernels = [
             (espformer_tiled.rank_kernel, {"BLOCK_R": side, "BLOCK_I": step}, warps),

@@ -5,7 +5,6 @@ operator takes the coordinates along the slices and the distances; what makes th
 the product with v, are PyTorch's.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,14 @@ from torch import Tensor
 from asap_exp.ops.call import Call, device_of
 from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.kernels.espformer import plan_by_tiles, plan_in_registers
-from asap_exp.ops.kernels.espformer.sorts import Plan, Side, Sorts, sort_side
+from asap_exp.ops.kernels.espformer.sorts import (
+    BLURRIEST,
+    SHARPEST,
+    Plan,
+    Side,
+    Sorts,
+    sort_side,
+)
 from asap_exp.ops.kernels.tiles import LOG2_E, mask_bytes
 from asap_exp.ops.masking import blank, effective_padding
 from asap_exp.ops.products import AS_ALLOWED, float32_products
@@ -42,9 +48,6 @@ def espformer_attention(
     options |= {"key_padding_mask": key_padding_mask, "theta": theta, "products": products}
     return choose("espformer", call).launch(q, k, v, **options)
 
-
-SHARPEST = 1e-24
-"""Smallest tau to compute with: sorts are hard already, and coordinates stay in range."""
 
 LONGEST = 46_340
 """Most tokens, whose matrices have offsets below 2^31."""
@@ -76,27 +79,33 @@ def by_kernels(
     hard: bool,
     products: str,
 ) -> Tensor:
-    """Make the plan by kernels and multiply it with v."""
+    """Make the plan by kernels and multiply it with v.
+
+    The plan, its gradient and that product are in float32: in bfloat16 they would lose more than
+    all products inside the kernels, beside which this one is small.
+    """
     x, y = (reference.points(t, key_padding_mask) for t in (q, k))
     has_float32 = torch.float32 in (q.dtype, v.dtype)
     dtype = torch.float32 if has_float32 else v.dtype
-    unit = math.sqrt(max(tau, SHARPEST) / LOG2_E)  # in which the kernels read coordinates
-    sides = ((reference.projected(t, theta) / unit).contiguous() for t in (x, y))
+    sides = (reference.projected(t, theta).contiguous() for t in (x, y))
     plan, *_ = _plan(
         *sides, reference.centred_distances(x, y), effective_padding(key_padding_mask),
-        temperature, hard, gradient_needed(q, k, v, theta), dtype, products,
+        temperature, tau, hard, gradient_needed(q, k, v, theta), dtype, products,
     )  # fmt: skip
-    values = blank(v, key_padding_mask, 2).to(dtype)
+    values = blank(v, key_padding_mask, 2).float()
     return blank(plan @ values, key_padding_mask, 2).to(v.dtype)
 
 
-def sorts_of(hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str) -> Sorts:
+def sorts_of(
+    tau: float, hard: bool, padding: Tensor | None, dtype: torch.dtype, products: str
+) -> Sorts:
+    sharpness = LOG2_E / min(max(tau, SHARPEST), BLURRIEST)
     operand = tl.float32 if dtype == torch.float32 else tl.float16
-    return Sorts(hard, mask_bytes(padding), operand, float32_products(products))
+    return Sorts(hard, sharpness, mask_bytes(padding), operand, float32_products(products))
 
 
 def plan_call(x: Tensor, dtype: torch.dtype, save: bool) -> Call:
-    """Return the call that makes a plan in `dtype` of coordinates x `[B, H, L, N]`."""
+    """Return the call that makes a plan of coordinates x `[B, H, L, N]` for inputs in `dtype`."""
     n, device = x.shape[3], device_of(x)
     return Call(n, n, 0, 0, dtype, dtype, gradient=save, capability=device.capability)
 
@@ -108,6 +117,7 @@ def _plan(
     distances: Tensor,
     padding: Tensor | None,
     temperature: float,
+    tau: float,
     hard: bool,
     save: bool,
     dtype: torch.dtype,
@@ -115,34 +125,31 @@ def _plan(
 ) -> list[Tensor]:
     """Return the plan of coordinates x and y `[B, H, L, N]`, and what its gradient needs.
 
-    Coordinates are in units of sqrt(tau / log2(e)).
+    All are in float32; `dtype` is that of the inputs, and decides in which products are.
     """
     if x.numel() == 0:
         return _results(x, save, dtype)
     with torch.cuda.device_of(x):
-        sorts = sorts_of(hard, padding, dtype, products)
+        sorts = sorts_of(tau, hard, padding, dtype, products)
         sides = (sort_side(s.contiguous(), padding, sorts) for s in (x, y))
         launch = choose("espformer_plan", plan_call(x, dtype, save)).launch
-        made = launch(*sides, distances.contiguous(), temperature, sorts, dtype, save=save)
+        made = launch(*sides, distances.contiguous(), temperature, sorts, save=save)
     if not save:
         return [made.plan]
-    return [*made[:4], *made.left[1:], *made.right[1:]]
+    return [*made[:3], *made.left[1:], *made.right[1:]]
 
 
 def _results(x: Tensor, save: bool, dtype: torch.dtype) -> list[Tensor]:
     """Allocate the results of `_plan`."""
     batch, heads, slices, n = x.shape
-    plan = x.new_empty(batch, heads, n, n, dtype=dtype)
+    plan = x.new_empty(batch, heads, n, n)
     if not save:
         return [plan]
     route = choose("espformer_plan", plan_call(x, dtype, save))
     by_tiles = route.launch is plan_by_tiles.plan
-    none, square, like_x = (0,), (batch, heads, n, n), (batch, heads, slices, n)
-    shapes = [none if by_tiles else square, (batch, heads, slices), like_x if by_tiles else none]
-    shapes += [like_x] * 6
-    kept = [x.new_empty(shape) for shape in shapes]
-    kept[4], kept[7] = (torch.empty_like(each, dtype=torch.int64) for each in (kept[4], kept[7]))
-    return [plan, *kept]
+    weight, costs = x.new_empty(batch, heads, slices), x.new_empty(x.shape if by_tiles else 0)
+    sides = (x.new_empty(x.shape, dtype=t) for t in 2 * (x.dtype, torch.int64, x.dtype))
+    return [plan, weight, costs, *sides]
 
 
 @_plan.register_fake
@@ -152,6 +159,7 @@ def _(
     distances: Tensor,
     padding: Tensor | None,
     temperature: float,
+    tau: float,
     hard: bool,
     save: bool,
     dtype: torch.dtype,
@@ -169,6 +177,7 @@ def _plan_backward(
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
+    tau: float,
     hard: bool,
     dtype: torch.dtype,
     products: str,
@@ -176,12 +185,12 @@ def _plan_backward(
     """Return the gradients of the coordinates and of the distances."""
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(y), distances.new_zeros(distances.shape)
-    exact, weight, costs, *sorted_ = kept
+    plan, weight, costs, *sorted_ = kept
     left, right = Side(x.contiguous(), *sorted_[:3]), Side(y.contiguous(), *sorted_[3:])
-    made = Plan(grad, exact, weight, costs, left, right)
-    by = plan_in_registers if exact.numel() else plan_by_tiles  # as the plan itself was made
+    made = Plan(plan, weight, costs, left, right)
+    by = plan_by_tiles if costs.numel() else plan_in_registers  # as the plan itself was made
     with torch.cuda.device_of(x):
-        sorts = sorts_of(hard, padding, dtype, products)
+        sorts = sorts_of(tau, hard, padding, dtype, products)
         found = by.gradient(made, distances.contiguous(), grad, temperature, sorts)
         of_x, of_y = (
             unsorted.scatter_add_(-1, side.order, ranked)
@@ -199,6 +208,7 @@ def _(
     padding: Tensor | None,
     kept: list[Tensor],
     temperature: float,
+    tau: float,
     hard: bool,
     dtype: torch.dtype,
     products: str,
@@ -207,17 +217,16 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, y, distances, padding, temperature, hard, _, dtype, products = inputs
-    _, *kept = output
-    ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(x, y, distances, padding, *kept)
-    ctx.options = temperature, hard, dtype, products
+    x, y, distances, padding, temperature, tau, hard, _, dtype, products = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, y, distances, padding, *output)
+    ctx.options = temperature, tau, hard, dtype, products
 
 
 def _backward(ctx, grads):
     x, y, distances, padding, *kept = ctx.saved_tensors
     found = _plan_backward(grads[0], x, y, distances, padding, kept, *ctx.options)
-    return *found, *(None,) * 6
+    return *found, *(None,) * 7
 
 
 _plan.register_autograd(_backward, setup_context=_setup_context)

@@ -25,16 +25,19 @@ def plan(
     distances: Tensor,
     temperature: float,
     sorts: Sorts,
-    dtype: torch.dtype,
     *,
     save: bool,
 ) -> Plan:
-    """Make the plan `[B, H, N, N]` in `dtype`."""
-    matrix, size = as_operand(distances, sorts)
-    costs = tiled.sums_by_rank(left, right, matrix, sorts)
-    weight = slice_weights(costs.sum(dim=-1) * size, temperature)
-    found = tiled.mixture(left, right, weight, sorts, dtype)
-    return Plan(found, distances.new_empty(0), weight, costs, left, right)
+    """Make the plan `[B, H, N, N]`."""
+    if sorts.hard:
+        costs = tiled.picked_by_rank(left, right, distances)
+        total = costs.sum(dim=-1)
+    else:
+        matrix, size = as_operand(distances, sorts)
+        costs = tiled.sums_by_rank(left, right, matrix, sorts)
+        total = costs.sum(dim=-1) * size
+    weight = slice_weights(total, temperature)
+    return Plan(tiled.mixture(left, right, weight, sorts), weight, costs, left, right)
 
 
 def gradient(
@@ -43,25 +46,27 @@ def gradient(
     """Return the gradients of both sides and of the distances from that of the plan."""
     left, right, weight = made.left, made.right, made.weight
     matrix, size = as_operand(distances, sorts)
-    grad = grad.float()
-    given, grad_size = as_operand(grad - grad.mean(dim=(-1, -2), keepdim=True), sorts)
-    by_rank = tiled.sums_by_rank(left, right, given, sorts, weight=weight)
-    grad_weight = by_rank.sum(dim=-1) * grad_size
+    centred = grad - grad.mean(dim=(-1, -2), keepdim=True)
+    given, grad_size = as_operand(centred, sorts)
+    if sorts.hard:
+        of_rank = tiled.picked_by_rank(left, right, centred)
+    else:
+        of_rank = tiled.sums_by_rank(left, right, given, sorts, weight=weight)
+        of_rank *= grad_size[..., None]
+    grad_weight = of_rank.sum(dim=-1)
     mean = (weight * grad_weight).sum(dim=-1, keepdim=True)
     kappa = -temperature * (grad_weight - mean)
-    grad_distances = tiled.mixture(left, right, weight * kappa, sorts, torch.float32)
+    grad_distances = tiled.mixture(left, right, weight * kappa, sorts)
     # dG_l is `scale` times a combination whose entries are at most 1.
     bound = grad_size + kappa.abs() * size
     factors, scale = (grad_size / bound, kappa * size / bound), weight * bound
-    of_rank = by_rank * grad_size[..., None] + made.costs * (kappa * size)[..., None]
-    inner = weight[..., None] * of_rank
+    inner = weight[..., None] * (of_rank + made.costs * (kappa * size)[..., None])
     sides = []
     turned = given.mT, matrix.mT
     for one, two, pair in ((right, left, turned), (left, right, (given, matrix))):
         if sorts.hard:  # dR is of hard sorts, and its softmax is soft
             inner = scale[..., None] * tiled.sums_by_rank(
-                one, two, pair[0], sorts, weight=weight, other=pair[1], factors=factors,
-                right_hard=False,
+                one, two, pair[0], sorts, weight=weight, other=pair[1], factors=factors
             )  # fmt: skip
         sides.append(tiled.gradient_of_right(one, two, *pair, factors, scale, inner, weight, sorts))
     return Gradients(sides[0], sides[1], grad_distances)

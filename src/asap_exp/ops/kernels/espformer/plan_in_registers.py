@@ -42,14 +42,15 @@ def refusal(call: Call) -> str | None:
 
 
 @triton.jit
-def sort_rows(s, ranked, order, inverse, row, r, index, valid, n, HARD: tl.constexpr):
+def sort_rows(s, ranked, order, inverse, row, r, index, valid, n, sharpness, HARD: tl.constexpr):
     """Return rows r of a slice's sort, the sorted coordinates of r, and those of all tokens."""
     t, token, inverse_r = ranks_of(ranked, order, inverse, row, r, n)
-    s_i = tokens_of(s, row, index, valid)
+    s_i = tokens_of(s, row, index, valid, sharpness)
     # [len(r), BLOCK]
     E = sort_entries(
-        t[:, None], s_i[None, :], inverse_r[:, None], token[:, None], index[None, :], HARD
-    )
+        t[:, None], s_i[None, :], inverse_r[:, None], token[:, None], index[None, :],
+        sharpness, HARD,
+    )  # fmt: skip
     return E, t, s_i
 
 
@@ -57,25 +58,29 @@ def sort_rows(s, ranked, order, inverse, row, r, index, valid, n, HARD: tl.const
 @triton.jit
 def slice_plan(
     x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, row, index, valid, n,
-    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HARD: tl.constexpr,
+    sharpness, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, HARD: tl.constexpr,
 ):
     # fmt: on
     """Return G = P^T R `[BLOCK, BLOCK]` of a slice."""
     G = tl.zeros([BLOCK, BLOCK], tl.float32)
     for first in range(0, n, BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)
-        P, _, _ = sort_rows(x, x_ranked, x_order, x_inverse, row, r, index, valid, n, HARD)
-        R, _, _ = sort_rows(y, y_ranked, y_order, y_inverse, row, r, index, valid, n, HARD)
+        P, _, _ = sort_rows(
+            x, x_ranked, x_order, x_inverse, row, r, index, valid, n, sharpness, HARD
+        )
+        R, _, _ = sort_rows(
+            y, y_ranked, y_order, y_inverse, row, r, index, valid, n, sharpness, HARD
+        )
         G += product(tl.trans(P), R, OPERAND, PRECISION)
     return G
 
 
 @triton.jit
 def square(base, stride, index, here):
-    """Load a matrix `[N, N]` of a head in float32; 0 outside."""
+    """Load a matrix `[N, N]` of a head; 0 outside."""
     place = base + index[:, None] * stride + index[None, :]
-    return tl.load(place, mask=here[:, None] & here[None, :], other=0.0).to(tl.float32)
+    return tl.load(place, mask=here[:, None] & here[None, :], other=0.0)
 
 
 @triton.jit
@@ -89,21 +94,21 @@ def largest(tile):
 def store_square(base, stride, index, here, tile):
     """Store a matrix `[N, N]` of a head."""
     place = base + index[:, None] * stride + index[None, :]
-    tl.store(place, tile.to(base.dtype.element_ty), mask=here[:, None] & here[None, :])
+    tl.store(place, tile, mask=here[:, None] & here[None, :])
 
 
 # fmt: off
 @triton.jit
 def plan_kernel(
     x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, distances, padding,
-    plan, exact, costs, distances_i, plan_i, exact_i,
-    heads, slices, n, decay,
+    plan, costs, distances_i, plan_i,
+    heads, slices, n, decay, sharpness,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_PADDING: tl.constexpr, HARD: tl.constexpr, SAVE: tl.constexpr,
+    HAS_PADDING: tl.constexpr, HARD: tl.constexpr,
 ):
     # fmt: on
-    """Write a head's plan, in its dtype and with SAVE in float32, and the costs of its slices."""
+    """Write a head's plan and the costs of its slices."""
     head = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     valid = valid_tokens(padding, head // heads, index, n, HAS_PADDING)
@@ -117,7 +122,7 @@ def plan_kernel(
         slice_ = head * slices + number
         G = slice_plan(
             x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse,
-            slice_ * n, index, valid, n, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+            slice_ * n, index, valid, n, sharpness, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
         )  # fmt: skip
         c = tl.sum(tl.sum(D * G, axis=1), axis=0)
         tl.store(costs + slice_, c)
@@ -127,19 +132,16 @@ def plan_kernel(
         A = A * shrink + G * share
         total = total * shrink + share
         top = height
-    A /= total
-    store_square(plan + head * n * n, plan_i, index, here, A)
-    if SAVE:
-        store_square(exact + head * n * n, exact_i, index, here, A)
+    store_square(plan + head * n * n, plan_i, index, here, A / total)
 
 
 # fmt: off
 @triton.jit
 def plan_gradient_kernel(
     x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse, distances, padding,
-    exact, weight, grad, grad_x, grad_x_ranked, grad_y, grad_y_ranked, grad_distances,
-    distances_i, exact_i, grad_i, grad_distances_i,
-    heads, slices, n, temperature,
+    plan, weight, grad, grad_x, grad_x_ranked, grad_y, grad_y_ranked, grad_distances,
+    distances_i, plan_i, grad_i, grad_distances_i,
+    heads, slices, n, temperature, sharpness,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_PADDING: tl.constexpr, HARD: tl.constexpr,
@@ -156,7 +158,7 @@ def plan_gradient_kernel(
     D = square(distances + head * n * n, distances_i, index, here)
     dA = square(grad + head * n * n, grad_i, index, here)
     dA -= tl.sum(tl.sum(dA, axis=1), axis=0) / (n * n)
-    A = square(exact + head * n * n, exact_i, index, here)
+    A = square(plan + head * n * n, plan_i, index, here)
     # Kept as products read them, relative to their largest entries.
     of_grad = largest(dA)
     of_distances = largest(D)
@@ -164,6 +166,7 @@ def plan_gradient_kernel(
     D_part = (D / of_distances).to(OPERAND)
     # Of the same numbers as each slice's: a large temperature multiplies the differences.
     mean = tl.sum(tl.sum(dA_part.to(tl.float32) * A, axis=1), axis=0)
+    slope = SLOPE * sharpness
     # [BLOCK, BLOCK]
     dD = tl.zeros([BLOCK, BLOCK], tl.float32)
     for number in range(slices):
@@ -173,7 +176,7 @@ def plan_gradient_kernel(
         if w != 0.0:
             G = slice_plan(
                 x, x_ranked, x_order, x_inverse, y, y_ranked, y_order, y_inverse,
-                row, index, valid, n, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
+                row, index, valid, n, sharpness, BLOCK, BLOCK_R, OPERAND, PRECISION, HARD,
             )  # fmt: skip
             inner = tl.sum(tl.sum(dA_part.to(tl.float32) * G, axis=1), axis=0)
             kappa = -temperature * of_grad * (inner - mean)
@@ -188,29 +191,32 @@ def plan_gradient_kernel(
             of_y = tl.zeros([BLOCK_R, BLOCK], tl.float32)
             for first in range(0, n, BLOCK_R):
                 r = first + tl.arange(0, BLOCK_R)
-                P, t, s = sort_rows(x, x_ranked, x_order, x_inverse, row, r, index, valid, n, HARD)
-                R, u, z = sort_rows(y, y_ranked, y_order, y_inverse, row, r, index, valid, n, HARD)
+                P, t, s = sort_rows(
+                    x, x_ranked, x_order, x_inverse, row, r, index, valid, n, sharpness, HARD
+                )
+                R, u, z = sort_rows(
+                    y, y_ranked, y_order, y_inverse, row, r, index, valid, n, sharpness, HARD
+                )
                 # [BLOCK_R, BLOCK]
                 dP = product(R, tl.trans(dG), OPERAND, PRECISION) * (w * bound)
                 dR = product(P, dG, OPERAND, PRECISION) * (w * bound)
                 if HARD:
                     P, t, s = sort_rows(
-                        x, x_ranked, x_order, x_inverse, row, r, index, valid, n, False
+                        x, x_ranked, x_order, x_inverse, row, r, index, valid, n, sharpness, False
                     )
                     R, u, z = sort_rows(
-                        y, y_ranked, y_order, y_inverse, row, r, index, valid, n, False
+                        y, y_ranked, y_order, y_inverse, row, r, index, valid, n, sharpness, False
                     )
                 mean_r = tl.sum(P * dP, axis=1)
                 dX = P * (dP - mean_r[:, None]) * (t[:, None] - s[None, :])
-                tl.store(grad_x_ranked + row + r, tl.sum(dX, axis=1) * -SLOPE, mask=r < n)
+                tl.store(grad_x_ranked + row + r, tl.sum(dX, axis=1) * -slope, mask=r < n)
                 of_x += dX
-                if HARD:  # for soft sorts both sides have the same sums
-                    mean_r = tl.sum(R * dR, axis=1)
+                mean_r = tl.sum(R * dR, axis=1)
                 dY = R * (dR - mean_r[:, None]) * (u[:, None] - z[None, :])
-                tl.store(grad_y_ranked + row + r, tl.sum(dY, axis=1) * -SLOPE, mask=r < n)
+                tl.store(grad_y_ranked + row + r, tl.sum(dY, axis=1) * -slope, mask=r < n)
                 of_y += dY
-            tl.store(grad_x + row + index, tl.sum(of_x, axis=0) * SLOPE, mask=here)
-            tl.store(grad_y + row + index, tl.sum(of_y, axis=0) * SLOPE, mask=here)
+            tl.store(grad_x + row + index, tl.sum(of_x, axis=0) * slope, mask=here)
+            tl.store(grad_y + row + index, tl.sum(of_y, axis=0) * slope, mask=here)
     store_square(grad_distances + head * n * n, grad_distances_i, index, here, dD)
 
 
@@ -226,22 +232,20 @@ def plan(
     distances: Tensor,
     temperature: float,
     sorts: Sorts,
-    dtype: torch.dtype,
     *,
     save: bool,
 ) -> Plan:
-    """Make the plan `[B, H, N, N]` in `dtype`, and with `save` what its gradient needs."""
+    """Make the plan `[B, H, N, N]`, and with `save` what its gradient needs."""
     batch, heads, slices, n = left.s.shape
-    found = distances.new_empty(batch, heads, n, n, dtype=dtype)
-    exact = torch.empty_like(distances) if save else distances.new_empty(0)
+    found = torch.empty_like(distances)
     costs = distances.new_empty(batch, heads, slices)
     plan_kernel[(batch * heads,)](
-        *left, *right, distances, sorts.padding, found, exact, costs, n, n, n,
-        heads, slices, n, temperature * LOG2_E,
-        SAVE=save, **constants(n, sorts), num_warps=WARPS, num_stages=STAGES, **EVERY_LAUNCH,
+        *left, *right, distances, sorts.padding, found, costs, n, n,
+        heads, slices, n, temperature * LOG2_E, sorts.sharpness,
+        **constants(n, sorts), num_warps=WARPS, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     weight = slice_weights(costs, temperature) if save else costs
-    return Plan(found, exact, weight, distances.new_empty(0), left, right)
+    return Plan(found, weight, distances.new_empty(0), left, right)
 
 
 def gradient(
@@ -253,9 +257,9 @@ def gradient(
     sides = [torch.zeros_like(left.s) for _ in range(4)]
     grad_distances = torch.empty_like(distances)
     plan_gradient_kernel[(batch * heads,)](
-        *left, *right, distances, sorts.padding, made.exact, made.weight,
+        *left, *right, distances, sorts.padding, made.plan, made.weight,
         grad.contiguous(), *sides, grad_distances, n, n, n, n,
-        heads, slices, n, temperature,
+        heads, slices, n, temperature, sorts.sharpness,
         **constants(n, sorts), num_warps=WARPS, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
     of_x, of_x_ranked, of_y, of_y_ranked = sides

@@ -1,9 +1,10 @@
 """Sorts along slices: coordinates, their order, and the entries of soft and hard sorts.
 
-Coordinates s are in units of sqrt(tau / log2(e)), so that with the inverse sum of row r
+With the inverse sum of row r and the sharpness log2(e) / tau,
 
-    P[r, i] = exp2(-(s_(r) - s_i)^2) inverse_r.
+    P[r, i] = exp2(-(s_(r) - s_i)^2 sharpness) inverse_r.
 
+Coordinates s stay in their own units: their gaps are exact, or nearly, before anything is rounded.
 A row's largest exponent is that of its own token, 0, so no maximum is subtracted. A padded or
 absent token is far from all ranks, and a rank beyond the valid tokens has the inverse sum 0, so no
 tile needs a mask. Letters: see `kernels.tiles`; L slices, r ranks.
@@ -20,10 +21,14 @@ from torch import Tensor
 from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, block, valid_tokens
 
 FAR = tl.constexpr(1e18)
-"""Coordinate of a padded or absent token: its square is finite, and its entries are 0."""
+"""Coordinate of a padded or absent token, over the root of the sharpness: the exponent of a gap to
+it is finite, and its entries are 0."""
 
 SLOPE = tl.constexpr(2 * math.log(2))
-"""The logarithm of an entry falls by SLOPE times the gap for each unit that the gap grows."""
+"""The logarithm of an entry falls by SLOPE sharpness times the gap for each unit that it grows."""
+
+SHARPEST, BLURRIEST = 1e-24, 1e24
+"""Range of tau to compute with: sorts are hard, or their rows uniform, long before either end."""
 
 STAGES = 1
 """Loads ahead of their use: more of them take registers, and were spilled."""
@@ -45,6 +50,7 @@ class Sorts(NamedTuple):
     """What all launches of a call share: padding, and the operands of products."""
 
     hard: bool
+    sharpness: float
     padding: Tensor | None
     """A byte per token `[B, N]`."""
     operand: tl.dtype
@@ -60,9 +66,9 @@ class Sorts(NamedTuple):
 
 
 @triton.jit
-def tokens_of(s, row, i, valid):
+def tokens_of(s, row, i, valid, sharpness):
     """Load the coordinates of tokens i."""
-    return tl.load(s + row + i, mask=valid, other=FAR)
+    return tl.load(s + row + i, mask=valid, other=FAR / tl.sqrt(sharpness))
 
 
 @triton.jit
@@ -82,18 +88,18 @@ def ranks_of(ranked, order, inverse, row, r, n):
 
 
 @triton.jit
-def sort_entries(t, s, inverse, token, i, HARD: tl.constexpr):
+def sort_entries(t, s, inverse, token, i, sharpness, HARD: tl.constexpr):
     """Return entries of a sort from what broadcasts to its tile."""
     if HARD:
         return tl.where(token == i, 1.0, 0.0)
     gap = t - s
-    return tl.exp2(-gap * gap) * inverse
+    return tl.exp2(gap * (gap * -sharpness)) * inverse
 
 
 # fmt: off
 @triton.jit
 def totals_kernel(
-    s, ranked, padding, inverse, heads_slices, n,
+    s, ranked, padding, inverse, heads_slices, n, sharpness,
     BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr, HAS_PADDING: tl.constexpr,
 ):
     # fmt: on
@@ -106,9 +112,11 @@ def totals_kernel(
     total = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, n, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
-        s_i = tokens_of(s, row, i, valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING))
+        valid_i = valid_tokens(padding, slice_ // heads_slices, i, n, HAS_PADDING)
+        s_i = tokens_of(s, row, i, valid_i, sharpness)
         # Ranks are the columns: a thread sums up those of its own.
-        total += tl.sum(sort_entries(t[None, :], s_i[:, None], 1.0, -1, -1, False), axis=0)
+        entries = sort_entries(t[None, :], s_i[:, None], 1.0, -1, -1, sharpness, False)
+        total += tl.sum(entries, axis=0)
     # A valid row has at least the exponential of its own token, 1, or is NaN.
     of_valid = tl.where(valid_r, 1.0 / tl.where(valid_r, total, 1.0), 0.0)
     tl.store(inverse + row + r, of_valid, mask=r < n)
@@ -122,7 +130,7 @@ def sort_side(s: Tensor, absent: Tensor | None, sorts: Sorts) -> Side:
     batch, heads, slices, n = s.shape
     r_block = min(block(n, 32), 128)
     totals_kernel[(batch * heads * slices * triton.cdiv(n, r_block),)](
-        s, ranked, sorts.padding, side.inverse, heads * slices, n,
+        s, ranked, sorts.padding, side.inverse, heads * slices, n, sorts.sharpness,
         BLOCK_I=32, BLOCK_R=r_block, HAS_PADDING=sorts.padding is not None,
         num_warps=r_block // 32, num_stages=STAGES, **EVERY_LAUNCH,
     )  # fmt: skip
@@ -133,12 +141,11 @@ class Plan(NamedTuple):
     """The plan `[B, H, N, N]` of a call, and what its gradient needs."""
 
     plan: Tensor
-    exact: Tensor
-    """The plan in float32, where it was made in registers; else empty."""
     weight: Tensor
     """Weights of the slices `[B, H, L]`, 0 where they do not count."""
     costs: Tensor
-    """Costs by rank `[B, H, L, N]`, in units of the largest distance; empty if in registers."""
+    """Costs by rank `[B, H, L, N]`, of soft sorts in units of the largest distance; empty if the
+    plan was made in registers."""
     left: Side
     right: Side
 
