@@ -24,6 +24,7 @@ CLOSURE, ONE_LAUNCH = f"{OPS}/test_fused_closure.py", f"{OPS}/test_fused_asap.py
 RELAXED = f"{OPS}/test_relaxed_sinkhorn.py {ONE_LAUNCH}"
 COARSE = f"{OPS}/test_fused_coarse.py"
 ONE_PASS = f"{OPS}/test_one_pass_map.py"
+ESPFORMER = f"{OPS}/test_fused_espformer.py"
 POTENTIALS, LOGITS = f"{OPS}/test_fused_potentials.py", f"{OPS}/test_fused_logits.py"
 
 
@@ -85,6 +86,42 @@ FAULTS = {
         FUSED,
     ),
     "tiled, gradient: sign of delta": Fault("dA -= tl.load(delta", "dA += tl.load(delta", FUSED),
+    # ESPFormer's plan.
+    "sorts: tokens one rank off": Fault(
+        "side = Side(s, ranked, order, ", "side = Side(s, ranked, order.roll(1, -1), ", ESPFORMER
+    ),
+    "plan in registers: sign of the gradient of a slice's weight": Fault(
+        "kappa = -temperature * of_grad * (inner",
+        "kappa = temperature * of_grad * (inner",
+        ESPFORMER,
+    ),
+    "plan by tiles: sign of the gradient of a slice's weight": Fault(
+        "kappa = -temperature * (grad_weight", "kappa = temperature * (grad_weight", ESPFORMER
+    ),
+    "plan in registers: a sum over a sort's row left out": Fault(
+        "dX = P * (dP - mean_r[:, None])", "dX = P * dP", ESPFORMER
+    ),
+    "plan by tiles: a sum over a sort's row left out": Fault(
+        "R = R * (Q * size - inner[:, None])", "R = R * (Q * size)", ESPFORMER
+    ),
+    "plan by tiles: gradient of the distances left out": Fault(
+        "Gradients(sides[0], sides[1], grad_distances)",
+        "Gradients(sides[0], sides[1], 0 * grad_distances)",
+        ESPFORMER,
+    ),
+    "plan by tiles: costs of hard sorts in float16": Fault(
+        "costs = tiled.picked_by_rank(left, right, distances)",
+        "costs = tiled.picked_by_rank(left, right, distances.half().float())",
+        ESPFORMER,
+    ),
+    "ESPFormer's plan in 16 bits": Fault(
+        "blank(plan @ values, key", "blank(plan.to(dtype) @ values.to(dtype), key", ESPFORMER
+    ),
+    "ESPFormer's coordinates in other units": Fault(
+        "sides = (reference.projected(t, theta).contiguous()",
+        "sides = (reference.projected(t, theta).div(0.03).mul(0.03).contiguous()",
+        ESPFORMER,
+    ),
     # bfloat16 without a gradient.
     "tiled, bfloat16: sign of the log-sum-exp": Fault(
         "dual = tl.where(valid_i, shift - tl.log2(total) + log2_ratio, 0.0)\n"
