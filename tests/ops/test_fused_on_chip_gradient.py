@@ -362,13 +362,13 @@ def test_offsets_of_the_schedule_are_of_64_bits():
 
 FAULTS = {
     "rows read too early": (
-        "block_barrier();\n          if (writes_row",
-        "if (writes_row",
+        "block_barrier();\n    if (x.writes_row",
+        "if (x.writes_row",
         "without",
     ),
     "columns read too early": (
-        "block_barrier();\n          if (writes_col",
-        "if (writes_col",
+        "block_barrier();\n    if (x.writes_col",
+        "if (x.writes_col",
         "without",
     ),
     "a plan read too early": (
@@ -396,11 +396,11 @@ WRONG = {
         "i < 0; i++) {\n    const float2 other",
     ),
     "scalings of the update before": (
-        "a = exp2_of(now.f + row_shift)",
-        "a = exp2_of(next.f + row_shift)",
+        "b = exp2_of(x.now.earlier_g + col_shift)",
+        "b = exp2_of(x.g + col_shift)",
     ),
     "keys of the next head too early": ("lowest == 1) {", "lowest >= 1) {"),
-    "the unit of the plan before": ("unit *= part_of_unit", "unit = part_of_unit"),
+    "the unit of the plan before": ("x.unit *= part_of_unit", "x.unit = part_of_unit"),
     "sums of the other vector": ("inverse(sums.y) : 0.f, b", "inverse(sums.x) : 0.f, b"),
     "rounding errors of scalings": ("to_bf16(rest) : to_f16(rest)", "to_bf16(rest) : (u16)0"),
 }

@@ -47,16 +47,56 @@ DEVICE float scale_of(const Lane& l, int& maxima_number, float x, float& inverse
   return bits_to_float((u32)(254 + UNIT_EXPONENT - exponent) << 23);
 }
 
-template <bool WIDE>
-struct Format {
-  static constexpr bool wide = WIDE;
+// What a head's own query and key need from update to update. `s` is the update that g^s belongs to; df is
+// df^s and dg is dg^(s+1), or dg^T at first, in units of `unit`.
+struct Head {
+  int s;
+  bool valid_row, valid_col, writes_row, writes_col;
+  Places at;
+  Update now;
+  u32 row_weight, col_weight;
+  float g, dg, df, unit;
 };
+
+// Make the updates back to g^`lowest` with one plan. The shifts give a and b from duals; b of g^s is stored.
+template <bool WIDE>
+DEVICE void updates(const Problem& p, const Lane& l, Numbers& numbers, Head& x, const u32 e[TILES][2],
+                    int lowest, float row_shift, float col_shift) {
+  float a = 0.f, b = exp2_of(x.g + col_shift), later_inverse = 0.f;
+  bool begins = true;
+#pragma unroll 1
+  for (;; x.s--) {
+    float y = 0.f;
+    if (x.s < p.num_iters) {
+      const float2 sums = both_row_sums<WIDE>(l, numbers.rows, e);
+      if (!begins) x.df = -a * sums.x * later_inverse;
+      if (x.s < lowest) break;
+      if (x.valid_row) y = x.df * x.now.power * inverse(sums.y);
+    }
+    a = exp2_of(x.now.f + row_shift);
+    store_both_scalings(l, l.row_place, y, a, WIDE);
+    block_barrier();
+    if (x.writes_row && x.s < p.num_iters) p.row_weights[x.row_weight] = x.df * x.unit;
+    x.row_weight -= p.n;
+    const Update next = next_update(p, x.at, x.s <= 2);
+    later_inverse = inverse(x.now.power);
+    const float2 sums = both_col_sums<WIDE>(l, numbers.cols);
+    if (x.s < p.num_iters) x.dg = -b * sums.x * later_inverse;
+    b = exp2_of(x.now.earlier_g + col_shift);
+    store_both_scalings(l, l.col_place, x.valid_col ? x.dg * x.now.power * inverse(sums.y) : 0.f, b, WIDE);
+    block_barrier();
+    if (x.writes_col)
+      p.col_weights[x.col_weight] = x.dg * exp2_of(x.g - x.now.earlier_g - p.log2_ratio) * x.unit;
+    x.col_weight -= p.m;
+    x.g = x.now.earlier_g;
+    x.now = next;
+    begins = false;
+  }
+}
 
 KERNEL adjoints_on_chip(PARAMETER Problem p) {
   const Lane l = lane_of_thread();
   const int own_query = l.grid_row * SIDE + l.own, own_key = l.grid_col * SIDE + l.own;
-  const bool writes_row = !l.part && l.grid_col == 0 && own_query < p.n;
-  const bool writes_col = !l.part && l.grid_row == 0 && own_key < p.m;
   Numbers numbers = {0, 0, 0};
   bool keys_asked_for = false;
   u32 e[TILES][2];
@@ -67,85 +107,56 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
     const int sample = number / p.heads;
     const int query = l.grid_row * SIDE + l.warp * 16 + l.eighth;
     const bool valid0 = is_valid(p, sample, query, p.n), valid1 = is_valid(p, sample, query + 8, p.n);
-    const bool valid_row = l.second ? valid1 : valid0, valid_col = is_valid(p, sample, own_key, p.m);
+    Head x;
+    x.valid_row = l.second ? valid1 : valid0;
+    x.valid_col = is_valid(p, sample, own_key, p.m);
+    x.writes_row = !l.part && l.grid_col == 0 && own_query < p.n;
+    x.writes_col = !l.part && l.grid_row == 0 && own_key < p.m;
     if (!keys_asked_for) load_keys(p, l, number);
     close_copy_group();
 
-    int s = p.num_iters;
+    x.s = p.num_iters;
     const u32 before = (u32)number * p.num_iters;  // updates of all heads before
-    Places at = {(before + number + s - 1) * p.n + (own_query < p.n ? own_query : 0),
-                 (before + number + s - 1) * p.m + (own_key < p.m ? own_key : 0), before + s - 1};
-    float g = p.cols[at.col + p.m];
-    Update now = next_update(p, at, s == 1);
-    u32 row_weight = (before + s) * p.n + own_query, col_weight = (before + s - 1) * p.m + own_key;
-    // Adjoints of the own key and query, in units of `unit`: dg^(s+1) and df^s.
-    float dg = valid_col ? p.grad_col[(i64)number * p.m + own_key] : 0.f;
-    float df = 0.f, unit = 1.f;
+    x.at = {(before + number + x.s - 1) * p.n + (own_query < p.n ? own_query : 0),
+            (before + number + x.s - 1) * p.m + (own_key < p.m ? own_key : 0), before + x.s - 1};
+    x.g = p.cols[x.at.col + p.m];
+    x.now = next_update(p, x.at, x.s == 1);
+    x.row_weight = (before + x.s) * p.n + own_query;
+    x.col_weight = (before + x.s - 1) * p.m + own_key;
+    x.dg = x.valid_col ? p.grad_col[(i64)number * p.m + own_key] : 0.f;
+    x.df = 0.f;
+    x.unit = 1.f;
     wait_for_copies<0>();
 #pragma unroll 1
-    while (s > 0) {
-      const int coded = p.lowest[before + s - 1], lowest = coded < 0 ? -coded : coded;
+    while (x.s > 0) {
+      const int coded = p.lowest[before + x.s - 1], lowest = coded < 0 ? -coded : coded;
       const bool wide = MAY_BE_WIDE && coded < 0;
-      const float anchor = valid_col ? p.col_weights[col_weight] : 0.f;
-      if (!l.part) store_f32(own_col_dual(l), valid_col ? anchor : negative_infinity());
+      const float anchor = x.valid_col ? p.col_weights[x.col_weight] : 0.f;
+      if (!l.part) store_f32(own_col_dual(l), x.valid_col ? anchor : negative_infinity());
       // Passes barriers: keys and duals have arrived, and all blocks have read the anchor.
       float part_of_unit;
-      const float scale = scale_of(l, numbers.maxima, s == p.num_iters ? dg : df, part_of_unit);
-      dg *= scale;
-      df *= scale;
-      unit *= part_of_unit;
+      const float scale = scale_of(l, numbers.maxima, x.s == p.num_iters ? x.dg : x.df, part_of_unit);
+      x.dg *= scale;
+      x.df *= scale;
+      x.unit *= part_of_unit;
       float shift0, shift1;
-      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1,
-                wide);
+      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1, wide);
       // Scalings of tokens that do not count are exp2(NONE) = 0.
       const float row_shift =
-          valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;
-      const float col_shift = valid_col ? COL_UNIT_LOG2 - anchor : NONE;
-      float a = 0.f, b = exp2_of(g + col_shift), later_inverse = 0.f;
-      store_both_scalings(l, l.col_place, 0.f, b, wide);
+          x.valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;
+      const float col_shift = x.valid_col ? COL_UNIT_LOG2 - anchor : NONE;
+      store_both_scalings(l, l.col_place, 0.f, exp2_of(x.g + col_shift), wide);
       block_barrier();
       if (lowest == 1) {
         keys_asked_for = load_next_head(p, l, number);
         close_copy_group();
       }
-      bool begins = true;
-      const auto update_with = [&](auto format) {
-        constexpr bool WIDE = decltype(format)::wide;
-#pragma unroll 1
-        for (;; s--) {
-          float y = 0.f;
-          if (s < p.num_iters) {
-            const float2 sums = both_row_sums<WIDE>(l, numbers.rows, e);
-            if (!begins) df = -a * sums.x * later_inverse;
-            if (s < lowest) break;
-            if (valid_row) y = df * now.power * inverse(sums.y);
-          }
-          a = exp2_of(now.f + row_shift);
-          store_both_scalings(l, l.row_place, y, a, WIDE);
-          block_barrier();
-          if (writes_row && s < p.num_iters) p.row_weights[row_weight] = df * unit;
-          row_weight -= p.n;
-          const Update next = next_update(p, at, s <= 2);
-          later_inverse = inverse(now.power);
-          const float2 sums = both_col_sums<WIDE>(l, numbers.cols);
-          if (s < p.num_iters) dg = -b * sums.x * later_inverse;
-          b = exp2_of(now.earlier_g + col_shift);
-          store_both_scalings(l, l.col_place, valid_col ? dg * now.power * inverse(sums.y) : 0.f, b, WIDE);
-          block_barrier();
-          if (writes_col)
-            p.col_weights[col_weight] = dg * exp2_of(g - now.earlier_g - p.log2_ratio) * unit;
-          col_weight -= p.m;
-          g = now.earlier_g;
-          now = next;
-          begins = false;
-        }
-      };
-      if (wide) update_with(Format<true>());
-      else update_with(Format<false>());
+      if (wide) updates<true>(p, l, numbers, x, e, lowest, row_shift, col_shift);
+      else updates<false>(p, l, numbers, x, e, lowest, row_shift, col_shift);
     }
-    if (writes_row) {
-      p.row_weights[row_weight] = 0.f;
-      p.grad_start[(i64)number * p.n + own_query] = df * unit;
+    if (x.writes_row) {
+      p.row_weights[x.row_weight] = 0.f;
+      p.grad_start[(i64)number * p.n + own_query] = x.df * x.unit;
     }
   }
   close_cluster();
