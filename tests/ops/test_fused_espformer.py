@@ -283,6 +283,7 @@ def compiled() -> Callable[..., Callable]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error:Dynamo detected")  # a call through a cache, on a GPU
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_layer_is_traced_without_a_break(compiled: Callable, masked: bool) -> None:
     inputs = inputs_for(torch.float16, queries=20, batch=4)

@@ -99,13 +99,19 @@ def device_of(x: Tensor) -> Device:
     """Return the device of `x`, or the one that `as_if` simulates."""
     if _pretended is not None:
         return _pretended
-    return cuda_device(x.get_device()) if x.is_cuda else INTERPRETER
+    if not x.is_cuda:
+        return INTERPRETER
+    # Dynamo would trace through the cache, and warn that it does.
+    read = cuda_device if torch.compiler.is_compiling() else _remembered_device
+    return read(x.get_device())
 
 
-@functools.cache
 def cuda_device(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     return Device((properties.major, properties.minor), properties.multi_processor_count)
+
+
+_remembered_device = functools.cache(cuda_device)
 
 
 @contextmanager
