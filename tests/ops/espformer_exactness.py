@@ -58,7 +58,11 @@ def errors(operator: Operator, inputs: Inputs, **options) -> dict[str, tuple[flo
         with sorts_in_float16():
             rounded = results_of(by_plan, doubles, exact_cotangents, **options)
     return {
-        name: tuple(relative_rms(x[name], exact) for x in (found, usual, rounded))
+        name: (
+            relative_rms(found[name], exact),
+            relative_rms(usual[name], exact),
+            relative_rms(rounded[name], exact),
+        )
         for name, exact in expected.items()
     }
 
