@@ -409,6 +409,69 @@ def test_machine_that_cannot_run_it_takes_another_route(monkeypatch, found, word
         assert first(routes.ROUTES["sinkhorn"], CALL).name == "plan in shared memory"
 
 
+@pytest.mark.parametrize("has_context", [True, False])
+def test_thread_without_a_context_gets_that_of_pytorchs_gpu(monkeypatch, has_context):
+    calls = []
+
+    class Driver:
+        def cuCtxGetCurrent(self, context):
+            context._obj.value = 7 if has_context else None
+            return 0
+
+        def cuDeviceGet(self, device, index):
+            device._obj.value = 10 + index
+            return 0
+
+        def cuDevicePrimaryCtxRetain(self, context, device):
+            context._obj.value = 100 + device.value
+            return 0
+
+        def cuCtxSetCurrent(self, context):
+            calls.append(context.value)
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(on_chip.driver, "driver", Driver)
+    on_chip.driver.need_context()
+    assert calls == ([] if has_context else [113])
+
+
+FIRST_USE = """
+import threading
+import torch
+from asap_exp import ops
+from asap_exp.ops import routes
+
+explained = ops.explain("sinkhorn_attention", n=200)
+assert "plan on chip" in [choice.route for choice in explained.taken], explained
+x = torch.randn(1, 1, 200, 64, device="cuda", dtype=torch.bfloat16)
+results = []
+
+def compute():
+    with routes.force("plan on chip"):
+        results.append(ops.sinkhorn_attention(x, x, x, num_iters=20))
+
+thread = threading.Thread(target=compute)
+thread.start()
+thread.join()
+assert results[0].isfinite().all()
+"""
+
+
+@pytest.mark.gpu
+def test_explanation_before_any_other_use_of_the_gpu_and_call_in_a_thread():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+    subprocess.run([sys.executable, "-c", FIRST_USE], check=True)
+
+
+def test_program_has_no_lambda():
+    """NVRTC 13.0 takes a generic one for a function of the host."""
+    files = {*on_chip.FILES, *on_chip.GRADIENT_FILES}
+    assert not any(re.search(r"\[[&=]\]", (on_chip.FOLDER / name).read_text()) for name in files)
+
+
 def test_another_gpu_than_the_one_that_is_there_is_not_asked_for_it(monkeypatch):
     """Explanations of a Hopper GPU on a machine that has an A100."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -4,6 +4,8 @@ import ctypes
 import functools
 from typing import NamedTuple
 
+import torch
+
 NON_PORTABLE_CLUSTERS, SHARED_BYTES = 14, 8
 """Function attributes: clusters of more than 8 blocks; most dynamic shared memory of a block."""
 
@@ -48,6 +50,7 @@ class Kernel(NamedTuple):
 
     def launch(self, most_clusters: int, argument: ctypes.Structure, stream: int) -> None:
         """Run the kernel on a stream, with at most this many clusters."""
+        need_context()
         blocks = min(self.clusters, most_clusters) * self.cluster_size
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
         launched = driver().cuLaunchKernel(
@@ -65,6 +68,7 @@ def load(
     Raises RuntimeError if the GPU cannot run a cluster of this size.
     """
     cuda = driver()
+    need_context()
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     check(cuda.cuModuleLoadData(ctypes.byref(module), machine_code), "loading the kernel")
     found = cuda.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
@@ -76,6 +80,25 @@ def load(
             check(changed, f"setting attribute {attribute} to {value}")
     clusters = most_clusters(function, cluster_size, threads, shared_bytes)
     return Kernel(function, cluster_size, clusters, threads, shared_bytes)
+
+
+def need_context() -> None:
+    """Make the context that PyTorch uses on its current GPU that of this thread, if it has none.
+
+    A thread has one after its first call of CUDA's run-time library. `explain` may come before any,
+    and a thread that was just started may find all memory that it needs in PyTorch's cache.
+    """
+    cuda, context = driver(), ctypes.c_void_p()
+    torch.cuda.init()
+    check(cuda.cuCtxGetCurrent(ctypes.byref(context)), "asking for the context")
+    if context.value is not None:
+        return
+    device = ctypes.c_int()
+    found = cuda.cuDeviceGet(ctypes.byref(device), torch.cuda.current_device())
+    check(found, "finding the GPU")
+    kept = cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    check(kept, "keeping the GPU's context")
+    check(cuda.cuCtxSetCurrent(context), "setting the context")
 
 
 def constant(module: ctypes.c_void_p, name: str) -> int:

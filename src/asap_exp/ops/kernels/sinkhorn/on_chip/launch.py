@@ -11,8 +11,8 @@ E is made again, with the scalings absorbed in g, where updates have moved them 
 float16 would not hold scalings. It is made for where they are going, so that they cross the whole
 range with it. Updates are nonexpansive in log b, so that how far one moved bounds what is still to
 come: most heads are checked once. Where that bound is beyond 2^64, and inputs are bfloat16, E and
-scalings are of bfloat16 too until all updates are made, and E once more of float16 for the output:
-such a wide plan lasts while scalings cross 2^112, and its rounding, 2^-9 of an entry, shows in duals
+scalings are of bfloat16 too until all updates are made, and E once more of float16 for the output.
+Such a wide plan lasts while scalings cross 2^112; its rounding, 2^-9 of an entry, shows in duals
 alone. Keys whose sums of the first column step are too small for float16 get their largest logits
 as a start.
 
