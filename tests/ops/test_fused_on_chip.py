@@ -124,10 +124,12 @@ def test_hard_logits(emulator, size):
 
 def emulator_that_counts(folder: Path, most: int) -> Emulator:
     """Return an emulator that fails if a head makes more plans than `most`."""
-    counted = f'if (plans++ == {most}) hopper::fail("makes too many plans");\n      make_plan(p'
+    counted = (
+        f'if (plans++ == {most}) hopper::fail("makes too many plans");\n      if (x.wide) make_plan'
+    )
     for name in on_chip.FILES[1:]:
         source = (on_chip.FOLDER / name).read_text()
-        source = source.replace("      make_plan(p", f"      {counted}")
+        source = source.replace("      if (x.wide) make_plan", f"      {counted}")
         source = source.replace("    Head x;\n", "    Head x;\n    int plans = 0;\n")
         (folder / name).write_text(source)
     assert "plans++" in (folder / "plan.cu").read_text()

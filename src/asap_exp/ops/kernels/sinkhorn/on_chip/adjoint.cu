@@ -140,7 +140,9 @@ KERNEL adjoints_on_chip(PARAMETER Problem p) {
       x.df *= scale;
       x.unit *= part_of_unit;
       float shift0, shift1;
-      make_plan(p, l, queries_of(p, l, number), numbers.rows, e, shift0, shift1, valid0, valid1, wide);
+      const u16* q = queries_of(p, l, number);
+      if (wide) make_plan<true>(p, l, q, numbers.rows, e, shift0, shift1, valid0, valid1);
+      else make_plan<false>(p, l, q, numbers.rows, e, shift0, shift1, valid0, valid1);
       // Scalings of tokens that do not count are exp2(NONE) = 0.
       const float row_shift =
           x.valid_row ? (l.second ? shift1 : shift0) + ROW_UNIT_LOG2 - p.log2_ratio : NONE;

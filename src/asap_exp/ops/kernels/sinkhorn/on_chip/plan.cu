@@ -155,7 +155,8 @@ KERNEL sinkhorn_on_chip(PARAMETER Problem p) {
 #pragma unroll 1
     while (remake) {
       block_barrier();
-      make_plan(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1, x.wide);
+      if (x.wide) make_plan<true>(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1);
+      else make_plan<false>(p, l, x.q, numbers.rows, e, x.shift0, x.shift1, x.valid0, x.valid1);
       if (stage != REMADE && !first_col_step(p, l, numbers, x, stage)) continue;
       store_scaling(l, l.col_place, x.b, x.wide);
       if (KEEP_DUALS && t == 1) {

@@ -39,18 +39,21 @@ DEVICE u32 rise(float from, float to) {
 DEVICE float lowering(u32 rise) { return bits_to_float((127 - (rise & 255)) << 23); }
 
 // Two entries of E, and their products: float16, or bfloat16 in a wide plan.
-DEVICE u32 to_entries(float first, float second, bool wide) {
-  return wide ? to_bf16x2(first, second) : to_f16x2(first, second);
+template <bool WIDE>
+DEVICE u32 to_entries(float first, float second) {
+  return WIDE ? to_bf16x2(first, second) : to_f16x2(first, second);
 }
-DEVICE u32 multiply_entries(u32 a, u32 b, bool wide) {
-  return wide ? multiply_bf16x2(a, b) : multiply_f16x2(a, b);
+template <bool WIDE>
+DEVICE u32 multiply_entries(u32 a, u32 b) {
+  return WIDE ? multiply_bf16x2(a, b) : multiply_f16x2(a, b);
 }
 
 // E = exp2(S + g - shift) in 16 bits, in registers and in shared memory, from the keys in TOKENS and g in
 // COL_DUAL. The shifts are the largest logits of the rows, rounded up to whole numbers, less TOP, so that
 // chunks of keys may be made with the largest logits so far, and rescaled at the end without an error.
+template <bool WIDE>
 DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_number, u32 e[TILES][2],
-                      float& shift0, float& shift1, bool valid0, bool valid1, bool wide) {
+                      float& shift0, float& shift1, bool valid0, bool valid1) {
   const Tokens queries = load_queries(l, q, p.q_n, valid0, valid1);
   float so_far0 = NONE, so_far1 = NONE;
   u32 rises[CHUNKS / 2] = {};  // of both rows, with each chunk, in bytes
@@ -84,8 +87,8 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
     }
 #pragma unroll
     for (int t = 0; t < CHUNK_TILES; t++) {
-      e[s * CHUNK_TILES + t][0] = to_entries(x[t][0], x[t][1], wide);
-      e[s * CHUNK_TILES + t][1] = to_entries(x[t][2], x[t][3], wide);
+      e[s * CHUNK_TILES + t][0] = to_entries<WIDE>(x[t][0], x[t][1]);
+      e[s * CHUNK_TILES + t][1] = to_entries<WIDE>(x[t][2], x[t][3]);
     }
   }
   shift0 = so_far0;
@@ -100,11 +103,11 @@ DEVICE void make_plan(const Inputs& p, const Lane& l, const u16* q, int& row_num
   const u32 plan = l.shared + PLAN + (l.warp * 16 + (l.lane & 15)) * PLAN_ROW_BYTES;
 #pragma unroll
   for (int s = CHUNKS - 1; s >= 0; s--) {
-    const u32 both0 = to_entries(factor0, factor0, wide), both1 = to_entries(factor1, factor1, wide);
+    const u32 both0 = to_entries<WIDE>(factor0, factor0), both1 = to_entries<WIDE>(factor1, factor1);
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t++) {
-      e[t][0] = multiply_entries(e[t][0], both0, wide);
-      e[t][1] = multiply_entries(e[t][1], both1, wide);
+      e[t][0] = multiply_entries<WIDE>(e[t][0], both0);
+      e[t][1] = multiply_entries<WIDE>(e[t][1], both1);
     }
 #pragma unroll
     for (int t = s * CHUNK_TILES; t < (s + 1) * CHUNK_TILES; t += 2)
