@@ -16,6 +16,7 @@ if ops.backend.fused is None:
 
 from asap_exp.ops import routes
 from asap_exp.ops.call import Device, as_if
+from tests.conftest import Pipeline
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASE = Case(n=8, num_iters=2, spread=4.0, heads=2, head_dim=16, dtype="float32", train=False)
@@ -50,7 +51,7 @@ def test_logits_have_the_spread_that_was_asked_for(spread):
 
 
 def test_chosen_way_is_among_the_timed():
-    times = timed(CASE, DEVICE, rounds=2)
+    times = timed(CASE, CASE.inputs(DEVICE), rounds=2)
     assert times.chosen in times.ms
     assert all(ms > 0 for ms in times.ms.values())
 
@@ -67,7 +68,7 @@ def test_command_says_which_choices_are_wrong(monkeypatch, capsys, tmp_path: Pat
     monkeypatch.setattr(
         route_times,
         "timed",
-        lambda case, device, rounds: Times(case, "tiled", answers[case.num_iters]),
+        lambda case, inputs, rounds: Times(case, "tiled", answers[case.num_iters]),
     )
     file = tmp_path / "times.json"
     words = ["route_times.py", "--n", "8", "--updates", "5", "10", "--spread", "1"]
@@ -88,6 +89,9 @@ def test_command_says_which_choices_are_wrong(monkeypatch, capsys, tmp_path: Pat
         (["--n", "8", "0"], "--n must be at least 1, got 0"),
         (["--updates", "-3"], "--updates must be at least 1, got -3"),
         (["--spread", "-1"], "--spread must be at least 0, got -1"),
+        (["--teacher", "a", "--spread", "1"], "--spread: the inputs are the teacher's"),
+        (["--teacher", "a", "--head-dim", "8"], "--head-dim: the inputs are the teacher's"),
+        (["--teacher", "no/run"], "no/run is not a run directory"),
     ],
     ids=str,
 )
@@ -103,4 +107,31 @@ def test_machine_without_kernels_is_refused_with_the_reason(monkeypatch):
         ops, "explain", lambda *a, **k: type("Found", (), {"refusal": "q is on cpu"})()
     )
     with pytest.raises(SystemExit, match="there are no routes to compare: q is on cpu"):
+        route_times.main()
+
+
+@pytest.mark.slow
+def test_inputs_of_all_layers_of_a_teacher(monkeypatch, capsys, pipeline: Pipeline):
+    """Four tokens of its own, or sixteen of resized images."""
+    seen = {}
+
+    def answer(case, inputs, rounds):
+        seen[str(case)] = inputs
+        return Times(case, "tiled", {"tiled": 1.0})
+
+    monkeypatch.setattr(route_times, "timed", answer)
+    words = ["--teacher", str(pipeline.teacher.path), "--tokens", "64", "--updates", "2"]
+    for more, n in (([], 4), (["--n", "16"], 16)):
+        monkeypatch.setattr(sys, "argv", ["route_times.py", *words, *more])
+        route_times.main()
+        layers = [name for name in seen if name.startswith(f"n = {n}, T = 2, inputs of blocks.")]
+        assert len(layers) == len(set(layers)) == pipeline.teacher.config.model.depth
+        for name in layers:
+            q, k, v = seen[name]
+            assert q.shape[0] * q.shape[1] * n == 64
+            assert q.shape == k.shape == v.shape
+            assert q.dtype == torch.bfloat16
+    assert "0 of 2 choices are slower" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["route_times.py", *words, "--n", "8"])
+    with pytest.raises(SystemExit, match="--n: n = 8 is left out: the teacher's inputs have 4"):
         route_times.main()

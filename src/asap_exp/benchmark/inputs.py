@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asap_exp.attention.diagnostics import largest_logit
 from asap_exp.benchmark.blocks import in_blocks
-from asap_exp.benchmark.recorded import recorder
+from asap_exp.benchmark.recorded import recorders
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
 from asap_exp.core.errors import UserError
@@ -89,7 +89,8 @@ def normal(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def recorded_source(config: BenchmarkConfig, suite: SuiteConfig, device: torch.device) -> Source:
-    found, identity = recorder(config, device)
+    *_, found = recorders(config, device)
+    identity = found.identity
     if found.head_dim != suite.head_dim:
         raise UserError(
             f"{suite_name(device)}.head_dim={suite.head_dim} differs from {found.run.path}; "

@@ -1,4 +1,4 @@
-"""Inputs of the last attention layer of a trained teacher, at its own length and others."""
+"""Inputs of the attention layers of a trained teacher, at its own length and others."""
 
 import math
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ RECORDED_SAMPLES = 256
 
 @dataclass(frozen=True)
 class Recorder:
-    """Training samples of a teacher, and the inputs of its last attention layer for them.
+    """Training samples of a teacher, and the inputs of an attention layer for them.
 
     Texts are cut to fewer tokens. For another square number of patches, images are resized and the
     teacher's position embeddings interpolated.
@@ -39,10 +39,29 @@ class Recorder:
     """Path of the layer."""
     own: tuple[Tensor, Tensor, Tensor]
     """Tensors q, k and v `[heads of all samples, n, head_dim]` at the teacher's own length."""
+    source: dict[str, Any]
+    """How many samples there are, and of which data."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The description of the inputs in a benchmark's record."""
+        return {
+            "kind": "recorded",
+            "teacher": self.run.name,
+            "teacher_sha256": self.run.manifest.teacher_sha256,
+            "layer": self.path,
+            "split": CALIBRATION_SPLIT,
+            **self.source,
+        }
 
     @property
     def n(self) -> int:
         return self.own[0].shape[1]
+
+    @property
+    def heads(self) -> int:
+        """Heads of a sample."""
+        return len(self.own[0]) // self.source["images"]
 
     @property
     def head_dim(self) -> int:
@@ -80,7 +99,8 @@ class Recorder:
         net = build_net(replace(config, data=replace(config.data, image_size=size)))
         initialise(net, self.run)
         images = Resized(self.samples, size, min(shape.batch, RECORDED_SAMPLES))
-        return recorded(net.to(self.device).eval(), images, config.trainer.precision, self.path)
+        precision = config.trainer.precision
+        return recorded(net.to(self.device).eval(), images, precision)[self.path]
 
 
 @dataclass(frozen=True)
@@ -101,8 +121,8 @@ class Resized:
         return len(self.samples)
 
 
-def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, dict[str, Any]]:
-    """Return the recorder of the teacher that `config` names, and its description for the record.
+def recorders(config: BenchmarkConfig, device: torch.device) -> list[Recorder]:
+    """Return a recorder of each attention layer of the teacher that `config` names, in their order.
 
     q is divided by the teacher's eps, so that the logits are the teacher's at eps = 1. The longest
     texts are used, cut to the shortest of them, so that nothing is padded.
@@ -115,32 +135,26 @@ def recorder(config: BenchmarkConfig, device: torch.device) -> tuple[Recorder, d
     samples, _ = data.calibration_dataloaders(
         samples=RECORDED_SAMPLES, holdout=0, batch_size=RECORDED_SAMPLES, seed=config.seed
     )
-    path = list(attention_layers(net))[-1]
-    own = recorded(net, samples, run.config.trainer.precision, path)
-    identity = {
-        "kind": "recorded",
-        "teacher": run.name,
-        "teacher_sha256": run.manifest.teacher_sha256,
-        "layer": path,
-        "split": CALIBRATION_SPLIT,
-        "images": samples.num_samples,
-        "data": data.identity,
-    }
-    return Recorder(run, samples, device, path, own), identity
+    identity = {"images": samples.num_samples, "data": data.identity}
+    own = recorded(net, samples, run.config.trainer.precision)
+    return [Recorder(run, samples, device, path, x, identity) for path, x in own.items()]
 
 
 def recorded(
-    net: nn.Module, batches: Batches, precision: str, path: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v `[heads of all samples, n, head_dim]` of the layer for the last batch."""
-    eps = sinkhorn(attention_layers(net)[path]).eps
+    net: nn.Module, batches: Batches, precision: str
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return q, k, v `[heads of all samples, n, head_dim]` of all layers for the last batch."""
     *_, last = layer_inputs(net, batches, precision)
-    inputs = last[path][-1]
-    mask, n = inputs.key_padding_mask, inputs.q.shape[2]
-    if mask is not None:
-        n = int((~mask).sum(dim=1).min())
-    q, k, v = (x[:, :, :n].flatten(0, 1) for x in (inputs.q / eps, inputs.k, inputs.v))
-    return q, k, v
+    found = {}
+    for path, layer in attention_layers(net).items():
+        inputs = last[path][-1]
+        mask, n = inputs.key_padding_mask, inputs.q.shape[2]
+        if mask is not None:
+            n = int((~mask).sum(dim=1).min())
+        scaled = inputs.q / sinkhorn(layer).eps, inputs.k, inputs.v
+        q, k, v = (x[:, :, :n].flatten(0, 1) for x in scaled)
+        found[path] = q, k, v
+    return found
 
 
 def tiled(x: Tensor, shape: Shape) -> Tensor:

@@ -1,15 +1,17 @@
 """Times of every route that Sinkhorn attention may take, side by side, and what is chosen.
 
 Usage: python -m asap_exp.benchmark.route_times [--n 256 1024] [--updates 5 10 20] [--spread 1 4 16]
-       [--head-dim 64] [--dtype bfloat16] [--train] [--json FILE]
+       [--head-dim 64] [--dtype bfloat16] [--train] [--json FILE] [--teacher RUN]
 
-Inputs are normal numbers; logits have the standard deviation `--spread`. Where a route that is not
-chosen is faster by more than 3 %, the rules in `ops.routes` do not fit this GPU: please report it.
+Inputs are normal numbers; logits have the standard deviation `--spread`. With `--teacher` they are
+those of every attention layer of a trained model, whose logits may be harder than any normal ones.
+Where a route that is not chosen is faster by more than 3 %, the rules in `ops.routes` do not fit
+this GPU: please report it.
 """
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +20,16 @@ import torch
 from torch import Tensor
 
 from asap_exp import ops
+from asap_exp.benchmark.recorded import Recorder, recorders
+from asap_exp.benchmark.shape import Shape
+from asap_exp.core.composing import compose, quoted
+from asap_exp.core.config import BenchmarkConfig
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
 from asap_exp.core.files import write_json
 from asap_exp.core.manifest import code_version, hardware, versions
+from asap_exp.core.runs import Run
 from asap_exp.ops import routes
 from asap_exp.timing.calls import captured
 from asap_exp.timing.latency import Prepare, interleaved_latency
@@ -30,37 +37,51 @@ from asap_exp.timing.latency import Prepare, interleaved_latency
 TOLERATED = 1.03
 """Ratio to the fastest route from which on the choice is called wrong."""
 
+LENGTHS, SPREADS, HEAD_DIM = [129, 192, 256, 512, 768, 1024], [1.0, 4.0, 16.0], 64
+"""Tokens, standard deviations and channels unless a teacher has its own."""
+
 LEAST = {"n": 1, "updates": 1, "spread": 0, "tokens": 1, "head-dim": 1, "rounds": 2}
 """Smallest numbers that make sense."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call to be timed: tokens, updates, standard deviation of the logits, and its heads."""
+    """A call to be timed: tokens, updates, its heads, and the logits.
+
+    These have the standard deviation `spread`, or are those of a teacher's `layer`.
+    """
 
     n: int
     num_iters: int
-    spread: float
+    spread: float | None
     heads: int
     head_dim: int
     dtype: str
     train: bool
+    layer: str | None = None
 
     def inputs(self, device: torch.device) -> list[Tensor]:
-        """Return q, k and v `[1, H, N, D]`."""
+        """Return normal q, k and v `[1, H, N, D]`."""
+        assert self.spread is not None, "a teacher's layer has its own inputs"
         generator = torch.Generator(device).manual_seed(0)
         shape = 1, self.heads, self.n, self.head_dim
         tokens = [torch.randn(shape, device=device, generator=generator) for _ in range(3)]
         sizes = (self.spread**0.5, self.spread**0.5, 1.0)
+        return self.leaves(size * x for x, size in zip(tokens, sizes, strict=True))
+
+    def recorded_inputs(self, recorder: Recorder) -> list[Tensor]:
+        """Return q, k and v `[B, H, N, D]` of the layer, of as many samples as `heads` needs."""
+        samples = -(-self.heads // recorder.heads)
+        return self.leaves(recorder.draw(Shape(samples, recorder.heads, self.n, self.head_dim)))
+
+    def leaves(self, tokens: Iterable[Tensor]) -> list[Tensor]:
         dtype = getattr(torch, self.dtype)
-        return [
-            (size * x).to(dtype).requires_grad_(self.train)
-            for x, size in zip(tokens, sizes, strict=True)
-        ]
+        return [x.to(dtype).contiguous().requires_grad_(self.train) for x in tokens]
 
     def __str__(self) -> str:
         step = ", with its gradient" if self.train else ""
-        return f"n = {self.n}, T = {self.num_iters}, logits of {self.spread:g}{step}"
+        logits = f"logits of {self.spread:g}" if self.layer is None else f"inputs of {self.layer}"
+        return f"n = {self.n}, T = {self.num_iters}, {logits}{step}"
 
 
 @dataclass(frozen=True)
@@ -82,36 +103,12 @@ class Times:
 
 def main() -> None:
     """Print a line per case, then the cases of which another route is faster."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, nargs="+", default=[129, 192, 256, 512, 768, 1024])
-    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
-    parser.add_argument("--spread", type=float, nargs="+", default=[1.0, 4.0, 16.0])
-    parser.add_argument("--tokens", type=int, default=393216, help="batch x heads x n")
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--train", action="store_true", help="with the backward pass")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write everything to a file")
-    arguments = parser.parse_args()
+    arguments = parsed()
     with sentences():
-        for name, least in LEAST.items():
-            given = getattr(arguments, name.replace("-", "_"))
-            smallest = min(given) if isinstance(given, list) else given
-            if smallest < least:
-                raise UserError(f"--{name} must be at least {least}, got {smallest:g}")
-        device = choose_device("auto")
-        cases = [
-            Case(
-                n, num_iters, spread, max(1, arguments.tokens // n), arguments.head_dim,
-                arguments.dtype, arguments.train,
-            )
-            for n, spread, num_iters in itertools.product(
-                arguments.n, arguments.spread, arguments.updates
-            )
-        ]  # fmt: skip
+        check(arguments)
         results = []
-        for case in cases:
-            results.append(timed(case, device, arguments.rounds))
+        for case, inputs in cases(arguments, choose_device("auto")):
+            results.append(timed(case, inputs, arguments.rounds))
             print(f"{case}: {in_words(results[-1])}", flush=True)
         wrong = [result for result in results if not result.is_right]
         print(f"{len(wrong)} of {len(results)} choices are slower by more than {TOLERATED - 1:.0%}")
@@ -121,9 +118,71 @@ def main() -> None:
         if arguments.json:
             found = {
                 "code": code_version(), "versions": versions(), "hardware": hardware(),
-                "cases": [asdict(result) for result in results],
+                "teacher": arguments.teacher, "cases": [asdict(result) for result in results],
             }  # fmt: skip
             write_json(arguments.json, found)
+
+
+def parsed() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", help="a run of asap_exp.train with Sinkhorn attention")
+    lengths = f"default: {' '.join(map(str, LENGTHS))}, or the teacher's own"
+    parser.add_argument("--n", type=int, nargs="+", help=lengths)
+    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
+    spreads = f"default: {' '.join(f'{x:g}' for x in SPREADS)}"
+    parser.add_argument("--spread", type=float, nargs="+", help=spreads)
+    parser.add_argument("--tokens", type=int, default=393216, help="batch x heads x n")
+    channels = f"default: {HEAD_DIM}, or the teacher's own"
+    parser.add_argument("--head-dim", type=int, help=channels)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--train", action="store_true", help="with the backward pass")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write everything to a file")
+    return parser.parse_args()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise UserError for numbers that cannot be, or that a teacher has already."""
+    for name, least in LEAST.items():
+        given = getattr(arguments, name.replace("-", "_"))
+        smallest = min(given) if isinstance(given, list) else given
+        if smallest is not None and smallest < least:
+            raise UserError(f"--{name} must be at least {least}, got {smallest:g}")
+    for name in ("spread", "head-dim"):
+        if arguments.teacher and getattr(arguments, name.replace("-", "_")) is not None:
+            raise UserError(f"--{name}: the inputs are the teacher's. Leave it or --teacher out")
+
+
+def cases(
+    arguments: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[Case, list[Tensor]]]:
+    """Yield the cases with their inputs."""
+    how = arguments.dtype, arguments.train
+    if not arguments.teacher:
+        lengths, spreads = arguments.n or LENGTHS, arguments.spread or SPREADS
+        for n, spread, num_iters in itertools.product(lengths, spreads, arguments.updates):
+            heads, head_dim = max(1, arguments.tokens // n), arguments.head_dim or HEAD_DIM
+            case = Case(n, num_iters, spread, heads, head_dim, *how)
+            yield case, case.inputs(device)
+        return
+    task = Run(Path(arguments.teacher)).config.task.name
+    words = [f"task={task}", "inputs=recorded", quoted("teacher", arguments.teacher)]
+    layers = recorders(compose("benchmark", words, BenchmarkConfig), device)
+    for n in arguments.n or [layers[0].n]:
+        refusal = layers[0].refusal(n)
+        if refusal is not None:
+            raise UserError(f"--n: {refusal}")
+        for layer in layers:
+            heads = max(1, arguments.tokens // n)
+            several = [
+                Case(n, num_iters, None, heads, layer.head_dim, *how, layer.path)
+                for num_iters in arguments.updates
+            ]
+            inputs = several[0].recorded_inputs(layer)
+            yield from ((case, inputs) for case in several)
 
 
 def in_words(times: Times) -> str:
@@ -134,14 +193,13 @@ def in_words(times: Times) -> str:
     )
 
 
-def timed(case: Case, device: torch.device, rounds: int) -> Times:
+def timed(case: Case, inputs: list[Tensor], rounds: int) -> Times:
     """Time all ways in turns; raise UserError if no kernel takes the case here."""
-    inputs = case.inputs(device)
     found = explained(case, inputs)
     if found.refusal is not None:
         raise UserError(f"there are no routes to compare: {found.refusal}")
     calls = {way(names): prepared(case, inputs, names) for names in ways(case, inputs)}
-    times = interleaved_latency(calls, device, rounds=rounds)
+    times = interleaved_latency(calls, inputs[0].device, rounds=rounds)
     ms = {name: value["median"] for name, value in times.items()}
     return Times(case, way(tuple(taken.route for taken in found.taken)), ms)
 
