@@ -168,10 +168,11 @@ def uneven_groups(dtype: torch.dtype, head_dim: int = 64) -> Inputs:
         (BRAIN, 64, 16, 4),
         (BRAIN, 32, 20, 4),
         (BRAIN, 128, 20, 4),
+        (BRAIN, 64, 60, 6),
     ],
 )
 def test_few_plans_are_made_of_uneven_groups(tmp_path, dtype, width, num_iters, most):
-    """Of bfloat16 inputs, one of them is wide.
+    """Of bfloat16 inputs, one of them is wide, or three of sixty updates.
 
     There were 12 as long as a plan had to serve whichever way the scalings went.
     """
