@@ -144,16 +144,17 @@ def test_few_plans_are_made(tmp_path, size, most):
     check(emulator_that_counts(tmp_path, most), inputs_for(size, queries=256), 20)
 
 
-def uneven_groups(dtype: torch.dtype, head_dim: int = 64) -> Inputs:
-    """Make 256 tokens of which few keys face many queries.
+def uneven_groups(dtype: torch.dtype, queries: int = 256, **shape) -> Inputs:
+    """Make tokens of which few keys face many queries, a multiple of 16 of them.
 
     An update moves their duals by about as much as the one before. So do trained models without a
     norm on q and k.
     """
-    inputs = inputs_for(4.0, dtype, queries=256, head_dim=head_dim)
+    inputs = inputs_for(4.0, dtype, queries=queries, **shape)
     q, k = inputs.q.clone(), inputs.k.clone()
-    for x, sizes in ((q, (128, 64, 32, 32)), (k, (16, 32, 80, 128))):
-        for group, tokens in enumerate(torch.arange(256).split(sizes)):
+    for x, parts in ((q, (8, 4, 2, 2)), (k, (1, 2, 5, 8))):
+        sizes = [queries // 16 * part for part in parts]
+        for group, tokens in enumerate(torch.arange(queries).split(sizes)):
             x[:, :, tokens, group] += 40.0
     return dataclasses.replace(inputs, q=q, k=k)
 
@@ -176,7 +177,7 @@ def test_few_plans_are_made_of_uneven_groups(tmp_path, dtype, width, num_iters, 
 
     There were 12 as long as a plan had to serve whichever way the scalings went.
     """
-    check(emulator_that_counts(tmp_path, most), uneven_groups(dtype, width), num_iters)
+    check(emulator_that_counts(tmp_path, most), uneven_groups(dtype, head_dim=width), num_iters)
 
 
 @needs_compiler
@@ -603,9 +604,20 @@ def test_wheel_holds_the_kernel(tmp_path):
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("width", on_chip.WIDTHS)
 def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
+    check_on_a_gpu(inputs_for(size, dtype, batch=2, heads=70, queries=queries, head_dim=width))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [256, 512, 768, 1024])
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+@pytest.mark.parametrize("width", on_chip.WIDTHS)
+def test_wide_plans_on_a_gpu(queries, dtype, width, unwritten_is_nan):
+    check_on_a_gpu(uneven_groups(dtype, queries, batch=2, heads=70, head_dim=width))
+
+
+def check_on_a_gpu(inputs: Inputs) -> None:
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("needs a Hopper GPU")
-    inputs = inputs_for(size, dtype, batch=2, heads=70, queries=queries, head_dim=width)
     q, k, v = (x.cuda() for x in (inputs.q, inputs.k, inputs.v))
     with routes.force(ROUTE), routes.recorded() as taken:
         out = ops.sinkhorn_attention(q, k, v, num_iters=20, backend="triton")
@@ -613,4 +625,4 @@ def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
     exact_out = ops.sinkhorn_attention(
         q.double(), k.double(), v.double(), num_iters=20, backend="reference"
     )
-    assert_exact_but_for_rounding(out, exact_out, dtype)
+    assert_exact_but_for_rounding(out, exact_out, q.dtype)

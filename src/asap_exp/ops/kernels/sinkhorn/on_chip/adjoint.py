@@ -55,9 +55,9 @@ WIDE_REACH, WIDE_ROOM = 50.0, 40.0
 """The same of wide plans, which hold E, scalings and adjoints in bfloat16, and whose powers of two
 are those of the others: what is stored stays between 2^-110 and 2^56."""
 
-FAR = 32.0
+FAR = 64.0
 """How far g^s, or the bounds, go in all, in units of log 2, for a head to take wide plans: it would
-take three or more others."""
+take five or more others."""
 
 
 MOST_DUALS = 2**32

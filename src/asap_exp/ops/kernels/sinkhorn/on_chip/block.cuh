@@ -51,9 +51,10 @@ constexpr float LEAD = 6.f;
 // How far beyond REACH sums are still right: of trained models, columns lose precision from 5 on.
 constexpr float BEYOND = 3.f;
 // A wide plan holds E and scalings in bfloat16, whose range updates hardly ever leave, with an error of
-// 2^-9 of an entry: no more than bfloat16 inputs and outputs have. Entries that count are at most
-// 2^(2 WIDE_REACH) times smaller in E than the largest of their row, which is well within 2^-126.
-constexpr bool MAY_BE_WIDE = BFLOAT16;
+// 2^-9 of an entry: no more than bfloat16 inputs and outputs have, but too much for duals that a gradient
+// is made of. Entries that count are at most 2^(2 WIDE_REACH) times smaller in E than the largest of their
+// row, which is well within 2^-126.
+constexpr bool MAY_BE_WIDE = BFLOAT16 && !KEEP_DUALS;
 constexpr float WIDE_REACH = 60.f, WIDE_LEAD = 52.f;
 // How far scalings may go on moving, at most, that no wide plan is made for: most come to rest sooner.
 constexpr float FAR = 64.f;

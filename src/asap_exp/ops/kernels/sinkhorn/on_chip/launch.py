@@ -10,11 +10,11 @@ heads in turn, and the keys of the next head arrive during the updates of one.
 E is made again, with the scalings absorbed in g, where updates have moved them by 2^10: beyond,
 float16 would not hold scalings. It is made for where they are going, so that they cross the whole
 range with it. Updates are nonexpansive in log b, so that how far one moved bounds what is still to
-come: most heads are checked once. Where that bound is beyond 2^64, and inputs are bfloat16, E and
-scalings are of bfloat16 too until all updates are made, and E once more of float16 for the output.
-Such a wide plan lasts while scalings cross 2^112; its rounding, 2^-9 of an entry, shows in duals
-alone. Keys whose sums of the first column step are too small for float16 get their largest logits
-as a start.
+come: most heads are checked once. Where that bound is beyond 2^64, inputs are bfloat16 and no duals
+are kept, E and scalings are of bfloat16 too until all updates are made, and E once more of float16
+for the output. Such a wide plan lasts while scalings cross 2^112; its rounding, 2^-9 of an entry,
+would show in duals alone. Keys whose sums of the first column step are too small for float16 get
+their largest logits as a start.
 
 The program (`FILES`) is compiled at the first call. A test compiles the same files for a CPU, with
 the instructions of `instructions.cuh` emulated. Limits: Hopper, 16-bit inputs of 32, 64 or 128
