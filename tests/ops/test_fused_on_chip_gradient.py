@@ -359,7 +359,7 @@ def errors_after_forward_pass(
         ("tiled", tiled_gradient.through_updates),
     ):
         grads = *(torch.empty_like(x) for x in (q, k, v)), torch.empty(q.shape[:3])
-        tiled_gradient.through_all(p, grad_out, Duals(*duals), grads, through)
+        tiled_gradient.through_all(p, grad_out, duals, grads, through)
         errors[name] = [relative_rms(x, y) for x, y in zip(grads, expected, strict=False)]
     return errors
 
