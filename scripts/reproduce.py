@@ -11,9 +11,13 @@ configuration; --pretrain overrides that of the pre-training. To train two model
 the script twice: with --train softmax, and with --train sinkhorn, which also compiles and evaluates
 and takes longer. A baseline trained later, as with --train lotformer, has its row once the teacher
 is evaluated again, which --train sinkhorn does. Then: python -m asap_exp.report
+
+With check=true the trainings are looked at, as `asap-exp train check=true` does it, and nothing is
+run. The maps and evaluations cannot be looked at before there is a teacher.
 """
 
 import argparse
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +28,7 @@ from rows import (
     TEACHER,
     Row,
     attention_overrides,
+    command,
     estimate,
     load_row,
     not_recorded,
@@ -34,14 +39,16 @@ from rows import (
 
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, TrainConfig
+from asap_exp.core.console import counted, duration, say
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
-from asap_exp.core.runs import Run
+from asap_exp.core.runs import DEFAULT_TASK, Run, run_directory
 from asap_exp.distill.compile_teacher import compile_teacher
 from asap_exp.distill.config import DistillConfig
 from asap_exp.evaluate.evaluate import evaluate
-from asap_exp.train.trainer import train
+from asap_exp.train.check import check
+from asap_exp.train.trainer import settled, train
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 
@@ -52,6 +59,7 @@ def main() -> None:
     with sentences():
         rows = chosen(arguments)
         records = published(PUBLISHED)
+        only_check = takes_check(arguments)
         asked = [changed(row, arguments) for row in rows]
         check_trainings(asked, arguments)
         for row, new in zip(rows, asked, strict=True):
@@ -59,10 +67,14 @@ def main() -> None:
             for line in new.commands(attentions(new, arguments)):
                 print(f"  {line}")
         print(flush=True)
-        if not arguments.dry_run:
-            for row in asked:
-                for seed in row.seeds:
-                    reproduce(row, seed, arguments)
+        if arguments.dry_run:
+            return
+        if only_check:
+            check_rows(asked, arguments)
+            return
+        for row in asked:
+            for seed in row.seeds:
+                reproduce(row, seed, arguments)
 
 
 def parsed() -> argparse.Namespace:
@@ -109,7 +121,8 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     if (arguments.row is None) == (arguments.task is None):
         both = f" (got the row {arguments.row} and --task {arguments.task})"
         raise UserError(
-            f"name a row, one of {', '.join(row_names())}; or --task TASK for all rows of a task"
+            f"name a row, one of {', '.join(row_names())}; or all rows of a task by --task TASK "
+            "(make reproduce row=ROW, or task=TASK)"
             f"{both if arguments.row else ''}"
         )
     return [load_row(arguments.row)] if arguments.row else rows_of(arguments.task)
@@ -125,6 +138,16 @@ def changed(row: Row, arguments: argparse.Namespace) -> Row:
     )
 
 
+def takes_check(arguments: argparse.Namespace) -> bool:
+    """Return True if check=true is among the words, and take it out: it is for every training."""
+    found: list[str] = []
+    for words in (arguments.overrides, arguments.pretrain):
+        mine = [word for word in words if word.lstrip("+").partition("=")[0] == "check"]
+        words[:] = [word for word in words if word not in mine]
+        found += mine
+    return bool(found) and compose("train", [f"task={DEFAULT_TASK}", found[-1]], TrainConfig).check
+
+
 def check_trainings(rows: list[Row], arguments: argparse.Namespace) -> None:
     """Refuse words of the command line that no training can have, before the first one begins.
 
@@ -134,7 +157,7 @@ def check_trainings(rows: list[Row], arguments: argparse.Namespace) -> None:
         if not (is_override(word) or word.startswith("~")):
             raise UserError(
                 f"{word} is no override of the training, such as recipe.epochs=40; name one row, "
-                "or all of a task by --task TASK"
+                "or all of a task by --task TASK (make reproduce row=ROW, or task=TASK)"
             )
     if arguments.pretrain and not any(row.pretrain for row in rows):
         names = ", ".join(row.name for row in rows)
@@ -167,9 +190,52 @@ def words(row: Row, records: list[dict]) -> str:
     return "; ".join([*parts, *([f"published elsewhere: {row.paper}"] if row.paper else [])])
 
 
+def check_rows(rows: list[Row], arguments: argparse.Namespace) -> None:
+    """Look at every training of the rows and say how long all take; nothing is run or written."""
+    shared, seconds, trainings, later = shared_words(arguments), 0.0, 0, 0
+    for row in rows:
+        for seed, attention in itertools.product(row.seeds, attentions(row, arguments)):
+            own = [f"seed={seed}", *attention_overrides(attention)]
+            if row.pretrain:
+                seconds += checked([*own, *row.pretrain], shared)
+            seconds += checked([*own, *row.train], [*shared, *first_weights(row, own, shared)])
+            trainings += 2 if row.pretrain else 1
+            if attention == TEACHER:
+                later += len(row.calibrations) + len(row.evaluations)
+    say(f"\nChecked {counted(trainings, 'training')}: about {duration(seconds)} in all")
+    if later:
+        say(
+            f"Not checked: {counted(later, 'command')} of distill and evaluate, which need the "
+            "teacher; once it is trained, each of them takes check=true too"
+        )
+
+
+def checked(own: list[str], further: list[str]) -> float:
+    """Check one training, under its command, and return the seconds that it would take."""
+    say(f"\n{command('train', own)}")
+    return check(compose("train", [*own, *further], TrainConfig)).value
+
+
+def first_weights(row: Row, own: list[str], shared: list[str]) -> list[str]:
+    """Return the override that names the row's pre-trained run, if there is one by now."""
+    if not row.pretrain:
+        return []
+    config, _ = settled(compose("train", [*own, *shared, *row.pretrain], TrainConfig))
+    run = Run(run_directory(config))
+    if run.finished:
+        return [quoted("init_from", run.path)]
+    say("The next one starts from the weights of this one; it is checked with random ones")
+    return []
+
+
+def shared_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the overrides that every command takes."""
+    return [quoted("paths.results", arguments.results), "logger=csv"]
+
+
 def reproduce(row: Row, seed: int, arguments: argparse.Namespace) -> None:
     """Train, compile and evaluate a row with one seed of the training."""
-    shared = [quoted("paths.results", arguments.results), "logger=csv"]
+    shared = shared_words(arguments)
     for attention in attentions(row, arguments):
         run = trained(row, [f"seed={seed}", *shared, *attention_overrides(attention)])
         if attention == TEACHER:

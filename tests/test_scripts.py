@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.runs import drop_keys, recipe_hash
+from asap_exp.core.score import Score
 from asap_exp.data.catalog import DATASETS, TEXT_DATASETS
 from asap_exp.data.raw_texts import load_texts
 from asap_exp.distill.config import DistillConfig
@@ -174,9 +175,11 @@ class Done:
         self.trained: list[TrainConfig] = []
         self.distilled: list[DistillConfig] = []
         self.evaluated: list[EvaluateConfig] = []
+        self.checked: list[TrainConfig] = []
         module = script("reproduce")
         monkeypatch.setattr(module, "compose", composed)
         monkeypatch.setattr(module, "train", self.train)
+        monkeypatch.setattr(module, "check", self.check)
         monkeypatch.setattr(module, "compile_teacher", self.distill)
         monkeypatch.setattr(module, "evaluate", self.evaluated.append)
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
@@ -185,6 +188,10 @@ class Done:
     def train(self, config: TrainConfig) -> SimpleNamespace:
         self.trained.append(config)
         return SimpleNamespace(path=Path(f"/run{len(self.trained)}"))
+
+    def check(self, config: TrainConfig) -> Score:
+        self.checked.append(config)
+        return Score(name="estimated time", value=90.0, lower_is_better=True)
 
     def distill(self, config: DistillConfig) -> Path:
         self.distilled.append(config)
@@ -334,6 +341,59 @@ def test_a_dry_run_runs_nothing(
 
 
 @pytest.mark.slow
+def test_check_looks_at_every_training_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    given = ("digits_qknorm", "recipe.epochs=9", "check=true", "--seeds", "1", "2")
+    done = Done(monkeypatch, *given)
+    assert [(c.seed, c.attention["name"], c.recipe.epochs) for c in done.checked] == [
+        (seed, attention, 9) for seed in (1, 2) for attention in ("softmax", "sinkhorn")
+    ]
+    assert [*done.trained, *done.distilled, *done.evaluated] == []
+    printed = capsys.readouterr().out
+    assert "python -m asap_exp.train seed=2 attention=softmax task=digits" in printed
+    assert "Checked 4 trainings: about 6 min 00 s in all" in printed
+    row = load_row("digits_qknorm")
+    later = 2 * len([*row.calibrations, *row.evaluations])
+    assert f"Not checked: {later} commands of distill and evaluate, which need the" in printed
+
+
+def test_check_false_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("digits_qknorm", "check=false", "--seeds", "1", "--train", "softmax")
+    done = Done(monkeypatch, *given)
+    assert (len(done.trained), done.checked) == (1, [])
+
+
+@pytest.mark.slow
+def test_check_of_what_is_not_pre_trained_yet_takes_random_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    given = ("imdb", "check=true", "--seeds", "1", "--train", "softmax", "--results", str(tmp_path))
+    done = Done(monkeypatch, *given)
+    assert [(c.task.name, c.init_from) for c in done.checked] == [
+        ("imdb_mlm", None),
+        ("imdb", None),
+    ]
+    printed = capsys.readouterr().out
+    assert "starts from the weights of this one; it is checked with random ones" in printed
+    assert "Checked 2 trainings" in printed
+    assert "Not checked" not in printed, "a baseline alone has no map"
+
+
+@pytest.mark.slow
+def test_check_of_a_row_is_that_of_its_trainings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    given = ["digits_qknorm", "check=true", "--seeds", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *given])
+    script("reproduce").main()
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"Checked, nothing was written. Would run: \d+ epochs", printed)) == 2
+    assert f"Run directory: {tmp_path}" in printed
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -347,29 +407,39 @@ def test_a_dry_run_runs_nothing(
     ],
 )
 def test_what_no_training_can_have_is_refused_before_the_first_one(
-    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], dry: tuple[str], words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple[str, ...],
+    dry: tuple[str],
+    words: str,
 ) -> None:
     monkeypatch.setattr(Done, "train", pytest.fail)
     with pytest.raises(SystemExit) as stopped:
         Done(monkeypatch, *arguments, *dry)
-    assert words in str(stopped.value)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "name a row, one of agnews"),
+        ((), "by --task TASK (make reproduce row=ROW, or task=TASK)"),
         (("cifar_plane",), "Did you mean cifar_plain?"),
         (("--task", "yelp"), "choose one of agnews"),
         (("cifar_plain", "--task", "cifar"), "(got the row cifar_plain and --task cifar)"),
     ],
 )
 def test_what_is_no_row_is_refused(
-    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple[str, ...],
+    words: str,
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         Done(monkeypatch, *arguments)
-    assert words in str(stopped.value)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

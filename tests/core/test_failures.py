@@ -107,6 +107,13 @@ def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
+def test_mistake_ends_a_script_with_the_status_of_a_stage(capsys):
+    with pytest.raises(SystemExit) as end, sentences():
+        raise UserError("a mistake")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: a mistake\n"
+
+
 def test_a_forced_kernel_that_cannot_run_is_a_sentence_with_what_to_set():
     q = torch.zeros(1, 1, 2, 4, dtype=torch.float64)
     error = failure(lambda: sinkhorn_attention(q, q, q, backend="triton"))

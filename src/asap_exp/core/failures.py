@@ -103,7 +103,7 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
 def sentences() -> Iterator[None]:
     """End a script with the sentence that explains what went wrong, if there is one.
 
-    A signal ends it as it ends a stage, with status 128 + signal.
+    It ends with the status of a stage: 2 after such a sentence, 128 + signal after a signal.
     """
     try:
         with interruptible():
@@ -114,7 +114,8 @@ def sentences() -> Iterator[None]:
     except Exception as error:
         if (sentence := explained(error)) is None:
             raise
-        sys.exit(f"error: {sentence}")
+        fail(str(sentence))
+        sys.exit(2)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
