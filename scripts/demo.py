@@ -13,7 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported; figures g
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, ReportConfig, TrainConfig
 from asap_exp.core.console import say, shown
-from asap_exp.core.failures import sentences
+from asap_exp.core.failures import STAGES_KEEP, sentences
 from asap_exp.core.runs import Run
 from asap_exp.distill.config import DistillConfig
 from asap_exp.distill.distill import distill
@@ -102,5 +102,5 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    with sentences():
+    with sentences(STAGES_KEEP):
         main()

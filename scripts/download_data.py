@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("folder", help="folder for the data sets")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(available)} (default: all)")
     arguments = parser.parse_args()
-    with sentences():
+    with sentences("splits that are complete are kept"):
         folder = Path(expanded("FOLDER", arguments.folder))
         for name in arguments.names or available:
             download(known(name, DATASETS), folder)

@@ -42,7 +42,7 @@ from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.console import counted, duration, say
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
-from asap_exp.core.failures import sentences
+from asap_exp.core.failures import STAGES_KEEP, sentences
 from asap_exp.core.runs import DEFAULT_TASK, Run, run_directory
 from asap_exp.distill.compile_teacher import compile_teacher
 from asap_exp.distill.config import DistillConfig
@@ -56,7 +56,7 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "results"
 def main() -> None:
     """Print the commands and the estimated time of the chosen rows, then run them."""
     arguments = parsed()
-    with sentences():
+    with sentences(STAGES_KEEP):
         rows = chosen(arguments)
         records = published(PUBLISHED)
         only_check = takes_check(arguments)
@@ -213,7 +213,9 @@ def check_rows(rows: list[Row], arguments: argparse.Namespace) -> None:
 def checked(own: list[str], further: list[str]) -> float:
     """Check one training, under its command, and return the seconds that it would take."""
     say(f"\n{command('train', own)}")
-    return check(compose("train", [*own, *further], TrainConfig)).value
+    found = check(compose("train", [*own, *further], TrainConfig)).value
+    assert found is not None, "a check estimates the time"
+    return found
 
 
 def first_weights(row: Row, own: list[str], shared: list[str]) -> list[str]:

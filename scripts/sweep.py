@@ -28,7 +28,7 @@ from asap_exp.core.conf_files import option_file
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import counted, say, shown
 from asap_exp.core.errors import UserError
-from asap_exp.core.failures import sentences
+from asap_exp.core.failures import STAGES_KEEP, sentences
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.runs import Run
 from asap_exp.core.sweep import Job, exit_status, jobs_in, report_failures
@@ -107,7 +107,7 @@ def wait_for(command: list[str]) -> int:
 def main() -> None:
     """Run the three stages and print the table."""
     given = parsed()
-    with sentences():
+    with sentences(STAGES_KEEP):
         words = separated(given.overrides)
         combinations = swept(words.train)
         configs(words)  # a mistake in the words of a later stage shows before hours of training

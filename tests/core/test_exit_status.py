@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from asap_exp.core import app, sweep
+from asap_exp.core.command_line import start_again
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import load_tensors
@@ -41,7 +42,7 @@ def test_reliability_f20_ctrl_c_before_the_training_is_a_sentence(
 ) -> None:
     assert main(monkeypatch, interrupt, "task=digits") == 130
     err = capsys.readouterr().err
-    assert err == "error: stopped by SIGINT; start the same command again: what was saved is kept\n"
+    assert err == f"error: stopped by SIGINT; {start_again('train')}\n"
 
 
 def test_what_takes_seconds_to_import_is_imported_where_signals_are_met() -> None:

@@ -5,13 +5,16 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from asap_exp.core.command_line import start_again, typed
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import explained, sentences
+from asap_exp.core.launch import sentence
 from asap_exp.ops import sinkhorn_attention
 
 
@@ -105,6 +108,33 @@ def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
         os.kill(os.getpid(), signal.SIGTERM)
     assert end.value.code == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "kept"),
+    [
+        ("train", (), "again: it continues from its last checkpoint, if it has one"),
+        ("train", ("resume=never",), "start it again without resume=never: it continues"),
+        ("distill", (), "finished maps are kept, and this one is fitted from the start"),
+        ("evaluate", (), "all is measured from the start"),
+        ("benchmark", (), "all is measured from the start"),
+        ("report", (), "start the same command again"),
+    ],
+)
+def test_what_a_stopped_stage_keeps_is_said_by_stage(stage, words, kept):
+    assert kept in start_again(stage, words)
+    with typed(stage, words):
+        assert sentence(1, SimpleNamespace(returncode=-9, pid=7)) == (
+            "rank 1 (process 7) was killed by SIGKILL, perhaps for lack of memory; "
+            + start_again(stage, words)
+        )
+
+
+def test_what_a_stopped_script_keeps_is_said(capsys):
+    with pytest.raises(SystemExit), sentences("all splits are kept"):
+        os.kill(os.getpid(), signal.SIGINT)
+    err = capsys.readouterr().err
+    assert err == "error: stopped by SIGINT; start the same command again: all splits are kept\n"
 
 
 def test_mistake_ends_a_script_with_the_status_of_a_stage(capsys):

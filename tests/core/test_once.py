@@ -70,7 +70,7 @@ def test_what_one_rank_raises_is_said_by_that(monkeypatch: pytest.MonkeyPatch) -
 
     first, second = together(work)
     assert second.error == "UserError: no memory is left here"
-    assert first.error.startswith("LostRank: rank 1 has failed, for the reason that it prints.")
+    assert first.error.startswith("LostRank: rank 1 has failed, for the reason that it prints;")
 
 
 def test_different_errors_are_said_by_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from asap_exp.core.command_line import PROGRAM, typed
+from asap_exp.core.command_line import PROGRAM, start_again, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
 from asap_exp.core.console import fail, is_quiet, quiet
 from asap_exp.core.errors import UserError
@@ -59,7 +59,7 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         status = 2
     except Interrupted as stop:
         if not is_quiet():
-            fail(f"{stop}; start the same command again: what was saved is kept")
+            fail(f"{stop}; {start_again(stage, words)}")
         status = stop.exit_status
     except Exception as error:
         status = ended_by(error, stage)

@@ -8,6 +8,17 @@ from pathlib import Path
 
 PROGRAM = "asap-exp"
 
+NEVER = "resume=never"
+"""Word with which a training begins anew."""
+
+AFTER_AN_END = {
+    "train": "it continues from its last checkpoint, if it has one",
+    "distill": "finished maps are kept, and this one is fitted from the start",
+    "evaluate": "all is measured from the start",
+    "benchmark": "all is measured from the start",
+}
+"""What a stage that was stopped does when it is started again."""
+
 _job: list[str] | None = None
 
 
@@ -32,6 +43,19 @@ def again() -> list[str] | None:
     None if it was not begun by the command of a stage.
     """
     return _job
+
+
+def start_again(stage: str = "", words: Sequence[str] = ()) -> str:
+    """Return what to do once a stage was stopped, and what that keeps.
+
+    Without a `stage` it is that of this process, with its words.
+    """
+    if not stage and _job is not None:
+        stage, words = _job[1].rpartition(".")[2], _job[2:]
+    if stage == "train" and NEVER in words:
+        return f"start it again without {NEVER}: {AFTER_AN_END[stage]}"
+    kept = AFTER_AN_END.get(stage)
+    return f"start the same command again{f': {kept}' if kept else ''}"
 
 
 def command() -> str:

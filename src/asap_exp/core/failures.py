@@ -52,6 +52,12 @@ SMALLER = {
 }
 """Settings that can be made smaller, per stage."""
 
+STAGES_KEEP = (
+    "finished trainings and maps are kept, and a training that was stopped continues from its last "
+    "checkpoint"
+)
+"""What a script that runs several stages need not do again."""
+
 ADVICE = {
     errno.ENOENT: "it was deleted or moved while the stage ran, or never existed; give the "
     "folder that holds it now, and start the command again",
@@ -100,8 +106,10 @@ def explained(error: BaseException, stage: str = "") -> UserError | None:
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
+def sentences(kept: str = "") -> Iterator[None]:
     """End a script with the sentence that explains what went wrong, if there is one.
+
+    `kept` says what the same command need not do again after a signal.
 
     It ends with the status of a stage: 2 after such a sentence, 128 + signal after a signal.
     """
@@ -109,7 +117,7 @@ def sentences() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as stop:
-        fail(f"{stop}; start the same command again: what was saved is kept")
+        fail(f"{stop}; start the same command again{kept and f': {kept}'}")
         sys.exit(stop.exit_status)
     except Exception as error:
         if (sentence := explained(error)) is None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from asap_exp.core.command_line import again
+from asap_exp.core.command_line import again, start_again
 from asap_exp.core.console import fail
 from asap_exp.core.errors import UserError
 from asap_exp.core.ranks import PARENT
@@ -92,10 +92,7 @@ def sentence(rank: int, child: subprocess.Popen) -> str:
         how = f"was stopped by {signal.Signals(code - 128).name}"
     else:
         how = f"failed with status {code}, for the reason above"
-    return (
-        f"rank {rank} (process {child.pid}) {how}. Start the same command again: "
-        "what was saved is kept"
-    )
+    return f"rank {rank} (process {child.pid}) {how}; {start_again()}"
 
 
 def end_with_parent() -> None:

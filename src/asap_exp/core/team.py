@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from asap_exp.core.agreement import of_first, wait_for_all
+from asap_exp.core.command_line import start_again
 from asap_exp.core.console import quiet
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
@@ -174,10 +175,7 @@ class Team:
         failed = None if self.board is None else self.board.failed()
         if failed is None or failed == self.ranks.rank:
             return None
-        return (
-            f"rank {failed} has failed, for the reason that it prints. Start the same command "
-            "again: what was saved is kept"
-        )
+        return f"rank {failed} has failed, for the reason that it prints; {start_again()}"
 
     def _open(self, timeout: timedelta) -> None:
         """Open the group of processes, on which tensors of the host can be exchanged too.
