@@ -21,6 +21,7 @@ from asap_exp.core.runs import (
     Run,
     all_runs,
     claim,
+    named_run,
     newest_artifact,
     public_config,
     recipe_hash,
@@ -264,6 +265,14 @@ def test_softmax_teacher_is_refused(tmp_path):
 def test_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is not a run directory: it has no config\.yaml"):
         find_teacher(paths(tmp_path), None, str(tmp_path))
+
+
+def test_a_run_is_found_by_its_name_and_by_its_path(tmp_path, monkeypatch):
+    run = fake_run(tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    for given in (run.name, f"results/runs/{run.name}", str(run.path)):
+        assert find_teacher(paths(tmp_path / "results"), None, given).name == run.name
+        assert named_run(paths(tmp_path / "results"), given).path.samefile(run.path)
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a list", "just words", "", "task: {name: digits}"])

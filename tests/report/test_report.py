@@ -305,6 +305,12 @@ def test_csv_marks_rows_of_subsets(record: dict[str, Any]) -> None:
     assert marks(with_test_rows(limited, 540, 540)) == {("True", "False")}
 
 
+def test_run_is_taken_by_its_name(pipeline: Pipeline) -> None:
+    page = run_report(pipeline.results, f"run={pipeline.teacher.name}")
+    assert page is not None
+    assert pipeline.teacher.name in (page.parent / "tables.csv").read_text()
+
+
 def test_mistyped_run_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run directory"):
         run_report(pipeline.results, f"run={tmp_path / 'nowhere'}")

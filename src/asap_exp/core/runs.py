@@ -243,6 +243,25 @@ class Run:
         return manifest if manifest.finished else None
 
 
+def named_run(paths: PathsConfig, given: str) -> Run:
+    """Return the run of a name, TASK/MODEL-ATTENTION/HASH-sSEED as tables print it, or of a path.
+
+    Raises UserError for the folder of something that was made from a run.
+    """
+    below = paths.runs / given
+    path = below if below.is_dir() else Path(given)
+    whole = path.absolute().parent.parent
+    if path.absolute().parent.name in ("distill", "evaluate") and is_run(whole):
+        what = "a compiled map" if path.absolute().parent.name == "distill" else "an evaluation"
+        raise UserError(f"{path} is {what} and not a run; its run is {whole}")
+    return Run(path)
+
+
+def is_run(folder: Path) -> bool:
+    """Return True if there is a run directory, finished or not."""
+    return (folder / "config.yaml").is_file()
+
+
 def own_command(run: Run) -> str:
     """Return the command that trains `run` in its present location."""
     words = shlex.split(run.manifest.command)
@@ -267,8 +286,13 @@ def where(results: str) -> str:
     """Return `paths.results=...` as typed in a shell; empty for the default folder."""
     if Path(results).absolute() == Path("results").absolute():
         return ""
-    plain = re.fullmatch(r"[\w./-]+", results)
-    return f"paths.results={results}" if plain else f'"{quoted("paths.results", results)}"'
+    return word_of("paths.results", results)
+
+
+def word_of(key: str, path: str | Path) -> str:
+    """Return `key=path` as typed in a shell, quoted if it has to be."""
+    plain = re.fullmatch(r"[\w./-]+", str(path))
+    return f"{key}={path}" if plain else f'"{quoted(key, path)}"'
 
 
 def check_agrees(run: Run, manifest: TrainManifest) -> None:

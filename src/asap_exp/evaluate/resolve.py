@@ -22,13 +22,16 @@ from asap_exp.core.runs import (
     check_same_tokenizer,
     drop_keys,
     finished_artifacts,
+    is_run,
     listed,
+    named_run,
     newest_artifact,
     public_config,
     short_hash,
     stage_command,
     stage_finished,
     unfinished_artifacts,
+    word_of,
 )
 from asap_exp.core.team import Team
 from asap_exp.data import TaskDataModule
@@ -44,7 +47,14 @@ from asap_exp.evaluate.variants import (
     variants,
 )
 from asap_exp.models import load_net
-from asap_exp.models.teachers import check_teacher, find_teacher
+from asap_exp.models.teachers import (
+    CALIBRATIONS,
+    SINKHORN,
+    TEACHERS,
+    check_teacher,
+    find_teacher,
+    teaches,
+)
 
 NOT_MEASURED = ("logger", "accelerator", "task", "devices", "num_nodes")
 """Keys of a configuration that do not change what is measured."""
@@ -175,13 +185,14 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     """Return the teacher's run and the map's folder, as chosen or the newest; print which."""
     if config.artifact is not None:
         folder = Path(config.artifact)
+        refuse_run(config, config.artifact)
         if not stage_finished(folder):
             raise UserError(
                 f"artifact={folder} holds no finished map; give a folder that distill named, "
                 "RUN/distill/HASH, or distill again"
             )
-        teacher = folder.resolve().parent.parent if config.teacher is None else config.teacher
-        run = Run(Path(teacher))
+        own = folder.resolve().parent.parent
+        run = Run(own) if config.teacher is None else named_run(config.paths, config.teacher)
         check_teacher(run, config.task.name, None)
         say(f"Compiled map: {shown(folder)}")
         return run, folder
@@ -195,10 +206,11 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         where = config.teacher or config.paths.runs
         task = [f"task={config.task.name}"] if config.task.name else []
         of_task = f" of task {config.task.name}" if task else ""
+        anyone = stage_command("distill", config.paths, *task)
         unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
         raise UserError(
             f"no compiled map{of_task} in {where}; make one with: "
-            + stage_command("distill", config.paths, *task)
+            + (map_command(config, candidates[0]) if config.teacher else anyone)
             + listed("not finished, or their manifest.json is missing", unfinished)
         )
     (_, folder), run = max(found, key=lambda pair: pair[0])
@@ -206,6 +218,31 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
     note = f"; its teacher was shortened by debug={debug}" if debug else ""
     say(f"Compiled map: {shown(folder)} (the newest{note})")
     return run, folder
+
+
+def refuse_run(config: EvaluateConfig, given: str) -> None:
+    """Raise UserError, which lists its maps, if a run was given in the place of a map."""
+    path = next((p for p in (Path(given), config.paths.runs / given) if is_run(p)), None)
+    if path is None:
+        return
+    maps = [shown(folder) for _, folder in reversed(finished_artifacts(Run(path)))]
+    if not maps:
+        raise UserError(
+            f"artifact={given} is a run, not a map, and has no map yet; make one with: "
+            + map_command(config, Run(path))
+        )
+    raise UserError(
+        f"artifact={given} is a run, not a map; give a map, RUN/distill/HASH, or teacher={given} "
+        f"for the newest{listed('Its maps, the newest first', maps)}"
+    )
+
+
+def map_command(config: EvaluateConfig, teacher: Run) -> str:
+    """Return the command that compiles the `teacher`."""
+    kinds = (kind for kind in TEACHERS if teaches(teacher.config, kind))
+    fitting = [f"calibration={CALIBRATIONS[kind]}" for kind in kinds if kind != SINKHORN]
+    word = word_of("teacher", shown(teacher.path))
+    return stage_command("distill", config.paths, word, *fitting)
 
 
 def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:

@@ -1,7 +1,6 @@
 """Initialisation from another run's weights, without its head."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from asap_exp.core.config import TrainConfig
 from asap_exp.core.errors import UserError
-from asap_exp.core.runs import Run
+from asap_exp.core.runs import Run, named_run
 from asap_exp.models import load_weights
 
 HEAD = "head."
@@ -27,8 +26,7 @@ def initial_run(config: TrainConfig) -> Run | None:
     """
     if config.init_from is None:
         return None
-    named = config.paths.runs / config.init_from
-    run = Run(named if named.is_dir() else Path(config.init_from))
+    run = named_run(config.paths, config.init_from)
     if run.config.model.name != config.model.name:
         raise UserError(
             f"init_from={config.init_from} is a model of another kind: "

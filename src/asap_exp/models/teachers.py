@@ -14,6 +14,7 @@ from asap_exp.core.runs import (
     current,
     ended,
     listed,
+    named_run,
     sound_runs_with_manifests,
     stage_command,
 )
@@ -38,7 +39,7 @@ def find_teacher(
     *,
     exact: bool = False,
 ) -> Run:
-    """Return the run at `teacher`, or the newest finished teacher (of `task`); print it.
+    """Return the run of that name or path, or the newest finished one (of `task`); print it.
 
     `attention`, of `TEACHERS`, is what it must have; None, for any of them, needs a `teacher`. With
     `exact` the newest is of that one alone, not of a subclass such as Sinkformer's. A run that was
@@ -46,7 +47,7 @@ def find_teacher(
     a teacher if there is none.
     """
     if teacher is not None:
-        run = Run(Path(teacher))
+        run = named_run(paths, teacher)
         check_teacher(run, task, attention)
         say(f"Teacher: {shown(run.path)}")
         return run

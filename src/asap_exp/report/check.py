@@ -1,7 +1,5 @@
 """`check=true`: the records that a report would show are read, and its folder is looked at."""
 
-from pathlib import Path
-
 from asap_exp.core.checking import check_place
 from asap_exp.core.config import ReportConfig
 from asap_exp.core.console import counted, say, shown, warn
@@ -17,7 +15,7 @@ def check(config: ReportConfig) -> None:
     """Check the report of `config` and print what it would show."""
     out, task = own_folder(config.folder), config.task.name
     found = check_place(out, 0)
-    alone = None if config.run is None else run_of_task(Path(config.run), task)
+    alone = None if config.run is None else run_of_task(config.paths, config.run, task)
     whole = trained = 0
     for run in all_runs(config.paths, task) if alone is None else [alone]:
         trained += run.finished

@@ -8,7 +8,7 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.store import RecordKind, gathered
-from asap_exp.core.runs import Run, all_runs, check_task, stage_finished
+from asap_exp.core.runs import Run, all_runs, check_task, named_run, stage_finished
 
 FORMAT = 2
 METRICS = "metrics.json"
@@ -32,7 +32,7 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
 
     A damaged one is left out with a warning; if it belongs to the given `run`, raise UserError.
     """
-    runs = all_runs(paths, task) if run is None else [run_of_task(Path(run), task)]
+    runs = all_runs(paths, task) if run is None else [run_of_task(paths, run, task)]
     sources = {file: each for each in runs for file in evaluations(each)}
     return gathered(sources, lambda f: named(f, sources[f]), folder, strict=run is not None)
 
@@ -55,8 +55,8 @@ def named(source: Path, run: Run) -> tuple[str, Any]:
     return f"{record.run.replace('/', '-')}-{source.parent.name}.json", value
 
 
-def run_of_task(path: Path, task: str | None) -> Run:
-    """Return the run at `path`; UserError if there is none, or it is of another task."""
-    run = Run(path)
+def run_of_task(paths: PathsConfig, given: str, task: str | None) -> Run:
+    """Return the run of a name or path; UserError if there is none, or it is of another task."""
+    run = named_run(paths, given)
     check_task(run, task)
     return run

@@ -8,7 +8,7 @@ from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_bytes, write_text
 from asap_exp.core.records.store import record_files
-from asap_exp.core.runs import Run
+from asap_exp.core.runs import named_run
 from asap_exp.report.csv_table import tables_csv
 from asap_exp.report.drawing import image
 from asap_exp.report.figures import group_figures
@@ -39,7 +39,7 @@ def report(config: ReportConfig, *, required: bool = True) -> Path | None:
     left_out = len(record_files(out / "records")) - len(records)
     gather_trainings(config.paths, config.task.name, config.run, out / "records" / TRAININGS)
     trainings = load_trainings(out / "records" / TRAININGS)
-    task, run = config.task.name, config.run and Run(Path(config.run)).name
+    task, run = config.task.name, config.run and named_run(config.paths, config.run).name
     # The folder keeps what earlier reports gathered, of other tasks and runs too.
     records = [r for r in records if task in (None, r.task) and run in (None, r.run)]
     trainings = [r for r in trainings if task in (None, r.task) and run in (None, r.run)]
@@ -82,7 +82,9 @@ def published_groups(config: ReportConfig) -> list[Group]:
             f"published={config.published} has no folder records; give a folder of published "
             "results, such as results in a clone of the repository"
         )
-    task = config.task.name if config.run is None else Run(Path(config.run)).config.task.name
+    task = config.task.name
+    if config.run is not None:
+        task = named_run(config.paths, config.run).config.task.name
     records = load_records(folder)
     return grouped((r for r in records if task in (None, r.task)), published=True)
 

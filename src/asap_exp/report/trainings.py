@@ -47,7 +47,7 @@ def gather(paths: PathsConfig, task: str | None, run: str | None, folder: Path) 
     if run is None:
         found = [each for each, end in sound_runs_with_manifests(paths, task) if end is not None]
     else:
-        found = [each for each in [run_of_task(Path(run), task)] if each.finished]
+        found = [each for each in [run_of_task(paths, run, task)] if each.finished]
     sources = {each.path / "manifest.json": each for each in found}
 
     def named(file: Path) -> tuple[str, Any]:
