@@ -121,7 +121,13 @@ def test_accuracy_is_within_the_budget_on_the_validation_split(
     assert budget["teacher_accuracy"] == pytest.approx(teacher)
     assert (budget["accuracy_drop"], budget["split"]) == (drop, "validation")
     assert budget["model_ms"] <= budget["teacher_model_ms"]
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "Left out, since the teacher itself has T = 4: Sinkhorn, T' = 10\n" in out
+    said = [line for line in err.splitlines() if line.startswith("Candidate")]
+    assert [line.partition(" slices, ")[0] for line in said] == [
+        "Candidate 1 of 2: ASAP, 2",
+        "Candidate 2 of 2: ASAP, 3",
+    ]
     for layer in budget["layers"].values():
         assert layer["became"] in out
 

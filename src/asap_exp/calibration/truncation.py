@@ -1,9 +1,11 @@
 """Sinkhorn cut to fewer updates than its teacher makes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asap_exp.attention import Attention, RelaxedSinkhornAttention, SinkhornAttention
 from asap_exp.core.config import BudgetConfig, EvaluateConfig
+from asap_exp.core.console import say
 from asap_exp.core.records.row import RowGroup
 
 
@@ -36,3 +38,11 @@ def truncations(asked: EvaluateConfig | BudgetConfig) -> list[Truncation]:
     plain = [Truncation(num_iters) for num_iters in asked.truncations]
     relaxed = asked.relaxed_truncations
     return plain + [Truncation(num_iters, asked.relaxation) for num_iters in relaxed]
+
+
+def shorter(cuts: Sequence[Truncation], num_iters: int) -> list[Truncation]:
+    """Return those with fewer updates than the teacher's `num_iters`; print which are left out."""
+    left_out = [cut.label for cut in cuts if cut.num_iters >= num_iters]
+    if left_out:
+        say(f"Left out, since the teacher itself has T = {num_iters}: {'; '.join(left_out)}")
+    return [cut for cut in cuts if cut.num_iters < num_iters]

@@ -20,7 +20,7 @@ from asap_exp.calibration.coarse import coarse_attention
 from asap_exp.calibration.config import FORMS, ONE_PASS, CalibrationConfig, CoarseKeys
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.prediction_fit import divergence, log_probabilities
-from asap_exp.calibration.truncation import truncations
+from asap_exp.calibration.truncation import shorter, truncations
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
 from asap_exp.core.records.identity import CoarseRecipe
@@ -127,16 +127,19 @@ def make_options(
         for slices in budget.slices
         for refine in budget.refine
     ]
-    fits = {
-        option_label(config): calibrate(replace(data, config=config), paths) for config in configs
-    }
+    fits = {}
+    for number, config in enumerate(configs, 1):
+        label = option_label(config)
+        data.progress.line(f"Candidate {number} of {len(configs)}: {label}")
+        fits[label] = calibrate(replace(data, config=config), paths)
+    # All layers of a teacher have the same options.
+    cuts = shorter(truncations(budget), sinkhorn(layers[paths[0]]).num_iters)
     options: dict[str, list[Option]] = {}
     for path in paths:
         teacher = sinkhorn(layers[path])
-        shorter = [cut for cut in truncations(budget) if teacher.num_iters > cut.num_iters]
         options[path] = [
             ("softmax", SoftmaxAttention()),
-            *((cut.label, cut.attention(teacher.eps)) for cut in shorter),
+            *((cut.label, cut.attention(teacher.eps)) for cut in cuts),
             *((label, fit.maps[path]) for label, fit in fits.items()),
             *coarse_options(teacher, data.config.coarse, budget.coarse_tokens),
             (f"the teacher's, {teacher.updates}", teacher),

@@ -15,7 +15,7 @@ from asap_exp.attention import (
 )
 from asap_exp.calibration.artifact import Artifact, attention_config
 from asap_exp.calibration.config import CoarseKeys
-from asap_exp.calibration.truncation import Truncation
+from asap_exp.calibration.truncation import Truncation, shorter
 from asap_exp.core.conf_files import attentions
 from asap_exp.core.records.evaluation import OTHER_MAP, MapPoint
 from asap_exp.core.records.identity import AttentionConfig, CoarseRecipe
@@ -119,11 +119,11 @@ def variants(
             row(f"asap_layer_{number}", f"{what}, layer {number} alone", kind, attends)
             for number, what, attends in alone
         ]
-    rows += [
-        row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut, teacher.eps))
-        for cut in cuts
-        if teacher is not None and teacher.num_iters > cut.num_iters
-    ]
+    if teacher is not None:
+        rows += [
+            row(f"{cut.group}_{cut.num_iters}", cut.label, cut.group, truncated(cut, teacher.eps))
+            for cut in shorter(cuts, teacher.num_iters)
+        ]
     if about.imitates:
         before = f"control: {method_word(artifact)} before its fit"
         rows.append(row("control_unfitted", before, "control", everywhere(artifact.unfitted)))
