@@ -318,6 +318,20 @@ def test_wide_w6_no_fraction_is_advised_where_none_helps(fraction):
         carved(labels, 0.1, seed=0, sample_name="images")
 
 
+def test_a_limit_that_leaves_too_few_rows_is_named():
+    match = r"none of the 5 classes has more than one of the 5 rows of data\.limit=5\. Raise data"
+    with pytest.raises(UserError, match=match):
+        carved(np.arange(5), 0.1, seed=0, sample_name="images", limit=5)
+    labels = np.repeat(np.arange(5), 2)
+    match = r"of 10 rows of data\.limit=10 leaves fewer validation .* a larger fraction or limit"
+    with pytest.raises(UserError, match=match):
+        carved(labels, 0.1, seed=0, sample_name="images", limit=10)
+    config = train_config(task="digits").data
+    data = ImageDataModule(replace(config, limit=5), batch_size=2, seed=0)
+    with pytest.raises(UserError, match=r"data\.limit=5\. Raise data\.limit, or leave it out"):
+        data.setup()
+
+
 def test_ordinary_split_is_that_of_scikit_learn():
     labels = LABELS.numpy()
     parts = train_test_split(np.arange(ROWS), test_size=0.1, stratify=labels, random_state=3)

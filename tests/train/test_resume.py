@@ -198,6 +198,18 @@ def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
         run_train(tmp_path, f"resume={tmp_path / 'nowhere.ckpt'}")
 
 
+def test_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    message = (
+        f"^resume={tmp_path} is a folder, not a checkpoint; give .*, resume=%s/checkpoints/last"
+    )
+    with pytest.raises(UserError, match=message % "RUN"):
+        checkpoints.load_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(UserError, match=message % tmp_path):
+        checkpoints.load_checkpoint(tmp_path)
+
+
 def test_failed_save_leaves_the_previous_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,4 +287,5 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
             fraction,
             seed=self.config.split_seed,
             sample_name=self.sample_name,
+            limit=self.config.limit if rows.rows < self.rows_in_all["train"] else None,
         )

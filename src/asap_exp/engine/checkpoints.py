@@ -19,7 +19,7 @@ from asap_exp.core.agreement import largest, mean, of_all, of_first
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import check_readable, write_atomically
 from asap_exp.core.interruption import Request
-from asap_exp.core.runs import describe_differences
+from asap_exp.core.runs import Run, describe_differences
 from asap_exp.data.loader import epoch_seed
 from asap_exp.engine.module import Classifier, loader_of
 
@@ -48,8 +48,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError if it is missing or damaged.
     """
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist")
+    if not path.exists() or path.is_dir():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        run = path if Run(path).checkpoint.is_file() else Path("RUN")
+        raise UserError(
+            f"resume={path} {what}; give the file of a run of this very configuration, "
+            f"resume={Run(run).checkpoint}, or resume=auto, which finds it by itself, or resume=never to "
+            "start again"
+        )
     check_readable(path)
     try:
         check_sums(path)
