@@ -96,7 +96,7 @@ def test_what_cannot_be_compiled_is_refused(teacher: Classifier, options: dict, 
 
 
 def test_unknown_keyword_is_refused(teacher: Classifier) -> None:
-    with pytest.raises(TypeError, match=r"compile\(\) takes no keyword 'slice'"):
+    with pytest.raises(TypeError, match=r"no keyword 'slice' \(did you mean slices\?\)"):
         asap_exp.compile(teacher, loader(), slice=3)
     with pytest.raises(
         TypeError, match=r"'tokens'; .*learned_slices, .* is of method='coarse'"

@@ -283,6 +283,35 @@ def test_part_of_a_key_suggests_the_key(given, meant):
     assert refusal("evaluate", given).hint == meant
 
 
+@pytest.mark.parametrize(
+    ("stage", "given", "meant"),
+    [
+        ("train", "epochs=3", "recipe.epochs"),
+        ("train", "lr=0.1", "recipe.lr"),
+        ("train", "qk_norm=false", "model.qk_norm"),
+        ("train", "precision=bf16", "trainer.precision"),
+        ("train", "max_length=128", "data.max_length"),
+        ("train", "eps=0.1", "attention.eps"),
+        ("train", "results=foo", "paths.results"),
+        ("train", "model.epochs=3", "recipe.epochs"),
+        ("distill", "samples=10", "calibration.samples"),
+        ("distill", "results=foo", "paths.results"),
+        ("evaluate", "rounds=3", "latency.rounds"),
+        ("benchmark", "results=foo", "paths.results"),
+    ],
+)
+def test_a_key_of_another_group_is_suggested_with_its_group(stage, given, meant):
+    error = refusal(stage, given)
+    assert error.hint == meant
+    assert f"Did you mean {meant}?" in str(error)
+
+
+def test_several_keys_of_one_name_are_suggested_and_many_are_not(monkeypatch):
+    assert "Did you mean calibration.slices or budget.slices?" in refused("distill", "slices=4")
+    monkeypatch.setattr("asap_exp.core.schema.MOST_MEANT", 1)
+    assert "slices or" not in refused("distill", "slices=4")
+
+
 def test_key_of_another_stage_is_unknown():
     assert "calibration" in refused("train", "+calibration.slices=4")
     assert "seed" in refused("distill", "+seed=1")
@@ -290,6 +319,10 @@ def test_key_of_another_stage_is_unknown():
 
 def test_unknown_key_in_a_saved_configuration_is_refused():
     saved = OmegaConf.create(asdict(composed("train")))
+    saved.epochs = 8
+    with pytest.raises(UserError, match=r"^epochs=8.*Did you mean recipe\.epochs\?"):
+        parse(saved, TrainConfig)
+    del saved.epochs
     saved.model.dimm = 8
     with pytest.raises(UserError, match=r"model\.dimm=8.*Did you mean dim\?"):
         parse(saved, TrainConfig)

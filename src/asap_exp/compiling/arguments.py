@@ -1,6 +1,6 @@
 """Checks of what users pass to `asap_exp.compile`, in the words of its arguments."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Real
@@ -14,7 +14,7 @@ from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
 from asap_exp.calibration.steps import STEPS, Step, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
-from asap_exp.core.schema import field_of, type_name
+from asap_exp.core.schema import closest, field_of, type_name
 
 PREFIX = "calibration."
 PLAIN = {int, float, bool, str, type(None)}
@@ -102,8 +102,11 @@ def check_steps(steps: Any) -> None:
         check_choice("steps", step, tuple(STEPS))
 
 
-def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
-    """Refuse a keyword that is no setting of a step taken and no feature, or has another type."""
+def check_more(given: Mapping[str, Any], steps: Sequence[str], own: Collection[str]) -> None:
+    """Refuse a keyword that is no setting of a step taken and no feature, or has another type.
+
+    `own` are the keywords that `compile` names itself.
+    """
     settings = {
         name: step for name, step in with_settings().items() if step.teacher == Step.teacher
     }
@@ -116,8 +119,8 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
             continue
         if name not in settings:
             raise TypeError(
-                f"compile() takes no keyword {name!r}; the steps with settings are "
-                f"{', '.join(settings)}, and {COARSE} is the feature that has some"
+                f"compile() takes no keyword {name!r}{meant(name, own)}; the steps with settings "
+                f"are {', '.join(settings)}, and {COARSE} is the feature that has some"
                 + (
                     f". {name} is of method='coarse', which takes no loader"
                     if name in attention_options(CoarseAttention.name)
@@ -135,6 +138,12 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str]) -> None:
             raise UserError(
                 f"{name}={value!r} has no effect: {name} is not among steps={list(steps)}"
             )
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """Return a question for the keyword that `name` is probably a misspelling of, or nothing."""
+    close = closest(name, known)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def check_coarse(value: Any) -> None:

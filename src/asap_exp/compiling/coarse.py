@@ -16,7 +16,7 @@ from asap_exp.attention import (
 from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
 from asap_exp.calibration.config import FORMS, CoarseKeys
-from asap_exp.compiling.arguments import check_has_weights, sinkhorn_paths
+from asap_exp.compiling.arguments import check_has_weights, meant, sinkhorn_paths
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.core.console import Progress
 from asap_exp.core.errors import UserError
@@ -44,8 +44,8 @@ def compile_coarse(
     for name in options:
         if name not in own:
             raise TypeError(
-                f"compile(method='coarse') takes no keyword {name!r}; it takes {', '.join(own)}, "
-                "and T and eps from the model"
+                f"compile(method='coarse') takes no keyword {name!r}{meant(name, own)}; it "
+                f"takes {', '.join(own)}, and T and eps from the model"
             )
     check_has_weights(model)
     paths = sinkhorn_paths(model, layers)

@@ -1,6 +1,7 @@
 """Compile a model: read batches, fit the maps of its Sinkhorn layers, swap them in."""
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -136,7 +137,7 @@ def compile(
     check_loader(loader)
     check_whole_numbers(samples=samples, **numbers)
     check_steps(steps)
-    check_more(more, steps)
+    check_more(more, steps, inspect.signature(compile).parameters)
     check_switches(progress=progress, one_pass=one_pass, **switches)
     check_shares(holdout=holdout, ridge=ridge)
     check_range("samples", samples, minimum=2)

@@ -27,6 +27,7 @@ from asap_exp.core.plugins import MODULE
 from asap_exp.core.schema import (
     check_fields,
     check_values,
+    elsewhere,
     expand_homes,
     field_of,
     fields_of,
@@ -261,13 +262,22 @@ def current(schema: type[Schema]) -> type[Schema]:
     return getattr(schema, "current", lambda: schema)()
 
 
-def check_known_keys(config: DictConfig, schema: type, prefix: str = "") -> None:
-    """Raise UserError if a composed configuration has a key that its schema lacks."""
-    fields = fields_of(schema)
+def check_known_keys(
+    config: DictConfig, schema: type, prefix: str = "", root: type | None = None
+) -> None:
+    """Raise UserError if a composed configuration has a key that its schema lacks.
+
+    Below `prefix` it is part of one with the schema `root`.
+    """
+    fields, root = fields_of(schema), root or schema
     for key in config:
         node = config._get_node(key)
         if key not in fields:
             otherwise = getattr(schema, "otherwise", {})
-            raise unknown_key(f"{prefix}{key!s}", node, tuple(fields), otherwise=otherwise)
+            raise unknown_key(
+                *(f"{prefix}{key!s}", node, tuple(fields)),
+                otherwise=otherwise,
+                others=elsewhere(str(key), root),
+            )
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(kind := split(fields[key])[0]):
-            check_known_keys(node, kind, f"{prefix}{key!s}.")  # type: ignore[arg-type]
+            check_known_keys(node, kind, f"{prefix}{key!s}.", root)  # type: ignore[arg-type]

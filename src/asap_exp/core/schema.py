@@ -4,10 +4,11 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
+from asap_exp.core.conf_files import attentions
 from asap_exp.core.config.fields import Path, Rule
 from asap_exp.core.errors import UserError, check_range
 from asap_exp.core.locations import expanded
@@ -20,6 +21,9 @@ FREE_FORM = "attention"
 
 SHORTEST = 3
 """Letters of a name from which a longer key is suggested for it."""
+
+MOST_MEANT = 3
+"""Most keys of one name that are suggested."""
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
@@ -74,6 +78,7 @@ def check_key(path: str, value: Any, schema: Any) -> None:
 
     Keys below `attention` pass: which there are is known when the attention is.
     """
+    root = schema
     parts = path.split(".")
     for depth, part in enumerate(parts):
         if parts[:depth] == [FREE_FORM]:
@@ -87,7 +92,8 @@ def check_key(path: str, value: Any, schema: Any) -> None:
         if part not in fields:
             otherwise = getattr(schema, "otherwise", {})
             key = ".".join([*parts[:depth], part])
-            raise unknown_key(key, value, tuple(fields), path, otherwise)
+            others = elsewhere(parts[-1], root) if depth == len(parts) - 1 else []
+            raise unknown_key(key, value, tuple(fields), path, otherwise, others)
         schema = split(fields[part])[0]
         if part != FREE_FORM and is_free_form(schema):
             return
@@ -99,10 +105,12 @@ def unknown_key(
     allowed: tuple[str, ...],
     given: str = "",
     otherwise: Mapping[str, str] = types.MappingProxyType({}),
+    others: Sequence[str] = (),
 ) -> UserError:
     """Return the UserError for `key`, a part of the `given` key, with the allowed keys.
 
-    `otherwise` says for some other names what to use instead.
+    `otherwise` says for some other names what to use instead, and `others` are the keys of the same
+    name in other groups, by their whole paths.
     """
     parent, _, name = key.rpartition(".")
     if name in otherwise:
@@ -110,8 +118,8 @@ def unknown_key(
             f"{given or key}={value} is refused: {otherwise[name]}", key=key, value=value
         )
     known = (*allowed, *otherwise)
-    close = difflib.get_close_matches(name, known, n=1) or longer(name, known)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    close = list(others) or closest(name, known)
+    hint = f" Did you mean {' or '.join(others or close[:1])}?" if close else ""
     if close and close[0] in otherwise:
         hint += f" That is refused: {otherwise[close[0]]}."
     where = f" below {parent}" if parent else ""
@@ -123,6 +131,30 @@ def unknown_key(
         allowed=allowed,
         hint=close[0] if close else None,
     )
+
+
+def elsewhere(name: str, schema: Any) -> list[str]:
+    """Return the dotted keys that end in `name`, in any group; none if there are too many."""
+    found = [path for path in all_keys(schema) if path.rpartition(".")[2] == name]
+    return found if len(found) <= MOST_MEANT else []
+
+
+def all_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the values of a schema, and those of every built-in attention."""
+    for name, declared in fields_of(schema).items():
+        kind, _ = split(declared)
+        if name == FREE_FORM and is_free_form(kind):
+            options = {option for given in attentions().values() for option in given}
+            yield from (f"{prefix}{name}.{option}" for option in sorted(options))
+        elif dataclasses.is_dataclass(kind):
+            yield from all_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def closest(name: str, known: Collection[str]) -> list[str]:
+    """Return the known key that was probably meant, first of one or more, or none."""
+    return difflib.get_close_matches(name, known, n=1) or longer(name, known)
 
 
 def longer(name: str, known: Iterable[str]) -> list[str]:

@@ -53,8 +53,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         run = path if Run(path).checkpoint.is_file() else Path("RUN")
         raise UserError(
             f"resume={path} {what}; give the file of a run of this very configuration, "
-            f"resume={Run(run).checkpoint}, or resume=auto, which finds it by itself, or resume=never to "
-            "start again"
+            f"resume={Run(run).checkpoint}, or resume=auto, which finds it by itself, or "
+            "resume=never to start again"
         )
     check_readable(path)
     try:
