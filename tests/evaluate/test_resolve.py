@@ -49,6 +49,7 @@ def test_a_teacher_without_a_map_gets_the_command_that_makes_one(
     for word in (f"teacher={run.path}", f"teacher={run.name}", f"artifact={run.path}"):
         message = refusal(tmp_path, word)
         assert re.search(rf"make one with: python -m {re.escape(command)}$", message), message
+    assert refusal(tmp_path).endswith(f"asap_exp.distill paths.results={tmp_path}{fitting}")
 
 
 @pytest.mark.parametrize(

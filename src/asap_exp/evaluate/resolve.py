@@ -206,7 +206,7 @@ def find_compiled(config: EvaluateConfig) -> tuple[Run, Path]:
         where = config.teacher or config.paths.runs
         task = [f"task={config.task.name}"] if config.task.name else []
         of_task = f" of task {config.task.name}" if task else ""
-        anyone = stage_command("distill", config.paths, *task)
+        anyone = stage_command("distill", config.paths, *task, *calibration_for(candidates))
         unfinished = [str(folder) for run in candidates for folder in unfinished_artifacts(run)]
         raise UserError(
             f"no compiled map{of_task} in {where}; make one with: "
@@ -239,10 +239,14 @@ def refuse_run(config: EvaluateConfig, given: str) -> None:
 
 def map_command(config: EvaluateConfig, teacher: Run) -> str:
     """Return the command that compiles the `teacher`."""
-    kinds = (kind for kind in TEACHERS if teaches(teacher.config, kind))
-    fitting = [f"calibration={CALIBRATIONS[kind]}" for kind in kinds if kind != SINKHORN]
     word = word_of("teacher", shown(teacher.path))
-    return stage_command("distill", config.paths, word, *fitting)
+    return stage_command("distill", config.paths, word, *calibration_for([teacher]))
+
+
+def calibration_for(runs: list[Run]) -> list[str]:
+    """Return the override of a calibration that fits these runs; none if the usual one does."""
+    kinds = [kind for kind in TEACHERS if any(teaches(run.config, kind) for run in runs)]
+    return [] if not kinds or SINKHORN in kinds else [f"calibration={CALIBRATIONS[kinds[0]]}"]
 
 
 def other_maps(run: Run, net: nn.Module, folder: Path, artifact: Artifact) -> list[Artifact]:
