@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
-from rows import composed_evaluation, load_row, row_of
+from rows import composed_evaluation, load_row, published, row_of
 from update_readme import DOCS, DOCUMENTS, RESULTS, update_documents
 
 from asap_exp.core.console import warn
@@ -224,7 +224,7 @@ def make_all() -> None:
     steps = load_steps(RESULTS / "records" / "steps", strict=True)
     if steps:
         write_steps(RESULTS, steps)
-    page = Page(groups, benchmarks, steps)
+    page = Page(groups, benchmarks, steps, row_of_published)
     write_paper(page, DOCS / "paper.md", RESULTS, link="../results/")
     update_documents()
     wanted = shown_figures()
@@ -240,6 +240,12 @@ def make_all() -> None:
             file.unlink()
             print(f"Removed: {file}, which belongs to no record")
     print(f"Made again: {RESULTS}, and the tables of {', '.join(d.name for d in DOCUMENTS)}")
+
+
+def row_of_published(record: EvaluationRecord) -> str | None:
+    """Return the name of the row that makes a published record, or None."""
+    found = (value for value in published(RESULTS) if value.get("sha256") == record.sha256)
+    return row_of(next(found))
 
 
 def shown_figures() -> set[str]:

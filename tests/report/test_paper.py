@@ -42,6 +42,7 @@ from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.records import PUBLISHED, published, typed, with_seed
 from tests.stages import ReportConfig
+from tests.test_scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 10_000
@@ -121,7 +122,9 @@ def page_of(*values: dict[str, Any]) -> Page:
 
 
 def test_the_published_page_is_what_the_records_say() -> None:
-    found = page()
+    groups = grouped(load_records(PUBLISHED, strict=True))
+    times = load_benchmarks(PUBLISHED / "benchmark", strict=True)
+    found = Page(groups, times, [], script("publish").row_of_published)
     assert (ROOT / "docs" / "paper.md").read_text() == paper_markdown(found, "../results/")
     assert (ROOT / "results" / "paper.csv").read_text() == paper_csv(found)
     assert (ROOT / "results" / "paper.tex").read_text() == paper_latex(found)
@@ -176,6 +179,65 @@ def test_most_trained_rivals_come_first_then_seeds() -> None:
         assert chosen_groups(grouped(records))["CIFAR-100"].first is plain
 
 
+LEARNED = "cifar-vit-sinkhorn-c88251a1-s0-a2ecd18d"
+"""Three maps of QKNORM's teacher, calibrated end to end; no rival was trained beside them."""
+
+
+def test_asap_is_the_map_of_the_most_thorough_calibration() -> None:
+    """Of the same teacher, which keeps the other methods of its column."""
+    ridge, learned = published(QKNORM), published(LEARNED)
+    for values in ((ridge, learned), (learned, ridge)):
+        found = page_of(*values)
+        assert found.table[ASAP]["CIFAR-100"].text == "67.78 ± 0.07 (1; 3 maps)"
+        assert found.table[SOFTMAX]["CIFAR-100"].text == "68.09 (1)"
+        assert "mean of 3 calibration seeds (cifar100-qknorm-9f75d685)" in paper_markdown(found)
+        (claim,) = (c for c in found.claims if "competitive with softmax" in c.words)
+        assert claim.ours == "-0.31 points"
+    alone = page_of(ridge)
+    assert alone.table[ASAP]["CIFAR-100"].text == "67.60 (1)"
+    assert "32 slices, refine 0, ridge, 1024 samples; calibration seed 0" in paper_markdown(alone)
+
+
+def test_the_map_of_another_teacher_does_not_stand_for_asap() -> None:
+    learned = published(LEARNED)
+    learned["artifact"]["teacher_sha256"] = "0" * 64
+    learned["manifests"]["train"]["teacher_sha256"] = "0" * 64
+    found = page_of(published(QKNORM), learned)
+    assert found.table[ASAP]["CIFAR-100"].text == "67.60 (1)"
+
+
+def test_a_low_accuracy_does_not_keep_a_better_calibration_away() -> None:
+    learned = published(LEARNED)
+    for row in learned["rows"]:
+        row["accuracy"] = 0.1 if row["group"] == "asap" else row["accuracy"]
+    found = page_of(published(QKNORM), learned)
+    assert found.table[ASAP]["CIFAR-100"].mean == pytest.approx(0.1)
+    assert speed_of(found.groups["CIFAR-100"]) is None
+
+
+def test_each_map_of_one_teacher_is_compared_by_its_samples() -> None:
+    """The largest p-value counts: one map alone tells nothing."""
+    teacher, told = first_right(6000), first_right(5800)
+    maps = {"asap": told, "map_0": told, "map_1": first_right(5999)}
+    value = with_right(published(LEARNED), {"teacher": teacher, **maps})
+    value["maps"] = {key: point for key, point in value["maps"].items() if key in maps}
+    (group,) = grouped([typed(value)])
+    found = compare(group, SINKHORN, ASAP)
+    assert found is not None
+    assert found.difference == pytest.approx((0.02 + 0.02 + 0.0001) / 3)
+    assert (found.p, found.significant) == (1, False)
+
+
+def test_commands_name_the_rows_that_make_a_column() -> None:
+    groups = grouped(load_records(PUBLISHED, strict=True))
+    rows = {False: "cifar_qknorm", True: "cifar_qknorm_learned"}
+    found = Page(groups, [], [], lambda record: rows[bool(record.maps)])
+    both = "make reproduce row=cifar_qknorm && make reproduce row=cifar_qknorm_learned"
+    assert found.making("CIFAR-100") == both
+    assert found.making("Yelp Full") == "make train task=yelp"
+    assert page_of(published(QKNORM)).making("CIFAR-100") == "make reproduce task=cifar"
+
+
 def test_coarse_models_and_fewer_epochs_do_not_take_the_column() -> None:
     value = after(25, with_rival(published(PLAIN), "lotformer_ab_trained", "L"))
     for number in range(3):
@@ -212,9 +274,9 @@ def test_a_rival_of_a_shorter_recipe_has_a_column_beside_the_whole_one() -> None
     assert "every method of the column: CIFAR-100 in 20 epochs. They compare" in text
     origin = text.partition("## Where the columns come from")[2]
     assert re.search(
-        r"\| CIFAR-100 in 20 epochs \|.*\| 20 \| `make reproduce task=cifar` \|", origin
+        r"\| CIFAR-100 in 20 epochs \|.*\| 20 \|.*\| `make reproduce task=cifar` \|", origin
     )
-    assert re.search(r"\| CIFAR-100 \|.*\| 60 \| `make reproduce task=cifar` \|", origin)
+    assert re.search(r"\| CIFAR-100 \|.*\| 60 \|.*\| `make reproduce task=cifar` \|", origin)
     assert "Not trained for any task yet: differential." in text
     first_table = paper_latex(found).partition(r"\end{tabular}")[0]
     assert "CIFAR-100 in 20 epochs" in first_table
@@ -433,7 +495,7 @@ def test_rivals_fill_their_rows_when_they_come() -> None:
 
 
 def test_claims_without_a_record_are_open() -> None:
-    found = claims({}, accuracy_table({}), [], [])
+    found = claims({}, accuracy_table({}), [], [], making=str)
     assert {claim.verdict for claim in found} == {"open"}
     assert {claim.ours for claim in found} == {""}
 
@@ -456,10 +518,43 @@ def test_training_cost_is_that_of_steps_in_one_record(ms: float, verdict: str) -
 def test_operator_speed_is_the_worst_length_and_the_slowest_plain_map() -> None:
     records = [r for r in load_benchmarks(PUBLISHED / "benchmark") if r.mode == "forward"]
     claim = operator_speed(records, "sinkhorn_20", "fused", lambda n: n >= 512)
-    assert claim.ours == "10.3x"
+    assert (claim.ours, claim.verdict) == ("3.7x", "fails")
+    assert "recorded inputs, n = 1024, 4096; random inputs, n = 512, 1024, 4096" in claim.measured
+    slowest = "ASAP, 8 slices + query and adaptive features, fused"
+    assert claim.measured.endswith(f"random inputs, n = 512, {slowest}")
+    assert claim.command == "python -m asap_exp.benchmark inputs=random"
     short = operator_speed(records, "sinkhorn_20", "fused", lambda n: n < 512)
-    assert (short.ours, short.verdict) == ("2.0x", "fails")
+    assert (short.ours, short.verdict) == ("0.9x", "fails")
     assert operator_speed([], "sinkhorn_20", "fused", lambda n: True).verdict == "open"
+
+
+def timing(ended: str, kind: str, teacher: float, n: int = 1024) -> Any:
+    """A benchmark whose map takes 1 ms."""
+    cells = [
+        SimpleNamespace(method=method, label=method, status="timed", ms=SimpleNamespace(median=ms))
+        for method, ms in {"sinkhorn_20": teacher, "asap_8": 1.0}.items()
+    ]
+    return SimpleNamespace(
+        manifest=SimpleNamespace(ended=ended),
+        inputs=SimpleNamespace(kind=kind),
+        device="NVIDIA H200",
+        rows=[SimpleNamespace(n=n, cells=cells)],
+    )
+
+
+def test_an_older_timing_does_not_outvote_a_newer_one() -> None:
+    """Of each kind of inputs and length the newest counts, and of these the worst."""
+
+    def claim(*records: Any) -> Any:
+        return operator_speed(records, "sinkhorn_20", "fused", lambda n: True)
+
+    slow, fast = timing("2026-11-01", "random", 2.0), timing("2026-12-01", "random", 7.0)
+    for records in ((slow, fast), (fast, slow)):
+        assert claim(*records).ours == "7.0x"
+    recorded = timing("2026-11-01", "recorded", 20.0)
+    assert claim(recorded, fast).ours == "7.0x", "no kind of inputs hides another"
+    assert claim(recorded, timing("2026-12-01", "random", 3.0, n=64), fast).ours == "3.0x"
+    assert claim(timing("2026-10-01", "recorded", 6.0), recorded).ours == "20.0x"
 
 
 @pytest.mark.parametrize(("right", "counts"), [(5951, True), (5949, False)])
@@ -575,7 +670,8 @@ def test_coarse_duals_have_a_row_for_either_form_and_a_word_on_their_tokens() ->
     names = [name for name in found.table if name.startswith("coarse")]
     assert names == ["coarse duals, two-sided", "coarse duals, one pass"]
     for title in ("CIFAR-100", "IMDb"):
-        assert found.table[names[0]][title].text == found.table[ASAP][title].text
+        own = rows_of(found.groups[title].first)[ASAP]
+        assert found.table[names[0]][title].mean == own.accuracy
     listed = "of these tokens: CIFAR-100 16 tokens, grid; IMDb 64 tokens."
     assert listed in paper_markdown(found)
 

@@ -21,6 +21,8 @@ class Group:
     """Hash of the data if another group has the same configuration and other data, else empty."""
     published: bool = False
     """True if the records are published ones, shown beside one's own."""
+    better: "Group | None" = None
+    """Records of the same teachers whose maps stand for ASAP on the paper's page, if not these."""
 
     @property
     def first(self) -> EvaluationRecord:

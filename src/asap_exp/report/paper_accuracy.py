@@ -9,6 +9,7 @@ from asap_exp.report.groups import Group
 from asap_exp.report.names import LINEAR
 from asap_exp.report.paper_columns import task_columns, task_of
 from asap_exp.report.paper_comparison import Comparison, compare
+from asap_exp.report.paper_maps import measured
 from asap_exp.report.paper_tasks import (
     ASAP,
     METHODS,
@@ -23,12 +24,16 @@ from asap_exp.report.pareto import quality
 
 @dataclass(frozen=True)
 class Cell:
-    """Number of a method on a task: mean and deviation over `seeds`, or the reason for none."""
+    """Number of a method on a task: mean and deviation over `seeds`, or the reason for none.
+
+    Of one seed they are over `maps` that differ in the seed of their calibration, if there are any.
+    """
 
     text: str
     mean: float | None = None
     std: float | None = None
     seeds: int = 0
+    maps: int = 1
     reason: str = ""
     best: bool = False
     published: bool = False
@@ -75,20 +80,27 @@ def cell(group: Group | None, name: str, task: PaperTask, best: bool) -> Cell:
     if group is None:
         return Cell("", reason="no record of this task")
     metric = quality(group)
-    rows = [rows_of(record).get(name) for record in group.records]
-    values = [getattr(row, metric.key) for row in rows if row is not None]
-    measured = [value for value in values if value is not None]
-    if not measured:
+    by_seed = values_of(group, name)
+    if not by_seed:
         return Cell("", reason=reason(group, name, task))
-    mean = statistics.mean(measured)
-    std = statistics.stdev(measured) if len(measured) > 1 else None
-    text = written(metric, mean, std, len(measured))
-    return Cell(text, mean, std, len(measured), best=best)
+    values = [value for each in by_seed for value in each]
+    mean = statistics.mean(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    seeds, maps = len(by_seed), len(by_seed[0])
+    return Cell(written(metric, mean, std, seeds, maps), mean, std, seeds, maps, best=best)
 
 
-def written(metric: Column, mean: float, std: float | None, seeds: int) -> str:
-    """Write mean, deviation and number of seeds: "91.60 ± 0.12 (3)"."""
-    return f"{metric.write(Average(mean, std))} ({seeds})"
+def values_of(group: Group, name: str) -> list[list[float]]:
+    """Return the measured numbers of a method by training seed: several of its maps, if one."""
+    key = quality(group).key
+    rows = [[getattr(each.row, key) for each in maps] for maps in measured(group, name)]
+    found = [[value for value in values if value is not None] for values in rows]
+    return [values for values in found if values]
+
+
+def written(metric: Column, mean: float, std: float | None, seeds: int, maps: int) -> str:
+    """Write mean, deviation and number of seeds: "91.60 ± 0.12 (3)", "91.00 ± 0.02 (1; 3 maps)"."""
+    return f"{metric.write(Average(mean, std))} ({seeds}{f'; {maps} maps' if maps > 1 else ''})"
 
 
 def reason(group: Group, name: str, task: PaperTask) -> str:
@@ -134,10 +146,8 @@ def compared_names(group: Group, names: list[str]) -> dict[str, float]:
     """Return the mean of each method that was measured."""
     found = {}
     for name in names:
-        rows = [rows_of(record).get(name) for record in group.records]
-        values = [getattr(row, quality(group).key) for row in rows if row is not None]
-        if measured := [value for value in values if value is not None]:
-            found[name] = statistics.mean(measured)
+        if values := values_of(group, name):
+            found[name] = statistics.mean(value for each in values for value in each)
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from asap_exp.report.groups import Group, kind
+from asap_exp.report.paper_maps import with_better_maps
 from asap_exp.report.paper_tasks import COPIES, RECENT, TASKS, TRAINED, PaperTask, rows_of
 
 
@@ -12,7 +13,8 @@ def chosen_groups(groups: Iterable[Group]) -> dict[str, Group]:
 
     Of the Sinkhorn teachers with every layer compiled, on clean images and the usual split: those
     of most epochs, then with most rivals of the same recipe, then with most seeds, then with the
-    norm on queries and keys, then one's own, then with most rows. No accuracy has a say in it.
+    norm on queries and keys, then one's own, then with most rows. No accuracy has a say in it. ASAP
+    may be another record's of the same teachers: see `with_better_maps`.
 
     A recent rival that these lack may have been trained for fewer epochs, by the same number of
     tokens and norm. The records with most such rivals have a further column.
@@ -24,11 +26,12 @@ def chosen_groups(groups: Iterable[Group]) -> dict[str, Group]:
         if data not in tasks:
             continue
         task, mine = tasks[data], [group for group in usual if kind(group.first) == data]
-        first = found[task.title] = max(mine, key=rank)
+        first = max(mine, key=rank)
+        found[task.title] = with_better_maps(first, mine)
         shorter = [group for group in mine if is_shorter(group, first)]
         if shorter:
             second = max(shorter, key=lambda group: (len(further(group, first)), rank(group)))
-            found[shorter_task(task, second).title] = second
+            found[shorter_task(task, second).title] = with_better_maps(second, mine)
     return found
 
 

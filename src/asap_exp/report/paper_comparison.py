@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_exp.core.errors import UserError
-from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.right import RightSamples
-from asap_exp.core.records.row import Row
 from asap_exp.report.groups import Group
 from asap_exp.report.paired import mcnemar, paired_t
-from asap_exp.report.paper_tasks import rows_of
+from asap_exp.report.paper_maps import Measured, measured
 from asap_exp.report.power import LEVEL, detectable_by_samples, detectable_by_seeds
 
 FEWEST_SEEDS = 3
@@ -62,55 +60,62 @@ class Comparison:
 def compare(group: Group, first: str, second: str) -> Comparison | None:
     """Compare two methods on the records that have both; None if none has.
 
+    ASAP may have several maps of one training, each of which is a pair, and be of another record.
+
     With at least `FEWEST_SEEDS` seeds a paired t test over them, unless their differences are all
     the same: that a few seeds fall on one number of samples is no certainty. With fewer seeds
-    McNemar's exact test over the test samples, of each seed by itself, and the largest of its
-    p-values: that says nothing of how far another seed would be from this one. Where one seed is
-    for the first and another for the second method, the p-value is 1, however sure each is.
+    McNemar's exact test over the test samples, of each seed and map by itself, and the largest of
+    its p-values: that says nothing of how far another seed would be. Where one is for the first and
+    another for the second method, the p-value is 1, however sure each is.
     """
     pairs = pairs_of(group, first, second)
     if not pairs:
         return None
     metric = group.first.trained_for.metric
-    differences = [getattr(one, metric) - getattr(two, metric) for _, one, two in pairs]
-    mean = statistics.mean(differences)
-    if len(pairs) >= FEWEST_SEEDS:
-        deviation, seeds = statistics.stdev(differences), f"{len(pairs)} seeds"
+    differences = [getattr(one.row, metric) - getattr(two.row, metric) for one, two in pairs]
+    mean, trainings = statistics.mean(differences), len({one.record.run for one, _ in pairs})
+    if trainings >= FEWEST_SEEDS:
+        deviation, seeds = statistics.stdev(differences), f"{trainings} seeds"
         if deviation < ALIKE:
             return Comparison(mean, None, f"{seeds} that differ alike, no deviation for a t test")
-        found = detectable_by_seeds(len(pairs), deviation)
+        found = detectable_by_seeds(trainings, deviation)
         return Comparison(mean, paired_t(differences), f"t, {seeds}", found)
     if group.first.trained_for.of_tokens:
         return Comparison(mean, None, f"fewer than {FEWEST_SEEDS} seeds, and no samples of tokens")
-    if any(record.right is None for record, _, _ in pairs):
+    if any(each.record.right is None for pair in pairs for each in pair):
         why = f"fewer than {FEWEST_SEEDS} seeds, and no samples stored"
         return Comparison(mean, None, why, agreement_bound(pairs), bound=True)
-    tests = [of_samples(record, one, two) for record, one, two in pairs]
+    tests = [of_samples(one, two) for one, two in pairs]
     finds = [test.detectable for test in tests]
+    words = "seeds" if trainings > 1 else "maps"
     contradict = min(test.difference for test in tests) < 0 < max(test.difference for test in tests)
     return Comparison(
         mean,
         1.0 if contradict else max(test.p for test in tests if test.p is not None),
-        tests[0].how + (", and the seeds contradict each other" if contradict else ""),
+        tests[0].how + (f", and the {words} contradict each other" if contradict else ""),
         None if None in finds else max(find for find in finds if find is not None),
         samples=min(test.samples for test in tests if test.samples is not None),
     )
 
 
-def pairs_of(group: Group, first: str, second: str) -> list[tuple[EvaluationRecord, Row, Row]]:
-    """Return each record with its rows of both methods, if their metric was measured."""
+def pairs_of(group: Group, first: str, second: str) -> list[tuple[Measured, Measured]]:
+    """Return the pairs of rows of both methods, by training, if their metric was measured."""
     metric = group.first.trained_for.metric
-    found = []
-    for record in group.records:
-        rows = rows_of(record)
-        both = [rows.get(name) for name in (first, second)]
-        one, two = (row if row and getattr(row, metric) is not None else None for row in both)
-        if one is not None and two is not None:
-            found.append((record, one, two))
-    return found
+    mine, theirs = (by_run(group, name) for name in (first, second))
+    return [
+        (one, two)
+        for run, maps in mine.items()
+        for one in maps
+        for two in theirs.get(run, [])
+        if getattr(one.row, metric) is not None and getattr(two.row, metric) is not None
+    ]
 
 
-def agreement_bound(pairs: list[tuple[EvaluationRecord, Row, Row]]) -> float | None:
+def by_run(group: Group, name: str) -> dict[str, list[Measured]]:
+    return {maps[0].record.run: maps for maps in measured(group, name)}
+
+
+def agreement_bound(pairs: list[tuple[Measured, Measured]]) -> float | None:
     """Return what McNemar's test would find at the latest, by the agreement with the teacher.
 
     Where both methods predict the teacher's class both are right or both are wrong. So of one alone
@@ -118,18 +123,20 @@ def agreement_bound(pairs: list[tuple[EvaluationRecord, Row, Row]]) -> float | N
     without an agreement.
     """
     found = []
-    for record, one, two in pairs:
-        if one.agreement is None or two.agreement is None:
+    for one, two in pairs:
+        if one.row.agreement is None or two.row.agreement is None:
             return None
-        share = min(2 - one.agreement - two.agreement, 1.0)
-        found.append(detectable_by_samples(record.test.rows, share))
+        share = min(2 - one.row.agreement - two.row.agreement, 1.0)
+        found.append(detectable_by_samples(one.record.test.rows, share))
     return None if None in found else max(find for find in found if find is not None)
 
 
-def of_samples(record: EvaluationRecord, one: Row, two: Row) -> Comparison:
-    """Compare two rows of one record by its test samples."""
-    assert record.right is not None
-    return paired_samples(record.right, one.key, record.right, two.key)
+def of_samples(one: Measured, two: Measured) -> Comparison:
+    """Compare two rows of one teacher's records by its test samples."""
+    mine, theirs = one.record.right, two.record.right
+    assert mine is not None
+    assert theirs is not None
+    return paired_samples(mine, one.row.key, theirs, two.row.key)
 
 
 def paired_samples(

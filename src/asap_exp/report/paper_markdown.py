@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 
-from asap_exp.core.conf_files import conf_dir, options
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.report.captions import group_title, training_rows
+from asap_exp.report.groups import Group
 from asap_exp.report.markdown import NOTICE
 from asap_exp.report.markdown_table import Markup, table_lines
 from asap_exp.report.paper_accuracy import Cell, shorter_titles
 from asap_exp.report.paper_claims import Claim
+from asap_exp.report.paper_maps import map_words
 from asap_exp.report.paper_page import Page
 from asap_exp.report.paper_tasks import (
     ATTENTIONS,
     COARSE,
     SINKHORN,
     SOURCE,
-    PaperTask,
     coarse_tokens,
     rows_of,
 )
@@ -31,11 +31,14 @@ CLAIMS = (
 )
 ACCURACY = (
     "Test accuracy in per cent (WikiText-2: perplexity, less is better), mean ± standard deviation "
-    "(number of seeds). In bold is the best of a column where a paired test at 5 % tells it from "
-    "each other method there: a t test over seeds where there are three or more, else McNemar's "
-    "exact test over the test samples. Tests are not corrected for their number. A number in an "
-    "empty cell's place is that of the reason below. † Published by others in other settings, and "
-    "compared with no row of ours."
+    "(number of seeds). ASAP is, of all records of a column's teachers, the map of the most "
+    "thorough calibration (end to end, else learned slices, else ridge), whatever its accuracy; of "
+    "a single teacher it is the mean over the seeds of its calibration, if several were measured. "
+    "In bold is the best of a column where a paired test at 5 % tells it from each other method "
+    "there: a t test over seeds where there are three or more, else McNemar's exact test over the "
+    "test samples. Tests are not corrected for their number. A number in an empty cell's place is "
+    "that of the reason below. † Published by others in other settings, and compared with no row "
+    "of ours."
 )
 POWER_WORDS = (
     "How far the Sinkhorn teacher is from each method (positive: the teacher's number is larger), "
@@ -156,27 +159,28 @@ def power_lines(page: Page) -> list[str]:
 
 
 def origin_lines(page: Page) -> list[str]:
-    """Return what each column was trained and tested on, and the command that makes it."""
+    """Return what each column was trained and tested on, its map, and the command that makes it."""
     rows, groups = [], page.groups
     for task in page.columns:
-        command = code(f"make {'reproduce' if has_row(task) else 'train'} task={task.name}")
+        command = code(page.making(task.title))
         if task.title not in groups:
-            rows.append([task.title, "", "", "", "", command])
+            rows.append([task.title, *[""] * 5, command])
             continue
         group = groups[task.title]
         record, epochs = group.first, group.first.manifests.train.epochs
         test = f"{record.test.rows:,} {record.samples}"
         test += "" if record.test.whole else f", a SUBSET of {record.test.of:,}"
-        rows.append(
-            [task.title, group_title(group), data_words(record), test, str(epochs), command]
-        )
-    return table_lines(["task", "records", "trained on", "tested on", "epochs", ""], rows, text=6)
+        records = f"{group_title(group)} ({group.slug})"
+        origin = [records, data_words(record), test, str(epochs), shown_map(group), command]
+        rows.append([task.title, *origin])
+    titles = ["task", "records", "trained on", "tested on", "epochs", "map of ASAP", ""]
+    return table_lines(titles, rows, text=7)
 
 
-def has_row(task: PaperTask) -> bool:
-    """Return True if a file of conf/reproduce is of this task."""
-    rows = options(conf_dir() / "reproduce")
-    return any(row == task.name or row.startswith(f"{task.name}_") for row in rows)
+def shown_map(group: Group) -> str:
+    """Describe the map in the cell of ASAP, and name its records if they are others."""
+    others = "" if group.better is None else f" ({group.better.slug})"
+    return f"{map_words(group)}{others}"
 
 
 def data_words(record: EvaluationRecord) -> str:
