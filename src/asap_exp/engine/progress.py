@@ -9,6 +9,7 @@ from rich.console import Console
 
 from asap_exp.core.agreement import total
 from asap_exp.core.console import duration, say
+from asap_exp.engine.pace import PaceLine
 
 SHOWN = {
     "train/loss_epoch": ("loss", "{:.4f}", 1),
@@ -19,8 +20,12 @@ SHOWN = {
 
 
 def progress_callbacks() -> list[Callback]:
-    """Return the callback that prints lines and, on a terminal, the bar."""
-    return [EpochLines(), *([TerminalBar(leave=False)] if Console().is_terminal else [])]
+    """Return the callbacks that print lines and, on a terminal, the bar."""
+    return [
+        PaceLine(),
+        EpochLines(),
+        *([TerminalBar(leave=False)] if Console().is_terminal else []),
+    ]
 
 
 def shown_metrics(trainer: L.Trainer) -> dict[str, str]:
