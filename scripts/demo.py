@@ -52,7 +52,7 @@ def heading(text: str) -> None:
 def main() -> None:
     """Run the four stages, and say what came of them and how long they took."""
     started = time.monotonic()
-    say("Three to four minutes on two CPU cores; all files go below results/ (5 MB).")
+    say("Three to four minutes on two CPU cores; all files go below results/ (2 to 3 MB).")
     heading("1 of 4: train a Vision Transformer with Sinkhorn attention, T = 20, on digits")
     run = train(compose("train", ["experiment=demo"], TrainConfig))
     heading("2 of 4: compile every attention layer from unlabelled images")
@@ -84,7 +84,7 @@ def conclude(run: Run, page: Path | None, seconds: float) -> None:
         say(f"To see tables and figures, open {shown(page)} in a browser.")
     say(f"The demo took {seconds:.0f} s. The same stages on your own images or texts:")
     say("  make train task=images data.path=FOLDER")
-    say(f"  make distill ARGS='{' '.join(CALIBRATION)}'")
+    say(f"  make distill {' '.join(CALIBRATION)}")
     say("  make evaluate && make report")
 
 
