@@ -1,13 +1,15 @@
 """The verdict in sentences: what ASAP costs and gains, its rival, and which of the two to use."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from asap_exp.core.records.row import COLUMN
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.headline import compared_rows, headline
 from asap_exp.report.pareto import quality
-from asap_exp.report.verdict import honest_rival, truncations, verdict, where_it_changes
+from asap_exp.report.verdict import honest_rival, noise, truncations, verdict, where_it_changes
 from tests.records import published, typed
 
 CIFAR_64 = "cifar-vit-sinkhorn-f9c05404-s0-e7c8e40c"
@@ -58,7 +60,7 @@ def test_no_truncation_is_as_fast(record):
 
 
 def test_a_faster_truncation_is_less_accurate(record):
-    timed(record, "truncated_2", 1.0, 0.64)
+    timed(record, "truncated_2", 1.0, 0.63)
     timed(record, "truncated_1", 0.5, 0.5)
     *_, rival, use = verdict(group_of(record))
     assert rival.startswith("The truncation to compare it with is Sinkhorn, T' = 2: 10.00x as fast")
@@ -69,7 +71,34 @@ def test_a_faster_truncation_is_less_accurate(record):
     timed(record, "truncated_10", 8.0, 0.66)
     timed(record, "truncated_5", 5.0, 0.65)
     *_, use = verdict(group_of(record))
-    assert use.endswith("and better; as good is Sinkhorn, T' = 5, 2.00x as fast.")
+    assert use.endswith(
+        "and better; at least as good is Sinkhorn, T' = 5: 2.00x as fast, with 65.00 % accuracy."
+    )
+
+
+def with_test_rows(record: dict[str, Any], rows: int) -> None:
+    record["test"]["rows"] = record["manifests"]["evaluate"]["data"]["test_rows"] = rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "accuracy", "points"), [(400, 0.61, 4.0), (10_000, 0.6454, 0.5), (10_000, 0.641, 0.9)]
+)
+def test_no_method_is_better_for_what_may_be_chance(record, rows, accuracy, points):
+    """Two deviations are 4.8 points of 400 samples, and 0.95 of 10,000."""
+    with_test_rows(record, rows)
+    timed(record, "truncated_2", 1.0, accuracy)
+    timed(record, "truncated_5", 3.0, 0.66)
+    use = next(line for line in verdict(group_of(record)) if line.startswith("At 64"))
+    assert use == (
+        "At 64 tokens, on this machine, ASAP is slower than it, and the "
+        f"{points} points between them may be chance: the truncation is the better choice."
+    )
+
+
+def test_half_a_point_is_no_difference_however_many_samples():
+    share = SimpleNamespace(mean=lambda key: 0.5)
+    group = SimpleNamespace(first=SimpleNamespace(test=SimpleNamespace(rows=10**6)), records=[None])
+    assert noise(group, share, COLUMN["accuracy"]) == 0.5
 
 
 def test_a_truncation_is_better(record):
@@ -90,7 +119,7 @@ def test_perplexity_is_better_where_it_is_lower():
     lines = verdict(group_of(published("wikitext")))
     assert "has perplexity 11.97; its teacher has perplexity 11.90" in lines[0]
     assert lines[-1].startswith(
-        "Here, on this machine, ASAP is slower than it, and better; as good"
+        "Here, on this machine, ASAP is slower than it, and better; at least as good"
     )
 
 
@@ -113,7 +142,7 @@ def test_the_rival_of_equals_is_the_faster_one(record):
 
 
 def test_differences_that_a_small_test_set_cannot_show_are_named(record):
-    record["test"]["rows"] = record["manifests"]["evaluate"]["data"]["test_rows"] = 400
+    with_test_rows(record, 400)
     assert verdict(group_of(record))[-1] == (
         "With 400 test samples, differences below 4.8 points may be chance."
     )

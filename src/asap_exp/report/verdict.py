@@ -10,12 +10,16 @@ from asap_exp.report.groups import Group
 from asap_exp.report.headline import compared_rows, headline
 from asap_exp.report.pareto import goodness, no_worse, quality
 
+LEAST = 0.5
+"""Points of accuracy below which no method is called better, however large the test set is."""
+
 
 def verdict(group: Group) -> list[str]:
     """Say what the compiled model loses and gains, which truncation rivals it, and which to use.
 
     The rival is the best truncation that is no slower than ASAP, or if none is as fast, the
-    fastest one. Raises ValueError if the models were not timed.
+    fastest one. No method is called better for a difference that may be chance. Raises ValueError
+    if the models were not timed.
     """
     found, column = headline(group), quality(group)
     if found.asap["model_ms"] is None:
@@ -41,24 +45,38 @@ def verdict(group: Group) -> list[str]:
         return [*lines, f"{where} the truncation is the better choice.", *doubt]
     if rival.mean("model_ms") > found.asap.mean("model_ms"):
         return [*lines, f"{where} no truncation is as fast as {short}.", *doubt]
+    ahead = 100 * (goodness(found.asap, column) - goodness(rival, column))
+    if column.title.endswith(" %") and ahead < noise(group, found.asap, column):
+        use = (
+            f"{short} is slower than it, and the {ahead:.1f} points between them may be chance: "
+            "the truncation is the better choice."
+        )
+        return [*lines, f"{where} {use}", *doubt]
     as_good = as_good_truncation(rows, found.asap, column)
     if as_good is None:
         other = "no truncation that was measured is as good"
     else:
-        other = f"as good is {as_good.name}, {speed(as_good, found.teacher)}"
+        other = (
+            f"at least as good is {as_good.name}: {speed(as_good, found.teacher)}, with "
+            f"{result(as_good, column)}"
+        )
     return [*lines, f"{where} {short} is slower than it, and better; {other}.", *doubt]
 
 
 def chance(group: Group, asap: AveragedRow, column: Column) -> list[str]:
-    """Say which differences of accuracy may be chance, if the test set is small: two deviations."""
-    rows = group.first.test.rows
-    if not column.title.endswith(" %"):
+    """Say which differences of accuracy may be chance, if the test set is small."""
+    if not column.title.endswith(" %") or noise(group, asap, column) < 1:
         return []
-    share = asap.mean(column.key)
-    points = 200 * math.sqrt(share * (1 - share) / (rows * len(group.records)))
-    if points < 1:
-        return []
-    return [f"With {rows} test samples, differences below {points:.1f} points may be chance."]
+    return [
+        f"With {group.first.test.rows} test samples, differences below "
+        f"{noise(group, asap, column):.1f} points may be chance."
+    ]
+
+
+def noise(group: Group, asap: AveragedRow, column: Column) -> float:
+    """Return the points of accuracy that may be chance: two deviations, and at least `LEAST`."""
+    share, rows = asap.mean(column.key), group.first.test.rows * len(group.records)
+    return max(200 * math.sqrt(share * (1 - share) / rows), LEAST)
 
 
 def truncations(rows: Iterable[AveragedRow]) -> list[AveragedRow]:
