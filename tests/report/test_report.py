@@ -13,10 +13,13 @@ from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.records.columns import Average
 from asap_exp.report.accuracy_figure import (
+    NAMED,
     PALE,
     accuracy_latency,
+    beyond_words,
     coordinates,
     front,
+    rows_of,
     visible,
 )
 from asap_exp.report.averages import averaged_rows
@@ -192,6 +195,61 @@ def test_figure_ends_where_methods_are_far_worse_than_the_teacher(
     names = axes.get_legend_handles_labels()[1]
     assert "ASAP" in names
     assert "control: uniform" not in names
+    label, side = axes.get_xlabel(), "above" if objective == "mlm" else "below"
+    assert f"2 methods {side} the axis: " in label
+    assert f"control: uniform attention ({quality(group).number(far)})" in " ".join(label.split())
+
+
+def test_figure_names_some_methods_beyond_the_axis_and_counts_the_rest(
+    record: dict[str, Any],
+) -> None:
+    far = ("control_", "truncated_", "asap")
+    rows = [
+        {**row, "accuracy": 0.2 if row["key"].startswith(far) else 0.9} for row in record["rows"]
+    ]
+    (group,) = grouped([without_samples(record) | {"rows": rows}])
+    hidden = [row for row in rows_of(group) if row.key.startswith(far)]
+    words = beyond_words(group)
+    assert words.startswith(f"{len(hidden)} methods below the axis: ")
+    assert words.endswith(f" and {len(hidden) - NAMED} more")
+    assert words.count("(20.00)") == NAMED
+    level = [{**row, "accuracy": 0.9} for row in record["rows"]]
+    (group,) = grouped([without_samples(record) | {"rows": level}])
+    assert beyond_words(group) == ""
+
+
+def test_figure_has_room_for_error_bars() -> None:
+    """Three maps of one teacher, of which the mean is the best of all methods."""
+    (group,) = grouped([published("cifar-vit-sinkhorn-c88251a1-s0-a2ecd18d")])
+    (axes,) = accuracy_latency(group).axes
+    (asap,) = (row for row in rows_of(group) if row.group == "asap")
+    average = asap["accuracy"]
+    assert average is not None
+    assert average.std is not None
+    assert axes.get_ylim()[1] > 100 * (average.mean + average.std)
+
+
+def test_the_teachers_star_hides_no_other_marker(record: dict[str, Any]) -> None:
+    (group,) = grouped([record])
+    (axes,) = accuracy_latency(group).axes
+    orders: dict[bool, list[float]] = {True: [], False: []}
+    for line in axes.lines:
+        if line.get_marker() not in ("", "None", "_", "|") and len(line.get_xdata()):
+            orders[line.get_marker() == "*"].append(line.get_zorder())
+    assert max(orders[True]) < min(orders[False])
+
+
+def test_titles_of_trainings_that_differ_in_their_epochs_name_them(record: dict[str, Any]) -> None:
+    def after(epochs: int) -> dict[str, Any]:
+        value = copy.deepcopy(record) | {"run": f"digits/vit-sinkhorn/{epochs:08d}-s0"}
+        train = value["manifests"]["train"]
+        train["epochs"] = train["config"]["recipe"]["epochs"] = epochs
+        return value
+
+    titles = [group_title(group) for group in grouped([after(2), after(1)])]
+    assert sorted(titles)[0].endswith(", 1 epoch")
+    assert sorted(titles)[1].endswith(", 2 epochs")
+    assert "epoch" not in group_title(*grouped([after(2)]))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from asap_exp.core.console import counted
 from asap_exp.core.escaping import on_figure
 from asap_exp.core.records.columns import Column
 from asap_exp.core.records.words import size_and_form
@@ -32,6 +33,10 @@ from asap_exp.report.names import (
 from asap_exp.report.notes import controls_are_unfused
 from asap_exp.report.pareto import goodness, has_maps, points, quality
 
+LINE = 0.2
+"""Height of a line below the axes, in inches."""
+NAMED = 4
+"""Methods beyond the axes that are named below them."""
 DEPTH = 0.1
 """Depth of the quality axis below the teacher's accuracy, or as a share above its perplexity."""
 PALE = "pale: beaten by a faster one"
@@ -117,19 +122,19 @@ def number_of(row: AveragedRow) -> str:
 
 def accuracy_latency(group: Group) -> Figure:
     """Draw the figure of a group, with all its maps if they were measured."""
-    figure, axes = subplots(8, 4.6)
+    beyond = on_figure(beyond_words(group), 95).splitlines()
+    figure, axes = subplots(8, 4.6 + LINE * len(beyond))
     draw_group(axes, group)
     for row in averaged_rows(group):
         if row.group == "baseline" and row[quality(group).key] is not None:
             level = quality(group).scale * row.mean(quality(group).key)
             label = on_figure(row.name)
             axes.axhline(level, color=palette.GREY, linestyle=(0, (1, 3)), label=label)
-    axes.set_xlabel(
-        on_figure(
-            f"time of the model, ms per batch of {group.first.latency.batch_size} "
-            f"(log scale), {group.first.device}"
-        )
+    time = on_figure(
+        f"time of the model, ms per batch of {group.first.latency.batch_size} "
+        f"(log scale), {group.first.device}"
     )
+    axes.set_xlabel("\n".join([time, *beyond]))
     axes.set_ylabel(quality_title(group))
     milliseconds(axes)
     seeds = f", mean of {len(group.records)} seeds" if len(group.records) > 1 else ""
@@ -179,6 +184,19 @@ def visible(group: Group) -> list[AveragedRow]:
     return [row for row in rows_of(group) if goodness(row, column) >= least]
 
 
+def beyond_words(group: Group) -> str:
+    """Say which methods are too far from the teacher for the axes; empty if none is."""
+    column, near = quality(group), {row.key for row in visible(group)}
+    far = [row for row in rows_of(group) if row.key not in near]
+    if not far:
+        return ""
+    far.sort(key=lambda row: -goodness(row, column))
+    listed = ", ".join(f"{row.name} ({column.number(row.mean(column.key))})" for row in far[:NAMED])
+    side = "above" if column.lower_is_better else "below"
+    more = f" and {len(far) - NAMED} more" if len(far) > NAMED else ""
+    return f"{counted(len(far), 'method')} {side} the axis: {listed}{more}"
+
+
 def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
     """Draw every family with a visible point; milliseconds are multiplied by `scale`.
 
@@ -196,8 +214,11 @@ def draw_group(axes: Axes, group: Group, *, scale: float = 1) -> None:
     axes.grid(alpha=0.25)
     if shown:
         x, y = coordinates(shown, column, scale)
-        margin = 0.08 * (max(y) - min(y)) or 1
-        axes.set_ylim(min(y) - margin, max(y) + margin)
+        bars = [column.scale * deviation(row, column) for row in shown]
+        low = min(value - bar for value, bar in zip(y, bars, strict=True))
+        high = max(value + bar for value, bar in zip(y, bars, strict=True))
+        margin = 0.08 * (high - low) or 1
+        axes.set_ylim(low - margin, high + margin)
         room = max((max(x) / min(x)) ** 0.06, 1.01)
         axes.set_xlim(min(x) / room, max(x) * room)
 
@@ -213,8 +234,9 @@ def draw_family(
 ) -> None:
     """Draw a curve, and beside it the rows that it does not join; hollow if it was not fused."""
     curve = joined(rows, family, column)
-    spread = [column.scale * (average.std or 0) for row in curve if (average := row[column.key])]
-    order = 4 if family is FAMILIES["asap"] else 3
+    spread = [column.scale * deviation(row, column) for row in curve]
+    # The star is large, and a coarse dual of all tokens is where it is.
+    order = 4 if family is FAMILIES["asap"] else 1.8 if family.marker == "*" else 3
     axes.errorbar(
         *coordinates(curve, column, scale),
         yerr=spread if any(spread) else None,
@@ -233,6 +255,12 @@ def draw_family(
     axes.plot(
         *coordinates(others, column, scale), color=family.colour, marker=family.marker, **PALER
     )
+
+
+def deviation(row: AveragedRow, column: Column) -> float:
+    """Return the standard deviation of a row's quality, 0 of a single measurement."""
+    average = row[column.key]
+    return 0.0 if average is None or average.std is None else average.std
 
 
 def coordinates(
