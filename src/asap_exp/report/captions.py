@@ -1,5 +1,6 @@
 """Titles, conditions and origins of records, for tables and figures."""
 
+from asap_exp.core.console import counted
 from asap_exp.core.records.evaluation import EvaluationRecord
 from asap_exp.core.records.words import layer_words, map_settings, other_label
 from asap_exp.report.groups import Group
@@ -10,7 +11,9 @@ def group_title(group: Group) -> str:
     """Return the task of a group in a few words."""
     data = f", data {group.data}" if group.data else ""
     published = ", published" if group.published else ""
-    return f"{record_title(group.first)}{data}{published}"
+    epochs = group.first.manifests.train.epochs if group.names_epochs else None
+    trained = "" if epochs is None else f", {counted(epochs, 'epoch')}"
+    return f"{record_title(group.first)}{trained}{data}{published}"
 
 
 def record_title(record: EvaluationRecord) -> str:

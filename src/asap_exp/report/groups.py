@@ -1,7 +1,7 @@
 """Groups of evaluation records that differ only in their seeds."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asap_exp.core.objectives import CLASSIFICATION
@@ -21,6 +21,8 @@ class Group:
     """Hash of the data if another group has the same configuration and other data, else empty."""
     published: bool = False
     """True if the records are published ones, shown beside one's own."""
+    names_epochs: bool = False
+    """True if another group of the same task and norm was trained for other epochs."""
     better: "Group | None" = None
     """Records of the same teachers whose maps stand for ASAP on the paper's page, if not these."""
 
@@ -44,7 +46,13 @@ def grouped(records: Iterable[EvaluationRecord], *, published: bool = False) -> 
         for key, same in by_key.items()
         for data, rs in same.items()
     ]
-    return in_order(groups)
+    return in_order(replace(each, names_epochs=has_other_epochs(each, groups)) for each in groups)
+
+
+def has_other_epochs(group: Group, groups: Iterable[Group]) -> bool:
+    """Return True if the epochs tell a group from another one of the same task and norm."""
+    alike = [other.first for other in groups if order(other)[:3] == order(group)[:3]]
+    return len({record.manifests.train.epochs for record in alike}) > 1
 
 
 def in_order(groups: Iterable[Group]) -> list[Group]:

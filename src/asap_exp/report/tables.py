@@ -87,7 +87,7 @@ def evaluation_table(
     words = [caption(record), "A method is beaten by one that is no slower and no worse."]
     if left_out:
         hidden = ", ".join(column.title for column in left_out)
-        words.append(f"Too wide for this terminal: {hidden}.")
+        words.append(f"Left out, for the table to be narrow enough: {hidden}.")
     table = plain_table(escape(record.run), escape(" ".join(words)))
     found = lines(record)
     names = [method_name(line.row.key, line.row.label) for line in found]
