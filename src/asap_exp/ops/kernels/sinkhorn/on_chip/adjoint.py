@@ -187,8 +187,8 @@ def schedule_kernel(
 @triton.jit
 def distance(cols, j, valid_j, m, num_iters):
     """Return how far g^1 .. g^T of one head move, or the bounds of `schedule_kernel` if further."""
-    later = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
-    low, high = later, later
+    low = tl.load(cols + num_iters * m + j, mask=valid_j, other=0.0)
+    high = low
     total = 0.0
     for back in range(num_iters - 1):
         s = num_iters - back
