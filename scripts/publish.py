@@ -187,6 +187,8 @@ def of_gpu_tests(value: dict[str, Any]) -> Iterator[str]:
     yield from of_code("test", value["code"])
     if not value["hardware"].get("gpu"):
         yield "there was no GPU"
+    if not value.get("is_whole", True):  # reports before this field were written at the end alone
+        yield "the tests were stopped before their end"
     yield from (
         f"{count} tests {outcome}"
         for outcome, count in value["outcomes"].items()

@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,13 @@ def prepare_kernels() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
         interpreter.hasten()
         torch.cuda._cached_device_count = 0  # optimisers ask at every step, which takes their time
+    elif workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        # Else one test that takes much memory makes tests of the other processes fail.
+        torch.cuda.set_per_process_memory_fraction(0.8 / workers)
+
+
+WRITE_EVERY = 20.0
+"""Seconds after which a report is written again, so that of a killed run most is known."""
 
 
 class Report:
@@ -101,13 +109,22 @@ class Report:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tests: list[dict] = []
+        self.written = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             found = dict(report.user_properties)
+            if report.failed:
+                found["reason"] = report.longreprtext[-2000:]
             self.tests.append({"test": report.nodeid, "outcome": report.outcome, **found})
+            if time.monotonic() > self.written + WRITE_EVERY:
+                self.write()
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
+        self.write(is_whole=True)
+
+    def write(self, *, is_whole: bool = False) -> None:
         from asap_exp.core.files import write_json
         from asap_exp.core.manifest import code_version, hardware, now, versions
 
@@ -118,9 +135,11 @@ class Report:
             "code": code_version(),
             "versions": versions(),
             "hardware": hardware(),
+            "is_whole": is_whole,
             "tests": self.tests,
         }
         write_json(self.path, record)
+        self.written = time.monotonic()
 
 
 @dataclass
