@@ -32,6 +32,7 @@ from torch import Tensor
 
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Duals, Launch, strides
+from asap_exp.ops.kernels.sinkhorn import plan_in_shared_memory
 from asap_exp.ops.kernels.sinkhorn.on_chip import driver, nvrtc
 
 FOLDER = Path(__file__).parent
@@ -75,6 +76,11 @@ For easy logits it is the fastest route with half as many, by up to 1.6 times, b
 trained models' takes as long as about ten updates of another route, and no route knows which it
 gets. From here on it is at most 1.1 times as slow for a teacher without a norm on q and k, and
 faster with 20. Three blocks a side leave half of a GPU idle.
+"""
+
+FEWEST_BESIDE_SHARED_PLAN = 14
+"""The same for a call that `plan_in_shared_memory` takes too. With ten updates of such a teacher
+that one is up to 1.17 times as fast, with twenty it is 1.09 to 1.28 times as slow.
 """
 
 SHORTEST = 128
@@ -145,6 +151,8 @@ def slower(call: Call) -> str | None:
         return f"is slower up to {SHORTEST} tokens, got {call.longest}"
     rows, cols = blocks(call.n), blocks(call.m)
     fewest = FEWEST_UPDATES[max(rows, cols)]
+    if plan_in_shared_memory.refusal(call) is None:
+        fewest = max(fewest, FEWEST_BESIDE_SHARED_PLAN)
     if call.num_iters < fewest:
         return f"is slower with fewer than {fewest} updates, got {call.num_iters}"
     used = call.n * call.m / (rows * cols * SIDE**2)
