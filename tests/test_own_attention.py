@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import asap_exp
+from asap_exp.benchmark import benchmark
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.core.composing import compose
 from asap_exp.core.config import ReportConfig
@@ -100,6 +101,32 @@ def test_benchmark_times_an_own_attention(forget, tmp_path):
     record = read_json(run_benchmark(tmp_path, methods, MODULE))
     cells = [cell for row in record["rows"] for cell in row["cells"]]
     assert {cell["status"] for cell in cells if cell["method"] == "tempered"} <= {"timed", "scaled"}
+
+
+def test_benchmark_continues_only_with_the_module_that_it_began_with(
+    forget, tmp_path, capsys, monkeypatch
+):
+    def second_fails(config, suite, shape, *rest):
+        if shape.n == 8:
+            raise MemoryError("too long")
+        return row(config, suite, shape, *rest)
+
+    clean = {"commit": "a" * 40, "dirty": False}
+    monkeypatch.setattr("asap_exp.core.manifest.code_version", lambda: clean)
+    row = benchmark.row
+    monkeypatch.setattr(benchmark, "row", second_fails)
+    for changed, said in ((False, "n = 4: measured before"), (True, "n = 4: measured again")):
+        with pytest.raises(MemoryError):
+            run_benchmark(tmp_path, "cpu.methods=[tempered]", MODULE)
+        forget()
+        if changed:
+            (tmp_path / "own_tempered.py").write_text(f"{TEMPERED}\n# changed\n")
+        capsys.readouterr()
+        with pytest.raises(MemoryError):
+            run_benchmark(tmp_path, "cpu.methods=[tempered]", MODULE)
+        forget()
+        assert said in (out := capsys.readouterr().out)
+    assert "since settings.plugins.tempered.sha256 was" in out
 
 
 def test_library_compiles_an_own_attention_with_an_own_step(forget, tmp_path):

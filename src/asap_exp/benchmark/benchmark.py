@@ -20,6 +20,7 @@ from asap_exp.benchmark import (  # noqa: F401  (they register their methods)
 )
 from asap_exp.benchmark.flops import count, floors
 from asap_exp.benchmark.inputs import Source, input_source, largest_logit_of, suite_name
+from asap_exp.benchmark.kept_rows import Rows, continued
 from asap_exp.benchmark.measure import measure
 from asap_exp.benchmark.precision import tf32
 from asap_exp.benchmark.registry import (
@@ -29,6 +30,7 @@ from asap_exp.benchmark.registry import (
     build,
     installed,
     of_any_heads,
+    origins,
     versions,
 )
 from asap_exp.benchmark.shape import Shape
@@ -36,7 +38,7 @@ from asap_exp.core.config import BenchmarkConfig, SuiteConfig
 from asap_exp.core.console import progress, say
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
-from asap_exp.core.manifest import manifest, outcome
+from asap_exp.core.manifest import outcome
 from asap_exp.core.runs import drop_keys, public_config, short_hash
 from asap_exp.core.sealed import sealed
 from asap_exp.report.benchmark_records import FORMAT, folder_of, write_record
@@ -56,15 +58,14 @@ def benchmark(config: BenchmarkConfig) -> Path:
     folder = folder_of(config.paths, name)
     facts = {"stage": "benchmark", "seed": config.seed, "config": public}
     with (
-        manifest(folder / "manifest.json", **facts) as record,
+        continued(folder, **facts) as record,
         matrix_products(device, suite.dtype) as tf32_allowed,
     ):
-        record["versions"] |= versions(suite.methods)
-        reached = ceilings(device, getattr(torch, suite.dtype))
-        rows = [
-            row(config, suite, shape, source, device, reached)
-            for shape in progress(shapes, "Benchmarking", len(shapes))
-        ]
+        rows = rows_of(folder, record, public, suite, shapes, source, device)
+        reached = rows.ceilings or ceilings(device, getattr(torch, suite.dtype))
+        left = [shape for shape in shapes if str(shape.n) in rows.missing]
+        for shape in progress(left, "Benchmarking", len(left)):
+            rows.add(str(shape.n), reached, row(config, suite, shape, source, device, reached))
         metrics = {
             "format": FORMAT,
             "name": name,
@@ -74,16 +75,17 @@ def benchmark(config: BenchmarkConfig) -> Path:
             "dtype": suite.dtype,
             "tf32": tf32_allowed,
             "cuda_graph": config.cuda_graph,
-            "triton_interpreted": os.environ.get("TRITON_INTERPRET") == "1",
+            "triton_interpreted": interpreted(),
             "rounds": suite.rounds,
             "tokens": suite.tokens,
             "ceilings": reached,
-            "rows": rows,
+            "rows": rows.all(),
             "left_out": [*no_inputs, *not_installed],
             "manifest": sealed(record | outcome(record, "finished")),
         }
         # The record comes first: without it, nothing is reported as finished.
         found = write_record(folder / "metrics.json", metrics)
+        rows.remove()
     print_benchmark(found)
     out = config.paths.report
     report_benchmarks(config.paths, out)
@@ -130,13 +132,47 @@ def benchmark_name(
     config: BenchmarkConfig, device: torch.device, public: dict[str, Any], source: Source
 ) -> str:
     """Return a name that is equal for the same settings and inputs on the same kind of device."""
-    what = {
+    graph = ["graph"] if config.cuda_graph else []
+    what = short_hash(identity(public, source))
+    words = [device_name(device), config.mode, config.inputs, *graph, what]
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower())
+
+
+def identity(public: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Return the settings and inputs that decide what is measured."""
+    return {
         "config": drop_keys(public, ("accelerator", "data", "task")),
         "inputs": drop_keys(source.identity, ("data.source",)),
     }
-    graph = ["graph"] if config.cuda_graph else []
-    words = [device_name(device), config.mode, config.inputs, *graph, short_hash(what)]
-    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower())
+
+
+def rows_of(
+    folder: Path,
+    record: dict[str, Any],
+    public: dict[str, Any],
+    suite: SuiteConfig,
+    shapes: list[Shape],
+    source: Source,
+    device: torch.device,
+) -> Rows:
+    """Return the rows that an attempt which was stopped has left in `folder`.
+
+    Adds the versions of the methods' libraries to `record`, the manifest of this attempt.
+    """
+    record["versions"] |= versions(suite.methods)
+    settings = {
+        **identity(public, source),
+        "device": device_name(device),
+        "methods": suite.methods,
+        "plugins": origins(suite.methods),
+        "triton_interpreted": interpreted(),
+    }
+    return Rows(folder, record, {str(shape.n): settings for shape in shapes}, "n = {}")
+
+
+def interpreted() -> bool:
+    """Return whether kernels run in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def row(

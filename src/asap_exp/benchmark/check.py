@@ -10,6 +10,7 @@ from asap_exp.benchmark.benchmark import (
     benchmark_name,
     built,
     chosen_backend,
+    rows_of,
     split,
     suite_of,
 )
@@ -18,12 +19,13 @@ from asap_exp.benchmark.inputs import Inputs, input_source
 from asap_exp.benchmark.measure import PATIENCE_SECONDS
 from asap_exp.benchmark.registry import Method, Setting
 from asap_exp.benchmark.shape import Shape
-from asap_exp.benchmark.steps import step_name, steps_config, train_config
+from asap_exp.benchmark.steps import rows_of as step_rows_of
+from asap_exp.benchmark.steps import step_name, steps_config, trainings_and_data
 from asap_exp.core.checking import check_place, conclude
 from asap_exp.core.config import BenchmarkConfig
-from asap_exp.core.devices import choose_device, choose_precision, device_name
+from asap_exp.core.devices import choose_device, device_name
+from asap_exp.core.manifest import begun
 from asap_exp.core.score import Score
-from asap_exp.data import build_data
 from asap_exp.engine.building import set_micro_batch
 from asap_exp.engine.module import Classifier
 from asap_exp.models import build_net
@@ -44,8 +46,10 @@ def check_operators(config: BenchmarkConfig) -> Score:
     device, suite, _ = suite_of(config)
     source = input_source(config, suite, device)
     shapes, _ = split(suite, source)
-    name = benchmark_name(config, device, benchmark_config(config, device), source)
-    found = check_place(folder_of(config.paths, name), 0)
+    public = benchmark_config(config, device)
+    folder = folder_of(config.paths, benchmark_name(config, device, public, source))
+    found = check_place(folder, 0)
+    rows = rows_of(folder, begun(earlier_attempts=[]), public, suite, shapes, source, device)
     least = replace(min(shapes, key=lambda shape: shape.n), batch=1)
     inputs = source.inputs(
         least,
@@ -56,6 +60,7 @@ def check_operators(config: BenchmarkConfig) -> Score:
     )
     recorded = inputs if source.identity["kind"] == "recorded" else None
     setting = Setting(least, device, chosen_backend(config.backend, device), config.seed, recorded)
+    left = [shape for shape in shapes if str(shape.n) in rows.missing]
     seconds, failed = 0.0, []
     for method in suite.methods:
         try:
@@ -64,7 +69,7 @@ def check_operators(config: BenchmarkConfig) -> Score:
             failed.append(f"{method} ({' '.join(str(error).split())[:100]})")
             continue
         calls = suite.rounds + WARM_UP
-        seconds += sum(calls * min(once * times(s, least), PATIENCE_SECONDS) for s in shapes)
+        seconds += sum(calls * min(once * times(s, least), PATIENCE_SECONDS) for s in left)
     return conclude(
         {
             "device": device_name(device),
@@ -73,7 +78,7 @@ def check_operators(config: BenchmarkConfig) -> Score:
             **found,
         },
         seconds,
-        f"{len(suite.methods)} methods, {config.mode}, at n = {[shape.n for shape in shapes]}",
+        f"{len(suite.methods)} methods, {config.mode}, at n = {[shape.n for shape in left]}",
     )
 
 
@@ -96,16 +101,14 @@ def call_seconds(method: Method, inputs: Inputs) -> float:
 def check_steps(config: BenchmarkConfig) -> Score:
     """Measure one step on one sample for each attention, as a training does before it starts."""
     device = choose_device(config.accelerator)
-    name = step_name(config, device, steps_config(config))
-    found = check_place(step_folder_of(config.paths, name), 0)
+    public = steps_config(config)
+    folder = step_folder_of(config.paths, step_name(config, device, public))
+    found = check_place(folder, 0)
+    trainings, data = trainings_and_data(config, device)
+    rows = step_rows_of(folder, begun(earlier_attempts=[]), public, trainings, data, device)
     seconds = 0.0
-    for attention in config.step.attentions:
-        training = train_config(config, attention)
-        precision = choose_precision(training.trainer.precision, device)
-        training = replace(training, trainer=replace(training.trainer, precision=precision))
-        batch = training.recipe.batch_size
-        data = build_data(training.data, batch_size=batch, seed=config.seed, device=device)
-        data.setup()
+    for attention in rows.missing:
+        training = trainings[attention]
         module = Classifier(
             build_net(training),
             training.recipe,
@@ -116,9 +119,9 @@ def check_steps(config: BenchmarkConfig) -> Score:
         started = time.perf_counter()
         set_micro_batch(training, module, data, device)
         calls = config.step.warm_up + config.step.steps + config.step.profiled
-        seconds += (time.perf_counter() - started) * batch * calls
+        seconds += (time.perf_counter() - started) * training.recipe.batch_size * calls
     return conclude(
         {"device": device_name(device), "attentions": ", ".join(config.step.attentions), **found},
         seconds,
-        f"{config.step.steps} steps of {config.task.name} for each attention",
+        f"{config.step.steps} steps of {config.task.name} with {', '.join(rows.missing)}",
     )

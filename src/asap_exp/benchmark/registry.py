@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from asap_exp.attention import build_attention
+from asap_exp.attention import attention_origin, build_attention
 from asap_exp.benchmark.flops import Recipe
 from asap_exp.benchmark.inputs import Inputs, Place
 from asap_exp.benchmark.shape import Shape
@@ -121,6 +122,12 @@ def versions(names: Sequence[str]) -> dict[str, str | None]:
     """Return the version of each other library that these methods need."""
     packages = (PACKAGES.get(find(name)[0]) for name in names)
     return {package: version(package) for package in packages if package is not None}
+
+
+def origins(names: Sequence[str]) -> dict[str, Any]:
+    """Return by name where each attention of another package comes from, as manifests say it."""
+    own = {name: attention_origin(name) for name in names if name in known_attentions()}
+    return {name: plugin for name, each in own.items() for plugin in each.get("plugins", [])}
 
 
 def version(package: str) -> str | None:

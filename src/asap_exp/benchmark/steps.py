@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from asap_exp.benchmark.kept_rows import Rows, continued
+from asap_exp.benchmark.registry import origins
 from asap_exp.core.composing import compose
 from asap_exp.core.config import BenchmarkConfig, TrainConfig
 from asap_exp.core.console import say
 from asap_exp.core.devices import AUTOCAST_DTYPES, choose_device, choose_precision, device_name
 from asap_exp.core.errors import UserError
-from asap_exp.core.manifest import manifest, outcome
+from asap_exp.core.manifest import outcome
 from asap_exp.core.runs import Run, drop_keys, public_config, short_hash
 from asap_exp.core.sealed import sealed
 from asap_exp.data import TaskDataModule, build_data
@@ -39,31 +41,24 @@ MIB = 2**20
 def benchmark_steps(config: BenchmarkConfig) -> Path:
     """Time the training steps of `config.task`, and return the path of the record."""
     device = choose_device(config.accelerator)
-    trainings = {name: train_config(config, name) for name in config.step.attentions}
+    trainings, data = trainings_and_data(config, device)
     first = next(iter(trainings.values()))
-    if (world := first.trainer.world) > 1:
-        raise UserError(
-            f"step.overrides has trainer.devices={world}, but mode=step times the steps of one "
-            "device; leave it out"
-        )
-    precision = choose_precision(first.trainer.precision, device)
+    precision = first.trainer.precision
     public = steps_config(config)
     name = step_name(config, device, public)
     folder = folder_of(config.paths, name)
     facts = {"stage": "benchmark", "seed": config.seed, "config": public}
-    data = build_data(
-        first.data, batch_size=first.recipe.batch_size, seed=config.seed, device=device
-    )
-    data.setup()
-    with manifest(folder / "manifest.json", **facts) as record:
+    with continued(folder, **facts) as record:
+        rows = rows_of(folder, record, public, trainings, data, device)
         dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
-        rate = ceilings(device, dtype)["product_tflops"]
-        rows, parameters = [], 0
-        for attention, training in trainings.items():
+        reached = rows.ceilings or ceilings(device, dtype)
+        rate = reached["product_tflops"]
+        for attention in rows.missing:
             say(f"Training {config.task.name} with {attention}, {config.step.steps} steps timed")
-            exact = replace(training, trainer=replace(training.trainer, precision=precision))
-            row, parameters = step_row(exact, data, device, rate, config)
-            rows.append({"attention": attention, **row})
+            row = step_row(trainings[attention], data, device, rate, config)
+            rows.add(attention, reached, {"attention": attention, **row})
+        measured = rows.all()
+        parameters = [each.pop("parameters") for each in measured]
         metrics = {
             "format": FORMAT,
             "name": name,
@@ -72,15 +67,42 @@ def benchmark_steps(config: BenchmarkConfig) -> Path:
             "samples": data.sample_name,
             "precision": precision,
             "batch_size": first.recipe.batch_size,
-            "parameters": parameters,
+            "parameters": parameters[-1],
             "product_tflops": rate,
-            "rows": rows,
+            "rows": measured,
             "manifest": sealed(record | outcome(record, "finished")),
         }
         found = write_record(folder / "metrics.json", metrics)
+        rows.remove()
     print_steps(found)
     report_steps(config.paths, config.paths.report)
     return config.paths.report / "records" / "steps" / f"{name}.json"
+
+
+def trainings_and_data(
+    config: BenchmarkConfig, device: torch.device
+) -> tuple[dict[str, TrainConfig], TaskDataModule]:
+    """Return the training of each attention, in the precision of the first, and their data.
+
+    Raises UserError for trainings on several devices.
+    """
+    trainings = {name: train_config(config, name) for name in config.step.attentions}
+    first = next(iter(trainings.values()))
+    if (world := first.trainer.world) > 1:
+        raise UserError(
+            f"step.overrides has trainer.devices={world}, but mode=step times the steps of one "
+            "device; leave it out"
+        )
+    precision = choose_precision(first.trainer.precision, device)
+    data = build_data(
+        first.data, batch_size=first.recipe.batch_size, seed=config.seed, device=device
+    )
+    data.setup()
+    exact = {
+        name: replace(each, trainer=replace(each.trainer, precision=precision))
+        for name, each in trainings.items()
+    }
+    return exact, data
 
 
 def steps_config(config: BenchmarkConfig) -> dict[str, Any]:
@@ -106,8 +128,35 @@ def train_config(config: BenchmarkConfig, attention: str) -> TrainConfig:
     )
 
 
+def step_identity(public: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what is measured."""
+    return drop_keys(public, ("accelerator", "data"))
+
+
+def rows_of(
+    folder: Path,
+    record: dict[str, Any],
+    public: dict[str, Any],
+    trainings: dict[str, TrainConfig],
+    data: TaskDataModule,
+    device: torch.device,
+) -> Rows:
+    """Return the rows that an attempt which was stopped has left in `folder`."""
+    settings = {
+        attention: {
+            "config": step_identity(public),
+            "training": public_config(training),
+            "data": data.content_hashes(),
+            "device": device_name(device),
+            "plugins": origins([training.attention["name"]]),
+        }
+        for attention, training in trainings.items()
+    }
+    return Rows(folder, record, settings)
+
+
 def step_name(config: BenchmarkConfig, device: torch.device, public: dict[str, Any]) -> str:
-    what = short_hash(drop_keys(public, ("accelerator", "data")))
+    what = short_hash(step_identity(public))
     words = " ".join([device_name(device), "step", str(config.task.name), what])
     return re.sub("[^a-z0-9]+", "-", words.lower())
 
@@ -118,8 +167,8 @@ def step_row(
     device: torch.device,
     rate: float,
     config: BenchmarkConfig,
-) -> tuple[dict[str, Any], int]:
-    """Train as the stage `train` does; return the fields of a Step, and the parameters."""
+) -> dict[str, Any]:
+    """Train as the stage `train` does; return the fields of a Step, and the `parameters`."""
     torch.compiler.reset()
     L.seed_everything(training.seed, workers=True, verbose=False)
     net = build_net(training)
@@ -151,13 +200,13 @@ def step_row(
         **computed(pace, training, data, rate),
         "graphs": 0 if recorded is None else recorded.count,
         "compile_seconds": 0.0 if recorded is None else recorded.seconds,
+        "parameters": sum(p.numel() for p in net.parameters()),
     }
-    parameters = sum(p.numel() for p in net.parameters())
     del module, net, trainer, timer, recorded
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return row, parameters
+    return row
 
 
 def measured(pace: Pace) -> dict[str, Any]:

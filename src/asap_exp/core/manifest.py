@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from asap_exp.core.interruption import Interrupted, postponed
 from asap_exp.core.plugins import MODULE
 from asap_exp.core.run_log import log_into
 from asap_exp.core.sealed import write_sealed
-from asap_exp.core.typed import STRICT
+from asap_exp.core.typed import STRICT, read, to_json
 
 PACKAGES = (
     "asap_exp",
@@ -173,6 +174,18 @@ class TrainManifest(Manifest):
 
 
 @dataclass(config=STRICT, kw_only=True)
+class BenchmarkManifest(Manifest):
+    """Manifest of a benchmark, with the stopped attempts whose rows it took over."""
+
+    earlier_attempts: list[Attempt] = field(default_factory=list)
+    """Oldest first; older manifests lack it."""
+
+    def took_over(self, measured: str | None) -> bool:
+        """Return True for a row of an earlier attempt; `measured` is when the row was ready."""
+        return measured is not None and measured < self.started
+
+
+@dataclass(config=STRICT, kw_only=True)
 class LaterManifest(Manifest):
     """Manifest of a stage that works on a teacher: distill and evaluate."""
 
@@ -183,16 +196,7 @@ class LaterManifest(Manifest):
 @contextmanager
 def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     """Write a manifest when work starts, and again, with its outcome, when it ends or fails."""
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "status": "running",
-        "started": now(),
-        "command": command(),
-        "code": code_version(),
-        "versions": versions(),
-        "hardware": hardware(),
-        **facts,
-    }
+    record = begun(**facts)
     with postponed() as stop:  # a signal now would leave the manifest at "running"
         write_sealed(path, record)
     log_into(path.parent)
@@ -212,6 +216,32 @@ def manifest(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     with postponed() as stop:
         write_over(path, record)
     stop.obey()
+
+
+def begun(**facts: Any) -> dict[str, Any]:
+    """Return the manifest of work that starts now, in this process."""
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "started": now(),
+        "command": command(),
+        "code": code_version(),
+        "versions": versions(),
+        "hardware": hardware(),
+        **facts,
+    }
+
+
+def attempts_at(path: Path, kind: type[TrainManifest | BenchmarkManifest]) -> list[dict[str, Any]]:
+    """Return the attempts in a manifest, oldest first; none if it is missing or damaged."""
+    if not path.is_file():
+        return []
+    try:
+        last = read(kind, path)
+    except UserError:
+        return []
+    facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
+    return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
 
 
 def outcome(record: dict[str, Any], status: str) -> dict[str, Any]:

@@ -14,12 +14,18 @@ BENCHMARKS = RecordKind(
     FORMAT,
     lambda value: {"benchmark": value.get("manifest")},
 )
+TAKEN_OVER = (
+    "measured before the benchmark was stopped and continued, with the same code, versions and "
+    "hardware"
+)
+"""Note about rows of a benchmark that was continued."""
+
 read_record, write_record = BENCHMARKS.read, BENCHMARKS.write
 load_records = BENCHMARKS.load
 
 
 def folder_of(paths: PathsConfig, name: str) -> Path:
-    """Return RESULTS/runs/benchmark/NAME; it holds manifest.json and, if finished, metrics.json."""
+    """Return RESULTS/runs/benchmark/NAME: manifest.json, and metrics.json or, until then, rows/."""
     return paths.runs / "benchmark" / name
 
 
@@ -33,7 +39,10 @@ def gather(paths: PathsConfig, folder: Path) -> list[Path]:
 
 
 def notes(record: BenchmarkRecord) -> list[str]:
-    """Explain rows and cells without a time or with a scaled one: each reason with its lengths."""
+    """Explain rows and cells without a time or with a scaled one: each reason with its lengths.
+
+    Says, too, which rows are of an earlier attempt.
+    """
     lengths: dict[tuple[str, str, str], list[int]] = {}
     for row, cell in record.cells:
         if cell.message is not None:
@@ -42,4 +51,6 @@ def notes(record: BenchmarkRecord) -> list[str]:
         f"{label}: {status} at n = {', '.join(map(str, n))}: {message}"
         for (label, status, message), n in lengths.items()
     ]
-    return [*record.left_out, *why]
+    took_over = record.manifest.took_over
+    earlier = ", ".join(str(row.n) for row in record.rows if took_over(row.measured))
+    return [*record.left_out, *why, *([f"n = {earlier}: {TAKEN_OVER}"] if earlier else [])]

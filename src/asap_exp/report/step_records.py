@@ -18,7 +18,7 @@ write_record, load_records = STEPS.write, STEPS.load
 
 
 def folder_of(paths: PathsConfig, name: str) -> Path:
-    """Return RESULTS/runs/steps/NAME; it holds manifest.json and, if finished, metrics.json."""
+    """Return RESULTS/runs/steps/NAME: manifest.json, and metrics.json or, until then, rows/."""
     return paths.runs / "steps" / name
 
 

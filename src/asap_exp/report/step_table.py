@@ -9,6 +9,7 @@ from asap_exp.core.config import PathsConfig
 from asap_exp.core.console import plain_table, say, show, shown
 from asap_exp.core.files import write_text
 from asap_exp.core.records.steps import Step, StepRecord
+from asap_exp.report.benchmark_records import TAKEN_OVER
 from asap_exp.report.benchmark_table import number
 from asap_exp.report.markdown import markdown, markdown_paragraph
 from asap_exp.report.markdown_table import commit, table_lines
@@ -58,6 +59,8 @@ def title(record: StepRecord) -> str:
 
 def caption(record: StepRecord) -> str:
     step = record.manifest.config.get("step", {})
+    took_over = record.manifest.took_over
+    earlier = ", ".join(row.attention for row in record.rows if took_over(row.measured))
     words = [
         *step.get("overrides", []),
         f"batches of at most {record.batch_size} {record.samples}",
@@ -65,6 +68,7 @@ def caption(record: StepRecord) -> str:
         record.precision,
         f"mean of {record.rows[0].steps} steps",
         f"a large matrix product reaches {number(record.product_tflops)} TFLOP/s",
+        *([f"{earlier} {TAKEN_OVER}"] if earlier else []),
     ]
     return "; ".join(words)
 

@@ -1,7 +1,7 @@
 """One training run, from a configuration to the teacher's weights in its run directory."""
 
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings
@@ -23,7 +23,7 @@ from asap_exp.core.files import read_json
 from asap_exp.core.interruption import postponed
 from asap_exp.core.lineage import data_product, makes, reads, teacher_product, uploads
 from asap_exp.core.locks import emptied_unless_begun, held
-from asap_exp.core.manifest import Attempt, manifest
+from asap_exp.core.manifest import TrainManifest, attempts_at, manifest
 from asap_exp.core.memory import bounded
 from asap_exp.core.objectives import Objective
 from asap_exp.core.run_log import run_log
@@ -40,7 +40,6 @@ from asap_exp.core.runs import (
 )
 from asap_exp.core.team import Team, alone
 from asap_exp.core.tracking import require_tensorboard, wandb_run
-from asap_exp.core.typed import to_json
 from asap_exp.data import TaskDataModule, build_data
 from asap_exp.engine.building import (
     build_callbacks,
@@ -357,7 +356,7 @@ def content_stamp(config: TrainConfig, data: TaskDataModule, initial: Run | None
 
 def tell_of_kill(run: Run) -> None:
     """Say so if the last attempt at `run`, whose directory this process holds, was killed."""
-    attempts = earlier_attempts(run)
+    attempts = attempts_at(run.path / "manifest.json", TrainManifest)
     if attempts and attempts[-1]["status"] == "running":
         say(
             f"The last attempt at {shown(run.path)} was killed, perhaps for lack of memory: it did "
@@ -369,19 +368,9 @@ def attempt(run: Run, checkpoint: Path | None) -> dict[str, Any]:
     """Return what the manifest records about the attempts that this one continues."""
     if checkpoint is None:
         return {"resumed_from": None, "earlier_attempts": []}
-    return {"resumed_from": checkpoint.name, "earlier_attempts": earlier_attempts(run)}
-
-
-def earlier_attempts(run: Run) -> list[dict[str, Any]]:
-    """Return the attempts in the manifest that this one continues, oldest first."""
-    if not run.started:
-        return []
-    try:
-        last = run.manifest
-    except UserError:
-        return []  # damaged; already reported when it was read
-    facts = {field.name: getattr(last, field.name) for field in fields(Attempt)}
-    return [to_json(attempt) for attempt in (*last.earlier_attempts, Attempt(**facts))]
+    # A damaged manifest has been reported when it was read.
+    attempts = attempts_at(run.path / "manifest.json", TrainManifest)
+    return {"resumed_from": checkpoint.name, "earlier_attempts": attempts}
 
 
 def checkpoint_to_resume(config: TrainConfig, run: Run, stamp: dict[str, Any]) -> Path | None:

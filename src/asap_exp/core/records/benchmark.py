@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from asap_exp.core.manifest import Manifest
+from asap_exp.core.manifest import BenchmarkManifest
 from asap_exp.core.records.latency import Latency
 from asap_exp.core.typed import STRICT, Measure, Name, Positive, RunName, Sha256, Share, Size
 
@@ -89,6 +89,8 @@ class Length:
     absorbed_heads: Share | None = None
     """Share of the fused teacher's heads that rescaled their plan; only in older records."""
     cells: list[Cell] = Field(min_length=1)
+    measured: str | None = None
+    """When the row was ready, in UTC; older records lack it."""
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -147,7 +149,7 @@ class BenchmarkRecord:
     ceilings: Ceilings
     rows: list[Length] = Field(min_length=1)
     left_out: list[str]
-    manifest: Manifest
+    manifest: BenchmarkManifest
     sha256: str | None = None
 
     @property

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from asap_exp.core.manifest import Manifest
+from asap_exp.core.manifest import BenchmarkManifest
 from asap_exp.core.typed import STRICT, Measure, Name, Positive, Share, Size
 
 Count = Annotated[int, Field(ge=0)]
@@ -40,6 +40,8 @@ class Step:
     """Time until the training was warm: compilation, recording and the steps themselves."""
     compile_seconds: Measure
     """The part of it in steps that were compiled or recorded."""
+    measured: str | None = None
+    """When the row was ready, in UTC; older records lack it."""
 
 
 @dataclass(config=STRICT, kw_only=True)
@@ -54,5 +56,5 @@ class StepRecord:
     parameters: Size
     product_tflops: Positive
     rows: list[Step] = Field(min_length=1)
-    manifest: Manifest
+    manifest: BenchmarkManifest
     sha256: str | None = None
