@@ -1,6 +1,8 @@
 """Times of the routes of Sinkhorn attention beside each other."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from asap_exp.benchmark.route_times import Case, Times, prepared, timed, ways
 if ops.backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from asap_exp.core.files import read_json
 from asap_exp.ops import routes
 from asap_exp.ops.call import Device, as_if
 from tests.conftest import Pipeline
@@ -80,6 +83,31 @@ def test_command_says_which_choices_are_wrong(monkeypatch, capsys, tmp_path: Pat
     assert "T = 5, logits of 1: tiled takes 2.00 times keys in registers" in printed
     record = json.loads(file.read_text())
     assert [case["ms"] for case in record["cases"]] == list(answers.values())
+
+
+def test_stopped_command_leaves_what_it_measured_beside_the_file(
+    monkeypatch, capsys, tmp_path: Path
+):
+    def second_is_stopped(case, inputs, rounds):
+        if case.num_iters == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Times(case, "tiled", {"tiled": 1.0})
+
+    monkeypatch.setattr(route_times, "timed", second_is_stopped)
+    file, unfinished = tmp_path / "times.json", tmp_path / "times.unfinished.json"
+    file.write_text("of an earlier run")
+    words = ["route_times.py", "--n", "8", "--spread", "1", "--json", str(file), "--updates"]
+    monkeypatch.setattr(sys, "argv", [*words, "5", "10"])
+    with pytest.raises(SystemExit) as status:
+        route_times.main()
+    assert status.value.code == 143
+    assert f"{unfinished} has the 1 case measured until then\n" in capsys.readouterr().out
+    assert [case["case"]["num_iters"] for case in read_json(unfinished)["cases"]] == [5]
+    assert file.read_text() == "of an earlier run"
+    monkeypatch.setattr(sys, "argv", [*words, "5", "6"])
+    route_times.main()
+    assert [case["case"]["num_iters"] for case in read_json(file)["cases"]] == [5, 6]
+    assert not unfinished.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ this GPU: please report it.
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from asap_exp.benchmark.recorded import Recorder, recorders
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import BenchmarkConfig
+from asap_exp.core.console import counted, shown
 from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import sentences
@@ -106,21 +107,45 @@ def main() -> None:
     arguments = parsed()
     with sentences():
         check(arguments)
-        results = []
-        for case, inputs in cases(arguments, choose_device("auto")):
-            results.append(timed(case, inputs, arguments.rounds))
-            print(f"{case}: {in_words(results[-1])}", flush=True)
+        results: list[Times] = []
+        with written(arguments.json, arguments.teacher) as write:
+            for case, inputs in cases(arguments, choose_device("auto")):
+                results.append(timed(case, inputs, arguments.rounds))
+                print(f"{case}: {in_words(results[-1])}", flush=True)
+                write(results)
         wrong = [result for result in results if not result.is_right]
         print(f"{len(wrong)} of {len(results)} choices are slower by more than {TOLERATED - 1:.0%}")
         for result in wrong:
             ratio = result.ms[result.chosen] / result.ms[result.fastest]
             print(f"  {result.case}: {result.chosen} takes {ratio:.2f} times {result.fastest}")
-        if arguments.json:
-            found = {
-                "code": code_version(), "versions": versions(), "hardware": hardware(),
-                "teacher": arguments.teacher, "cases": [asdict(result) for result in results],
-            }  # fmt: skip
-            write_json(arguments.json, found)
+
+
+@contextmanager
+def written(file: Path | None, teacher: str | None) -> Iterator[Callable[[list[Times]], None]]:
+    """Yield what writes the cases measured so far beside `file`, which it becomes at the end.
+
+    A command that is stopped says where they are, and leaves an earlier `file` as it is.
+    """
+    if file is None:
+        yield lambda results: None
+        return
+    facts = {"code": code_version(), "versions": versions(), "hardware": hardware()}
+    unfinished = file.with_name(f"{file.stem}.unfinished{file.suffix}")
+    count = 0
+
+    def write(results: list[Times]) -> None:
+        nonlocal count
+        measured = [asdict(result) for result in results]
+        write_json(unfinished, {**facts, "teacher": teacher, "cases": measured})
+        count = len(results)
+
+    try:
+        yield write
+    except BaseException:
+        if count:
+            print(f"{shown(unfinished)} has the {counted(count, 'case')} measured until then")
+        raise
+    unfinished.replace(file)
 
 
 def parsed() -> argparse.Namespace:
@@ -140,7 +165,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--train", action="store_true", help="with the backward pass")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write everything to a file")
+    parser.add_argument(
+        "--json", type=Path, help="write everything to a file; until the end to one beside it"
+    )
     return parser.parse_args()
 
 
