@@ -8,7 +8,7 @@ from asap_exp.attention import CoarseAttention, SinkhornAttention, build_attenti
 from asap_exp.attention.diagnostics import column_error
 from asap_exp.core.errors import UserError
 from asap_exp.ops import choose_subset, coarse_attention
-from asap_exp.ops.subsets import CHOICES
+from asap_exp.ops.subsets import CHOICES, GRIDS
 from tests.attention.inputs import MASK, assert_close, make_qkv
 
 FEW = {"tokens": 3, "num_iters": 5}
@@ -148,7 +148,7 @@ def test_it_compiles_into_one_graph_for_all_lengths(subset, one_pass):
     for tokens in (16, 25):
         qkv = make_qkv(tokens=tokens)
         lengths = torch.tensor([[tokens], [9], [4], [2]])
-        mask = None if subset == "grid" else torch.arange(tokens) >= lengths
+        mask = None if subset in GRIDS else torch.arange(tokens) >= lengths
         gradients = []
         for function in (attend, compiled):
             leaves = [x.clone().requires_grad_() for x in qkv]

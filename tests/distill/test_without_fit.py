@@ -166,9 +166,13 @@ def test_settings_of_tokens_without_their_number_are_refused(key: str, value: ob
 
 
 def test_width_of_rows_is_refused_where_no_grid_is_chosen() -> None:
-    with pytest.raises(UserError, match=r"grid_width=3 is read only with .*choice=grid, not with"):
+    with pytest.raises(
+        UserError, match=r"grid_width=3 is read only with .*choice=grid or staggered, not"
+    ):
         config("calibration=coarse", "calibration.coarse.grid_width=3")
-    with pytest.raises(UserError, match=r"grid_width=3 is read with subset='grid' alone"):
+    with pytest.raises(
+        UserError, match=r"grid_width=3 is read with subset='grid' or 'staggered' alone"
+    ):
         build_attention({"name": "coarse", "grid_width": 3})
     with pytest.raises(ValueError, match=r"coarse.grid_width=3 is read with coarse.choice='grid'"):
         CoarseSettings(4, grid_width=3).validate()

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import Subset, choose_subset
-from asap_exp.ops.subsets import CHOICES, WEIGHTS
+from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS
 
-ANYWHERE = sorted(CHOICES.keys() - {"grid"})
+ANYWHERE = sorted(CHOICES.keys() - set(GRIDS))
 every_choice = pytest.mark.parametrize("choice", CHOICES)
 every_choice_of_texts = pytest.mark.parametrize("choice", ANYWHERE)
 every_weight = pytest.mark.parametrize("weights", WEIGHTS)
@@ -52,6 +52,38 @@ def test_grid_takes_rows_and_columns(n, width, count, rows, columns):
     across = width or 8
     assert subset.tokens.flatten().tolist() == [y * across + x for y in rows for x in columns]
     assert subset.weight.sum() == pytest.approx(n)
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "count", "expected"),
+    [
+        (16, 0, 4, ["#...", "..#.", "#...", "...#"]),
+        (16, 0, 8, ["#.#.", ".#.#", "#.#.", ".#.#"]),
+        (16, 0, 3, ["#...", "....", "..#.", "#..."]),
+        (12, 6, 5, ["#..#..", "#.#.#."]),
+        (12, 2, 5, ["#.", ".#", "..", "#.", ".#", "#."]),
+        (4, 1, 2, [".", "#", ".", "#"]),
+    ],
+)
+def test_staggered_rows_have_others_of_their_tokens(n, width, count, expected):
+    subset = choose_subset(points(n), count, choice="staggered", grid_width=width)
+    across = width or 4
+    taken = torch.zeros(n, dtype=torch.bool)
+    taken[subset.tokens.flatten()] = True
+    rows = ["".join("#" if x else "." for x in row) for row in taken.view(-1, across)]
+    assert rows == expected
+    assert subset.tokens.shape[-1] == count
+    assert subset.weight.sum() == pytest.approx(n)
+
+
+def test_staggered_rows_take_as_many_of_every_row_and_column():
+    """And any number of tokens, each once; a grid takes 121 of 256 if asked for 128."""
+    for count in range(1, 256):
+        tokens = choose_subset(points(256, batch=1), count, choice="staggered").tokens.flatten()
+        assert len(set(tokens.tolist())) == count
+        rows, columns = (torch.bincount(x, minlength=16) for x in (tokens // 16, tokens % 16))
+        assert rows.max() - rows.min() <= 1
+        assert columns.max() - columns.min() <= 3
 
 
 def test_a_centre_without_tokens_stays_where_it_is() -> None:
@@ -190,11 +222,20 @@ WRONG = {
     "weights": ({"weights": "none"}, ValueError, "weights must be one of equal, voronoi"),
     "seed": ({"seed": -1}, ValueError, "seed must be at least 0"),
     "width": ({"choice": "grid", "grid_width": 5}, ValueError, "16 tokens in rows of grid_width=5"),
-    "width of no grid": ({"grid_width": 4}, ValueError, "grid_width=4 is read with choice='grid'"),
+    "width of no grid": (
+        {"grid_width": 4},
+        ValueError,
+        "grid_width=4 is read with choice='grid' or",
+    ),
     "grid of texts": (
         {"choice": "grid", "key_padding_mask": torch.zeros(2, 16, dtype=torch.bool)},
         ValueError,
         "choice='grid' takes no key_padding_mask",
+    ),
+    "rows of texts": (
+        {"choice": "staggered", "key_padding_mask": torch.zeros(2, 16, dtype=torch.bool)},
+        ValueError,
+        "choice='staggered' takes no key_padding_mask",
     ),
     "mask": ({"key_padding_mask": torch.zeros(2, 16)}, TypeError, "key_padding_mask must be a boo"),
 }

@@ -18,7 +18,7 @@ from asap_exp.ops.checks import (
     check_switch,
     check_temperature,
 )
-from asap_exp.ops.subsets import CHOICES, WEIGHTS, check_grid, check_grid_width
+from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS, check_grid, check_grid_width
 
 
 @register("coarse")
@@ -71,8 +71,8 @@ class CoarseAttention(Attention):
         self.eps, self.backend = eps, backend
 
     def check_tokens(self, tokens: int | None) -> None:
-        if self.subset == "grid":
-            check_fills_grid(tokens, self.grid_width, "attention.subset", "attention.grid_width")
+        if self.subset in GRIDS:
+            check_fills_grid(self.subset, tokens, self.grid_width, "attention.{}", "subset")
 
     @property
     def settings(self) -> CoarseSettings:
@@ -139,20 +139,22 @@ class CoarseAttention(Attention):
         )
 
 
-def check_fills_grid(tokens: int | None, grid_width: int, choice: str, width: str) -> None:
+def check_fills_grid(
+    choice: str, tokens: int | None, grid_width: int, keys: str, asked_by: str
+) -> None:
     """Raise UserError unless `tokens` tokens fill a grid; None are those of texts, which have none.
 
-    `choice` and `width` are the keys that asked for it.
+    `keys` is the form of the keys of the configuration; that of the choice is `asked_by`.
     """
     if tokens is None:
         raise UserError(
-            f"{choice}=grid is for images, and this model reads texts; take sequence, random, "
-            "farthest or kmeans"
+            f"{keys.format(asked_by)}={choice} is for images, and this model reads texts; "
+            "take sequence, random, farthest or kmeans"
         )
     try:
-        check_grid(tokens, grid_width, None)
+        check_grid(choice, tokens, grid_width, None)
     except ValueError as error:
-        raise UserError(f"{width}={grid_width}: {error}") from error
+        raise UserError(f"{keys.format('grid_width')}={grid_width}: {error}") from error
 
 
 def warn_if_all(tokens: int | None, taken: int, key: str) -> None:

@@ -18,6 +18,7 @@ from asap_exp.attention import (
     warn_if_all,
 )
 from asap_exp.calibration.config import CalibrationConfig, CoarseKeys, recipe_without_fit
+from asap_exp.core.config.fields import COARSE_GRIDS
 from asap_exp.core.errors import UserError
 from asap_exp.ops import CoarseSettings
 
@@ -91,9 +92,8 @@ def check_tokens(
     """
     if keys.tokens is None:
         return
-    prefix = "calibration.coarse"
-    if keys.choice == "grid":
-        check_fills_grid(tokens, keys.grid_width, f"{prefix}.choice", f"{prefix}.grid_width")
+    if keys.choice in COARSE_GRIDS:
+        check_fills_grid(keys.choice, tokens, keys.grid_width, "calibration.coarse.{}", "choice")
     warn_if_all(tokens, keys.tokens, asked_by)
 
 

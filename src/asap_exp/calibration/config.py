@@ -16,6 +16,7 @@ from asap_exp.calibration.steps import (
 from asap_exp.core import plugins
 from asap_exp.core.config.fields import (
     COARSE_CHOICES,
+    COARSE_GRIDS,
     COARSE_WEIGHTS,
     LARGEST_SETTING,
     MOST_REPEATS,
@@ -61,8 +62,8 @@ class CoarseKeys:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result."""
-        read_by = {"seed": "random", "grid_width": "grid"}
-        unread = [key for key, choice in read_by.items() if self.choice != choice]
+        read_by = {"seed": ("random",), "grid_width": COARSE_GRIDS}
+        unread = [key for key, choices in read_by.items() if self.choice not in choices]
         return {key: value for key, value in asdict(self).items() if key not in unread}
 
 
@@ -91,11 +92,11 @@ class CalibrationKeys:
 
     def __post_init__(self) -> None:
         check_choice("calibration.name", self.name, (*STEPS, "sequential", COARSE))
-        if self.coarse.grid_width and self.coarse.choice != "grid":
+        if self.coarse.grid_width and self.coarse.choice not in COARSE_GRIDS:
             raise UserError(
                 f"calibration.coarse.grid_width={self.coarse.grid_width} is read only with "
-                f"calibration.coarse.choice=grid, not with {self.coarse.choice}; set that, or "
-                "leave grid_width out"
+                "calibration.coarse.choice=grid or staggered, not with "
+                f"{self.coarse.choice}; set one, or leave grid_width out"
             )
         if not self.fits:
             check_without_fit(self)

@@ -17,7 +17,7 @@ from asap_exp.ops.arguments import (
 )
 from asap_exp.ops.backend import full_precision, resolve
 from asap_exp.ops.sliced_map import SlicedMap
-from asap_exp.ops.subsets import CHOICES, WEIGHTS, Subset, check_grid, check_grid_width
+from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS, Subset, check_grid, check_grid_width
 
 
 def sinkhorn_attention(
@@ -180,6 +180,7 @@ def choose_subset(
 
     `choice` is "sequence" (every N/count-th valid token), "grid" (every such row and column of an
     image whose rows have `grid_width` tokens, 0 for a square; at most `count`; takes no mask),
+    "staggered" (as many in each row of such an image, of each row others; exactly `count`),
     "random" (by `seed`, alike in all samples of one length), "farthest" (each as far as possible
     from those before it, from the longest vector on) or "kmeans" (the tokens nearest to the centres
     of k-means; fewer where two share one). The last two are made per head, by Euclidean distances
@@ -197,8 +198,8 @@ def choose_subset(
     check.check_among("weights", weights, WEIGHTS)
     check_grid_width(choice, grid_width, ("choice", "grid_width"))
     check.check_mask(key_padding_mask, x, x)
-    if choice == "grid":
-        check_grid(x.shape[2], grid_width, key_padding_mask)
+    if choice in GRIDS:
+        check_grid(choice, x.shape[2], grid_width, key_padding_mask)
     with full_precision(x):
         return subsets.choose_subset(
             x,

@@ -14,6 +14,7 @@ from asap_exp.ops.masking import compute_dtype
 from asap_exp.ops.subsets import (
     BY_PLACE,
     CHOICES,
+    GRIDS,
     WEIGHTS,
     Subset,
     check_grid,
@@ -64,8 +65,8 @@ class CoarseSettings(NamedTuple):
         return found
 
     def _found(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
-        if self.choice == "grid":
-            check_grid(x.shape[2], self.grid_width, key_padding_mask)
+        if self.choice in GRIDS:
+            check_grid(self.choice, x.shape[2], self.grid_width, key_padding_mask)
         if key_padding_mask is None and self.choice in BY_PLACE and self.weights == "equal":
             return by_place(self, x)
         return self._choose(x, key_padding_mask)

@@ -141,27 +141,27 @@ def check_grid_width(choice: str, grid_width: int, names: tuple[str, str]) -> No
 
     `names` are those that a caller gave to choice and width.
     """
-    if grid_width and choice != "grid":
+    if grid_width and choice not in GRIDS:
         of, width = names
         raise ValueError(
-            f"{width}={grid_width} is read with {of}='grid' alone, got {of}={choice!r}; take "
-            f"'grid', or leave {width} out"
+            f"{width}={grid_width} is read with {of}='grid' or 'staggered' alone, got "
+            f"{of}={choice!r}; take one of these, or leave {width} out"
         )
 
 
-def check_grid(n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
-    """Raise ValueError unless `n` tokens without a mask fill a grid."""
+def check_grid(choice: str, n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
+    """Raise ValueError unless `n` tokens without a mask fill the grid that a choice takes."""
     if key_padding_mask is not None:
         raise ValueError(
-            "choice='grid' takes no key_padding_mask, since an image has no padded tokens; "
+            f"choice={choice!r} takes no key_padding_mask, since an image has no padded tokens; "
             "take 'sequence'"
         )
     width = grid_width or root(n)
     if n % width or (not grid_width and width * width != n):
         shape = f"rows of grid_width={grid_width}" if grid_width else "a square (grid_width=0)"
         raise ValueError(
-            f"choice='grid' cannot lay out {n} tokens in {shape}; give another grid_width, or take "
-            "'sequence'"
+            f"choice={choice!r} cannot lay out {n} tokens in {shape}; give another "
+            "grid_width, or take 'sequence'"
         )
 
 
@@ -177,6 +177,31 @@ def on_a_grid(points: Points, count: int, seed: int, grid_width: int) -> Picked:
         for some, side in ((rows, height), (columns, width))
     )
     return by_rank(points, (y[:, None] * width + x).flatten()[None, None])
+
+
+GOLDEN = 40503
+"""The golden ratio's part of `TURN`: multiples of it fall far apart."""
+
+TURN = 2**16
+
+
+def in_staggered_rows(points: Points, count: int, seed: int, grid_width: int) -> Picked:
+    """Spread `count` tokens evenly over rows, those of a row at equal steps.
+
+    A row is shifted, by the golden ratio of its step, against the one before it with as many: so
+    the tokens of rows are spread over the columns.
+    """
+    n, device = points.x.shape[2], points.x.device
+    width = grid_width or root(n)
+    height = n // width
+    edges = (2 * count * torch.arange(height + 1, device=device) + height - 1) // (2 * height)
+    number = edges.diff()
+    alike = (number[:, None] == number).tril(diagonal=-1).sum(dim=1)
+    c = torch.arange(count, device=device)
+    y = (2 * c + 1) * height // (2 * count)
+    shift = alike[y] * GOLDEN % TURN
+    x = ((c - edges[y]) * TURN + shift) * width // (number[y] * TURN)
+    return by_rank(points, (y * width + x)[None, None])
 
 
 def at_random(points: Points, count: int, seed: int, grid_width: int) -> Picked:
@@ -233,13 +258,17 @@ CHOICES: dict[str, Choice] = {
     "random": at_random,
     "farthest": farthest,
     "kmeans": near_centres,
+    "staggered": in_staggered_rows,
 }
 """Choices of `count` among more tokens, from points, `count`, `seed` and `grid_width`.
 
 New ones come last: the state_dict of a compiled model holds a choice by its place.
 """
 
-BY_PLACE = ("sequence", "grid", "random")
+GRIDS = ("grid", "staggered")
+"""Choices of an image's tokens by rows and columns."""
+
+BY_PLACE = ("sequence", *GRIDS, "random")
 """Choices that read no vectors: without padding they are the same for all samples and heads."""
 
 

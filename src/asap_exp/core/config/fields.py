@@ -18,7 +18,8 @@ from asap_exp.core.errors import (
     check_range,
 )
 
-COARSE_CHOICES = ("sequence", "grid", "random", "farthest", "kmeans")
+COARSE_CHOICES = ("sequence", "grid", "random", "farthest", "kmeans", "staggered")
+COARSE_GRIDS = ("grid", "staggered")
 COARSE_WEIGHTS = ("equal", "voronoi")
 """Choices of a coarse dual's tokens, and their weights: those of `asap_exp.ops.subsets`."""
 MOST_THREADS = 1024

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from asap_exp.core.config.fields import (
+    COARSE_CHOICES,
     LARGEST_SETTING,
     MOST_LAYERS,
     MOST_WIDTH,
@@ -83,7 +84,7 @@ class AttentionOptions:
     gradient: Annotated[str, one_of("unroll", "detach_col")]
     padding: Annotated[str, one_of("exact", "sinkformer")]
     tokens: Annotated[int, at_least(1), at_most(MOST_ITERATIONS)]
-    subset: Annotated[str, one_of("sequence", "grid", "random", "farthest", "kmeans")]
+    subset: Annotated[str, one_of(*COARSE_CHOICES)]
     weights: Annotated[str, one_of("equal", "voronoi")]
     seed: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
     grid_width: Annotated[int, at_least(0), at_most(MOST_ITERATIONS)]
