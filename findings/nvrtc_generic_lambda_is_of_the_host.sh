@@ -14,10 +14,11 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-for version in 13.0.88 13.2.78; do
-    "$folder/venv/bin/python" -m pip install --quiet --no-deps --target "$folder/$version" \
-        "nvidia-cuda-nvrtc==$version"
-done
+install() {
+    "$folder/venv/bin/python" -m pip install --quiet --no-deps --target "$folder/$1" "$2"
+}
+install 13.0.88 nvidia-cuda-nvrtc==13.0.88
+install 13.2.78 nvidia-cuda-nvrtc==13.2.78
 cat > "$folder/compile.py" <<'PY'
 import ctypes
 import sys

@@ -77,7 +77,7 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ),
         (
             {"coarse": CoarseKeys(tokens=4, grid_width=2)},
-            r"^coarse.grid_width=2 is read only with coarse.choice=grid, not with sequence",
+            r"^coarse.grid_width=2 is read only with coarse.choice=grid or staggered, not",
         ),
         ({"precision": "bf16"}, "precision=bf16 .* 32-true, bf16-mixed, 16-mixed"),
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
