@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -375,16 +376,42 @@ def test_manifest_of_failed_work_says_why(tmp_path, failure):
     assert "ended" in after
 
 
-def test_commit_of_a_checkout_is_git_s(monkeypatch):
-    answers = {
-        "rev-parse --show-toplevel": str(Path(manifest_module.__file__).resolve().parents[2]),
-        "ls-files __init__.py": "__init__.py",
-        "rev-parse HEAD": "abc123",
-    }
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        (None, False),
+        ("src/asap_exp/core/manifest.py", True),
+        ("README.md", True),
+        ("src/asap_exp/new.py", True),
+        ("conf/train/task/new.yaml", True),
+        ("src/asap_exp/ignored.pyc", False),
+        ("results/tables.md", False),
+        ("notes/today.md", False),
+    ],
+)
+def test_commit_of_a_checkout_is_git_s_and_dirty_with_changes_of_code(
+    tmp_path, monkeypatch, file, dirty
+):
+    tracked = ["src/asap_exp/core/manifest.py", "src/asap_exp/core/__init__.py", "README.md"]
+    for name in (*tracked, "results/tables.md"):
+        write(tmp_path / name, "first")
+    write(tmp_path / ".gitignore", "*.pyc")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as within a hook of git's
+        monkeypatch.delenv(name, raising=False)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init"], ["add", "."], ["commit", "-m", "First", "--no-gpg-sign"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    if file is not None:
+        write(tmp_path / file, "second")
+    monkeypatch.setattr(manifest_module, "__file__", str(tmp_path / tracked[0]))
     monkeypatch.setenv("ASAP_EXP_COMMIT", "not this one")
-    for changes, dirty in (("", False), (" M src/asap_exp/runs.py", True)):
-        use_git(monkeypatch, answers | {"status": changes})
-        assert code_version() == {"commit": "abc123", "dirty": dirty}
+    assert code_version() == {"commit": commit, "dirty": dirty}
+
+
+def write(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 @pytest.mark.parametrize("top", ["/", None])

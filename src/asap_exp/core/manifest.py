@@ -46,7 +46,7 @@ FORMAT = 2
 
 @dataclass(config=STRICT, kw_only=True)
 class Code:
-    """Version of the code: git commit, and whether tracked files differ from it."""
+    """Version of the code: git commit, and whether code differs from it."""
 
     commit: str | None
     dirty: bool | None
@@ -278,11 +278,14 @@ def stamp(moment: datetime) -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """Return the git commit and whether tracked code differs from it.
+    """Return the git commit and whether code differs from it.
 
-    Without a git checkout, ASAP_EXP_COMMIT is used for the commit; otherwise both are None.
+    Any tracked file counts, except results, and any new one in the package or `conf` that git does
+    not ignore; other new files, such as one's notes, change nothing. Without a git checkout,
+    ASAP_EXP_COMMIT is used for the commit; otherwise both are None.
     """
     folder = Path(__file__).resolve().parent
+    package = folder.parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -297,8 +300,10 @@ def code_version() -> dict[str, Any]:
         top = git("rev-parse", "--show-toplevel")
         if Path(top) not in folder.parents or git("ls-files", "__init__.py") == "":
             raise FileNotFoundError("not a checkout of this project")
-        changes = git("status", "--porcelain", "--", top, f":(exclude){top}/results")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+        tracked = ["--untracked-files=no", "--", top, f":(exclude){top}/results"]
+        changes = git("status", "--porcelain", *tracked)
+        added = git("ls-files", "--others", "--exclude-standard", "--", str(package), f"{top}/conf")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes or added)}
     except (OSError, subprocess.SubprocessError):
         return {"commit": os.environ.get("ASAP_EXP_COMMIT"), "dirty": None}
 
