@@ -72,6 +72,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # wandb leaves the address of this process's service there, and commands that a test starts
     # would write their runs through it instead of waiting for one of their own.
     os.environ.pop("WANDB_SERVICE", None)
+    # Else what a test draws depends on the tests that its process has run before.
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
     if item.get_closest_marker("gpu"):
         import torch
 

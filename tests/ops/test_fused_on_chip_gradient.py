@@ -567,8 +567,9 @@ def test_on_a_gpu(queries, size, dtype, width, unwritten_is_nan):
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 @pytest.mark.parametrize("width", on_chip.WIDTHS)
 def test_wide_plans_on_a_gpu(queries, dtype, width, unwritten_is_nan):
+    """Of bfloat16 by wide plans, which are as exact on the emulated GPU."""
     inputs = uneven_groups(dtype, queries, batch=1, heads=20, head_dim=width)
-    check_on_a_gpu(inputs, more=4e-3)
+    check_on_a_gpu(inputs, more=6e-3 if dtype == BRAIN else 4e-3)
 
 
 def check_on_a_gpu(inputs: Inputs, more: float) -> None:
