@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from asap_exp.ops.call import Device, as_if
+from asap_exp.ops.kernels.coarse import query_gradient
 from asap_exp.ops.kernels.espformer import plan_in_registers
 from asap_exp.ops.kernels.espformer import tiled as espformer_tiled
 from asap_exp.ops.kernels.espformer.sorts import Sorts
@@ -137,6 +138,7 @@ def main() -> None:
             (tiled_gradient.logit_kernel, x_block, y_block, warps),
             (tiled_gradient.value_kernel, y_block, x_block, warps),
             (tiled_gradient.delta_kernel, x_block, y_block, warps),
+            (query_gradient.query_gradient_kernel, x_block, y_block, warps),
             (tiled.attention_kernel, n_block, m_block, attention_warps),
             (tiled_gradient.adjoint_kernel, *adjoint_tile),
         ):

@@ -50,7 +50,8 @@ def test_logits_of_hundreds():
     exact = TEACHER.run(inputs.map(torch.Tensor.double), num_iters=5, implicit_steps=5)[1]
     for name in TEACHER.reads:
         error, usual = (relative_rms(x[name], exact[name]) for x in (found, expected))
-        assert error <= 3 * usual + 1e-5  # five steps amplify how logits are rounded
+        # Five steps amplify how logits are rounded, which differs from CPU to CPU.
+        assert error <= 6 * usual + 1e-5
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def test_launches_are_found() -> None:
         "adjoint", "choice", "dual", "exponentials", "extension", "half_plan_in_registers",
         "keys_and_values_in_registers", "keys_in_registers", "logit_features",
         "logits_in_registers",
-        "one_launch", "plan_in_registers", "plan_in_shared_memory", "sorts", "subset",
-        "subset_products", "tiled",
+        "one_launch", "plan_in_registers", "plan_in_shared_memory",
+        "query_gradient", "sorts", "subset", "subset_products", "tiled",
         "tiled_bf16", "tiled_gradient", "update_factors", "updates_gradient",
     }  # fmt: skip
     launched = {

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops.checks import gradient_needed
+from asap_exp.ops.kernels.coarse.query_gradient import query_gradient
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
 from asap_exp.ops.kernels.sinkhorn import tiled
 from asap_exp.ops.kernels.sinkhorn.passes import launch_attention_pass
-from asap_exp.ops.kernels.sinkhorn.tiled_gradient import Side, through_logits, through_values
+from asap_exp.ops.kernels.sinkhorn.tiled_gradient import through_values
 from asap_exp.ops.kernels.tiles import LOG2_E, unit_stride
 
 
@@ -76,6 +77,7 @@ def _backward_op(
     v: Tensor,
     col: Tensor,
     padding: Tensor | None,
+    out: Tensor,
     row: Tensor,
     slope: float,
     products: str,
@@ -84,12 +86,10 @@ def _backward_op(
         return (*(x.new_zeros(x.shape) for x in (q, k, v)), torch.zeros_like(col))  # type: ignore[return-value]
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     with torch.cuda.device_of(q):
-        p = Launch.of(q, k, v, padding, 0, slope, products)
+        p = Launch.of(q, k, v, padding, 1, slope, products)
         grad_out, col = unit_stride(grad_out), col.contiguous() * LOG2_E
-        delta, grad_col = through_values(p, grad_out, row, col, grad_v, grad_k)
-        queries = Side(p.q, grad_out, row[:, :, None], row.new_empty(*row.shape[:2], 0, p.n))
-        keys = Side(p.k, p.v, col[:, :, None], col.new_empty(*col.shape[:2], 0, p.m))
-        through_logits(p, queries, keys, delta, grad_q, None)
+        delta = query_gradient(p, grad_out, out, row, col, grad_q)
+        grad_col = through_values(p, grad_out, delta, row, col, grad_v, grad_k)
     return grad_q, grad_k, grad_v, grad_col
 
 
@@ -101,6 +101,7 @@ def _(
     v: Tensor,
     col: Tensor,
     padding: Tensor | None,
+    out: Tensor,
     row: Tensor,
     slope: float,
     products: str,
@@ -110,9 +111,9 @@ def _(
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, col, padding, ctx.slope, _, ctx.products = inputs
-    _, row = output
+    out, row = output
     ctx.mark_non_differentiable(row)
-    ctx.save_for_backward(q, k, v, col, padding, row)
+    ctx.save_for_backward(q, k, v, col, padding, out, row)
 
 
 def _backward(ctx, grad_out, _):

@@ -11,6 +11,7 @@ from asap_exp.ops.kernels.launch import Duals, Launch
 from asap_exp.ops.kernels.sinkhorn.tiled_gradient import (
     Side,
     adjoint,
+    exact_delta,
     through_logits,
     through_values,
 )
@@ -24,7 +25,8 @@ def launch(
     grad_q, grad_k, grad_v, grad_start = grads
     grad_start.zero_()
     f, g = duals.rows[:, :, -1], duals.cols[:, :, -1]
-    delta, gamma = through_values(p, grad_out, f, g, grad_v)
+    delta = exact_delta(p, grad_out, f, g)
+    gamma = through_values(p, grad_out, delta, f, g, grad_v)
 
     def minus_over_keys(b: Tensor) -> Tensor:
         result = torch.empty_like(f)

@@ -259,7 +259,7 @@ def logit_kernel(
     the weights, with which dS is `unit` times as large: 2 T of a token, multiplied in a block of
     RANK and one of MORE_RANK, or none for 0; or, in groups of updates from `begin` on, each with
     the exponentials of its `anchor`, in blocks of GROUP_RANK. FEW is T, or 2 if T is larger:
-    without updates there is no sum, and that of one takes no product of matrices.
+    the sum of one update takes no product of matrices.
     """
     head, i = head_and_tokens(num_x, BLOCK_X)
     b, h = head // heads, head % heads
@@ -294,17 +294,6 @@ def logit_kernel(
     # [BLOCK_X, BLOCK_D]
     grad = tl.zeros([BLOCK_X, BLOCK_D], tl.float32)
     # Each way has a loop of its own: a branch within would keep the products from overlapping.
-    if FEW == 0:
-        for first in range(0, num_y, BLOCK_Y):
-            j = first + tl.arange(0, BLOCK_Y)
-            y_tile, S, dS, fy, valid_j = through_values_of(
-                x_tile, vx_tile, y, value_y, delta, delta_x, 1.0, dual_y, padding, b, j,
-                num_y, num_iters, y_n, vy_n,
-                D, V_WIDTH, BLOCK_D, BLOCK_V, OPERAND, V_OPERAND, PRECISION,
-                X_IS_QUERY, HAS_PADDING,
-            )  # fmt: skip
-            dS *= plan_tile(S, to_log2, fx, fy, X_IS_QUERY)
-            grad += product(dS, y_tile, OPERAND, PRECISION)
     if HALVES:
         if tl.load(anchor) == num_iters:
             # [BLOCK_X, RANK]
@@ -358,7 +347,7 @@ def logit_kernel(
                     end = start
                 grad += product(dS, y_tile, OPERAND, PRECISION)
         grad *= 1.0 / to_unit
-    elif FEW:
+    else:
         if tl.load(drift + head) < 24.0:
             if FEW == 1:
                 # [BLOCK_X]
@@ -439,26 +428,18 @@ def through_all(
     rows, cols = duals
     # With g^0 = g^1 - log(n / m), A^0 has the form of every other A^t.
     cols = torch.cat([cols[:, :, :1] - p.log2_ratio, cols], dim=2)
-    delta, grad_col = through_values(p, grad_out, rows[:, :, -1], cols[:, :, -1], grad_v)
+    row, col = rows[:, :, -1], cols[:, :, -1]
+    delta = exact_delta(p, grad_out, row, col)
+    grad_col = through_values(p, grad_out, delta, row, col, grad_v)
     row_weights, col_weights = through_updates(p, rows, cols, grad_col, grad_start)
     query_side = Side(p.q, grad_out, rows, row_weights)
     key_side = Side(p.k, p.v, cols, col_weights)
     through_logits(p, query_side, key_side, delta, grad_q, grad_k)
 
 
-def through_values(
-    p: Launch,
-    grad_out: Tensor,
-    row: Tensor,
-    col: Tensor,
-    grad_v: Tensor,
-    grad_k: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Write v's gradient, and return delta `[B, H, N]`, where dX = A (dA - delta), and dg^T.
-
-    With `grad_k`, for a g^T that no updates made from q and k, write k's gradient too.
-    """
-    delta, grad_col = torch.empty_like(row), torch.empty_like(col)
+def exact_delta(p: Launch, grad_out: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return delta `[B, H, N]`, where dX = A (dA - delta)."""
+    delta = torch.empty_like(row)
     x_block, y_block, warps = p.gradient_tile
     delta_kernel[(p.programs * triton.cdiv(p.n, x_block),)](
         p.q, p.k, p.v, grad_out, row, col, p.padding, delta,
@@ -466,6 +447,24 @@ def through_values(
         p.heads, p.n, p.m, p.to_log2,
         **p.values, BLOCK_N=x_block, BLOCK_M=y_block, num_warps=warps, **EVERY_LAUNCH,
     )  # fmt: skip
+    return delta
+
+
+def through_values(
+    p: Launch,
+    grad_out: Tensor,
+    delta: Tensor,
+    row: Tensor,
+    col: Tensor,
+    grad_v: Tensor,
+    grad_k: Tensor | None = None,
+) -> Tensor:
+    """Write v's gradient, and return dg^T `[B, H, M]`.
+
+    With `grad_k`, for a g^T that no updates made from q and k, write k's gradient too.
+    """
+    grad_col = torch.empty_like(col)
+    x_block, y_block, warps = p.gradient_tile
     of_keys = grad_k is not None
     of_k = strides(grad_k) if grad_k is not None else (0, 0, 0)
     value_kernel[(p.programs * triton.cdiv(p.m, x_block),)](
@@ -475,7 +474,7 @@ def through_values(
         **p.values, BLOCK_N=y_block, BLOCK_M=x_block, OF_KEYS=of_keys, num_warps=warps,
         **EVERY_LAUNCH,
     )  # fmt: skip
-    return delta, grad_col
+    return grad_col
 
 
 def through_updates(
@@ -530,9 +529,9 @@ class Side(NamedTuple):
 
 
 def through_logits(
-    p: Launch, queries: Side, keys: Side, delta: Tensor, grad_q: Tensor, grad_k: Tensor | None
+    p: Launch, queries: Side, keys: Side, delta: Tensor, grad_q: Tensor, grad_k: Tensor
 ) -> None:
-    """Write the gradients of q and, if it is given, of k. Weights may be overwritten."""
+    """Write the gradients of q and k. Weights may be overwritten."""
     in_halves = (
         2 <= p.num_iters <= RANK_UPDATES
         and rank_products(p) == ONE_PASS
@@ -547,8 +546,7 @@ def through_logits(
     else:
         drift = torch.full_like(delta[:, :, 0], torch.inf)
     logit_gradient(p, queries, keys, delta, drift, factors, grad_q, x_is_query=True)
-    if grad_k is not None:
-        logit_gradient(p, keys, queries, delta, drift, factors, grad_k, x_is_query=False)
+    logit_gradient(p, keys, queries, delta, drift, factors, grad_k, x_is_query=False)
 
 
 def logit_gradient(
