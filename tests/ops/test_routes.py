@@ -275,6 +275,26 @@ def test_explanation_without_tokens_or_of_an_unknown_operator():
         ops.explain("sinkhorn", n=3)
 
 
+@pytest.mark.parametrize(
+    ("operator", "got"), [(torch.zeros(1, 1, 2, 4), "Tensor"), (5, "int"), (None, "NoneType")]
+)
+def test_what_is_no_operator_is_refused_as_a_wrong_name_is(operator, got):
+    with pytest.raises(ValueError, match=rf"^operator must be one of sinkhorn_.*, got {got}$"):
+        ops.explain(operator, n=3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("sinkhorn_attention", {"num_iters": "20", "gradient_updates": 3}),
+        ("coarse_attention", {"one_pass": torch.zeros(2)}),
+    ],
+)
+def test_argument_of_a_wrong_type_is_named_before_others_are_compared_with_it(operator, options):
+    with pytest.raises(TypeError, match=f"^{next(iter(options))} must be"):
+        ops.explain(operator, n=3, **options)
+
+
 @pytest.mark.slow
 def test_forced_route_is_taken_and_then_no_longer():
     inputs = inputs_for(queries=6)

@@ -69,8 +69,8 @@ READ_BY = {
 }
 """Options of a call that each public operator reads."""
 
-COUNTS = ("n", "m", "head_dim", "value_dim", "heads", "num_iters", "subset", "multiprocessors")
-SWITCHES = ("relaxed", "logit_features", "one_pass", "padded", "gradient", "constant_logits")
+COUNTS = ("n", "m", "head_dim", "value_dim", "heads", "subset", "multiprocessors")
+SWITCHES = ("relaxed", "logit_features", "padded", "gradient", "constant_logits")
 """Arguments that describe a call: whole numbers from 1 on, and whether something is so."""
 
 
@@ -178,10 +178,10 @@ def explain(
     not have, or if neither tensors nor n are given, and TypeError or ValueError for what no call
     can have.
     """
-    name = operator if isinstance(operator, str) else operator.__name__
-    if name not in FIRST_OFFERS:
-        raise ValueError(f"operator must be one of {', '.join(FIRST_OFFERS)}, got {name!r}")
+    name = _name(operator)
     backends.check_backend(backend)
+    check_count("num_iters", num_iters, 1)  # these two first, since others are checked by them
+    check_switch("one_pass", one_pass)
     _check_backward(name, num_iters, gradient_updates, implicit_steps)
     if name == "coarse_attention":
         check_refine(refine, implicit_steps, one_pass=one_pass)
@@ -199,12 +199,12 @@ def explain(
     m = n if m is None else m
     value_dim = head_dim if value_dim is None else value_dim
     subset = subset.tokens.shape[-1] if isinstance(subset, Subset) else subset
-    counts = (n, m, head_dim, value_dim, heads, num_iters, subset, multiprocessors)
+    counts = (n, m, head_dim, value_dim, heads, subset, multiprocessors)
     for option, value in zip(COUNTS, counts, strict=True):
         check_count(option, value, 1)
     for option, value in (("batch", batch), ("slices", slices), ("refine", refine)):
         check_count(option, value, 0)
-    switches = (relaxed, logit_features, one_pass, padded, gradient, constant_logits)
+    switches = (relaxed, logit_features, padded, gradient, constant_logits)
     for option, value in zip(SWITCHES, switches, strict=True):
         check_switch(option, value)
     if not isinstance(dtype, torch.dtype):
@@ -248,6 +248,15 @@ def explain(
     requested = IEEE if backend == "ieee" else AS_ALLOWED
     products = product_words(call, requested) if fused else None
     return Explanation(name, call, words, ran, refusal, choices, products)
+
+
+def _name(operator: object) -> str:
+    """Return the name of an operator, given as that or as a function; ValueError for another."""
+    name = operator if isinstance(operator, str) else getattr(operator, "__name__", None)
+    if name not in FIRST_OFFERS:
+        got = repr(name) if isinstance(name, str) else type(operator).__name__
+        raise ValueError(f"operator must be one of {', '.join(FIRST_OFFERS)}, got {got}")
+    return name
 
 
 def _check_backward(
