@@ -125,10 +125,19 @@ def test_two_sided_columns_are_nearer_to_one_than_those_of_one_pass():
 
 def test_texts_are_refused_as_a_grid():
     q, k, v = make_qkv()
-    with pytest.raises(ValueError, match="choice='grid' takes no key_padding_mask"):
+    with pytest.raises(ValueError, match=r"^subset='grid' takes no key_padding_mask"):
         CoarseAttention(tokens=3, subset="grid")(q, k, v, key_padding_mask=MASK)
     with pytest.raises(UserError, match=r"attention=coarse: subset must be one of sequence, grid"):
         build_attention({"name": "coarse", "subset": "all"})
+
+
+@pytest.mark.parametrize("subset", GRIDS)
+def test_tokens_that_fill_no_grid_are_refused_by_the_name_of_the_argument(subset):
+    """With a class token there are 17, which no width divides."""
+    refused = rf"^subset='{subset}' cannot lay out \d+ tokens in a square \(grid_width=0\); take "
+    for tokens, advice in ((17, "'sequence'$"), (18, "'sequence', or give another grid_width$")):
+        with pytest.raises(ValueError, match=refused + advice):
+            CoarseAttention(tokens=3, subset=subset)(*make_qkv(tokens=tokens))
 
 
 def test_gradients_reach_queries_keys_and_values():

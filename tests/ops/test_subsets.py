@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.ops import Subset, choose_subset
+from asap_exp.ops import CoarseSettings, Subset, choose_subset
 from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS
 
 ANYWHERE = sorted(CHOICES.keys() - set(GRIDS))
@@ -249,8 +249,12 @@ def test_wrong_arguments(case):
 
 
 def test_tokens_that_are_no_square_are_refused_as_a_grid():
-    with pytest.raises(ValueError, match="15 tokens in a square"):
+    advice = r"15 tokens in a square \(grid_width=0\); take 'sequence', or give another grid_width$"
+    with pytest.raises(ValueError, match=f"^choice='grid' cannot lay out {advice}"):
         choose_subset(points(15), 4, choice="grid")
+    settings, x = CoarseSettings(4, "staggered"), points(17)  # no width but 1 and 17 divides 17
+    with pytest.raises(ValueError, match=r"^coarse.choice='stag.* 17 tokens .*; take 'sequence'$"):
+        settings.subsets(x, x, None)
 
 
 def test_no_tokens_are_refused_by_the_name_of_the_argument():

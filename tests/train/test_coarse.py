@@ -44,7 +44,8 @@ GRID = ("attention.tokens=4", "attention.subset=grid", "attention.grid_width=3")
 
 def test_a_grid_that_the_tokens_do_not_fill_is_refused(tmp_path: Path) -> None:
     """Images with other rows and texts, whose padded batches would stop at some later step."""
-    with pytest.raises(UserError, match=r"^attention.grid_width=3: choice='grid' cannot lay out 4"):
+    words = r"^attention\.subset='grid' cannot lay out 4 tokens in rows of attention\.grid_width=3;"
+    with pytest.raises(UserError, match=words):
         run_train(tmp_path, "model.patch_size=4", attention=(*COARSE, *GRID))
     root = text_root(tmp_path, "agnews")
     with pytest.raises(UserError, match=r"^attention.subset=grid is for images, and this model"):

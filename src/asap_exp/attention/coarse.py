@@ -20,6 +20,9 @@ from asap_exp.ops.checks import (
 )
 from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS, check_grid, check_grid_width
 
+NAMES = "subset", "grid_width"
+"""Arguments that name choice and width."""
+
 
 @register("coarse")
 class CoarseAttention(Attention):
@@ -58,7 +61,7 @@ class CoarseAttention(Attention):
         check_among("weights", weights, WEIGHTS)
         check_count("seed", seed, 0)
         check_count("grid_width", grid_width, 0)
-        check_grid_width(subset, grid_width, ("subset", "grid_width"))
+        check_grid_width(subset, grid_width, NAMES)
         check_switch("one_pass", one_pass)
         check_count("num_iters", num_iters, 1)
         check_refine(refine, implicit_steps, one_pass=one_pass)
@@ -113,7 +116,7 @@ class CoarseAttention(Attention):
         """Choose the subsets; return the arguments of the operators."""
         check_mask(key_padding_mask, q, k)
         with full_precision(q):
-            subset, key_subset = self.settings.subsets(q, k, key_padding_mask)
+            subset, key_subset = self.settings.subsets(q, k, key_padding_mask, NAMES)
         return {
             "subset": subset,
             "key_subset": key_subset,
@@ -152,9 +155,11 @@ def check_fills_grid(
             "take sequence, random, farthest or kmeans"
         )
     try:
-        check_grid(choice, tokens, grid_width, None)
+        check_grid(
+            choice, tokens, grid_width, None, (keys.format(asked_by), keys.format("grid_width"))
+        )
     except ValueError as error:
-        raise UserError(f"{keys.format('grid_width')}={grid_width}: {error}") from error
+        raise UserError(str(error)) from error
 
 
 def warn_if_all(tokens: int | None, taken: int, key: str) -> None:

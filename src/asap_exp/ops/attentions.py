@@ -199,7 +199,7 @@ def choose_subset(
     check_grid_width(choice, grid_width, ("choice", "grid_width"))
     check.check_mask(key_padding_mask, x, x)
     if choice in GRIDS:
-        check_grid(choice, x.shape[2], grid_width, key_padding_mask)
+        check_grid(choice, x.shape[2], grid_width, key_padding_mask, ("choice", "grid_width"))
     with full_precision(x):
         return subsets.choose_subset(
             x,

@@ -22,6 +22,9 @@ from asap_exp.ops.subsets import (
     choose_subset,
 )
 
+NAMES = "coarse.choice", "coarse.grid_width"
+"""Names of choice and width where a caller gives the settings as `coarse`."""
+
 
 class CoarseSettings(NamedTuple):
     """A choice of `tokens` tokens (`asap_exp.ops.choose_subset`), and `num_iters` updates on them.
@@ -43,30 +46,37 @@ class CoarseSettings(NamedTuple):
             check_count(f"coarse.{name}", getattr(self, name), least)
         check_among("coarse.choice", self.choice, tuple(CHOICES))
         check_among("coarse.weights", self.weights, WEIGHTS)
-        check_grid_width(self.choice, self.grid_width, ("coarse.choice", "coarse.grid_width"))
+        check_grid_width(self.choice, self.grid_width, NAMES)
 
     def subsets(
-        self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        key_padding_mask: Tensor | None,
+        names: tuple[str, str] = NAMES,
     ) -> tuple[Subset, Subset | None]:
-        """Choose the subset and, if there are other numbers of queries and keys, that of keys."""
-        of_keys = self._chosen(k, key_padding_mask)
+        """Choose the subset and, if there are other numbers of queries and keys, that of keys.
+
+        Raises ValueError, with these `names`, for tokens that do not fill the grid of a choice.
+        """
+        of_keys = self._chosen(k, key_padding_mask, names)
         if q.shape[2] == k.shape[2]:
             return of_keys, None
-        return self._chosen(q, None), of_keys
+        return self._chosen(q, None, names), of_keys
 
-    def _chosen(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
+    def _chosen(self, x: Tensor, key_padding_mask: Tensor | None, names: tuple[str, str]) -> Subset:
         place = self, x.shape[2]
         if _REPEATED is not None and place in _REPEATED:
             tokens, weight = _REPEATED[place]
             return Subset(tokens, weight.to(compute_dtype(x)))
-        found = self._found(x, key_padding_mask)
+        found = self._found(x, key_padding_mask, names)
         if _KEPT is not None:
             _KEPT[place] = found
         return found
 
-    def _found(self, x: Tensor, key_padding_mask: Tensor | None) -> Subset:
+    def _found(self, x: Tensor, key_padding_mask: Tensor | None, names: tuple[str, str]) -> Subset:
         if self.choice in GRIDS:
-            check_grid(self.choice, x.shape[2], self.grid_width, key_padding_mask)
+            check_grid(self.choice, x.shape[2], self.grid_width, key_padding_mask, names)
         if key_padding_mask is None and self.choice in BY_PLACE and self.weights == "equal":
             return by_place(self, x)
         return self._choose(x, key_padding_mask)

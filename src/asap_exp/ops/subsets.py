@@ -149,20 +149,35 @@ def check_grid_width(choice: str, grid_width: int, names: tuple[str, str]) -> No
         )
 
 
-def check_grid(choice: str, n: int, grid_width: int, key_padding_mask: Tensor | None) -> None:
-    """Raise ValueError unless `n` tokens without a mask fill the grid that a choice takes."""
+def check_grid(
+    choice: str,
+    n: int,
+    grid_width: int,
+    key_padding_mask: Tensor | None,
+    names: tuple[str, str],
+) -> None:
+    """Raise ValueError unless `n` tokens without a mask fill the grid that a choice takes.
+
+    `names` are those that a caller gave to choice and width.
+    """
+    of, name = names
     if key_padding_mask is not None:
         raise ValueError(
-            f"choice={choice!r} takes no key_padding_mask, since an image has no padded tokens; "
+            f"{of}={choice!r} takes no key_padding_mask, since an image has no padded tokens; "
             "take 'sequence'"
         )
     width = grid_width or root(n)
     if n % width or (not grid_width and width * width != n):
-        shape = f"rows of grid_width={grid_width}" if grid_width else "a square (grid_width=0)"
+        shape = f"rows of {name}={grid_width}" if grid_width else f"a square ({name}=0)"
+        another = f", or give another {name}" if has_divisor(n) else ""  # else a row or a column
         raise ValueError(
-            f"choice={choice!r} cannot lay out {n} tokens in {shape}; give another "
-            "grid_width, or take 'sequence'"
+            f"{of}={choice!r} cannot lay out {n} tokens in {shape}; take 'sequence'{another}"
         )
+
+
+def has_divisor(n: int) -> bool:
+    """Return True if another number than 1 and `n` divides it."""
+    return any(n % width == 0 for width in range(2, root(n) + 1))
 
 
 def on_a_grid(points: Points, count: int, seed: int, grid_width: int) -> Picked:
