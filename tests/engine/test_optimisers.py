@@ -92,7 +92,7 @@ def test_wrong_names_are_refused_with_what_was_meant() -> None:
         with pytest.raises(UserError, match=f"Did you mean {meant}"):
             compose("train", ["task=digits", override], TrainConfig)
     for override, words in {
-        "recipe.schedule_options={decay_rate: 1}": "cosine has warmup_epochs and",
+        "recipe.schedule_options={decay_rate: 1}": "cosine has recipe.warmup_epochs and",
         "recipe.optimizer_options=3": "must be a group of keys",
     }.items():
         with pytest.raises(UserError, match=words):

@@ -14,15 +14,18 @@ import pytest
 import torch
 
 from asap_exp.core.composing import compose
-from asap_exp.core.config import TrainConfig
+from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import interruptible
 from asap_exp.core.runs import Run, run_directory
+from asap_exp.core.team import Team
 from asap_exp.core.tensors import load_tensors
+from asap_exp.distill.config import DistillConfig
 from asap_exp.engine.building import require_weighted
 from asap_exp.engine.module import Classifier
 from asap_exp.train import trainer as training_fit
 from asap_exp.train.trainer import resolved, train
+from tests.composed import composed
 from tests.data.sentences import text_root
 from tests.several import FORK, Ended, in_ranks
 from tests.stages import SINKHORN, TINY, TINY_TEXT, train_config
@@ -262,6 +265,28 @@ REFUSED = [
 def test_what_cannot_be_is_refused_with_what_can(given: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         compose("train", [*TINY, *SINKHORN, *given.split()], TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("stage", "schema", "key"),
+    [
+        ("train", TrainConfig, "trainer.accelerator"),
+        ("distill", DistillConfig, "accelerator"),
+        ("evaluate", EvaluateConfig, "accelerator"),
+    ],
+)
+def test_gpu_that_is_not_there_is_refused_by_the_key_that_asked_for_it(
+    stage: str, schema: type, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = [*TINY, *SINKHORN] if stage == "train" else []
+    config: Any = composed(stage, [*given, f"{key}=gpu"], schema)
+    words = f"^{key}=gpu was asked for, .*; choose {key}=cpu or auto$"
+    with pytest.raises(UserError, match=words):
+        Team(config.trainer.together if stage == "train" else config.together)
+    if stage == "train":
+        with pytest.raises(UserError, match=words):
+            resolved(config)
 
 
 def test_more_devices_than_there_are_is_refused(

@@ -51,7 +51,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     """Time the operators, and return the path of the record kept among those of the report."""
     device, suite, not_installed = suite_of(config)
     source = input_source(config, suite, device)
-    shapes, no_inputs = split(suite, source)
+    shapes, no_inputs = split(suite, source, f"{suite_name(device)}.n")
 
     public = benchmark_config(config, device)
     name = benchmark_name(config, device, public, source)
@@ -104,8 +104,8 @@ def suite_of(config: BenchmarkConfig) -> tuple[torch.device, SuiteConfig, list[s
     return device, replace(suite, methods=names), not_installed
 
 
-def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
-    """Return the shapes that have inputs, and why the others have none."""
+def split(suite: SuiteConfig, source: Source, key: str) -> tuple[list[Shape], list[str]]:
+    """Return the shapes of `key` that have inputs, and why the others have none."""
     shapes, left_out = [], []
     for n in suite.n:
         shape = Shape(suite.tokens // (suite.heads * n), suite.heads, n, suite.head_dim)
@@ -116,9 +116,7 @@ def split(suite: SuiteConfig, source: Source) -> tuple[list[Shape], list[str]]:
             left_out.append(refusal)
             say(refusal)
     if not shapes:
-        raise UserError(
-            f"n={suite.n} leaves no row to time; choose n=[{source.n}] (gpu.n on a GPU, else cpu.n)"
-        )
+        raise UserError(f"{key}={suite.n} leaves no row to time; choose {key}=[{source.n}]")
     return shapes, left_out
 
 

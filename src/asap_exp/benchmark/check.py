@@ -15,7 +15,7 @@ from asap_exp.benchmark.benchmark import (
     suite_of,
 )
 from asap_exp.benchmark.calls import results
-from asap_exp.benchmark.inputs import Inputs, input_source
+from asap_exp.benchmark.inputs import Inputs, input_source, suite_name
 from asap_exp.benchmark.measure import PATIENCE_SECONDS
 from asap_exp.benchmark.registry import Method, Setting
 from asap_exp.benchmark.shape import Shape
@@ -45,7 +45,7 @@ def check_operators(config: BenchmarkConfig) -> Score:
     """Call every method on one sample of the shortest length; the time grows with its square."""
     device, suite, _ = suite_of(config)
     source = input_source(config, suite, device)
-    shapes, _ = split(suite, source)
+    shapes, _ = split(suite, source, f"{suite_name(device)}.n")
     public = benchmark_config(config, device)
     folder = folder_of(config.paths, benchmark_name(config, device, public, source))
     found = check_place(folder, 0)

@@ -14,7 +14,7 @@ from asap_exp.attention import (
     SinkhornAttention,
     record_inputs,
 )
-from asap_exp.core.devices import autocast
+from asap_exp.core.devices import AUTOCAST_DTYPES, autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
 from asap_exp.ops.masking import blank
@@ -94,20 +94,19 @@ def checked_inputs(
                 "leave it out with layers=[...], or call the model so that it does"
             )
         if not all(is_finite(call) for path in paths for call in recorded[path]):
-            raise UserError(not_finite(recorded, batch, name(index)))
+            raise UserError(not_finite(recorded, batch, name(index), precision))
         # What a batch has in padded places may come out there again.
         if spoilt(predictions) and all(tensor.isfinite().all() for tensor in tensors_in(batch)):
             with autocast(precision, device_of(model)):
                 where = first_non_finite(model, batch, forward)
             raise UserError(
                 f"the model's predictions on {name(index)}, which is finite itself, hold NaN or "
-                f"infinity: {where}. Mend the weights up to there, or choose "
-                "precision=32-true if half precision overflows"
+                f"infinity: {where}. Mend the weights up to there{unless_half(precision)}"
             )
         yield recorded
 
 
-def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
+def not_finite(recorded: Recorded, batch: Any, name: str, precision: str) -> str:
     """Say where the first NaN or infinity is: in the batch, or else in which layer."""
     by_call = itertools.zip_longest(*([(p, c) for c in calls] for p, calls in recorded.items()))
     in_order = (each for calls in by_call for each in calls if each is not None)
@@ -116,7 +115,7 @@ def not_finite(recorded: Recorded, batch: Any, name: str) -> str:
         return (
             f"on {name}, which is finite itself, the queries or keys of the layer at {path} are "
             "not (NaN or infinity), and those of no layer before it: look at the weights up to "
-            "there, or choose precision=32-true if half precision overflows"
+            f"there{unless_half(precision)}"
         )
     return (
         f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
@@ -141,3 +140,13 @@ def is_finite(inputs: LayerInputs) -> bool:
     """Return True if queries and keys are finite, except at padded places."""
     mask = inputs.key_padding_mask
     return all(bool(blank(x, mask, 2).isfinite().all()) for x in (inputs.q, inputs.k))
+
+
+def unless_half(precision: str) -> str:
+    """Return the other remedy for what is not finite, in half precision; nothing in 32-true."""
+    if precision not in AUTOCAST_DTYPES:
+        return ""
+    return (
+        f"; or, if {precision} overflows, take 32-true: precision in asap_exp.compile, "
+        "trainer.precision in the training"
+    )

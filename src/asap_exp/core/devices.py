@@ -12,16 +12,15 @@ from asap_exp.core.memory import available_memory
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def choose_device(accelerator: str) -> torch.device:
+def choose_device(accelerator: str, key: str = "accelerator") -> torch.device:
     """Return the device of `accelerator`; `auto` takes a CUDA GPU if there is one.
 
-    Raises UserError if a GPU is asked for and PyTorch sees none.
+    Raises UserError if a GPU is asked for, by this `key`, and PyTorch sees none.
     """
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise UserError(
-            "accelerator=gpu was asked for, but PyTorch sees no CUDA device; "
-            "choose accelerator=cpu or auto"
+            f"{key}=gpu was asked for, but PyTorch sees no CUDA device; choose {key}=cpu or auto"
         )
     device = torch.device("cuda" if available and accelerator != "cpu" else "cpu")
     debug(f"device: {device_name(device)}, PyTorch {torch.__version__}")

@@ -49,7 +49,7 @@ class Devices(NamedTuple):
     devices: int
     nodes: int
     keys: str = ""
-    """What stands before the keys `devices` and `num_nodes`."""
+    """What stands before the keys `accelerator`, `devices` and `num_nodes`."""
 
     @property
     def world(self) -> int:

@@ -50,7 +50,7 @@ class Team:
         """
         self.stops_together = stops_together
         self.devices, self.nodes, self.world = given.devices, given.nodes, given.world
-        self.device = choose_device(given.accelerator)
+        self.device = choose_device(given.accelerator, f"{given.keys}accelerator")
         self.environment = None if alone else environment_of(given)
         self.ranks, self.children = ALONE, Children()
         self.board: Board | None = None

@@ -333,7 +333,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
     Both are part of the run's identity.
     """
-    device = choose_device(config.trainer.accelerator)
+    device = choose_device(config.trainer.accelerator, "trainer.accelerator")
     precision = choose_precision(config.trainer.precision, device)
     return replace(
         config,

@@ -69,7 +69,7 @@ class RecipeConfig:
         if self.schedule == "cosine" and self.schedule_options:
             raise UserError(
                 f"recipe.schedule_options={self.schedule_options} is refused: "
-                "recipe.schedule=cosine has warmup_epochs and final_lr_ratio alone"
+                "recipe.schedule=cosine has recipe.warmup_epochs and recipe.final_lr_ratio alone"
             )
         for name in ("step_on_epochs", "updates_per_epoch"):
             # With its own unit of time timm's schedule would not move, or at another pace.
