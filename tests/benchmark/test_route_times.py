@@ -113,10 +113,13 @@ def test_stopped_command_leaves_what_it_measured_beside_the_file(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rounds", "1"], "--rounds must be at least 2, got 1"),
-        (["--n", "8", "0"], "--n must be at least 1, got 0"),
-        (["--updates", "-3"], "--updates must be at least 1, got -3"),
-        (["--spread", "-1"], "--spread must be at least 0, got -1"),
+        (["--rounds", "1"], "--rounds must be a number of at least 2, got 1"),
+        (["--n", "8", "0"], "--n must be a number of at least 1, got 0"),
+        (["--updates", "-3"], "--updates must be a number of at least 1, got -3"),
+        (["--spread", "-1"], "--spread must be a number of at least 0, got -1"),
+        (["--spread", "1", "nan", "2"], "--spread must be a number of at least 0, got nan"),
+        (["--spread", "inf"], "--spread must be a number of at least 0, got inf"),
+        (["--json", "."], "--json . is a folder; give the name of a file"),
         (["--teacher", "a", "--spread", "1"], "--spread: the inputs are the teacher's"),
         (["--teacher", "a", "--head-dim", "8"], "--head-dim: the inputs are the teacher's"),
         (["--teacher", "no/run"], "no/run is not a run directory"),

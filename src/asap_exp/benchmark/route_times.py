@@ -11,6 +11,7 @@ this GPU: please report it.
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -172,12 +173,14 @@ def parsed() -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise UserError for numbers that cannot be, or that a teacher has already."""
+    """Raise UserError for numbers that cannot be or that a teacher has, and for a folder."""
     for name, least in LEAST.items():
         given = getattr(arguments, name.replace("-", "_"))
-        smallest = min(given) if isinstance(given, list) else given
-        if smallest is not None and smallest < least:
-            raise UserError(f"--{name} must be at least {least}, got {smallest:g}")
+        for number in given if isinstance(given, list) else [given]:
+            if number is not None and not least <= number < math.inf:  # nan is neither
+                raise UserError(f"--{name} must be a number of at least {least}, got {number:g}")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json} is a folder; give the name of a file")
     for name in ("spread", "head-dim"):
         if arguments.teacher and getattr(arguments, name.replace("-", "_")) is not None:
             raise UserError(f"--{name}: the inputs are the teacher's. Leave it or --teacher out")
