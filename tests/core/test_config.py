@@ -983,6 +983,38 @@ def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
         parse(tree, SCHEMAS[stage])
 
 
+@pytest.mark.parametrize(
+    ("stage", "key"), [(stage, key) for stage, keys in HOME_PATHS.items() for key in keys]
+)
+def test_empty_path_is_refused_also_before_hydra_makes_folders_of_it(stage, key):
+    """Null stays what it is."""
+    words = rf"^{key} is empty, as from a shell variable that is not set; give a path, or leave"
+    for given in (f"{key}=", f"{key}=' '"):
+        with pytest.raises(UserError, match=words):
+            check_overrides(stage, [given], SCHEMAS[stage])
+    tree = deepcopy(complete(stage))
+    if key == "teacher" and stage == "benchmark":
+        tree.inputs = "recorded"
+    OmegaConf.update(tree, key, "")
+    with pytest.raises(UserError, match=words):
+        parse(tree, SCHEMAS[stage])
+    if key not in ("paths.results", "resume"):
+        OmegaConf.update(tree, key, None)
+        parse(tree, SCHEMAS[stage])
+
+
+def test_empty_path_of_own_data_is_refused():
+    with pytest.raises(UserError, match=r"^data\.path is empty"):
+        compose("train", ["task=images", "data.path="], TrainConfig)
+
+
+def test_empty_path_that_a_run_has_saved_is_read(tmp_path):
+    tree = deepcopy(complete("train"))
+    tree.data.root = ""
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(tree))
+    assert load_saved(tmp_path / "config.yaml", TrainConfig).data.root == ""
+
+
 @pytest.mark.slow
 def test_bugs_f16_every_path_of_a_schema_is_marked():
     """Every key that holds a path is found by its name, including new ones."""

@@ -26,6 +26,7 @@ from asap_exp.core.overrides import check_overrides, quoted
 from asap_exp.core.plugins import MODULE
 from asap_exp.core.schema import (
     check_fields,
+    check_path,
     check_values,
     elsewhere,
     expand_homes,
@@ -119,10 +120,14 @@ def load_saved(file: Path, schema: type[Schema]) -> Schema:
 def parse(config: DictConfig, schema: type[Schema]) -> Schema:
     """Return `config`, composed for this process, as a `schema`; follow the modules that it names.
 
-    The paths of classes in it are allowed. UserError names the key, the value and what is allowed.
+    The paths of classes in it are allowed. Empty paths of files are not, but in what a run saved
+    before they were refused. UserError names the key, the value and what is allowed.
     """
     parsed = typed(without_modules(config, schema), schema)
-    targets.allow(dataclasses.asdict(parsed))  # type: ignore[call-overload]
+    tree = dataclasses.asdict(parsed)  # type: ignore[call-overload]
+    for key, value in leaves(tree):
+        check_path(key, value, type(parsed))
+    targets.allow(tree)
     return parsed
 
 

@@ -28,7 +28,7 @@ from asap_exp.core.conf_files import (
 from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.renamed import check_renamed
-from asap_exp.core.schema import FREE_FORM, check_key, fields_of
+from asap_exp.core.schema import FREE_FORM, check_key, check_path, fields_of
 
 LOGGER = "logger"
 """Group whose files all stages find, though some have no such key."""
@@ -202,14 +202,19 @@ def check_option(override: Override, folders: Sequence[Path]) -> None:
 
 
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
-    """Refuse an unknown key; until the kind of model is known, a key of any kind passes."""
+    """Refuse an unknown key, and an empty path, of which Hydra would make the folder of a sweep.
+
+    Until the kind of model is known, a key of any kind passes.
+    """
     refusals = []
     kinds = (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values())
     for kind in kinds if stage == "train" else (schema,):
         try:
-            return check_key(key, value, kind)
+            check_key(key, value, kind)
         except UserError as refusal:
             refusals.append(refusal)
+        else:
+            return check_path(key, value, kind)
     raise max(refusals, key=lambda refusal: refusal.hint is not None)
 
 

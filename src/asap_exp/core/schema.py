@@ -237,6 +237,18 @@ def holds_path(rules: tuple[Any, ...]) -> bool:
     return any(isinstance(rule, Path) for rule in rules)
 
 
+def check_path(key: str, value: Any, schema: type) -> None:
+    """Raise UserError for a path that is empty: it would be the current folder, or none at all."""
+    found = field_of(schema, key)
+    if found is not None and holds_path(found[1]) and isinstance(value, str) and not value.strip():
+        raise UserError(
+            f"{key} is empty, as from a shell variable that is not set; give a path, or leave it "
+            "out",
+            key=key,
+            value=value,
+        )
+
+
 def expand_homes(config: Any, prefix: str = "") -> None:
     """Replace ~ by the home directory wherever a schema declares a path."""
     for name, declared in fields_of(type(config)).items():
