@@ -20,6 +20,7 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
+from hydra.core.override_parser.types import Override
 from rows import swept
 from sweep_results import Planned, evaluated, map_of, plan, print_results, runs_of
 
@@ -30,6 +31,7 @@ from asap_exp.core.console import counted, say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import STAGES_KEEP, sentences
 from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.overrides import parsed_override
 from asap_exp.core.runs import Run
 from asap_exp.core.sweep import Job, exit_status, jobs_in, report_failures
 from asap_exp.distill.config import DistillConfig
@@ -147,9 +149,28 @@ def separated(overrides: list[str]) -> Words:
             words.later[stage].append(rest)
         else:
             (words.hydra if word.startswith("hydra") else words.train).append(word)
+    words.train = [distinct(word) for word in last_of_each(words.train)]
     for word in words.train:
         check_sweeps_not(word)
     return words
+
+
+def last_of_each(words: list[str]) -> list[str]:
+    """Return the words without those whose key is given again: Hydra too takes the last one."""
+    last = {word.lstrip("+").partition("=")[0]: place for place, word in enumerate(words)}
+    return [words[place] for place in sorted(last.values())]
+
+
+def distinct(word: str) -> str:
+    """Return a word with each of its values once: a run that is named twice is one run."""
+    each = [parsed_override(given) for (given,) in swept([word])]
+    first: dict[str, Override] = {}
+    for value in each:
+        first.setdefault(str(value.value()), value)
+    if len(first) == len(each):
+        return word
+    values = (value.get_value_element_as_str() for value in first.values())
+    return f"{each[0].key_or_group}={','.join(values)}"
 
 
 def check_sweeps_not(word: str) -> None:

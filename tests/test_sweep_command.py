@@ -45,6 +45,29 @@ def test_words_go_to_the_stages_that_take_them() -> None:
         sweep.separated(["experiment=ablation_eps", "seed=0,1"])
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("seed=0,0", "seed=0"),
+        ("seed=1,0,1,2", "seed=1,0,2"),
+        ("seed=choice(0,0)", "seed=0"),
+        ("recipe.lr=1e-3,0.001,2e-3", "recipe.lr=0.001,0.002"),
+        ("attention=softmax,'softmax',sinkhorn", "attention=softmax,sinkhorn"),
+        ("recipe.optimizer_options={a: 1},{a: 1}", "recipe.optimizer_options={a:1}"),
+        ("data.root='a, b','a, b'", "data.root='a, b'"),
+        ("seed=range(0,3)", "seed=range(0,3)"),
+        ("+experiment=demo", "+experiment=demo"),
+    ],
+)
+def test_value_that_is_named_twice_counts_once(given: str, kept: str) -> None:
+    assert sweep.separated([given]).train == [kept]
+
+
+def test_key_that_is_given_twice_has_its_last_values() -> None:
+    given = ["seed=0,1", "task=digits", "+seed=0,2", "~experiment"]
+    assert sweep.separated(given).train == ["task=digits", "+seed=0,2", "~experiment"]
+
+
 @pytest.mark.parametrize("more", [(), ("check=true",)], ids=["run", "check"])
 @pytest.mark.parametrize("word", ["evaluate.batch_siz=3", "distill.calibration=nope"])
 def test_mistake_in_a_later_stage_shows_before_the_first(
