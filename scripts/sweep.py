@@ -39,6 +39,15 @@ from asap_exp.distill.config import DistillConfig
 LATER = ("distill", "evaluate")
 SHARED = ("logger", "paths.results", "data.root", "data.cache", "data.path")
 """Keys, and beginnings of keys, of the training that the later stages take too."""
+SET_HERE = {
+    "teacher": "the runs of the sweep are compiled; leave it out",
+    "artifact": "the maps of the sweep are evaluated; leave it out",
+    "task": "all stages take that of the trainings, task=NAME",
+    "paths.results": "all stages take that of the trainings, paths.results=FOLDER",
+    "check": "check=true checks the trainings, and nothing is run",
+    "hydra.sweep.dir": "each stage has a folder of its own in RESULTS/runs/.multirun; leave it out",
+}
+"""Keys that this command gives to a stage itself, and what to do instead."""
 ALONE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=")
 """Words that an evaluation is not given, since latencies are taken on an idle machine."""
 
@@ -144,15 +153,27 @@ def separated(overrides: list[str]) -> Words:
     for word in overrides:
         stage, _, rest = word.partition(".")
         if stage in LATER and "=" in rest:
+            check_not_set_here(word, rest)
             if len(swept([rest])) > 1:
                 raise UserError(f"{word}: a sweep varies settings of the training alone; give one")
             words.later[stage].append(rest)
         else:
+            check_not_set_here(word, word if word.startswith("hydra") else "")
             (words.hydra if word.startswith("hydra") else words.train).append(word)
     words.train = [distinct(word) for word in last_of_each(words.train)]
     for word in words.train:
         check_sweeps_not(word)
+    for word in words.shared:
+        if len(swept([word])) > 1:
+            raise UserError(f"{word}: the later stages take it too, and one value alone; give one")
     return words
+
+
+def check_not_set_here(word: str, override: str) -> None:
+    """Raise UserError for an override of a stage that this command gives by itself."""
+    key = override.lstrip("+").partition("=")[0]
+    if key in SET_HERE:
+        raise UserError(f"{word} is not allowed: {SET_HERE[key]}")
 
 
 def last_of_each(words: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """`make sweep`: all stages over a grid of settings, an interruption, failures and the table."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,29 @@ def test_value_that_is_named_twice_counts_once(given: str, kept: str) -> None:
 def test_key_that_is_given_twice_has_its_last_values() -> None:
     given = ["seed=0,1", "task=digits", "+seed=0,2", "~experiment"]
     assert sweep.separated(given).train == ["task=digits", "+seed=0,2", "~experiment"]
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("distill.teacher=foo", "the runs of the sweep are compiled; leave it out"),
+        ("evaluate.teacher=foo", "the runs of the sweep are compiled; leave it out"),
+        ("evaluate.+artifact=foo", "the maps of the sweep are evaluated; leave it out"),
+        ("distill.task=digits", "that of the trainings, task=NAME"),
+        ("evaluate.paths.results=foo", "that of the trainings, paths.results=FOLDER"),
+        ("distill.check=true", "check=true checks the trainings"),
+        ("hydra.sweep.dir=foo", "each stage has a folder of its own"),
+    ],
+)
+def test_what_the_command_sets_itself_is_refused(word: str, advice: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(word)} is not allowed: .*{advice}"):
+        sweep.separated(["task=digits", word])
+
+
+@pytest.mark.parametrize("word", ["paths.results=a,b", "logger=csv,wandb", "data.root=a,b"])
+def test_what_all_stages_take_has_one_value(word: str) -> None:
+    with pytest.raises(UserError, match=f"^{word}: the later stages take it too"):
+        sweep.separated([word])
 
 
 @pytest.mark.parametrize("more", [(), ("check=true",)], ids=["run", "check"])
