@@ -24,6 +24,7 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # set before matplotlib is imported
 
+from row_words import check_not_set_here, check_results
 from rows import (
     TEACHER,
     Row,
@@ -57,7 +58,9 @@ def main() -> None:
     """Print the commands and the estimated time of the chosen rows, then run them."""
     arguments = parsed()
     with sentences(STAGES_KEEP):
+        check_results(arguments.results)
         rows = chosen(arguments)
+        check_not_set_here(rows, arguments)
         records = published(PUBLISHED)
         only_check = takes_check(arguments)
         asked = [changed(row, arguments) for row in rows]

@@ -423,6 +423,51 @@ def test_what_no_training_can_have_is_refused_before_the_first_one(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("seed=3",), "seed=3 is not allowed: a row has seeds of its own; give --seeds 3\n"),
+        (("seed=3,4", "--dry-run"), "give --seeds 3 4\n"),
+        (("++seed=3", "check=true"), "give --seeds 3\n"),
+        (("paths.results=foo",), "that of the trainings alone; give --results foo\n"),
+        (("attention=softmax",), "a row trains several; give --train softmax\n"),
+        (("attention.name=softmax",), "a row trains several; give --train softmax\n"),
+        (("task=digits",), "imdb is of task imdb; choose a row of the other, as --task digits\n"),
+        (("experiment=agnews",), "imdb has its own; choose another row, or give single keys"),
+        (("init_from=RUN",), "imdb starts from a run that it pre-trains; leave it out\n"),
+        (("--train", "coarse seed=3"), '--train "coarse seed=3" is not allowed: a row has'),
+        (("--pretrain", "paths.results=foo"), "give --results foo\n"),
+        (("--pretrain", "experiment=agnews_mlm"), "--pretrain experiment=agnews_mlm is not"),
+        (("--results", "README.md"), "--results README.md is not allowed: README.md is a file; g"),
+        (("--results", "README.md/x"), "README.md is a file; give a folder\n"),
+        (("--results", ""), "--results is empty, as from a shell variable that is not set"),
+    ],
+)
+def test_what_the_script_sets_itself_is_refused_before_anything_is_printed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Done, "train", pytest.fail)
+    with pytest.raises(SystemExit) as stopped:
+        Done(monkeypatch, "imdb", *arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == ""
+
+
+def test_words_that_agree_with_the_row_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("digits_plain", "task=digits", "init_from=RUN", "--train", "softmax", "--seeds", "3")
+    (config,) = Done(monkeypatch, *given).trained
+    assert (config.task.name, config.init_from, config.seed) == ("digits", "RUN", 3)
+    row, words = load_row("imdb"), script("reproduce")
+    shared = SimpleNamespace(overrides=["experiment=imdb"], train=[], pretrain=["seed=0"])
+    words.check_not_set_here([row], shared)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         ((), "name a row, one of agnews"),
         ((), "by --task TASK (make reproduce row=ROW, or task=TASK)"),
         (("cifar_plane",), "Did you mean cifar_plain?"),
