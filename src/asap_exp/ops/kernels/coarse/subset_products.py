@@ -5,8 +5,8 @@ logarithm of w, and so is a = exp(f^t - f):
 
     b_j = (n / m) w_j / sum_i E_ij w_i a_i,   a_i = 1 / sum_j E_ij b_j.
 
-E is a `half_plan`, whose rows sum to 1, made anew for the duals once a scaling is beyond 2^12. One
-below 2^-12 needs a larger one of the other side: E is at most 1.
+E is a `half_plan` whose rows sum to 1. It is computed again from the duals once a scaling is beyond
+2^12. One below 2^-12 needs a larger one of the other side: E is at most 1.
 """
 
 import triton

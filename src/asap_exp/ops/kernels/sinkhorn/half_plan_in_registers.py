@@ -1,9 +1,9 @@
 """Finite-T Sinkhorn attention with a head's plan in registers, as a `half_plan`; no gradient.
 
 As in `sinkhorn.logits_in_registers`, with one program per head, but sums are products on the matrix
-units. E is made anew for the duals once a scaling is beyond 2^12; one below 2^-12 needs a larger
-one of the other side. The last row step is a softmax over S + g^T in float32, so that rows of the
-plan sum to 1 as exactly as elsewhere.
+units. E is computed again from the duals once a scaling is beyond 2^12; one below 2^-12 needs a
+larger one of the other side. The last row step is a softmax over S + g^T in float32, so that rows
+of the plan sum to 1 as exactly as elsewhere.
 """
 
 import triton
