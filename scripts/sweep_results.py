@@ -44,10 +44,14 @@ NOT_COMPARED = ("logger", "accelerator", "task", "data")
 
 @dataclass(frozen=True)
 class Planned:
-    """One training of a sweep: its settings as typed, and its configuration."""
+    """One training of a sweep: its settings as typed, its configuration, and what it asks for.
+
+    The configuration has the precision of this device where `precision` is "auto".
+    """
 
     settings: dict[str, str]
     config: TrainConfig
+    precision: str = "auto"
 
     @property
     def compiles(self) -> bool:
@@ -58,6 +62,10 @@ class Planned:
     def key(self) -> tuple[Any, int]:
         """Key that its run has too, whatever device it was trained on."""
         return without_precision(self.config), self.config.seed
+
+    def takes(self, run: Run) -> bool:
+        """Return True unless another precision is asked for."""
+        return self.precision in ("auto", run.config.trainer.precision)
 
 
 def without_precision(config: TrainConfig) -> dict[str, Any]:
@@ -70,11 +78,12 @@ def plan(words: list[str]) -> Planned:
     config = compose("train", words, TrainConfig)
     if isinstance(config, OwnImageTrainRequest | OwnTextTrainRequest):
         config = looked_up(config)
+    precision = config.trainer.precision
     # It may be trained elsewhere: a login node has no GPU.
     anywhere = replace(config.trainer, accelerator="auto", precision="auto")
     config, _ = settled(replace(config, trainer=anywhere))
     pairs = (word.lstrip("+").partition("=") for word in words)
-    return Planned({key: value for key, _, value in pairs}, config)
+    return Planned({key: value for key, _, value in pairs}, config, precision)
 
 
 def runs_of(planned: Sequence[Planned]) -> list[Run | None]:
@@ -82,9 +91,9 @@ def runs_of(planned: Sequence[Planned]) -> list[Run | None]:
     tasks = {each.config.task.name for each in planned}
     paths = planned[0].config.paths
     there = [run for task in tasks for run in all_runs(paths, task) if run.finished]
-    known = [(without_precision(run.config), run.config.seed, run) for run in there]
+    known = [((without_precision(run.config), run.config.seed), run) for run in there]
     return [
-        next((run for what, seed, run in known if (what, seed) == each.key), None)
+        next((run for key, run in known if key == each.key and each.takes(run)), None)
         for each in planned
     ]
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,9 @@ def test_runs_maps_and_evaluations_are_found_again(pipeline, capsys) -> None:
         pipeline.teacher.path,
         None,
     ]
+    for precision, found in (("32-true", pipeline.teacher.path), ("bf16-mixed", None)):
+        (run,) = results.runs_of([replace(planned[1], precision=precision)])
+        assert (run and run.path) == found
     results.print_results(planned, (asked, settings))
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " of " in line]
     softmax, sinkhorn = (row for row in rows if row[0] in ("softmax", "sinkhorn"))
