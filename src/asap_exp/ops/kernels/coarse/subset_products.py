@@ -4,9 +4,6 @@ As in `coarse.subset`, with one program per head and E = exp(S + f + g'), but f 
 logarithm of w, and so is a = exp(f^t - f):
 
     b_j = (n / m) w_j / sum_i E_ij w_i a_i,   a_i = 1 / sum_j E_ij b_j.
-
-E is a `half_plan` whose rows sum to 1. It is computed again from the duals once a scaling is beyond
-2^12. One below 2^-12 needs a larger one of the other side: E is at most 1.
 """
 
 import triton
@@ -15,13 +12,12 @@ import triton.language as tl
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.coarse.subset import SubsetDuals, chosen, subset_strides
 from asap_exp.ops.kernels.launch import Launch, strides
-from asap_exp.ops.kernels.sinkhorn.half_plan import FAR, half_plan, inverse, plan_times, row_dual
+from asap_exp.ops.kernels.sinkhorn.half_plan import row_dual, updated
 from asap_exp.ops.kernels.sinkhorn.logits_in_registers import column_dual
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
     block,
     load_tile,
-    log2_scaling,
     product,
 )
 from asap_exp.ops.subsets import Subset
@@ -81,30 +77,10 @@ def products_kernel(
     g = column_dual(S, log_w, valid_j, to_log2, log2_ratio) + log_u
     # [BLOCK_N]
     f = row_dual(S, g, valid_i, to_log2)
-    heaviest = tl.max(w)
-    t = 1
-    while t < num_updates:
-        # [BLOCK_N, BLOCK_D]
-        q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
-        # [BLOCK_M, BLOCK_D]
-        k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
-        # [BLOCK_N, BLOCK_M]
-        S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-        E = half_plan(S, to_log2, g[None, :], f[:, None])
-        E_t = tl.trans(E)
-        a_i = tl.where(valid_i, 1.0, 0.0)
-        b_j = tl.where(valid_j, 1.0, 0.0)
-        largest_a = heaviest
-        near = t < num_updates
-        while near:
-            b_j = tl.where(valid_j, u * inverse(plan_times(E_t, w * a_i, largest_a)), 0.0)
-            largest_b = tl.max(b_j)
-            a_i = tl.where(valid_i, inverse(plan_times(E, b_j, largest_b)), 0.0)
-            largest_a = tl.max(w * a_i)
-            t += 1
-            near = (t < num_updates) & (largest_b < FAR) & (largest_a < FAR * heaviest)
-        f += log2_scaling(a_i, valid_i)
-        g += log2_scaling(b_j, valid_j)
+    f, g = updated(
+        f, g, w, u, q, k, q_n, k_n, i, j, valid_i, valid_j, num_updates - 1, to_log2,
+        D, BLOCK_D, OPERAND, PRECISION,
+    )  # fmt: skip
     rows += head * num_queries + c
     cols += head * num_keys + d
     tl.store(rows, f + log_w, mask=c < num_queries)

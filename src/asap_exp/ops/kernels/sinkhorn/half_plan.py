@@ -13,7 +13,14 @@ update does: it changes a scaling by n m at most. Letters: see `kernels.tiles`.
 import triton
 import triton.language as tl
 
-from asap_exp.ops.kernels.tiles import BY_INTERPRETER, fma_bias, log2_plan, product
+from asap_exp.ops.kernels.tiles import (
+    BY_INTERPRETER,
+    fma_bias,
+    load_tile,
+    log2_plan,
+    log2_scaling,
+    product,
+)
 
 RAISED = tl.constexpr(15.0)
 FAR = tl.constexpr(2.0**12)
@@ -62,3 +69,42 @@ def row_dual(S, g, valid_i, to_log2):
     highest = tl.where(some, highest, 0.0)
     total = tl.where(some, tl.sum(tl.exp2(X - highest[:, None]), axis=1), 1.0)
     return tl.where(some, -highest - tl.log2(total), float("-inf"))
+
+
+# fmt: off
+@triton.jit
+def updated(
+    f, g, w, u, q, k, q_n, k_n, i, j, valid_i, valid_j, num_updates, to_log2,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):
+    # fmt: on
+    """Return f and g after further updates, each of g and then f.
+
+    Rows of exp(S + f + g) sum to 1, and an update makes the sums of its columns, weighted by w_i,
+    u_j. Tokens `i` and `j` are rows of `q` and `k`. E is computed again from the duals once a
+    scaling is beyond FAR; one below 1 / FAR needs a larger one of the other side: E is at most 1.
+    """
+    heaviest = tl.max(w)
+    while num_updates > 0:
+        # [len(i), BLOCK_D]
+        q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
+        # [len(j), BLOCK_D]
+        k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
+        # [len(i), len(j)]
+        S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
+        E = half_plan(S, to_log2, g[None, :], f[:, None])
+        E_t = tl.trans(E)
+        a = tl.where(valid_i, 1.0, 0.0)
+        b = tl.where(valid_j, 1.0, 0.0)
+        largest_a = heaviest
+        near = num_updates > 0
+        while near:
+            b = tl.where(valid_j, u * inverse(plan_times(E_t, w * a, largest_a)), 0.0)
+            largest_b = tl.max(b)
+            a = tl.where(valid_i, inverse(plan_times(E, b, largest_b)), 0.0)
+            largest_a = tl.max(w * a)
+            num_updates -= 1
+            near = (num_updates > 0) & (largest_b < FAR) & (largest_a < FAR * heaviest)
+        f += log2_scaling(a, valid_i)
+        g += log2_scaling(b, valid_j)
+    return f, g

@@ -1,9 +1,8 @@
 """Finite-T Sinkhorn attention with a head's plan in registers, as a `half_plan`; no gradient.
 
-As in `sinkhorn.logits_in_registers`, with one program per head, but sums are products on the matrix
-units. E is computed again from the duals once a scaling is beyond 2^12; one below 2^-12 needs a
-larger one of the other side. The last row step is a softmax over S + g^T in float32, so that rows
-of the plan sum to 1 as exactly as elsewhere.
+As in `sinkhorn.logits_in_registers` there is one program per head, but sums are products on the
+matrix units. The last row step is a softmax over S + g^T in float32, so that rows of the plan sum
+to 1 as exactly as elsewhere.
 """
 
 import triton
@@ -13,7 +12,7 @@ from torch import Tensor
 from asap_exp.ops.call import Call
 from asap_exp.ops.kernels.launch import Duals, Launch, strides
 from asap_exp.ops.kernels.sinkhorn import logits_in_registers
-from asap_exp.ops.kernels.sinkhorn.half_plan import FAR, half_plan, inverse, plan_times, row_dual
+from asap_exp.ops.kernels.sinkhorn.half_plan import row_dual, updated
 from asap_exp.ops.kernels.sinkhorn.logits_in_registers import column_dual
 from asap_exp.ops.kernels.tiles import (
     EVERY_LAUNCH,
@@ -21,7 +20,6 @@ from asap_exp.ops.kernels.tiles import (
     block,
     fma_bias,
     load_tile,
-    log2_scaling,
     product,
     store_tile,
     valid_tokens,
@@ -78,30 +76,10 @@ def half_plan_kernel(
     # [BLOCK_M]
     g = column_dual(S, f, valid_j, to_log2, log2_ratio)
     f = row_dual(S, g, valid_i, to_log2)
-    ratio = tl.exp2(log2_ratio)
-    t = 1
-    while t < num_iters:
-        # [BLOCK_N, BLOCK_D]
-        q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
-        # [BLOCK_M, BLOCK_D]
-        k_tile = load_tile(k, j, valid_j, k_n, D, BLOCK_D)
-        # [BLOCK_N, BLOCK_M]
-        S = product(q_tile, tl.trans(k_tile), OPERAND, PRECISION)
-        E = half_plan(S, to_log2, g[None, :], f[:, None])
-        E_t = tl.trans(E)
-        a = tl.where(valid_i, 1.0, 0.0)
-        b = tl.where(valid_j, 1.0, 0.0)
-        largest_a = 1.0
-        near = t < num_iters
-        while near:
-            b = tl.where(valid_j, ratio * inverse(plan_times(E_t, a, largest_a)), 0.0)
-            largest_b = tl.max(b)
-            a = tl.where(valid_i, inverse(plan_times(E, b, largest_b)), 0.0)
-            largest_a = tl.max(a)
-            t += 1
-            near = (t < num_iters) & (largest_b < FAR) & (largest_a < FAR)
-        f += log2_scaling(a, valid_i)
-        g += log2_scaling(b, valid_j)
+    f, g = updated(
+        f, g, tl.where(valid_i, 1.0, 0.0), tl.exp2(log2_ratio), q, k, q_n, k_n, i, j,
+        valid_i, valid_j, num_iters - 1, to_log2, D, BLOCK_D, OPERAND, PRECISION,
+    )  # fmt: skip
     # [BLOCK_N, BLOCK_D]
     q_tile = load_tile(q, i, valid_i, q_n, D, BLOCK_D)
     # [BLOCK_M, BLOCK_D]
