@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from asap_exp.calibration.artifact import QUERY_ONLY
 from asap_exp.calibration.steps import STEPS, LayerStep
 from asap_exp.core.composing import compose
 from asap_exp.core.errors import UserError
@@ -30,6 +31,11 @@ MEASURED = 1e-6
 """Relative difference of what is measured in float32 afterwards."""
 ROUNDED = 2e-3
 """Relative difference after Adam's updates: predictions so close leave few digits of a gradient."""
+FAINT = 2e-2
+"""The same of a control, whose gradients of 1e-8 are mostly rounding.
+
+Ranks that forget to add up their gradients differ by 0.06 to 0.35.
+"""
 
 
 def in_two(results: Path, *overrides: str) -> Path:
@@ -42,7 +48,8 @@ def assert_equal_maps(one: Path, two: Path, *, rel: float) -> None:
     weights, others = (load_tensors(folder / "asap.safetensors") for folder in (one, two))
     for name, tensor in weights.items():
         scale = tensor.abs().max().item() if tensor.numel() else 0.0
-        assert torch.allclose(others[name], tensor, rtol=0, atol=rel * scale), name
+        bound = FAINT if rel == ROUNDED and name.endswith(QUERY_ONLY) else rel
+        assert torch.allclose(others[name], tensor, rtol=0, atol=bound * scale), name
     for file in ("asap.json", "fidelity.json"):
         assert_close(read_json(one / file), read_json(two / file), file, max(rel, MEASURED))
 

@@ -21,5 +21,5 @@ def test_tiles_fit():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 80 + 24
+    assert len(lines) == 96 + 24
     assert [line for line in lines if int(line[-1]) > MOST[line[-2]]] == []
