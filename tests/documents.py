@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+from asap_exp.benchmark import route_times
 from asap_exp.core.composing import compose
 from asap_exp.core.conf_files import conf_dir, options, tasks
 from asap_exp.core.config import (
@@ -23,6 +24,8 @@ SCHEMAS: dict[str, type] = {
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
+PROGRAMS = {"benchmark.route_times": route_times.parsed}
+"""What reads the words of a command that is no stage."""
 ROWS = options(conf_dir() / "reproduce")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -52,7 +55,9 @@ def check_command(command: str) -> None:
         overrides = [w for w in words[3:] if w not in ("-m", "-v", "--help", "--cfg", "job")]
         if "-m" in words[3:]:
             overrides = [re.split(r",(?![^\[]*\])", override)[0] for override in overrides]
-        if "--help" not in words:
+        if name in PROGRAMS:
+            PROGRAMS[name](words[3:])
+        elif "--help" not in words:
             compose(name, overrides, SCHEMAS[name])
     elif words[0] == "make":
         targets = re.findall(

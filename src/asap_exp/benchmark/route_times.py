@@ -12,7 +12,7 @@ this GPU: please report it.
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,15 +149,17 @@ def written(file: Path | None, teacher: str | None) -> Iterator[Callable[[list[T
     unfinished.replace(file)
 
 
-def parsed() -> argparse.Namespace:
-    """Parse the command line."""
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, or these words of one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--teacher", help="a run of asap_exp.train with Sinkhorn attention")
     lengths = f"default: {' '.join(map(str, LENGTHS))}, or the teacher's own"
     parser.add_argument("--n", type=int, nargs="+", help=lengths)
-    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument(
+        "--updates", type=int, nargs="+", default=[5, 10, 20], help="default: 5 10 20"
+    )
     spreads = f"default: {' '.join(f'{x:g}' for x in SPREADS)}"
     parser.add_argument("--spread", type=float, nargs="+", help=spreads)
     parser.add_argument("--tokens", type=int, default=393216, help="batch x heads x n")
@@ -165,11 +167,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, help=channels)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--train", action="store_true", help="with the backward pass")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="times of a case; default: 10")
     parser.add_argument(
         "--json", type=Path, help="write everything to a file; until the end to one beside it"
     )
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def check(arguments: argparse.Namespace) -> None:
