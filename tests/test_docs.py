@@ -1,7 +1,9 @@
 """The pages of docs/: what they tell a user to type works, and their links lead somewhere."""
 
 import re
+from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -114,7 +116,18 @@ def test_formulas_become_mathml() -> None:
     assert re.fullmatch(r'<math [^>]*display="block">.*<mi>x</mi>.*</math>', block)
 
 
-@pytest.mark.parametrize("formula", [r"\foo x", r"\left( x"])
+def test_aligned_formulas_are_rows_aligned_at_the_relation() -> None:
+    formula = r"\begin{aligned} x &amp;= y + 1 \\ z &amp;= 2 \end{aligned}"
+    found = script("docs_math").mathml(rf'<div class="arithmatex">\[{formula}\]</div>')
+    rows = ElementTree.fromstring(found).findall(".//{*}mtr")
+    assert ["".join(row.itertext()) for row in rows] == ["x=y+1", "z=2"]
+    sides = [[cell.get("style", "").split(";")[0] for cell in row] for row in rows]
+    assert sides == [["text-align: right", "text-align: left"]] * 2
+
+
+@pytest.mark.parametrize(
+    "formula", [r"\foo x", r"\left( x", r"\begin{gathered} x &amp; y \end{gathered}"]
+)
 def test_formula_that_cannot_be_read_is_named(formula: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(formula)):
+    with pytest.raises(ValueError, match=re.escape(unescape(formula))):
         script("docs_math").mathml(rf'<span class="arithmatex">\({formula}\)</span>')
