@@ -36,6 +36,8 @@ def converted(formula: str, block: bool) -> str:
         ElementTree.fromstring(result)
     except Exception as error:  # of many types, most without a message
         raise ValueError(f"the formula {formula} cannot be read: {error!r}") from error
+    if (begun := re.search(r"\\begin{(.+?)}", formula)) and "<mtable" not in result:
+        raise ValueError(f"the formula {formula} contains {begun[1]}, whose lines would be one")
     if unknown := re.search(r">(\\\w+)<", result):
         raise ValueError(f"the formula {formula} contains {unknown[1]}, which is unknown")
     return COLUMN.sub(lambda found: f'style="{CELLS[found[1]]}"', result)

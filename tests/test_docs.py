@@ -126,7 +126,13 @@ def test_aligned_formulas_are_rows_aligned_at_the_relation() -> None:
 
 
 @pytest.mark.parametrize(
-    "formula", [r"\foo x", r"\left( x", r"\begin{gathered} x &amp; y \end{gathered}"]
+    "formula",
+    [
+        r"\foo x",
+        r"\left( x",
+        r"\begin{alignedat}{1} x &amp; y \end{alignedat}",
+        r"\begin{gathered} x \end{gathered}",
+    ],
 )
 def test_formula_that_cannot_be_read_is_named(formula: str) -> None:
     with pytest.raises(ValueError, match=re.escape(unescape(formula))):
