@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from asap_exp.benchmark import benchmark, steps
-from asap_exp.benchmark.kept_rows import Rows
 from asap_exp.core import manifest
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
 from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.kept_parts import Parts
 from asap_exp.core.locks import held
 from asap_exp.report.benchmark_markdown import benchmark_markdown
 from asap_exp.report.benchmark_records import read_record
@@ -101,14 +101,14 @@ def test_length_that_was_measured_is_kept(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str], by: Any, status: str
 ) -> None:
     folder = stop(tmp_path / "stopped", by=by)
-    kept = read_json(folder / "rows" / "4.json")
+    kept = read_json(folder / "parts" / "4.json")
     assert not (folder / "metrics.json").exists()
     path = run(tmp_path / "stopped")
     assert measured == [4, 8]
     assert "n = 4: measured before the run was stopped, kept\n" in capsys.readouterr().out
     record = read_json(path)
-    assert record["rows"][0] == kept["row"]
-    assert record["ceilings"] == kept["ceilings"]
+    assert record["rows"][0] == kept["content"]
+    assert record["ceilings"] == kept["shared"]
     (earlier,) = record["manifest"]["earlier_attempts"]
     assert earlier["status"] == status
     times = [row["measured"] for row in record["rows"]]
@@ -128,7 +128,7 @@ def test_finished_benchmark_is_measured_from_the_start(
 ) -> None:
     stop(tmp_path)
     run(tmp_path)
-    assert not (newest(tmp_path) / "rows").exists()
+    assert not (newest(tmp_path) / "parts").exists()
     measured.clear()
     capsys.readouterr()
     record = read_json(run(tmp_path))
@@ -176,37 +176,37 @@ OTHER = {"commit": "b" * 40, "dirty": False}
 def test_row_measured_with_something_else_is_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], then: Any, here: Any, why: str
 ) -> None:
-    rows_with(tmp_path, then).add("4", {"tflops": 1.5}, {"n": 4})
+    rows_with(tmp_path, then).add("4", {"n": 4}, {"tflops": 1.5})
     assert rows_with(tmp_path, {}).missing == ([] if not then else ["4"])
     capsys.readouterr()
     record: dict[str, Any] = {}
     rows = rows_with(tmp_path, here, record)
     assert rows.missing == ["4"]
-    assert rows.ceilings is None
+    assert rows.shared is None
     assert record["earlier_attempts"] == []
     assert capsys.readouterr().out == f"n = 4: measured again, since {why}\n"
 
 
-def rows_with(folder: Path, changed: dict[str, Any], record: dict[str, Any] | None = None) -> Rows:
+def rows_with(folder: Path, changed: dict[str, Any], record: dict[str, Any] | None = None) -> Parts:
     """Rows of an attempt that begins now; `record` becomes its manifest."""
     facts = {"code": CLEAN, "versions": {"torch": "1"}, "settings": {"a": 1}, **changed}
     hardware = {"gpu": "A", "cpu": "C", "cpu_threads": 1, "system": "S"}
     facts["hardware"] = hardware | facts.get("hardware", {})
     record = {} if record is None else record
     record |= {"status": "running", "started": manifest.now(), "earlier_attempts": [], **facts}
-    return Rows(folder, record, {"4": facts["settings"]}, "n = {}")
+    return Parts(folder, record, {"4": facts["settings"]}, "n = {}")
 
 
-def test_kept_rows_have_the_ceilings_of_the_first(
+def test_kept_rows_share_what_the_first_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = manifest.begun(earlier_attempts=[])
-    rows = Rows(tmp_path, record, {"4": {}, "8": {}}, "n = {}")
-    rows.add("4", {"tflops": 1.5}, {"n": 4})
-    rows.add("8", {"tflops": 2.5}, {"n": 8})
-    rows = Rows(tmp_path, manifest.begun(earlier_attempts=[]), {"4": {}, "8": {}}, "n = {}")
-    assert (rows.ceilings, rows.missing) == ({"tflops": 1.5}, ["8"])
-    assert "n = 8: measured again, since ceilings.tflops was" in capsys.readouterr().out
+    rows = Parts(tmp_path, record, {"4": {}, "8": {}}, "n = {}")
+    rows.add("4", {"n": 4}, {"tflops": 1.5})
+    rows.add("8", {"n": 8}, {"tflops": 2.5})
+    rows = Parts(tmp_path, manifest.begun(earlier_attempts=[]), {"4": {}, "8": {}}, "n = {}")
+    assert (rows.shared, rows.missing) == ({"tflops": 1.5}, ["8"])
+    assert "n = 8: measured again, since shared.tflops was" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_kept_rows_have_the_ceilings_of_the_first(
     [
         (lambda file: file.write_text(file.read_text()[:100]), "is damaged: it is not JSON"),
         (
-            lambda file: write_json(file, read_json(file) | {"row": {"n": 5}}),
+            lambda file: write_json(file, read_json(file) | {"content": {"n": 5}}),
             "was changed after it was written",
         ),
         (lambda file: write_json(file, {"format": 1}), "is damaged, or of another version"),
@@ -224,11 +224,11 @@ def test_kept_rows_have_the_ceilings_of_the_first(
 def test_damaged_row_is_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], words: str
 ) -> None:
-    rows_with(tmp_path, {}).add("4", {}, {"n": 4})
-    damage(tmp_path / "rows" / "4.json")
+    rows_with(tmp_path, {}).add("4", {"n": 4})
+    damage(tmp_path / "parts" / "4.json")
     assert rows_with(tmp_path, {}).missing == ["4"]
     err = capsys.readouterr().err
-    assert err.startswith(f"warning: {tmp_path / 'rows' / '4.json'} {words}")
+    assert err.startswith(f"warning: {tmp_path / 'parts' / '4.json'} {words}")
     assert err.endswith("; n = 4 is measured again\n")
 
 
@@ -290,4 +290,4 @@ def test_attention_that_was_measured_is_kept(
     assert [row.attention for row in record.rows] == ["softmax", "sinkhorn"]
     assert [each.status for each in record.manifest.earlier_attempts] == ["failed"]
     assert "softmax measured before the benchmark was stopped" in steps_markdown([record])
-    assert not list(tmp_path.glob("runs/steps/*/rows"))
+    assert not list(tmp_path.glob("runs/steps/*/parts"))

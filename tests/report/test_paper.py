@@ -15,7 +15,7 @@ import pytest
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.records.evaluation import EvaluationRecord
-from asap_exp.core.records.right import RightSamples, packed_samples
+from asap_exp.core.records.right import RightSamples, labels_hash, packed_samples
 from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmark_records import load_records as load_benchmarks
 from asap_exp.report.groups import Group, grouped
@@ -70,7 +70,7 @@ def with_right(value: dict[str, Any], right: Mapping[str, np.ndarray]) -> dict[s
     ordered = {row["key"]: right[row["key"]] for row in copied["rows"]}
     for row in copied["rows"]:
         row["accuracy"] = float(right[row["key"]].mean())
-    copied["right"] = packed_samples(ordered, np.zeros(SAMPLES))
+    copied["right"] = packed_samples(ordered, labels_hash(np.zeros(SAMPLES)))
     return copied
 
 
@@ -458,7 +458,7 @@ def test_a_teacher_that_is_never_right_has_nothing_to_recover() -> None:
 def test_records_of_other_samples_are_not_compared() -> None:
     flags = first_right(10)
     mine, theirs = (
-        RightSamples(**packed_samples({"x": flags}, labels))
+        RightSamples(**packed_samples({"x": flags}, labels_hash(labels)))
         for labels in (np.zeros(SAMPLES), np.ones(SAMPLES))
     )
     assert paired_samples(mine, "x", mine, "x").p == 1
@@ -471,7 +471,7 @@ def test_few_samples_find_nothing_though_methods_agree_on_them(samples: int, wro
     flags = np.ones(samples, dtype=bool)
     other = flags.copy()
     other[:wrong] = False
-    right = RightSamples(**packed_samples({"x": flags, "y": other}, np.zeros(samples)))
+    right = RightSamples(**packed_samples({"x": flags, "y": other}, labels_hash(np.zeros(samples))))
     test = paired_samples(right, "x", right, "y")
     assert test.detectable is None
     assert not test.finds(0.005), "half a point is less than these samples find"

@@ -18,9 +18,9 @@ from asap_exp.benchmark import (  # noqa: F401  (they register their methods)
     passes,
     peers,
 )
+from asap_exp.benchmark.continued import continued
 from asap_exp.benchmark.flops import count, floors
 from asap_exp.benchmark.inputs import Source, input_source, largest_logit_of, suite_name
-from asap_exp.benchmark.kept_rows import Rows, continued
 from asap_exp.benchmark.measure import measure
 from asap_exp.benchmark.precision import tf32
 from asap_exp.benchmark.registry import (
@@ -38,7 +38,8 @@ from asap_exp.core.config import BenchmarkConfig, SuiteConfig
 from asap_exp.core.console import progress, say
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
-from asap_exp.core.manifest import outcome
+from asap_exp.core.kept_parts import Parts
+from asap_exp.core.manifest import now, outcome
 from asap_exp.core.runs import drop_keys, public_config, short_hash
 from asap_exp.core.sealed import sealed
 from asap_exp.report.benchmark_records import FORMAT, folder_of, write_record
@@ -62,10 +63,11 @@ def benchmark(config: BenchmarkConfig) -> Path:
         matrix_products(device, suite.dtype) as tf32_allowed,
     ):
         rows = rows_of(folder, record, public, suite, shapes, source, device)
-        reached = rows.ceilings or ceilings(device, getattr(torch, suite.dtype))
+        reached = rows.shared or ceilings(device, getattr(torch, suite.dtype))
         left = [shape for shape in shapes if str(shape.n) in rows.missing]
         for shape in progress(left, "Benchmarking", len(left)):
-            rows.add(str(shape.n), reached, row(config, suite, shape, source, device, reached))
+            timed = row(config, suite, shape, source, device, reached)
+            rows.add(str(shape.n), timed | {"measured": now()}, reached)
         metrics = {
             "format": FORMAT,
             "name": name,
@@ -152,7 +154,7 @@ def rows_of(
     shapes: list[Shape],
     source: Source,
     device: torch.device,
-) -> Rows:
+) -> Parts:
     """Return the rows that an attempt which was stopped has left in `folder`.
 
     Adds the versions of the methods' libraries to `record`, the manifest of this attempt.
@@ -165,7 +167,7 @@ def rows_of(
         "plugins": origins(suite.methods),
         "triton_interpreted": interpreted(),
     }
-    return Rows(folder, record, {str(shape.n): settings for shape in shapes}, "n = {}")
+    return Parts(folder, record, {str(shape.n): settings for shape in shapes}, "n = {}")
 
 
 def interpreted() -> bool:

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from asap_exp.benchmark.kept_rows import Rows, continued
+from asap_exp.benchmark.continued import continued
 from asap_exp.benchmark.registry import origins
 from asap_exp.core.composing import compose
 from asap_exp.core.config import BenchmarkConfig, TrainConfig
 from asap_exp.core.console import say
 from asap_exp.core.devices import AUTOCAST_DTYPES, choose_device, choose_precision, device_name
 from asap_exp.core.errors import UserError
-from asap_exp.core.manifest import outcome
+from asap_exp.core.kept_parts import Parts
+from asap_exp.core.manifest import now, outcome
 from asap_exp.core.runs import Run, drop_keys, public_config, short_hash
 from asap_exp.core.sealed import sealed
 from asap_exp.data import TaskDataModule, build_data
@@ -51,12 +52,12 @@ def benchmark_steps(config: BenchmarkConfig) -> Path:
     with continued(folder, **facts) as record:
         rows = rows_of(folder, record, public, trainings, data, device)
         dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
-        reached = rows.ceilings or ceilings(device, dtype)
+        reached = rows.shared or ceilings(device, dtype)
         rate = reached["product_tflops"]
         for attention in rows.missing:
             say(f"Training {config.task.name} with {attention}, {config.step.steps} steps timed")
             row = step_row(trainings[attention], data, device, rate, config)
-            rows.add(attention, reached, {"attention": attention, **row})
+            rows.add(attention, {"attention": attention, **row, "measured": now()}, reached)
         measured = rows.all()
         parameters = [each.pop("parameters") for each in measured]
         metrics = {
@@ -140,7 +141,7 @@ def rows_of(
     trainings: dict[str, TrainConfig],
     data: TaskDataModule,
     device: torch.device,
-) -> Rows:
+) -> Parts:
     """Return the rows that an attempt which was stopped has left in `folder`."""
     settings = {
         attention: {
@@ -152,7 +153,7 @@ def rows_of(
         }
         for attention, training in trainings.items()
     }
-    return Rows(folder, record, settings)
+    return Parts(folder, record, settings)
 
 
 def step_name(config: BenchmarkConfig, device: torch.device, public: dict[str, Any]) -> str:

@@ -191,6 +191,8 @@ class LaterManifest(Manifest):
 
     teacher: str
     data: dict[str, Any] | None = None
+    earlier_attempts: list[Attempt] = field(default_factory=list)
+    """Stopped attempts whose parts an evaluation took over, oldest first."""
 
 
 @contextmanager
@@ -232,7 +234,9 @@ def begun(**facts: Any) -> dict[str, Any]:
     }
 
 
-def attempts_at(path: Path, kind: type[TrainManifest | BenchmarkManifest]) -> list[dict[str, Any]]:
+def attempts_at(
+    path: Path, kind: type[TrainManifest | BenchmarkManifest | LaterManifest]
+) -> list[dict[str, Any]]:
     """Return the attempts in a manifest, oldest first; none if it is missing or damaged."""
     if not path.is_file():
         return []

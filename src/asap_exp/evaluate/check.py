@@ -7,12 +7,14 @@ from asap_exp.core.checking import check_memory, check_place, conclude
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.console import shown
 from asap_exp.core.devices import device_name
+from asap_exp.core.manifest import begun
 from asap_exp.core.score import Score
 from asap_exp.core.team import alone
 from asap_exp.data.loader import DeviceLoader
 from asap_exp.evaluate.accuracy import compare_predictions
 from asap_exp.evaluate.behaviour import SEVERITIES
 from asap_exp.evaluate.corruption import CORRUPTIONS
+from asap_exp.evaluate.kept import parts_of
 from asap_exp.evaluate.resolve import resolve
 
 FEW = 8
@@ -26,7 +28,9 @@ PLANS, WARM_UP = 3, 3
 def check(config: EvaluateConfig) -> Score:
     """Check the evaluation of `config` and print what would run; return the estimated time."""
     subject = resolve(config, alone(config.together))
-    found = check_place(subject.out(config), 0, config.logger)
+    folder = subject.out(config)
+    found = check_place(folder, 0, config.logger)
+    parts = parts_of(subject, config, folder, begun(earlier_attempts=[]))
     sample = next(iter(subject.test.first(1, 1)))
     largest = max(config.batch_size, config.latency.batch_size)
     memory = check_memory(
@@ -39,10 +43,13 @@ def check(config: EvaluateConfig) -> Score:
     started = time.perf_counter()
     compare_predictions(subject.variants, few, subject.precision)
     per_sample = (time.perf_counter() - started) / min(FEW, few.num_samples)
-    passes = subject.test.num_samples + PLANS * config.fidelity_samples
-    passes += (config.latency.rounds + WARM_UP) * config.latency.batch_size
+    passes = {
+        "predictions": subject.test.num_samples,
+        "plans": PLANS * config.fidelity_samples,
+        "speed": (config.latency.rounds + WARM_UP) * config.latency.batch_size,
+    }
     if config.behaviour and isinstance(subject.test, DeviceLoader):
-        passes += len(CORRUPTIONS) * len(SEVERITIES) * subject.test.num_samples
+        passes["behaviour"] = len(CORRUPTIONS) * len(SEVERITIES) * subject.test.num_samples
     return conclude(
         {
             "map": shown(subject.folder),
@@ -51,7 +58,7 @@ def check(config: EvaluateConfig) -> Score:
             "memory": memory,
             **found,
         },
-        per_sample * passes,
+        per_sample * sum(passes.get(part, 0) for part in parts.missing),
         f"{len(subject.variants)} models on {subject.test.num_samples:,} "
         f"{subject.data.sample_name}",
     )

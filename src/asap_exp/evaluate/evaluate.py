@@ -1,6 +1,7 @@
 """Evaluation of every variant of one compiled teacher on the test split."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from asap_exp.core.console import say, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.lineage import evaluation_product, makes, uploads
 from asap_exp.core.locks import part_held
-from asap_exp.core.manifest import manifest
+from asap_exp.core.manifest import LaterManifest, attempts_at, manifest
 from asap_exp.core.objectives import OBJECTIVES
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import public_config
@@ -24,7 +25,8 @@ from asap_exp.data.loader import BatchLoader
 from asap_exp.evaluate import record
 from asap_exp.evaluate.baseline import baseline
 from asap_exp.evaluate.behaviour import measure_behaviour
-from asap_exp.evaluate.measure import Measured, measure_map
+from asap_exp.evaluate.kept import kept, kept_or_added, parts_of
+from asap_exp.evaluate.measure import Keep, Measured, Part, measure_map
 from asap_exp.evaluate.resolve import Subject, resolve
 from asap_exp.evaluate.wandb_log import log_evaluation, log_inputs, numbers
 from asap_exp.report.records import METRICS, read_record
@@ -49,6 +51,7 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
     run, public, folder = subject.run, public_config(config), subject.out(config)
     facts = {
         "stage": "evaluate",
+        "earlier_attempts": attempts_at(folder / "manifest.json", LaterManifest),
         "seed": run.config.seed,
         "teacher": run.name,
         "config": public,
@@ -76,10 +79,12 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
     ):
         log_inputs(tracker, subject)
         validation = subject.validation()
-        team.begin(Orders(str(run.path), str(subject.folder), str(folder)))
+        parts = parts_of(subject, config, folder, started)
+        team.begin(Orders(str(run.path), str(subject.folder), str(folder), parts.contents))
         check_same_variants(subject)
         threads = run.config.trainer.cpu_threads or all_threads
-        measured = measure_subject(subject, config, team, validation, threads)
+        keep = partial(kept_or_added, parts)
+        measured = measure_subject(subject, config, team, validation, keep, threads)
         if (texts := subject.data.labelled_texts()) is not None:
             say("Fitting the linear baseline")
             row, right, labels = baseline(*texts, subject.test.num_samples)
@@ -87,6 +92,7 @@ def lead(config: EvaluateConfig, team: Team, all_threads: int) -> Path:
             if measured.tested is not None:
                 measured.tested.add(row["key"], right, labels)
         found = record.write(folder, subject, measured, config, started)
+        parts.remove()
         if tracker is not None:
             log_evaluation(tracker, found)
             product = evaluation_product(run, folder, numbers(found))
@@ -111,16 +117,17 @@ def follow(config: EvaluateConfig, team: Team) -> Path:
     orders: Orders = team.orders()
     subject = resolve(replace(config, teacher=orders.teacher, artifact=orders.artifact), team)
     check_same_variants(subject)
-    measure_subject(subject, config, team, subject.validation())
+    measure_subject(subject, config, team, subject.validation(), partial(kept, orders.parts))
     return Path(orders.folder) / METRICS
 
 
 class Orders(NamedTuple):
-    """Folders of the teacher, of the map and of the record, which rank 0 has found."""
+    """Folders of the teacher, of the map and of the record, and parts kept, all found by rank 0."""
 
     teacher: str
     artifact: str
     folder: str
+    parts: dict[str, Part]
 
 
 def check_same_variants(subject: Subject) -> None:
@@ -138,9 +145,10 @@ def measure_subject(
     config: EvaluateConfig,
     team: Team,
     validation: BatchLoader | None,
+    keep: Keep,
     latency_threads: int | None = None,
 ) -> Measured:
-    """Measure every variant; on rank 0 speed too."""
+    """Measure every variant, as far as it is not kept; on rank 0 speed too."""
     measured = measure_map(
         subject.net,
         subject.artifact,
@@ -153,12 +161,13 @@ def measure_subject(
         ranks=team.ranks,
         latency_threads=latency_threads,
         of_tokens=subject.data.objective.of_tokens,
+        keep=keep,
     )
     if not config.behaviour:
         return measured
-    return replace(
-        measured,
-        behaviour=measure_behaviour(
+    behaviour = keep(
+        "behaviour",
+        lambda: measure_behaviour(
             subject.variants,
             subject.test,
             precision=subject.precision,
@@ -166,3 +175,4 @@ def measure_subject(
             ranks=team.ranks,
         ),
     )
+    return replace(measured, behaviour=behaviour)

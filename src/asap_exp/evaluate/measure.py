@@ -1,7 +1,7 @@
 """Measurements of an evaluation, on given networks and loaders; they need no run directory."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,16 @@ from asap_exp.timing.accuracy_check import gate_error, passes
 from asap_exp.timing.calls import captured, layer_call, model_call
 from asap_exp.timing.latency import Prepare, interleaved_latency
 from asap_exp.timing.memory import peak_memory
+
+Part = dict[str, Any]
+"""What one kind of measurement found, by key of the variant, as JSON."""
+Keep = Callable[[str, Callable[[], Part]], Part]
+"""Returns the part of a name: one that is kept, or what the function given measures."""
+
+
+def measured_now(_: str, part: Callable[[], Part]) -> Part:
+    """Measure a part, whatever may be kept."""
+    return part()
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ def measure_map(
     ranks: Ranks = ALONE,
     latency_threads: int | None = None,
     of_tokens: bool = False,
+    keep: Keep = measured_now,
 ) -> Measured:
     """Measure the variants of a teacher `net` that was compiled to `artifact`.
 
@@ -74,14 +85,12 @@ def measure_map(
         found = measure_map(net, artifact, rows, test, latency=latency)
 
     The first of `variants` is the teacher. `test` yields inputs and targets on the device of `net`,
-    at least `latency.batch_size` samples; `of_tokens` says that a sample has several targets. The
-    other arguments are those of `measure`.
+    at least `latency.batch_size` samples. The other arguments are those of `measure`.
     """
     last = artifact.layers[-1]
     device = next(net.parameters()).device
     knows_drift = artifact.about.column_error is not None  # else nothing was fitted to data
-    predicted = Predicted()
-    rows = measure(
+    rows, tested = measure(
         variants,
         test,
         latency=latency,
@@ -90,7 +99,8 @@ def measure_map(
         validation=validation,
         ranks=ranks,
         latency_threads=latency_threads,
-        predicted=None if of_tokens else predicted,
+        of_tokens=of_tokens,
+        keep=keep,
     )
     return Measured(
         rows,
@@ -98,7 +108,7 @@ def measure_map(
         if knows_drift
         else None,
         example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
-        None if of_tokens else predicted.of_all_ranks(),
+        tested,
     )
 
 
@@ -112,63 +122,76 @@ def measure(
     validation: BatchLoader | None = None,
     ranks: Ranks = ALONE,
     latency_threads: int | None = None,
-    predicted: Predicted | None = None,
-) -> list[dict[str, Any]]:
+    of_tokens: bool = False,
+    keep: Keep = measured_now,
+) -> tuple[list[dict[str, Any]], TestedSamples | None]:
     """Measure predictions, plans, latency and memory of every variant: one dict per variant.
+
+    Returns with them which samples of `test` are right; None with `of_tokens`, which says that a
+    sample has several targets.
 
     The first variant is the teacher, which the others are compared with. Predictions are those on
     all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its first
     `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
     Several `ranks` share the samples; the first alone measures latency and memory, on a CPU with
-    `latency_threads`, while the others wait. Which samples of `test` are right is added to
-    `predicted`.
+    `latency_threads`, while the others wait. Each kind of measurement is a part of `keep`, which
+    has the same ones on all ranks.
     """
 
-    def compared(
-        loader: BatchLoader, what: str, seen: Predicted | None = None
-    ) -> dict[str, dict[str, float]]:
-        mine = loader.shared(ranks)
+    def compared(loader: BatchLoader, what: str, *, samples: bool) -> Part:
+        mine, seen = loader.shared(ranks), Predicted()
 
         def note(number: int, targets: Tensor, right: Mapping[str, Tensor]) -> None:
-            if seen is not None:
+            if samples:
                 seen.add(mine.samples_of(number), targets, right)
 
         batches = progress(mine, what, len(mine))
-        return compare_predictions(variants, batches, precision, partial(is_stand_in, mine), note)
+        means = compare_predictions(variants, batches, precision, partial(is_stand_in, mine), note)
+        return {
+            "means": {key: defined(each) for key, each in means.items()},
+            "right": seen.of_all_ranks().stored() if samples else None,
+        }
 
-    predictions = compared(test, "Predicting", predicted)
+    def timed() -> Part:
+        samples = test.first(latency.batch_size, latency.batch_size)
+        with cpu_threads(latency_threads):
+            return speed_measures(variants, samples, precision, latency)
+
+    on_test = keep("predictions", lambda: compared(test, "Predicting", samples=not of_tokens))
+    predictions = on_test["means"]
     perplexities: dict[str, dict[str, float]] = {row.key: {} for row in variants}
     if validation is not None:
-        on_validation = compared(validation, "Predicting, validation")
+        on_validation = keep(
+            "validation", lambda: compared(validation, "Predicting, validation", samples=False)
+        )
         perplexities = {
             row.key: {
                 "perplexity": perplexity(predictions[row.key]["loss"]),
-                "val_perplexity": perplexity(on_validation[row.key]["loss"]),
+                "val_perplexity": perplexity(on_validation["means"][row.key]["loss"]),
             }
             for row in variants
         }
-    plans = plan_measures(variants, test.first(fidelity_samples).shared(ranks), precision)
-    speed: dict[str, dict[str, Any]] = {row.key: {} for row in variants}
+    few = test.first(fidelity_samples).shared(ranks)
+    plans = keep("plans", lambda: plan_measures(variants, few, precision))
+    speed: Part = {row.key: {} for row in variants}
     if ranks.rank == 0:
-        timed = test.first(latency.batch_size, latency.batch_size)
-        with cpu_threads(latency_threads):
-            speed = speed_measures(variants, timed, precision, latency)
+        speed = keep("speed", timed)
     wait_for_all()
-    return [
+    rows = [
         {
             "key": row.key,
             "label": row.label,
             "group": row.group,
             "layers": list(row.replacements),
-            **defined(predictions[row.key]),
+            **predictions[row.key],
             **defined(perplexities[row.key]),
-            **defined(plans[row.key].means),
-            "layer_columns": plans[row.key].columns,
+            **plans[row.key],
             **speed[row.key],
         }
         for row in variants
     ]
+    return rows, None if of_tokens else TestedSamples.of(on_test["right"])
 
 
 def drift(
@@ -182,9 +205,9 @@ def drift(
     return drift_ratios(now, artifact.identity["column_error"])
 
 
-def perplexity(loss: float) -> float:
-    """Return exp(loss), infinite if it overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+def perplexity(loss: float | None) -> float:
+    """Return exp(loss), infinite if it overflows or the loss is not defined."""
+    return math.exp(loss) if loss is not None and loss < 700 else math.inf
 
 
 def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -192,22 +215,14 @@ def defined(measures: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if x is None else finite(x) for name, x in measures.items()}
 
 
-@dataclass(frozen=True)
-class PlanMeasures:
-    """Means over a row's layers and heads by name, and the column error of each layer."""
-
-    means: dict[str, float | None]
-    columns: list[dict[str, Any]]
-
-
-def plan_measures(
-    rows: Sequence[Variant], samples: BatchLoader, precision: str
-) -> dict[str, PlanMeasures]:
+def plan_measures(rows: Sequence[Variant], samples: BatchLoader, precision: str) -> Part:
     """Measure the plans of every row, by its key, on the activations of the row's own teacher.
 
-    A model trained by itself has its own plans, with no plan of the teacher to compare them with.
+    Returns means over a row's layers and heads by name, and as `layer_columns` the column error of
+    each layer. A model trained by itself has its own plans, with no plan of the teacher to compare
+    them with.
     """
-    measures: dict[str, PlanMeasures] = {}
+    measures: Part = {}
     for net in {id(row.net): row.net for row in rows}.values():
         mine = [row for row in rows if row.net is net]
         fidelity = plan_fidelity(net, samples, precision, {row.key: row.attends() for row in mine})
@@ -221,9 +236,8 @@ def plan_measures(
             means["largest_column_error"] = max(each["largest"] for each in columns.values())
             if net is not rows[0].net:
                 means["l1_row_distance"] = None
-            measures[row.key] = PlanMeasures(
-                means, [{"layer": path, **defined(each)} for path, each in columns.items()]
-            )
+            layers_of = [{"layer": path, **defined(each)} for path, each in columns.items()]
+            measures[row.key] = {**defined(means), "layer_columns": layers_of}
     return measures
 
 

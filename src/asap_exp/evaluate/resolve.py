@@ -84,6 +84,12 @@ class Subject:
     device: torch.device
 
     @property
+    def runs(self) -> list[Run]:
+        """The run of every model that is measured, the teacher's first."""
+        baselines = [run for run in self.baselines.values() if run is not None]
+        return [self.run, *baselines, *self.more_baselines, *self.rivals.values()]
+
+    @property
     def precision(self) -> str:
         return self.run.config.trainer.precision
 

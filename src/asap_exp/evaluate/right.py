@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from asap_exp.core.agreement import of_all
-from asap_exp.core.records.right import packed_samples
+from asap_exp.core.records.right import RightSamples, labels_hash, packed_samples
+from asap_exp.core.typed import checked
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Predicted:
         found = of_all((joined(self.numbers), arrays(self.labels), self._flags()))
         order = np.argsort(np.concatenate([numbers for numbers, _, _ in found]), kind="stable")
         return TestedSamples(
-            np.concatenate([labels for _, labels, _ in found])[order],
+            labels_hash(np.concatenate([labels for _, labels, _ in found])[order]),
             {
                 key: np.concatenate([flags[key] for _, _, flags in found if key in flags])[order]
                 for key in max((flags for _, _, flags in found), key=len)
@@ -46,19 +47,25 @@ class Predicted:
 
 @dataclass(frozen=True)
 class TestedSamples:
-    """All test samples in their order: int64 `labels`, and what is right by key, bool."""
+    """All test samples in their order: the hash of their labels, and what is right by key, bool."""
 
-    labels: np.ndarray
+    labels_sha256: str
     right: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> "TestedSamples":
+        """Return the samples that were `stored`."""
+        found = checked(RightSamples, stored)
+        return cls(found.labels_sha256, found.all())
 
     def add(self, key: str, right: np.ndarray, labels: np.ndarray) -> None:
         """Add a method that predicted the same samples by itself."""
-        assert np.array_equal(labels, self.labels), "samples in another order"
+        assert labels_hash(labels) == self.labels_sha256, "samples in another order"
         self.right[key] = right
 
     def stored(self) -> dict[str, Any]:
         """Return the samples as a record holds them."""
-        return packed_samples(self.right, self.labels)
+        return packed_samples(self.right, self.labels_sha256)
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -35,6 +35,10 @@ class RightSamples:
     labels_sha256: Sha256
     bits: dict[str, str] = Field(min_length=1)
 
+    def all(self) -> dict[str, np.ndarray]:
+        """Return whether each sample was predicted right, bool `[samples]`, by key."""
+        return {key: self.right(key) for key in self.bits}
+
     def right(self, key: str) -> np.ndarray:
         """Return whether each sample was predicted right by the row `key`, bool `[samples]`."""
         first = next(iter(self.bits))
@@ -51,11 +55,11 @@ class RightSamples:
         return self
 
 
-def packed_samples(right: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
-    """Return `RightSamples` as JSON: bool `[samples]` by key, int64 `labels` `[samples]`."""
+def packed_samples(right: Mapping[str, np.ndarray], labels_sha256: str) -> dict[str, Any]:
+    """Return `RightSamples` as JSON: bool `[samples]` by key, and the hash of their labels."""
     (key, first), *others = right.items()
     bits = {key: packed(first), **{other: packed(own ^ first) for other, own in others}}
-    return {"samples": len(labels), "labels_sha256": labels_hash(labels), "bits": bits}
+    return {"samples": len(first), "labels_sha256": labels_sha256, "bits": bits}
 
 
 def labels_hash(labels: np.ndarray) -> str:

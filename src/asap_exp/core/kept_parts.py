@@ -1,12 +1,11 @@
-"""Rows of a benchmark that has no record yet: each is written as soon as it is measured.
+"""Parts of a record that is not finished: each is written as soon as it is measured.
 
-A benchmark that was stopped therefore continues when it is started again: rows of the same code,
+Work that was stopped therefore continues when it is started again: parts of the same code,
 versions, hardware and settings are taken over, all others are measured again.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,43 +14,32 @@ from pydantic.dataclasses import dataclass
 from asap_exp.core.console import say, warn
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import postponed
-from asap_exp.core.locks import held
-from asap_exp.core.manifest import Attempt, BenchmarkManifest, attempts_at, manifest, now
+from asap_exp.core.manifest import Attempt
 from asap_exp.core.runs import flatten
 from asap_exp.core.sealed import write_sealed
 from asap_exp.core.typed import STRICT, read, shortened, to_json
 
 
-@contextmanager
-def continued(folder: Path, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Hold the folder of a benchmark and write its manifest, with the attempts before this one."""
-    path = folder / "manifest.json"
-    with held(folder):
-        before = attempts_at(path, BenchmarkManifest)
-        with manifest(path, earlier_attempts=before, **facts) as record:
-            yield record
-
-
 @dataclass(config=STRICT, kw_only=True)
-class KeptRow:
-    """A row, the attempt that measured it, and all else that its numbers depend on."""
+class KeptPart:
+    """A part, the attempt that measured it, and all else that its numbers depend on."""
 
     format: Literal[1]
     attempt: Attempt
     settings: dict[str, Any]
-    ceilings: dict[str, Any]
-    row: dict[str, Any]
+    shared: dict[str, Any]
+    content: dict[str, Any]
     sha256: str
 
 
 ATTEMPT = ("status", "started", "code", "versions", "hardware")
 """Fields of an attempt that has not ended."""
 
-DEPENDS_ON = ("code", "versions", "hardware", "settings", "ceilings")
+DEPENDS_ON = ("code", "versions", "hardware", "settings", "shared")
 
 
-class Rows:
-    """Rows of the benchmark in `folder` by their keys: those kept there, and those added since."""
+class Parts:
+    """Parts of the record in `folder` by their keys: those kept there, and those added since."""
 
     def __init__(
         self,
@@ -62,61 +50,62 @@ class Rows:
     ) -> None:
         """Take over what fits, and say so, with `words` for a list of keys.
 
-        `settings` are, by key, what a row depends on besides code, versions and hardware, which
-        `record`, the manifest of this attempt, has. Its earlier attempts become those whose rows
+        `settings` are, by key, what a part depends on besides code, versions and hardware, which
+        `record`, the manifest of this attempt, has. Its earlier attempts become those whose parts
         are taken over.
         """
-        self.folder, self.words = folder / "rows", words
+        self.folder, self.words = folder / "parts", words
         self.attempt = {key: record[key] for key in ATTEMPT}
         self.settings: dict[str, dict[str, Any]] = to_json(settings)
         kept = self._kept()
-        self.ceilings = next((each.ceilings for each in kept.values()), None)
-        """Rates of the device that the rows are compared with; None if none is kept."""
-        self.rows = {key: each.row for key, each in kept.items()}
+        self.shared = next((each.shared for each in kept.values()), None)
+        """What all parts have in common, such as the device's rates; None if no part is kept."""
+        self.contents = {key: each.content for key, each in kept.items()}
         ended = {each["started"]: each for each in record["earlier_attempts"]}
         mine = {each.attempt.started: to_json(each.attempt) for each in kept.values()}
         record["earlier_attempts"] = [ended.get(key, mine[key]) for key in sorted(mine)]
 
     @property
     def missing(self) -> list[str]:
-        """Keys of the rows that are still to be measured."""
-        return [key for key in self.settings if key not in self.rows]
+        """Keys of the parts that are still to be measured."""
+        return [key for key in self.settings if key not in self.contents]
 
-    def add(self, key: str, ceilings: dict[str, Any], row: dict[str, Any]) -> None:
-        """Keep a row that was measured now; a signal waits until it is written."""
-        self.rows[key] = to_json(row | {"measured": now()})
-        facts = {"attempt": self.attempt, "settings": self.settings[key], "ceilings": ceilings}
+    def add(self, key: str, content: dict[str, Any], shared: dict[str, Any] | None = None) -> None:
+        """Keep a part that was measured now; a signal waits until it is written."""
+        self.contents[key] = to_json(content)
+        facts = {"attempt": self.attempt, "settings": self.settings[key], "shared": shared or {}}
         with postponed(quiet=True) as stop:
-            write_sealed(self._file(key), to_json({"format": 1, **facts, "row": self.rows[key]}))
+            whole = {"format": 1, **facts, "content": self.contents[key]}
+            write_sealed(self._file(key), to_json(whole))
         stop.obey()
 
     def all(self) -> list[dict[str, Any]]:
-        """Return every row, in order."""
-        return [self.rows[key] for key in self.settings]
+        """Return every part, in order."""
+        return [self.contents[key] for key in self.settings]
 
     def remove(self) -> None:
-        """Remove the files: the record holds the rows now."""
+        """Remove the files: the record holds the parts now."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"
 
-    def _kept(self) -> dict[str, KeptRow]:
-        """Return the rows that fit; say which these are, and why others are measured again."""
-        kept: dict[str, KeptRow] = {}
+    def _kept(self) -> dict[str, KeptPart]:
+        """Return the parts that fit; say which these are, and why others are measured again."""
+        kept: dict[str, KeptPart] = {}
         again: dict[str, list[str]] = {}
         for key in self.settings:
             if not self._file(key).exists():
                 continue
             try:
-                found = read(KeptRow, self._file(key))
+                found = read(KeptPart, self._file(key))
             except UserError as error:
                 warn(f"{error}; {self._named([key])} is measured again")
                 continue
-            # All rows of a record are compared with the same ceilings.
-            ceilings = next(iter(kept.values()), found).ceilings
-            facts = {**self.attempt, "settings": self.settings[key], "ceilings": ceilings}
+            # What the first has in common with the others is that of them all.
+            shared = next(iter(kept.values()), found).shared
+            facts = {**self.attempt, "settings": self.settings[key], "shared": shared}
             if (why := difference({**vars(found), **vars(found.attempt)}, facts)) is None:
                 kept[key] = found
             else:
@@ -132,7 +121,7 @@ class Rows:
 
 
 def difference(then: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Return why a row measured `then` is another one `here`, in words; None if it is the same."""
+    """Return why a part measured `then` is another one `here`, in words; None if it is the same."""
     before, after = (
         flatten({key: to_json(facts[key]) for key in DEPENDS_ON}) for facts in (then, here)
     )
