@@ -116,7 +116,7 @@ def test_signal_ends_a_script_as_it_ends_a_stage(capsys):
         ("train", (), "again: it continues from its last checkpoint, if it has one"),
         ("train", ("resume=never",), "start it again without resume=never: it continues"),
         ("distill", (), "finished maps are kept, and this one is fitted from the start"),
-        ("evaluate", (), "all is measured from the start"),
+        ("evaluate", (), "parts that are measured are kept, and the others are measured"),
         ("benchmark", (), "rows that are measured are kept, and the others are measured"),
         ("report", (), "start the same command again"),
     ],

@@ -14,7 +14,7 @@ NEVER = "resume=never"
 AFTER_AN_END = {
     "train": "it continues from its last checkpoint, if it has one",
     "distill": "finished maps are kept, and this one is fitted from the start",
-    "evaluate": "all is measured from the start",
+    "evaluate": "parts that are measured are kept, and the others are measured",
     "benchmark": "rows that are measured are kept, and the others are measured",
 }
 """What a stage that was stopped does when it is started again."""
