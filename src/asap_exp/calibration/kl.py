@@ -54,8 +54,8 @@ def total_kl(attend: AsapAttention, target: Target) -> Tensor:
     q, k, mask, row, column, column_sums = target
     dual = attend.dual(q, k, key_padding_mask=mask)
     _, row_hat, column_hat = plan_of(q, k, dual, mask, attend.eps, one_pass=attend.one_pass)
-    rows = blank(row - row_hat, mask, 2)
-    return ((column - column_hat) * column_sums + rows).sum(dim=(0, 2))
+    rows = blank(row - row_hat, mask, 2).sum(dim=(0, 2))
+    return ((column - column_hat) * column_sums).sum(dim=(0, 2)) + rows
 
 
 def plan_of(

@@ -34,6 +34,7 @@ from asap_exp.compiling.coarse import check_not_given, compile_coarse
 from asap_exp.compiling.drifting import PRECISIONS
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.compiling.summary import summary
+from asap_exp.core.agreement import apart
 from asap_exp.core.console import Progress
 from asap_exp.core.errors import check_choice, check_range
 from asap_exp.core.schema import check_fields
@@ -43,6 +44,7 @@ METHODS = ("asap", "coarse")
 
 
 @torch.inference_mode(False)
+@apart()
 def compile(
     model: nn.Module,
     loader: Iterable[Any] | None = None,

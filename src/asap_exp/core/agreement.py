@@ -1,14 +1,31 @@
 """What the ranks of a stage agree on; for a single one, its own value."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """While open, this process works without the others of its group, which may do other things."""
+    before = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(before)
+
 
 def alone() -> bool:
     """Return True if this process works without others."""
+    if _apart.get():
+        return True
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
