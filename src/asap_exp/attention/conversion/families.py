@@ -45,7 +45,8 @@ OBSTACLES = {
 
 UNKNOWN = (
     "convert does not know this class; put asap_exp.attention.MultiHeadAttention in its place by "
-    "hand, or skip it"
+    "hand or, where it is called or returns otherwise, an AttentionLayer of your own "
+    "(docs/own_model.md), or skip it"
 )
 
 LIBRARIES = ("timm.", "torch.", "transformers.")
