@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.compiling import artifact_of
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
+from asap_exp.core.sealed import SEAL
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import Classifier, compile_small, loader, tokens
@@ -175,3 +177,75 @@ def test_training_mode_of_a_frozen_model_says_so(compiled: nn.Module) -> None:
     model(tokens(9)).sum().backward()
     assert model.first.attend.weight.grad.any()
     assert model.head.weight.grad.any()
+
+
+class Wrapped(nn.Sequential):
+    """As torch.compile wraps a model, with attributes that are those of the model."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self[0], name) if name == "asap_artifact" else super().__getattr__(name)
+
+
+def test_the_map_is_saved_as_it_is_now(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    model, x = copy.deepcopy(compiled), tokens(9)
+    for layer in attention_layers(model).values():
+        layer.attend.requires_grad_()
+    optimiser = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+    model(x).square().sum().backward()
+    optimiser.step()
+    assert not torch.equal(model(x), compiled(x))
+    for saved, folder in ((model, tmp_path / "map"), (Wrapped(model), tmp_path / "wrapped")):
+        asap_exp.save_compiled(saved, folder)
+        loaded = asap_exp.load_compiled(teacher, folder)
+        assert torch.equal(loaded(x), model(x))
+        assert asap_exp.drift(loaded, x) == asap_exp.drift(model, x)
+    asap_exp.save_compiled(compiled, tmp_path / "before")
+    before, after = (read_json(tmp_path / n / "asap.json") for n in ("before", "map"))
+    assert {key for key in before if before[key] != after[key]} == {"tensors_sha256", SEAL}
+
+
+def change_weight(model: Classifier) -> None:
+    with torch.no_grad():
+        model.second.proj.bias[0] += 1e-6
+
+
+def change_kind(model: Classifier) -> None:
+    model.first.attend = SinkhornAttention(num_iters=8)
+
+
+def change_option(model: Classifier) -> None:
+    model.first.attend.refine = 2
+
+
+def change_shape(model: Classifier) -> None:
+    attend = model.first.attend
+    model.first.attend = AsapAttention(attend.theta[:, :1], attend.weight[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_weight, r"weights of its attention layers \(first, second\) are not those"),
+        (nn.Module.double, r"weights of its attention layers .* trained or cast since"),
+        (change_kind, r"^at first the model holds sinkhorn .*compiled to asap attention"),
+        (change_option, r"^at first the model holds asap attention \(refine=2.*to .*refine=0"),
+        (change_shape, r"^at first the model holds asap .*theta=\[2, 1, 8\].*theta=\[2, 3, 8\]"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_what_a_folder_would_not_bring_back_is_not_saved(
+    compiled: nn.Module, tmp_path: Path, change: Callable, words: str, older: bool
+) -> None:
+    model = copy.deepcopy(compiled)
+    if older:
+        without = {k: v for k, v in artifact_of(model).identity.items() if k != "layers_sha256"}
+        model.asap_artifact = Artifact(without, artifact_of(model).tensors)
+        words = words.replace(r"weights of its attention layers \(first, second\)", "its weights")
+        words = words.replace("weights of its attention layers", "its weights")
+    change(model)
+    with pytest.raises(UserError, match=words) as refused:
+        asap_exp.save_compiled(model, tmp_path / "map")
+    assert str(refused.value).endswith("asap_exp.load_compiled(model, torch.load(file))")
+    assert not (tmp_path / "map").exists()

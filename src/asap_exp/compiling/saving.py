@@ -28,6 +28,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.capture import device_of
 from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.compiling.present import holder_of, present_artifact
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops import SlicedMap
@@ -38,11 +39,16 @@ SETTINGS = "attend._extra_state"
 
 
 def save_compiled(model: nn.Module, folder: str | Path) -> None:
-    """Write the map made by `compile`, asap.safetensors and asap.json, into `folder`.
+    """Write the map in `model`, asap.safetensors and asap.json, into `folder`.
 
-    The model's other weights are not included: `load_compiled` takes them from the teacher.
+    It is the map as it is now, trained or not. The model's other weights are not included:
+    `load_compiled` takes them from the teacher.
+
+    Raises UserError if the folder could not bring the model back: if its attention layers' own
+    weights are no longer the teacher's, or hold another attention than `compile` gave them.
     """
-    save_artifact(Path(folder), artifact_of(model))
+    artifact = artifact_of(model)
+    save_artifact(Path(folder), present_artifact(holder_of(model) or model, artifact))
 
 
 @torch.inference_mode(False)

@@ -1,0 +1,92 @@
+"""What a compiled model holds now, beside what its artifact says that it was compiled to."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asap_exp.attention import Attention, attention_layers
+from asap_exp.calibration.artifact import Artifact, attention_config, layers_fingerprint
+from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.core.errors import UserError
+from asap_exp.core.tensors import fingerprint
+
+KEEP = (
+    "Keep the whole model instead: torch.save(model.state_dict(), file), and "
+    "asap_exp.load_compiled(model, torch.load(file))"
+)
+
+
+def holder_of(model: nn.Module) -> nn.Module | None:
+    """Return the compiled module: `model`, or the one that it wraps; None without any."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("asap_artifact"), Artifact):
+            return module
+    return None
+
+
+def present_artifact(model: nn.Module, artifact: Artifact) -> Artifact:
+    """Return `artifact` with the tensors that the map in `model` has now.
+
+    UserError if it no longer tells what `model` is: if another call compiled further layers, or a
+    layer holds another attention, or the layers' own weights are not those of the teacher.
+    """
+    check_has_weights(model)
+    moved: dict[str, Tensor] = {}
+    layers = attention_layers(model)
+    for path in artifact.layers:
+        kept = artifact.attention(path)
+        now = layers[path].attend if path in layers else None
+        if now is None or differs(now, kept):
+            holds = "no attention layer" if now is None else described(now)
+            raise UserError(
+                f"at {path} the model holds {holds}, and it was compiled to {described(kept)}; a "
+                f"folder would bring that back. {KEEP}"
+            )
+        before = dict(kept.named_parameters())
+        for name, parameter in now.named_parameters():
+            tensor = parameter.detach().cpu().to(before[name].dtype)
+            if not torch.equal(tensor, before[name]):
+                moved[f"{path}.{name}"] = tensor.clone()
+    check_own_weights(model, artifact)
+    if not moved:
+        return artifact
+    tensors = {**artifact.tensors, **moved}
+    # The rows of fidelity.json are those of the map before it moved.
+    identity = {key: x for key, x in artifact.identity.items() if key != "fidelity_sha256"}
+    return Artifact({**identity, "tensors_sha256": fingerprint(tensors)}, tensors)
+
+
+def differs(now: Attention, kept: Attention) -> bool:
+    """Return True unless both are the same attention, up to the values of its parameters."""
+    return type(now) is not type(kept) or described(now) != described(kept)
+
+
+def described(attend: Attention) -> str:
+    """Return an attention's name, options and shapes of parameters."""
+    config: dict[str, Any] = attention_config(attend)
+    config |= {name: list(x.shape) for name, x in attend.named_parameters()}
+    named = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
+    return f"{attend.name} attention ({named})" if named else f"{attend.name} attention"
+
+
+def check_own_weights(model: nn.Module, artifact: Artifact) -> None:
+    """Raise UserError unless the compiled layers have the weights that the map was fitted to."""
+    wanted = artifact.identity.get("layers_sha256")
+    if wanted is not None:
+        found = layers_fingerprint(model, artifact.layers)
+        whose = f"the weights of its attention layers ({', '.join(artifact.layers)})"
+    else:  # an older map, of the whole teacher
+        wanted, whose = artifact.identity["teacher_sha256"], "its weights"
+        found = fingerprint(
+            {
+                name: tensor
+                for name, tensor in model.state_dict().items()
+                if not name.startswith(tuple(f"{path}.attend." for path in artifact.layers))
+            }
+        )
+    if found != wanted:
+        raise UserError(
+            f"{whose} are not those that the model was compiled with: they were trained or cast "
+            f"since. A folder holds the map alone, for a model with those weights. {KEEP}"
+        )
