@@ -182,7 +182,7 @@ def test_training_mode_of_a_frozen_model_says_so(compiled: nn.Module) -> None:
 class Wrapped(nn.Sequential):
     """As torch.compile wraps a model, with attributes that are those of the model."""
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> object:  # type: ignore[override]
         return getattr(self[0], name) if name == "asap_artifact" else super().__getattr__(name)
 
 
@@ -216,7 +216,7 @@ def change_kind(model: Classifier) -> None:
 
 
 def change_option(model: Classifier) -> None:
-    model.first.attend.refine = 2
+    model.first.attend.refine = 2  # type: ignore[assignment]
 
 
 def change_shape(model: Classifier) -> None:
@@ -241,7 +241,7 @@ def test_what_a_folder_would_not_bring_back_is_not_saved(
     model = copy.deepcopy(compiled)
     if older:
         without = {k: v for k, v in artifact_of(model).identity.items() if k != "layers_sha256"}
-        model.asap_artifact = Artifact(without, artifact_of(model).tensors)
+        model.asap_artifact = Artifact(without, artifact_of(model).tensors)  # type: ignore[assignment]
         words = words.replace(r"weights of its attention layers \(first, second\)", "its weights")
         words = words.replace("weights of its attention layers", "its weights")
     change(model)

@@ -65,7 +65,7 @@ def differs(now: Attention, kept: Attention) -> bool:
 def described(attend: Attention) -> str:
     """Return an attention's name, options and shapes of parameters."""
     config: dict[str, Any] = attention_config(attend)
-    config |= {name: list(x.shape) for name, x in attend.named_parameters()}
+    config |= {name: list(x.shape) for name, x in sorted(attend.named_parameters())}
     named = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
     return f"{attend.name} attention ({named})" if named else f"{attend.name} attention"
 
