@@ -44,21 +44,13 @@ class LogSumExp(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
         x, ctx.dim = inputs
         ctx.save_for_backward(x, output)
-        ctx.save_for_forward(x, output)
-
-    @staticmethod
-    def weights(ctx: Any) -> Tensor:
-        x, result = ctx.saved_tensors
-        weights = (x - result.unsqueeze(ctx.dim)).clamp(min=FLOOR).exp()
-        return torch.threshold(weights, LEAST, 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return LogSumExp.weights(ctx) * gradient.unsqueeze(ctx.dim), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return (LogSumExp.weights(ctx) * tangent).sum(ctx.dim)
+        x, result = ctx.saved_tensors
+        weights = (x - result.unsqueeze(ctx.dim)).clamp(min=FLOOR).exp()
+        weights = torch.threshold(weights, LEAST, 0.0)
+        return weights * gradient.unsqueeze(ctx.dim), None
 
 
 class Softmax(torch.autograd.Function):
@@ -74,15 +66,8 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        (weights,) = ctx.saved_tensors
-        moved = weights * tangent
-        return moved - weights * moved.sum(-1, keepdim=True)
