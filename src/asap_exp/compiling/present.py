@@ -28,8 +28,8 @@ def holder_of(model: nn.Module) -> nn.Module | None:
 def present_artifact(model: nn.Module, artifact: Artifact) -> Artifact:
     """Return `artifact` with the tensors that the map in `model` has now.
 
-    UserError if it no longer tells what `model` is: if another call compiled further layers, or a
-    layer holds another attention, or the layers' own weights are not those of the teacher.
+    UserError if it no longer tells what `model` is: if a layer holds another attention, or the
+    layers' own weights are not the teacher's.
     """
     check_has_weights(model)
     moved: dict[str, Tensor] = {}
