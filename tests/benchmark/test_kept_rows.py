@@ -1,7 +1,5 @@
 """A benchmark that was stopped continues: rows that it had measured are in its record."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,14 @@ from asap_exp.report.step_table import steps_markdown
 from tests.benchmark.test_steps import config as step_config
 from tests.composed import composed
 from tests.stages import BENCHMARK, run_benchmark
+from tests.stopped import ATTEMPT, CLEAN, terminate, without
 
 SMALL = ("cpu.methods=[flash,sinkhorn_2]",)
-CLEAN = {"commit": "a" * 40, "dirty": False}
 
 MEASURED = {
     *("ms", "ratio", "memory_ratio", "faster_than", "first_call_seconds", "peak_memory_mib"),
     *("floor_ms", "exponentials_ms", "ceilings", "measured"),
-    *("started", "ended", "wall_seconds", "earlier_attempts", "sha256"),
+    *ATTEMPT,
 }
 """Keys below which two records of the same benchmark may differ."""
 
@@ -62,10 +60,6 @@ def full_memory() -> None:
     raise MemoryError("n = 8 is too much")
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def stop(results: Path, *words: str, at: int = 8, by: Callable[[], None] = terminate) -> Path:
     """Run the benchmark until a length is to be measured, and return its folder."""
     real = benchmark.row
@@ -85,12 +79,6 @@ def stop(results: Path, *words: str, at: int = 8, by: Callable[[], None] = termi
 def newest(results: Path) -> Path:
     files = (results / "runs" / "benchmark").glob("*/manifest.json")
     return max(files, key=lambda file: file.stat().st_mtime_ns).parent
-
-
-def without_measurements(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {k: without_measurements(v) for k, v in tree.items() if k not in MEASURED}
-    return [without_measurements(item) for item in tree] if isinstance(tree, list) else tree
 
 
 @pytest.mark.slow
@@ -118,7 +106,7 @@ def test_length_that_was_measured_is_kept(
     assert f"* {note}" in benchmark_markdown([read_record(path)])
 
     whole = read_json(run(tmp_path / "whole"))
-    assert without_measurements(record) == without_measurements(whole)
+    assert without(MEASURED, record) == without(MEASURED, whole)
     assert whole["manifest"]["earlier_attempts"] == []
 
 

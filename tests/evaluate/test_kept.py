@@ -1,7 +1,5 @@
 """An evaluation that was stopped continues: what it had measured is in its record."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ from tests.conftest import Pipeline
 from tests.data.sentences import text_root
 from tests.several import agreed, in_ranks
 from tests.stages import EVALUATION, run_distill, run_evaluate, run_text
+from tests.stopped import ATTEMPT, CLEAN, terminate, without
 
 pytestmark = pytest.mark.slow
-CLEAN = {"commit": "a" * 40, "dirty": False}
 MEASURED = {
     *("layer_ms", "model_ms", "layer_speedup", "model_speedup", "peak_memory_mib"),
-    *("started", "ended", "wall_seconds", "earlier_attempts", "sha256"),
+    *ATTEMPT,
 }
 """Keys below which two records of the same evaluation may differ."""
 
@@ -54,10 +52,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def terminate(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def full_memory(*_: Any, **__: Any) -> None:
     raise MemoryError("plans are too much")
 
@@ -68,12 +62,6 @@ def stop(results: Path, *words: str, at: str = "plan_measures", by: Any = termin
         patch.setattr(measure, at, by)
         with pytest.raises((Interrupted, MemoryError)), interruptible():
             run_evaluate(results, *words)
-
-
-def without_measurements(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {k: without_measurements(v) for k, v in tree.items() if k not in MEASURED}
-    return [without_measurements(item) for item in tree] if isinstance(tree, list) else tree
 
 
 NEW = "max_test_rows=40"
@@ -100,7 +88,7 @@ def test_what_was_measured_is_kept(
     kept = "Parts of the evaluation: predictions, plans: measured before the run was stopped, kept"
     assert f"{kept}\n" in capsys.readouterr().out
     record = read_json(file)
-    assert without_measurements(record) == without_measurements(whole)
+    assert without(MEASURED, record) == without(MEASURED, whole)
     earlier = record["manifests"]["evaluate"]["earlier_attempts"]
     assert [each["status"] for each in earlier] == [status, "interrupted"]
     assert not (file.parent / "parts").exists()
@@ -135,7 +123,7 @@ def test_both_splits_of_a_masked_model_are_kept(tmp_path: Path, measured: list[s
     stop(tmp_path / "results", *given)
     record = read_json(run_evaluate(tmp_path / "results", *given))
     assert measured == [*["compare_predictions"] * 2, "plan_measures", "speed_measures"]
-    assert without_measurements(record) == without_measurements(whole)
+    assert without(MEASURED, record) == without(MEASURED, whole)
 
 
 def test_behaviour_is_measured_last(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +153,7 @@ def test_ranks_share_what_is_kept(pipeline: Pipeline, monkeypatch: pytest.Monkey
         for name in ("compare_predictions", "plan_measures"):
             patch.setattr(measure, name, full_memory)
         record = read_json(agreed(lambda: run_evaluate(pipeline.results, *given)))
-    assert without_measurements(record) == without_measurements(whole)
+    assert without(MEASURED, record) == without(MEASURED, whole)
 
 
 def test_check_counts_what_is_left(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
