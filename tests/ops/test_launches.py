@@ -49,11 +49,11 @@ SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if any(launches(path))
 
 def test_launches_are_found() -> None:
     assert {path.stem for path in SOURCES} == {
-        "adjoint", "choice", "dual", "exponentials", "extension", "half_plan_in_registers",
+        "adjoint", "choice", "dual", "exponentials", "extension",
         "keys_and_values_in_registers", "keys_in_registers", "logit_features",
         "logits_in_registers",
         "one_launch", "plan_in_registers", "plan_in_shared_memory",
-        "query_gradient", "sorts", "subset", "subset_products", "tiled",
+        "query_gradient", "sorts", "subset", "tiled",
         "tiled_bf16", "tiled_gradient", "update_factors", "updates_gradient",
     }  # fmt: skip
     launched = {

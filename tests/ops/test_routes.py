@@ -241,7 +241,6 @@ def test_explanation_names_every_route_with_its_reason():
         "    keys and values in registers  refused: runs a single update, got num_iters=20",
         "    plan in shared memory         later: an earlier route takes the call",
         "    tiled, bfloat16               slower: is the fastest only beyond 512 keys",
-        "    half plan in registers        refused: takes up to 128 tokens, got 200",
         "    logits in registers           refused: takes up to 128 tokens, got 200",
         "    keys in registers             later: an earlier route takes the call",
         "    tiled                         later: an earlier route takes the call",

@@ -63,11 +63,6 @@ EXAMPLES: dict[str, dict[str, tuple[str, dict]]] = {
         "subset of 64": ("coarse_duals", {"n": 300}),
         "subset of 200": ("coarse_duals", {"n": 300, "subset": 200}),
     },
-    "subset_updates": {
-        "no gradient": ("coarse_attention", {"n": 300}),
-        "gradient": ("coarse_duals", {"n": 300, "gradient": True}),
-        "float32": ("coarse_attention", {"n": 300, "dtype": torch.float32}),
-    },
     "biased_pass": {
         "n = 128": ("coarse_attention", {"n": 128, "one_pass": True}),
         "n = 200": ("coarse_attention", {"n": 200, "one_pass": True}),

@@ -15,12 +15,10 @@ from asap_exp.ops.kernels.asap import op as asap
 from asap_exp.ops.kernels.closure import keys_and_values_in_registers
 from asap_exp.ops.kernels.coarse import dual as coarse_dual
 from asap_exp.ops.kernels.coarse import op as coarse
-from asap_exp.ops.kernels.coarse import subset, subset_products
 from asap_exp.ops.kernels.espformer import op as espformer
 from asap_exp.ops.kernels.espformer import plan_by_tiles, plan_in_registers
 from asap_exp.ops.kernels.sinkhorn import (
     attention,
-    half_plan_in_registers,
     implicit_gradient,
     keys_in_registers,
     logits_in_registers,
@@ -65,9 +63,7 @@ def of_relaxed_sinkhorn(call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def of_coarse(call: Call) -> Iterator[tuple[str, Call]]:
-    """Yield the updates on the subset, and what reads the predicted dual."""
-    if call.one_pass or call.num_iters > 1:
-        yield "subset_updates", call
+    """Yield what reads the predicted dual."""
     closure = call._replace(num_iters=1)
     if call.one_pass:
         yield "biased_pass", closure
@@ -110,12 +106,6 @@ ROUTES["sinkhorn"] = (
         plan_in_shared_memory.slower,
     ),
     Route("tiled, bfloat16", tiled_bf16.launch, tiled_bf16.refusal, tiled_bf16.slower),
-    Route(
-        "half plan in registers",
-        half_plan_in_registers.launch,
-        half_plan_in_registers.refusal,
-        half_plan_in_registers.slower,
-    ),
     Route(
         "logits in registers",
         logits_in_registers.launch,
@@ -182,22 +172,8 @@ ROUTES["espformer_plan"] = (
     Route("tiled", plan_by_tiles.plan),
 )
 ROUTES["coarse_dual"] = (
-    Route(
-        "subset in registers",
-        coarse_dual.in_registers,
-        coarse_dual.refusal,
-        then=lambda call: [("subset_updates", call)],
-    ),
+    Route("subset in registers", coarse_dual.in_registers, coarse_dual.refusal),
     Route("PyTorch", coarse_dual.in_pytorch),
-)
-ROUTES["subset_updates"] = (
-    Route(
-        "sums on the matrix units",
-        subset_products.launch,
-        subset_products.refusal,
-        subset_products.slower,
-    ),
-    Route("sums in registers", subset.launch),
 )
 ROUTES["biased_pass"] = (
     Route("tiled, bfloat16", tiled_bf16.biased_pass, tiled_bf16.refusal, tiled_bf16.slower),

@@ -15,7 +15,6 @@ from asap_exp.ops.kernels.launch import Launch
 from asap_exp.ops.kernels.tiles import LOG2_E
 from asap_exp.ops.products import AS_ALLOWED, IEEE
 from asap_exp.ops.reference.coarse import CoarseDuals, coarse_col, coarse_duals, coarse_ready
-from asap_exp.ops.routing import choose
 from asap_exp.ops.subsets import Subset
 
 
@@ -88,15 +87,6 @@ def empty_duals(p: Launch, subset: Subset, key_subset: Subset, *, save: bool) ->
     return SubsetDuals(allocated(rows, subset), allocated(cols, key_subset))
 
 
-def run_updates(
-    p: Launch, subset: Subset, key_subset: Subset, duals: SubsetDuals, *, save: bool
-) -> None:
-    """Write the duals of a subset after `p.num_iters` - 1 updates; all of them with `save`."""
-    longest = max(subset.tokens.shape[2], key_subset.tokens.shape[2])
-    call = p.call(keeps_duals=save)._replace(subset=longest)
-    choose("subset_updates", call).launch(p, subset, key_subset, duals, save=save)
-
-
 @torch.library.custom_op("asap_exp::coarse_dual", mutates_args=())
 def _coarse_dual(
     q: Tensor,
@@ -120,7 +110,7 @@ def _coarse_dual(
     sides = computed(q, k, of_queries, of_keys, num_iters)
     if sides:
         with torch.cuda.device_of(q):
-            run_updates(p, subset, key_subset, duals, save=save)
+            updates.launch(p, subset, key_subset, duals, save)
             for side in sides:
                 result = results[not side]
                 of_side = Sides(p, key_subset if side else subset, of_queries=side)

@@ -12,6 +12,7 @@ from asap_exp.ops.checks import gradient_needed
 from asap_exp.ops.coarse_settings import CoarseSettings
 from asap_exp.ops.kernels.closure import keys_and_values_in_registers as keys_and_values
 from asap_exp.ops.kernels.coarse import dual, extension
+from asap_exp.ops.kernels.coarse import subset as updates
 from asap_exp.ops.kernels.coarse.biased_softmax import biased_softmax
 from asap_exp.ops.kernels.coarse.extension import Sides
 from asap_exp.ops.kernels.launch import Launch, unwritten_output
@@ -180,7 +181,7 @@ def _coarse_attention(
                 choose("sinkhorn", closure.call()).launch(closure, None, out, None)
                 return out
             duals = dual.empty_duals(p, subset, key_subset, save=False)
-            dual.run_updates(p, subset, key_subset, duals, save=False)
+            updates.launch(p, subset, key_subset, duals, save=False)
             of_queries = not one_pass
             sides = Sides(p, key_subset if of_queries else subset, of_queries=of_queries)
             predict = partial(extension.launch, p, sides, dual.last_of(duals, of_queries))

@@ -204,9 +204,7 @@ def updates_kernel(
             store_dual(cols, b_j, g, exists_j, valid_j)
 
 
-def launch(
-    p: Launch, subset: Subset, key_subset: Subset, duals: SubsetDuals, *, save: bool
-) -> None:
+def launch(p: Launch, subset: Subset, key_subset: Subset, duals: SubsetDuals, save: bool) -> None:
     """Write the duals of a subset after `p.num_iters` - 1 updates; all of them with `save`."""
     num_queries, num_keys = subset.tokens.shape[2], key_subset.tokens.shape[2]
     updates_kernel[(p.programs,)](
