@@ -147,6 +147,7 @@ def compile(
     check_choice("backend", backend, BACKENDS)
     check_has_weights(model)
     paths = sinkhorn_paths(model, layers)
+    teacher = teacher_identity(model, paths)  # before the fit, which takes longer
     assert loader is not None, "checked"
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
@@ -165,7 +166,7 @@ def compile(
     words = summary(data, result) if progress else []
     swap_attention(compiled, result.maps)
     identity = {
-        **teacher_identity(model, paths),
+        **teacher,
         **result.identity(config),
         "calibration_set": {"rows": config.samples, "sha256": content_hash(fit)},
         "column_error": column_errors(compiled, held_out, paths, precision, forward),

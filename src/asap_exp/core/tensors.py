@@ -1,8 +1,10 @@
 """Tensors on disk as safetensors, which hold no code; written atomically, identified by hash."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +13,10 @@ from torch import Tensor
 
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import check_readable, write_bytes
+from asap_exp.core.nested import leaves
+
+PLAIN = (bool, int, float, str, bytes, torch.dtype, type(None))
+"""Types of values, beside tensors, that a fingerprint counts."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -20,11 +26,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def in_memory(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU whose memory holds its values in order.
+    """Return a tensor on the CPU whose memory holds its values in order; dense, if it is sparse.
 
     conj() only marks a tensor, and safetensors 0.8.0 writes the memory below the mark.
     """
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    tensor = tensor.detach().cpu()
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense.resolve_conj().resolve_neg().contiguous()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -50,11 +58,29 @@ def require_finite(tensors: Mapping[str, Tensor], what: str, advice: str = "") -
             )
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, shapes, dtypes and values; the file does not matter."""
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over names, shapes, dtypes and values; the file does not matter.
+
+    An entry of a state_dict that is no tensor, such as what a module's get_extra_state returns,
+    counts by the tensors and the plain values in it, in their order.
+    """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = in_memory(tensors[name])
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(flat(state), key=itemgetter(0)):
+        if isinstance(value, Tensor):
+            tensor = in_memory(value)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
+
+
+def flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors and plain values of a state_dict; those in one entry are numbered."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name, value
+            continue
+        for number, leaf in enumerate(leaves(value)):
+            if isinstance(leaf, (Tensor, *PLAIN)):
+                yield f"{name}.{number}", leaf
