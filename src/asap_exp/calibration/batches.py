@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from asap_exp.core.errors import UserError
+from asap_exp.core.nested import mapped, tensors_in
 from asap_exp.core.tensors import fingerprint
 
 
@@ -47,7 +47,7 @@ def on_device(batch: Any, device: torch.device) -> Any:
         tensor = tensor.to(device)
         return tensor.clone() if tensor.is_inference() else tensor
 
-    return tree_map_only(Tensor, moved, batch)
+    return mapped(moved, batch)
 
 
 def num_samples(batch: Any) -> int:
@@ -56,11 +56,11 @@ def num_samples(batch: Any) -> int:
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    tensors = [tensor for tensor in tensors_in(batch) if tensor.dim()]
     if not tensors:
         raise UserError(
             f"the loader gives batches of type {type(batch).__name__} without any tensor in them; "
-            "give tensors, or tuples, lists or dicts of them"
+            "give tensors, or tuples, lists, mappings or dataclasses of them"
         )
     return tensors
 

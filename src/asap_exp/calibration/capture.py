@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from asap_exp.attention import (
     AttentionLayer,
@@ -17,6 +16,7 @@ from asap_exp.attention import (
 from asap_exp.core.devices import AUTOCAST_DTYPES, autocast
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
+from asap_exp.core.nested import tensors_in
 from asap_exp.ops.masking import blank
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -121,10 +121,6 @@ def not_finite(recorded: Recorded, batch: Any, name: str, precision: str) -> str
         f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
         f"layer at {path}; mend or leave out its samples, or mask them as padding"
     )
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def spoilt(predictions: Any) -> bool:

@@ -62,7 +62,7 @@ def check_loader(loader: Any) -> None:
     if isinstance(loader, str | bytes | Mapping) or not isinstance(loader, Iterable):
         raise UserError(
             f"loader is a {type(loader).__name__}; it must give batches: a DataLoader, or a list "
-            "of tensors, tuples or dicts"
+            "of tensors, tuples, mappings or dataclasses"
         )
 
 
