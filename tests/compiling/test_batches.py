@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding
-from transformers.modeling_outputs import BaseModelOutput
 
-import asap_exp
+from asap_exp.attention import AttentionLayer, SinkhornAttention
 from asap_exp.calibration.batches import num_samples, on_device
-from asap_exp.core.errors import UserError
-from tests.small_model import Classifier, compile_small, tokens
+from tests.attention.convertible import transformers
+from tests.small_model import DIM, Classifier, compile_small, tokens
 
 SEEDS = range(1, 5)
 
@@ -35,6 +33,14 @@ class Sample:
 class Nested:
     items: list[Sample]
     x: Tensor | None = None
+
+
+def encoding(items: dict[str, Tensor]) -> Any:
+    return transformers("tokenization_utils_base").BatchEncoding(items)
+
+
+def output(**items: Tensor) -> Any:
+    return transformers("modeling_outputs").BaseModelOutput(**items)
 
 
 def compiled_on(teacher: nn.Module, loader: Any, **options: Any) -> dict[str, Any]:
@@ -57,8 +63,8 @@ def assert_same_fit(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     [
         (lambda x: {"x": x}, lambda batch: batch["x"]),
         (lambda x: UserDict(x=x), lambda batch: batch["x"]),
-        (lambda x: BatchEncoding({"x": x}), lambda batch: batch.x),
-        (lambda x: BaseModelOutput(last_hidden_state=x), lambda batch: batch.last_hidden_state),
+        (lambda x: encoding({"x": x}), lambda batch: batch.x),
+        (lambda x: output(last_hidden_state=x), lambda batch: batch.last_hidden_state),
         (lambda x: Record(x=x), lambda batch: batch["x"]),
         (lambda x: MappingProxyType({"x": x}), lambda batch: batch["x"]),
         (Sample, lambda batch: batch.x),
@@ -89,3 +95,58 @@ def test_a_batch_is_moved_without_being_changed(batch: Any) -> None:
     assert repr(batch) == repr(before)
     assert "meta" in repr(moved)
     assert num_samples(moved) == 3
+
+
+@pytest.mark.parametrize("steps", [("ridge",), ("ridge", "learned_slices")])
+def test_a_loader_may_refill_its_memory(teacher: Classifier, steps: tuple[str, ...]) -> None:
+    def refilled() -> Iterator[Any]:
+        buffer = {"x": torch.empty_like(tokens(1, rows=6))}
+        for seed in SEEDS:
+            buffer["x"].copy_(tokens(seed, rows=6))
+            yield buffer
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"])
+
+    plain = [tokens(seed, rows=6) for seed in SEEDS]
+    found = compile_small(teacher, refilled(), forward=forward, steps=steps).asap_artifact
+    wanted = compile_small(teacher, plain, steps=steps).asap_artifact
+    assert_same_fit(found.tensors, wanted.tensors)
+
+
+class WithBuffers(nn.Module):
+    """A model that writes its keys and its mask into the same memory in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Cached()
+        self.mask = torch.zeros(6, 8, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask.copy_(x[..., 0] > 1)
+        return self.attention(x, self.mask)
+
+
+class Cached(AttentionLayer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 1, DIM
+        self.attend = SinkhornAttention(num_iters=8)
+        self.keys = torch.zeros(6, 1, 8, DIM)
+        self.unread = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x[:, None]
+        return self.attended(x, self.keys.copy_(2 * x), x, key_padding_mask=mask)
+
+
+class WithoutBuffers(WithBuffers):
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask, self.attention.keys = self.mask.clone(), self.attention.keys.clone()
+        return super().forward(x)
+
+
+def test_a_model_may_refill_its_memory() -> None:
+    plain = [tokens(seed, rows=6) for seed in SEEDS]
+    fits = [compile_small(kind(), plain).asap_artifact for kind in (WithBuffers, WithoutBuffers)]
+    assert_same_fit(fits[0].tensors, fits[1].tensors)

@@ -24,6 +24,14 @@ class LayerInputs(NamedTuple):
         q, k, v, mask = self
         return LayerInputs(q[part], k[part], v[part], None if mask is None else mask[part])
 
+    def copied(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return copies of q, k and the mask, whose memory the model does not fill in later passes.
+
+        They are contiguous: q and k may be views that would keep the values' memory too.
+        """
+        q, k = (x.clone(memory_format=torch.contiguous_format) for x in (self.q, self.k))
+        return q, k, None if self.key_padding_mask is None else self.key_padding_mask.clone()
+
 
 @contextmanager
 def record_inputs(model: nn.Module) -> Iterator[dict[str, list[LayerInputs]]]:

@@ -30,7 +30,7 @@ def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]
     for batch in loader:
         if count >= samples:
             break
-        batches.append(on_device(batch, device))
+        batches.append(on_device(batch, device, copy=True))
         count += num_samples(batch)
     if len(batches) < 2:
         raise UserError(
@@ -40,12 +40,14 @@ def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]
     return batches
 
 
-def on_device(batch: Any, device: torch.device) -> Any:
-    """Ordinary tensors on `device`: of one made in inference mode no gradient takes note."""
+def on_device(batch: Any, device: torch.device, *, copy: bool = False) -> Any:
+    """Ordinary tensors on `device`: of one made in inference mode no gradient takes note.
+
+    With `copy` they share no memory with the batch, which a loader may fill anew.
+    """
 
     def moved(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(device)
-        return tensor.clone() if tensor.is_inference() else tensor
+        return tensor.to(device, copy=copy or tensor.is_inference())
 
     return mapped(moved, batch)
 

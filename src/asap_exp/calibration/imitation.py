@@ -59,14 +59,12 @@ def imitated_layers(
     for number, recorded in enumerate(data.progress.track(inputs, what, len(batches))):
         if kept.wants(number):
             own = slice(0) if is_stand_in(batches, number) else slice(None)
-            kept.add({
-                # Contiguous: q and k are views that would keep the values' memory too.
-                path: [
-                    Imitated(q.contiguous(), k.contiguous(), mask)
-                    for q, k, _, mask in (call.of_samples(own) for call in recorded[path])
-                ]
-                for path in paths
-            })  # fmt: skip
+            kept.add(
+                {
+                    path: [Imitated(*call.of_samples(own).copied()) for call in recorded[path]]
+                    for path in paths
+                }
+            )
     return kept.by_path(paths)
 
 

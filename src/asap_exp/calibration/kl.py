@@ -45,8 +45,7 @@ def teacher_target(inputs: LayerInputs, teacher: SinkhornAttention) -> Target:
     ready = teacher.ready_dual(q, k, key_padding_mask=mask)
     S, row, column = plan_of(q, k, ready, mask, teacher.eps)
     plan = blank(blank((S + row[..., None] + column[..., None, :]).exp(), mask, 2), mask, 3)
-    # Contiguous: q and k are views that would keep the values' memory too.
-    return Target(q.contiguous(), k.contiguous(), mask, row, column, plan.sum(dim=-2))
+    return Target(*inputs.copied(), row, column, plan.sum(dim=-2))
 
 
 def total_kl(attend: AsapAttention, target: Target) -> Tensor:
