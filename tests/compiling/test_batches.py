@@ -133,7 +133,6 @@ class Cached(AttentionLayer):
         self.num_heads, self.head_dim = 1, DIM
         self.attend = SinkhornAttention(num_iters=8)
         self.keys = torch.zeros(6, 1, 8, DIM)
-        self.unread = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x[:, None]

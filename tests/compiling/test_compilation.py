@@ -19,8 +19,10 @@ from torch import Tensor, nn
 import asap_exp
 from asap_exp.attention import (
     AsapAttention,
+    AttentionLayer,
     MultiHeadAttention,
     SinkhornAttention,
+    SoftmaxAttention,
     attention_layers,
 )
 from asap_exp.calibration.batches import content_hash, num_samples, on_device
@@ -430,3 +432,24 @@ def test_runs_where_hydra_and_lightning_are_not_installed(tmp_path: Path) -> Non
 def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'compil'"):
         _ = asap_exp.compil
+
+
+class Bare(AttentionLayer):
+    """A layer without weights: its inputs are the queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 1, DIM
+        self.attend = SoftmaxAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attended(x[:, None], 3 * x[:, None], x[:, None])
+
+
+def test_a_model_without_weights_is_converted_and_compiled(tmp_path: Path) -> None:
+    model = asap_exp.convert(nn.Sequential(Bare()), attention="sinkhorn", num_iters=8)
+    compiled = compile_small(model, [x for x, _ in batches(1, 2, rows=6)], steps=("ridge",))
+    assert asap_exp.drift(compiled, tokens(9)).keys() == {"0"}
+    asap_exp.save_compiled(compiled, tmp_path)
+    loaded = asap_exp.load_compiled(model, tmp_path)
+    torch.testing.assert_close(loaded(tokens(9)), compiled(tokens(9)), rtol=0, atol=0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention
+from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError
 
 GOLDEN = 0.6180339887498949
@@ -36,7 +37,7 @@ class LearnedAttention(Attention):
 
         Parameters that are there already stay. Raises UserError if those are for other heads.
         """
-        device = next((weight.device for weight in layer.parameters()), torch.device("cpu"))
+        device = device_of(layer)
         wanted = self.start(*heads_of(layer), lambda *shape: torch.empty(shape, device="meta"))
         found = {name: value for name in wanted if (value := getattr(self, name)) is not None}
         if not found:

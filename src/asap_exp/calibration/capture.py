@@ -13,7 +13,7 @@ from asap_exp.attention import (
     SinkhornAttention,
     record_inputs,
 )
-from asap_exp.core.devices import AUTOCAST_DTYPES, autocast
+from asap_exp.core.devices import AUTOCAST_DTYPES, autocast, device_of
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
 from asap_exp.core.nested import tensors_in
@@ -26,10 +26,6 @@ Forward = Callable[[nn.Module, Any], Tensor]
 def on_inputs(model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
     """Run the model on a pair of inputs and labels, ignoring the labels."""
     return model(batch[0])
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def sinkhorn(layer: AttentionLayer) -> SinkhornAttention:

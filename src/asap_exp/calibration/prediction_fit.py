@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import AsapAttention, swapped
-from asap_exp.calibration.capture import Forward, batch_name, device_of
+from asap_exp.calibration.capture import Forward, batch_name
 from asap_exp.calibration.gradient import (
     CHECKS,
     check_points,
@@ -20,7 +20,7 @@ from asap_exp.calibration.gradient import (
 from asap_exp.calibration.steps import AdamFit, ModelData
 from asap_exp.calibration.updates import CosineAdam
 from asap_exp.core.agreement import total
-from asap_exp.core.devices import autocast
+from asap_exp.core.devices import autocast, device_of
 from asap_exp.core.errors import UserError
 
 

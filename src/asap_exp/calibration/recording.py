@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from asap_exp.attention import attention_layers
-from asap_exp.calibration.capture import Recorded, checked_inputs, device_of, sinkhorn
+from asap_exp.calibration.capture import Recorded, checked_inputs, sinkhorn
 from asap_exp.calibration.coarse import coarse_settings
 from asap_exp.calibration.config import ONE_PASS
 from asap_exp.calibration.data import Batches, CalibrationData, in_turns, is_stand_in
@@ -14,6 +14,7 @@ from asap_exp.calibration.kept import Kept
 from asap_exp.calibration.kl import Target, teacher_target
 from asap_exp.calibration.ridge import NormalEquations, random_slices
 from asap_exp.core.agreement import alone
+from asap_exp.core.devices import device_of
 
 
 def record(

@@ -14,7 +14,7 @@ from asap_exp.attention import swap_attention
 from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.batches import call, content_hash, num_samples, read
 from asap_exp.calibration.calibrate import calibrate
-from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.config import FORMS, CalibrationConfig, calibration_schema
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
@@ -36,6 +36,7 @@ from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.compiling.summary import summary
 from asap_exp.core.agreement import apart
 from asap_exp.core.console import Progress
+from asap_exp.core.devices import device_of
 from asap_exp.core.errors import check_choice, check_range
 from asap_exp.core.schema import check_fields
 from asap_exp.ops.backend import BACKENDS

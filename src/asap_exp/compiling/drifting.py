@@ -5,11 +5,11 @@ from typing import Any
 from torch import nn
 
 from asap_exp.calibration.batches import call, on_device
-from asap_exp.calibration.capture import Forward, device_of
+from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.compiling.saving import artifact_of
 from asap_exp.core.agreement import apart
-from asap_exp.core.devices import AUTOCAST_DTYPES
+from asap_exp.core.devices import AUTOCAST_DTYPES, device_of
 from asap_exp.core.errors import UserError, check_choice
 
 PRECISIONS = ("32-true", *AUTOCAST_DTYPES)

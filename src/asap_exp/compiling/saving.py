@@ -26,9 +26,9 @@ from asap_exp.calibration.artifact import (
     save_artifact,
     teacher_layers,
 )
-from asap_exp.calibration.capture import device_of
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.compiling.present import holder_of, present_artifact
+from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
 from asap_exp.ops import SlicedMap

@@ -1,9 +1,11 @@
 """Choice of device and precision."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from asap_exp.core.console import debug
 from asap_exp.core.errors import UserError
@@ -25,6 +27,12 @@ def choose_device(accelerator: str, key: str = "accelerator") -> torch.device:
     device = torch.device("cuda" if available and accelerator != "cpu" else "cpu")
     debug(f"device: {device_name(device)}, PyTorch {torch.__version__}")
     return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first weight or buffer; the CPU for a model without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def device_name(device: torch.device) -> str:

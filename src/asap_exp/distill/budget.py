@@ -9,10 +9,10 @@ from rich.table import Table
 
 from asap_exp.attention import AsapAttention, Attention
 from asap_exp.calibration.calibrate import Calibration
-from asap_exp.calibration.capture import device_of
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import say, show
+from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError
 from asap_exp.data import TaskDataModule
 from asap_exp.distill.candidates import Option, ValidationScorer, make_ladders, make_options

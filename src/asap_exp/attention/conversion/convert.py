@@ -19,6 +19,7 @@ from asap_exp.attention.conversion.adopted import Adopted, with_state_of
 from asap_exp.attention.conversion.families import adopter, looks_like_attention, obstacle
 from asap_exp.attention.layer import AttentionLayer
 from asap_exp.attention.softmax import SoftmaxAttention
+from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice, check_range
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,7 +45,7 @@ class Found:
         if dropout is not None:
             layer.attention_dropout_rate = dropout
         if attention is not None:
-            layer.attend = attention.to(next(layer.parameters()).device).train(layer.training)
+            layer.attend = attention.to(device_of(layer)).train(layer.training)
         return layer
 
     def refusal(self, attention: Attention | None, dropout: float | None) -> str | None:
