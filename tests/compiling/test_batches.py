@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import asap_exp
 from asap_exp.attention import AttentionLayer, SinkhornAttention
 from asap_exp.calibration.batches import num_samples, on_device
+from asap_exp.core.errors import UserError
 from tests.attention.convertible import transformers
 from tests.small_model import DIM, Classifier, compile_small, tokens
 
@@ -149,3 +151,34 @@ def test_a_model_may_refill_its_memory() -> None:
     plain = [tokens(seed, rows=6) for seed in SEEDS]
     fits = [compile_small(kind(), plain).asap_artifact for kind in (WithBuffers, WithoutBuffers)]
     assert_same_fit(fits[0].tensors, fits[1].tensors)
+
+
+def test_two_batches_are_read_however_large_they_are(teacher: Classifier) -> None:
+    """One to fit on and one to check on, and no third."""
+    plain = [tokens(seed, rows=6) for seed in SEEDS]
+    for samples in (2, 6, 7, 12):
+        assert_same_fit(
+            compiled_on(teacher, plain, samples=samples), compiled_on(teacher, plain[:2])
+        )
+
+
+def test_empty_batches_are_passed_over(teacher: Classifier) -> None:
+    plain = [tokens(seed, rows=6) for seed in SEEDS]
+    empty = plain[0][:0]
+    with_empty = [empty, *plain[:2], empty, *plain[2:], empty]
+    assert_same_fit(compiled_on(teacher, with_empty), compiled_on(teacher, plain))
+    with pytest.raises(UserError, match=r"gave 1 batch beside 2 without samples, and at least two"):
+        compiled_on(teacher, [empty, plain[0], empty])
+    with pytest.raises(
+        UserError, match=r"gave no batches beside 2 without samples, and at least two"
+    ):
+        compiled_on(teacher, [empty, empty])
+
+
+def test_samples_are_counted_by_a_tensor_that_has_some() -> None:
+    assert num_samples({"boxes": torch.ones(0, 4), "x": torch.ones(5, 3)}) == 5
+
+
+def test_drift_on_an_empty_batch_is_refused(compiled: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"the batch is empty.* of shape \(0, 8, 16\)"):
+        asap_exp.drift(compiled, tokens(9)[:0])

@@ -24,18 +24,27 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]:
-    """Return the first batches of `loader`, on `device`, until they hold `samples` samples."""
+    """Return the first batches of `loader`, on `device`, until they hold `samples` samples.
+
+    Two at least, however large they are: one to fit on, one to check on. Empty ones do not count.
+    """
     batches: list[Any] = []
-    count = 0
+    count = empty = 0
     for batch in loader:
-        if count >= samples:
+        if count >= samples and len(batches) > 1:
             break
+        size = num_samples(batch)
+        if not size:
+            empty += 1
+            continue
         batches.append(on_device(batch, device, copy=True))
-        count += num_samples(batch)
+        count += size
     if len(batches) < 2:
+        beside = f" beside {empty} without samples" if empty else ""
         raise UserError(
-            f"the loader gave {len(batches) or 'no'} batch{'es' * (not batches)}, and at least two "
-            "are needed: one to fit on, one to check on. Give smaller batches, or more of them"
+            f"the loader gave {len(batches) or 'no'} batch{'es' * (not batches)}{beside}, and at "
+            "least two are needed: one to fit on, one to check on. Give smaller batches, or more "
+            "of them"
         )
     return batches
 
@@ -53,8 +62,18 @@ def on_device(batch: Any, device: torch.device, *, copy: bool = False) -> Any:
 
 
 def num_samples(batch: Any) -> int:
-    """Return the first dimension of the batch's first tensor."""
-    return len(tensors_of(batch)[0])
+    """Return the first dimension of the batch's first tensor that is not empty, 0 without any."""
+    return next((len(tensor) for tensor in tensors_of(batch) if len(tensor)), 0)
+
+
+def check_not_empty(batch: Any) -> None:
+    """Raise UserError for a batch of tensors that hold no sample."""
+    tensors = [tensor for tensor in tensors_in(batch) if tensor.dim()]
+    if tensors and not any(map(len, tensors)):
+        raise UserError(
+            f"the batch is empty: its first tensor is of shape {tuple(tensors[0].shape)}; give one "
+            "with samples"
+        )
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

@@ -78,11 +78,11 @@ def compile(
     The copy is in evaluation mode and frozen (`requires_grad_()` lets it train); `model`, which
     holds layers with `SinkhornAttention`, is left unchanged. `layers` names the paths of those to
     compile; the default is all. `loader` yields batches: tensors, or tuples, lists, mappings or
-    dataclasses of them. It is read once until there are `samples` samples; labels are not needed.
-    The last of these batches, a share of `holdout`, are used to stop the gradient steps early and
-    for what is printed. `forward` runs a model on one batch; for `end_to_end` it must return
-    predictions `[..., classes]`. `precision` is that of inference: 32-true, bf16-mixed or 16-mixed.
-    `backend` is that of the operators; `torch.export` can trace "reference" on a GPU.
+    dataclasses of them. It is read once until there are two batches and `samples` samples; labels
+    are not needed. The last of these batches, a share of `holdout`, are used to stop the gradient
+    steps early and for what is printed. `forward` runs a model on one batch; for `end_to_end` it
+    must return predictions `[..., classes]`. `precision` is that of inference: 32-true, bf16-mixed
+    or 16-mixed. `backend` is that of the operators; `torch.export` can trace "reference" on a GPU.
 
     With `one_pass` a map predicts the dual of the keys instead of that of the queries: row softmax
     with it as a bias of the keys is the whole operator, without a column step, so that columns are

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from asap_exp.calibration.batches import call, on_device
+from asap_exp.calibration.batches import call, check_not_empty, on_device
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.compiling.saving import artifact_of
@@ -26,7 +26,8 @@ def drift(
     compiled model has been several times as far from its teacher (docs/own_model.md). It builds the
     plans `[B, H, N, N]`, so it costs more than a forward pass: call it occasionally.
 
-    Raises UserError for coarse layers (`method="coarse"`), which were not calibrated.
+    Raises UserError for coarse layers (`method="coarse"`), which were not calibrated, and for
+    a batch without samples.
     """
     check_choice("precision", precision, PRECISIONS)
     artifact = artifact_of(model)
@@ -37,6 +38,7 @@ def drift(
             "errors at a calibration to compare with. Coarse duals follow the activations, so that "
             "a drift asks for no new calibration"
         )
+    check_not_empty(batch)
     batches = [on_device(batch, device_of(model))]
     now = column_errors(model, batches, artifact.layers, precision, forward)
     return drift_ratios(now, at_calibration)
