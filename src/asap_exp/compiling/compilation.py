@@ -34,6 +34,7 @@ from asap_exp.compiling.coarse import check_not_given, compile_coarse
 from asap_exp.compiling.drifting import PRECISIONS
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.compiling.summary import summary
+from asap_exp.compiling.wrappers import check_model
 from asap_exp.core.agreement import apart
 from asap_exp.core.console import Progress
 from asap_exp.core.devices import device_of
@@ -102,8 +103,8 @@ def compile(
     that attention: tokens, subset, weights and grid_width, and `one_pass`. `save_compiled` and
     `load_compiled` take such a model, whose state_dict is the teacher's; `drift` refuses it.
 
-    Raises UserError if the model has no Sinkhorn layer, the loader yields fewer than two batches,
-    or queries and keys are not finite on one of them.
+    Raises UserError if the model has no Sinkhorn layer or is in a wrapper (`torch.compile`, DDP),
+    the loader yields fewer than two batches, or queries and keys are not finite on one of them.
     """
     numbers: dict[str, Any] = {
         "slices": slices,
@@ -119,6 +120,7 @@ def compile(
         "relaxed": relaxed,
         "sequential": sequential,
     }
+    check_model(model, "compile")
     check_choice("method", method, METHODS)
     if method == "coarse":
         fit_alone = {name: value for name, value in numbers.items() if name != "seed"}

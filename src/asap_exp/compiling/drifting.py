@@ -8,6 +8,7 @@ from asap_exp.calibration.batches import call, check_not_empty, on_device
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.compiling.saving import artifact_of
+from asap_exp.compiling.wrappers import check_model
 from asap_exp.core.agreement import apart
 from asap_exp.core.devices import AUTOCAST_DTYPES, device_of
 from asap_exp.core.errors import UserError, check_choice
@@ -29,6 +30,7 @@ def drift(
     Raises UserError for coarse layers (`method="coarse"`), which were not calibrated, and for
     a batch without samples.
     """
+    check_model(model, "drift")
     check_choice("precision", precision, PRECISIONS)
     artifact = artifact_of(model)
     at_calibration = artifact.about.column_error

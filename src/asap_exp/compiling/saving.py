@@ -28,6 +28,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.compiling.present import holder_of, present_artifact
+from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
 from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.tensors import fingerprint
@@ -64,8 +65,10 @@ def load_compiled(
 
     Raises UserError if files are missing or damaged, or were made from another teacher.
     """
+    check_model(model, "load_compiled")
     check_choice("backend", backend, BACKENDS)
     if isinstance(source, Mapping):
+        check_names(source, model)
         return from_state(model, source, backend)
     check_has_weights(model)
     artifact = load_artifact(Path(source))
@@ -117,7 +120,7 @@ def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
 
 def artifact_of(model: nn.Module) -> Artifact:
     """Return the map that `model` was compiled to, with its identity."""
-    artifact = getattr(model, "asap_artifact", None)
+    artifact = getattr(unwrapped(model), "asap_artifact", None)
     if not isinstance(artifact, Artifact):
         raise UserError(
             f"this {type(model).__name__} was not made by asap_exp.compile, or by load_compiled "
