@@ -83,7 +83,19 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"backend": "cuda"}, "backend=cuda .* auto, reference, triton"),
         ({"steps": ("kl",)}, r"^steps=\['kl'\] must begin with ridge"),
         ({"steps": ("hedgehog",)}, r"hedgehog, which is fitted to a softmax teacher.*exp\.distill"),
-        ({"steps": ()}, r"^steps=\[\] must begin with ridge"),
+        ({"steps": ()}, r"^steps=\[\] must begin with ridge; .* method='coarse', tokens="),
+        (
+            {
+                "steps": [],
+                "coarse": CoarseKeys(tokens=4),
+                "slices": 0,
+                "adaptive": False,
+                "query_features": False,
+            },
+            r"^steps=\[\] must begin with ridge; .* method='coarse', tokens=",
+        ),
+        ({"steps": ("kl",)}, r"and name no step twice$"),
+        ({"steps": ("hedgehg",)}, r"^steps=hedgehg is not allowed; .*learned_slices, end_to_end$"),
         ({"holdout": 1.0}, "holdout=1.0 is not allowed"),
         ({"forward": lambda model, batch: model.first(batch[0])}, "did not run .* at second"),
     ],
@@ -103,3 +115,9 @@ def test_unknown_keyword_is_refused(teacher: Classifier) -> None:
     ) as e:
         asap_exp.compile(teacher, loader(), tokens=3)
     assert "hedgehog" not in str(e.value)
+
+
+def test_steps_are_read_once(teacher: Classifier) -> None:
+    steps = (name for name in ["ridge"])
+    compiled = asap_exp.compile(teacher, loader(), slices=2, steps=steps, progress=False)
+    assert compiled.asap_artifact.identity["calibration"]["steps"] == ["ridge"]

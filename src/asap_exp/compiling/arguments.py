@@ -12,7 +12,7 @@ from asap_exp.attention import CoarseAttention, attention_layers, attention_opti
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
-from asap_exp.calibration.steps import STEPS, Step, with_settings
+from asap_exp.calibration.steps import STEPS, StartStep, Step, names_of, with_settings
 from asap_exp.core.errors import UserError, check_choice, check_range
 from asap_exp.core.schema import closest, field_of, type_name
 
@@ -25,6 +25,7 @@ IN_PYTHON = {
     "got false": "got False",
     "form=one_pass": "one_pass=True",
     "form=two_sided": "one_pass=False",
+    "; without any, coarse.tokens must be given": "",
 }
 SINKHORN = (
     'Put it in with asap_exp.convert(model, attention="sinkhorn", num_iters=20), then train on: a '
@@ -86,20 +87,28 @@ def check_shares(**given: Any) -> None:
     check_range("holdout", given["holdout"], above=0, below=1)
 
 
-def check_steps(steps: Any) -> None:
-    """Raise UserError unless `steps` is a list of names of steps."""
+def check_steps(steps: Any) -> list[str]:
+    """Return `steps` as a list; UserError unless they are names of steps, and one at least."""
     names = not isinstance(steps, str) and isinstance(steps, Iterable)
-    if not names or not all(isinstance(step, str) for step in steps):
+    chosen = list(steps) if names else []
+    if not names or not all(isinstance(step, str) for step in chosen):
         example = [steps] if isinstance(steps, str) else ["ridge", "learned_slices"]
         raise UserError(f"steps={steps!r} must be a list of names, for example {example}")
-    for step in steps:
-        if step in STEPS and STEPS[step].teacher != Step.teacher:
+    if not chosen:
+        raise UserError(
+            f"steps={chosen} must begin with {' or '.join(names_of(StartStep))}; without any fit "
+            "there are coarse duals: method='coarse', tokens=..."
+        )
+    of_sinkhorn = tuple(name for name, step in STEPS.items() if step.teacher == Step.teacher)
+    for step in chosen:
+        if step in STEPS and step not in of_sinkhorn:
             raise UserError(
-                f"steps={list(steps)!r} cannot have {step}, which is fitted to a "
+                f"steps={chosen!r} cannot have {step}, which is fitted to a "
                 f"{STEPS[step].teacher} teacher, and compile replaces Sinkhorn attention; for a "
                 f"trained run take: python -m asap_exp.distill calibration={step}"
             )
-        check_choice("steps", step, tuple(STEPS))
+        check_choice("steps", step, of_sinkhorn)
+    return chosen
 
 
 def check_more(given: Mapping[str, Any], steps: Sequence[str], own: Collection[str]) -> None:

@@ -141,7 +141,7 @@ def compile(
         return compile_coarse(model, layers, options, seed=seed, backend=backend, progress=progress)
     check_loader(loader)
     check_whole_numbers(samples=samples, **numbers)
-    check_steps(steps)
+    steps = check_steps(steps)
     check_more(more, steps, inspect.signature(compile).parameters)
     check_switches(progress=progress, one_pass=one_pass, **switches)
     check_shares(holdout=holdout, ridge=ridge)
@@ -156,7 +156,7 @@ def compile(
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
     keys = numbers | switches | more
-    keys |= {"steps": list(steps), "ridge": ridge, "form": FORMS[one_pass]}
+    keys |= {"steps": steps, "ridge": ridge, "form": FORMS[one_pass]}
     config = configured(fit, held_out, keys)
     shown = Progress(shown=progress)
     shown.line(
@@ -184,13 +184,12 @@ def configured(
     fit: Sequence[Any], held_out: Sequence[Any], keys: dict[str, Any]
 ) -> CalibrationConfig:
     """Return the configuration of a calibration; UserError for a value that is not allowed."""
-    steps = keys["steps"] or ["ridge"]
     schema = calibration_schema()
     with in_words_of_arguments():
         config = schema(
             **{
                 **keys,
-                "name": "sequential" if keys["sequential"] else steps[-1],
+                "name": "sequential" if keys["sequential"] else keys["steps"][-1],
                 "candidates": max(keys["candidates"], keys["slices"]),
                 "samples": sum(map(num_samples, fit)),
                 "holdout": sum(map(num_samples, held_out)),
