@@ -53,6 +53,12 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"adaptive": None}, r"adaptive=None has the wrong type; it must be True or False"),
         ({"logits": "no"}, r"logits='no' has the wrong type; it must be True or False"),
         ({"relaxed": 0}, r"relaxed=0 has the wrong type; it must be True or False"),
+        ({"relaxed": True}, r"^relaxed=True has no effect with refine=0"),
+        (
+            {"relaxed": True, "steps": ("ridge", "kl")},
+            r"^relaxed=True has no effect with refine=0.* set relaxed=False, or refine$",
+        ),
+        ({"relaxed": True, "refine": 1}, r"^relaxed=True has no effect with steps=\['ridge'\]"),
         ({"sequential": "false"}, r"sequential='false' has the wrong type; it must be True or"),
         ({"holdout": "0.2"}, r"holdout='0.2' has the wrong type; it must be a number"),
         ({"ridge": True}, r"ridge=True has the wrong type; it must be a number"),

@@ -87,6 +87,20 @@ def check_shares(**given: Any) -> None:
     check_range("holdout", given["holdout"], above=0, below=1)
 
 
+def check_relaxed(relaxed: bool, refine: int, steps: Sequence[str]) -> None:
+    """Raise UserError for a relaxation that no update has, or that no step learns."""
+    if relaxed and refine == 0:
+        raise UserError(
+            "relaxed=True has no effect with refine=0: it says how far these updates go; set "
+            "relaxed=False, or refine"
+        )
+    if relaxed and len(steps) < 2:
+        raise UserError(
+            f"relaxed=True has no effect with steps={list(steps)}: a step by gradient learns it; "
+            'set relaxed=False, or steps=("ridge", "learned_slices")'
+        )
+
+
 def check_steps(steps: Any) -> list[str]:
     """Return `steps` as a list; UserError unless they are names of steps, and one at least."""
     names = not isinstance(steps, str) and isinstance(steps, Iterable)

@@ -23,6 +23,7 @@ from asap_exp.compiling.arguments import (
     check_has_weights,
     check_loader,
     check_more,
+    check_relaxed,
     check_shares,
     check_steps,
     check_switches,
@@ -144,6 +145,7 @@ def compile(
     steps = check_steps(steps)
     check_more(more, steps, inspect.signature(compile).parameters)
     check_switches(progress=progress, one_pass=one_pass, **switches)
+    check_relaxed(relaxed, refine, steps)
     check_shares(holdout=holdout, ridge=ridge)
     check_range("samples", samples, minimum=2)
     check_choice("precision", precision, PRECISIONS)
