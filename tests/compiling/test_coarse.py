@@ -15,6 +15,8 @@ from asap_exp.attention import (
     attention_layers,
     build_attention,
 )
+from asap_exp.calibration.config import CoarseKeys
+from asap_exp.calibration.steps import AdamFit
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json
 from asap_exp.core.sealed import SEAL, write_sealed
@@ -157,6 +159,10 @@ def test_keywords_of_other_methods_are_refused(teacher: Classifier) -> None:
         compiled(teacher, num_iters=3)
     with pytest.raises(TypeError, match=r"no keyword 'implicit_steps'; it takes tokens, subset"):
         compiled(teacher, implicit_steps=3)
+    more = {"learned_slices": AdamFit(3, 0.1), "coarse": CoarseKeys(tokens=4)}
+    for name, value in more.items():
+        with pytest.raises(TypeError, match=rf"model\. {name} is of method='asap', which fits"):
+            compiled(teacher, **{name: value})
     with pytest.raises(UserError, match=r"loader must be given.*method='coarse' needs none"):
         asap_exp.compile(teacher)
 

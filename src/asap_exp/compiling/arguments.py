@@ -27,6 +27,12 @@ IN_PYTHON = {
     "form=two_sided": "one_pass=False",
     "; without any, coarse.tokens must be given": "",
 }
+OF_THE_TEACHER = ("num_iters", "eps")
+"""Options of coarse attention that a compiled layer takes from the model's."""
+
+OF_COMPILE = ("seed", "backend")
+OF_TRAINING = ("refine", "implicit_steps")
+
 SINKHORN = (
     'Put it in with asap_exp.convert(model, attention="sinkhorn", num_iters=20), then train on: a '
     "map is fitted to the plans of a trained model"
@@ -144,11 +150,7 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str], own: Collection[s
             raise TypeError(
                 f"compile() takes no keyword {name!r}{meant(name, own)}; the steps with settings "
                 f"are {', '.join(settings)}, and {COARSE} is the feature that has some"
-                + (
-                    f". {name} is of method='coarse', which takes no loader"
-                    if name in attention_options(CoarseAttention.name)
-                    else ""
-                )
+                f"{of_coarse(name)}"
             )
         wanted = type(settings[name].settings)
         if not isinstance(value, wanted):
@@ -161,6 +163,28 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str], own: Collection[s
             raise UserError(
                 f"{name}={value!r} has no effect: {name} is not among steps={list(steps)}"
             )
+
+
+def of_coarse(name: str) -> str:
+    """Return a sentence on a keyword that is an option of coarse attention, or nothing."""
+    if name in coarse_options():
+        return f". {name} is of method='coarse', which takes no loader"
+    if name in OF_THE_TEACHER:
+        return f". {name} is that of the model's own Sinkhorn layers, with which it was trained"
+    return ""
+
+
+def of_asap(name: str) -> str:
+    """Return a sentence on a keyword that a fit alone has, or nothing."""
+    if name in {*with_settings(), *FURTHER_FEATURES, COARSE}:
+        return f". {name} is of method='asap', which fits maps to the batches of a loader"
+    return ""
+
+
+def coarse_options() -> list[str]:
+    """Return the options of coarse attention that `method="coarse"` takes."""
+    others = OF_THE_TEACHER + OF_COMPILE + OF_TRAINING
+    return [name for name in attention_options(CoarseAttention.name) if name not in others]
 
 
 def meant(name: str, known: Collection[str]) -> str:

@@ -9,21 +9,22 @@ from torch import nn
 
 from asap_exp.attention import (
     CoarseAttention,
-    attention_options,
     build_attention,
     swap_attention,
 )
 from asap_exp.calibration.artifact import make_artifact
 from asap_exp.calibration.coarse import coarse_layers, identity_without_fit
 from asap_exp.calibration.config import FORMS, CoarseKeys
-from asap_exp.compiling.arguments import check_has_weights, meant, sinkhorn_paths
+from asap_exp.compiling.arguments import (
+    check_has_weights,
+    coarse_options,
+    meant,
+    of_asap,
+    sinkhorn_paths,
+)
 from asap_exp.compiling.saving import remember, teacher_identity
 from asap_exp.core.console import Progress
 from asap_exp.core.errors import UserError
-
-OF_THE_TEACHER = ("num_iters", "eps")
-OF_COMPILE = ("seed", "backend")
-OF_TRAINING = ("refine", "implicit_steps")
 
 
 def compile_coarse(
@@ -39,13 +40,12 @@ def compile_coarse(
 
     `options` are the other options of `CoarseAttention`.
     """
-    of_others = OF_THE_TEACHER + OF_COMPILE + OF_TRAINING
-    own = [name for name in attention_options("coarse") if name not in of_others]
+    own = coarse_options()
     for name in options:
         if name not in own:
             raise TypeError(
                 f"compile(method='coarse') takes no keyword {name!r}{meant(name, own)}; it "
-                f"takes {', '.join(own)}, and T and eps from the model"
+                f"takes {', '.join(own)}, and T and eps from the model{of_asap(name)}"
             )
     check_has_weights(model)
     paths = sinkhorn_paths(model, layers)
