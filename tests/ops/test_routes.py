@@ -274,6 +274,21 @@ def test_explanation_without_tokens_or_of_an_unknown_operator():
         ops.explain("sinkhorn", n=3)
 
 
+@pytest.mark.parametrize("options", [{}, {"refine": 2, "gradient": True}, {"one_pass": True}])
+@pytest.mark.parametrize(
+    ("of_map", "of_tensors"),
+    [(ops.map_attention, ops.asap_attention), (ops.map_dual, ops.predicted_dual)],
+)
+def test_operators_that_take_a_map_as_one_object_are_explained(of_map, of_tensors, options):
+    found, same = (
+        ops.explain(operator, n=200, capability=HOPPER, **options)
+        for operator in (of_map, of_tensors)
+    )
+    assert (found.choices, found.refusal) == (same.choices, same.refusal)
+    assert str(found) == str(same).replace(of_tensors.__name__, of_map.__name__, 1)
+    assert ops.explain(of_map.__name__, n=200, capability=HOPPER, **options) == found
+
+
 @pytest.mark.parametrize(
     ("operator", "got"), [(torch.zeros(1, 1, 2, 4), "Tensor"), (5, "int"), (None, "NoneType")]
 )

@@ -272,9 +272,9 @@ def asap_attention(
     `adaptive_features` and logit_weight . `logit_features` if given; then `refine` further Sinkhorn
     updates before the closure, each to f + relaxation (F(f) - f), or to F(f) without a
     relaxation. `theta` `[H, L, D]`, `weight` `[H, L]`, `query_weight` `[H, D + 1]`,
-    `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`. Source: arXiv
-    2605.12879 for the potentials; the rest is this project's, with relaxed updates as in
-    `relaxed_sinkhorn_attention`.
+    `adaptive_weight` `[H, 5, L]`, `logit_weight` `[H, 3]`, `relaxation` `[H]`, which is learned, so
+    that any value is taken. Source: arXiv 2605.12879 for the potentials; the rest is this
+    project's, with relaxed updates as in `relaxed_sinkhorn_attention`.
     """
     return map_attention(
         q,

@@ -55,6 +55,9 @@ FIRST_OFFERS: dict[str, Callable[[Call], Offers]] = {
 }
 """Operators of `routing.ROUTES` that each public operator calls directly."""
 
+SAME_CALL = {"map_attention": "asap_attention", "map_dual": "predicted_dual"}
+"""Public operators that take a map as one object, and those that take its tensors."""
+
 BACKWARD_OPTIONS = ("gradient_updates", "implicit_steps")
 ASAP_OPTIONS = ("slices", "refine", "relaxed", "logit_features", "one_pass")
 READ_BY = {
@@ -178,7 +181,8 @@ def explain(
     not have, or if neither tensors nor n are given, and TypeError or ValueError for what no call
     can have.
     """
-    name = _name(operator)
+    given = _name(operator)
+    name = SAME_CALL.get(given, given)
     backends.check_backend(backend)
     check_count("num_iters", num_iters, 1)  # these two first, since others are checked by them
     check_switch("one_pass", one_pass)
@@ -247,15 +251,17 @@ def explain(
     ran = "triton" if fused else "reference"
     requested = IEEE if backend == "ieee" else AS_ALLOWED
     products = product_words(call, requested) if fused else None
-    return Explanation(name, call, words, ran, refusal, choices, products)
+    return Explanation(given, call, words, ran, refusal, choices, products)
 
 
 def _name(operator: object) -> str:
     """Return the name of an operator, given as that or as a function; ValueError for another."""
     name = operator if isinstance(operator, str) else getattr(operator, "__name__", None)
-    if name not in FIRST_OFFERS:
+    if name not in (*FIRST_OFFERS, *SAME_CALL):
         got = repr(name) if isinstance(name, str) else type(operator).__name__
-        raise ValueError(f"operator must be one of {', '.join(FIRST_OFFERS)}, got {got}")
+        raise ValueError(
+            f"operator must be one of {', '.join([*FIRST_OFFERS, *SAME_CALL])}, got {got}"
+        )
     return name
 
 
@@ -335,7 +341,12 @@ def _words(operator: str, call: Call) -> str:
     """Return the shapes and the options that are set, in words."""
     words = [f"n = {call.n}", f"m = {call.m}", f"head_dim = {call.head_dim}"]
     words += [f"value_dim = {call.value_dim}", str(call.dtype).removeprefix("torch.")]
-    options = ("constant_logits", "padded", "gradient", *READ_BY.get(operator, ()))
+    options = (
+        "constant_logits",
+        "padded",
+        "gradient",
+        *READ_BY.get(SAME_CALL.get(operator, operator), ()),
+    )
     given = ((name, getattr(call, name)) for name in options)
     set_ = ((name, x) for name, x in given if x is not False and x is not None)
     words += [name if x is True else f"{name} = {x}" for name, x in set_]
