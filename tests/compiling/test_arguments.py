@@ -39,6 +39,10 @@ def test_model_without_sinkhorn_layers_is_refused(model: nn.Module, words: str) 
         ({"layers": "first"}, "layers='first' must be a list of paths; the model has first, sec"),
         ({"steps": "ridge"}, r"steps='ridge' must be a list .*\['ridge'\]"),
         ({"slices": -1}, r"^slices=-1 is not allowed; it must be at least 0$"),
+        ({"candidates": 7}, r"^candidates=7 is not allowed; it must be at least 8 \(slices\)$"),
+        ({"slices": 40, "candidates": 32}, r"^candidates=32 is not allowed; .* at least 40 \(sli"),
+        ({"candidates": 8.0}, r"candidates=8.0 has the wrong type; it must be a whole number"),
+        ({"candidates": 10**7}, r"^candidates=10000000 is not allowed; it must be at most"),
         ({"refine": -1}, r"^refine=-1 is not allowed"),
         ({"seed": -1}, r"^seed=-1 is not allowed"),
         ({"steps": ("rigde",)}, r"^steps=rigde is not allowed\. Did you mean ridge\?"),
@@ -131,3 +135,10 @@ def test_steps_are_read_once(teacher: Classifier) -> None:
     steps = (name for name in ["ridge"])
     compiled = asap_exp.compile(teacher, loader(), slices=2, steps=steps, progress=False)
     assert compiled.asap_artifact.identity["calibration"]["steps"] == ["ridge"]
+
+
+def test_candidates_are_32_or_as_many_as_slices(teacher: Classifier) -> None:
+    few = {"steps": ("ridge",), "progress": False}
+    for slices, candidates in ((2, 32), (40, 40)):
+        compiled = asap_exp.compile(teacher, loader(), slices=slices, **few)
+        assert compiled.asap_artifact.identity["calibration"]["candidates"] == candidates

@@ -387,7 +387,7 @@ def test_defaults_are_those_of_the_stage() -> None:
             assert value == steps[key].defaults() == steps[key]().settings
         else:
             assert defaults[key] == value
-    assert (defaults["steps"], defaults["candidates"]) == (("ridge",), 32)
+    assert (defaults["steps"], defaults["candidates"]) == (("ridge",), None)
     assert defaults["samples"] == 512
     assert asdict(stage.kl).keys() == {"updates", "lr"}
 

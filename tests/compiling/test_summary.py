@@ -1,5 +1,7 @@
 """What asap_exp.compile shows: its progress, how close each layer came, and advice."""
 
+import copy
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -160,6 +162,12 @@ def test_advice_is_given_where_there_is_reason_for_it() -> None:
         replace(GOOD, updates=0), logits=True, steps=["ridge", "learned_slices"], slices=4
     )
     assert weak.endswith("try slices=8")
+    steps = ["ridge", "kl", "end_to_end"]
+    bare = {"query_features": False, "adaptive": False, "candidates": 8}
+    (weak,) = advised(replace(GOOD, updates=0), steps=steps, **bare)
+    assert weak.endswith(
+        'try slices=16, candidates=16, steps=("ridge", "kl", "learned_slices", "end_to_end")'
+    )
     assert advised(replace(GOOD, updates=0, kl=1e-5)) == []
     (untrained,) = advised(replace(GOOD, updates=0, kl=1e-9, one_update=1e-8))
     assert untrained.startswith("The teacher's plans are those of a single update")
@@ -167,6 +175,35 @@ def test_advice_is_given_where_there_is_reason_for_it() -> None:
     assert "miss their column sums, by 0.8 at blocks.1.attn" in unbalanced
     (short,) = advised(replace(GOOD, tokens=64))
     assert short.startswith("At 64 tokens, fewer updates")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slices": 1, "candidates": 1, "query_features": False, "adaptive": False},
+        {"slices": 0, "adaptive": False},
+        {"slices": 1, "steps": ("ridge", "kl", "end_to_end"), "kl": AdamFit(2, 1e-4)},
+        {"slices": 1, "one_pass": True, "logits": True},
+    ],
+)
+def test_what_is_advised_can_be_compiled(teacher: Classifier, options: dict, capfd: Any) -> None:
+    few = {"end_to_end": AdamFit(2, 1e-4)} if "kl" in options else {}
+    asap_exp.compile(hard(teacher), loader(), **options, **few)
+    advised = re.search(r"the map of \w+; try (.+)$", capfd.readouterr().err, re.MULTILINE)
+    assert advised is not None
+    given = options | eval(f"dict({advised[1]})") | few
+    asap_exp.compile(
+        hard(teacher), loader(), **given, learned_slices=AdamFit(2, 0.01), progress=False
+    )
+
+
+def hard(teacher: Classifier) -> Classifier:
+    """Return a teacher whose plans are far from what a small map gives."""
+    model = copy.deepcopy(teacher)
+    for layer in attention_layers(model).values():
+        with torch.no_grad():
+            layer.get_parameter("qkv.weight").mul_(2)
+    return model
 
 
 @pytest.mark.parametrize("options", [{"sequential": True}, {"layers": ["second"]}, {"refine": 1}])

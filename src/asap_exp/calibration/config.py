@@ -105,7 +105,12 @@ class CalibrationKeys:
         if self.imitates:
             check_imitation(self)
             return
-        check_range("calibration.candidates", self.candidates, minimum=self.slices)
+        check_range(
+            "calibration.candidates",
+            self.candidates,
+            minimum=self.slices,
+            bound_by="calibration.slices",
+        )
         check_form(self)
         for key in self.features:
             if not self.query_features:

@@ -45,6 +45,9 @@ from asap_exp.ops.backend import BACKENDS
 
 METHODS = ("asap", "coarse")
 
+CANDIDATES = 32
+"""Random slices among which those of a map are chosen, if it has no more than these."""
+
 
 @torch.inference_mode(False)
 @apart()
@@ -55,7 +58,7 @@ def compile(
     method: str = "asap",
     steps: Sequence[str] = ("ridge",),
     slices: int = 8,
-    candidates: int = 32,
+    candidates: int | None = None,
     query_features: bool = True,
     adaptive: bool = True,
     logits: bool = False,
@@ -90,10 +93,11 @@ def compile(
     with it as a bias of the keys is the whole operator, without a column step, so that columns are
     as even as the map is exact (calibration.form=one_pass; docs/coarse.md).
 
-    The default is a regression, which takes seconds; docs/own_model.md says what other choices cost
-    and gain. The other keywords are the keys of conf/distill/calibration/; `more` are the settings
-    of the steps by name, for example `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`,
-    and `coarse=asap_exp.calibration.config.CoarseKeys(tokens=64)` makes coarse duals a feature.
+    The default is a regression on the best of 32 random `candidates`, or of as many as `slices`. It
+    takes seconds; docs/own_model.md says what other choices cost and gain. The other keywords are
+    the keys of conf/distill/calibration/; `more` are the settings of the steps by name, for example
+    `kl=asap_exp.calibration.steps.AdamFit(updates=300, lr=0.03)`, and
+    `coarse=asap_exp.calibration.config.CoarseKeys(tokens=64)` makes coarse duals a feature.
     `end_to_end` overfits a thousand samples: pass several thousand. A layer that runs more than
     once in a forward pass is fitted to all its calls. The function also works under `no_grad`.
 
@@ -109,7 +113,6 @@ def compile(
     """
     numbers: dict[str, Any] = {
         "slices": slices,
-        "candidates": candidates,
         "refine": refine,
         "memory_mib": memory_mib,
         "seed": seed,
@@ -134,6 +137,7 @@ def compile(
             holdout=holdout,
             precision=precision,
             forward=forward,
+            candidates=candidates,
             **fit_alone,
             **switches,
         )
@@ -142,6 +146,8 @@ def compile(
         return compile_coarse(model, layers, options, seed=seed, backend=backend, progress=progress)
     check_loader(loader)
     check_whole_numbers(samples=samples, **numbers)
+    numbers["candidates"] = max(CANDIDATES, slices) if candidates is None else candidates
+    check_whole_numbers(candidates=numbers["candidates"])
     steps = check_steps(steps)
     check_more(more, steps, inspect.signature(compile).parameters)
     check_switches(progress=progress, one_pass=one_pass, **switches)
@@ -192,7 +198,6 @@ def configured(
             **{
                 **keys,
                 "name": "sequential" if keys["sequential"] else keys["steps"][-1],
-                "candidates": max(keys["candidates"], keys["slices"]),
                 "samples": sum(map(num_samples, fit)),
                 "holdout": sum(map(num_samples, held_out)),
                 "batch_size": max(map(num_samples, [*fit, *held_out])),

@@ -1,5 +1,6 @@
 """What a compilation found, in a few lines: how close each layer came, and what to do about it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from asap_exp.calibration.capture import checked_inputs, sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.kl import num_rows, teacher_target, total_kl
+from asap_exp.calibration.steps import ModelStep, names_of
 
 UPDATES = (1, 2, 3, 5, 7, 10, 15)
 """Numbers of updates with which a map is compared."""
@@ -27,6 +29,9 @@ NEGLIGIBLE = 1e-4
 
 UNBALANCED = 0.1
 """Column error from which a teacher's plans are not nearly doubly stochastic."""
+
+LEARNED = "learned_slices"
+"""The step that is suggested where a map is far from the teacher."""
 
 
 @dataclass
@@ -143,12 +148,9 @@ def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str
         )
     weakest = min(found, key=lambda each: (each.updates, -each.kl))
     if weakest.updates < ENOUGH and weakest.kl > NEGLIGIBLE:
-        more = [f"slices={2 * config.slices or 8}"]
-        more += [] if config.logits else ["logits=True"]
-        more += [] if "learned_slices" in config.steps else ['steps=("ridge", "learned_slices")']
         lines.append(
             f"{ENOUGH} Sinkhorn updates are closer to the teacher than the map of {weakest.path}; "
-            f"try {', '.join(more)}"
+            f"try {', '.join(larger(config))}"
         )
     tokens = max(each.tokens for each in found)
     if tokens <= FEW_TOKENS:
@@ -157,3 +159,19 @@ def advice(found: Sequence[LayerSummary], config: CalibrationConfig) -> list[str
             "as the maps: time both"
         )
     return lines
+
+
+def larger(config: CalibrationConfig) -> list[str]:
+    """Return arguments of `compile` for a map that can come closer, beside those given."""
+    slices = 2 * config.slices or 8
+    more = [f"slices={slices}"]
+    if slices > config.candidates:
+        more.append(f"candidates={slices}")
+    if config.query_features and not config.logits:
+        more.append("logits=True")
+    if LEARNED not in config.steps:
+        last = names_of(ModelStep)
+        steps = [step for step in config.steps if step not in last]
+        steps += [LEARNED, *(step for step in config.steps if step in last)]
+        more.append(f"steps=({', '.join(map(json.dumps, steps))})")
+    return more
