@@ -18,6 +18,11 @@ def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     }
 
 
+def named(*paths: str) -> str:
+    """Return paths of layers for a message; an empty one is that of a model that is a layer."""
+    return ", ".join(path or "the model itself" for path in paths)
+
+
 def fill_attention(model: nn.Module, attention: Mapping[str, Any], *, tokens: int | None) -> None:
     """Give every attention layer an attention of its own, built from `{name, **options}`.
 
@@ -55,7 +60,5 @@ def layers_at(model: nn.Module, paths: Iterable[str]) -> dict[str, AttentionLaye
     wanted = list(paths)
     unknown = sorted(set(wanted) - layers.keys())
     if unknown:
-        raise UserError(
-            f"no attention layer at {', '.join(unknown)}; the model has {', '.join(layers)}"
-        )
+        raise UserError(f"no attention layer at {named(*unknown)}; the model has {named(*layers)}")
     return {path: layers[path] for path in wanted}

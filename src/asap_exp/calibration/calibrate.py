@@ -20,6 +20,7 @@ from asap_exp.attention import (
     swapped,
 )
 from asap_exp.attention.learned import LearnedAttention
+from asap_exp.attention.swapping import named
 from asap_exp.calibration.capture import sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
 from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
@@ -132,7 +133,7 @@ def fit_layers(
     checks, held_out = record(data, data.held_out, group, room)
     for path in data.progress.track(group, f"{start.name}, {len(group)} layers", len(group)):
         eps = sinkhorn(attention_layers(net)[path]).eps
-        with timed(f"{start.name} of {path}"):
+        with timed(f"{start.name} of {named(path)}"):
             ridge = start.fit(sums[path], checks[path], config)
         if "maps" in kinds:
             result.ridge[path] = ridge
@@ -166,7 +167,7 @@ def fit_stack(
     attends = [result.found(kind)[path] for path in paths]
     whole = stack_maps(attends)
     for step in steps:
-        with timed(f"{step.name} of {', '.join(paths)}, {kind}"):
+        with timed(f"{step.name} of {named(*paths)}, {kind}"):
             step.fit(whole, scale, replace(data, shown=shown(of, step, kind, paths)))
         if kind == "maps":
             kl = {"kl": mean_kl(whole, data.held_out)}
@@ -231,7 +232,7 @@ def imitate(data: CalibrationData, paths: list[str], result: Calibration) -> Non
             data.config.seed,
             shown(data, step, "maps", [path]),
         )
-        with timed(f"{step.name} of {path}"):
+        with timed(f"{step.name} of {named(path)}"):
             step.fit(attend, own)
         result.plan_kl[path][step.name] = imitation_kl(attend, own.teacher, own.held_out)
     result.prediction_kl["imitations"] = {"before": before, "after": prediction_kl()}
@@ -239,7 +240,7 @@ def imitate(data: CalibrationData, paths: list[str], result: Calibration) -> Non
 
 def shown(data: CalibrationData, step: Step, kind: str, paths: Sequence[str]) -> Shown:
     """Return what shows the updates of a step on the layers at `paths`."""
-    where = ", ".join(paths) if len(paths) < 3 else f"{len(paths)} layers"
+    where = named(*paths) if len(paths) < 3 else f"{len(paths)} layers"
     control = "" if kind == "maps" else ", control without slices"
     return lambda items, total: data.progress.track(items, f"{step.name}, {where}{control}", total)
 

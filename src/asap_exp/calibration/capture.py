@@ -13,6 +13,7 @@ from asap_exp.attention import (
     SinkhornAttention,
     record_inputs,
 )
+from asap_exp.attention.swapping import named
 from asap_exp.core.devices import AUTOCAST_DTYPES, autocast, device_of
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
@@ -86,7 +87,7 @@ def checked_inputs(
         missed = [path for path in paths if path not in recorded]
         if missed:
             raise UserError(
-                f"forward did not run the attention layer at {', '.join(missed)} on {name(index)}; "
+                f"forward did not run the attention layer at {named(*missed)} on {name(index)}; "
                 "leave it out with layers=[...], or call the model so that it does"
             )
         if not all(is_finite(call) for path in paths for call in recorded[path]):
@@ -109,13 +110,13 @@ def not_finite(recorded: Recorded, batch: Any, name: str, precision: str) -> str
     path = next(path for path, call in in_order if not is_finite(call))
     if all(tensor.isfinite().all() for tensor in tensors_in(batch)):
         return (
-            f"on {name}, which is finite itself, the queries or keys of the layer at {path} are "
-            "not (NaN or infinity), and those of no layer before it: look at the weights up to "
-            f"there{unless_half(precision)}"
+            f"on {name}, which is finite itself, the queries or keys of the layer at "
+            f"{named(path)} are not (NaN or infinity), and those of no layer before it: look at "
+            f"the weights up to there{unless_half(precision)}"
         )
     return (
         f"{name} is not finite: it holds NaN or infinity, and so do the queries or keys of the "
-        f"layer at {path}; mend or leave out its samples, or mask them as padding"
+        f"layer at {named(path)}; mend or leave out its samples, or mask them as padding"
     )
 
 

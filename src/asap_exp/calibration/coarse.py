@@ -17,6 +17,7 @@ from asap_exp.attention import (
     check_fills_grid,
     warn_if_all,
 )
+from asap_exp.attention.swapping import named
 from asap_exp.calibration.config import CalibrationConfig, CoarseKeys, recipe_without_fit
 from asap_exp.core.config.fields import COARSE_GRIDS
 from asap_exp.core.errors import UserError
@@ -74,9 +75,9 @@ def coarse_layers(
         assert isinstance(teacher, SinkhornAttention), "only such layers are compiled"
         if teacher.name != SinkhornAttention.name:
             raise UserError(
-                f"the layer at {path} has {teacher.name} attention, whose updates are not those of "
-                "sinkhorn; coarse duals without a fit take the place of sinkhorn alone. Fit a map, "
-                "or choose other layers"
+                f"the layer at {named(path)} has {teacher.name} attention, whose updates are not "
+                "those of sinkhorn; coarse duals without a fit take the place of sinkhorn alone. "
+                "Fit a map, or choose other layers"
             )
         attends[path] = coarse_attention(teacher, keys, one_pass=one_pass, backend=backend)
     return attends

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import Attention, AttentionLayer
 from asap_exp.attention.learned import LearnedAttention
+from asap_exp.attention.swapping import named
 from asap_exp.calibration.capture import checked_inputs
 from asap_exp.calibration.data import Batches, CalibrationData, is_stand_in
 from asap_exp.calibration.gradient import Found, best_of_each_head, reshuffled
@@ -73,9 +74,9 @@ def check_taught(step: ImitationStep, layers: Mapping[str, AttentionLayer]) -> N
     for path, layer in layers.items():
         if layer.attend.name != step.teacher:
             raise UserError(
-                f"the layer at {path} has {layer.attend.name} attention, and the calibration step "
-                f"{step.name} imitates {step.teacher} attention; choose layers that have it, or "
-                "other steps"
+                f"the layer at {named(path)} has {layer.attend.name} attention, and the "
+                f"calibration step {step.name} imitates {step.teacher} attention; choose layers "
+                "that have it, or other steps"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from asap_exp.attention import CoarseAttention, attention_layers, attention_options
-from asap_exp.attention.swapping import layers_at
+from asap_exp.attention.swapping import layers_at, named
 from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
 from asap_exp.calibration.steps import STEPS, StartStep, Step, names_of, with_settings
@@ -243,13 +243,11 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
         return list(found)
     names = not isinstance(layers, str) and isinstance(layers, Iterable)
     if not names or not all(isinstance(path, str) for path in layers) or not list(layers):
-        raise UserError(
-            f"layers={layers!r} must be a list of paths; the model has {', '.join(found)}"
-        )
+        raise UserError(f"layers={layers!r} must be a list of paths; the model has {named(*found)}")
     for path, layer in layers_at(model, layers).items():
         if path not in found:
             raise UserError(
-                f"the layer at {path} has {layer.attend.name} attention; only Sinkhorn layers can "
-                f"be compiled: {', '.join(found)}. {SINKHORN}"
+                f"the layer at {named(path)} has {layer.attend.name} attention; only Sinkhorn "
+                f"layers can be compiled: {named(*found)}. {SINKHORN}"
             )
     return [path for path in found if path in layers]

@@ -8,6 +8,7 @@ import torch
 
 from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention, attention_layers
 from asap_exp.attention.diagnostics import column_error
+from asap_exp.attention.swapping import named
 from asap_exp.calibration.calibrate import Calibration
 from asap_exp.calibration.capture import checked_inputs, sinkhorn
 from asap_exp.calibration.config import CalibrationConfig
@@ -64,7 +65,7 @@ def layer_summaries(data: CalibrationData, result: Calibration) -> list[LayerSum
             for call in recorded[path]:
                 total.add(call)
     return [
-        total.summary(path, result.ridge[path].held_out_r_squared.mean().item())
+        total.summary(named(path), result.ridge[path].held_out_r_squared.mean().item())
         for path, total in totals.items()
     ]
 
