@@ -125,6 +125,8 @@ def test_unknown_keyword_is_refused(teacher: Classifier) -> None:
     ) as e:
         asap_exp.compile(teacher, loader(), tokens=3)
     assert "hedgehog" not in str(e.value)
+    with pytest.raises(TypeError, match=r"'eps';.* is that of the model's own Sinkhorn layers"):
+        asap_exp.compile(teacher, loader(), eps=0.5)
     with pytest.raises(TypeError, match=r"'num_iters';.* is that of the model's own Sinkhorn lay"):
         asap_exp.compile(teacher, loader(), num_iters=3)
     with pytest.raises(TypeError, match=r"'implicit_steps';.* feature that has some$"):

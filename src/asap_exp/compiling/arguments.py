@@ -147,10 +147,11 @@ def check_more(given: Mapping[str, Any], steps: Sequence[str], own: Collection[s
             check_coarse(value)
             continue
         if name not in settings:
+            known = of_coarse(name)
             raise TypeError(
-                f"compile() takes no keyword {name!r}{meant(name, own)}; the steps with settings "
-                f"are {', '.join(settings)}, and {COARSE} is the feature that has some"
-                f"{of_coarse(name)}"
+                f"compile() takes no keyword {name!r}{'' if known else meant(name, own)}; the "
+                f"steps with settings are {', '.join(settings)}, and {COARSE} is the feature that "
+                f"has some{known}"
             )
         wanted = type(settings[name].settings)
         if not isinstance(value, wanted):
