@@ -179,6 +179,22 @@ def test_samples_are_counted_by_a_tensor_that_has_some() -> None:
     assert num_samples({"boxes": torch.ones(0, 4), "x": torch.ones(5, 3)}) == 5
 
 
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_batch_of_padding_alone_is_refused(
+    teacher: Classifier, compiled: nn.Module, index: int
+) -> None:
+    """As if 1 were a token, as in the attention_mask of transformers."""
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(*batch)
+
+    padded = [(tokens(i, rows=6), torch.full((6, 8), i == index)) for i in range(4)]
+    with pytest.raises(UserError, match=rf"on calibration batch {index + 1} of 4 .* every token"):
+        compile_small(teacher, padded, steps=("ridge",), forward=forward)
+    with pytest.raises(UserError, match=r"on batch 1 every token is masked as padding.* True is"):
+        asap_exp.drift(compiled, padded[index], forward=forward)
+
+
 def test_drift_on_an_empty_batch_is_refused(compiled: nn.Module) -> None:
     with pytest.raises(UserError, match=r"the batch is empty.* of shape \(0, 8, 16\)"):
         asap_exp.drift(compiled, tokens(9)[:0])

@@ -14,6 +14,7 @@ from asap_exp.attention import (
     record_inputs,
 )
 from asap_exp.attention.swapping import named
+from asap_exp.core.agreement import alone
 from asap_exp.core.devices import AUTOCAST_DTYPES, autocast, device_of
 from asap_exp.core.errors import UserError
 from asap_exp.core.nan_check import first_non_finite
@@ -79,8 +80,8 @@ def checked_inputs(
 ) -> Iterator[Recorded]:
     """Yield as `layer_inputs` does; UserError if a layer did not run or got non-finite inputs.
 
-    Raise it too if predictions on a finite batch are not finite: then a later layer is at fault.
-    `name(index)` names a batch in messages.
+    Raise it too if a batch is all padding, and if predictions on a finite batch are not finite:
+    then a later layer is at fault. `name(index)` names a batch in messages.
     """
     for index, batch in enumerate(batches):
         recorded, predictions = recorded_pass(model, batch, precision, forward)
@@ -92,6 +93,11 @@ def checked_inputs(
             )
         if not all(is_finite(call) for path in paths for call in recorded[path]):
             raise UserError(not_finite(recorded, batch, name(index), precision))
+        if alone() and all(is_padding(call) for path in paths for call in recorded[path]):
+            raise UserError(
+                f"on {name(index)} every token is masked as padding; in a key_padding_mask, True "
+                "is a padded token"
+            )
         # What a batch has in padded places may come out there again.
         if spoilt(predictions) and all(tensor.isfinite().all() for tensor in tensors_in(batch)):
             with autocast(precision, device_of(model)):
@@ -133,6 +139,11 @@ def is_finite(inputs: LayerInputs) -> bool:
     """Return True if queries and keys are finite, except at padded places."""
     mask = inputs.key_padding_mask
     return all(bool(blank(x, mask, 2).isfinite().all()) for x in (inputs.q, inputs.k))
+
+
+def is_padding(inputs: LayerInputs) -> bool:
+    """Return True if every token of every sample is padded."""
+    return inputs.key_padding_mask is not None and bool(inputs.key_padding_mask.all())
 
 
 def unless_half(precision: str) -> str:
