@@ -179,6 +179,25 @@ def test_samples_are_counted_by_a_tensor_that_has_some() -> None:
     assert num_samples({"boxes": torch.ones(0, 4), "x": torch.ones(5, 3)}) == 5
 
 
+def test_forward_may_change_its_batch(teacher: Classifier) -> None:
+    """Each pass over the data begins with the batches that the loader gave."""
+
+    def changing(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(batch.pop("x").add_(1))
+
+    def leaving(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(batch["x"] + 1)
+
+    found = []
+    for forward in (changing, leaving):
+        batches = [{"x": tokens(seed, rows=6)} for seed in SEEDS]
+        compiled = compile_small(teacher, batches, steps=("ridge", "end_to_end"), forward=forward)
+        artifact = compiled.asap_artifact
+        found.append(artifact.tensors | {"errors": artifact.identity["column_error"]})
+        assert torch.equal(batches[0]["x"], tokens(SEEDS[0], rows=6))
+    assert_same_fit(*found)
+
+
 @pytest.mark.parametrize("index", [0, 3])
 def test_a_batch_of_padding_alone_is_refused(
     teacher: Classifier, compiled: nn.Module, index: int

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asap_exp.calibration.capture import Forward
 from asap_exp.core.errors import UserError
 from asap_exp.core.nested import mapped, tensors_in
 from asap_exp.core.tensors import fingerprint
@@ -21,6 +22,15 @@ def call(model: nn.Module, batch: Any) -> Any:
         f"the loader gives batches of type {type(batch).__name__}; say how the model is called on "
         "one, for example forward=lambda model, batch: model(**batch)"
     )
+
+
+def on_copies(forward: Forward) -> Forward:
+    """Return `forward` on a copy of each batch, so that what it changes there is not read again."""
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        return forward(model, mapped(torch.clone, batch))
+
+    return run
 
 
 def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]:

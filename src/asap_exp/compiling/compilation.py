@@ -12,7 +12,7 @@ from torch import nn
 
 from asap_exp.attention import swap_attention
 from asap_exp.calibration.artifact import make_artifact
-from asap_exp.calibration.batches import call, content_hash, num_samples, read
+from asap_exp.calibration.batches import call, content_hash, num_samples, on_copies, read
 from asap_exp.calibration.calibrate import calibrate
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.config import FORMS, CalibrationConfig, calibration_schema
@@ -160,6 +160,7 @@ def compile(
     paths = sinkhorn_paths(model, layers)
     teacher = teacher_identity(model, paths)  # before the fit, which takes longer
     assert loader is not None, "checked"
+    forward = on_copies(forward)
     batches = read(loader, samples, device_of(model))
     first_held_out = len(batches) - math.ceil(holdout * (len(batches) - 1))
     fit, held_out = batches[:first_held_out], batches[first_held_out:]
