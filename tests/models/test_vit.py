@@ -52,6 +52,12 @@ def test_norms_on_q_and_k_are_rms_norms_whatever_the_blocks_have():
     ]  # fmt: skip
 
 
+def test_state_that_a_weight_file_cannot_hold_is_refused_before_the_training(monkeypatch):
+    monkeypatch.setattr(UniformAttention, "get_extra_state", lambda _: {"seen": 3}, raising=False)
+    with pytest.raises(UserError, match=r"blocks\.0\.attn\.attend\._extra_state.* is a dict"):
+        make_net("attention=uniform")
+
+
 @pytest.mark.parametrize(("task", "classes"), [("digits", 10), ("cifar", 100)])
 def test_output_is_one_logit_a_class(task, classes):
     assert make_net(task=task)(images(task)).shape == (3, classes)

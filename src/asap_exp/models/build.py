@@ -21,8 +21,18 @@ MODELS: dict[str, Callable[[Any], nn.Module]] = {"vit": vit_of, "encoder": encod
 
 
 def build_net(config: TrainConfig) -> nn.Module:
-    """Build the network of `config` with new weights from PyTorch's global seed."""
-    return MODELS[config.model.name](config)
+    """Build the network of `config` with new weights from PyTorch's global seed.
+
+    Raises UserError if its state holds more than tensors, which a file of weights could not.
+    """
+    net = MODELS[config.model.name](config)
+    for name, value in net.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{name} in the state_dict of the network is a {type(value).__name__}, and a file "
+                "of weights holds tensors alone; return a tensor from get_extra_state"
+            )
+    return net
 
 
 MOST_SHAPES = 64
