@@ -409,7 +409,7 @@ BAD_VALUES = {
         "layer.which=middle": "frozen, all, first, last, index",
         "calibration.name=lasso": ", ".join([*STEPS, "sequential", "coarse"]),
         "calibration.steps=[ridge,lasso]": ", ".join(STEPS),
-        "calibration.candidates=31": "at least 32",
+        "calibration.candidates=31": "at least 32 (calibration.slices)",
         "calibration.kl.updates=0": "at least 1",
         "calibration.learned_slices.lr=0.0": "above 0",
         "calibration.end_to_end.lr=nan": "above 0",
@@ -898,6 +898,12 @@ def test_newcomer_k4_unknown_option_of_any_group_is_refused_with_the_nearest(sta
         check_overrides(stage, [given], SCHEMAS[stage])
     assert (error.value.value, error.value.hint) == (misspelt, first)
     assert error.value.allowed == (first, *others)
+
+
+@pytest.mark.parametrize("given", ["seed=0,1,0", "seed=choice(0,1,0)"])
+def test_value_that_a_sweep_names_twice_is_refused(given):
+    assert refused("train", given) == "seed=0,1,0 names 0 2 times; name each value once"
+    assert check_overrides("train", ["seed=0,1"], SCHEMAS["train"])[0] == "++seed=0,1"
 
 
 def test_newcomer_k4_option_without_its_group_is_refused_with_it():

@@ -59,6 +59,7 @@ def check_overrides(
     schema = schema.current() if hasattr(schema, "current") else schema
     for override in given.values():
         check_override(stage, override, schema, own)
+        check_repeated(override)
     check_experiments(stage, list(given.values()), own)
     if stage == "train":
         check_takes_path(list(given.values()))
@@ -168,6 +169,19 @@ def check_override(stage: str, override: Override, schema: type, own: Path | Non
         return  # a file of the user's may name a module that has to be imported first
     elif not (override.is_delete() or key.startswith("hydra")):
         check_override_key(stage, key, override.value(), schema)
+
+
+def check_repeated(override: Override) -> None:
+    """Refuse a sweep that names a value twice: two jobs would make one run."""
+    if not override.is_choice_sweep():
+        return
+    values = list(override.sweep_string_iterator())
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(
+                f"{override.key_or_group}={','.join(values)} names {value} {values.count(value)} "
+                "times; name each value once"
+            )
 
 
 def names(override: Override) -> list[str]:
