@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 import asap_exp
-from asap_exp.attention import AsapAttention, LayerInputs, SinkhornAttention, attention_layers
-from asap_exp.calibration.artifact import attention_config
+from asap_exp.attention import (
+    AsapAttention,
+    LayerInputs,
+    SinkhornAttention,
+    attention_config,
+    attention_layers,
+)
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.gradient import trainable
 from asap_exp.calibration.kl import mean_kl, teacher_target, total_kl

@@ -249,3 +249,60 @@ def test_what_a_folder_would_not_bring_back_is_not_saved(
         asap_exp.save_compiled(model, tmp_path / "map")
     assert str(refused.value).endswith("asap_exp.load_compiled(model, torch.load(file))")
     assert not (tmp_path / "map").exists()
+
+
+def test_state_dict_loads_into_a_model_without_memory(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    model, state, x = copy.deepcopy(teacher).to("meta"), compiled.state_dict(), tokens(9)
+    tied = copy.deepcopy(model)
+    tied.second.qkv.weight = tied.first.qkv.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(asap_exp.load_compiled(model, state)(x), compiled(x))
+        loaded = asap_exp.load_compiled(tied, state)
+        partly = copy.deepcopy(teacher)
+        partly.head.to("meta")
+        assert torch.equal(asap_exp.load_compiled(partly, state)(x), compiled(x))
+    assert loaded.first.qkv.weight is loaded.second.qkv.weight
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    with torch.no_grad():
+        loaded.head.weight.zero_()
+    assert compiled.head.weight.any(), "the state_dict's own tensors stay"
+
+
+def test_weights_that_no_state_dict_holds_must_be_there(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    model, state = copy.deepcopy(teacher).to("meta"), compiled.state_dict()
+    with pytest.raises(UserError, match=r"of another model(.|\n)*head\.bias"):
+        asap_exp.load_compiled(model, {k: x for k, x in state.items() if k != "head.bias"})
+    asap_exp.save_compiled(compiled, tmp_path)
+    with pytest.raises(UserError, match="on the meta device; give it memory"):
+        asap_exp.load_compiled(model, tmp_path)
+    model.register_buffer("places", torch.zeros(3, device="meta"), persistent=False)
+    with pytest.raises(UserError, match="places is on the meta device; no state_dict holds it"):
+        asap_exp.load_compiled(model, state)
+    with pytest.raises(UserError, match=r"state_dict has no values: first\.\S+ is on the meta"):
+        asap_exp.load_compiled(teacher, copy.deepcopy(compiled).to("meta").state_dict())
+
+
+def test_model_from_a_state_dict_forgets_the_map_that_it_had(
+    teacher: Classifier, compiled: nn.Module
+) -> None:
+    other = compile_small(teacher, loader(), steps=("ridge",), slices=3, seed=1)
+    restored = asap_exp.load_compiled(compiled, other.state_dict())
+    assert torch.equal(restored(tokens(9)), other(tokens(9)))
+    with pytest.raises(UserError, match="by load_compiled from a folder"):
+        asap_exp.drift(restored, tokens(9))
+
+
+@pytest.mark.parametrize("numbers", [[], [0.0], [0.0, -1.0], [0.0, 1.0, 2.0, 99.0, 0.0, 1, 1, 1]])
+def test_damaged_options_in_a_state_dict(
+    teacher: Classifier, compiled: nn.Module, numbers: list[float]
+) -> None:
+    key = "second.attend._extra_state"
+    state = {**compiled.state_dict(), key: torch.tensor(numbers, dtype=torch.float64)}
+    with pytest.raises(UserError, match="the state_dict is damaged"):
+        asap_exp.load_compiled(teacher, state)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asap_exp.attention.base import Attention, register
+from asap_exp.core.errors import UserError
 from asap_exp.ops import (
     CoarseSettings,
     SlicedMap,
@@ -138,8 +139,20 @@ class AsapAttention(Attention):
 
 
 def options_in(state: Tensor) -> dict[str, Any]:
-    """Return the options that `AsapAttention.get_extra_state` wrote, by name."""
-    refine, eps, *coarse = state.tolist()
+    """Return the options that `AsapAttention.get_extra_state` wrote, by name.
+
+    UserError if it did not write this.
+    """
+    try:
+        return options_of_numbers(state.tolist())
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"the state_dict is damaged: what it says of a map's options is not ({error})"
+        ) from error
+
+
+def options_of_numbers(numbers: list[float]) -> dict[str, Any]:
+    refine, eps, *coarse = numbers
     one_pass = len(coarse) % len(CoarseSettings._fields) == 1
     if one_pass:
         coarse.pop()

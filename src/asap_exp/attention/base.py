@@ -1,10 +1,12 @@
 """Interface of an attention: an nn.Module on q, k, v, registered under a name."""
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from asap_exp.core import plugins
@@ -25,6 +27,7 @@ class Attention(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    """The registered name, or that of the class."""
     needs_calibration: ClassVar[bool] = False
     """True if the weights come from `distill`, so that `train` cannot build it."""
     younger_options: ClassVar[tuple[str, ...]] = ()
@@ -36,6 +39,8 @@ class Attention(nn.Module, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if not hasattr(cls, "name"):
+            cls.name = cls.__qualname__
         cls.takes_bias = "bias" in inspect.signature(cls.forward).parameters
 
     @abstractmethod
@@ -135,6 +140,38 @@ def canonical_options(config: Mapping[str, Any]) -> dict[str, Any]:
         whole = isinstance(value, int) and not isinstance(value, bool)
         canonical[option] = float(value) if isinstance(default, float) and whole else value
     return without_younger(canonical)
+
+
+def attention_config(attend: Attention) -> dict[str, Any]:
+    """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice.
+
+    Of an attention that is not registered it is the name alone.
+    """
+    if attend.name not in ATTENTIONS:
+        return {"name": attend.name}
+    names = [option for option in attention_options(attend.name) if option != "backend"]
+    values = {name: getattr(attend, name) for name in names}
+    options = {
+        name: value._asdict() if hasattr(value, "_asdict") else value
+        for name, value in values.items()
+    }
+    return without_younger({"name": attend.name, **options})
+
+
+def as_tensor(config: Mapping[str, Any]) -> Tensor:
+    """Return `{name, **options}` as the bytes of its JSON, which no cast of a model changes."""
+    return torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
+
+
+def config_in(told: Any, key: str) -> dict[str, Any]:
+    """Return what `as_tensor` wrote; UserError if it did not write this, the value of `key`."""
+    try:
+        config = json.loads(bytes(told.tolist()))
+        if not isinstance(config["name"], str):
+            raise TypeError("its name is no text")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the state_dict is damaged: {key} names no attention ({error})") from error
+    return config
 
 
 def build_attention(config: Mapping[str, Any]) -> Attention:

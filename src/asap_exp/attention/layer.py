@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention.base import Attention
+from asap_exp.attention.base import Attention, as_tensor, attention_config, config_in
 from asap_exp.attention.softmax import SoftmaxAttention
 from asap_exp.core.errors import UserError
 from asap_exp.ops.backend import chosen
@@ -19,6 +19,8 @@ ADDITIVE = (
     "column step cancels a finite mask, and -inf leaves tokens without their share"
 )
 DROPOUT = "dropping attention weights breaks the uniform marginals of the plan"
+STATED = "_attention"
+"""Key, in the state_dict of a layer of a compiled model, of its attention and the options."""
 
 
 class AttentionLayer(nn.Module):
@@ -32,12 +34,44 @@ class AttentionLayer(nn.Module):
     num_heads: int
     head_dim: int
     attend: Attention
+    stated: bool = False
+    """True in a compiled model: a state_dict then says which attention this layer has."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "attend":
             check_attend(self, value)
             value.attach(self)
         super().__setattr__(name, value)
+
+    # With get_extra_state, the weights of every training would have the key, and need it.
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.stated and not self.attend.needs_calibration:  # a map is known by its tensors
+            destination[f"{prefix}{STATED}"] = as_tensor(attention_config(self.attend))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        key = f"{prefix}{STATED}"
+        if not self.stated or key not in state_dict:  # older versions say nothing
+            return
+        unexpected_keys[:] = [name for name in unexpected_keys if name != key]
+        try:
+            told, own = config_in(state_dict[key], key), attention_config(self.attend)
+            if told != own:
+                error_msgs.append(f"{key} is of {told}, and this attention is {own}")
+        except UserError as error:
+            error_msgs.append(str(error))
 
     @property
     def logit_bias(self) -> str | None:

@@ -15,11 +15,12 @@ from asap_exp.attention import (
     Attention,
     SinkhornAttention,
     attention_class,
+    attention_config,
     attention_layers,
-    attention_options,
     build_attention,
     without_younger,
 )
+from asap_exp.attention.layer import STATED
 from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.identity import MapIdentity
 from asap_exp.core.errors import UserError
@@ -136,15 +137,6 @@ def make_artifact(
     )
 
 
-def attention_config(attend: Attention) -> dict[str, Any]:
-    """`{name, **options}`, as `build_attention` takes it; the backend is the machine's choice."""
-    names = [option for option in attention_options(attend.name) if option != "backend"]
-    options = {name: getattr(attend, name) for name in names}
-    if isinstance(attend, AsapAttention) and attend.coarse is not None:
-        options["coarse"] = attend.coarse._asdict()
-    return without_younger({"name": attend.name, **options})
-
-
 def teacher_layers(
     net: nn.Module, kind: type[Attention] = SinkhornAttention
 ) -> dict[str, dict[str, Any]]:
@@ -169,7 +161,7 @@ def layers_fingerprint(net: nn.Module, paths: Iterable[str]) -> str:
             for path in paths
             if path in layers
             for name, tensor in layers[path].state_dict().items()
-            if not name.startswith("attend.")
+            if not name.startswith(("attend.", STATED))
         }
     )
 

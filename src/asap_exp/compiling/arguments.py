@@ -38,6 +38,8 @@ SINKHORN = (
     "map is fitted to the plans of a trained model"
 )
 
+GIVE_MEMORY = 'give it memory with model.to_empty(device="cpu"), and load its weights'
+
 
 @contextmanager
 def in_words_of_arguments() -> Iterator[None]:
@@ -220,13 +222,13 @@ def check_types(name: str, settings: Any) -> None:
             )
 
 
-def check_has_weights(model: nn.Module) -> None:
-    """Raise UserError if a weight has a shape but no values."""
+def check_has_weights(model: nn.Module, advice: str = GIVE_MEMORY) -> None:
+    """Raise UserError, which ends with `advice`, if a weight has a shape but no values."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UserError(
                 f"the weights of this {type(model).__name__} are not there: {name} is on the meta "
-                'device; give it memory with model.to_empty(device="cpu"), and load its weights'
+                f"device; {advice}"
             )
 
 

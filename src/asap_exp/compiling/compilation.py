@@ -106,7 +106,8 @@ def compile(
     `method="coarse"` fits nothing and takes no loader: the layers become `CoarseAttention` with
     their own T and eps. It reads `layers`, `backend`, `seed` and, in `more`, the other options of
     that attention: tokens, subset, weights and grid_width, and `one_pass`. `save_compiled` and
-    `load_compiled` take such a model, whose state_dict is the teacher's; `drift` refuses it.
+    `load_compiled` take such a model, whose state_dict has no other tensors than the teacher's
+    beside what the layers are; `drift` refuses it.
 
     Raises UserError if the model has no Sinkhorn layer or is in a wrapper (`torch.compile`, DDP),
     the loader yields fewer than two batches, or queries and keys are not finite on one of them.

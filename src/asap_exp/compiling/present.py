@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention import Attention, attention_layers
-from asap_exp.calibration.artifact import Artifact, attention_config, layers_fingerprint
+from asap_exp.attention import Attention, attention_config, attention_layers
+from asap_exp.attention.layer import STATED
+from asap_exp.calibration.artifact import Artifact, layers_fingerprint
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import fingerprint
@@ -78,11 +79,12 @@ def check_own_weights(model: nn.Module, artifact: Artifact) -> None:
         whose = f"the weights of its attention layers ({', '.join(artifact.layers)})"
     else:  # an older map, of the whole teacher
         wanted, whose = artifact.identity["teacher_sha256"], "its weights"
+        of_maps = tuple(f"{x}.{part}" for x in artifact.layers for part in ("attend.", STATED))
         found = fingerprint(
             {
                 name: tensor
                 for name, tensor in model.state_dict().items()
-                if not name.startswith(tuple(f"{path}.attend." for path in artifact.layers))
+                if not name.startswith(of_maps)
             }
         )
     if found != wanted:

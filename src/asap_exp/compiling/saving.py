@@ -1,7 +1,7 @@
 """Compiled maps on disk and in a state_dict, and the models that they belong to."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from asap_exp.attention import (
     AsapAttention,
+    Attention,
     CoarseAttention,
     SinkhornAttention,
     SoftmaxAttention,
     attention_layers,
+    build_attention,
     swap_attention,
 )
 from asap_exp.attention.asap import options_in
+from asap_exp.attention.base import config_in
+from asap_exp.attention.layer import STATED
+from asap_exp.attention.learned import LearnedAttention
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
     Artifact,
@@ -36,7 +41,8 @@ from asap_exp.ops import SlicedMap
 from asap_exp.ops.backend import BACKENDS
 from asap_exp.ops.sliced_map import MAP_TENSORS
 
-SETTINGS = "attend._extra_state"
+SETTINGS = "_extra_state"
+"""Torch's name, in a state_dict, for what an attention says beside its tensors."""
 
 
 def save_compiled(model: nn.Module, folder: str | Path) -> None:
@@ -61,7 +67,9 @@ def load_compiled(
     `source` is a folder, written by `save_compiled` or `python -m asap_exp.distill`, or the
     state_dict of a compiled model. A folder's map belongs to the weights of the layers that it
     compiles: the rest of `model`, such as its head, may have changed, and `drift` says whether the
-    map still fits. A state_dict holds all weights, but not what `drift` and `save_compiled` need.
+    map still fits. A state_dict holds all weights, so that those of `model` may be on the meta
+    device, but not what `drift` and `save_compiled` need. One of an older version does not tell of
+    coarse layers.
 
     Raises UserError if files are missing or damaged, or were made from another teacher.
     """
@@ -81,41 +89,83 @@ def load_compiled(
 
 
 def from_state(model: nn.Module, state: Mapping[str, Tensor], backend: str) -> nn.Module:
-    """Build the compiled layers that `state` has tensors of, and load it."""
-    compiled = copy.deepcopy(model).eval()
-    attends = {}
-    for path in attention_layers(compiled):
-        inner = f"{path}." if path else ""
-        if f"{inner}attend.theta" not in state:
-            continue
+    """Build the compiled layers that `state` tells of, and load it."""
+    compiled = with_memory(model, state).eval()
+    layers = attention_layers(compiled)
+    attends = {path: attend for path in layers if (attend := attention_in(state, path))}
+    if not attends:
+        raise UserError(
+            f"the state_dict holds no compiled layer of this {type(model).__name__}, whose layers "
+            f"of attention are {', '.join(layers) or 'none'}; of coarse layers, which have no "
+            "tensor, older versions wrote nothing: load them from a folder"
+        )
+    place = device_of(compiled)
+    swap_attention(compiled, attends)
+    state_layers(compiled, attends, backend)
+    compiled.__dict__.pop("asap_artifact", None)  # of other maps, in a model compiled before
+    try:
+        compiled.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the state_dict is of another model: {error}") from error
+    return compiled.requires_grad_(False).to(place)
+
+
+def with_memory(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Copy `model`, with memory for what it has on the meta device and a state_dict holds."""
+    for name, x in state.items():
+        if isinstance(x, Tensor) and x.is_meta:
+            raise UserError(
+                f"the state_dict has no values: {name} is on the meta device. Take that of a model "
+                "whose weights are there"
+            )
+    # What deepcopy takes for the copy of an original, by its id; so tied weights stay tied.
+    copies: dict[int, Any] = {}
+    for name, x in model.state_dict(keep_vars=True).items():
+        if isinstance(x, Tensor) and x.is_meta and id(x) not in copies:
+            device = state[name].device if name in state else "cpu"
+            empty = torch.empty_like(x, device=device)
+            copies[id(x)] = nn.Parameter(empty) if isinstance(x, nn.Parameter) else empty
+    copied = copy.deepcopy(model, copies)
+    check_has_weights(copied, "no state_dict holds it: build the model with memory for it")
+    return copied
+
+
+def attention_in(state: Mapping[str, Tensor], path: str) -> Attention | None:
+    """Build the compiled attention that `state` has at `path`; None if it tells of none there."""
+    layer = f"{path}." if path else ""
+    inner = f"{layer}attend."
+    if f"{inner}theta" in state:
         if f"{inner}{SETTINGS}" not in state:
             raise UserError(
                 f"the state_dict does not say how often {path} refines its plans: it was saved by "
                 "an older version. Load the map from its folder"
             )
+        map = SlicedMap.of({name: state.get(f"{inner}{name}") for name in MAP_TENSORS})
         options = options_in(state[f"{inner}{SETTINGS}"])
-        tensors = {name: state.get(f"{inner}attend.{name}") for name in MAP_TENSORS}
-        map = SlicedMap.of(tensors).map(Tensor.clone)
-        attends[path] = AsapAttention(**{**map._asdict(), **options}, backend=backend)
-    if not attends:
-        raise UserError(
-            f"the state_dict holds no compiled layer of this {type(model).__name__}, whose layers "
-            f"of attention are {', '.join(attention_layers(model)) or 'none'}; of coarse layers, "
-            "which have no tensor, it would hold nothing: load them from a folder"
-        )
-    swap_attention(compiled, attends)
-    try:
-        compiled.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the state_dict is of another model: {error}") from error
-    return compiled.requires_grad_(False).to(device_of(model))
+        try:
+            return AsapAttention(**{**map.map(Tensor.clone)._asdict(), **options})
+        except (AttributeError, ValueError, TypeError) as error:
+            raise UserError(f"the state_dict is damaged: at {path}, {error}") from error
+    if f"{layer}{STATED}" not in state:
+        return None
+    attend = build_attention(config_in(state[f"{layer}{STATED}"], f"{layer}{STATED}"))
+    if isinstance(attend, LearnedAttention):
+        names = (name for name in attend.parameter_names if f"{inner}{name}" in state)
+        attend.take({name: state[f"{inner}{name}"] for name in names})
+    return attend
 
 
 def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
-    for layer in layers_at(compiled, artifact.layers).values():
+    state_layers(compiled, artifact.layers, backend)
+    compiled.asap_artifact = artifact  # type: ignore[assignment]
+
+
+def state_layers(compiled: nn.Module, paths: Iterable[str], backend: str) -> None:
+    """Let a state_dict say what the layers at `paths` are; give their attention the backend."""
+    for layer in layers_at(compiled, paths).values():
+        layer.stated = True
         if isinstance(layer.attend, AsapAttention | CoarseAttention):
             layer.attend.backend = backend
-    compiled.asap_artifact = artifact  # type: ignore[assignment]
 
 
 def artifact_of(model: nn.Module) -> Artifact:

@@ -11,9 +11,10 @@ from asap_exp.attention import (
     SinkhornAttention,
     SoftmaxAttention,
     UniformAttention,
+    attention_config,
     attention_layers,
 )
-from asap_exp.calibration.artifact import Artifact, attention_config
+from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.truncation import Truncation, shorter
 from asap_exp.core.conf_files import attentions
