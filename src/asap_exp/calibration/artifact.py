@@ -53,6 +53,8 @@ class Artifact:
     identity: dict[str, Any]
     """Content of asap.json, as it is compared and hashed; `about` is the same, typed."""
     tensors: dict[str, Tensor]
+    before: "Artifact | None" = None
+    """In a compiled model, of layers that an earlier call made otherwise; it is on no disk."""
 
     @cached_property
     def about(self) -> Identity:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from asap_exp.attention import AsapAttention, attention_layers
+from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.batches import call, check_not_empty, on_device
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
@@ -27,14 +29,16 @@ def drift(
     compiled model has been several times as far from its teacher (docs/own_model.md). It builds the
     plans `[B, H, N, N]`, so it costs more than a forward pass: call it occasionally.
 
-    Raises UserError for coarse layers (`method="coarse"`), which were not calibrated, and for
-    a batch without samples.
+    Coarse layers (`method="coarse"`), which were not calibrated, are left out.
+
+    Raises UserError if there are no others, nothing is known of the calibration of a map, or the
+    batch has no samples.
     """
     check_model(model, "drift")
     check_choice("precision", precision, PRECISIONS)
-    artifact = artifact_of(model)
-    at_calibration = artifact.about.column_error
-    if at_calibration is None:
+    artifact_of(model)
+    at_calibration = errors_at_calibration(model)
+    if not at_calibration:
         raise UserError(
             "nothing was fitted to the layers of this model, which are coarse: there are no column "
             "errors at a calibration to compare with. Coarse duals follow the activations, so that "
@@ -42,5 +46,27 @@ def drift(
         )
     check_not_empty(batch)
     batches = [on_device(batch, device_of(model))]
-    now = column_errors(model, batches, artifact.layers, precision, forward)
+    now = column_errors(model, batches, at_calibration, precision, forward)
     return drift_ratios(now, at_calibration)
+
+
+def errors_at_calibration(model: nn.Module) -> dict[str, float]:
+    """Return the column error that each map of `model` had, by layer, whichever call made it.
+
+    UserError if that of a map is not known.
+    """
+    known: dict[str, float] = {}
+    for place, module in model.named_modules():
+        artifact = module.__dict__.get("asap_artifact")
+        while isinstance(artifact, Artifact):  # the newest first
+            for path, error in (artifact.about.column_error or {}).items():
+                known.setdefault(".".join(filter(None, (place, path))), error)
+            artifact = artifact.before
+    layers = attention_layers(model)
+    maps = [path for path, layer in layers.items() if isinstance(layer.attend, AsapAttention)]
+    if unknown := [path for path in maps if path not in known]:
+        raise UserError(
+            f"there is no calibration to compare with of the maps at {', '.join(unknown)}, which "
+            "are from a state_dict; load them from a folder, or compile them again"
+        )
+    return {path: known[path] for path in layers if path in known}

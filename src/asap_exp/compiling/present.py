@@ -1,14 +1,16 @@
 """What a compiled model holds now, beside what its artifact says that it was compiled to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asap_exp.attention import Attention, attention_config, attention_layers
+from asap_exp.attention import Attention, attention_config, attention_layers, without_younger
 from asap_exp.attention.layer import STATED
 from asap_exp.calibration.artifact import Artifact, layers_fingerprint
 from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.compiling.merging import differences
 from asap_exp.core.errors import UserError
 from asap_exp.core.tensors import fingerprint
 
@@ -29,10 +31,11 @@ def holder_of(model: nn.Module) -> nn.Module | None:
 def present_artifact(model: nn.Module, artifact: Artifact) -> Artifact:
     """Return `artifact` with the tensors that the map in `model` has now.
 
-    UserError if it no longer tells what `model` is: if a layer holds another attention, or the
-    layers' own weights are not the teacher's.
+    UserError if it does not tell what `model` is: if a layer holds another attention, or one that
+    another call compiled, or the layers' own weights are not the teacher's.
     """
     check_has_weights(model)
+    check_others(model, artifact)
     moved: dict[str, Tensor] = {}
     layers = attention_layers(model)
     for path in artifact.layers:
@@ -58,6 +61,30 @@ def present_artifact(model: nn.Module, artifact: Artifact) -> Artifact:
     return Artifact({**identity, "tensors_sha256": fingerprint(tensors)}, tensors)
 
 
+def check_others(model: nn.Module, artifact: Artifact) -> None:
+    """Raise UserError if layers that are not in `artifact` have changed, or are compiled too."""
+    before = artifact.about.teacher_layers or {}
+    layers = {p: x for p, x in attention_layers(model).items() if p not in artifact.layers}
+    compiled = [path for path, layer in layers.items() if layer.stated and path not in before]
+    if compiled:
+        how = "of which no calibration is known"
+        if artifact.before is not None:
+            how = f"which differ in {', '.join(differences(model, artifact.before, artifact))}"
+        raise UserError(
+            f"{', '.join(compiled)} and {', '.join(artifact.layers)} were compiled in several "
+            f"calls, {how}, and a folder holds what one call made. Compile all of them in one, "
+            f"with layers=[...], or with the same batches and options. {KEEP}"
+        )
+    for path, layer in layers.items():
+        had = without_younger(before[path].attention) if path in before else None
+        if had is not None and attention_config(layer.attend) != had:
+            raise UserError(
+                f"at {path}, which is not compiled, the model holds {described(layer.attend)}, "
+                f"and its teacher has {words_of(had)}; a folder would not bring it back. Put it "
+                "into the teacher and compile that"
+            )
+
+
 def differs(now: Attention, kept: Attention) -> bool:
     """Return True unless both are the same attention, up to the values of its parameters."""
     return type(now) is not type(kept) or described(now) != described(kept)
@@ -66,9 +93,13 @@ def differs(now: Attention, kept: Attention) -> bool:
 def described(attend: Attention) -> str:
     """Return an attention's name, options and shapes of parameters."""
     config: dict[str, Any] = attention_config(attend)
-    config |= {name: list(x.shape) for name, x in sorted(attend.named_parameters())}
+    return words_of(config | {x: list(p.shape) for x, p in sorted(attend.named_parameters())})
+
+
+def words_of(config: Mapping[str, Any]) -> str:
+    """Return `{name, **options}` in words."""
     named = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
-    return f"{attend.name} attention ({named})" if named else f"{attend.name} attention"
+    return f"{config['name']} attention ({named})" if named else f"{config['name']} attention"
 
 
 def check_own_weights(model: nn.Module, artifact: Artifact) -> None:

@@ -32,6 +32,7 @@ from asap_exp.calibration.artifact import (
     teacher_layers,
 )
 from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.compiling.merging import joined
 from asap_exp.compiling.present import holder_of, present_artifact
 from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
 from asap_exp.core.devices import device_of
@@ -51,8 +52,11 @@ def save_compiled(model: nn.Module, folder: str | Path) -> None:
     It is the map as it is now, trained or not. The model's other weights are not included:
     `load_compiled` takes them from the teacher.
 
+    Layers of several calls of `compile` are written if batches and options of these were the same.
+
     Raises UserError if the folder could not bring the model back: if its attention layers' own
-    weights are no longer the teacher's, or hold another attention than `compile` gave them.
+    weights are no longer the teacher's, hold another attention than `compile` gave or left them,
+    or are of calls that differ.
     """
     artifact = artifact_of(model)
     save_artifact(Path(folder), present_artifact(holder_of(model) or model, artifact))
@@ -156,8 +160,10 @@ def attention_in(state: Mapping[str, Tensor], path: str) -> Attention | None:
 
 
 def remember(compiled: nn.Module, artifact: Artifact, backend: str) -> None:
+    """Keep `artifact` in `compiled`, beside what the model that it was copied from had."""
     state_layers(compiled, artifact.layers, backend)
-    compiled.asap_artifact = artifact  # type: ignore[assignment]
+    earlier = compiled.__dict__.get("asap_artifact")
+    compiled.asap_artifact = joined(compiled, earlier, artifact)  # type: ignore[assignment]
 
 
 def state_layers(compiled: nn.Module, paths: Iterable[str], backend: str) -> None:
