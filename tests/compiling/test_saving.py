@@ -5,21 +5,28 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from timm.layers.attention import Attention
 from torch import nn
 
 import asap_exp
-from asap_exp.attention import AsapAttention, SinkhornAttention, attention_layers
+from asap_exp.attention import (
+    AsapAttention,
+    MultiHeadAttention,
+    SinkhornAttention,
+    attention_layers,
+)
 from asap_exp.calibration.artifact import Artifact
 from asap_exp.compiling import artifact_of
 from asap_exp.core.errors import UserError
-from asap_exp.core.files import read_json
+from asap_exp.core.files import read_json, write_json
 from asap_exp.core.sealed import SEAL
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
-from tests.small_model import Classifier, compile_small, loader, tokens
+from tests.small_model import DIM, HEADS, Classifier, compile_small, loader, tokens
 
 
 @pytest.mark.slow
@@ -49,11 +56,11 @@ def test_map_belongs_to_the_weights_of_its_layers_alone(
         assert torch.equal(layer.attend.theta, compiled.get_submodule(path).attend.theta)
     with torch.no_grad():
         other.second.proj.bias[0] += 1e-6
-    with pytest.raises(UserError, match=r"another teacher:\s+layers_sha256(.|\n)*Compile this mo"):
+    with pytest.raises(UserError, match=r"teacher:\s+the weights of first, second are.*\nLoad"):
         asap_exp.load_compiled(other, tmp_path)
     longer = Classifier()
     longer.second.attend = SinkhornAttention(num_iters=9)
-    with pytest.raises(UserError, match=r"another teacher:\s+teacher_layers"):
+    with pytest.raises(UserError, match=r"teacher:\s+second: num_iters=8 in the map, 9 in"):
         asap_exp.load_compiled(longer, tmp_path)
 
 
@@ -84,7 +91,9 @@ def test_older_map_is_bound_to_all_weights(
     other = copy.deepcopy(teacher)
     with torch.no_grad():
         other.head.bias.add_(1)
-    with pytest.raises(UserError, match=r"teacher_sha256(.|\n)*their layers' weights alone"):
+    with pytest.raises(
+        UserError, match=r"the weights of the whole model(.|\n)*their layers' weights alone"
+    ):
         asap_exp.load_compiled(other, tmp_path)
 
 
@@ -306,3 +315,127 @@ def test_damaged_options_in_a_state_dict(
     state = {**compiled.state_dict(), key: torch.tensor(numbers, dtype=torch.float64)}
     with pytest.raises(UserError, match="the state_dict is damaged"):
         asap_exp.load_compiled(teacher, state)
+
+
+def refusal(model: nn.Module, folder: Path) -> list[str]:
+    """Return what differs, and then what to do, when a map is refused."""
+    with pytest.raises(UserError, match="was fitted to another teacher:\n") as refused:
+        asap_exp.load_compiled(model, folder)
+    return [line.strip() for line in str(refused.value).splitlines()[1:]]
+
+
+class Unconverted(Classifier):
+    """With timm's attention at the same paths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (Attention(DIM, HEADS) for _ in range(2))  # type: ignore[assignment]
+
+
+def test_refused_map_says_what_differs_and_what_to_do(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    has = "the map's teacher has sinkhorn attention (num_iters=8, eps=1.0), this model"
+    convert = "asap_exp.convert(model, attention='sinkhorn', num_iters=8, eps=1.0)"
+    put_in = f"If this model was trained with that attention, put it in: {convert}. If not, compile"
+    model = Unconverted()
+    what, advice = refusal(model, tmp_path)
+    assert what == f"first, second: {has} no layer that asap_exp.convert made"
+    assert advice == f"{put_in} this model"
+    what, advice = refusal(asap_exp.convert(model), tmp_path)
+    assert (what, advice) == (f"first, second: {has} softmax attention", f"{put_in} this model")
+    for options in ({"num_iters": 5, "eps": 0.5}, {"num_iters": 8, "eps": 0.5}):
+        what, advice = refusal(asap_exp.convert(model, attention="sinkhorn", **options), tmp_path)
+        updates = "num_iters=8 in the map, 5 in this model; " if options["num_iters"] == 5 else ""
+        assert what == f"first, second: {updates}eps=1.0 in the map, 0.5 in this model"
+        assert advice == f"{put_in} this model"
+    refusal(asap_exp.convert(model, attention="sinkhorn", num_iters=8, eps=1.0), tmp_path)
+
+    more = copy.deepcopy(teacher)
+    more.third = copy.deepcopy(teacher.first)
+    what, advice = refusal(more, tmp_path)
+    assert what.startswith("third: the map's teacher has no such layer, this model sinkhorn atten")
+    assert advice == "Compile this model, or load the map into the model that it was made of"
+    wider = copy.deepcopy(teacher)
+    wider.first = MultiHeadAttention(DIM, 4, attend=SinkhornAttention(num_iters=8))
+    assert (
+        "heads=2 in the map, 4 in this model; head_dim=8 in the map, 4"
+        in refusal(wider, tmp_path)[0]
+    )
+    what, advice = refusal(compiled, tmp_path)
+    assert what.startswith("first, second: ")
+    assert "this model asap attention (refine=0" in what
+    assert advice.startswith("This model is compiled already")
+    what, advice = refusal(nn.Linear(2, 2), tmp_path)
+    assert advice.startswith("Compile this model, or")
+
+
+def test_map_without_its_hash_is_refused(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    whole = read_json(tmp_path / "asap.json")
+    for value in ({k: x for k, x in whole.items() if k != SEAL}, {**whole, SEAL: None}):
+        write_json(tmp_path / "asap.json", value)
+        with pytest.raises(UserError, match=r"asap\.json was changed.*asap_exp\.save_compiled"):
+            asap_exp.load_compiled(teacher, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["asap.json", "asap.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "older"])
+def test_damaged_folder_is_refused_in_the_words_of_the_library(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path, name: str, damage: str
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    file = tmp_path / name
+    content = file.read_bytes()
+    if damage == "older":
+        write_json(tmp_path / "asap.json", {"format": 1})
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(UserError) as refused:
+        asap_exp.load_compiled(teacher, tmp_path)
+    words = str(refused.value)
+    assert str(tmp_path / "asap.") in words
+    assert words.endswith(
+        ". asap_exp.save_compiled writes such a folder, of a model that asap_exp.compile returns"
+    )
+    assert "istill" not in words
+
+
+def test_folder_that_cannot_be_written_is_no_matter_of_the_command_line(
+    compiled: nn.Module, tmp_path: Path
+) -> None:
+    (tmp_path / "asap.json").mkdir()
+    with pytest.raises(UserError, match=r"asap\.json could not .*choose another folder$"):
+        asap_exp.save_compiled(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("given", [None, 5, b"folder", "", ["folder"], nn.Linear(2, 2), True])
+def test_what_is_no_folder_is_refused(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path, given: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^folder must be the path of a folder, .*; got "
+    ) as saved:
+        asap_exp.save_compiled(compiled, given)
+    with pytest.raises(UserError, match=r"^source must be .*folder.*; got ") as loading:
+        asap_exp.load_compiled(teacher, given)
+    assert ("Linear" in str(saved.value)) == isinstance(given, nn.Module)
+    assert ("compiled.state_dict()" in str(loading.value)) == isinstance(given, nn.Module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_in_place_of_a_folder_is_refused(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(compiled.state_dict(), file)
+    with pytest.raises(UserError, match=r"folder='.*weights\.pt' is a file; give a folder"):
+        asap_exp.save_compiled(compiled, file)
+    with pytest.raises(UserError, match=r"is a file; .*, torch\.load\('.*weights\.pt'\)"):
+        asap_exp.load_compiled(teacher, file)

@@ -1,7 +1,7 @@
 """A compiled map on disk: `asap.safetensors` and, beside it, `asap.json` that says whose it is."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +37,7 @@ from asap_exp.ops.sliced_map import MAP_TENSORS
 FORMAT = 2
 DISTILL = "python -m asap_exp.distill"
 TENSORS, IDENTITY = "asap.safetensors", "asap.json"
+LAYERS = "teacher_layers"
 QUERY_ONLY, QUERY_ONLY_RELAXATION = "query_only_weight", "query_only_relaxation"
 
 
@@ -191,20 +192,24 @@ def load_artifact(folder: Path) -> Artifact:
 
 
 @contextmanager
-def made_again(folder: Path) -> Iterator[None]:
-    """End a UserError about the files in `folder` with the command that makes them again."""
+def made_again(folder: Path, otherwise: str | None = None) -> Iterator[None]:
+    """End a UserError about the files in `folder` with the command that makes them again.
+
+    Where none is known it ends with `otherwise`, or else with the command of any map.
+    """
     try:
         yield
     except Newer:
         raise
     except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}. It is made again by: {command_of(folder)}"
-        ) from error
+        command = known_command(folder)
+        advice = otherwise if command is None else None
+        advice = advice or f"It is made again by: {command or DISTILL}"
+        raise UserError(f"{str(error).rstrip('.')}. {advice}") from error
 
 
-def command_of(folder: Path) -> str:
-    """Return the command in a map's manifest, or else one that makes a map of this teacher."""
+def known_command(folder: Path) -> str | None:
+    """Return the command in a map's manifest, or that which makes a map of this run, or None."""
     try:
         manifest = read_json(folder / "manifest.json")
     except UserError:
@@ -214,25 +219,31 @@ def command_of(folder: Path) -> str:
         return one_line(command)
     run = folder.absolute().parent.parent
     of_run = folder.absolute().parent.name == "distill" and (run / "config.yaml").exists()
-    return f"{DISTILL} {shlex.quote(f'teacher={run}')}" if of_run else DISTILL
+    return f"{DISTILL} {shlex.quote(f'teacher={run}')}" if of_run else None
 
 
 def read_artifact(folder: Path) -> Artifact:
+    """Return the artifact in `folder`; UserError as `load_artifact` has it, without advice."""
     file = folder / IDENTITY
     identity = read_json(file)
     version = identity.get("format") if isinstance(identity, dict) else None
     if isinstance(identity, dict):
         check_format(identity, FORMAT, file, "map")
     if version != FORMAT:
-        raise UserError(f"{file} has format {version}; this version reads {FORMAT}. Distill again")
-    if "fidelity_sha256" in identity and SEAL not in identity:
-        raise UserError(f"{file} was changed: the {SEAL} of its contents was taken out of it")
+        raise UserError(f"{file} has format {version}; this version reads {FORMAT}")
+    if SEAL not in identity:
+        raise UserError(
+            f"{file} was changed, or is older than this check: it lacks {SEAL}, the hash of its "
+            "contents. Use an unchanged copy"
+        )
     check_seal(identity, file)
     identity = {key: value for key, value in identity.items() if key != SEAL}
     about = from_json(MapIdentity, identity, file)
     tensors = load_tensors(folder / TENSORS)
     if fingerprint(tensors) != about.tensors_sha256 or not describes(about, tensors):
-        raise UserError(f"{folder / TENSORS} is not the file that {file} describes; distill again")
+        raise UserError(
+            f"{folder / TENSORS} is not the file that {file} describes; use the one saved with it"
+        )
     return Artifact(identity, tensors)
 
 
@@ -270,17 +281,71 @@ def check_belongs(
     artifact: Artifact, teacher: dict[str, Any], folder: Path, advice: str = OTHER_TEACHER
 ) -> None:
     """Refuses an artifact that was fitted to another teacher, and says what differs."""
-    identity = dict(artifact.identity)
-    layers = identity.get("teacher_layers") or {}
-    identity["teacher_layers"] = {
-        path: {**layer, "attention": without_younger(layer["attention"])}
-        for path, layer in layers.items()
-    }
+    identity = {**artifact.identity, LAYERS: layers_of(artifact)}
     differences = [
-        f"{key}: the artifact's {identity.get(key)}, the teacher's {value}"
+        line
         for key, value in teacher.items()
         if identity.get(key) != value
+        for line in (
+            layer_differences(identity[key], value)
+            if key == LAYERS
+            else [f"{key}: the artifact's {identity.get(key)}, the teacher's {value}"]
+        )
     ]
     if differences:
-        lines = [f"{folder} was fitted to another teacher:", *differences]
-        raise UserError("\n  ".join(lines) + f"\n{advice}")
+        raise other_teacher(folder, differences, advice)
+
+
+def other_teacher(folder: Path, differences: Sequence[str], advice: str) -> UserError:
+    """Return the UserError that names what differs, a line each, and what to do."""
+    lines = [f"{folder} was fitted to another teacher:", *differences]
+    return UserError("\n  ".join(lines) + f"\n{advice}")
+
+
+def layers_of(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Return the teacher's layers as `teacher_layers` describes them today."""
+    return {
+        path: {**layer, "attention": without_younger(layer["attention"])}
+        for path, layer in (artifact.identity.get(LAYERS) or {}).items()
+    }
+
+
+def layer_differences(
+    of_map: Mapping[str, dict[str, Any]],
+    of_model: Mapping[str, dict[str, Any]],
+    instead: Callable[[str], str] = lambda path: "no such layer",
+) -> list[str]:
+    """Say what differs between the layers of a map's teacher and of a model, alike ones in a line.
+
+    `instead(path)` says what the model has where it has no such attention.
+    """
+    found: dict[str, list[str]] = {}
+    for path in dict.fromkeys([*of_map, *of_model]):
+        wanted, layer = of_map.get(path), of_model.get(path)
+        if wanted == layer:
+            continue
+        if wanted is None or layer is None:
+            theirs = "no such layer" if wanted is None else words_of(wanted["attention"])
+            own = instead(path) if layer is None else words_of(layer["attention"])
+            line = f"the map's teacher has {theirs}, this model {own}"
+        else:
+            pairs = unequal(plain(wanted), plain(layer))
+            line = "; ".join(f"{k}={a} in the map, {b} in this model" for k, a, b in pairs)
+        found.setdefault(line, []).append(path)
+    return [f"{', '.join(paths)}: {line}" for line, paths in found.items()]
+
+
+def plain(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a layer's attention beside its other keys."""
+    return {**layer["attention"], **{key: x for key, x in layer.items() if key != "attention"}}
+
+
+def unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which two mappings differ, with both values."""
+    return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def words_of(config: Mapping[str, Any]) -> str:
+    """Return `{name, **options}` in words."""
+    named = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
+    return f"{config['name']} attention ({named})" if named else f"{config['name']} attention"

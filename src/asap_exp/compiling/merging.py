@@ -1,12 +1,11 @@
 """Maps of several calls of `compile` on one model: one artifact, where they were made alike."""
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from asap_exp.attention import attention_layers
-from asap_exp.calibration.artifact import Artifact, layers_fingerprint
+from asap_exp.calibration.artifact import Artifact, layers_fingerprint, unequal
 from asap_exp.core.tensors import fingerprint
 
 BY_LAYER = ("attentions", "column_error", "teacher_layers")
@@ -74,8 +73,3 @@ def differences(model: nn.Module, earlier: Artifact, new: Artifact) -> list[str]
     if "calibration_set" in rest:
         found.append("their batches")
     return found or rest
-
-
-def unequal(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the keys in which two dictionaries differ, with both values."""
-    return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]

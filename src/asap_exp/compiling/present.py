@@ -1,6 +1,5 @@
 """What a compiled model holds now, beside what its artifact says that it was compiled to."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from asap_exp.attention import Attention, attention_config, attention_layers, without_younger
 from asap_exp.attention.layer import STATED
-from asap_exp.calibration.artifact import Artifact, layers_fingerprint
+from asap_exp.calibration.artifact import Artifact, layers_fingerprint, words_of
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.compiling.merging import differences
 from asap_exp.core.errors import UserError
@@ -94,12 +93,6 @@ def described(attend: Attention) -> str:
     """Return an attention's name, options and shapes of parameters."""
     config: dict[str, Any] = attention_config(attend)
     return words_of(config | {x: list(p.shape) for x, p in sorted(attend.named_parameters())})
-
-
-def words_of(config: Mapping[str, Any]) -> str:
-    """Return `{name, **options}` in words."""
-    named = ", ".join(f"{key}={value}" for key, value in config.items() if key != "name")
-    return f"{config['name']} attention ({named})" if named else f"{config['name']} attention"
 
 
 def check_own_weights(model: nn.Module, artifact: Artifact) -> None:

@@ -1,6 +1,7 @@
 """Compiled maps on disk and in a state_dict, and the models that they belong to."""
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from asap_exp.attention import (
     CoarseAttention,
     SinkhornAttention,
     SoftmaxAttention,
+    attention_config,
     attention_layers,
     build_attention,
     swap_attention,
@@ -25,11 +27,15 @@ from asap_exp.attention.learned import LearnedAttention
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
     Artifact,
-    check_belongs,
+    layer_differences,
     layers_fingerprint,
-    load_artifact,
+    layers_of,
+    made_again,
+    other_teacher,
+    read_artifact,
     save_artifact,
     teacher_layers,
+    words_of,
 )
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.compiling.merging import joined
@@ -37,11 +43,15 @@ from asap_exp.compiling.present import holder_of, present_artifact
 from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
 from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice
+from asap_exp.core.files import ELSEWHERE
 from asap_exp.core.tensors import fingerprint
+from asap_exp.core.typed import SHOWN
 from asap_exp.ops import SlicedMap
 from asap_exp.ops.backend import BACKENDS
 from asap_exp.ops.sliced_map import MAP_TENSORS
 
+MADE_BY = "asap_exp.save_compiled writes such a folder, of a model that asap_exp.compile returns"
+SHAPE = ("heads", "head_dim")
 SETTINGS = "_extra_state"
 """Torch's name, in a state_dict, for what an attention says beside its tensors."""
 
@@ -59,7 +69,50 @@ def save_compiled(model: nn.Module, folder: str | Path) -> None:
     or are of calls that differ.
     """
     artifact = artifact_of(model)
-    save_artifact(Path(folder), present_artifact(holder_of(model) or model, artifact))
+    place = folder_in(folder, "folder")
+    present = present_artifact(holder_of(model) or model, artifact)
+    try:
+        save_artifact(place, present)
+    except UserError as error:
+        raise UserError(str(error).replace(ELSEWHERE, "choose another folder")) from error
+
+
+def folder_in(given: Any, name: str) -> Path:
+    """Return the folder that an argument names; UserError if it is no path, empty, or a file."""
+    if not is_path(given) or not os.fspath(given):
+        raise UserError(
+            f"{name} must be the path of a folder, such as 'compiled'; got {shown(given)}"
+        )
+    if Path(given).is_file():
+        raise UserError(f"{name}={str(given)!r} is a file; give a folder")
+    return Path(given)
+
+
+def check_source(source: Any) -> None:
+    """Raise UserError unless `source` is a path or a state_dict."""
+    if not is_path(source) and not isinstance(source, Mapping):
+        hint = ""
+        if isinstance(source, nn.Module):
+            hint = ": load_compiled(model, compiled.state_dict())"
+        raise UserError(
+            "source must be a folder that save_compiled wrote, or the state_dict of a compiled "
+            f"model{hint}; got {shown(source)}"
+        )
+    if is_path(source) and Path(source).is_file():
+        raise UserError(
+            f"source={str(source)!r} is a file; give the folder that save_compiled wrote, or, of a "
+            f"file with a state_dict, torch.load({str(source)!r})"
+        )
+
+
+def is_path(given: Any) -> bool:
+    return isinstance(given, str | os.PathLike) and isinstance(os.fspath(given), str)
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, or its type where that is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"a value of type {type(value).__name__}"
 
 
 @torch.inference_mode(False)
@@ -79,12 +132,15 @@ def load_compiled(
     """
     check_model(model, "load_compiled")
     check_choice("backend", backend, BACKENDS)
+    check_source(source)
     if isinstance(source, Mapping):
         check_names(source, model)
         return from_state(model, source, backend)
     check_has_weights(model)
-    artifact = load_artifact(Path(source))
-    check_fits(artifact, model, Path(source))
+    folder = folder_in(source, "source")
+    with made_again(folder, MADE_BY):
+        artifact = read_artifact(folder)
+    check_fits(artifact, model, folder)
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     attends = {path: artifact.attention(path).to(device_of(model)) for path in artifact.layers}
     swap_attention(compiled, attends)
@@ -196,14 +252,47 @@ def teacher_identity(model: nn.Module, paths: list[str]) -> dict[str, Any]:
 
 def check_fits(artifact: Artifact, model: nn.Module, folder: Path) -> None:
     """Raise UserError unless `model` has the layers, and their weights, that the map is of."""
-    advice = "Compile this model, or load the map into the model that it was made of"
+    layers = attention_layers(model)
+
+    def instead(path: str) -> str:
+        if path in layers:
+            return words_of(attention_config(layers[path].attend))
+        return "no layer that asap_exp.convert made"
+
     kind = SoftmaxAttention if artifact.about.imitates else SinkhornAttention
-    check_belongs(artifact, {"teacher_layers": teacher_layers(model, kind)}, folder, advice)
-    key = "layers_sha256"
-    if artifact.identity.get(key) is None:
-        key = "teacher_sha256"
+    wanted, found = layers_of(artifact), teacher_layers(model, kind)
+    if wanted != found:
+        differences = layer_differences(wanted, found, instead)
+        raise other_teacher(folder, differences, advice_on_layers(model, wanted, found))
+    own = artifact.identity.get("layers_sha256")
+    whose = f"of {', '.join(artifact.layers)}"
+    now = layers_fingerprint(model, artifact.layers)
+    advice = "Load into this model the weights that the map was fitted to, or compile it"
+    if own is None:
+        own, whose = artifact.identity["teacher_sha256"], "of the whole model"
+        now = fingerprint(model.state_dict())
         advice = f"{advice}. Maps of this version are bound to their layers' weights alone"
-        found = fingerprint(model.state_dict())
-    else:
-        found = layers_fingerprint(model, artifact.layers)
-    check_belongs(artifact, {key: found}, folder, advice)
+    if now != own:
+        raise other_teacher(folder, [f"the weights {whose} are others"], advice)
+
+
+def advice_on_layers(model: nn.Module, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say how `model`, which has the layers `found`, gets those that a map is `wanted` for."""
+    modules = dict(model.named_modules())
+    if any(getattr(modules.get(path), "stated", False) for path in wanted):
+        return "This model is compiled already; load the map into the model that it was before"
+    kinds = {words_of(layer["attention"]): layer["attention"] for layer in wanted.values()}
+    same_place = wanted.keys() >= found.keys() and modules.keys() >= wanted.keys()
+    if (
+        len(kinds) > 1
+        or not same_place
+        or any(found[path][key] != wanted[path][key] for path in found for key in SHAPE)
+    ):
+        return "Compile this model, or load the map into the model that it was made of"
+    (config,) = kinds.values()
+    more = [f"{name}={x!r}" for name, x in config.items() if name != "name"]
+    options = ", ".join([f"attention={config['name']!r}", *more])
+    return (
+        "If this model was trained with that attention, put it in: "
+        f"asap_exp.convert(model, {options}). If not, compile this model"
+    )
