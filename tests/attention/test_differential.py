@@ -148,7 +148,7 @@ def test_entropy_of_a_plan_with_negative_entries_is_finite() -> None:
 
 
 def test_odd_width_of_a_head_is_refused() -> None:
-    with pytest.raises(UserError, match=r"must be even; got 3 \(model\.dim / model\.heads\)"):
+    with pytest.raises(UserError, match=r"must be even; got 3, dim / num_heads \(of a run, model"):
         MultiHeadAttention(6, 2, attend=DifferentialAttention())
     with pytest.raises(ValueError, match="needs an even head_dim, got 3"):
         DifferentialAttention()(*(normal(1, 2, 4, 3) for _ in range(3)))

@@ -130,7 +130,9 @@ def test_masks_and_padding_hold_together_for_softmax():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(UserError, match=r"model\.dim=8 must be a multiple of model\.heads=3"):
+    with pytest.raises(
+        UserError, match=r"num_heads=3 must be at least 1, and dim=8 a multiple of it"
+    ):
         MultiHeadAttention(8, 3)
 
 

@@ -23,7 +23,7 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.compiling import artifact_of
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import read_json, write_json
-from asap_exp.core.sealed import SEAL
+from asap_exp.core.sealed import SEAL, write_sealed
 from asap_exp.models import load_net
 from tests.conftest import Pipeline
 from tests.small_model import DIM, HEADS, Classifier, compile_small, loader, tokens
@@ -419,9 +419,7 @@ def test_what_is_no_folder_is_refused(
     teacher: Classifier, compiled: nn.Module, tmp_path: Path, given: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^folder must be the path of a folder, .*; got "
-    ) as saved:
+    with pytest.raises(UserError, match=r"^folder must be the path of a folder, .*; got ") as saved:
         asap_exp.save_compiled(compiled, given)
     with pytest.raises(UserError, match=r"^source must be .*folder.*; got ") as loading:
         asap_exp.load_compiled(teacher, given)
@@ -439,3 +437,16 @@ def test_file_in_place_of_a_folder_is_refused(
         asap_exp.save_compiled(compiled, file)
     with pytest.raises(UserError, match=r"is a file; .*, torch\.load\('.*weights\.pt'\)"):
         asap_exp.load_compiled(teacher, file)
+
+
+def test_map_of_an_unknown_attention_says_what_to_import(
+    teacher: Classifier, compiled: nn.Module, tmp_path: Path
+) -> None:
+    asap_exp.save_compiled(compiled, tmp_path)
+    whole = read_json(tmp_path / "asap.json")
+    write_sealed(
+        tmp_path / "asap.json",
+        {**whole, "attentions": {p: {"name": "x"} for p in ("first", "second")}},
+    )
+    with pytest.raises(UserError, match=r"name=x is not allowed.* or import the module it is in"):
+        asap_exp.load_compiled(teacher, tmp_path)

@@ -69,7 +69,7 @@ class DifferentialAttention(LearnedAttention):
         if isinstance(head_dim, int) and head_dim % 2:
             raise UserError(
                 f"differential attention halves the channels of a head, so that their number must "
-                f"be even; got {head_dim} (model.dim / model.heads)"
+                f"be even; got {head_dim}, dim / num_heads (of a run, model.dim / model.heads)"
             )
         super().attach(layer)
 

@@ -19,6 +19,7 @@ ADDITIVE = (
     "column step cancels a finite mask, and -inf leaves tokens without their share"
 )
 DROPOUT = "dropping attention weights breaks the uniform marginals of the plan"
+OF_HEADS = ("num_heads", "head_dim")
 STATED = "_attention"
 """Key, in the state_dict of a layer of a compiled model, of its attention and the options."""
 
@@ -178,8 +179,10 @@ class MultiHeadAttention(AttentionLayer):
     ) -> None:
         super().__init__()
         check_keywords(unknown)
-        if attn_head_dim is None and dim % num_heads:
-            raise UserError(f"model.dim={dim} must be a multiple of model.heads={num_heads}")
+        if num_heads < 1 or (attn_head_dim is None and dim % num_heads):
+            raise UserError(
+                f"num_heads={num_heads} must be at least 1, and dim={dim} a multiple of it"
+            )
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if attn_head_dim is None else attn_head_dim
         width = self.num_heads * self.head_dim
@@ -222,6 +225,20 @@ def check_attend(layer: AttentionLayer, attend: Any) -> None:
         )
     if reason := layer.refusal(type(attend)):
         raise UserError(f"{attend.name} attention is not possible in this layer: {reason}")
+
+
+def check_complete(layer: AttentionLayer, path: str) -> None:
+    """Raise UserError unless the layer at `path` has all that a subclass sets."""
+    what = f"the layer at {path} ({type(layer).__name__})" if path else f"{type(layer).__name__}"
+    if missing := [name for name in (*OF_HEADS, "attend") if not hasattr(layer, name)]:
+        raise UserError(
+            f"{what} has no {', '.join(missing)}; a subclass of AttentionLayer sets num_heads, "
+            "head_dim and attend in its __init__"
+        )
+    for name in OF_HEADS:
+        value = getattr(layer, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{what} has {name}={value!r}; it must be a whole number, at least 1")
 
 
 def output(layer: Any, x: Tensor, out: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from asap_exp.attention import (
     build_attention,
     without_younger,
 )
-from asap_exp.attention.layer import STATED
+from asap_exp.attention.layer import STATED, check_complete
 from asap_exp.attention.learned import LearnedAttention
 from asap_exp.calibration.identity import MapIdentity
 from asap_exp.core.errors import UserError
@@ -143,14 +143,20 @@ def make_artifact(
 def teacher_layers(
     net: nn.Module, kind: type[Attention] = SinkhornAttention
 ) -> dict[str, dict[str, Any]]:
-    """Describe each layer of `net` with attention of this kind, to which one is fitted, by path."""
+    """Describe each layer of `net` with attention of this kind, to which one is fitted, by path.
+
+    UserError if a layer does not say how many heads it has, and of what size.
+    """
+    layers = attention_layers(net)
+    for path, layer in layers.items():
+        check_complete(layer, path)
     return {
         path: {
             "attention": attention_config(layer.attend),
             "heads": layer.num_heads,
             "head_dim": layer.head_dim,
         }
-        for path, layer in attention_layers(net).items()
+        for path, layer in layers.items()
         if isinstance(layer.attend, kind)
     }
 

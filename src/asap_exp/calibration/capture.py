@@ -11,6 +11,7 @@ from asap_exp.attention import (
     AttentionLayer,
     LayerInputs,
     SinkhornAttention,
+    attention_layers,
     record_inputs,
 )
 from asap_exp.attention.swapping import named
@@ -83,6 +84,7 @@ def checked_inputs(
     Raise it too if a batch is all padding, and if predictions on a finite batch are not finite:
     then a later layer is at fault. `name(index)` names a batch in messages.
     """
+    layers = attention_layers(model)
     for index, batch in enumerate(batches):
         recorded, predictions = recorded_pass(model, batch, precision, forward)
         missed = [path for path in paths if path not in recorded]
@@ -91,6 +93,8 @@ def checked_inputs(
                 f"forward did not run the attention layer at {named(*missed)} on {name(index)}; "
                 "leave it out with layers=[...], or call the model so that it does"
             )
+        for path in paths:
+            check_heads(layers[path], path, recorded[path])
         if not all(is_finite(call) for path in paths for call in recorded[path]):
             raise UserError(not_finite(recorded, batch, name(index), precision))
         if alone() and all(is_padding(call) for path in paths for call in recorded[path]):
@@ -107,6 +111,19 @@ def checked_inputs(
                 f"infinity: {where}. Mend the weights up to there{unless_half(precision)}"
             )
         yield recorded
+
+
+def check_heads(layer: AttentionLayer, path: str, calls: Sequence[LayerInputs]) -> None:
+    """Raise UserError unless queries have the heads that their layer says it has."""
+    said = (layer.num_heads, layer.head_dim)
+    for call in calls:
+        found = (call.q.shape[1], call.q.shape[3])
+        if found != said:
+            raise UserError(
+                f"the layer at {path} ({type(layer).__name__}) gives attended() queries of "
+                f"{found[0]} heads of {found[1]} channels, and has num_heads={said[0]}, "
+                f"head_dim={said[1]}; set these to what they are"
+            )
 
 
 def not_finite(recorded: Recorded, batch: Any, name: str, precision: str) -> str:

@@ -75,6 +75,15 @@ def check_loader(loader: Any) -> None:
         )
 
 
+def check_forward(forward: Any) -> None:
+    """Raise UserError unless `forward` can be called."""
+    if not callable(forward):
+        raise UserError(
+            f"forward={forward!r} must be a function of the model and a batch, for example "
+            "forward=lambda model, batch: model(batch['x']); leave it out for model(batch)"
+        )
+
+
 def check_whole_numbers(**given: Any) -> None:
     for name, value in given.items():
         if not isinstance(value, int) or isinstance(value, bool):

@@ -64,7 +64,10 @@ def settings(options: Mapping[str, Any]) -> tuple[CoarseKeys, bool]:
 
     UserError for one that is not allowed.
     """
-    attend = build_attention({"name": "coarse", **options})
+    try:
+        attend = build_attention({"name": "coarse", **options})
+    except UserError as error:
+        raise UserError(str(error).removeprefix("attention=coarse: ")) from error
     assert isinstance(attend, CoarseAttention)
     keys = CoarseKeys(
         attend.tokens,

@@ -20,6 +20,7 @@ from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.compiling.arguments import (
     PREFIX,
+    check_forward,
     check_has_weights,
     check_loader,
     check_more,
@@ -155,6 +156,7 @@ def compile(
     check_relaxed(relaxed, refine, steps)
     check_shares(holdout=holdout, ridge=ridge)
     check_range("samples", samples, minimum=2)
+    check_forward(forward)
     check_choice("precision", precision, PRECISIONS)
     check_choice("backend", backend, BACKENDS)
     check_has_weights(model)

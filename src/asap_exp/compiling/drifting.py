@@ -9,6 +9,7 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.batches import call, check_not_empty, on_device
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
+from asap_exp.compiling.arguments import check_forward
 from asap_exp.compiling.saving import artifact_of
 from asap_exp.compiling.wrappers import check_model
 from asap_exp.core.agreement import apart
@@ -35,6 +36,7 @@ def drift(
     batch has no samples.
     """
     check_model(model, "drift")
+    check_forward(forward)
     check_choice("precision", precision, PRECISIONS)
     artifact_of(model)
     at_calibration = errors_at_calibration(model)

@@ -2,7 +2,8 @@
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from asap_exp.attention import (
     CoarseAttention,
     SinkhornAttention,
     SoftmaxAttention,
+    attention_class,
     attention_config,
     attention_layers,
     build_attention,
@@ -44,13 +46,18 @@ from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
 from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice
 from asap_exp.core.files import ELSEWHERE
+from asap_exp.core.plugins import MODULE
 from asap_exp.core.tensors import fingerprint
-from asap_exp.core.typed import SHOWN
+from asap_exp.core.typed import SHOWN, Newer
 from asap_exp.ops import SlicedMap
 from asap_exp.ops.backend import BACKENDS
 from asap_exp.ops.sliced_map import MAP_TENSORS
 
 MADE_BY = "asap_exp.save_compiled writes such a folder, of a model that asap_exp.compile returns"
+IN_PYTHON = {
+    ELSEWHERE: "choose another folder",
+    f"name the module that registers it: attention.{MODULE}=MODULE": "import the module it is in",
+}
 SHAPE = ("heads", "head_dim")
 SETTINGS = "_extra_state"
 """Torch's name, in a state_dict, for what an attention says beside its tensors."""
@@ -71,10 +78,22 @@ def save_compiled(model: nn.Module, folder: str | Path) -> None:
     artifact = artifact_of(model)
     place = folder_in(folder, "folder")
     present = present_artifact(holder_of(model) or model, artifact)
-    try:
+    with in_words_of_the_library():
         save_artifact(place, present)
+
+
+@contextmanager
+def in_words_of_the_library() -> Iterator[None]:
+    """Give advice on the arguments of functions in place of that on the command line."""
+    try:
+        yield
+    except Newer:
+        raise
     except UserError as error:
-        raise UserError(str(error).replace(ELSEWHERE, "choose another folder")) from error
+        words = str(error)
+        for command_line, python in IN_PYTHON.items():
+            words = words.replace(command_line, python)
+        raise UserError(words) from error
 
 
 def folder_in(given: Any, name: str) -> Path:
@@ -138,7 +157,7 @@ def load_compiled(
         return from_state(model, source, backend)
     check_has_weights(model)
     folder = folder_in(source, "source")
-    with made_again(folder, MADE_BY):
+    with in_words_of_the_library(), made_again(folder, MADE_BY):
         artifact = read_artifact(folder)
     check_fits(artifact, model, folder)
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
@@ -208,7 +227,12 @@ def attention_in(state: Mapping[str, Tensor], path: str) -> Attention | None:
             raise UserError(f"the state_dict is damaged: at {path}, {error}") from error
     if f"{layer}{STATED}" not in state:
         return None
-    attend = build_attention(config_in(state[f"{layer}{STATED}"], f"{layer}{STATED}"))
+    key = f"{layer}{STATED}"
+    config = config_in(state[key], key)
+    with in_words_of_the_library():
+        if attention_class(config["name"]).needs_calibration:
+            raise UserError(f"the state_dict is damaged: {key} is of a map, and has no theta")
+        attend = build_attention(config)
     if isinstance(attend, LearnedAttention):
         names = (name for name in attend.parameter_names if f"{inner}{name}" in state)
         attend.take({name: state[f"{inner}{name}"] for name in names})

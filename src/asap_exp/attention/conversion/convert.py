@@ -17,7 +17,7 @@ from asap_exp.attention.base import (
 )
 from asap_exp.attention.conversion.adopted import Adopted, with_state_of
 from asap_exp.attention.conversion.families import adopter, looks_like_attention, obstacle
-from asap_exp.attention.layer import AttentionLayer
+from asap_exp.attention.layer import AttentionLayer, check_complete
 from asap_exp.attention.softmax import SoftmaxAttention
 from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice, check_range
@@ -94,6 +94,9 @@ def convert(
     check_arguments(model, attention_dropout, skip, inplace)
     made = maker(attention, options)
     found = without(list(search(model)), skip)
+    for each in found:
+        if isinstance(each.module, AttentionLayer):
+            check_complete(each.module, each.path)
     check_found(model, found, attention, inplace)
     reasons = [(each, each.refusal(made(), attention_dropout)) for each in found]
     if refused := [(each, reason) for each, reason in reasons if reason]:
