@@ -14,10 +14,7 @@ from asap_exp.attention import (
     AsapAttention,
     Attention,
     CoarseAttention,
-    SinkhornAttention,
-    SoftmaxAttention,
     attention_class,
-    attention_config,
     attention_layers,
     build_attention,
     swap_attention,
@@ -29,17 +26,14 @@ from asap_exp.attention.learned import LearnedAttention
 from asap_exp.attention.swapping import layers_at
 from asap_exp.calibration.artifact import (
     Artifact,
-    layer_differences,
     layers_fingerprint,
-    layers_of,
     made_again,
-    other_teacher,
     read_artifact,
     save_artifact,
     teacher_layers,
-    words_of,
 )
 from asap_exp.compiling.arguments import check_has_weights
+from asap_exp.compiling.belonging import check_fits
 from asap_exp.compiling.merging import joined
 from asap_exp.compiling.present import holder_of, present_artifact
 from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
@@ -58,7 +52,6 @@ IN_PYTHON = {
     ELSEWHERE: "choose another folder",
     f"name the module that registers it: attention.{MODULE}=MODULE": "import the module it is in",
 }
-SHAPE = ("heads", "head_dim")
 SETTINGS = "_extra_state"
 """Torch's name, in a state_dict, for what an attention says beside its tensors."""
 
@@ -272,51 +265,3 @@ def teacher_identity(model: nn.Module, paths: list[str]) -> dict[str, Any]:
         "layers_sha256": layers_fingerprint(model, paths),
         "teacher_layers": teacher_layers(model),
     }
-
-
-def check_fits(artifact: Artifact, model: nn.Module, folder: Path) -> None:
-    """Raise UserError unless `model` has the layers, and their weights, that the map is of."""
-    layers = attention_layers(model)
-
-    def instead(path: str) -> str:
-        if path in layers:
-            return words_of(attention_config(layers[path].attend))
-        return "no layer that asap_exp.convert made"
-
-    kind = SoftmaxAttention if artifact.about.imitates else SinkhornAttention
-    wanted, found = layers_of(artifact), teacher_layers(model, kind)
-    if wanted != found:
-        differences = layer_differences(wanted, found, instead)
-        raise other_teacher(folder, differences, advice_on_layers(model, wanted, found))
-    own = artifact.identity.get("layers_sha256")
-    whose = f"of {', '.join(artifact.layers)}"
-    now = layers_fingerprint(model, artifact.layers)
-    advice = "Load into this model the weights that the map was fitted to, or compile it"
-    if own is None:
-        own, whose = artifact.identity["teacher_sha256"], "of the whole model"
-        now = fingerprint(model.state_dict())
-        advice = f"{advice}. Maps of this version are bound to their layers' weights alone"
-    if now != own:
-        raise other_teacher(folder, [f"the weights {whose} are others"], advice)
-
-
-def advice_on_layers(model: nn.Module, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Say how `model`, which has the layers `found`, gets those that a map is `wanted` for."""
-    modules = dict(model.named_modules())
-    if any(getattr(modules.get(path), "stated", False) for path in wanted):
-        return "This model is compiled already; load the map into the model that it was before"
-    kinds = {words_of(layer["attention"]): layer["attention"] for layer in wanted.values()}
-    same_place = wanted.keys() >= found.keys() and modules.keys() >= wanted.keys()
-    if (
-        len(kinds) > 1
-        or not same_place
-        or any(found[path][key] != wanted[path][key] for path in found for key in SHAPE)
-    ):
-        return "Compile this model, or load the map into the model that it was made of"
-    (config,) = kinds.values()
-    more = [f"{name}={x!r}" for name, x in config.items() if name != "name"]
-    options = ", ".join([f"attention={config['name']!r}", *more])
-    return (
-        "If this model was trained with that attention, put it in: "
-        f"asap_exp.convert(model, {options}). If not, compile this model"
-    )
