@@ -10,7 +10,7 @@ from asap_exp.calibration.artifact import Artifact
 from asap_exp.core.files import read_json
 from asap_exp.core.records.evaluation import MapPoint
 from asap_exp.evaluate.variants import map_point
-from asap_exp.report.accuracy_figure import rows_of, visible
+from asap_exp.report.accuracy_figure import beyond_words, rows_of, visible
 from asap_exp.report.averages import main_rows
 from asap_exp.report.groups import Group, grouped
 from asap_exp.report.markdown import tables_markdown
@@ -103,6 +103,23 @@ def test_maps_of_one_recipe_are_one_point_with_a_deviation() -> None:
     assert point.mean("accuracy") == pytest.approx(0.90)
     assert point["accuracy"].std == pytest.approx(0.04 / 2**0.5)
     assert point.mean("model_ms") == 7
+
+
+def test_maps_of_one_teacher_count_as_one_seed_beside_another_teacher() -> None:
+    one, other = group(), group([row for row in ROWS if row["key"] != "map_1"])
+    both = Group("g", [*one.records, *other.records])
+    (point,) = [point for point in points(both) if point.key == "map_a"]
+    assert point.n == 2
+    assert point.mean("accuracy") == pytest.approx((0.90 + 0.92) / 2)
+    assert point["accuracy"].std == pytest.approx(0.02 / 2**0.5)
+
+
+def test_one_row_far_below_all_others_is_named_below_the_axis() -> None:
+    near = [row for row in ROWS if row["key"] in ("teacher", "asap", "truncated_3", "truncated_8")]
+    for accuracy, shown in ((0.90, True), (0.88, False)):  # beside 0.93 to 0.95
+        found = group([*near, row("control_uniform", "control", accuracy, 5)])
+        assert ("control_uniform" in {each.key for each in visible(found)}) is shown
+    assert beyond_words(found) == "1 method below the axis: control: uniform attention (88.00)"
 
 
 def test_truncation_is_matched_by_a_map_that_is_no_slower_and_no_worse() -> None:

@@ -39,6 +39,8 @@ NAMED = 4
 """Methods beyond the axes that are named below them."""
 DEPTH = 0.1
 """Depth of the quality axis below the teacher's accuracy, or as a share above its perplexity."""
+GAP = 2
+"""Largest gap above the last rows, in lengths of the axis that the others take."""
 PALE = "pale: beaten by a faster one"
 PALER: dict[str, Any] = {
     "linestyle": "",
@@ -174,14 +176,24 @@ def rows_of(group: Group) -> list[AveragedRow]:
 
 
 def visible(group: Group) -> list[AveragedRow]:
-    """Return the rows that are not far worse than the teacher."""
+    """Return the rows that are not far worse than the teacher, or than all the others."""
     column = quality(group)
     (teacher,) = (row for row in averaged_rows(group) if row.group == "teacher")
     if teacher[column.key] is None:  # the teacher's perplexity is infinite: no row is far above it
         return rows_of(group)
     level = goodness(teacher, column)
     least = level * (1 + DEPTH) if column.lower_is_better else level - DEPTH
-    return [row for row in rows_of(group) if goodness(row, column) >= least]
+    near = [row for row in rows_of(group) if goodness(row, column) >= least]
+    return [row for row in near if goodness(row, column) >= lone(near, column)]
+
+
+def lone(rows: Iterable[AveragedRow], column: Column) -> float:
+    """Return the least goodness above a gap by which one or two rows would flatten all others."""
+    found = sorted({goodness(row, column) for row in rows}, reverse=True)
+    for place in range(max(len(found) - 2, 2), len(found)):
+        if found[place - 1] - found[place] > GAP * (found[0] - found[place - 1]):
+            return found[place - 1]
+    return -math.inf
 
 
 def beyond_words(group: Group) -> str:

@@ -52,12 +52,17 @@ def own_row(_: EvaluationRecord, row: Row) -> tuple[str, str]:
 def averaged_rows(group: Group, by: Method = own_row) -> list[AveragedRow]:
     """Return the averaged methods of a group, in order of first appearance.
 
-    `by` gives the key and the label of the method that a record's row belongs to.
+    `by` gives the key and the label of the method that a record's row belongs to. Several rows of
+    a method in one record, which are maps of one teacher, count as one seed beside other records.
     """
     rows = [(by(record, row), row) for record in group.records for row in record.rows]
+    records = [place for place, record in enumerate(group.records) for _ in record.rows]
     frame = pd.DataFrame([measures(row) for _, row in rows], dtype=float)
     firsts: dict[tuple[str, str], int] = {}
     methods = [firsts.setdefault(method, place) for place, (method, _) in enumerate(rows)]
+    if len(group.records) > 1:
+        frame = frame.groupby([methods, records], sort=False).mean()
+        methods = list(frame.index.get_level_values(0))
     by_method = frame.groupby(methods, sort=False).agg(["mean", "std", "count"]).to_dict("index")
     return [
         AveragedRow(key, label, rows[place][1].group, methods.count(place), averages(stats))

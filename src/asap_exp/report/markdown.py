@@ -167,9 +167,10 @@ def pareto_lines(group: Group) -> list[str]:
     titles = ["row", "method", *SETTINGS, "n", *(column.title for column in chosen)]
     last = ["dominated by row", "matched by ASAP"]
     explanation = (
-        "Mean ± standard deviation over models, and over maps that differ in the seed of their "
-        "calibration alone. A row is dominated by another that is no slower and no worse, and "
-        "better in one of the two. A truncation is matched if some map is no slower and no worse."
+        "Mean ± standard deviation over models or, of a single one, over maps that differ in the "
+        "seed of their calibration alone. A row is dominated by another that is no slower and no "
+        "worse, and better in one of the two. A truncation is matched if some map is no slower "
+        "and no worse."
     )
     return [explanation, "", *table_lines([*titles, *last], lines, text=len(SETTINGS) + 2)]
 
