@@ -2,8 +2,9 @@
 # Causal LSH attention gives a token another output when later tokens change.
 #
 # LSHSelfAttention(causal=True) of reformer-pytorch 1.4.4 sorts all tokens into buckets and cuts the
-# sorted row into chunks of one size. Later tokens are masked, but they take places in the chunks, so
-# they decide which earlier ones a token may see. The past's output changes with the future: what was computed while a text was generated is not what training computes of the whole text.
+# sorted row into chunks of one size. Later tokens are masked, but they take places in the chunks,
+# and so decide which earlier ones a token may see. The past's output changes with the future: what
+# was computed while a text was generated is not what training computes of the whole text.
 #
 # Seen with reformer-pytorch 1.4.4 and torch 2.15.0, 64 tokens, 4 rounds of hashing by the same
 # random rotations: change of the first 32 outputs when the last 32 tokens change, as a share:
