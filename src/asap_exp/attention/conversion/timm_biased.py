@@ -58,5 +58,5 @@ class SwinAttention(Biased, swin_transformer.WindowAttention):
         """`mask` `[windows, N, N]` is 0 or -inf, for windows of a shifted image."""
         bias = self._get_rel_pos_bias()
         if mask is not None:
-            bias = bias + mask[:, None].repeat(len(x) // len(mask), 1, 1, 1)
+            bias = bias + mask[:, None].repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
         return self.attended_with(self.qkv(x), bias)

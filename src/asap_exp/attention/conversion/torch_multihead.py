@@ -81,7 +81,7 @@ class TorchMultiheadAttention(Adopted, nn.MultiheadAttention):
         q, k, v = self.projected(query, key, value)
         if is_causal and not self.attend.takes_bias:
             self.softmax_options(q, k, None, is_causal=True)  # raises the error for causal masks
-        padding, bias = self.masks(key_padding_mask, attn_mask, len(q), to_itself)
+        padding, bias = self.masks(key_padding_mask, attn_mask, q.shape[0], to_itself)
         out = self.out_proj(self.attended(q, k, v, key_padding_mask=padding, bias=bias))
         plan = None
         if need_weights:
@@ -112,7 +112,7 @@ class TorchMultiheadAttention(Adopted, nn.MultiheadAttention):
         """
         bias = None
         if mask is not None:
-            mask = mask.unflatten(0, (batch, -1)) if mask.dim() == 3 else mask
+            mask = mask.unflatten(0, (batch, self.num_heads)) if mask.dim() == 3 else mask
             bias = ~mask if mask.dtype == torch.bool else mask
         if padding is None:
             return None, bias

@@ -16,7 +16,6 @@ with one. If the subset is everything and w = 1, both are the plan of T updates.
 `ready` may be refined by further updates over all pairs. (They are this project's, not of ASAP.)
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference import sinkhorn
+from asap_exp.ops.reference._sizes import log_ratio
 from asap_exp.ops.reference.sinkhorn import average_values, logits, only_valid, plan_from
 from asap_exp.ops.subsets import Subset, at
 
@@ -42,7 +42,7 @@ class Coarse(NamedTuple):
     k: Tensor
     log_queries: Tensor
     log_keys: Tensor
-    log_ratio: float
+    log_ratio: Tensor | float
     """log(n / m)."""
 
 
@@ -181,12 +181,13 @@ def coarse(
 ) -> Coarse:
     key_subset = subset if key_subset is None else key_subset
     n, m = q.shape[2], k.shape[2]
+    log_queries = log_weight(subset, q, key_padding_mask)
     return Coarse(
         at(blank(q, key_padding_mask, 2), subset.tokens),
         at(blank(k, key_padding_mask, 2), key_subset.tokens),
-        log_weight(subset, q, key_padding_mask),
+        log_queries,
         log_weight(key_subset, k, key_padding_mask),
-        math.log(n / m) if n != m else 0.0,
+        log_ratio(n, m, log_queries),
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
+from asap_exp.ops.reference._sizes import as_many
 
 Sorts: TypeAlias = tuple[float, bool, Tensor | None]
 """tau, whether sorts are hard, and the padding `[B, N]`."""
@@ -110,7 +111,7 @@ def both_sorts(
     """Return P_l `[B, H, L, N, N]` and M R_l `[B, H, L, N, M]`."""
     P, R = (sort_matrix(s, tau, hard, padding) for s in (x, y))
     n, m = x.shape[-1], y.shape[-1]
-    return P, R if n == m else coupling(n, m).to(R) @ R
+    return P, R if as_many(n, m) else coupling(n, m).to(R) @ R
 
 
 def sort_matrix(s: Tensor, tau: float, hard: bool, padding: Tensor | None) -> Tensor:

@@ -10,13 +10,13 @@ A = exp(S + f + g). Source: ASAP (arXiv 2605.12879), entropic optimal transport 
 marginals.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from asap_exp.ops.masking import absent, blank, compute_dtype, effective_padding
+from asap_exp.ops.reference._sizes import as_many, log_ratio
 from asap_exp.ops.reference.exponentials import log_sum_exp, softmax
 from asap_exp.ops.reference.implicit import implicit_gradient
 
@@ -45,7 +45,7 @@ def column_step(S: Tensor, row_dual: Tensor, padding: Tensor | None) -> Tensor:
     f = absent(row_dual, padding)
     g = -log_sum_exp(S + f[..., :, None], dim=-2)
     n, m = S.shape[-2:]
-    return g + math.log(n / m) if n != m else g
+    return g if as_many(n, m) else g + log_ratio(n, m, g)
 
 
 def row_step(S: Tensor, col_dual: Tensor, padding: Tensor | None) -> Tensor:
