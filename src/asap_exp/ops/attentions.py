@@ -16,6 +16,7 @@ from asap_exp.ops.arguments import (
     subset_options,
 )
 from asap_exp.ops.backend import full_precision, resolve
+from asap_exp.ops.reference.softmax import plain_softmax_attention
 from asap_exp.ops.sliced_map import SlicedMap
 from asap_exp.ops.subsets import CHOICES, GRIDS, WEIGHTS, Subset, check_grid, check_grid_width
 
@@ -129,14 +130,16 @@ def softmax_attention(
     """Compute softmax_j(S) v, `[B, H, N, width of v]`: ordinary attention, without a column step.
 
     This runs PyTorch's fused operator, except for padded 16-bit inputs without a gradient: these
-    run the attention pass of the other operators, since PyTorch's flash kernels take no mask.
+    run the attention pass of the other operators, since PyTorch's flash kernels take no mask. With
+    backend="reference" it keeps the logits, and has all derivatives.
     """
     options = common_options(q, k, eps, scale, key_padding_mask)
     check.check_value(v, k)
     with full_precision(q):
-        return resolve(backend, q, v, no_gradient_of=(q, k, v)).softmax_attention(
-            q, k, v, **options
-        )
+        operators = resolve(backend, q, v, no_gradient_of=(q, k, v))
+        if backend == "reference":
+            return plain_softmax_attention(q, k, v, **options)
+        return operators.softmax_attention(q, k, v, **options)
 
 
 def espformer_attention(

@@ -61,6 +61,7 @@ def choose_subset(
     grid_width: int,
     key_padding_mask: Tensor | None,
 ) -> Subset:
+    x = x.detach()  # no_grad stops no derivative that goes forward
     fused = fused_choice(choice, x)
     points = points_of(x if fused is None else x[..., :1], key_padding_mask)
     few = everything(points, count)

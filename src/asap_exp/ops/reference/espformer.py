@@ -28,6 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference._sizes import as_many
+from asap_exp.ops.reference._transforms import transformed
+from asap_exp.ops.reference.logit_rows import root
 
 Sorts: TypeAlias = tuple[float, bool, Tensor | None]
 """tau, whether sorts are hard, and the padding `[B, N]`."""
@@ -83,7 +85,10 @@ def centred_distances(x: Tensor, y: Tensor) -> Tensor:
 
     Every G_l has mass n: a constant adds the same to all costs, and is most of them.
     """
-    distances = torch.cdist(x, y)
+    if transformed():  # cdist has no derivative that goes forward, and this is D times as large
+        distances = root((x[..., :, None, :] - y[..., None, :, :]).square().sum(dim=-1))
+    else:
+        distances = torch.cdist(x, y)
     return distances - distances.detach().mean(dim=(-1, -2), keepdim=True)
 
 
@@ -148,6 +153,8 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call `function`, and recompute it for the gradient instead of keeping its tensors.
 
     The state of the random generator is not saved: nothing here is random, and a CUDA graph could
-    not read it.
+    not read it. `torch.func` allows no recomputation.
     """
+    if transformed():
+        return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -5,18 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asap_exp.ops.reference._transforms import forward_mode
+
 FLOOR, LEAST = -60.0, 1e-26
 """Exponents below `FLOOR` are raised to it, and weights below `LEAST` are 0.
 
 Beside the largest term, 1, float32 has lost them anyway. On a CPU a float32 exponential below -87
 takes some 50 times as long, and arithmetic on numbers below 1e-38 several times as long. On a GPU,
-and in float64, the functions are PyTorch's own.
+in float64 and for derivatives that go forward, the functions are PyTorch's own.
 """
 
 
 def slows_down(x: Tensor) -> bool:
     """Return True if exponentials of `x` take longer where they underflow, as they will."""
-    return x.dtype == torch.float32 and not x.is_cuda
+    return x.dtype == torch.float32 and not x.is_cuda and not forward_mode()
 
 
 def log_sum_exp(x: Tensor, dim: int) -> Tensor:

@@ -170,11 +170,11 @@ def plan_from(
     """
     if implicit_steps is not None:
         with torch.no_grad():
-            ready = update(S, row_dual, num_iters - 1, padding)
+            ready = update(S.detach(), row_dual.detach(), num_iters - 1, padding)
         return ImplicitPlan.apply(S, ready, padding, implicit_steps)
     if gradient_updates is not None and gradient_updates < num_iters:
-        with torch.no_grad():
-            row_dual = update(S, row_dual, num_iters - gradient_updates, padding)
+        with torch.no_grad():  # which a derivative that goes forward would pass
+            row_dual = update(S.detach(), row_dual.detach(), num_iters - gradient_updates, padding)
         num_iters = gradient_updates
     return closure(S, update(S, row_dual, num_iters - 1, padding), padding)
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asap_exp.ops.masking import blank
+from asap_exp.ops.masking import blank, effective_padding
+from asap_exp.ops.reference.sinkhorn import average_values, logits, one_pass
 
 
 def attended(key_padding_mask: Tensor) -> Tensor:
@@ -22,6 +23,16 @@ def softmax_attention(
     mask = None if key_padding_mask is None else attended(key_padding_mask)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale / eps)
     return blank(out, key_padding_mask, 2).to(result)
+
+
+def plain_softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, eps: float, scale: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """Compute it with the logits in memory: PyTorch's operators have first derivatives only."""
+    S = logits(q, k, eps=eps, scale=scale, mask=key_padding_mask)
+    zeros = S.new_zeros(S.shape[:2] + S.shape[-1:])
+    A = one_pass(S, zeros, effective_padding(key_padding_mask))
+    return average_values(A, v, key_padding_mask)
 
 
 def biased_softmax_attention(
