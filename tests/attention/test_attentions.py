@@ -265,8 +265,17 @@ def test_bad_option_is_refused_when_the_attention_is_built(case):
 
 
 def test_asap_is_not_trained():
-    with pytest.raises(UserError, match=r"(?s)attention=asap is not trained.*asap_exp\.distill"):
+    words = r"attention=asap is not trained: asap_exp\.compile fits it .* asap_exp\.load_compiled"
+    with pytest.raises(UserError, match=words) as refused:
         build_attention({"name": "asap"})
+    assert "python -m" not in str(refused.value)
+
+
+@pytest.mark.parametrize("config", [{}, {"num_iters": 3}, {"name": None}, "sinkhorn", None])
+def test_attention_without_a_name_is_refused(config):
+    with pytest.raises(UserError, match=r'for example \{"name": "sinkhorn", .*; got') as refused:
+        build_attention(config)
+    assert str(refused.value).endswith(repr(config))
 
 
 @pytest.mark.parametrize("masked", [False, True])

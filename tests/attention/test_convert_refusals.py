@@ -150,6 +150,22 @@ def test_model_without_attention_says_so(name: str) -> None:
         asap_exp.convert(model)
 
 
+class WrittenOut(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_in_a_forward_is_refused_with_what_takes_its_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), WrittenOut())
+    words = (
+        r"forward of another module .* put asap_exp\.attention\.MultiHeadAttention .*own_model\.md"
+    )
+    with pytest.raises(UserError, match=rf"nothing to convert.*{words}, A layer of your own"):
+        asap_exp.convert(model)
+    with pytest.raises(UserError, match=rf"holds no MultiHeadAttention.*{words}"):
+        asap_exp.compile(model, [torch.ones(2, 3, 4)] * 2)
+
+
 def test_model_that_is_converted_already_says_so(vit: nn.Module) -> None:
     converted = asap_exp.convert(vit)
     with pytest.raises(UserError, match=r"are this project's already\. attention=\"sinkhorn\""):

@@ -246,7 +246,7 @@ def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named
         ) as refused:
             compile_small(broken, loader(), **options)
         assert "32-true" not in str(refused.value), "which it has"
-    half = r"or, if bf16-mixed overflows, take 32-true: precision in asap_exp\.compile, trainer\.p"
+    half = r"; or, if bf16-mixed overflows, take precision=\"32-true\"$"
     with pytest.raises(UserError, match=half):
         compile_small(broken, loader(), precision="bf16-mixed")
     # Where the first layer is recorded alone, the predictions show it.

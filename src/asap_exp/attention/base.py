@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from asap_exp.core import plugins
 from asap_exp.core.attention_options import declare, options_of, unknown_option
 from asap_exp.core.errors import UserError, check_name
-from asap_exp.core.renamed import FITTED
 
 ATTENTIONS: dict[str, type["Attention"]] = {}
 """The registered attentions, by the name that YAML and the command line use."""
@@ -176,10 +175,19 @@ def config_in(told: Any, key: str) -> dict[str, Any]:
 
 def build_attention(config: Mapping[str, Any]) -> Attention:
     """Build a trainable attention from `{name, **options}`; raise UserError for a wrong option."""
+    name = config.get("name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str):
+        raise UserError(
+            'an attention is built from a mapping with its name and options, for example {"name": '
+            f'"sinkhorn", "num_iters": 20}}; got {config!r}'
+        )
     options = {key: value for key, value in config.items() if key != "name"}
-    cls = attention_class(config["name"])
+    cls = attention_class(name)
     if cls.needs_calibration:
-        raise UserError(FITTED.format(name=cls.name))
+        raise UserError(
+            f"attention={name} is not trained: asap_exp.compile fits it to a model with Sinkhorn "
+            "attention, and asap_exp.load_compiled puts what was saved into such a model"
+        )
     allowed = attention_options(cls.name)
     for key, value in options.items():
         if key not in allowed:

@@ -37,6 +37,9 @@ def sinkhorn(layer: AttentionLayer) -> SinkhornAttention:
     return layer.attend
 
 
+IN_FULL = "train with trainer.precision=32-true"
+"""Advice, in a stage's words."""
+
 Recorded = Mapping[str, Sequence[LayerInputs]]
 """Inputs of each call on one batch, by layer path."""
 
@@ -167,7 +170,4 @@ def unless_half(precision: str) -> str:
     """Return the other remedy for what is not finite, in half precision; nothing in 32-true."""
     if precision not in AUTOCAST_DTYPES:
         return ""
-    return (
-        f"; or, if {precision} overflows, take 32-true: precision in asap_exp.compile, "
-        "trainer.precision in the training"
-    )
+    return f"; or, if {precision} overflows, {IN_FULL}"

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from asap_exp.attention import CoarseAttention, attention_layers, attention_options
+from asap_exp.attention.conversion.families import WRITTEN_OUT
 from asap_exp.attention.swapping import layers_at, named
 from asap_exp.calibration.artifact import teacher_layers
 from asap_exp.calibration.config import COARSE, FURTHER_FEATURES, CoarseKeys
@@ -135,8 +136,8 @@ def check_steps(steps: Any) -> list[str]:
         if step in STEPS and step not in of_sinkhorn:
             raise UserError(
                 f"steps={chosen!r} cannot have {step}, which is fitted to a "
-                f"{STEPS[step].teacher} teacher, and compile replaces Sinkhorn attention; for a "
-                f"trained run take: python -m asap_exp.distill calibration={step}"
+                f"{STEPS[step].teacher} teacher, and compile replaces Sinkhorn attention; take "
+                f"{', '.join(of_sinkhorn)}"
             )
         check_choice("steps", step, of_sinkhorn)
     return chosen
@@ -249,7 +250,7 @@ def sinkhorn_paths(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
         holds = f"only {', '.join(sorted(kinds))} attention" if kinds else "no MultiHeadAttention"
         raise UserError(
             f"this {type(model).__name__} holds {holds}, and compile replaces Sinkhorn attention. "
-            f"{SINKHORN}"
+            f"{SINKHORN}" + ("" if kinds else f". {WRITTEN_OUT}")
         )
     if layers is None:
         return list(found)

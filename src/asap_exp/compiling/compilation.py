@@ -34,7 +34,7 @@ from asap_exp.compiling.arguments import (
 )
 from asap_exp.compiling.coarse import check_not_given, compile_coarse
 from asap_exp.compiling.drifting import PRECISIONS
-from asap_exp.compiling.saving import remember, teacher_identity
+from asap_exp.compiling.saving import in_words_of_the_library, remember, teacher_identity
 from asap_exp.compiling.summary import summary
 from asap_exp.compiling.wrappers import check_model
 from asap_exp.core.agreement import apart
@@ -177,14 +177,17 @@ def compile(
     )
     compiled = copy.deepcopy(model).eval().requires_grad_(False)
     data = CalibrationData(compiled, fit, held_out, config, precision, forward, shown)
-    result = calibrate(data, paths)
-    words = summary(data, result) if progress else []
+    with in_words_of_the_library():
+        result = calibrate(data, paths)
+        words = summary(data, result) if progress else []
     swap_attention(compiled, result.maps)
+    with in_words_of_the_library():
+        column_error = column_errors(compiled, held_out, paths, precision, forward)
     identity = {
         **teacher,
         **result.identity(config),
         "calibration_set": {"rows": config.samples, "sha256": content_hash(fit)},
-        "column_error": column_errors(compiled, held_out, paths, precision, forward),
+        "column_error": column_error,
     }
     for line in words:
         shown.line(line)

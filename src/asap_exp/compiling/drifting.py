@@ -10,7 +10,7 @@ from asap_exp.calibration.batches import call, check_not_empty, on_device
 from asap_exp.calibration.capture import Forward
 from asap_exp.calibration.drift import column_errors, drift_ratios
 from asap_exp.compiling.arguments import check_forward
-from asap_exp.compiling.saving import artifact_of
+from asap_exp.compiling.saving import artifact_of, in_words_of_the_library
 from asap_exp.compiling.wrappers import check_model
 from asap_exp.core.agreement import apart
 from asap_exp.core.devices import AUTOCAST_DTYPES, device_of
@@ -48,7 +48,8 @@ def drift(
         )
     check_not_empty(batch)
     batches = [on_device(batch, device_of(model))]
-    now = column_errors(model, batches, at_calibration, precision, forward)
+    with in_words_of_the_library():
+        now = column_errors(model, batches, at_calibration, precision, forward)
     return drift_ratios(now, at_calibration)
 
 

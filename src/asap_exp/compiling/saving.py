@@ -32,6 +32,7 @@ from asap_exp.calibration.artifact import (
     save_artifact,
     teacher_layers,
 )
+from asap_exp.calibration.capture import IN_FULL
 from asap_exp.compiling.arguments import check_has_weights
 from asap_exp.compiling.belonging import check_fits
 from asap_exp.compiling.merging import joined
@@ -49,6 +50,7 @@ from asap_exp.ops.sliced_map import MAP_TENSORS
 
 MADE_BY = "asap_exp.save_compiled writes such a folder, of a model that asap_exp.compile returns"
 IN_PYTHON = {
+    IN_FULL: 'take precision="32-true"',
     ELSEWHERE: "choose another folder",
     f"name the module that registers it: attention.{MODULE}=MODULE": "import the module it is in",
 }
@@ -86,6 +88,8 @@ def in_words_of_the_library() -> Iterator[None]:
         words = str(error)
         for command_line, python in IN_PYTHON.items():
             words = words.replace(command_line, python)
+        if words == str(error):
+            raise
         raise UserError(words) from error
 
 

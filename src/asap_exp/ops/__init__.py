@@ -13,7 +13,9 @@ and TypeError name the offending argument.
 three TF32 passes, as accurate as IEEE arithmetic, or in one where PyTorch is allowed TF32
 (`torch.backends.cuda.matmul.fp32_precision = "tf32"`); "ieee" is "auto" with IEEE arithmetic.
 The fused kernels have first derivatives only: for second derivatives and `torch.func`, use
-backend="reference".
+backend="reference". There, `implicit_steps` alone has no derivative that goes forward
+(`torch.func.jvp`, `jacfwd` and `hessian`): take `jacrev` twice. `gradient_updates`,
+`implicit_steps` and hard sorts choose the first derivative, which further ones are taken of.
 """
 
 from asap_exp.ops.attentions import (

@@ -10,6 +10,7 @@ import lightning as L
 
 from asap_exp.attention import (
     CoarseAttention,
+    attention_class,
     attention_layers,
     build_attention,
     canonical_options,
@@ -26,6 +27,7 @@ from asap_exp.core.locks import emptied_unless_begun, held
 from asap_exp.core.manifest import TrainManifest, attempts_at, manifest
 from asap_exp.core.memory import bounded
 from asap_exp.core.objectives import Objective
+from asap_exp.core.renamed import FITTED
 from asap_exp.core.run_log import run_log
 from asap_exp.core.runs import (
     Run,
@@ -97,6 +99,9 @@ def first_parts(config: TrainConfig) -> list[L.Callback]:
 
     Raises UserError if the attention, a callback or a logger cannot be made.
     """
+    name = config.attention["name"]
+    if attention_class(name).needs_calibration:
+        raise UserError(FITTED.format(name=name))
     build_attention(config.attention)
     if config.logger.tensorboard:
         require_tensorboard()

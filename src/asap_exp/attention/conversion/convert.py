@@ -16,7 +16,12 @@ from asap_exp.attention.base import (
     build_attention,
 )
 from asap_exp.attention.conversion.adopted import Adopted, with_state_of
-from asap_exp.attention.conversion.families import adopter, looks_like_attention, obstacle
+from asap_exp.attention.conversion.families import (
+    WRITTEN_OUT,
+    adopter,
+    looks_like_attention,
+    obstacle,
+)
 from asap_exp.attention.layer import AttentionLayer, check_complete
 from asap_exp.attention.softmax import SoftmaxAttention
 from asap_exp.core.devices import device_of
@@ -209,8 +214,7 @@ def check_found(
     if not found:
         raise UserError(
             f"this {name} has nothing to convert: no module in it, but those in skip, is attention "
-            "of timm, torch or transformers that is known here or looks like it. Attention that is "
-            "written into the forward of another module has to be replaced by hand"
+            f"of timm, torch or transformers that is known here or looks like it. {WRITTEN_OUT}"
         )
     layers = [each.module for each in found if isinstance(each.module, AttentionLayer)]
     if any(layer.attend.needs_calibration for layer in layers):

@@ -43,10 +43,13 @@ OBSTACLES = {
 }
 """Reasons by a pattern of the class's full name; the first that matches holds."""
 
-UNKNOWN = (
-    "convert does not know this class; put asap_exp.attention.MultiHeadAttention in its place by "
-    "hand or, where it is called or returns otherwise, an AttentionLayer of your own "
-    "(docs/own_model.md), or skip it"
+BY_HAND = (
+    "put asap_exp.attention.MultiHeadAttention in its place by hand or, where it is called or "
+    "returns otherwise, an AttentionLayer of your own (docs/own_model.md, A layer of your own)"
+)
+UNKNOWN = f"convert does not know this class; {BY_HAND}, or skip it"
+WRITTEN_OUT = (
+    f"Attention that is written into the forward of another module is not found: {BY_HAND}"
 )
 
 LIBRARIES = ("timm.", "torch.", "transformers.")
