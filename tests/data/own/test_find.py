@@ -125,6 +125,53 @@ def test_masked_language_model_needs_no_classes(tmp_path):
     assert (data.text_column, data.label_column, data.num_classes) == ("words", None, None)
 
 
+def headless(file, line):
+    file.write_text("".join(line.format(row, (row + 1) % 2) + "\n" for row in range(40)))
+    return file
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_file_without_a_header_is_refused_for_its_classes(tmp_path, ending):
+    line = "some text number {}" + {"csv": ",", "tsv": "\t"}[ending] + "{}"
+    with pytest.raises(UserError, match="1 is a value: put a line of names above it") as error:
+        looked_up("texts", headless(tmp_path / f"a.{ending}", line))
+    assert "if it is a name, say so with data.label_column=1" in str(error.value)
+
+
+def test_file_without_a_header_is_refused_where_no_column_can_be_told(tmp_path):
+    file = headless(tmp_path / "a.csv", "some text number {},sport{}")
+    words = "sport1 is a value: put a line of names above it"
+    for given in ((), ("data.text_column=text",)):
+        with pytest.raises(UserError, match=words):
+            looked_up("texts", file, *given)
+
+
+@pytest.mark.parametrize(
+    ("header", "given"),
+    [
+        ("text,1", ()),
+        ("body,stars", ()),
+        ("0,1", ()),
+        ("body,2019", ("data.label_column=2019",)),
+        ("What did you think?,mark", ("data.text_column=What did you think?",)),
+    ],
+)
+def test_header_of_names_is_one(tmp_path, header, given, capsys):
+    rows = "".join(f"some text number {row},{row % 2}\n" for row in range(40))
+    (tmp_path / "a.csv").write_text(f"{header}\n{rows}")
+    config = looked_up("texts", tmp_path / "a.csv", *given)
+    assert (config.data.text_column, config.data.label_column) == tuple(header.split(","))
+    assert "28 train, 4 validation" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_sentence_for_a_column_is_warned_of_unless_it_is_given(tmp_path, capsys):
+    file = headless(tmp_path / "a.csv", "some text number {} again")
+    looked_up("texts_mlm", file)
+    assert "'some text number 0 again' is no text; if it is one, put" in capsys.readouterr().err
+    looked_up("texts_mlm", file, "data.text_column=some text number 0 again")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_splits_of_the_data_need_no_fraction(tmp_path):
     for split in ("train", "val", "test"):

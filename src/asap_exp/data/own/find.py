@@ -13,10 +13,11 @@ from asap_exp.core.config import (
     TrainConfig,
 )
 from asap_exp.core.config.own_data import AUTO
-from asap_exp.core.console import say, shown
+from asap_exp.core.console import say, shown, warn
 from asap_exp.core.errors import UserError
 from asap_exp.data.carving import carved
 from asap_exp.data.own.classes import shortened
+from asap_exp.data.own.header import WORDS
 from asap_exp.data.own.image_facts import image_facts, sample
 from asap_exp.data.own.places import FOLDER, SPLIT_WORDS, name_of
 from asap_exp.data.own.sizes import chosen_sizes
@@ -116,7 +117,10 @@ def looked_at_images(splits: ImageSplits, tree: dict[str, Any]) -> list[str]:
 def looked_at_texts(splits: TextSplits, tree: dict[str, Any]) -> list[str]:
     """Complete `tree` by what texts show; return lines about it."""
     data = tree["data"]
-    data["text_column"] = splits.sample_column
+    column = splits.sample_column
+    if data["text_column"] is None and splits.reader.names_in_first_line:
+        warn_of_sentence(column, data["path"])
+    data["text_column"] = column
     lines = complete_classes(splits, data) if splits.has_classes else []
     texts = splits.split_texts("train")
     if data["max_length"] is None:
@@ -130,6 +134,16 @@ def looked_at_texts(splits: TextSplits, tree: dict[str, Any]) -> list[str]:
         f"  texts: column {data['text_column']} (data.text_column), up to {data['max_length']} "
         f"tokens (data.max_length) out of at most {data['vocab_size']} (data.vocab_size)",
     ]
+
+
+def warn_of_sentence(column: str, path: str) -> None:
+    """Warn of a column whose name has as many words as a text."""
+    if len(column.split()) >= WORDS:
+        warn(
+            f"the first line of {shown(path)} is taken for the names of the columns, so "
+            f"{shortened([column])!r} is no text; if it is one, put a line of names above it, "
+            "such as text,label"
+        )
 
 
 def complete_classes(splits: OwnSplits, data: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from asap_exp.data.cache import file_sha256
 from asap_exp.data.own.columns import check_has
+from asap_exp.data.own.header import value_as_name
 from asap_exp.data.own.places import Place
 from asap_exp.data.own.text_files import read_table
 from asap_exp.data.parquet import Part, batches, columns_of, opened
@@ -56,6 +57,15 @@ class Reader(ABC):
 
     def use_as_text(self, column: str) -> None:  # noqa: B027
         """Read `column` as text, where a file does not say what its values are."""
+
+    @property
+    def names_in_first_line(self) -> bool:
+        """True if the names of the columns are the first line of a file, as in CSV."""
+        return False
+
+    def value_as_name(self, columns: Sequence[str] | None = None) -> str | None:
+        """Return a name (of `columns`, if given) that is a value of a row taken for the names."""
+        return None
 
 
 class Files(Reader):
@@ -149,6 +159,15 @@ class TextFiles(Files):
     def use_as_text(self, column: str) -> None:
         self.text_column = column
         self._tables.clear()
+
+    @property
+    def names_in_first_line(self) -> bool:
+        return self.place.format == "CSV"
+
+    def value_as_name(self, columns: Sequence[str] | None = None) -> str | None:
+        if not self.names_in_first_line:
+            return None
+        return value_as_name(self._table(self.place.splits["train"][0]), columns)
 
     def _table(self, file: Path) -> pa.Table:
         if file not in self._tables:

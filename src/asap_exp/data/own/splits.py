@@ -13,9 +13,10 @@ from asap_exp.core.config import OwnDataConfig, OwnImageDataConfig
 from asap_exp.core.config.own_data import OwnImageRequest
 from asap_exp.core.errors import UserError
 from asap_exp.core.locations import cache_dir
+from asap_exp.core.runs import word_of
 from asap_exp.data.carving import carved
 from asap_exp.data.labels import Names
-from asap_exp.data.own.classes import class_order, numbered, words_of
+from asap_exp.data.own.classes import class_order, numbered, shortened, words_of
 from asap_exp.data.own.columns import check_has, chosen_column, listed
 from asap_exp.data.own.opening import open_own
 from asap_exp.data.own.places import FOLDER
@@ -60,8 +61,25 @@ class OwnSplits(ABC):
 
     @cached_property
     def label_column(self) -> str:
-        """Column of the classes."""
-        return self.column("label", self.config.label_column, (self.sample_column,))
+        """Column of the classes; UserError if its name is a value: the file has no header then."""
+        given = self.config.label_column
+        found = self.column("label", given, (self.sample_column,))
+        if given is None and self.given_column is None and self.reader.value_as_name([found]):
+            raise UserError(
+                f"{self.without_header(found)}; if it is a name, say so with "
+                f"{word_of('data.label_column', found)}",
+                key="data.label_column",
+                value=found,
+            )
+        return found
+
+    def without_header(self, name: str) -> str:
+        """Return a sentence about a column's name that is a value."""
+        return (
+            f"the first line of {self.config.path} must name the columns, but "
+            f"{shortened([name])} is a value: "
+            "put a line of names above it, such as text,label"
+        )
 
     @cached_property
     def sample_column(self) -> str:
@@ -82,7 +100,17 @@ class OwnSplits(ABC):
                     f"the split {split} of {self.config.path} has no rows; give it some, or leave "
                     "its file out of data.path"
                 )
-        found = chosen_column(what, given, reader.schema("train"), place, taken)
+        try:
+            found = chosen_column(what, given, reader.schema("train"), place, taken)
+        except UserError as error:
+            if (value := reader.value_as_name()) is None:
+                raise
+            raise UserError(
+                f"{error}. Perhaps it has no header: {self.without_header(value)}",
+                key=error.key,
+                value=error.value,
+                allowed=error.allowed,
+            ) from error
         for split in reader.splits:
             check_has([found], reader.schema(split), f"{self.config.path} ({split})")
         return found
