@@ -40,7 +40,7 @@ from asap_exp.compiling.present import holder_of, present_artifact
 from asap_exp.compiling.wrappers import check_model, check_names, unwrapped
 from asap_exp.core.devices import device_of
 from asap_exp.core.errors import UserError, check_choice
-from asap_exp.core.files import ELSEWHERE
+from asap_exp.core.locations import ELSEWHERE
 from asap_exp.core.plugins import MODULE
 from asap_exp.core.tensors import fingerprint
 from asap_exp.core.typed import SHOWN, Newer

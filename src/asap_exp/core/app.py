@@ -14,6 +14,7 @@ from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
 from asap_exp.core.console import fail, is_quiet, quiet
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
+from asap_exp.core.locations import check_can_be_made
 from asap_exp.core.ranks import PARENT, said_by_first
 
 MULTIRUN = ("-m", "--multirun")
@@ -105,6 +106,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     from asap_exp.core import plugins, sweep
     from asap_exp.core.composing import in_words, parse
     from asap_exp.core.overrides import check_overrides
+    from asap_exp.core.schema import check_written
     from asap_exp.core.sweep_table import conclude
 
     refuse_torchrun(stage, words)
@@ -114,6 +116,8 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     if not given.shell_completion:
         own = None if given.config_dir is None else Path(given.config_dir)
         overrides = check_overrides(stage, given.overrides, schema, own)
+        if {*MULTIRUN} & set(words):
+            check_sweep_folder(given.overrides)
     if for_us:
         overrides.append("hydra.verbose=asap_exp")
     statuses: list[int] = []
@@ -123,7 +127,9 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     def work(config: DictConfig) -> object:
         for module in modules:  # in a worker's process too
             plugins.follow(plugins.MODULE, module)
-        return run(parse(config, schema))
+        parsed = parse(config, schema)
+        check_written(parsed)
+        return run(parsed)
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> float | None:
@@ -158,6 +164,16 @@ def refuse_torchrun(stage: str, words: Sequence[str]) -> None:
             "torchrun would start the whole sweep in each of its processes; start it without: "
             "each job then starts its own"
         )
+
+
+def check_sweep_folder(overrides: Sequence[str]) -> None:
+    """Raise UserError if the results folder, where Hydra begins a sweep, cannot be made."""
+    from asap_exp.core.overrides import parsed_override
+
+    for override in (parsed_override(each) for each in overrides if "=" in each):
+        value = override.value()
+        if override.key_or_group == "paths.results" and isinstance(value, str):
+            check_can_be_made("paths.results", os.path.expanduser(value))
 
 
 def shared_by_jobs(words: Sequence[str], overrides: Sequence[str]) -> list[str]:

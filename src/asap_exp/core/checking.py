@@ -13,7 +13,8 @@ from typing import Any
 from asap_exp.core.config import LoggerConfig
 from asap_exp.core.console import duration, say
 from asap_exp.core.errors import UserError
-from asap_exp.core.files import ELSEWHERE, UNSUPPORTED, unwritable
+from asap_exp.core.files import UNSUPPORTED, unwritable
+from asap_exp.core.locations import elsewhere
 from asap_exp.core.locks import LOCK, require_free
 from asap_exp.core.memory import gib
 from asap_exp.core.score import Score
@@ -48,7 +49,7 @@ def check_writable(folder: Path, size: int) -> str:
         if free < size:
             raise UserError(
                 f"{folder} needs about {gib(size)}, and {gib(free)} are free there; free some "
-                f"space, or {ELSEWHERE}"
+                f"space, or {elsewhere(folder)}"
             )
         with tempfile.TemporaryFile(dir=there) as file:
             reserve(file.fileno(), size)

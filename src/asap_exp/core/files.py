@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 
 from asap_exp.core.console import debug, shown
 from asap_exp.core.errors import UserError
+from asap_exp.core.locations import elsewhere
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
 """Error codes of file systems that do not support a call."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ELSEWHERE = "choose another folder with paths.results=FOLDER, out=FOLDER or data.cache=FOLDER"
 WRITERS_OWN = ("inline_container.cc", "PytorchStreamWriter", "iostream error", "I/O error")
 """Phrases of torch and safetensors for a failed write; they hide the system's error."""
 KINDS = (
@@ -158,7 +158,7 @@ def rename(temporary: Path, path: Path) -> None:
         raise UserError(
             f"{path} could not be written: a temporary file could not be renamed to it "
             f"({error.strerror}). Either its file system does not support renaming, or the file "
-            f"there is protected; {ELSEWHERE}"
+            f"there is protected; {elsewhere(path)}"
         ) from error
 
 
@@ -191,9 +191,11 @@ def unwritable(path: Path, error: BaseException) -> UserError:
         advice = "Unlock the folder, or "
     elif code in (errno.EISDIR, errno.ENOTEMPTY):
         advice = "A folder is in its place; move it away, or "
+    elif code in (errno.ENOTDIR, errno.EEXIST):
+        advice = "A file is in place of a folder; move it away, or "
     return UserError(
         f"{path} could not be written ({reason}); an earlier file there is unharmed. "
-        f"{advice}{ELSEWHERE}"
+        f"{advice}{elsewhere(path)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 from asap_exp.core.conf_files import attentions
 from asap_exp.core.config.fields import Path, Rule
 from asap_exp.core.errors import UserError, check_range
-from asap_exp.core.locations import expanded
+from asap_exp.core.locations import check_can_be_made, check_no_file, expanded, written
 
 LARGEST = 3e38
 """Upper bound of numbers: about the largest in single precision."""
@@ -238,15 +239,39 @@ def holds_path(rules: tuple[Any, ...]) -> bool:
 
 
 def check_path(key: str, value: Any, schema: type) -> None:
-    """Raise UserError for a path that is empty: it would be the current folder, or none at all."""
+    """Raise UserError for a path that is empty, and for a file where a stage would write a folder.
+
+    An empty one would be the current folder, or none at all.
+    """
     found = field_of(schema, key)
-    if found is not None and holds_path(found[1]) and isinstance(value, str) and not value.strip():
+    if found is None or not holds_path(found[1]) or not isinstance(value, str):
+        return
+    if not value.strip():
         raise UserError(
             f"{key} is empty, as from a shell variable that is not set; give a path, or leave it "
             "out",
             key=key,
             value=value,
         )
+    if is_written(found[1]):
+        check_no_file(key, os.path.expanduser(value))
+
+
+def is_written(rules: tuple[Any, ...]) -> bool:
+    """Return True for the path of a folder that a stage writes to."""
+    return any(isinstance(rule, Path) and rule.written for rule in rules)
+
+
+def check_written(config: Any) -> None:
+    """Raise UserError unless the folders that a parsed configuration names exist or can be made.
+
+    From now on a file that cannot be written names the one of their keys that it is below.
+    """
+    for key, value in leaves(dataclasses.asdict(config)):
+        found = field_of(type(config), key)
+        if found is not None and isinstance(value, str) and is_written(found[1]):
+            check_can_be_made(key, value)
+            written[key] = os.path.abspath(value)
 
 
 def expand_homes(config: Any, prefix: str = "") -> None:

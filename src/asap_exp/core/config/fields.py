@@ -104,11 +104,17 @@ class Portion:
 
 @dataclass(frozen=True)
 class Path:
-    """Path; ~ is replaced by the home directory when a configuration is read."""
+    """Path; ~ is replaced by the home directory when a configuration is read.
+
+    One that is `written` is a folder for what a stage writes, made where it is missing.
+    """
+
+    written: bool = False
 
 
 Rule = Range | Choice | Distinct | Odd | Portion
 PATH = Path()
+FOLDER = Path(written=True)
 
 
 def at_least(minimum: float) -> Range:

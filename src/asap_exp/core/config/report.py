@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from asap_exp.core.config.fields import PATH, one_of
+from asap_exp.core.config.fields import FOLDER, PATH, one_of
 from asap_exp.core.config.shared import PathsConfig, TaskConfig
 
 
 @dataclass
 class ReportConfig:
-    out: Annotated[str | None, PATH]
+    out: Annotated[str | None, FOLDER]
     published: Annotated[str | None, PATH]
     figures: Annotated[str, one_of("png", "svg", "pdf")]
     run: Annotated[str | None, PATH]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from asap_exp.core.config.fields import PATH, Count, Rounds
+from asap_exp.core.config.fields import FOLDER, PATH, Count, Rounds
 from asap_exp.core.errors import UserError, check_name
 
 ONE_DEVICE = dict.fromkeys(
@@ -40,7 +40,7 @@ class DataLocation:
     """Location of data sets and decoded copies; not part of a run's identity."""
 
     root: Annotated[str | None, PATH]
-    cache: Annotated[str | None, PATH]
+    cache: Annotated[str | None, FOLDER]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class LoggerConfig:
 
 @dataclass
 class PathsConfig:
-    results: Annotated[str, PATH]
+    results: Annotated[str, FOLDER]
 
     @property
     def runs(self) -> Path:
