@@ -11,8 +11,7 @@ IMAGES = {
     "data.split_seed=4294967296": "at most 4294967295",
     f"data.split_seed={2**70}": "at most 4294967295",
     "data.image_size=100000": "at most 4096",
-    "data.augment.crop_padding=100000000": "at most 32 (data.image_size)",
-    "data.augment.crop_padding=33": "at most 32 (data.image_size)",
+    "data.augment.crop_padding=100000000": "; give data.augment.crop_padding=4",
     "data.augment.randaugment.num_ops=1000000000": "at most 100",
     f"data.augment.randaugment.groups={2**64}": "at most 65536",
 }

@@ -110,6 +110,7 @@ class CalibrationKeys:
             self.candidates,
             minimum=self.slices,
             bound_by="calibration.slices",
+            fitting=self.slices,
         )
         check_form(self)
         for key in self.features:

@@ -81,6 +81,11 @@ def check_name(key: str, value: object) -> None:
         )
 
 
+def plain(value: float) -> str:
+    """Return a number as it is typed: a whole one without a decimal point."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def check_range(
     key: str,
     value: float,
@@ -90,10 +95,12 @@ def check_range(
     below: float | None = None,
     maximum: float | None = None,
     bound_by: str = "",
+    fitting: object = None,
 ) -> None:
     """Raise UserError unless `value` is finite and lies in the interval.
 
-    `bound_by` names the key whose value is the last of the given bounds.
+    `bound_by` names the key whose value is the last of the given bounds. That key may be the only
+    one of both that was given, so the message begins with it, and says a value that is `fitting`.
     """
     bounds = [
         (minimum, lambda bound: value >= bound, "at least"),
@@ -103,11 +110,21 @@ def check_range(
     ]
     given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
     finite = isinstance(value, int) or math.isfinite(value)
-    if not (finite and all(holds(bound) for bound, holds, _ in given)):
-        allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
-        origin = f" ({bound_by})" if bound_by else ""
+    failed = [words for bound, holds, words in given if not holds(bound)]
+    if finite and bound_by and failed == [given[-1][2]]:
+        bound, _, words = given[-1]
         raise UserError(
-            f"{key}={value} is not allowed; it must be {allowed}{origin}",
+            f"{bound_by}={bound} needs {key} {words} {bound}, got {plain(value)}; give "
+            f"{key}={fitting}",
+            key=key,
+            value=value,
+            allowed=f"{words} {bound}",
+            hint=f"{key}={fitting}",
+        )
+    if failed or not finite:
+        allowed = " and ".join(f"{words} {bound}" for bound, _, words in given)
+        raise UserError(
+            f"{key}={value} is not allowed; it must be {allowed}",
             key=key,
             value=value,
             allowed=allowed,

@@ -72,6 +72,7 @@ class ImageDataConfig(PlacedDataConfig):
             self.augment.crop_padding,
             maximum=self.image_size,
             bound_by="data.image_size",
+            fitting=self.image_size // 8,
         )
 
 
@@ -105,5 +106,11 @@ class TextDataConfig(LengthlessTextConfig):
     vocab_size: Annotated[int, at_least(320), at_most(2**20)]
 
     def __post_init__(self) -> None:
-        check_range("data.batch_tokens", self.batch_tokens, minimum=self.max_length)
+        check_range(
+            "data.batch_tokens",
+            self.batch_tokens,
+            minimum=self.max_length,
+            bound_by="data.max_length",
+            fitting=self.max_length,
+        )
         super().__post_init__()

@@ -65,6 +65,7 @@ class RecipeConfig:
             minimum=0,
             below=self.epochs,
             bound_by="recipe.epochs",
+            fitting=self.epochs // 3,
         )
         if self.schedule == "cosine" and self.schedule_options:
             raise UserError(
@@ -94,6 +95,7 @@ class TextRecipeConfig(RecipeConfig):
             minimum=1,
             below=self.epochs,
             bound_by="recipe.epochs",
+            fitting=self.epochs * 2 // 3 or "null",
         )
         if self.schedule != "cosine":
             raise UserError(
