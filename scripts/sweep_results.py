@@ -33,8 +33,9 @@ from asap_exp.core.runs import (
 )
 from asap_exp.core.sealed import SEAL
 from asap_exp.data.own.find import found as looked_up
+from asap_exp.data.run_data import run_data
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import artifact_key, can_compile
+from asap_exp.distill.distill import artifact_key, can_compile, with_holdout
 from asap_exp.report.records import METRICS, read_record
 from asap_exp.train.trainer import settled
 
@@ -100,6 +101,8 @@ def runs_of(planned: Sequence[Planned]) -> list[Run | None]:
 
 def map_of(run: Run, asked: DistillConfig) -> Path | None:
     """Return the newest finished map of `run` that was made with these settings, or None."""
+    if asked.calibration.fits and asked.calibration.holdout is None:
+        asked = with_holdout(asked, run, run_data(run, asked.data, asked.fitted.batch_size, "cpu"))
     for _, folder in reversed(finished_artifacts(run)):
         layers = read_json(folder / "manifest.json")["config"]["layers"]
         if folder.name == short_hash(artifact_key(asked, layers)):

@@ -106,6 +106,20 @@ def test_the_same_command_finds_the_finished_run(made, capsys):
     assert "Already finished" in capsys.readouterr().out
 
 
+def held_out(folder: Path) -> tuple[int, int]:
+    """Return how many samples a map was to be checked on, and was fitted on."""
+    manifest = read_json(folder / "manifest.json")
+    return manifest["config"]["calibration"]["holdout"], manifest["data"]["rows"]
+
+
+def test_map_of_little_data_is_checked_on_a_quarter_of_it(made, capsys):
+    rows = made.run.manifest.data["train_rows"]
+    found = run_distill(made.results, "calibration.holdout=null")
+    assert held_out(found) == (rows // 4, min(rows - rows // 4, 32))
+    assert f"checked on {rows // 4} others" in capsys.readouterr().out
+    assert run_distill(made.results, f"calibration.holdout={rows // 4}") == found, "is the same"
+
+
 @pytest.mark.parametrize("how", ["data.path", "data.root"])
 def test_data_that_has_moved_is_given_once_more(made, how):
     shutil.rmtree(made.run.path / "distill")
@@ -179,7 +193,8 @@ def test_masked_language_model_goes_through_all_stages_and_starts_a_classifier(t
         write_csv(tmp_path / "news" / f"{split}.csv", **sentences(rows))
     results = tmp_path / "results"
     trained = run_own(results, "texts_mlm", tmp_path / "news", *TEXTS)
-    run_distill(results)
+    # Of the blocks that the rows are joined to, not of the rows.
+    assert held_out(run_distill(results, "calibration.holdout=null"))[0] < 120 // 4
     run_evaluate(results, *FEW)
     assert metrics(results)["objective"] == "mlm"
     finer = run_own(results, "texts", tmp_path / "news", *TEXTS, f"init_from={trained.name}")

@@ -17,6 +17,7 @@ from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
 from asap_exp.core.sweep import Job
+from asap_exp.distill import distill
 from asap_exp.distill.config import DistillConfig
 from tests.composed import composed
 from tests.stages import CALIBRATION, EVALUATION, SINKHORN, TINY, train_config
@@ -134,7 +135,7 @@ def test_failures_of_every_stage_are_kept_with_their_logs(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_runs_maps_and_evaluations_are_found_again(pipeline, capsys) -> None:
+def test_runs_maps_and_evaluations_are_found_again(pipeline, capsys, monkeypatch) -> None:
     asked = composed("distill", [*CALIBRATION], DistillConfig)
     settings = composed("evaluate", [*EVALUATION], EvaluateConfig)
     runs = [pipeline.teacher, pipeline.softmax]
@@ -143,6 +144,9 @@ def test_runs_maps_and_evaluations_are_found_again(pipeline, capsys) -> None:
     assert results.evaluated(pipeline.teacher, folder, settings, runs) is not None
     other = composed("distill", [*CALIBRATION, "calibration.seed=1"], DistillConfig)
     assert results.map_of(pipeline.teacher, other) is None
+    monkeypatch.setattr(distill, "samples_of", lambda run, data: 64)  # of which 16 are held out
+    by_data = composed("distill", [*CALIBRATION, "calibration.holdout=null"], DistillConfig)
+    assert results.map_of(pipeline.teacher, by_data) == pipeline.artifact
     planned = [
         results.Planned({"attention": name, "seed": seed}, results.settled(config)[0])
         for name, seed, config in (

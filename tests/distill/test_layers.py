@@ -1,14 +1,19 @@
 """Which layers are compiled, and which teacher is taken."""
 
+from dataclasses import replace
+
 import pytest
 
 from asap_exp.attention import AsapAttention, MultiHeadAttention, swap_attention
 from asap_exp.calibration.artifact import load_artifact
 from asap_exp.core.config import LayerConfig
 from asap_exp.core.errors import UserError
+from asap_exp.core.runs import short_hash
 from asap_exp.data import sources
-from asap_exp.distill.distill import chosen_layers
+from asap_exp.distill.config import DistillConfig
+from asap_exp.distill.distill import artifact_key, chosen_layers
 from asap_exp.models import load_net
+from tests.composed import composed
 from tests.conftest import Pipeline
 from tests.stages import run_distill
 
@@ -60,6 +65,17 @@ def test_swapping_the_compiled_layers_keeps_every_other_weight(shared_pipeline: 
     assert all(after[name].equal(tensor) for name, tensor in before.items())
     attends = [m.attend for m in net.modules() if isinstance(m, MultiHeadAttention)]
     assert all(isinstance(attend, AsapAttention) for attend in attends)
+
+
+def test_map_of_much_data_is_checked_on_as_many_samples_as_published_ones() -> None:
+    """And its folder has the name that it had when this number was the default."""
+    config = composed("distill", [], DistillConfig)
+    assert config.calibration.holdout is None
+    assert config.calibration.held_out_of(1024) == 256
+    assert [config.calibration.held_out_of(n) for n in (1023, 35, 3)] == [255, 8, 1]
+    given = replace(config, calibration=replace(config.calibration, holdout=256))
+    assert artifact_key(config, PATHS) == artifact_key(given, PATHS)
+    assert short_hash(artifact_key(given, PATHS)) == "79a3f564"
 
 
 def test_holdout_that_leaves_nothing_is_refused(pipeline: Pipeline) -> None:

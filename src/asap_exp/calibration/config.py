@@ -35,6 +35,8 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 MIB = 2**20
+HOLDOUT, LARGEST_SHARE = 256, 4
+"""Samples to check on where none are given; of fewer samples than four times that, a quarter."""
 COARSE = "coarse"
 ONE_PASS = "one_pass"
 FORMS = ("two_sided", ONE_PASS)
@@ -83,7 +85,7 @@ class CalibrationKeys:
     relaxed: bool
     ridge: Annotated[float, above(0), at_most(LARGEST_SETTING)]
     samples: Size
-    holdout: Size
+    holdout: Annotated[int | None, at_least(1), at_most(2**63 - 1)]
     batch_size: Size
     memory_mib: Size
     seed: Seed
@@ -153,6 +155,10 @@ class CalibrationKeys:
         """`memory_mib` in bytes."""
         return self.memory_mib * MIB
 
+    def held_out_of(self, samples: int) -> int:
+        """Return the number of samples to check on, of this many."""
+        return self.holdout or max(min(HOLDOUT, samples // LARGEST_SHARE), 1)
+
     def uses(self, feature: str) -> bool:
         """Return True if the map has the features of this key."""
         return bool(self.coarse.tokens if feature == COARSE else getattr(self, feature))
@@ -186,7 +192,7 @@ class CalibrationKeys:
         unread += [] if self.slices else ["candidates"]
         unread += ["ridge"] if self.imitates else []
         unread += [] if self.form == ONE_PASS else ["form"]
-        found = asdict(self) | {COARSE: self.coarse.identity()}
+        found = asdict(self) | {COARSE: self.coarse.identity(), "holdout": self.holdout or HOLDOUT}
         return {key: value for key, value in found.items() if key not in unread}
 
 

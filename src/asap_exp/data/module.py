@@ -241,6 +241,11 @@ class TaskDataModule(L.LightningDataModule, ABC, Generic[Kind]):
         loader = self.plain_loader(samples, self.batch_size)
         return loader if max_rows is None else loader.first(max_rows)
 
+    @property
+    def calibration_samples(self) -> int:
+        """Number of the samples that `calibration_dataloaders` divides."""
+        return self._splits["unaugmented_train"].rows
+
     def calibration_dataloaders(
         self, *, samples: int, holdout: int, batch_size: int, seed: int
     ) -> tuple[BatchLoader, BatchLoader]:

@@ -38,11 +38,11 @@ def check(config: DistillConfig) -> Score:
     if not config.calibration.fits:
         return check_without_fit(config)
     subject = asked(config, alone(config.together))
-    calibration, device = config.fitted, subject.device
+    calibration, device = subject.config.fitted, subject.device
     found = check_place(subject.folder, 0, config.logger)
     if is_compiled(subject.folder, subject.run, subject.net, subject.data):
         return nothing_to_do()
-    fit, held_out = loaders(calibration, subject)
+    fit, held_out = loaders(subject)
     sample = next(iter(fit.first(1, 1)))
     precision = subject.run.config.trainer.precision
     memory = check_memory(

@@ -22,7 +22,7 @@ from asap_exp.calibration.artifact import (
 )
 from asap_exp.calibration.calibrate import Calibration, calibrate
 from asap_exp.calibration.coarse import check_tokens
-from asap_exp.calibration.config import CalibrationConfig, CoarseKeys
+from asap_exp.calibration.config import CoarseKeys
 from asap_exp.calibration.data import CalibrationData
 from asap_exp.calibration.drift import column_errors
 from asap_exp.calibration.fidelity import Fidelity, plan_fidelity
@@ -79,6 +79,8 @@ class Asked:
     """Layers to compile."""
     data: TaskDataModule
     team: Team
+    config: DistillConfig
+    """The configuration with what it leaves to the data."""
     folder: Path
 
     @property
@@ -105,14 +107,43 @@ def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Ask
     for size in config.budget.coarse_tokens:
         check_tokens(replace(coarse, tokens=size), tokens, "budget.coarse_tokens")
     data = run_data(run, config.data, config.fitted.batch_size, team.device)
+    config = with_holdout(config, run, data)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
-    return Asked(run, net, paths, data, team, folder)
+    return Asked(run, net, paths, data, team, config, folder)
 
 
-def loaders(calibration: CalibrationConfig, subject: Asked) -> tuple[BatchLoader, BatchLoader]:
+def with_holdout(config: DistillConfig, run: Run, data: TaskDataModule) -> DistillConfig:
+    """Return a configuration with the number of samples to check on, where the data decides it."""
+    if config.calibration.holdout is not None:
+        return config
+    holdout = config.calibration.held_out_of(samples_of(run, data))
+    return replace(config, calibration=replace(config.calibration, holdout=holdout))
+
+
+def samples_of(run: Run, data: TaskDataModule) -> int:
+    """Return how many training samples a calibration has, by the manifest of the run if it can.
+
+    The samples of joined texts are blocks, which only the data itself tells. Where that is gone,
+    what was compiled shall still be found, most likely of many.
+    """
+    then, config = run.manifest.data, run.config.data
+    held_back = config.train_on == "train+val" and config.val_fraction is not None
+    rows = int(then["train_rows"]) - (int(then["val_rows"]) if held_back else 0)
+    if getattr(config, "layout", None) != "blocks":
+        return rows
+    try:
+        data.setup()
+    except DataNotFound:
+        return rows
+    return data.calibration_samples
+
+
+def loaders(subject: Asked) -> tuple[BatchLoader, BatchLoader]:
     """Return loaders of the samples to fit on and to check on, of which each rank has its part."""
     subject.data.setup()
     check_same_data(subject.data, subject.run)
+    calibration = subject.config.fitted
+    assert calibration.holdout is not None, "it was chosen with the folder"
     fit, held_out = subject.data.calibration_dataloaders(
         samples=calibration.samples,
         holdout=calibration.holdout,
@@ -140,6 +171,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
     """Compile as rank 0, which prepares the work and writes its results."""
     subject = asked(config, team)
     run, net, paths, data = subject.run, subject.net, subject.paths, subject.data
+    config = subject.config
     calibration, name, folder = config.fitted, run.config.attention["name"], subject.folder
     public = public_config(config) | {"layers": paths}
     orders = str(run.path), str(folder)
@@ -147,7 +179,7 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
         if is_compiled(folder, run, net, data):
             team.nothing_to_do = orders
             return folder
-        fit_samples, held_out = loaders(calibration, subject)
+        fit_samples, held_out = loaders(subject)
         facts = {
             "stage": "distill",
             "seed": calibration.seed,
@@ -179,7 +211,8 @@ def lead(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
     print_fidelity(rows, calibration.name.title() if calibration.imitates else "ASAP")
     print_prediction_kl(compiled.calibration)
     say(
-        f"Fitted on {fit_samples.num_samples} training {data.sample_name} of {run.config.data.name}"
+        f"Fitted on {fit_samples.num_samples} training {data.sample_name} of "
+        f"{run.config.data.name}, checked on {held_out.num_samples} others"
     )
     say(f"Compiled {len(paths)} of {len(attention_layers(net))} layers: {shown(folder)}")
     return folder
@@ -189,8 +222,9 @@ def follow(config: DistillConfig, team: Team, compiler: Compiler) -> Path:
     """Compile as another rank than 0, which writes nothing, once rank 0 has prepared the work."""
     path, folder = team.orders()
     if team.works:
-        subject, calibration = asked(config, team, Path(path)), config.fitted
-        fit, held_out = loaders(calibration, subject)
+        subject = asked(config, team, Path(path))
+        fit, held_out = loaders(subject)
+        calibration = subject.config.fitted
         samples = CalibrationData(subject.net, fit, held_out, calibration, subject.precision)
         compile_and_compare(subject, samples, compiler)
     return Path(folder)
