@@ -130,6 +130,13 @@ def test_what_a_stopped_stage_keeps_is_said_by_stage(stage, words, kept):
         )
 
 
+def test_checkpoint_of_a_stopped_training_is_named():
+    there = "a checkpoint is saved (runs/last.ckpt): start"
+    assert start_again("train", (), "runs/last.ckpt").startswith(f"{there} the same command again")
+    kept = start_again("train", ("resume=never",), "runs/last.ckpt")
+    assert kept == f"{there} it again without resume=never, and it continues from there"
+
+
 def test_what_a_stopped_script_keeps_is_said(capsys):
     with pytest.raises(SystemExit), sentences("all splits are kept"):
         os.kill(os.getpid(), signal.SIGINT)

@@ -11,7 +11,7 @@ from typing import Any
 
 from asap_exp.core.command_line import PROGRAM, start_again, typed
 from asap_exp.core.conf_files import COMMON, conf_dir, group_folders, options
-from asap_exp.core.console import fail, is_quiet, quiet
+from asap_exp.core.console import fail, is_quiet, quiet, shown
 from asap_exp.core.errors import UserError
 from asap_exp.core.interruption import Interrupted, interruptible
 from asap_exp.core.locations import check_can_be_made
@@ -60,7 +60,8 @@ def main(stage: str, schema: type, run: Callable[[Any], object]) -> None:
         status = 2
     except Interrupted as stop:
         if not is_quiet():
-            fail(f"{stop}; {start_again(stage, words)}")
+            saved = "" if stop.saved is None else shown(stop.saved)
+            fail(f"{stop}; {start_again(stage, words, saved)}")
         status = stop.exit_status
     except Exception as error:
         status = ended_by(error, stage)

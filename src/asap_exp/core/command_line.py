@@ -45,17 +45,22 @@ def again() -> list[str] | None:
     return _job
 
 
-def start_again(stage: str = "", words: Sequence[str] = ()) -> str:
+def start_again(stage: str = "", words: Sequence[str] = (), saved: str = "") -> str:
     """Return what to do once a stage was stopped, and what that keeps.
 
-    Without a `stage` it is that of this process, with its words.
+    Without a `stage` it is that of this process, with its words. `saved` is the checkpoint that it
+    wrote, if it did.
     """
     if not stage and _job is not None:
         stage, words = _job[1].rpartition(".")[2], _job[2:]
     if stage == "train" and NEVER in words:
-        return f"start it again without {NEVER}: {AFTER_AN_END[stage]}"
+        again = f"start it again without {NEVER}"
+    else:
+        again = "start the same command again"
+    if saved:
+        return f"a checkpoint is saved ({saved}): {again}, and it continues from there"
     kept = AFTER_AN_END.get(stage)
-    return f"start the same command again{f': {kept}' if kept else ''}"
+    return f"{again}{f': {kept}' if kept else ''}"
 
 
 def command() -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,12 +31,13 @@ Handler = Callable[[int, FrameType | None], Any]
 class Interrupted(BaseException):
     """Raised when a signal asks this process to stop.
 
-    Not an Exception, so that code that continues after errors stops too.
+    Not an Exception, so that code that continues after errors stops too. `saved` is the checkpoint
+    that was written and holds the work, if there is one.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, saved: Path | None = None) -> None:
         super().__init__(number)
-        self.signal = signal.Signals(number)
+        self.signal, self.saved = signal.Signals(number), saved
 
     def __str__(self) -> str:
         return f"stopped by {self.signal.name}"
@@ -51,19 +53,21 @@ class Request:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int | None = None
+        self.saved: Path | None = None
+        """The checkpoint, once the work that the signal may end is in it."""
         self.quiet = quiet
 
     def obey(self) -> None:
         """Raise Interrupted if a signal has arrived."""
         if self.signal is not None:
-            raise Interrupted(self.signal)
+            raise Interrupted(self.signal, self.saved)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: postpone the first, raise Interrupted at the second."""
         if hung_up_again(number, self.signal):
             return
         if self.signal is not None:
-            _interrupt(number, frame)
+            raise Interrupted(number, self.saved)
         self.signal = number
         if self.quiet:
             return

@@ -160,7 +160,7 @@ class LastCheckpoint(Checkpoint):
             trainer.should_stop = True  # so that this epoch is validated too
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and not trainer.is_last_batch and self._asked():
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
             # Lightning logs after these hooks, and the checkpoint counts the step as done.
             trainer._logger_connector.update_train_step_metrics()
             self.stop.obey()
@@ -170,12 +170,16 @@ class LastCheckpoint(Checkpoint):
         due = time.monotonic() - self.saved >= self.seconds
         asked, due = self._asked(), of_first(due)
         if asked or last or due:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
             self.saved = time.monotonic()
         if asked:  # one that came meanwhile, perhaps to another rank, has its turn at the next step
             trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # as Lightning does to log
             trainer._logger_connector.update_train_epoch_metrics()
             self.stop.obey()
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.stop.saved = self.path
 
     def _asked(self) -> bool:
         """Return whether a signal has asked any rank to stop; then it has asked all."""
