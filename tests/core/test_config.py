@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from asap_exp.attention import ATTENTIONS, attention_options, build_attention
 from asap_exp.calibration.steps import STEPS
+from asap_exp.core import flags
 from asap_exp.core.composing import compose, conf_dir, load_saved, parse, quoted
 from asap_exp.core.conf_files import COMMON, attentions, tasks
 from asap_exp.core.config import (
@@ -1313,3 +1314,50 @@ def test_records_w5_and_w23_numbers_too_large_are_refused_before_anything_runs(
 def test_records_w5_the_largest_settings_can_be_read_again() -> None:
     assert LARGEST_SETTING <= LARGEST
     assert LARGEST_RATE <= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("seed=1,2", " (a list is written [1,2])"),
+        ("+seed=1,2", " (a list is written [1,2])"),
+        ("attention=softmax,sinkhorn", " (a list is written [softmax,sinkhorn])"),
+        ("seed=range(1,3)", ""),
+        ("seed=choice(1,2)", ""),
+    ],
+)
+def test_several_values_without_a_sweep_are_refused_with_its_flag(given, words):
+    found = given.lstrip("+")
+    assert refused("train", "task=digits", given) == (
+        f"{found} has several values: add -m, to run the command once for each{words}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("--epochs 3", "recipe.epochs=3"),
+        ("--epochs=3", "recipe.epochs=3"),
+        ("--recipe.epochs 3", "recipe.epochs=3"),
+        ("--batch-size 3 task=digits", "recipe.batch_size=3"),
+        ("--epoch 3", "recipe.epochs=3"),
+        ("--task digits", "task=digits"),
+        ("--epochs", "recipe.epochs=VALUE"),
+        ("--epochs task=digits", "recipe.epochs=VALUE"),
+        ("--nonsense-of-mine 3", None),
+    ],
+)
+def test_flag_for_a_setting_is_refused_with_the_key(words, meant):
+    with pytest.raises(UserError) as error:
+        flags.parsed("train", words.split(), TrainConfig)
+    hint = f". Did you mean {meant}?" if meant else ""
+    typed = words.removesuffix(" task=digits")
+    assert str(error.value) == f"{typed} is not an argument: settings are KEY=VALUE{hint}"
+
+
+def test_flags_of_hydra_pass_and_its_refusals_are_a_sentence():
+    given = flags.parsed("train", ["task=digits", "--cfg", "job", "--multi"], TrainConfig)
+    assert (given.overrides, given.cfg, given.multirun) == (["task=digits"], "job", True)
+    for words in (["--config", "x"], ["-x"], ["--cfg", "jobs"]):
+        with pytest.raises(UserError, match="; settings are KEY=VALUE, and --hydra-help lists"):
+            flags.parsed("train", words, TrainConfig)

@@ -100,19 +100,19 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     Slow imports are delayed until signals are handled.
     """
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
     from asap_exp.core import plugins, sweep
     from asap_exp.core.composing import in_words, parse
+    from asap_exp.core.flags import parsed
     from asap_exp.core.overrides import check_overrides
     from asap_exp.core.schema import check_written
     from asap_exp.core.sweep_table import conclude
 
     refuse_torchrun(stage, words)
     for_us = [word for word in words if word in VERBOSE]
-    given = get_args_parser().parse_intermixed_args(without(words, for_us))
+    given = parsed(stage, without(words, for_us), schema)
     overrides = given.overrides
     if not given.shell_completion:
         own = None if given.config_dir is None else Path(given.config_dir)
@@ -128,9 +128,9 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     def work(config: DictConfig) -> object:
         for module in modules:  # in a worker's process too
             plugins.follow(plugins.MODULE, module)
-        parsed = parse(config, schema)
-        check_written(parsed)
-        return run(parsed)
+        asked = parse(config, schema)
+        check_written(asked)
+        return run(asked)
 
     @hydra.main(config_path=str(conf_dir() / stage), config_name=stage, version_base="1.3")
     def job(config: DictConfig) -> float | None:

@@ -43,6 +43,9 @@ __all__ = ["compose", "conf_dir", "load_saved", "parse", "quoted"]
 
 Schema = TypeVar("Schema")
 
+SEVERAL = r"(Ambiguous value for argument|Sweep parameters) '\+*(?P<key>[^=]*)=(?P<value>.*)'"
+"""How Hydra begins to refuse several values of a key where there is no sweep."""
+
 # Resolver for conf/, which Hydra reads before a configuration is parsed.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)
@@ -83,6 +86,8 @@ def in_words(error: HydraException) -> UserError:
             key=key,
             allowed=tuple(choices),
         )
+    if several := re.match(SEVERAL, str(error)):
+        return several_values(several["key"], several["value"])
     if "'hydra/sweeper/optuna'" in str(error):
         return UserError(
             "hydra/sweeper=tpe needs optuna, which is not installed here; install it with: "
@@ -91,6 +96,17 @@ def in_words(error: HydraException) -> UserError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     text = f"{error}\n{cause}".partition("\nConfig search path")[0]
     return UserError(text.strip())
+
+
+def several_values(key: str, value: str) -> UserError:
+    """Return the UserError for several values of a key where no sweep was asked for."""
+    listed = "" if "(" in value else f" (a list is written [{value}])"
+    return UserError(
+        f"{key}={value} has several values: add -m, to run the command once for each{listed}",
+        key=key,
+        value=value,
+        hint="-m",
+    )
 
 
 def load_saved(file: Path, schema: type[Schema]) -> Schema:
