@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from asap_exp.core.composing import compose
@@ -102,7 +103,8 @@ def runs_of(planned: Sequence[Planned]) -> list[Run | None]:
 def map_of(run: Run, asked: DistillConfig) -> Path | None:
     """Return the newest finished map of `run` that was made with these settings, or None."""
     if asked.calibration.fits and asked.calibration.holdout is None:
-        asked = with_holdout(asked, run, run_data(run, asked.data, asked.fitted.batch_size, "cpu"))
+        data = run_data(run, asked.data, asked.fitted.batch_size, torch.device("cpu"))
+        asked = with_holdout(asked, run, data)
     for _, folder in reversed(finished_artifacts(run)):
         layers = read_json(folder / "manifest.json")["config"]["layers"]
         if folder.name == short_hash(artifact_key(asked, layers)):

@@ -128,7 +128,7 @@ def application(stage: str, schema: type, run: Callable[[Any], object], words: l
     def work(config: DictConfig) -> object:
         for module in modules:  # in a worker's process too
             plugins.follow(plugins.MODULE, module)
-        asked = parse(config, schema)
+        asked: Any = parse(config, schema)
         check_written(asked)
         return run(asked)
 
