@@ -130,8 +130,8 @@ def _sliced_potentials(
 
 
 @_sliced_potentials.register_fake
-def _(q: Tensor, k: Tensor, theta: Tensor, padding: Tensor | None, slope: float) -> Tensor:
-    batch, heads, n, _ = q.shape
+def _(q: Tensor, k: Tensor, theta: Tensor, *_: object) -> Tensor:
+    batch, heads, n = q.shape[:3]
     return q.new_empty(batch, heads, theta.shape[1], n, dtype=torch.float32)
 
 
@@ -152,16 +152,7 @@ def _sliced_dual(
 
 
 @_sliced_dual.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    weight: Tensor,
-    query_weight: Tensor | None,
-    adaptive_weight: Tensor | None,
-    padding: Tensor | None,
-    slope: float,
-) -> Tensor:
+def _(q: Tensor, *_: object) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 

@@ -95,16 +95,7 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    col: Tensor,
-    padding: Tensor | None,
-    out: Tensor,
-    row: Tensor,
-    slope: float,
-    products: str,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, col: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (*(x.new_empty(x.shape) for x in (q, k, v)), torch.empty_like(col))  # type: ignore[return-value]
 

@@ -201,17 +201,7 @@ def _plan_backward(
 
 @_plan_backward.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    distances: Tensor,
-    padding: Tensor | None,
-    kept: list[Tensor],
-    temperature: float,
-    tau: float,
-    hard: bool,
-    dtype: torch.dtype,
-    products: str,
+    grad: Tensor, x: Tensor, y: Tensor, distances: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), distances.new_empty(distances.shape)
 

@@ -73,8 +73,8 @@ def _sinkhorn(
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0:
-        return _results(q, k, v, through, save)
-    out, rows, cols = _results(q, k, v, num_iters, save)
+        return _results(q, v, through, save)
+    out, rows, cols = _results(q, v, num_iters, save)
     start = None if start is None else start.contiguous()
     with torch.cuda.device_of(q):
         launch = Launch.of(q, k, v, padding, num_iters, slope, products)
@@ -100,12 +100,10 @@ def _(
     implicit_steps: int,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, k, v, through, save)
+    return _results(q, v, through, save)
 
 
-def _results(
-    q: Tensor, k: Tensor, v: Tensor, num_iters: int, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _results(q: Tensor, v: Tensor, num_iters: int, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs."""
     batch, heads, n, _ = q.shape
     m = v.shape[2]
@@ -145,17 +143,7 @@ def _sinkhorn_backward(
 
 @_sinkhorn_backward.register_fake
 def _(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    padding: Tensor | None,
-    rows: Tensor,
-    cols: Tensor,
-    num_iters: int,
-    slope: float,
-    implicit_steps: int,
-    products: str,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gradients(q, k, v)
 
