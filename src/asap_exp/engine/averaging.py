@@ -36,12 +36,7 @@ class Averaging(EMAWeightAveraging):
         self._averages, self._weights = (list(each) for each in zip(*floating, strict=True))
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any
     ) -> None:
         assert self._average_model is not None
         if trainer.global_step <= self._latest_update_step:
@@ -51,5 +46,5 @@ class Averaging(EMAWeightAveraging):
             self._average_model.n_averaged += 1
             self._latest_update_step = trainer.global_step
         else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            super().on_train_batch_end(trainer, pl_module, *rest)
             self._begun = True

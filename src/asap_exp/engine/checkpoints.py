@@ -149,16 +149,11 @@ class LastCheckpoint(Checkpoint):
                 torch.manual_seed(epoch_seed(pl_module.seed, trainer.current_epoch, rank))
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # so that this epoch is validated too
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        stepped = (index + 1) % trainer.accumulate_grad_batches == 0
         if stepped and not trainer.is_last_batch and self._asked():
             self._save(trainer)
             # Lightning logs after these hooks, and the checkpoint counts the step as done.

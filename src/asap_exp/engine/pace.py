@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from asap_exp.core.console import counted, duration, say
+from asap_exp.engine.step_timer import seconds_recording
 
 LONG = 3600.0
 """Seconds of a training from which on it is told how long it takes."""
@@ -27,17 +28,11 @@ class PaceLine(Callback):
         self.compiling, self.batches, self.told = 0.0, 0, False
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         if self.told:
             return
-        now, recorded = time.monotonic(), getattr(pl_module, "recorded", None)
-        compiling = 0.0 if recorded is None else recorded.seconds
+        now, compiling = time.monotonic(), seconds_recording(pl_module)
         if self.first is None or compiling != self.compiling:
             self.first, self.compiling, self.batches = now, compiling, 0
             return
@@ -45,7 +40,7 @@ class PaceLine(Callback):
         if now - self.first < MEASURED:
             return
         self.told = True
-        seconds = (now - self.first) / self.batches * batches_ahead(trainer, batch_idx)
+        seconds = (now - self.first) / self.batches * batches_ahead(trainer, index)
         if LONG <= seconds < math.inf:
             say(
                 f"At the pace of the first {counted(self.batches, 'batch', 'es')}, this takes "

@@ -83,12 +83,7 @@ class StepTimer(L.Callback):
         self._begin = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         pace, cuda = self.pace, pl_module.device.type == "cuda"
         if not self._start:

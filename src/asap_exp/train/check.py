@@ -112,25 +112,14 @@ class Clock(L.Callback):
         self.marks[kind].append((time.perf_counter(), count))
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        index: int,
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, index: int
     ) -> None:
         self.mark("train", batch)
         if index and self.marks["train"][-1][0] - self.marks["train"][0][0] > STEP_SECONDS:
             trainer.should_stop = True
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         self.mark("val", batch)
 
