@@ -280,12 +280,7 @@ def load_fidelity(folder: Path, artifact: Artifact) -> list[dict[str, Any]]:
         return read_fidelity(folder, layers, about.heads, about.fidelity_sha256)
 
 
-OTHER_TEACHER = "Distill this teacher, or evaluate the artifact's own"
-
-
-def check_belongs(
-    artifact: Artifact, teacher: dict[str, Any], folder: Path, advice: str = OTHER_TEACHER
-) -> None:
+def check_belongs(artifact: Artifact, teacher: dict[str, Any], folder: Path) -> None:
     """Refuses an artifact that was fitted to another teacher, and says what differs."""
     identity = {**artifact.identity, LAYERS: layers_of(artifact)}
     differences = [
@@ -299,6 +294,7 @@ def check_belongs(
         )
     ]
     if differences:
+        advice = "Distill this teacher, or evaluate the artifact's own"
         raise other_teacher(folder, differences, advice)
 
 

@@ -45,12 +45,10 @@ Recorded = Mapping[str, Sequence[LayerInputs]]
 
 
 @torch.no_grad()
-def layer_inputs(
-    model: nn.Module, batches: Iterable[Any], precision: str, forward: Forward = on_inputs
-) -> Iterator[Recorded]:
+def layer_inputs(model: nn.Module, batches: Iterable[Any], precision: str) -> Iterator[Recorded]:
     """Yield, for each batch, q, k, v and mask of every call of every attention layer by path."""
     for batch in batches:
-        yield recorded_pass(model, batch, precision, forward)[0]
+        yield recorded_pass(model, batch, precision, on_inputs)[0]
 
 
 def sample_bytes(model: nn.Module, batch_of_one: Any, precision: str) -> int:
