@@ -67,7 +67,7 @@ coverage: setup ## Run the tests and say which lines of the package none of them
 
 test-gpu: setup ## Run the operators' tests at every size on a GPU; report in results/report/
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: test-gpu needs a GPU")'
-	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/benchmark -n 4 --report results/report/gpu_tests.json $(ARGS)
+	@$(PY) -m pytest tests/ops/test_fused*.py tests/ops/test_relaxed*.py tests/ops/test_routes.py tests/benchmark -n 4 --report results/report/gpu_tests.json $(ARGS)
 
 reliability: setup ## Count kills, damages and bad settings survived (an hour or more): ARGS="kills --count 20"
 	@$(PY) -m tests.reliability $(ARGS)

@@ -17,7 +17,6 @@ from tests.ops.inputs import (
     centred,
     identity_values,
     make_inputs,
-    relative_rms,
 )
 
 ONE_PASS = OPERATORS["one_pass_asap_attention"]
@@ -153,75 +152,6 @@ def test_plan_of_padded_samples_is_that_of_cut_ones():
     assert_close64(plan[1:, :, :4, :4], ops.one_pass_plan(q, k, g))
     assert not plan[1, :, 4:].any()
     assert not plan[1, :, :, 4:].any()
-
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-
-
-class TestFused:
-    """Kernels against the reference in float64: on a GPU, else in Triton's interpreter."""
-
-    pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
-
-    @pytest.fixture(autouse=True)
-    def device(self):
-        backend = pytest.importorskip("asap_exp.ops.backend")
-        if backend.fused is None:
-            pytest.skip("Triton is not installed")
-        if not backend.INTERPRETED and not torch.cuda.is_available():
-            pytest.skip("no GPU, and no interpreter")
-        return "cpu" if backend.INTERPRETED else "cuda"
-
-    @staticmethod
-    def with_coarse(inputs: Inputs, settings: CoarseSettings) -> SlicedMap:
-        weight = torch.full((len(inputs.theta), 1), 0.7).to(inputs.theta)
-        return map_of(inputs, coarse_weight=weight, coarse=settings, one_pass=True)
-
-    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-    @pytest.mark.parametrize("tokens", [2, 17, 70])
-    @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-    def test_agrees_with_the_reference(self, device, tokens, dtype, padded):
-        inputs = make_inputs(queries=tokens, heads=2, head_dim=16, dtype=torch.float32)
-        inputs = inputs.map(lambda x: x.to(device)).map_tokens(lambda x: x.to(dtype))
-        settings = CoarseSettings(8, num_iters=4)
-        mask = torch.arange(tokens, device=device).expand(2, tokens) > tokens // 2
-        options = {"key_padding_mask": mask if padded else None, "eps": 0.8}
-        map = self.with_coarse(inputs, settings)
-        found = map_attention(*inputs_of_call(inputs), map, backend="triton", **options)
-        exact = inputs.map(torch.Tensor.double)
-        expected = map_attention(
-            *inputs_of_call(exact), self.with_coarse(exact, settings), **options
-        )
-        assert found.dtype == dtype
-        assert relative_rms(found, expected) <= TOLERANCE[dtype]
-
-    def test_gradients_are_those_of_the_reference(self, device):
-        inputs = make_inputs(queries=20, heads=2, head_dim=16, dtype=torch.float32)
-        inputs = inputs.map(lambda x: x.to(device))
-        _, found = ONE_PASS.run(inputs, backend="triton")
-        _, expected = ONE_PASS.run(inputs.map(torch.Tensor.double))
-        for name, gradient in found.items():
-            assert relative_rms(gradient, expected[name]) < 1e-4, name
-
-    def test_routes_that_run_are_those_that_explain_names(self, device):
-        from asap_exp.ops import routes
-
-        inputs = make_inputs(queries=20, heads=2, head_dim=16, dtype=torch.float32)
-        inputs = inputs.map(lambda x: x.to(device))
-        map = SlicedMap(inputs.theta, inputs.weight, one_pass=True)
-        with routes.recorded() as taken:
-            map_attention(*inputs_of_call(inputs), map, backend="triton")
-        explained = ops.explain(
-            "asap_attention", *inputs_of_call(inputs), one_pass=True, slices=3, backend="triton"
-        )
-        assert list(taken) == explained.taken
-        assert [each.operator for each in taken] == [
-            "asap",
-            "sliced_dual",
-            "dual_sort",
-            "attention_pass",
-        ]
-        assert "the map is of one pass" in str(explained)
 
 
 def test_far_keys_get_less_of_every_row():
