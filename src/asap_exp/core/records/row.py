@@ -92,7 +92,8 @@ class Row:
     largest_column_error: Annotated[Measure | None, in_csv("largest column error")]
     layer_columns: list[LayerColumns] | None = None
     """Of each layer with the row's own attention, in the model's order."""
-    entropy: Annotated[Measure | None, in_csv("entropy")]
+    entropy: Annotated[Measure | None, in_csv("relative entropy")]
+    """Over that of a uniform row, 0 to 1; `LayerBehaviour.entropy` is in nats."""
     gate_error: Annotated[float | None, Field(ge=0), in_csv("error in the accuracy check")]
     layer_ms: Annotated[Latency | None, Column("layer ms", "layer ms", 3, readme=True, pareto=True)]
     layer_speedup: Annotated[
