@@ -9,11 +9,6 @@ from asap_exp.core.errors import UserError
 
 RENAMED = {
     "train": {
-        "attention=sinkhorn_cold": "attention=sinkhorn_low_eps",
-        "attention=sinkhorn_cold_short": "attention=sinkhorn_low_eps_t5",
-        "experiment=wikitext": "task=wikitext",
-        "experiment=yelp": "task=yelp",
-        "data=wikitext_excerpt": "experiment=wikitext_excerpt",
         "data=*": "task={option}, whose file sets the data; or keys, as data.name=NAME",
         "model=*": "task={option}, whose file sets the model; or keys, as model.dim=128",
         "recipe=*": "task={option}, whose file sets the recipe; or keys, as recipe.epochs=20",
