@@ -23,7 +23,7 @@ FUSED, INFERENCE = f"{OPS}/test_fused.py", f"{OPS}/test_fused_inference.py"
 CLOSURE, ONE_LAUNCH = f"{OPS}/test_fused_closure.py", f"{OPS}/test_fused_asap.py"
 RELAXED = f"{OPS}/test_relaxed_sinkhorn.py {ONE_LAUNCH}"
 COARSE = f"{OPS}/test_fused_coarse.py"
-ONE_PASS = f"{OPS}/test_one_pass_map.py"
+ONE_PASS = f"{OPS}/test_fused_one_pass.py {OPS}/test_one_pass_map.py"
 ESPFORMER = f"{OPS}/test_fused_espformer.py"
 POTENTIALS, LOGITS = f"{OPS}/test_fused_potentials.py", f"{OPS}/test_fused_logits.py"
 
