@@ -7,6 +7,7 @@ import torch
 
 import asap_exp
 from asap_exp.attention import SinkhornAttention, attention_layers
+from asap_exp.calibration.artifact import Artifact
 from asap_exp.calibration.truncation import Truncation
 from asap_exp.compiling import artifact_of
 from asap_exp.core.config import LatencyConfig
@@ -15,7 +16,7 @@ from asap_exp.core.records.right import labels_hash
 from asap_exp.core.records.row import Row
 from asap_exp.core.typed import checked
 from asap_exp.data.loader import TensorLoader
-from asap_exp.evaluate.measure import Measured, measure, measure_map
+from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.variants import Variant, variants
 from tests.small_model import CLASSES, Classifier, batches, tokens
 
@@ -33,9 +34,13 @@ def net() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def measured(net: Classifier) -> Measured:
+def artifact(net: Classifier) -> Artifact:
     compiled = asap_exp.compile(net, batches(1, 2, 3), steps=("ridge",), slices=3)
-    artifact = artifact_of(compiled)
+    return artifact_of(compiled)
+
+
+@pytest.fixture(scope="module")
+def measured(net: Classifier, artifact: Artifact) -> Measured:
     rows = variants(net, artifact, [Truncation(2)])
     return measure_map(net, artifact, rows, labelled(9), latency=ONCE, fidelity_samples=20)
 
@@ -85,11 +90,15 @@ def test_drift_and_plans_are_of_the_compiled_layers(measured: Measured) -> None:
     assert len(measured.plans["plans"]["asap"]) == 8
 
 
-def test_any_variants_are_measured_and_nothing_is_changed(net: Classifier) -> None:
+def test_any_variants_are_measured_and_nothing_is_changed(
+    net: Classifier, artifact: Artifact
+) -> None:
     layers = attention_layers(net)
     before = [layer.attend for layer in layers.values()]
     shorter = {"first": SinkhornAttention(num_iters=2)}
-    found, _ = measure(
+    found = measure_map(
+        net,
+        artifact,
         [
             Variant("teacher", "as trained", "teacher", net, list(layers)),
             Variant("mine", "two updates", "truncated", net, ["first"], shorter),
@@ -98,7 +107,7 @@ def test_any_variants_are_measured_and_nothing_is_changed(net: Classifier) -> No
         latency=ONCE,
         fidelity_samples=8,
         validation=labelled(4),
-    )
+    ).rows
     assert [row["layers"] for row in found] == [[], ["first"]]
     assert found[1]["l1_row_distance"] > 0
     assert all(row["perplexity"] > 1 < row["val_perplexity"] for row in found)

@@ -84,86 +84,25 @@ def measure_map(
         latency = LatencyConfig(batch_size=64, rounds=10, cuda_graph=False)
         found = measure_map(net, artifact, rows, test, latency=latency)
 
-    The first of `variants` is the teacher. `test` yields inputs and targets on the device of `net`,
-    at least `latency.batch_size` samples. The other arguments are those of `measure`.
-    """
-    last = artifact.layers[-1]
-    device = next(net.parameters()).device
-    knows_drift = artifact.about.column_error is not None  # else nothing was fitted to data
-    rows, tested = measure(
-        variants,
-        test,
-        latency=latency,
-        precision=precision,
-        fidelity_samples=fidelity_samples,
-        validation=validation,
-        ranks=ranks,
-        latency_threads=latency_threads,
-        of_tokens=of_tokens,
-        keep=keep,
-    )
-    return Measured(
-        rows,
-        drift(net, artifact, test.first(fidelity_samples).shared(ranks), precision)
-        if knows_drift
-        else None,
-        example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
-        tested,
-    )
-
-
-def measure(
-    variants: Sequence[Variant],
-    test: BatchLoader,
-    *,
-    latency: LatencyConfig,
-    precision: str = "32-true",
-    fidelity_samples: int = 256,
-    validation: BatchLoader | None = None,
-    ranks: Ranks = ALONE,
-    latency_threads: int | None = None,
-    of_tokens: bool = False,
-    keep: Keep = measured_now,
-) -> tuple[list[dict[str, Any]], TestedSamples | None]:
-    """Measure predictions, plans, latency and memory of every variant: one dict per variant.
-
-    Returns with them which samples of `test` are right; None with `of_tokens`, which says that a
-    sample has several targets.
-
-    The first variant is the teacher, which the others are compared with. Predictions are those on
-    all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its first
-    `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
+    The first of `variants` is the teacher, which the others are compared with. `test` yields inputs
+    and targets on the device of `net`, at least `latency.batch_size` samples. Predictions are those
+    on all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its
+    first `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
-    Several `ranks` share the samples; the first alone measures latency and memory, on a CPU with
-    `latency_threads`, while the others wait. Each kind of measurement is a part of `keep`, which
-    has the same ones on all ranks.
+    `of_tokens` says that a sample has several targets. Several `ranks` share the samples; the first
+    alone measures latency and memory, on a CPU with `latency_threads`, while the others wait. Each
+    kind of measurement is a part of `keep`, which has the same ones on all ranks.
     """
 
-    def compared(loader: BatchLoader, what: str, *, samples: bool) -> Part:
-        mine, seen = loader.shared(ranks), Predicted()
+    def compared_on(loader: BatchLoader, what: str, *, samples: bool) -> Part:
+        return compared(variants, loader.shared(ranks), precision, what, samples=samples)
 
-        def note(number: int, targets: Tensor, right: Mapping[str, Tensor]) -> None:
-            if samples:
-                seen.add(mine.samples_of(number), targets, right)
-
-        batches = progress(mine, what, len(mine))
-        means = compare_predictions(variants, batches, precision, partial(is_stand_in, mine), note)
-        return {
-            "means": {key: defined(each) for key, each in means.items()},
-            "right": seen.of_all_ranks().stored() if samples else None,
-        }
-
-    def timed() -> Part:
-        samples = test.first(latency.batch_size, latency.batch_size)
-        with cpu_threads(latency_threads):
-            return speed_measures(variants, samples, precision, latency)
-
-    on_test = keep("predictions", lambda: compared(test, "Predicting", samples=not of_tokens))
+    on_test = keep("predictions", lambda: compared_on(test, "Predicting", samples=not of_tokens))
     predictions = on_test["means"]
     perplexities: dict[str, dict[str, float]] = {row.key: {} for row in variants}
     if validation is not None:
         on_validation = keep(
-            "validation", lambda: compared(validation, "Predicting, validation", samples=False)
+            "validation", lambda: compared_on(validation, "Predicting, validation", samples=False)
         )
         perplexities = {
             row.key: {
@@ -176,7 +115,7 @@ def measure(
     plans = keep("plans", lambda: plan_measures(variants, few, precision))
     speed: Part = {row.key: {} for row in variants}
     if ranks.rank == 0:
-        speed = keep("speed", timed)
+        speed = keep("speed", lambda: timed(variants, test, precision, latency, latency_threads))
     wait_for_all()
     rows = [
         {
@@ -191,7 +130,44 @@ def measure(
         }
         for row in variants
     ]
-    return rows, None if of_tokens else TestedSamples.of(on_test["right"])
+    last, device = artifact.layers[-1], next(net.parameters()).device
+    fitted = artifact.about.column_error is not None  # else there is no drift from data
+    return Measured(
+        rows,
+        drift(net, artifact, few, precision) if fitted else None,
+        example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
+        None if of_tokens else TestedSamples.of(on_test["right"]),
+    )
+
+
+def compared(
+    variants: Sequence[Variant], loader: BatchLoader, precision: str, what: str, *, samples: bool
+) -> Part:
+    """Return mean measures of every variant's predictions and, of `samples`, which are right."""
+    seen = Predicted()
+
+    def note(number: int, targets: Tensor, right: Mapping[str, Tensor]) -> None:
+        if samples:
+            seen.add(loader.samples_of(number), targets, right)
+
+    batches = progress(loader, what, len(loader))
+    means = compare_predictions(variants, batches, precision, partial(is_stand_in, loader), note)
+    return {
+        "means": {key: defined(each) for key, each in means.items()},
+        "right": seen.of_all_ranks().stored() if samples else None,
+    }
+
+
+def timed(
+    variants: Sequence[Variant],
+    test: BatchLoader,
+    precision: str,
+    latency: LatencyConfig,
+    threads: int | None,
+) -> Part:
+    samples = test.first(latency.batch_size, latency.batch_size)
+    with cpu_threads(threads):
+        return speed_measures(variants, samples, precision, latency)
 
 
 def drift(
