@@ -1,13 +1,15 @@
 """Paired tests and what they can find, against known values, SciPy and simulated comparisons."""
 
 import math
+from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from asap_exp.report.paired import mcnemar, paired_t, student_t
-from asap_exp.report.power import detectable_by_samples, detectable_by_seeds, t_quantile
+from asap_exp.report.paired import mcnemar, paired_t
+from asap_exp.report.power import LEVEL, POWER, detectable_by_samples, detectable_by_seeds
 
 # Student's data on two drugs that prolong sleep (Student, 1908): extra hours of ten patients.
 SLEEP = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
@@ -25,11 +27,12 @@ def test_mcnemar_of_even_counts_is_one(pair: tuple[int, int]) -> None:
     assert mcnemar(*pair) == 1.0
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (2, 11), (40, 70), (300, 371), (1500, 1700), (9, 4000)])
-def test_mcnemar_is_the_binomial_test(pair: tuple[int, int]) -> None:
-    expected = stats.binomtest(pair[0], sum(pair)).pvalue
-    assert mcnemar(*pair) == pytest.approx(expected, rel=1e-9)
-    assert mcnemar(*pair) == mcnemar(*pair[::-1])
+@pytest.mark.parametrize("pair", [(0, 1), (2, 11), (40, 70), (300, 371), (9, 4000)])
+def test_mcnemar_is_the_sum_of_binomial_coefficients(pair: tuple[int, int]) -> None:
+    count = sum(pair)
+    tail = Fraction(sum(math.comb(count, k) for k in range(pair[0] + 1)), 2 ** (count - 1))
+    assert mcnemar(*pair) == pytest.approx(float(min(1, tail)), rel=1e-9)
+    assert mcnemar(*pair) == pytest.approx(mcnemar(*pair[::-1]), rel=1e-9)
 
 
 def test_mcnemar_refuses_negative_counts() -> None:
@@ -42,28 +45,10 @@ def test_paired_t_of_students_own_data() -> None:
     assert paired_t(SLEEP) == pytest.approx(0.00283289, abs=1e-8)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 31])
-def test_paired_t_is_that_of_scipy(count: int) -> None:
-    differences = np.random.default_rng(count).normal(0.4, 1, count).tolist()
-    assert paired_t(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
-
-
 def test_paired_t_without_deviation() -> None:
     assert (paired_t([0.0, 0.0]), paired_t([0.5, 0.5])) == (1.0, 0.0)
     with pytest.raises(ValueError, match="at least 2 differences, not 1"):
         paired_t([0.1])
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 29, 200])
-def test_student_t_and_its_quantiles_are_those_of_scipy(degrees: int) -> None:
-    for t in (-30.0, -2.0, -0.3, 0.0, 0.7, 4.3, 63.7):
-        assert student_t(t, degrees) == pytest.approx(stats.t.cdf(t, degrees), abs=1e-12)
-    assert t_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees))
-
-
-def test_t_quantiles_of_tables() -> None:
-    found = [t_quantile(0.975, degrees) for degrees in (1, 2, 4)]
-    assert found == pytest.approx([12.7062, 4.30265, 2.77645], abs=1e-4)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10, 40])
@@ -93,6 +78,19 @@ def test_what_samples_find_is_found_four_times_of_five(samples: int, disagreemen
     assert 0.75 < share < 0.84
 
 
+@pytest.mark.parametrize("samples", [4, 5, 30, 540, 10_000])
+def test_what_samples_find_solves_the_approximation(samples: int) -> None:
+    z, h = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
+    for share in (0.01, 0.2, 0.97, 1.0):
+        found = detectable_by_samples(samples, share)
+        reached = math.sqrt(samples) * share
+        needed = z * math.sqrt(share) + h * math.sqrt(share - share**2)
+        assert (found is None) == (reached < needed)
+        if found is not None:
+            needed = z * math.sqrt(share) + h * math.sqrt(share - found**2)
+            assert math.sqrt(samples) * found == pytest.approx(needed)
+
+
 def test_samples_find_nothing_where_methods_hardly_differ() -> None:
     assert detectable_by_samples(10_000, 0.0) is None
     assert detectable_by_samples(100, 0.03) is None, "three samples"
@@ -106,11 +104,8 @@ def test_samples_find_nothing_where_methods_hardly_differ() -> None:
         lambda: detectable_by_samples(9, 1.1),
         lambda: detectable_by_seeds(0, 0.1),
         lambda: detectable_by_seeds(3, -0.1),
-        lambda: detectable_by_seeds(3, 0.1, power=0.4),
-        lambda: detectable_by_samples(9, 0.1, level=0.0),
-        lambda: student_t(1.0, 0),
     ],
 )
 def test_what_is_no_comparison_is_refused(call) -> None:
-    with pytest.raises(ValueError, match=r"no comparison|must"):
+    with pytest.raises(ValueError, match="no comparison"):
         call()
