@@ -9,6 +9,11 @@ from asap_exp.report.paper_page import Page
 from asap_exp.report.paper_tasks import SINKHORN
 
 
+def rounded(value: float | None) -> float | None:
+    """Return six digits of a statistic; further ones differ between versions of SciPy."""
+    return None if value is None else float(f"{value:.6g}")
+
+
 def paper_csv(page: Page) -> str:
     """Return a row per cell of the accuracy table, per claim and per comparison."""
     kinds = ("kind", "task", "method", "mean", "std", "seeds", "text", "remark", "p", "finds")
@@ -35,8 +40,8 @@ def paper_csv(page: Page) -> str:
             "method": f"{SINKHORN} minus {name}",
             "mean": test.difference,
             "remark": test.how,
-            "p": test.p,
-            "finds": test.detectable,
+            "p": rounded(test.p),
+            "finds": rounded(test.detectable),
         }
         for title, name, test in page.comparisons()
     ]
