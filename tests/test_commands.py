@@ -100,7 +100,7 @@ def made(*words: str) -> subprocess.CompletedProcess:
         ("a=$HOME", "b=$(shell touch pwned)`id`; x", "c=d=e#f", "g='~/h'"),
     ],
 )
-def test_newcomer_c3_make_passes_every_key_to_a_stage_as_it_was_typed(
+def test_make_passes_every_key_to_a_stage_as_it_was_typed(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:
     done = made("train", *words, "ARGS=-m recipe.epochs=2")
@@ -111,7 +111,7 @@ def test_newcomer_c3_make_passes_every_key_to_a_stage_as_it_was_typed(
     assert not (ROOT / "pwned").exists()
 
 
-def test_newcomer_c3_make_passes_keys_to_reproduce() -> None:
+def test_make_passes_keys_to_reproduce() -> None:
     assert "reproduce.py imdb" in made("reproduce", "row=imdb").stdout
     (line,) = (
         x for x in made("reproduce", "task=digits", "seed=1").stdout.splitlines() if "'" in x

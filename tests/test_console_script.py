@@ -95,7 +95,7 @@ def test_stage_runs_as_its_module_does(folder: Path, command: tuple[str, ...]) -
         ("asap-exp nothing ta", []),
     ],
 )
-def test_newcomer_k9_arguments_are_completed(folder: Path, line: str, expected: list[str]) -> None:
+def test_arguments_are_completed(folder: Path, line: str, expected: list[str]) -> None:
     done = run(folder, "asap-exp", "-sc", "query=bash", COMP_LINE=line)
     assert done.stdout.split() == expected
     assert done.stderr == ""
@@ -110,7 +110,7 @@ def test_options_of_the_own_folder_are_completed(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_newcomer_k9_shell_completes_after_one_line(folder: Path) -> None:
+def test_shell_completes_after_one_line(folder: Path) -> None:
     script = """
 eval "$(asap-exp -sc install=bash)"
 complete -p asap-exp
@@ -124,6 +124,6 @@ printf '%s\\n' "${COMPREPLY[@]}"
     assert choices == ["task=imdb", "task=imdb_mlm"]
 
 
-def test_newcomer_k10_functions_are_listed() -> None:
+def test_functions_are_listed() -> None:
     assert set(asap_exp.__all__) <= set(dir(asap_exp))
     assert all(callable(getattr(import_module("asap_exp"), name)) for name in asap_exp.__all__)

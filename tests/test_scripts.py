@@ -57,9 +57,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("version", ["3.9.18", "3.10.13", "3.11.0", "3.12.1", "3.13.9", "3.14.0"])
-def test_issue_17_setup_takes_the_pythons_that_the_package_takes(
-    version: str, tmp_path: Path
-) -> None:
+def test_setup_takes_the_pythons_that_the_package_takes(version: str, tmp_path: Path) -> None:
     """A stand-in says that it is `version`, and as pip or uv it installs nothing."""
     numbers = tuple(map(int, version.split(".")))
     python = tmp_path / "python"
@@ -143,7 +141,7 @@ def test_setup_keeps_a_build_of_torch_that_is_not_from_pypi(
         assert "\ntorch" not in kept.replace("\ntorchmetrics", "")
 
 
-def test_issue_17_python_is_bounded_alike_everywhere() -> None:
+def test_python_is_bounded_alike_everywhere() -> None:
     assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(">=3.11,<3.14")
     assert "Python 3.11, 3.12 or 3.13 and `make`" in (ROOT / "README.md").read_text()
 
@@ -156,9 +154,7 @@ def test_issue_17_python_is_bounded_alike_everywhere() -> None:
         ("pydantic", ["1.10.0"], "2.10.0"),
     ],
 )
-def test_issue_17_unsafe_versions_are_not_installed(
-    name: str, refused: list[str], taken: str
-) -> None:
+def test_unsafe_versions_are_not_installed(name: str, refused: list[str], taken: str) -> None:
     required = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
     assert taken in required[name]
     assert not [version for version in refused if version in required[name]]

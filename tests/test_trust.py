@@ -33,7 +33,7 @@ def edit(file: Path, old: str, new: str) -> None:
     ],
 )
 @pytest.mark.parametrize("renamed", [False, True])
-def test_reliability_f9_changed_configuration_is_refused(
+def test_changed_configuration_is_refused(
     pipeline: Pipeline, tmp_path: Path, old: str, new: str, renamed: bool
 ) -> None:
     run = pipeline.teacher.path
@@ -46,7 +46,7 @@ def test_reliability_f9_changed_configuration_is_refused(
         run_evaluate(pipeline.results, f"teacher={run}")
 
 
-def test_reliability_f9_changed_manifest_is_refused(pipeline: Pipeline) -> None:
+def test_changed_manifest_is_refused(pipeline: Pipeline) -> None:
     file = pipeline.teacher.path / "manifest.json"
     write_json(file, read_json(file) | {"best_val_accuracy": 0.99})
     with pytest.raises(UserError, match=r"manifest\.json was changed after it was written"):
@@ -63,7 +63,7 @@ def test_reliability_f9_changed_manifest_is_refused(pipeline: Pipeline) -> None:
         ("manifest.json", b"{}"),
     ],
 )
-def test_reliability_f6_damaged_map_is_compiled_again(
+def test_damaged_map_is_compiled_again(
     pipeline: Pipeline, file: str, damage: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = {f.name: f.read_bytes() for f in pipeline.artifact.glob("asap*")}
@@ -128,7 +128,7 @@ def test_teacher_in_use_is_not_moved_aside(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("how", ["renamed", "copied", "linked"])
-def test_reliability_f12_bugs_f21_run_elsewhere_keeps_its_maps_and_its_name(
+def test_run_elsewhere_keeps_its_maps_and_its_name(
     pipeline: Pipeline, tmp_path: Path, how: str
 ) -> None:
     mine, run = tmp_path / "my teacher", pipeline.teacher
@@ -161,7 +161,7 @@ def test_run_renamed_in_its_place_is_found(pipeline: Pipeline) -> None:
         ("config.yaml", "{"),
     ],
 )
-def test_reliability_f10_one_bad_run_stops_nobody_else_s_stage(
+def test_one_bad_run_stops_nobody_else_s_stage(
     pipeline: Pipeline, file: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = pipeline.softmax.path
@@ -171,7 +171,7 @@ def test_reliability_f10_one_bad_run_stops_nobody_else_s_stage(
     run_evaluate(pipeline.results)
 
 
-def test_reliability_f10_damaged_map_of_another_run_stops_nobody(
+def test_damaged_map_of_another_run_stops_nobody(
     pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = run_train(pipeline.results, "seed=1")
@@ -181,7 +181,7 @@ def test_reliability_f10_damaged_map_of_another_run_stops_nobody(
     assert f"warning: {folder} is left out" in capsys.readouterr().err
 
 
-def test_reliability_f20_run_without_its_configuration_is_named(
+def test_run_without_its_configuration_is_named(
     pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pipeline.softmax.path / "config.yaml").unlink()

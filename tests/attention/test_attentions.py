@@ -280,7 +280,7 @@ def test_attention_without_a_name_is_refused(config):
 
 @pytest.mark.parametrize("masked", [False, True])
 @every_attention
-def test_bugs_f13_meta_tensors_give_the_shape_of_output_and_plan(name, masked):
+def test_meta_tensors_give_the_shape_of_output_and_plan(name, masked):
     q, k, v = make_qkv()
     mask = MASK if masked else None
     expected = make(name)(q, k, v, key_padding_mask=mask)

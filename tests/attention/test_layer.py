@@ -200,7 +200,7 @@ def test_nothing_is_recorded_once_closed():
     assert recorded == {}
 
 
-def test_bugs_f22_later_passes_are_recorded_too():
+def test_later_passes_are_recorded_too():
     net = Stack()
     with record_inputs(net) as recorded:
         net(normal(1, 7, DIM))
@@ -221,7 +221,7 @@ class Loop(nn.Module):
         return x
 
 
-def test_bugs_f22_every_call_of_a_layer_is_recorded_in_order():
+def test_every_call_of_a_layer_is_recorded_in_order():
     net, x = Loop(), normal(2, 7, DIM)
     with record_inputs(net) as recorded:
         net(x)
@@ -235,7 +235,7 @@ def test_bugs_f22_every_call_of_a_layer_is_recorded_in_order():
         x = net.tied(x)
 
 
-def test_bugs_f22_layers_that_share_one_attention_are_told_apart():
+def test_layers_that_share_one_attention_are_told_apart():
     net, x = Stack(), normal(2, 7, DIM)
     with record_inputs(net) as own:
         net(x)
@@ -311,7 +311,7 @@ def test_unknown_path_is_refused_with_those_there_are_and_nothing_is_swapped(swa
 
 
 @pytest.mark.parametrize("attend", [SoftmaxAttention(), SinkhornAttention(), make_asap()])
-def test_bugs_f13_layer_on_the_meta_device_gives_the_shape(attend):
+def test_layer_on_the_meta_device_gives_the_shape(attend):
     layer = make_layer(qk_norm=True).to("meta")
     layer.attend = attend.to("meta")
     mask = MASK.to("meta")
@@ -338,7 +338,7 @@ TIMM_OPTIONS = {
 
 
 @pytest.mark.parametrize("options", TIMM_OPTIONS.values(), ids=TIMM_OPTIONS)
-def test_bugs_f12_timms_weights_load_and_give_timms_output(options):
+def test_timms_weights_load_and_give_timms_output(options):
     own = timm_vit(**options)
     for parameter in own.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -359,7 +359,7 @@ def test_bugs_f12_timms_weights_load_and_give_timms_output(options):
         {"gated": True, "scale_norm": True, "norm_layer": nn.LayerNorm, "attn_head_dim": 2},
     ],
 )
-def test_bugs_f12_keywords_of_timms_attention_mean_the_same(options):
+def test_keywords_of_timms_attention_mean_the_same(options):
     if "gated" in options and "gated" not in signature(TimmAttention).parameters:
         pytest.skip("this timm has no gate yet")
     own = TimmAttention(DIM, HEADS, **options)
@@ -371,7 +371,7 @@ def test_bugs_f12_keywords_of_timms_attention_mean_the_same(options):
     assert_close(ours(x), own(x))
 
 
-def test_bugs_f12_bfloat16_model_runs_in_bfloat16():
+def test_bfloat16_model_runs_in_bfloat16():
     net = timm_vit(attn_layer=MultiHeadAttention, dtype=torch.bfloat16, qk_norm=True)
     for layer in attention_layers(net).values():
         layer.attend = SinkhornAttention(num_iters=3)
@@ -379,7 +379,7 @@ def test_bugs_f12_bfloat16_model_runs_in_bfloat16():
     assert net(normal(2, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
 
 
-def test_bugs_f12_device_is_that_of_every_parameter():
+def test_device_is_that_of_every_parameter():
     options = {"qk_norm": True, "scale_attn_norm": True}
     net = timm_vit(attn_layer=MultiHeadAttention, device="meta", **options)
     assert all(parameter.is_meta for parameter in net.parameters())
@@ -388,7 +388,7 @@ def test_bugs_f12_device_is_that_of_every_parameter():
     assert all(parameter.is_meta for parameter in layer.parameters())
 
 
-def test_bugs_f12_dropout_of_attention_weights_is_for_softmax_alone():
+def test_dropout_of_attention_weights_is_for_softmax_alone():
     own, ours = (
         timm_vit(attn_drop_rate=0.5, **given) for given in ({}, {"attn_layer": MultiHeadAttention})
     )
@@ -413,7 +413,7 @@ def test_bugs_f12_dropout_of_attention_weights_is_for_softmax_alone():
 
 
 @pytest.mark.parametrize("given", [{"fused_attn": False}, {"rope": 1}, {"num_kv_heads": 1}])
-def test_bugs_f12_unknown_keywords_are_refused_by_name(given):
+def test_unknown_keywords_are_refused_by_name(given):
     (name,) = given
     with pytest.raises(
         UserError, match=rf"does not know {name}=.*It accepts dim, num_heads, .*gated"

@@ -175,7 +175,7 @@ def damage(file: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["missing", "truncated", "edited"])
 @pytest.mark.parametrize("name", ["asap.safetensors", "asap.json", "fidelity.json"])
 @pytest.mark.parametrize("command", [COMMAND, "python demo.py", None])
-def test_records_w8_a_damaged_map_names_the_command_that_makes_it_again(
+def test_a_damaged_map_names_the_command_that_makes_it_again(
     pipeline: Pipeline, name: str, kind: str, command: str | None
 ) -> None:
     manifest = pipeline.artifact / "manifest.json"
@@ -190,14 +190,14 @@ def test_records_w8_a_damaged_map_names_the_command_that_makes_it_again(
     assert str(refused.value).endswith(f". It is made again by: {told}")
 
 
-def test_records_w23_a_map_of_a_newer_version_is_no_damage(pipeline: Pipeline) -> None:
+def test_a_map_of_a_newer_version_is_no_damage(pipeline: Pipeline) -> None:
     file = pipeline.artifact / "asap.json"
     write_json(file, {**read_json(file), "format": 3})
     with pytest.raises(UserError, match=r"asap\.json is of a newer version .*; update asap_exp$"):
         load_artifact(pipeline.artifact)
 
 
-def test_records_w5_what_is_being_written_is_not_called_damaged(
+def test_what_is_being_written_is_not_called_damaged(
     shared_pipeline: Pipeline, tmp_path: Path
 ) -> None:
     artifact = load_artifact(shared_pipeline.artifact)

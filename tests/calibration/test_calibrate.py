@@ -278,7 +278,7 @@ def test_memory_bounds_the_batches_that_are_kept_not_those_that_are_summed(
             assert torch.equal(some_sums[path].gram, sums[path].gram)
 
 
-def test_bugs_f22_memory_bounds_whole_batches_of_a_layer_that_runs_twice(net: Classifier) -> None:
+def test_memory_bounds_whole_batches_of_a_layer_that_runs_twice(net: Classifier) -> None:
     """What is kept of each batch are all its calls, and all are summed."""
 
     def twice(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:

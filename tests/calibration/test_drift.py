@@ -26,7 +26,7 @@ def test_errors_are_those_of_the_plans_that_the_model_itself_runs() -> None:
     assert teacher["second"] != pytest.approx(found["second"], rel=1e-2)
 
 
-def test_bugs_f22_errors_are_means_over_all_calls_of_a_layer() -> None:
+def test_errors_are_means_over_all_calls_of_a_layer() -> None:
     net, data = Classifier().eval(), batches(1, 2)
 
     def again(model: nn.Module, batch: tuple[Tensor, None]) -> Tensor:

@@ -37,7 +37,7 @@ PATH = "blocks.0.attn"
         (lambda x: x.pop("teacher_layers"), "teacher_layers is missing"),
     ],
 )
-def test_reliability_f10_an_identity_of_another_shape_is_a_sentence(
+def test_an_identity_of_another_shape_is_a_sentence(
     pipeline: Pipeline, change: Callable[[Any], Any], words: str
 ) -> None:
     file = pipeline.artifact / "asap.json"
@@ -50,7 +50,7 @@ def test_reliability_f10_an_identity_of_another_shape_is_a_sentence(
         run_evaluate(pipeline.results)
 
 
-def test_reliability_f9_layers_that_have_no_tensors_are_refused(pipeline: Pipeline) -> None:
+def test_layers_that_have_no_tensors_are_refused(pipeline: Pipeline) -> None:
     file = pipeline.artifact / "asap.json"
     identity = read_json(file)
     for key in ("attentions", "column_error"):

@@ -174,7 +174,7 @@ def test_predictions_of_another_type_are_refused_by_end_to_end_alone(teacher: Cl
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_bugs_f10_compiles_where_gradients_are_off(
+def test_compiles_where_gradients_are_off(
     teacher: Classifier, off: Callable, tmp_path: Path
 ) -> None:
     """All of it, with a model and batches made there; the results are those of elsewhere."""
@@ -212,7 +212,7 @@ class Gated(nn.Module):
         return self.inner.head((hidden + x * self.inner.second(hidden)).mean(dim=1))
 
 
-def test_bugs_f10_batches_made_in_inference_mode() -> None:
+def test_batches_made_in_inference_mode() -> None:
     with torch.inference_mode():
         made = batches(1, 2, 3)
     compile_small(Gated(), made, steps=("ridge", "end_to_end"))
@@ -226,7 +226,7 @@ def poisoned(index: int, value: float, count: int = 5) -> list[tuple[Tensor, Non
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("index", [0, 2, 4])
-def test_issue_17_calibration_batch_that_is_not_finite_is_named(
+def test_calibration_batch_that_is_not_finite_is_named(
     teacher: Classifier, index: int, value: float
 ) -> None:
     """Of those to fit on and of those held out."""
@@ -235,7 +235,7 @@ def test_issue_17_calibration_batch_that_is_not_finite_is_named(
         compile_small(teacher, poisoned(index, value))
 
 
-def test_issue_17_layer_whose_queries_are_the_first_that_are_not_finite_is_named() -> None:
+def test_layer_whose_queries_are_the_first_that_are_not_finite_is_named() -> None:
     broken = Classifier()
     with torch.no_grad():
         broken.first.proj.bias[0] = math.inf
@@ -262,7 +262,7 @@ STEPS = [("ridge",), ("ridge", "kl"), ("ridge", "learned_slices"), ("ridge", "en
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", ["head.bias", "second.proj.weight", "second.qkv.weight"])
-def test_records_d2_predictions_that_are_not_finite_are_refused_by_every_calibration(
+def test_predictions_that_are_not_finite_are_refused_by_every_calibration(
     steps: tuple[str, ...], name: str
 ) -> None:
     broken = Classifier()
@@ -273,7 +273,7 @@ def test_records_d2_predictions_that_are_not_finite_are_refused_by_every_calibra
         compile_small(broken, loader(), steps=steps)
 
 
-def test_records_d2_a_layer_that_overflows_is_named_and_a_class_left_out_is_no_fault() -> None:
+def test_a_layer_that_overflows_is_named_and_a_class_left_out_is_no_fault() -> None:
     teacher = Classifier()
     with torch.no_grad():
         teacher.second.proj.weight.fill_(3e38)
@@ -286,7 +286,7 @@ def test_records_d2_a_layer_that_overflows_is_named_and_a_class_left_out_is_no_f
     compile_small(Classifier(), loader(), steps=("ridge",), forward=forward)
 
 
-def test_records_d3_a_model_on_the_meta_device_is_a_sentence(tmp_path: Path) -> None:
+def test_a_model_on_the_meta_device_is_a_sentence(tmp_path: Path) -> None:
     with torch.device("meta"):
         layer = MultiHeadAttention(DIM, 2, attend=SinkhornAttention(num_iters=4))
     for use in (
@@ -329,7 +329,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{}, {"sequential": True}])
-def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(options: dict) -> None:
+def test_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(options: dict) -> None:
     """As well, about, as layers of the same weights with a map each."""
     fast: dict[str, Any] = {"slices": 6, "steps": ("ridge", "kl"), **options}
     found = {}
@@ -341,14 +341,14 @@ def test_bugs_f22_layer_that_runs_more_than_once_is_fitted_to_all_its_calls(opti
     assert found[True] < 1.2 * found[False]
 
 
-def test_bugs_f22_drift_is_of_all_calls() -> None:
+def test_drift_is_of_all_calls() -> None:
     model = Tied(2, tied=True).eval()
     compiled = compile_small(model, loader())
     (held_out, _) = loader()[-1]
     assert asap_exp.drift(compiled, held_out) == pytest.approx({"layers.0": 1}, rel=1e-5)
 
 
-def test_bugs_f22_layers_that_share_one_attention_are_compiled_as_others(
+def test_layers_that_share_one_attention_are_compiled_as_others(
     teacher: Classifier, compiled: nn.Module
 ) -> None:
     sharing = copy.deepcopy(teacher)

@@ -234,7 +234,7 @@ def test_layer_by_index():
 
 
 @pytest.mark.parametrize("layer", ["last", "frozen", "all"])
-def test_newcomer_c4_layer_needs_no_plus_and_may_have_one(layer):
+def test_layer_needs_no_plus_and_may_have_one(layer):
     with_plus, without = (composed("distill", f"{plus}layer={layer}") for plus in ("+", ""))
     assert with_plus == without
     assert without.layer.which == layer
@@ -745,7 +745,7 @@ def test_option_that_sinkhorn_does_not_have_is_refused_with_its_own():
 
 
 @pytest.mark.parametrize("name", ["softmax", "espformer"])
-def test_newcomer_k5_wrong_option_is_refused_with_those_of_this_attention(name):
+def test_wrong_option_is_refused_with_those_of_this_attention(name):
     error = refusal("train", f"attention={name}", "attention.foo=1")
     assert error.allowed == tuple(attentions()[name])
     assert f"is not an option of attention={name}" in str(error)
@@ -876,7 +876,7 @@ def test_later_stage_takes_a_task_that_has_runs(tmp_path):
     assert "task=mine is not allowed" in refused("distill", "task=mine")
 
 
-def test_newcomer_c11_experiment_of_another_task_is_refused():
+def test_experiment_of_another_task_is_refused():
     for tasks_given in ("task=digits", "task=cifar,digits"):
         with pytest.raises(UserError) as error:
             check_overrides("train", [tasks_given, "experiment=cifar_plain"], TrainConfig)
@@ -920,7 +920,7 @@ def test_a_stage_without_a_tracker_says_so(stage: str, override: str) -> None:
 
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize(("stage", "group"), [*GROUPS, ("train", "logger")])
-def test_newcomer_k4_unknown_option_of_any_group_is_refused_with_the_nearest(stage, group, sweep):
+def test_unknown_option_of_any_group_is_refused_with_the_nearest(stage, group, sweep):
     folder = conf_dir() / (COMMON if group == "logger" else stage) / group
     first, *others = sorted(file.stem for file in folder.glob("*.yaml"))
     misspelt = f"{first}x"
@@ -937,13 +937,13 @@ def test_value_that_a_sweep_names_twice_is_refused(given):
     assert check_overrides("train", ["seed=0,1"], SCHEMAS["train"])[0] == "++seed=0,1"
 
 
-def test_newcomer_k4_option_without_its_group_is_refused_with_it():
+def test_option_without_its_group_is_refused_with_it():
     assert "Did you mean task=digits?" in refused("train", "digits")
     assert "Did you mean calibration=kl?" in refused("distill", "kl")
     assert refused("train", "nonsense") == "nonsense is not an argument: give KEY=VALUE"
 
 
-def test_newcomer_k4_option_of_a_group_of_hydra_is_refused_with_the_nearest():
+def test_option_of_a_group_of_hydra_is_refused_with_the_nearest():
     error = refusal("train", "hydra/launcher=jobli")
     assert (error.key, error.hint) == ("hydra/launcher", "joblib")
 
@@ -1001,7 +1001,7 @@ HOME_PATHS = {
 @pytest.mark.parametrize(
     ("stage", "key"), [(stage, key) for stage, keys in HOME_PATHS.items() for key in keys]
 )
-def test_bugs_f16_home_directory_in_every_path(stage, key, monkeypatch):
+def test_home_directory_in_every_path(stage, key, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     tree = deepcopy(complete(stage))
     if key == "teacher" and stage == "benchmark":
@@ -1053,7 +1053,7 @@ def test_empty_path_that_a_run_has_saved_is_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_bugs_f16_every_path_of_a_schema_is_marked():
+def test_every_path_of_a_schema_is_marked():
     """Every key that holds a path is found by its name, including new ones."""
     for stage, schema in SCHEMAS.items():
         keys = [key for key, _ in leaves(asdict(composed(stage)))]
@@ -1061,7 +1061,7 @@ def test_bugs_f16_every_path_of_a_schema_is_marked():
         assert marked == set(HOME_PATHS[stage])
 
 
-def test_bugs_f16_home_directory_changes_no_identity(monkeypatch):
+def test_home_directory_changes_no_identity(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     tree = deepcopy(complete("train"))
     plain = run_directory(parse(tree, TrainConfig))
@@ -1071,7 +1071,7 @@ def test_bugs_f16_home_directory_changes_no_identity(monkeypatch):
     assert str(there).startswith("/home/somebody/results/runs/digits/")
 
 
-def test_bugs_f16_sweep_goes_below_the_home_directory(monkeypatch):
+def test_sweep_goes_below_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     with hydra.initialize_config_dir(str(conf_dir() / "train"), version_base="1.3"):
         found = hydra.compose(
@@ -1124,7 +1124,7 @@ ABSURD = {
     [(stage, *case) for stage, cases in ABSURD.items() for case in cases.items()],
     ids=lambda text: text[:30],
 )
-def test_reliability_f14_what_is_left_out_or_null_is_a_sentence(stage, override, words):
+def test_what_is_left_out_or_null_is_a_sentence(stage, override, words):
     assert words in refused(stage, override)
 
 
@@ -1156,7 +1156,7 @@ TOO_LARGE = {
     ("stage", "key", "allowed"),
     [(stage, *case) for stage, cases in TOO_LARGE.items() for case in cases.items()],
 )
-def test_reliability_f14_value_without_end_is_refused_with_the_bound(stage, key, allowed):
+def test_value_without_end_is_refused_with_the_bound(stage, key, allowed):
     bound = float(allowed.split()[-1])
     whole = not key.endswith(("lr", "decay", "mlp_ratio"))
     for value in (bound + 1, 1e19, 10**40) if whole else (bound * 1.01, 1e38):
@@ -1188,7 +1188,7 @@ def test_reliability_f14_value_without_end_is_refused_with_the_bound(stage, key,
         ("benchmark", "cpu.tokens", 2**64 * 64),
     ],
 )
-def test_reliability_f14_number_beyond_64_bits_or_not_finite_is_refused(stage, key, value):
+def test_number_beyond_64_bits_or_not_finite_is_refused(stage, key, value):
     text = key == "data.batch_tokens"
     tree = OmegaConf.merge(complete(stage, *(["task=imdb"] if text else [])), {})
     OmegaConf.update(tree, key, value)
@@ -1202,13 +1202,13 @@ def test_reliability_f14_number_beyond_64_bits_or_not_finite_is_refused(stage, k
 
 @pytest.mark.parametrize("name", ["", "*", "..", "../..", "/elsewhere", "a\nb", "a b"])
 @pytest.mark.parametrize("stage", SCHEMAS)
-def test_reliability_f8_task_that_is_no_plain_name_is_refused(stage, name):
+def test_task_that_is_no_plain_name_is_refused(stage, name):
     tree = OmegaConf.merge(complete(stage), {"task": {"name": name}})
     with pytest.raises(UserError, match=r"task=.* must be a plain name"):
         parse(tree, SCHEMAS[stage])
 
 
-def test_reliability_f8_training_needs_the_name_of_a_task():
+def test_training_needs_the_name_of_a_task():
     tree = OmegaConf.merge(complete("train"), {"task": {"name": None}})
     with pytest.raises(UserError, match=r"task=None is not allowed"):
         parse(tree, TrainConfig)
@@ -1227,7 +1227,7 @@ SECRET = "s3cr3t-of-this-machine"
         {"attention": {"eps": "${ oc.env:TOKEN,x}"}},
     ],
 )
-def test_reliability_f19_saved_configuration_is_not_looked_up(tmp_path, monkeypatch, place):
+def test_saved_configuration_is_not_looked_up(tmp_path, monkeypatch, place):
     monkeypatch.setenv("TOKEN", SECRET)
     saved = OmegaConf.merge(complete("train"), place)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(saved))
@@ -1247,7 +1247,7 @@ def test_reliability_f19_saved_configuration_is_not_looked_up(tmp_path, monkeypa
         ("model.name", "${oc.decode:${oc.env:TOKEN}}"),
     ],
 )
-def test_reliability_f19_variable_as_a_text_is_refused_without_its_value(monkeypatch, key, value):
+def test_variable_as_a_text_is_refused_without_its_value(monkeypatch, key, value):
     monkeypatch.setenv("TOKEN", SECRET)
     tree = OmegaConf.merge(complete("train"), {})
     OmegaConf.update(tree, key, value, force_add=True)
@@ -1256,7 +1256,7 @@ def test_reliability_f19_variable_as_a_text_is_refused_without_its_value(monkeyp
     assert SECRET not in str(error.value)
 
 
-def test_reliability_f19_variable_may_be_a_path_or_a_number(monkeypatch):
+def test_variable_may_be_a_path_or_a_number(monkeypatch):
     monkeypatch.setenv("PLACE", "/scratch")
     monkeypatch.setenv("ARRAY_TASK", "7")
     monkeypatch.setenv("TOKEN", SECRET)
@@ -1275,7 +1275,7 @@ def test_reliability_f19_variable_may_be_a_path_or_a_number(monkeypatch):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"- a\n", b"", b"a: [", b"a: {b: *c}", b"!!python/object:os.x {}"]
 )
-def test_reliability_f10_saved_configuration_that_is_none_is_named(tmp_path, content):
+def test_saved_configuration_that_is_none_is_named(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError):
         load_saved(tmp_path / "config.yaml", TrainConfig)
@@ -1298,14 +1298,14 @@ def test_reliability_f10_saved_configuration_that_is_none_is_named(tmp_path, con
         ),
     ],
 )
-def test_records_w5_and_w23_numbers_too_large_are_refused_before_anything_runs(
+def test_numbers_too_large_are_refused_before_anything_runs(
     stage: str, schema: type, override: str, words: str
 ) -> None:
     with pytest.raises(UserError, match=rf"{override.split('=')[0]}=.*{words}"):
         compose(stage, [override, *(["task=digits"] if stage == "train" else [])], schema)
 
 
-def test_records_w5_the_largest_settings_can_be_read_again() -> None:
+def test_the_largest_settings_can_be_read_again() -> None:
     assert LARGEST_SETTING <= LARGEST
     assert LARGEST_RATE <= LARGEST
 

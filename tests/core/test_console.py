@@ -49,7 +49,7 @@ def test_text_is_printed_as_it_stands_and_the_rest_with_its_kind(capsys):
 
 
 @pytest.mark.parametrize("no_colour", ["", "1"])
-def test_newcomer_k8_kind_of_a_message_is_coloured_on_a_terminal(monkeypatch, no_colour):
+def test_kind_of_a_message_is_coloured_on_a_terminal(monkeypatch, no_colour):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -102,9 +102,7 @@ def test_table_is_drawn_for_the_console_and_as_text_for_other_handlers(capsys):
     assert text == capsys.readouterr().out.rstrip("\n")
 
 
-def test_newcomer_d6_path_below_this_folder_is_relative_and_any_other_absolute(
-    tmp_path, monkeypatch
-):
+def test_path_below_this_folder_is_relative_and_any_other_absolute(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -120,7 +118,7 @@ def test_newcomer_d6_path_below_this_folder_is_relative_and_any_other_absolute(
     assert shown("tmp/x") == "/tmp/x"
 
 
-def test_newcomer_c7_every_line_of_a_worker_has_the_prefix_of_its_job(capsys):
+def test_every_line_of_a_worker_has_the_prefix_of_its_job(capsys):
     with prefixed("[job 3] "):
         print("one\ntwo")
         print("half", end="")

@@ -6,7 +6,7 @@ import pytest
 from asap_exp.core.escaping import markdown, markdown_paragraph, on_figure, spreadsheet
 
 
-def test_reliability_f18_markdown_has_no_tag_cell_code_link_or_line() -> None:
+def test_markdown_has_no_tag_cell_code_link_or_line() -> None:
     found = markdown("<img src=x> a|b `c` \\| *d* ~e~ [f](g) ![h][i]\n| j | _k_ &amp;")
     assert found == (
         r"&lt;img src=x&gt; a\|b \`c\` \\\| \*d\* \~e\~ [f\](g) ![h\][i] \| j \| \_k\_ &amp;amp;"
@@ -33,12 +33,12 @@ def test_ordinary_words_stay_as_they_are() -> None:
         ("[x]: y", r"[x\]: y"),
     ],
 )
-def test_reliability_f18_a_paragraph_stays_one(text: str, written: str) -> None:
+def test_a_paragraph_stays_one(text: str, written: str) -> None:
     assert markdown_paragraph(text) == written
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\uff1d"])
-def test_reliability_f18_a_cell_of_a_spreadsheet_is_no_formula(begin: str) -> None:
+def test_a_cell_of_a_spreadsheet_is_no_formula(begin: str) -> None:
     assert spreadsheet(f"{begin}cmd()") == f"'{begin}cmd()"
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_text_is_left_alone(value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["$x$", "a $\\frac{", "$$$", "\\$", "\\$x$", "100 $", "a\nb $c"])
-def test_reliability_f18_a_dollar_on_a_figure_is_a_dollar(text: str) -> None:
+def test_a_dollar_on_a_figure_is_a_dollar(text: str) -> None:
     figure = plt.figure()
     shown = figure.text(0, 0, on_figure(text))
     figure.draw_without_rendering()

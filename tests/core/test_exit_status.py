@@ -37,7 +37,7 @@ def interrupt(_: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_reliability_f20_ctrl_c_before_the_training_is_a_sentence(
+def test_ctrl_c_before_the_training_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(monkeypatch, interrupt, "task=digits") == 130
@@ -87,7 +87,7 @@ def test_crash_in_a_sweep_is_listed_with_its_log(
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_bugs_f8_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, launcher: str) -> None:
+def test_failed_jobs_of_any_launcher_fail_the_sweep(tmp_path: Path, launcher: str) -> None:
     words = ("task=digits", "seed=-2,-1")
     done = stage("train", "-m", f"hydra/launcher={launcher}", *words, cwd=tmp_path)
     assert done.returncode == 2
@@ -118,7 +118,7 @@ def training(folder: Path, *words: str, stdout: int) -> Iterator[subprocess.Pope
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_reliability_f1_terminated_command_says_so_and_goes_on_later(tmp_path: Path) -> None:
+def test_terminated_command_says_so_and_goes_on_later(tmp_path: Path) -> None:
     words = (*TINY, *SINKHORN, "recipe.epochs=15", "callbacks.checkpoint_seconds=1000")
     shown = "callbacks.progress_bar=true"
     with training(tmp_path, *words, shown, stdout=subprocess.PIPE) as process:

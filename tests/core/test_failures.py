@@ -42,7 +42,7 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("call", TOO_MUCH.values(), ids=TOO_MUCH)
-def test_reliability_f14_too_large_is_a_sentence_with_what_to_make_smaller(call):
+def test_too_large_is_a_sentence_with_what_to_make_smaller(call):
     error = failure(call)
     sentence = explained(error, "train")
     assert isinstance(sentence, UserError), repr(error)
@@ -52,7 +52,7 @@ def test_reliability_f14_too_large_is_a_sentence_with_what_to_make_smaller(call)
     assert "calibration.batch_size" in str(explained(error, "distill"))
 
 
-def test_reliability_f14_gpu_without_memory_is_a_sentence():
+def test_gpu_without_memory_is_a_sentence():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 ...")
     assert "(CUDA out of memory. Tried to allocate 20.00 GiB.)" in str(explained(error))
 
@@ -69,7 +69,7 @@ def test_reliability_f14_gpu_without_memory_is_a_sentence():
         (errno.ENOTCONN, "check the disk or the network"),
     ],
 )
-def test_reliability_f10_error_of_the_system_names_the_path(code, advice):
+def test_error_of_the_system_names_the_path(code, advice):
     sentence = str(explained(OSError(code, os.strerror(code), "results/runs/x")))
     assert sentence.startswith(f"results/runs/x: {os.strerror(code)}; ")
     assert advice in sentence

@@ -15,7 +15,7 @@ from tests.stages import run_distill, run_evaluate
 
 
 @pytest.mark.slow
-def test_reliability_f11_the_rows_of_another_map_are_refused(pipeline: Pipeline) -> None:
+def test_the_rows_of_another_map_are_refused(pipeline: Pipeline) -> None:
     """The two maps have the same layers and heads, so only the hash tells them apart."""
     other = run_distill(pipeline.results, "calibration.seed=1")
     shutil.copy(pipeline.artifact / "fidelity.json", other / "fidelity.json")
@@ -40,9 +40,7 @@ def test_reliability_f11_the_rows_of_another_map_are_refused(pipeline: Pipeline)
         lambda rows: [{**rows[0], "column_error": 0.5}, *rows[1:]],
     ],
 )
-def test_reliability_f11_damaged_rows_are_a_sentence(
-    pipeline: Pipeline, change: Callable[[Any], Any]
-) -> None:
+def test_damaged_rows_are_a_sentence(pipeline: Pipeline, change: Callable[[Any], Any]) -> None:
     file = pipeline.artifact / "fidelity.json"
     write_json(file, change(read_json(file)))
     with pytest.raises(UserError, match=r"fidelity\.json (is damaged|was changed)"):

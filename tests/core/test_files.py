@@ -263,7 +263,7 @@ SAVERS = {
 
 
 @pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
-def test_reliability_f7_every_writer_gives_the_systems_reason(tmp_path, save):
+def test_every_writer_gives_the_systems_reason(tmp_path, save):
     refused = r"last\.ckpt could not be written \(File too large\).*lim"
     with small_files(), pytest.raises(UserError, match=refused):
         write_atomically(tmp_path / "last.ckpt", save)
@@ -271,7 +271,7 @@ def test_reliability_f7_every_writer_gives_the_systems_reason(tmp_path, save):
 
 
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_reliability_f7_every_error_of_the_disk_is_the_sentence_of_its_file(tmp_path, code):
+def test_every_error_of_the_disk_is_the_sentence_of_its_file(tmp_path, code):
     def write(temporary: Path) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -279,7 +279,7 @@ def test_reliability_f7_every_error_of_the_disk_is_the_sentence_of_its_file(tmp_
         write_atomically(tmp_path / "last.ckpt", write)
 
 
-def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
+def test_failed_writer_keeps_no_space(tmp_path):
     """The space is freed although the traceback keeps the file open, as torch's writer does."""
     held = []
 
@@ -295,7 +295,7 @@ def test_reliability_f7_failed_writer_keeps_no_space(tmp_path):
     held[0].close()
 
 
-def test_reliability_f7_own_mistake_is_not_taken_for_the_disks(tmp_path):
+def test_own_mistake_is_not_taken_for_the_disks(tmp_path):
     """A bug is not mistaken for a disk error, even while a system error is being handled."""
 
     def write(temporary: Path) -> None:
@@ -316,7 +316,7 @@ def refusing(code: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES])
-def test_reliability_f17_rights_are_cosmetic(tmp_path, monkeypatch, code):
+def test_rights_are_cosmetic(tmp_path, monkeypatch, code):
     monkeypatch.setattr(Path, "chmod", refusing(code))
     monkeypatch.setattr(os, "chmod", refusing(code))
     write_text(tmp_path / "x", "text")
@@ -324,7 +324,7 @@ def test_reliability_f17_rights_are_cosmetic(tmp_path, monkeypatch, code):
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_reliability_f17_file_system_without_sync_or_locks(tmp_path, monkeypatch, code):
+def test_file_system_without_sync_or_locks(tmp_path, monkeypatch, code):
     monkeypatch.setattr(os, "fsync", refusing(code))
     monkeypatch.setattr(fcntl, "flock", refusing(code))
     write_text(tmp_path / "x", "text")
@@ -336,9 +336,7 @@ def test_reliability_f17_file_system_without_sync_or_locks(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.ENOSYS, errno.EINVAL])
-def test_reliability_f17_file_system_without_renaming_is_said_to_be_one(
-    tmp_path, monkeypatch, code
-):
+def test_file_system_without_renaming_is_said_to_be_one(tmp_path, monkeypatch, code):
     monkeypatch.setattr(Path, "replace", refusing(code))
     with pytest.raises(UserError, match=r"x could not be.*does not support renaming.*paths\.res"):
         write_text(tmp_path / "x", "text")
@@ -359,7 +357,7 @@ write_atomically(Path(sys.argv[1]), write)
 """
 
 
-def test_reliability_f15_partial_file_is_swept_once_its_writer_is_dead(tmp_path):
+def test_partial_file_is_swept_once_its_writer_is_dead(tmp_path):
     path = tmp_path / "last.ckpt"
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -376,7 +374,7 @@ def test_reliability_f15_partial_file_is_swept_once_its_writer_is_dead(tmp_path)
 
 
 @pytest.mark.parametrize(("hours", "stays"), [(1, True), (25, False)])
-def test_reliability_f15_where_no_lock_can_tell_age_does(tmp_path, hours, stays):
+def test_where_no_lock_can_tell_age_does(tmp_path, hours, stays):
     """The file comes from another host, or from a version without locks."""
     left = tmp_path / ".last.ckpt.abcd1234.partial"
     left.write_bytes(b"half")
@@ -398,13 +396,13 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize(("text", "words"), NO_JSON.values(), ids=NO_JSON)
-def test_reliability_f10_what_is_no_json_is_named(tmp_path, text, words):
+def test_what_is_no_json_is_named(tmp_path, text, words):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=rf"x\.json.*{words}"):
         read_json(tmp_path / "x.json")
 
 
-def test_reliability_f10_whole_numbers_of_64_bits_are_read(tmp_path):
+def test_whole_numbers_of_64_bits_are_read(tmp_path):
     values = [2**64 - 1, -(2**63), 0, 1.5, 1e308]
     write_json(tmp_path / "x.json", values)
     assert read_json(tmp_path / "x.json") == values
@@ -414,7 +412,7 @@ READERS = [read_json, read_text, load_tensors, load_checkpoint]
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_reliability_f10_folder_or_unreadable_file_is_named(tmp_path, monkeypatch, read):
+def test_folder_or_unreadable_file_is_named(tmp_path, monkeypatch, read):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder is a folder, not a (file|checkpoint)"):
         read(tmp_path / "folder")
@@ -430,7 +428,7 @@ def test_reliability_f10_folder_or_unreadable_file_is_named(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "a-b_c.d", "Größe", "x" * 100])
-def test_reliability_f8_plain_names_pass(name):
+def test_plain_names_pass(name):
     check_name("task.name", name)
 
 
@@ -438,14 +436,14 @@ BAD_NAMES = ["", None, "*", "..", ".", ".multirun", "../..", "/elsewhere", "a/b"
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "a?", "[a]", "a~1", "a\\b", "a\x00", "x" * 101, 3])
-def test_reliability_f8_other_names_are_a_sentence(name):
+def test_other_names_are_a_sentence(name):
     with pytest.raises(UserError, match=r"task\.name=.* is not allowed; it must be a plain name"):
         check_name("task.name", name)
 
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
-def test_records_w16_what_is_no_regular_file_is_not_waited_for(tmp_path, monkeypatch, read, kind):
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, monkeypatch, read, kind):
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     if kind == "a named pipe":
         os.mkfifo("x")
@@ -457,18 +455,18 @@ def test_records_w16_what_is_no_regular_file_is_not_waited_for(tmp_path, monkeyp
         read(Path("x"))
 
 
-def test_records_w16_a_pipe_is_not_swept(tmp_path):
+def test_a_pipe_is_not_swept(tmp_path):
     os.mkfifo(tmp_path / ".x.partial")
     write_text(tmp_path / "x", "text")
     assert (tmp_path / "x").read_text() == "text"
 
 
-def test_records_w23_a_byte_order_mark_is_no_damage(tmp_path):
+def test_a_byte_order_mark_is_no_damage(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}')
     assert read_json(tmp_path / "x.json") == {"a": 1}
 
 
-def test_records_w23_a_file_that_cannot_be_written_names_the_keys(tmp_path):
+def test_a_file_that_cannot_be_written_names_the_keys(tmp_path):
     words = r"choose another folder with paths\.results=FOLDER, out=FOLDER or data\.cache=FOLDER$"
     with small_files(), pytest.raises(UserError, match=words):
         write_bytes(tmp_path / "x", bytes(2000))

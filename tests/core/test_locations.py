@@ -32,7 +32,7 @@ def without_a_home(monkeypatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", gone)
 
 
-def test_bugs_f16_home_directory_in_the_environments_paths(home, monkeypatch):
+def test_home_directory_in_the_environments_paths(home, monkeypatch):
     assert cache_dir(None) == home / ".cache" / "asap_exp"
     assert data_root(None) is None
     monkeypatch.setenv("ASAP_EXP_CACHE", "~/c")
@@ -46,7 +46,7 @@ def test_bugs_f16_home_directory_in_the_environments_paths(home, monkeypatch):
         cache_dir(None)
 
 
-def test_bugs_f17_without_a_home_the_cache_is_asked_for(home, monkeypatch):
+def test_without_a_home_the_cache_is_asked_for(home, monkeypatch):
     without_a_home(monkeypatch)
     with pytest.raises(UserError, match=r"no home directory.*data\.cache=.*ASAP_EXP_CACHE="):
         cache_dir(None)

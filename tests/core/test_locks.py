@@ -38,7 +38,7 @@ def holder_process(folder: Path, *, soft: bool = False) -> subprocess.Popen[str]
 
 
 @pytest.mark.slow
-def test_bugs_f14_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     process = holder_process(tmp_path / "run")
     try:
         message = rf"run is in use by process {process.pid} on .*since"
@@ -103,7 +103,7 @@ def test_parts_are_held_side_by_side_but_not_within_a_held_whole(
         pass
 
 
-def test_newcomer_c12_folder_in_which_nothing_was_written_leaves_none_above_it(
+def test_folder_in_which_nothing_was_written_leaves_none_above_it(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "results").mkdir()
@@ -116,9 +116,7 @@ def test_newcomer_c12_folder_in_which_nothing_was_written_leaves_none_above_it(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_newcomer_c12_work_that_fails_before_its_manifest_leaves_nothing(
-    tmp_path: Path, begun: bool
-) -> None:
+def test_work_that_fails_before_its_manifest_leaves_nothing(tmp_path: Path, begun: bool) -> None:
     run = tmp_path / "run"
 
     def fail() -> None:

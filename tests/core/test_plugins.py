@@ -87,7 +87,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("override", "words"), WRONG.items())
-def test_newcomer_k5_option_of_an_own_attention_is_checked_like_those_of_a_built_in_one(
+def test_option_of_an_own_attention_is_checked_like_those_of_a_built_in_one(
     forget, override, words
 ):
     assert words in str(refusal(*OWN, override))

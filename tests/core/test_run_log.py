@@ -22,7 +22,7 @@ def lines(folder):
     return [match.groups() for match in found if match and not match[2].startswith("command: ")]
 
 
-def test_newcomer_k8_log_has_a_time_and_level_before_every_line(tmp_path):
+def test_log_has_a_time_and_level_before_every_line(tmp_path):
     with run_log("train"):
         say("before the folder is known")
         log_into(tmp_path)

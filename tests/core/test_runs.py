@@ -187,7 +187,7 @@ def test_teacher_of_a_task(tmp_path):
     assert find_teacher(paths(tmp_path), "digits", None) == digits
 
 
-def test_newcomer_c5_run_shortened_for_debugging_is_taken_by_its_name_alone(tmp_path, capsys):
+def test_run_shortened_for_debugging_is_taken_by_its_name_alone(tmp_path, capsys):
     short = fake_run(tmp_path, "debug=fast", ended="2026-01-03T00:00:00+00:00")
     trial = fake_run(tmp_path, "trainer.fast_dev_run=true", ended="2026-01-04T00:00:00+00:00")
     with pytest.raises(

@@ -81,9 +81,7 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> li
 
 
 @pytest.mark.slow
-def test_newcomer_c8_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(
-    monkeypatch, tmp_path, capsys
-):
+def test_sweep_ends_with_a_table_and_gives_a_sweeper_the_score(monkeypatch, tmp_path, capsys):
     returned = run_sweep(monkeypatch, tmp_path, "seed=1,9,7,4")
     assert returned == [0.1, 0.9, None, 0.4]
     out, err = capsys.readouterr()
@@ -141,7 +139,7 @@ def test_job_of_an_experiment_that_sweeps_by_itself_runs_alone(monkeypatch, tmp_
 
 
 @pytest.mark.slow
-def test_newcomer_c8_later_sweep_overwrites_nothing(monkeypatch, tmp_path):
+def test_later_sweep_overwrites_nothing(monkeypatch, tmp_path):
     for seeds in ("seed=1,2", "seed=3,4"):
         run_sweep(monkeypatch, tmp_path, seeds)
     first, second = sorted((tmp_path / "results/runs/.multirun").iterdir())

@@ -146,7 +146,7 @@ def test_offline_run_writes_below_the_folder(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_newcomer_w10_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
+def test_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_SILENT", "WANDB_QUIET", "WANDB_INIT_TIMEOUT", "WANDB_RESUME"):
         monkeypatch.setenv(name, "")
@@ -171,7 +171,7 @@ def settle(file, **settings):
 
 @pytest.mark.parametrize("mode", ["offline", "disabled", "online"])
 @pytest.mark.parametrize("place", ["folder", "WANDB_DIR", "WANDB_CONFIG_DIR", "home", ".wandb"])
-def test_bugs_f9_mode_of_wandbs_own_settings_wins_over_a_key(
+def test_mode_of_wandbs_own_settings_wins_over_a_key(
     environment, monkeypatch, tmp_path, mode, place
 ):
     folder = {
@@ -193,7 +193,7 @@ def test_bugs_f9_mode_of_wandbs_own_settings_wins_over_a_key(
     assert wandb_mode() == "offline", "the environment comes first"
 
 
-def test_bugs_f9_folder_wins_over_the_user_and_online_clears_it(environment, tmp_path, monkeypatch):
+def test_folder_wins_over_the_user_and_online_clears_it(environment, tmp_path, monkeypatch):
     settle(environment / ".config" / "wandb" / "settings", mode="disabled")
     settle(tmp_path / "wandb" / "settings", mode="offline")
     assert wandb_mode() == "offline"
@@ -210,13 +210,13 @@ def test_key_of_the_server_that_a_login_names(environment, tmp_path):
     assert wandb_mode() == "online"
 
 
-def test_bugs_f9_settings_that_cannot_be_read_are_none(tmp_path):
+def test_settings_that_cannot_be_read_are_none(tmp_path):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_bytes(b"\xff[[[")
     assert wandb_mode() == "offline"
 
 
-def test_bugs_f9_disabled_makes_no_run_and_no_file(tmp_path):
+def test_disabled_makes_no_run_and_no_file(tmp_path):
     settle(tmp_path / "wandb" / "settings", mode="disabled")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -229,12 +229,12 @@ def test_bugs_f9_disabled_makes_no_run_and_no_file(tmp_path):
     ("variable", "mode"),
     [("run", "online"), ("dryrun", "offline"), ("shared", "shared"), ("disabled", "disabled")],
 )
-def test_bugs_f20_words_of_old_are_modes(monkeypatch, variable, mode):
+def test_words_of_old_are_modes(monkeypatch, variable, mode):
     monkeypatch.setenv("WANDB_MODE", variable)
     assert wandb_mode() == mode
 
 
-def test_bugs_f20_mode_that_is_none_is_a_sentence(tmp_path, monkeypatch):
+def test_mode_that_is_none_is_a_sentence(tmp_path, monkeypatch):
     settle(tmp_path / "wandb" / "settings", mode="sometimes")
     with pytest.raises(UserError, match=r"mode in .*settings=sometimes is not allowed.*offline"):
         wandb_mode()
@@ -254,7 +254,7 @@ def test_bugs_f20_mode_that_is_none_is_a_sentence(tmp_path, monkeypatch):
         ("project", "p" * 129, "exceeded 128 characters"),
     ],
 )
-def test_bugs_f20_what_wandb_refuses_is_a_sentence(tmp_path, monkeypatch, key, value, words):
+def test_what_wandb_refuses_is_a_sentence(tmp_path, monkeypatch, key, value, words):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(CHOSEN, key, value)
     sentence = pytest.raises(UserError, match=rf"wandb did not start \(.*{words}.*logger=csv")
@@ -275,7 +275,7 @@ def test_check_finds_a_variable_that_wandb_refuses(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError, TimeoutError, KeyError])
-def test_bugs_f17_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, error):
+def test_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, error):
     """RuntimeError occurs for a user without a home directory."""
     import wandb
 
@@ -289,7 +289,7 @@ def test_bugs_f17_whatever_init_raises_is_the_sentence(tmp_path, monkeypatch, er
 
 
 @pytest.mark.slow
-def test_reliability_f5_no_network_is_a_sentence(tmp_path):
+def test_no_network_is_a_sentence(tmp_path):
     """The mode is online because of a key, but the server does not answer."""
     server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = alone(NO_NETWORK, tmp_path, WANDB_INIT_TIMEOUT="1", **server)
@@ -335,7 +335,7 @@ with wandb_run(LoggerConfig(True, "p", None, []), {}, folder=Path(sys.argv[1]), 
 
 
 @pytest.mark.slow
-def test_reliability_f16_killed_run_keeps_what_it_logged_seconds_before(tmp_path):
+def test_killed_run_keeps_what_it_logged_seconds_before(tmp_path):
     alone(KILLED, tmp_path, WANDB_MODE="offline")
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"early loss" in file.read_bytes()

@@ -50,7 +50,7 @@ def test_row_without_an_epoch_is_none_and_a_later_attempt_wins(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("cut", range(1, len(ROWS[3]) + 1))
-def test_reliability_f16_cut_last_line_is_left_out(tmp_path, capsys, cut):
+def test_cut_last_line_is_left_out(tmp_path, capsys, cut):
     """The cut may fall within a number, whose beginning is another number."""
     logged(tmp_path, (LOG + "".join(ROWS))[:-cut])
     assert training_curves(tmp_path) == CURVES[:3]
@@ -74,19 +74,19 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "left"), DAMAGES.values(), ids=DAMAGES)
-def test_reliability_f16_damaged_row_is_left_out_with_a_warning(tmp_path, capsys, damage, left):
+def test_damaged_row_is_left_out_with_a_warning(tmp_path, capsys, damage, left):
     text = damage(LOG + "".join(ROWS))
     logged(tmp_path).write_bytes(text.encode("latin-1"))
     assert training_curves(tmp_path) == [CURVES[epoch] for epoch in left]
     assert "metrics.csv" in capsys.readouterr().err
 
 
-def test_reliability_f16_empty_log_has_no_curves(tmp_path):
+def test_empty_log_has_no_curves(tmp_path):
     logged(tmp_path, "")
     assert training_curves(tmp_path) == []
 
 
-def test_reliability_f16_log_that_is_a_folder_is_left_out(tmp_path, capsys):
+def test_log_that_is_a_folder_is_left_out(tmp_path, capsys):
     (tmp_path / "logs" / "version_0" / "metrics.csv").mkdir(parents=True)
     logged(tmp_path, version=1)
     assert training_curves(tmp_path) == CURVES
@@ -94,14 +94,14 @@ def test_reliability_f16_log_that_is_a_folder_is_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", [None, "", "[", "[]", '[{"epoch": 0}]'])
-def test_reliability_f11_curves_that_were_changed_are_left_out(run, capsys, damage):
+def test_curves_that_were_changed_are_left_out(run, capsys, damage):
     run.curves.unlink() if damage is None else run.curves.write_text(damage)
     assert own_curves(run) == []
     assert f"warning: the record has no training curves: {run.curves}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [None, "", LOG + "".join(ROWS).replace("0.125", "0.175")])
-def test_reliability_f11_log_that_was_changed_changes_no_curves(run, text):
+def test_log_that_was_changed_changes_no_curves(run, text):
     file = run.path / "logs" / "version_0" / "metrics.csv"
     file.unlink() if text is None else file.write_text(text, newline="")
     assert own_curves(run) == CURVES
@@ -113,7 +113,7 @@ def test_curves_of_a_run_from_before_they_were_kept_are_those_of_its_logs(tmp_pa
     assert own_curves(run) == CURVES
 
 
-def test_reliability_f16_new_column_never_leaves_less_than_there_was(tmp_path, monkeypatch):
+def test_new_column_never_leaves_less_than_there_was(tmp_path, monkeypatch):
     """The file is complete at every moment, because it is replaced by renaming."""
     log = CsvLog(tmp_path, name="logs")
     file = tmp_path / "logs" / "version_0" / "metrics.csv"

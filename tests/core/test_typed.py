@@ -40,7 +40,7 @@ FILE = Path("folder/thing.json")
 
 @pytest.mark.parametrize("key", ["share", "kl", "distance", "ms"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -5, True, "0.5", [0.5], None, 1e308])
-def test_reliability_f13_what_is_no_such_number_is_refused(key: str, value: Any) -> None:
+def test_what_is_no_such_number_is_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^folder/thing\.json is damaged.*: {key}: "):
         from_json(Thing, {key: value}, FILE)
 
@@ -48,13 +48,13 @@ def test_reliability_f13_what_is_no_such_number_is_refused(key: str, value: Any)
 @pytest.mark.parametrize(
     ("key", "value"), [("share", 1.01), ("ms", 0), ("seed", -1), ("seed", 1.0), ("seed", True)]
 )
-def test_reliability_f13_what_is_out_of_its_range_is_refused(key: str, value: Any) -> None:
+def test_what_is_out_of_its_range_is_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f": {key}: "):
         from_json(Thing, {key: value}, FILE)
 
 
 @pytest.mark.parametrize("value", [[], None, "x", 3, {"other": 1}, {"parts": {}}])
-def test_reliability_f10_json_of_another_shape_is_a_sentence(value: Any) -> None:
+def test_json_of_another_shape_is_a_sentence(value: Any) -> None:
     with pytest.raises(UserError, match=r"^folder/thing\.json is damaged") as refused:
         from_json(Thing, value, FILE)
     assert "\n" not in str(refused.value)
@@ -70,7 +70,7 @@ def test_a_message_names_the_key_and_stays_one_line() -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "a\\b", "a\nb", "a\0b", " a", "a\n", "x" * 129, "/a"]
 )
-def test_reliability_f8_no_name_of_a_path(name: str) -> None:
+def test_no_name_of_a_path(name: str) -> None:
     for key in ("name", "run"):
         if key == "run" and name == "a/b":
             continue

@@ -37,7 +37,7 @@ LARGEST = {
         *(("imdb", *case) for case in TEXTS.items()),
     ],
 )
-def test_reliability_f14_value_that_is_too_large_is_refused(task, override, allowed):
+def test_value_that_is_too_large_is_refused(task, override, allowed):
     if task == "imdb" and override.startswith("data.max_length"):
         override = f"{override} data.batch_tokens=1000000000"
     with pytest.raises(UserError) as error:

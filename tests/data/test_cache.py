@@ -60,7 +60,7 @@ def test_file_is_read_as_it_was_written(tmp_path):
     assert read_cached(file) is None
 
 
-def test_bugs_f19_cache_that_cannot_be_written_is_named_and_not_the_data(tmp_path):
+def test_cache_that_cannot_be_written_is_named_and_not_the_data(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache=FOLDER") as error:
         write_cached(tmp_path / "file" / "kept", b"")
@@ -71,7 +71,7 @@ def test_bugs_f19_cache_that_cannot_be_written_is_named_and_not_the_data(tmp_pat
     assert "download_data" not in str(error.value)
 
 
-def test_reliability_f13_flipped_bit_in_decoded_images_is_not_trained_on(tmp_path, monkeypatch):
+def test_flipped_bit_in_decoded_images_is_not_trained_on(tmp_path, monkeypatch):
     decoded = counted(monkeypatch, kept, "decoded_pixels")
     pixels = make_pixels(4)
     write_parquet(tmp_path / "cifar10" / "train.parquet", CIFAR10, pixels, [0, 1, 2, 3])
@@ -88,7 +88,7 @@ def test_reliability_f13_flipped_bit_in_decoded_images_is_not_trained_on(tmp_pat
     assert len(decoded) == 2, "made again, once"
 
 
-def test_reliability_f13_flipped_bit_in_token_ids_is_not_trained_on(tmp_path, monkeypatch):
+def test_flipped_bit_in_token_ids_is_not_trained_on(tmp_path, monkeypatch):
     calls = counted(monkeypatch, tokenizers, "encode")
     made = tokenizers.train_tokenizer(RAW.texts, 400, lowercase=True)
 
@@ -102,7 +102,7 @@ def test_reliability_f13_flipped_bit_in_token_ids_is_not_trained_on(tmp_path, mo
     assert len(calls) == 2
 
 
-def test_reliability_f13_changed_tokenizer_in_the_cache_is_made_again(tmp_path, monkeypatch):
+def test_changed_tokenizer_in_the_cache_is_made_again(tmp_path, monkeypatch):
     calls = counted(monkeypatch, tokenizers, "train_tokenizer")
 
     def load() -> str:

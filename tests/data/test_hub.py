@@ -66,7 +66,7 @@ def texts(root: Path, dataset, split: str = "train", labels=(0, 1, 1)) -> Path:
 
 
 @pytest.mark.parametrize("dataset", [AGNEWS, IMDB, WIKITEXT], ids=lambda d: d.name)
-def test_bugs_f4_prepared_texts_need_no_network(tmp_path, dataset):
+def test_prepared_texts_need_no_network(tmp_path, dataset):
     prepared(tmp_path, dataset, train=texts(tmp_path, dataset), test=texts(tmp_path, dataset))
     raw = load_texts(dataset, "train", None, str(tmp_path / "cache"))
     assert raw.texts == ["text 0", "text 1", "text 2"]
@@ -75,7 +75,7 @@ def test_bugs_f4_prepared_texts_need_no_network(tmp_path, dataset):
     assert load_texts(dataset, "test", None, None).sha256 == raw.sha256
 
 
-def test_bugs_f4_prepared_images_need_no_network(tmp_path):
+def test_prepared_images_need_no_network(tmp_path):
     file = tmp_path / "train.parquet"
     write_parquet(file, CIFAR100, make_pixels(3), [5, 0, 99])
     prepared(tmp_path, CIFAR100, train=file, test=file)
@@ -83,7 +83,7 @@ def test_bugs_f4_prepared_images_need_no_network(tmp_path):
     check_labels(CIFAR100, "test", None, None)
 
 
-def test_bugs_f4_prepared_copy_is_used_too_where_the_hub_refuses(tmp_path, monkeypatch):
+def test_prepared_copy_is_used_too_where_the_hub_refuses(tmp_path, monkeypatch):
     prepared(tmp_path, AGNEWS, train=texts(tmp_path, AGNEWS))
 
     def refuse(*arguments, **options):
@@ -94,7 +94,7 @@ def test_bugs_f4_prepared_copy_is_used_too_where_the_hub_refuses(tmp_path, monke
     assert load_texts(AGNEWS, "train", None, None).labels == [0, 1, 1]
 
 
-def test_bugs_f4_split_that_was_not_prepared_is_not_found(tmp_path):
+def test_split_that_was_not_prepared_is_not_found(tmp_path):
     prepared(tmp_path, AGNEWS, train=texts(tmp_path, AGNEWS))
     with pytest.raises(UserError, match=r"Hugging Face hub: huggingface\.co was not reached"):
         load_texts(AGNEWS, "test", None, None)
@@ -102,7 +102,7 @@ def test_bugs_f4_split_that_was_not_prepared_is_not_found(tmp_path):
         load_texts(IMDB, "train", None, None)
 
 
-def test_bugs_f6_labels_of_a_prepared_test_split_are_checked(tmp_path):
+def test_labels_of_a_prepared_test_split_are_checked(tmp_path):
     test = texts(tmp_path, AGNEWS, "test", labels=(-1, -1))
     prepared(tmp_path, AGNEWS, train=texts(tmp_path, AGNEWS), test=test)
     load_texts(AGNEWS, "train", None, None)
@@ -110,7 +110,7 @@ def test_bugs_f6_labels_of_a_prepared_test_split_are_checked(tmp_path):
         check_texts(AGNEWS, "test", None, None)
 
 
-def test_reliability_f13_damaged_copy_is_refused_without_a_network(tmp_path):
+def test_damaged_copy_is_refused_without_a_network(tmp_path):
     folder = prepared(tmp_path, AGNEWS, train=texts(tmp_path, AGNEWS))
     assert load_texts(AGNEWS, "train", None, None).texts[0] == "text 0"
     (arrow,) = folder.glob("*train.arrow")
@@ -122,7 +122,7 @@ def test_reliability_f13_damaged_copy_is_refused_without_a_network(tmp_path):
     assert f"remove {folder} and run" in str(error.value)
 
 
-def test_reliability_f13_damaged_copy_is_made_again_with_a_network(tmp_path, monkeypatch):
+def test_damaged_copy_is_made_again_with_a_network(tmp_path, monkeypatch):
     real, asked = datasets.load_dataset, []
     file = texts(tmp_path, AGNEWS)
 
@@ -151,7 +151,7 @@ def named_texts(file: Path, names: list[str], labels=(0, 1, 2, 3)) -> Path:
     return file
 
 
-def test_wide_w1_prepared_names_in_another_order_are_those_of_the_labels(tmp_path):
+def test_prepared_names_in_another_order_are_those_of_the_labels(tmp_path):
     other = ["Sci/Tech", "World", "Business", "Sports"]
     file = named_texts(tmp_path / "train.parquet", other)
     prepared(tmp_path, AGNEWS, train=file, test=file)
@@ -162,7 +162,7 @@ def test_wide_w1_prepared_names_in_another_order_are_those_of_the_labels(tmp_pat
     assert load_texts(again, "train", None, None).sha256 == raw.sha256
 
 
-def test_wide_w2_prepared_training_split_orders_a_test_split_from_elsewhere(tmp_path):
+def test_prepared_training_split_orders_a_test_split_from_elsewhere(tmp_path):
     prepared(tmp_path, AGNEWS, train=named_texts(tmp_path / "train.parquet", list("abcd")))
     named_texts(tmp_path / "local" / "ag_news" / "test.parquet", list("dcba"))
     assert load_texts(AGNEWS, "train", None, None).labels == [0, 1, 2, 3]
@@ -171,7 +171,7 @@ def test_wide_w2_prepared_training_split_orders_a_test_split_from_elsewhere(tmp_
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_wide_w2_names_of_a_later_shard_order_the_test_split(tmp_path, empty):
+def test_names_of_a_later_shard_order_the_test_split(tmp_path, empty):
     folder = tmp_path / "ag_news"
     folder.mkdir()
     plain = pa.table({"text": ["a"], "label": pa.array([0])})
@@ -184,7 +184,7 @@ def test_wide_w2_names_of_a_later_shard_order_the_test_split(tmp_path, empty):
         assert [raw.names[label] for label in raw.labels] == raw.texts
 
 
-def test_wide_w3_prepared_numbers_that_are_names_are_read(tmp_path):
+def test_prepared_numbers_that_are_names_are_read(tmp_path):
     file = named_texts(tmp_path / "train.parquet", list("1234"))
     prepared(tmp_path, AGNEWS, train=file)
     raw = load_texts(AGNEWS, "train", None, None)

@@ -46,7 +46,7 @@ def refused(*contents: bytes | None) -> str:
 
 
 @pytest.mark.parametrize("factor", [256, 257])
-def test_bugs_f19_grey_images_of_16_bits_are_scaled_and_not_clipped(factor):
+def test_grey_images_of_16_bits_are_scaled_and_not_clipped(factor):
     deep = file_of(GREY.astype(np.uint16) * factor)
     (pixels,) = decoded([structs(deep)], CIFAR10)
     assert (pixels == GREY).all()
@@ -57,7 +57,7 @@ def test_bugs_f19_grey_images_of_16_bits_are_scaled_and_not_clipped(factor):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_bugs_f19_pixels_whose_range_nobody_knows_are_refused(kind):
+def test_pixels_whose_range_nobody_knows_are_refused(kind):
     message = refused(file_of(COLOURS), file_of(GREY.astype(kind), "TIFF"))
     assert "row 1 (counted from 0) of /data/train.parquet has 32-bit pixels" in message
 
@@ -81,7 +81,7 @@ def test_column_of_something_else_is_named():
         decoded([part(pa.array([1, 2]))], CIFAR10)
 
 
-def test_bugs_f19_row_that_cannot_be_read_is_named_with_its_cause():
+def test_row_that_cannot_be_read_is_named_with_its_cause():
     good = file_of(COLOURS)
     jpeg = file_of(COLOURS, "JPEG")
     assert "row 2 (counted from 0)" in refused(good, good, jpeg[: len(jpeg) // 2])
@@ -92,7 +92,7 @@ def test_bugs_f19_row_that_cannot_be_read_is_named_with_its_cause():
     assert "is not in a known image format" in refused(b"hello, world" * 9)
 
 
-def test_bugs_f19_images_of_several_sizes_or_of_no_square_are_refused():
+def test_images_of_several_sizes_or_of_no_square_are_refused():
     small, wide = file_of(COLOURS[:16, :16]), file_of(COLOURS[:16])
     message = refused(file_of(COLOURS), small)
     assert "row 1" in message
@@ -105,7 +105,7 @@ def test_images_of_another_size_keep_theirs():
 
 
 @pytest.mark.parametrize("largest", [65535, 1000])
-def test_wide_w7_grey_maps_of_16_bits_are_scaled(largest):
+def test_grey_maps_of_16_bits_are_scaled(largest):
     values = (GREY.astype(np.int64) * largest // 255).astype(">u2")
     height, width = values.shape
     content = f"P5 {width} {height} {largest}\n".encode() + values.tobytes()

@@ -262,7 +262,7 @@ def test_digits_without_any_folder():
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0.9999, 1257), (0.99, 999)])
-def test_reliability_f14_fraction_that_leaves_too_few_training_rows_is_refused(fraction, rows):
+def test_fraction_that_leaves_too_few_training_rows_is_refused(fraction, rows):
     words = "leaves fewer training images than the 10 classes; choose a smaller fraction"
     with pytest.raises(UserError, match=f"data.val_fraction={fraction} of {rows} rows {words}"):
         carved(np.arange(rows) % 10, fraction, seed=0, sample_name="images")
@@ -270,7 +270,7 @@ def test_reliability_f14_fraction_that_leaves_too_few_training_rows_is_refused(f
     assert len(train) == 10, "as many as there are classes"
 
 
-def test_reliability_f14_batches_are_as_large_as_asked_for(loaded):
+def test_batches_are_as_large_as_asked_for(loaded):
     data = module("data.val_fraction=0.9")
     data.batch_size = 29
     assert data.train_dataloader().num_samples == 29
@@ -297,7 +297,7 @@ def test_batch_larger_than_the_data_is_told_with_both_numbers(loaded, capsys):
     assert told.endswith("such as recipe.batch_size=3\n")
 
 
-def test_bugs_f15_class_with_one_row_stays_in_training():
+def test_class_with_one_row_stays_in_training():
     labels = np.array([0] * 20 + [1] * 19 + [2])
     train, val = carved(labels, 0.1, seed=0, sample_name="images")
     assert sorted([*train, *val]) == list(range(40))
@@ -308,7 +308,7 @@ def test_bugs_f15_class_with_one_row_stays_in_training():
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-def test_wide_w6_no_fraction_is_advised_where_none_helps(fraction):
+def test_no_fraction_is_advised_where_none_helps(fraction):
     with pytest.raises(UserError, match=r"has more than one of the 4 rows\. Add rows") as error:
         carved(np.arange(4), fraction, seed=0, sample_name="images")
     assert "larger" not in str(error.value)
@@ -358,7 +358,7 @@ def cifar(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [32, 64, 16])
-def test_bugs_f19_images_of_another_size_are_resized(cifar, size):
+def test_images_of_another_size_are_resized(cifar, size):
     data = cifar(f"data.image_size={size}")
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
@@ -368,14 +368,14 @@ def test_bugs_f19_images_of_another_size_are_resized(cifar, size):
     assert torch.equal(data.test_dataloader().images.pixels, expected)
 
 
-def test_reliability_f14_size_beyond_the_memory_is_refused(loaded, monkeypatch):
+def test_size_beyond_the_memory_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(memory_check, "available_memory", lambda: 3 * 4096)
     module("data.image_size=6")
     with pytest.raises(UserError, match=r"data\.image_size=7 makes 290 samples of .*MiB"):
         module("data.image_size=7", "model.patch_size=7")
 
 
-def test_bugs_f6_test_labels_of_images_are_refused_before_training(cifar, tmp_path):
+def test_test_labels_of_images_are_refused_before_training(cifar, tmp_path):
     labels = [0, 10, *([1] * 38)]
     write_parquet(tmp_path / "cifar10" / "test.parquet", PLAIN_CIFAR, make_pixels(40), labels)
     with pytest.raises(UserError, match=r"has 10 in row 1 .*test\.parquet; .* 0 to 9"):

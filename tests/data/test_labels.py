@@ -53,7 +53,7 @@ def test_decimals_and_dictionaries_of_whole_numbers_are_read():
     assert labels(part(pa.array([2, 0, 2]).dictionary_encode())) == [2, 0, 2]
 
 
-def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
+def test_true_and_false_are_two_classes_and_no_more():
     assert labels(part([True, False]), dataset=IMDB) == [1, 0]
     assert "has True in row 0" in refused(part([True, False]))
 
@@ -78,20 +78,20 @@ def test_bugs_f6_true_and_false_are_two_classes_and_no_more():
     ],
     ids=repr,
 )
-def test_bugs_f6_first_label_that_is_no_class_is_named(values, row, shown, advice):
+def test_first_label_that_is_no_class_is_named(values, row, shown, advice):
     kind = pa.uint64() if 2**63 + 5 in values else None
     message = refused(part(values, kind))
     assert f"has {shown} in row {row} (counted from 0) of" in message
     assert advice in message
 
 
-def test_bugs_f6_row_is_that_of_its_own_file():
+def test_row_is_that_of_its_own_file():
     first = Part("/data/first.parquet", part([0, 1, 2]).table)
     assert "row 1 (counted from 0) of /data/file.parquet" in refused(first, part([0, 9]))
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
-def test_bugs_f6_words_that_are_class_names_are_their_numbers(kind):
+def test_words_that_are_class_names_are_their_numbers(kind):
     assert labels(part(["Sports", "World", "Sci/Tech"], kind)) == [1, 0, 3]
     assert labels(part(["pos", "neg"], kind), dataset=IMDB) == [1, 0]
     assert labels(part(["3", "0"], kind)) == [3, 0]
@@ -99,7 +99,7 @@ def test_bugs_f6_words_that_are_class_names_are_their_numbers(kind):
     assert labels(part(categories)) == [1, 0, 1]
 
 
-def test_bugs_f6_unknown_word_is_refused_with_the_names_there_are():
+def test_unknown_word_is_refused_with_the_names_there_are():
     message = refused(part(["World", "Weather"]))
     assert "has 'Weather' in row 1" in message
     assert "or the names of the classes (World, Sports, Business, Sci/Tech)" in message
@@ -174,20 +174,20 @@ ABCD, DCBA = tuple("abcd"), tuple("dcba")
     ],
     ids=str,
 )
-def test_wide_w1_names_that_are_kept_give_the_same_labels_again(own, dataset):
+def test_names_that_are_kept_give_the_same_labels_again(own, dataset):
     file = part(list(range(len(own))), names=own)
     first = labels_of([file], dataset, None)
     assert labels(file, dataset=dataset, training=first.names) == first.numbers.tolist()
     assert [first.names[number] for number in first.numbers][: len(own)] == list(own)
 
 
-def test_wide_w1_order_of_the_catalogue_is_the_one_that_is_kept():
+def test_order_of_the_catalogue_is_the_one_that_is_kept():
     assert labels_of([part([0, 1], names=OTHER)], AGNEWS, None).names == NAMES
     assert labels_of([part([0, 1]), part([0, 1], names=OTHER)], AGNEWS, None).names == NAMES
     assert labels_of([part([0, 1])], AGNEWS, None).names is None
 
 
-def test_wide_w2_names_of_training_are_those_of_the_first_file_that_has_any():
+def test_names_of_training_are_those_of_the_first_file_that_has_any():
     assert training_order([None, ABCD, DCBA], AGNEWS) == ABCD
     assert training_order([OTHER, NAMES], AGNEWS) == OTHER
     assert training_order([tuple("0123"), DCBA], AGNEWS) == DCBA
@@ -198,7 +198,7 @@ def test_wide_w2_names_of_training_are_those_of_the_first_file_that_has_any():
 
 
 @pytest.mark.parametrize("training", [None, tuple("0123")])
-def test_wide_w2_orders_that_nothing_brings_together_are_refused(training):
+def test_orders_that_nothing_brings_together_are_refused(training):
     first = Part("/data/first.parquet", part([0, 1], names=ABCD).table)
     with pytest.raises(
         UserError, match=r"first\.parquet and .*file\.parquet list .* different"
@@ -210,7 +210,7 @@ def test_wide_w2_orders_that_nothing_brings_together_are_refused(training):
     assert labels(part([0, 1], names=("a", "b")), first, training=training) == [0, 1, 0, 1]
 
 
-def test_wide_w3_numbers_that_do_not_count_from_0_are_names():
+def test_numbers_that_do_not_count_from_0_are_names():
     file = part([0, 1, 2, 3], names=tuple("1234"))
     assert labels(file) == labels(file, training=tuple("1234")) == [0, 1, 2, 3]
     assert labels(part(["1", "4"]), training=tuple("1234")) == [0, 3]
@@ -221,7 +221,7 @@ def test_wide_w3_numbers_that_do_not_count_from_0_are_names():
     assert labels(part([0, 1, 2], names=tuple("123"))) == [1, 2, 3]
 
 
-def test_wide_w4_bound_is_that_of_the_file():
+def test_bound_is_that_of_the_file():
     with pytest.raises(UserError) as error:
         labels_of([part([0, 3], names=tuple("abc"))], AGNEWS, ABCD)
     message = str(error.value)
@@ -239,5 +239,5 @@ def test_wide_w4_bound_is_that_of_the_file():
         (Decimal(10**20), pa.decimal128(30, 0), "100000000000000000000"),
     ],
 )
-def test_wide_w5_value_is_shown_as_the_file_has_it(value, kind, shown):
+def test_value_is_shown_as_the_file_has_it(value, kind, shown):
     assert f"has {shown} in row 0 " in refused(part([value], kind))

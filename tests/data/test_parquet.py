@@ -44,12 +44,12 @@ def touched(folder: Path, *names: str) -> Path:
     ],
     ids=lambda names: names[0],
 )
-def test_bugs_f5_shards_are_found_as_hubs_and_browsers_name_them(tmp_path, names):
+def test_shards_are_found_as_hubs_and_browsers_name_them(tmp_path, names):
     folder = touched(tmp_path, *names, "trainer.parquet", "test.parquet", "train.txt")
     assert [file.name for file in parquet_files(folder, "train")] == list(names)
 
 
-def test_bugs_f5_rows_of_a_shard_with_a_hash(tmp_path):
+def test_rows_of_a_shard_with_a_hash(tmp_path):
     pixels = make_pixels(8)
     file = tmp_path / "cifar10" / f"train-00000-of-00001-{HASH}.parquet"
     write_parquet(file, CIFAR10, pixels, list(range(8)))
@@ -70,7 +70,7 @@ def test_bugs_f5_rows_of_a_shard_with_a_hash(tmp_path):
         (("train (1).parquet", "train (2).parquet"), "are both the split train"),
     ],
 )
-def test_bugs_f5_shards_that_are_not_the_split_are_named(tmp_path, names, words):
+def test_shards_that_are_not_the_split_are_named(tmp_path, names, words):
     with pytest.raises(UserError, match=words):
         parquet_files(touched(tmp_path, *names), "train")
 
@@ -129,7 +129,7 @@ def test_damaged_page_is_seen_where_the_file_has_checksums(tmp_path):
         read_parts([file], ["text"])
 
 
-def test_reliability_f13_missing_column_is_named_with_those_there_are(tmp_path):
+def test_missing_column_is_named_with_those_there_are(tmp_path):
     file = tmp_path / "ag_news" / "train.parquet"
     file.parent.mkdir()
     pq.write_table(pa.table({"text": ["a"], "topic": [1]}), file)
@@ -146,7 +146,7 @@ def test_column_that_is_there_twice_is_named(tmp_path):
         read_parts([file], ["text", "label"])
 
 
-def test_bugs_f23_split_without_rows_is_refused_and_a_shard_without_rows_is_none(tmp_path):
+def test_split_without_rows_is_refused_and_a_shard_without_rows_is_none(tmp_path):
     first, second = (tmp_path / "ag_news" / f"train-{i}-of-2.parquet" for i in range(2))
     write_texts(first, AGNEWS, ["one", "two"], [1, 2])
     write_texts(second, AGNEWS, [], [])

@@ -51,7 +51,7 @@ def test_texts_of_a_dictionary_are_its_entries(tmp_path):
 
 @pytest.mark.parametrize("dataset", [AGNEWS, IMDB, WIKITEXT], ids=lambda d: d.name)
 @pytest.mark.parametrize("row", [0, 2])
-def test_bugs_f7_row_without_text_is_named(tmp_path, dataset, row):
+def test_row_without_text_is_named(tmp_path, dataset, row):
     texts: list[str | None] = ["a", "b", "c"]
     texts[row] = None
     file = write(tmp_path, pa.array(texts), dataset)
@@ -62,7 +62,7 @@ def test_bugs_f7_row_without_text_is_named(tmp_path, dataset, row):
     assert "download_data" not in message
 
 
-def test_bugs_f7_test_split_without_text_is_found_before_training(tmp_path):
+def test_test_split_without_text_is_found_before_training(tmp_path):
     write(tmp_path, pa.array(["a", None]), split="test")
     with pytest.raises(UserError, match=r"row 1 .*test\.parquet"):
         check_texts(AGNEWS, "test", str(tmp_path), None)
@@ -75,7 +75,7 @@ def test_column_of_something_else_is_named_with_its_type(tmp_path, values):
         load_texts(AGNEWS, "train", str(tmp_path), None)
 
 
-def test_bugs_f7_column_of_nothing_but_nulls_has_no_text(tmp_path):
+def test_column_of_nothing_but_nulls_has_no_text(tmp_path):
     write(tmp_path, pa.array([None, None]))
     with pytest.raises(UserError, match="has no text in row 0"):
         load_texts(AGNEWS, "train", str(tmp_path), None)

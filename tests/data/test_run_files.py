@@ -23,7 +23,7 @@ COMMAND = "python -m asap_exp.train task=agnews"
 
 
 @pytest.mark.parametrize("content", ['["b", "a", "c", "d"]', "[]", "{}", "[1]", "[", '["a", "a"]'])
-def test_broken_w1_changed_class_names_of_a_run_are_refused(tmp_path: Path, content: str) -> None:
+def test_changed_class_names_of_a_run_are_refused(tmp_path: Path, content: str) -> None:
     run = fake_run(tmp_path, data={"classes_sha256": names_hash(NAMES)}, command=COMMAND)
     file = run.path / "classes.json"
     file.write_text(json.dumps(NAMES))
@@ -35,13 +35,13 @@ def test_broken_w1_changed_class_names_of_a_run_are_refused(tmp_path: Path, cont
     assert str(error.value).endswith(f"it is written again by: {COMMAND}")
 
 
-def test_broken_w1_missing_class_names_of_a_run_are_refused(tmp_path: Path) -> None:
+def test_missing_class_names_of_a_run_are_refused(tmp_path: Path) -> None:
     run = fake_run(tmp_path, data={"classes_sha256": names_hash(NAMES)}, command=COMMAND)
     with pytest.raises(UserError, match=r"classes\.json, .* is missing.* again by: python"):
         as_trained(AGNEWS, run.path)
 
 
-def test_broken_w1_manifest_without_a_hash_stays_readable(tmp_path: Path) -> None:
+def test_manifest_without_a_hash_stays_readable(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     assert as_trained(AGNEWS, run.path) == AGNEWS
     (run.path / "classes.json").write_text(json.dumps(NAMES))
@@ -83,7 +83,7 @@ def another(file: Path) -> None:
         ("tokenizer.json", Path.unlink),
     ],
 )
-def test_broken_w9_same_training_repairs_what_a_stage_refuses(
+def test_same_training_repairs_what_a_stage_refuses(
     trained: tuple[Path, Run], results: Path, capsys: pytest.CaptureFixture[str], name, change
 ) -> None:
     root, whole = trained
@@ -105,7 +105,7 @@ def test_broken_w9_same_training_repairs_what_a_stage_refuses(
 
 
 @pytest.mark.slow
-def test_broken_w1_evaluation_refuses_another_order_of_the_classes(
+def test_evaluation_refuses_another_order_of_the_classes(
     trained: tuple[Path, Run], results: Path
 ) -> None:
     run_distill(results)
@@ -115,7 +115,7 @@ def test_broken_w1_evaluation_refuses_another_order_of_the_classes(
 
 
 @pytest.mark.slow
-def test_broken_w9_repair_that_would_need_other_data_is_refused(
+def test_repair_that_would_need_other_data_is_refused(
     trained: tuple[Path, Run], results: Path
 ) -> None:
     file = results / trained[1].path.relative_to(trained[0] / "results") / "manifest.json"
@@ -127,7 +127,7 @@ def test_broken_w9_repair_that_would_need_other_data_is_refused(
 
 
 @pytest.mark.slow
-def test_broken_w9_damage_is_told_where_the_data_is_gone(
+def test_damage_is_told_where_the_data_is_gone(
     trained: tuple[Path, Run], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = results / trained[1].path.relative_to(trained[0] / "results") / "tokenizer.json"

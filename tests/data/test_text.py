@@ -313,7 +313,7 @@ def rewrite(root, split: str, texts: list, labels: list, name: str = "agnews") -
 
 @pytest.mark.parametrize("overrides", [(), ("data.layout=texts",)], ids=["blocks", "texts"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_bugs_f23_masked_tokens_of_empty_texts_are_refused(tmp_path, overrides, split):
+def test_masked_tokens_of_empty_texts_are_refused(tmp_path, overrides, split):
     root = text_root(tmp_path, "agnews")
     rewrite(root, split, [""] * 40, [0, 1, 2, 3] * 10)
     data = module(root, "agnews_mlm", *overrides)
@@ -326,7 +326,7 @@ def test_bugs_f23_masked_tokens_of_empty_texts_are_refused(tmp_path, overrides, 
         load()
 
 
-def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
+def test_block_without_a_token_of_its_own_is_left_out(tmp_path):
     root = text_root(tmp_path, "agnews")
     rewrite(root, "test", ["a", "", "", "", "", "b"], [0] * 6)  # blocks: CLS and two more
     loader = module(root, "agnews_mlm", "data.max_length=3").test_dataloader()
@@ -335,7 +335,7 @@ def test_bugs_f23_block_without_a_token_of_its_own_is_left_out(tmp_path):
         assert len(batch.positions) == len(targets) > 0
 
 
-def test_bugs_f6_test_labels_are_refused_before_training(tmp_path):
+def test_test_labels_are_refused_before_training(tmp_path):
     root = text_root(tmp_path, "agnews")
     rewrite(root, "test", ["a", "b"], [0, -1])
     with pytest.raises(UserError, match=r"has -1 in row 1 .*test\.parquet.*0 to 3"):
@@ -354,7 +354,7 @@ def test_labels_that_are_not_read_may_be_any(tmp_path):
     assert len(data.test_dataloader())
 
 
-def test_bugs_f15_row_of_a_class_with_one_row_is_for_training(tmp_path):
+def test_row_of_a_class_with_one_row_is_for_training(tmp_path):
     root = text_root(tmp_path, "agnews")
     texts, _ = make_texts(40, 4)
     rewrite(root, "train", texts, [0] * 20 + [3] + [1] * 19)

@@ -121,7 +121,7 @@ def test_damaged_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path / "missing.json")
 
 
-def test_broken_w9_tokenizers_of_a_run_and_of_the_cache_are_told_apart(tmp_path):
+def test_tokenizers_of_a_run_and_of_the_cache_are_told_apart(tmp_path):
     run = fake_run(tmp_path, command="python -m asap_exp.train task=agnews")
     file = run.path / "tokenizer.json"
     for what in ("is missing", "is damaged"):
@@ -150,7 +150,7 @@ def test_content_hash_depends_on_texts_labels_and_their_order():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["abcdefghij" * 30_000, " " * 300_000, "漢" * 100_000])
-def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
+def test_enormous_word_takes_no_longer_than_as_many_short_ones(word):
     # Without the split, the trainer takes about 15 s for one of these.
     started = time.monotonic()
     tokenizer = train_tokenizer([*TEXTS, word, word], 400, lowercase=False)
@@ -159,7 +159,7 @@ def test_bugs_f18_enormous_word_takes_no_longer_than_as_many_short_ones(word):
     assert text_of(tokenizer, encoded.ids.tolist()).strip() == word.strip()
 
 
-def test_bugs_f18_words_of_ordinary_length_give_the_same_tokens(monkeypatch):
+def test_words_of_ordinary_length_give_the_same_tokens(monkeypatch):
     # A long text without spaces that still consists of short words.
     texts = [*(text.replace(" ", ",") for text in TEXTS), "snow" * 5]
     made = {}

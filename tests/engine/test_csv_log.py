@@ -27,7 +27,7 @@ def test_log_of_a_deleted_run_is_a_sentence(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_reliability_f7_log_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+def test_log_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
     log = CsvLog(tmp_path, name="logs")
     log.log_metrics({"epoch": 0}, step=0)
     log.save()

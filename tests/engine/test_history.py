@@ -26,7 +26,7 @@ def test_curves_are_what_was_logged(tmp_path: Path, options: tuple[str, ...]) ->
         assert row == pytest.approx(expected, rel=1e-6)
 
 
-def test_reliability_f16_epoch_whose_log_was_lost_is_in_the_curves(
+def test_epoch_whose_log_was_lost_is_in_the_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process may be killed between its checkpoint and the row of its log."""

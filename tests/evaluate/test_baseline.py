@@ -23,11 +23,11 @@ def test_it_learns_words_that_tell_the_class():
     "texts",
     [[""] * 5, ["a", "b", "c", "d", "e"], ["one", "two", "three", "four", "five"], ["?"] * 5],
 )
-def test_reliability_f13_without_a_word_that_repeats_it_says_the_most_frequent_class(texts):
+def test_without_a_word_that_repeats_it_says_the_most_frequent_class(texts):
     train, test = RawTexts(texts, [0, 2, 2, 1, 2], ""), RawTexts(texts, [2, 2, 0, 1, 1], "")
     assert accuracy(train, test) == 0.4
 
 
-def test_reliability_f13_one_class_is_all_it_can_say():
+def test_one_class_is_all_it_can_say():
     train = RawTexts(["the same", "the same"], [3, 3], "")
     assert accuracy(train, RawTexts(["the same", "other"], [3, 1], "")) == 0.5

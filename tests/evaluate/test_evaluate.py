@@ -422,7 +422,7 @@ def test_nothing_compiled_gives_the_command_that_compiles(pipeline: Pipeline) ->
 
 
 @pytest.mark.parametrize("key", ["train_sha256", "val_rows_sha256"])
-def test_records_w3_a_model_of_other_data_is_no_matched_baseline(
+def test_a_model_of_other_data_is_no_matched_baseline(
     pipeline: Pipeline, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose("evaluate", [f"paths.results={pipeline.results}"], EvaluateConfig)

@@ -170,7 +170,7 @@ whole_and_padded = pytest.mark.parametrize(
 
 @whole_and_padded
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"query_features"}))
-def test_bugs_f24_gradients_are_finite_however_small_queries_and_keys_are(name, mask):
+def test_gradients_are_finite_however_small_queries_and_keys_are(name, mask):
     for scale in DEAD:
         results, gradients = tiny_gradients(OPERATORS[name], scale, mask, torch.float32)
         for tensor in (*results, *gradients.values()):
@@ -181,7 +181,7 @@ def test_bugs_f24_gradients_are_finite_however_small_queries_and_keys_are(name, 
 @pytest.mark.parametrize(
     ("name", "smallest"), [("adaptive_features", 1e-21), ("logit_features", 1e-10)]
 )
-def test_bugs_f24_gradients_of_features_are_those_of_float64(name, smallest, mask):
+def test_gradients_of_features_are_those_of_float64(name, smallest, mask):
     """Scales go down to where a variance, and with it the feature, is 0 in float32."""
     for scale in (s for s in DEAD if s > 0.5 * smallest):
         (single,), gradients = tiny_gradients(OPERATORS[name], scale, mask, torch.float32)

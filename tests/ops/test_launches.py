@@ -63,7 +63,7 @@ def test_launches_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_issue_17_every_launch_says_whether_multiply_adds_are_fused(path: Path) -> None:
+def test_every_launch_says_whether_multiply_adds_are_fused(path: Path) -> None:
     """One constant decides it for all launches, whatever Triton's default is."""
     for call in launches(path):
         spread = [ast.unparse(k.value) for k in call.keywords if k.arg is None]

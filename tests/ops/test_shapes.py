@@ -163,7 +163,7 @@ def test_inputs_are_left_alone(operator):
 @pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
 @pytest.mark.parametrize("masked", [False, True])
 @every_operator
-def test_bugs_f13_meta_tensors_give_shape_and_dtype(operator, masked, backend):
+def test_meta_tensors_give_shape_and_dtype(operator, masked, backend):
     """This holds in half precision too: nothing is computed, so no backend is missing."""
     for dtype in (torch.float32, torch.float16):
         inputs = make_inputs(dtype=dtype)
@@ -183,7 +183,7 @@ def test_bugs_f13_meta_tensors_give_shape_and_dtype(operator, masked, backend):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @every_attention
-def test_bugs_f13_fake_tensors_give_the_shape(operator, device):
+def test_fake_tensors_give_the_shape(operator, device):
     """This holds for a GPU that this machine may not have, too."""
     with FakeTensorMode():
         fake = make_inputs().map(lambda x: torch.empty(x.shape, device=device))

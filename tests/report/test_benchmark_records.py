@@ -46,7 +46,7 @@ OLD = "nvidia-h100-80gb-hbm3-train-random-ead"  # names no routes
         (lambda r: r.update(name=""), "name"),
     ],
 )
-def test_reliability_f10_and_f13_a_damaged_benchmark_is_a_sentence(
+def test_a_damaged_benchmark_is_a_sentence(
     tmp_path: Path, change: Callable[[Any], Any], words: str
 ) -> None:
     value = unsealed(published(f"benchmark/{NAME}"))
@@ -84,7 +84,7 @@ def test_record_that_names_routes_has_a_table_of_them() -> None:
 
 
 @pytest.mark.slow
-def test_reliability_f8_and_f10_a_bad_benchmark_stops_no_other_and_writes_nowhere(
+def test_a_bad_benchmark_stops_no_other_and_writes_nowhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = published(f"benchmark/{NAME}")
@@ -113,7 +113,7 @@ def test_reliability_f8_and_f10_a_bad_benchmark_stops_no_other_and_writes_nowher
 @pytest.mark.parametrize(
     "words", ["<img src=x>", "a|b\n| c | d |", "`x`", "=cmd()", "$x$ $\\frac{", "# h"]
 )
-def test_reliability_f18_words_of_a_benchmark_are_shown_and_not_obeyed(words: str) -> None:
+def test_words_of_a_benchmark_are_shown_and_not_obeyed(words: str) -> None:
     value = unsealed(published(f"benchmark/{NAME}"))
     plain = benchmark_markdown([typed_benchmark(value)]).splitlines()
     changed = copy.deepcopy(value) | {"device": words, "dtype": words}

@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NOTEBOOK = "module://matplotlib_inline.backend_inline"
 
 
-def test_bugs_f1_figure_leaves_the_users_backend_alone(monkeypatch):
+def test_figure_leaves_the_users_backend_alone(monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.setitem(matplotlib.rcParams, "backend", "tkagg")
@@ -28,7 +28,7 @@ def test_bugs_f1_figure_leaves_the_users_backend_alone(monkeypatch):
     assert plt.get_fignums() == [], "no window knows it"
 
 
-def test_bugs_f1_library_uses_neither_pyplot_nor_a_backend_of_its_own():
+def test_library_uses_neither_pyplot_nor_a_backend_of_its_own():
     for file in PACKAGE.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert "pyplot" not in text, file
@@ -36,7 +36,7 @@ def test_bugs_f1_library_uses_neither_pyplot_nor_a_backend_of_its_own():
 
 
 @pytest.mark.slow
-def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
+def test_stage_does_not_mind_the_backend(tmp_path):
     """Report: its figures import matplotlib, as Lightning does in the others."""
     done = subprocess.run(
         [sys.executable, "-m", "asap_exp.report"],
@@ -51,7 +51,7 @@ def test_bugs_f1_stage_does_not_mind_the_backend(tmp_path):
     )
 
 
-def test_bugs_f1_scripts_choose_agg_before_they_import_the_package():
+def test_scripts_choose_agg_before_they_import_the_package():
     for file in SCRIPTS.glob("*.py"):
         text, chosen = file.read_text(encoding="utf-8"), False
         if "__main__" not in text:  # a module that scripts import

@@ -97,9 +97,7 @@ def read_or_sentence(file: Path) -> EvaluationRecord | str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "agnews"])
-def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_changed_value_is_refused_or_makes_no_difference(name: str, tmp_path: Path) -> None:
     value, file = published(name), tmp_path / "record.json"
     write_json(file, value)
     right = tables_csv(grouped([read_record(file)]))
@@ -114,7 +112,7 @@ def test_reliability_f13_a_changed_value_is_refused_or_makes_no_difference(
 
 
 @pytest.mark.slow
-def test_reliability_f10_an_unsealed_record_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unsealed_record_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
     """Whatever is accepted there can be shown."""
     value, file = unsealed(published("digits")), tmp_path / "record.json"
     accepted = 0
@@ -144,7 +142,7 @@ def test_reliability_f10_an_unsealed_record_of_another_shape_is_a_sentence(tmp_p
         (lambda r: r.update(extra=1), "extra"),
     ],
 )
-def test_reliability_f13_an_edited_record_is_refused(
+def test_an_edited_record_is_refused(
     record: dict[str, Any], tmp_path: Path, change: Callable[[Any], Any], words: str
 ) -> None:
     change(record)
@@ -176,7 +174,7 @@ def test_reliability_f13_an_edited_record_is_refused(
         (lambda r: r.update(maps={"x": {"key": "x", "label": "x"}}), "maps names a method"),
     ],
 )
-def test_reliability_f13_a_record_that_contradicts_itself_is_refused(
+def test_a_record_that_contradicts_itself_is_refused(
     record: dict[str, Any], change: Callable[[Any], Any], words: str
 ) -> None:
     change(record)
@@ -213,7 +211,7 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reliability_f10_bad_records_stop_nobody_else(
+def test_bad_records_stop_nobody_else(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither in a run's folder nor among the records."""
@@ -248,7 +246,7 @@ def test_only_damaged_records_are_nothing_to_report(pipeline: Pipeline, tmp_path
 
 
 @pytest.mark.slow
-def test_reliability_f11_the_record_of_another_run_is_not_gathered(
+def test_the_record_of_another_run_is_not_gathered(
     pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = run_train(pipeline.results, "seed=1")
@@ -261,7 +259,7 @@ def test_reliability_f11_the_record_of_another_run_is_not_gathered(
 
 @pytest.mark.parametrize("key", ["data", "run", "task"])
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "", "a\nb"])
-def test_reliability_f8_a_record_writes_nothing_outside_out(
+def test_a_record_writes_nothing_outside_out(
     record: dict[str, Any], tmp_path: Path, key: str, name: str
 ) -> None:
     out = tmp_path / "deep" / "er" / "out"
@@ -318,9 +316,7 @@ def shape(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("words", HOSTILE)
-def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
-    record: dict[str, Any], words: str
-) -> None:
+def test_words_of_a_record_are_shown_and_not_obeyed(record: dict[str, Any], words: str) -> None:
     groups = grouped([typed(with_words(record, words))])
     text = untagged(tables_markdown(groups))
     assert "<" not in text
@@ -335,9 +331,7 @@ def test_reliability_f18_words_of_a_record_are_shown_and_not_obeyed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["$x$ $\\frac{", " ".join(HOSTILE)], ids=["formula", "all"])
-def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
-    record: dict[str, Any], words: str
-) -> None:
+def test_words_of_a_record_are_drawn_and_not_obeyed(record: dict[str, Any], words: str) -> None:
     (group,) = grouped([typed(with_words(record, words))])
     for figure in (accuracy_latency(group), plans(group)):
         figure.draw_without_rendering()
@@ -345,7 +339,7 @@ def test_reliability_f18_words_of_a_record_are_drawn_and_not_obeyed(
 
 
 @pytest.mark.slow
-def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
+def test_a_title_with_a_dollar_or_a_tag_is_shown(
     record: dict[str, Any],
 ) -> None:
     record["corruption"] = {"name": "<b>$x$|`y`", "severity": 3}
@@ -357,7 +351,7 @@ def test_reliability_f18_a_title_with_a_dollar_or_a_tag_is_shown(
 
 
 @pytest.mark.slow
-def test_reliability_f20_twenty_seeds_are_drawn_without_a_warning(record: dict[str, Any]) -> None:
+def test_twenty_seeds_are_drawn_without_a_warning(record: dict[str, Any]) -> None:
     (group,) = grouped([typed(with_seed(record, seed)) for seed in range(40)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -378,7 +372,7 @@ def test_every_published_record_is_read() -> None:
     assert len(load_records(PUBLISHED, strict=True)) == len(files) > 20
 
 
-def test_records_w16_a_pipe_among_the_records_is_left_out(
+def test_a_pipe_among_the_records_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "x.json")
@@ -396,7 +390,7 @@ def test_records_w16_a_pipe_among_the_records_is_left_out(
         (lambda x: {**x, "format": "2"}, "is no evaluation record of this version"),
     ],
 )
-def test_records_w23_what_is_no_record_is_told_from_a_newer_one(
+def test_what_is_no_record_is_told_from_a_newer_one(
     tmp_path: Path, change: Callable[[Any], Any], words: str
 ) -> None:
     file = tmp_path / "x.json"
@@ -405,7 +399,7 @@ def test_records_w23_what_is_no_record_is_told_from_a_newer_one(
         read_record(file)
 
 
-def test_records_w19_a_record_that_cannot_be_written_ends_the_report(
+def test_a_record_that_cannot_be_written_ends_the_report(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     (tmp_path / "records").write_text("in the way")
@@ -413,7 +407,7 @@ def test_records_w19_a_record_that_cannot_be_written_ends_the_report(
         run_report(pipeline.results, f"out={tmp_path}")
 
 
-def test_records_w5_numbers_that_may_be_large_are_read(tmp_path: Path) -> None:
+def test_numbers_that_may_be_large_are_read(tmp_path: Path) -> None:
     value = unsealed(published("digits"))
     value["rows"][2] |= {"kl": 1e12, "loss": 1e12}
     record = write_record(tmp_path / "x.json", value)
@@ -421,7 +415,7 @@ def test_records_w5_numbers_that_may_be_large_are_read(tmp_path: Path) -> None:
     assert tables_markdown(grouped([record]))
 
 
-def test_records_w5_a_record_being_written_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_record_being_written_is_not_called_damaged(tmp_path: Path) -> None:
     value = unsealed(published("digits"))
     value["rows"][1]["accuracy"] = 2.0
     with pytest.raises(UserError, match=r"x\.json is not written.*rows\.1\.accuracy"):

@@ -421,9 +421,7 @@ def with_other_data(value: dict[str, Any], stage: str, key: str) -> dict[str, An
 
 
 @pytest.mark.parametrize("place", [("train", "train_sha256"), ("evaluate", "test_sha256")])
-def test_records_w3_other_data_is_no_further_seed(
-    record: dict[str, Any], place: tuple[str, str]
-) -> None:
+def test_other_data_is_no_further_seed(record: dict[str, Any], place: tuple[str, str]) -> None:
     alone = grouped([record])
     same = [with_seed(record, seed) for seed in (0, 1)]
     groups = grouped([*same, with_other_data(with_seed(record, 2), *place)])
@@ -434,7 +432,7 @@ def test_records_w3_other_data_is_no_further_seed(
     assert all(group.slug.startswith(f"{alone[0].slug}-") for group in groups)
 
 
-def test_records_w3_an_evaluation_on_other_data_does_not_replace_one(
+def test_an_evaluation_on_other_data_does_not_replace_one(
     record: dict[str, Any],
 ) -> None:
     assert len(grouped([record, with_other_data(record, "evaluate", "test_sha256")])) == 2

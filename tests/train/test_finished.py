@@ -23,7 +23,7 @@ from tests.stages import run_distill, run_train, train_config
 pytestmark = pytest.mark.slow
 
 
-def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> None:
+def test_second_training_is_told_of_the_first(tmp_path: Path) -> None:
     place = run_directory(resolved(train_config(tmp_path)))
     for resume in ("auto", "never"):
         with held(place), pytest.raises(UserError, match=r"is in use by process \d+ on"):
@@ -31,9 +31,7 @@ def test_reliability_f2_second_training_is_told_of_the_first(tmp_path: Path) -> 
     assert not place.exists()
 
 
-def test_reliability_f2_last_weights_come_from_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_weights_come_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exported weights are intact even if another process replaces the checkpoint."""
     keep_last = ("recipe.keep=last", "data.train_on=train+val")
     whole = run_train(tmp_path / "whole", *keep_last)
@@ -50,7 +48,7 @@ def test_reliability_f2_last_weights_come_from_memory(
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_reliability_f3_weights_of_nan_are_no_result(tmp_path: Path, keep: str) -> None:
+def test_weights_of_nan_are_no_result(tmp_path: Path, keep: str) -> None:
     one_step = ("recipe.epochs=1", "recipe.warmup_epochs=0", "trainer.limit_train_batches=1")
     options = (*one_step, "attention.eps=1e-30", f"recipe.keep={keep}")
     with pytest.raises(UserError, match=r"weights of epoch 1: .* values of .* are NaN.*recipe\.lr"):
@@ -60,7 +58,7 @@ def test_reliability_f3_weights_of_nan_are_no_result(tmp_path: Path, keep: str) 
     assert not run.weights.exists()
 
 
-def test_reliability_f4_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:
     other = run_train(tmp_path, "seed=1")
     with pytest.raises(UserError, match="seed: saved 1, asked for 0"):
         run_train(tmp_path, "seed=0", f"resume={other.checkpoint}")
@@ -86,7 +84,7 @@ def killed(*_: object, **__: object) -> None:
     ("name", "failure"),
     [("wandb_run", tracker_down), ("build_trainer", disk_error), ("wandb_run", killed)],
 )
-def test_reliability_f5_earlier_run_is_put_back_where_the_new_one_cannot_start(
+def test_earlier_run_is_put_back_where_the_new_one_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, failure: object
 ) -> None:
     run = run_train(tmp_path)
@@ -99,7 +97,7 @@ def test_reliability_f5_earlier_run_is_put_back_where_the_new_one_cannot_start(
     assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
 
 
-def test_reliability_f5_run_moved_aside_is_named_and_can_be_taken(
+def test_run_moved_aside_is_named_and_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_train(tmp_path)
@@ -116,7 +114,7 @@ def test_reliability_f5_run_moved_aside_is_named_and_can_be_taken(
     run_distill(tmp_path, f"teacher='{aside}'")
 
 
-def test_reliability_f5_run_moved_aside_is_found_while_its_successor_has_not_started(
+def test_run_moved_aside_is_found_while_its_successor_has_not_started(
     tmp_path: Path,
 ) -> None:
     """Finds the old run after a power cut between moving it aside and starting the new one."""
@@ -128,7 +126,7 @@ def test_reliability_f5_run_moved_aside_is_found_while_its_successor_has_not_sta
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None])
-def test_reliability_f6_damaged_teacher_is_made_again_from_its_checkpoint(
+def test_damaged_teacher_is_made_again_from_its_checkpoint(
     tmp_path: Path, damage: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_train(tmp_path)
@@ -149,7 +147,7 @@ def test_reliability_f6_damaged_teacher_is_made_again_from_its_checkpoint(
     run_distill(tmp_path)
 
 
-def test_reliability_f6_teacher_without_a_checkpoint_is_trained_again(tmp_path: Path) -> None:
+def test_teacher_without_a_checkpoint_is_trained_again(tmp_path: Path) -> None:
     run = run_train(tmp_path)
     before = load_tensors(run.weights)
     run.weights.write_bytes(b"")

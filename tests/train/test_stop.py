@@ -67,7 +67,7 @@ IMAGES = ("data.augment.crop_padding=1", "data.augment.cutmix=1.0", "model.dropo
     ],
     ids=["mid", "ema", "last batch", "validation", "last epoch"],
 )
-def test_reliability_f1_stopped_run_ends_in_the_same_weights(
+def test_stopped_run_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], at: Any
 ) -> None:
     seldom = "callbacks.checkpoint_seconds=1000"

@@ -49,9 +49,7 @@ def test_every_number_of_a_plan_has_its_axis(what: str) -> None:
 
 
 @pytest.mark.slow
-def test_newcomer_w6_summary_and_axes_reach_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_summary_and_axes_reach_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = run_train(tmp_path, "logger=both")
     (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
