@@ -317,7 +317,7 @@ def layer_differences(
     of_model: Mapping[str, dict[str, Any]],
     instead: Callable[[str], str] = lambda path: "no such layer",
 ) -> list[str]:
-    """Say what differs between the layers of a map's teacher and of a model, alike ones in a line.
+    """Say how the layers of a map's teacher and of a model differ, equal ones in one line.
 
     `instead(path)` says what the model has where it has no such attention.
     """

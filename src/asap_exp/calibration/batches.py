@@ -62,7 +62,7 @@ def read(loader: Iterable[Any], samples: int, device: torch.device) -> list[Any]
 def on_device(batch: Any, device: torch.device, *, copy: bool = False) -> Any:
     """Ordinary tensors on `device`: of one made in inference mode no gradient takes note.
 
-    With `copy` they share no memory with the batch, which a loader may fill anew.
+    With `copy` they share no memory with the batch, which a loader may refill.
     """
 
     def moved(tensor: Tensor) -> Tensor:

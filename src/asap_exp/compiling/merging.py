@@ -1,4 +1,4 @@
-"""Maps of several calls of `compile` on one model: one artifact, where they were made alike."""
+"""Maps of several calls of `compile` on one model: one artifact, if made the same way."""
 
 from dataclasses import replace
 
@@ -16,7 +16,8 @@ OF_OTHERS = ("layers", "teacher_sha256", "layers_sha256", "tensors_sha256", *BY_
 def joined(model: nn.Module, earlier: Artifact | None, new: Artifact) -> Artifact:
     """Return `new` with the layers of `model` that `earlier` tells of.
 
-    They become one artifact if both were made alike; otherwise `earlier` is what came before.
+    They become one artifact if both were made the same way; otherwise `earlier` is what came
+    before.
     """
     layers = attention_layers(model)
     if earlier is None:
