@@ -14,7 +14,7 @@ from asap_exp.core.config import LoggerConfig
 from asap_exp.core.console import duration, say
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import UNSUPPORTED, unwritable
-from asap_exp.core.locations import elsewhere
+from asap_exp.core.locations import elsewhere, nearest
 from asap_exp.core.locks import LOCK, require_free
 from asap_exp.core.memory import gib
 from asap_exp.core.score import Score
@@ -43,7 +43,7 @@ def check_writable(folder: Path, size: int) -> str:
 
     They are reserved in a file without a name, so that quotas and limits count too.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = nearest(folder)
     try:
         free = shutil.disk_usage(there).free
         if free < size:

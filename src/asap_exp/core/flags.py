@@ -3,12 +3,11 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import NoReturn
 
 from asap_exp.core.conf_files import group_folders
-from asap_exp.core.config import REQUEST_SCHEMAS, TRAIN_SCHEMAS
 from asap_exp.core.errors import UserError
+from asap_exp.core.overrides import schemas_of
 from asap_exp.core.schema import all_keys, closest, elsewhere
 
 SETTINGS = "settings are KEY=VALUE"
@@ -46,11 +45,11 @@ def check_flags(stage: str, words: Sequence[str], schema: type, parser: Argument
         raise UserError(f"{word} is not an argument: {SETTINGS}{hint}")
 
 
-def meant_key(stage: str, name: str, schema: type, own: Path | None = None) -> str | None:
+def meant_key(stage: str, name: str, schema: type) -> str | None:
     """Return the key, group or key in any group of a stage that `name` most likely means."""
-    kinds = (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values()) if stage == "train" else (schema,)
+    kinds = schemas_of(stage, schema)
     keys = list(dict.fromkeys(key for kind in kinds for key in all_keys(kind)))
-    if name in keys or group_folders(stage, name, own):
+    if name in keys or group_folders(stage, name):
         return name
     last = {key.rpartition(".")[2]: key for key in reversed(keys)}
     if found := next((each for kind in kinds if (each := elsewhere(name, kind))), None):

@@ -48,7 +48,7 @@ def cache_dir(cache: str | None) -> Path:
         ) from error
 
 
-def nearest(path: str) -> Path:
+def nearest(path: str | Path) -> Path:
     """Return `path` if something is there, else the nearest of the folders above it."""
     return next(each for each in (Path(path), *Path(path).absolute().parents) if exists(each))
 

@@ -215,14 +215,18 @@ def check_option(override: Override, folders: Sequence[Path]) -> None:
         check_choice(override.key_or_group, shown, allowed)
 
 
+def schemas_of(stage: str, schema: type) -> tuple[type, ...]:
+    """Return the schemas that a stage's keys may be of: those of every kind of model in `train`."""
+    return (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values()) if stage == "train" else (schema,)
+
+
 def check_override_key(stage: str, key: str, value: Any, schema: type) -> None:
     """Refuse an unknown key, and an empty path, of which Hydra would make the folder of a sweep.
 
     Until the kind of model is known, a key of any kind passes.
     """
     refusals = []
-    kinds = (*TRAIN_SCHEMAS.values(), *REQUEST_SCHEMAS.values())
-    for kind in kinds if stage == "train" else (schema,):
+    for kind in schemas_of(stage, schema):
         try:
             check_key(key, value, kind)
         except UserError as refusal:
