@@ -126,8 +126,8 @@ class Report:
                 self.write()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
-        self.write(is_whole=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.write(is_whole=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
 
     def write(self, *, is_whole: bool = False) -> None:
         from asap_exp.core.files import write_json

@@ -22,7 +22,7 @@ from asap_exp.report.__main__ import run as run_report_stage
 from asap_exp.report.benchmarks import report_benchmarks
 from asap_exp.report.published import MARK, own_folder
 from tests.composed import composed
-from tests.conftest import Pipeline
+from tests.conftest import Pipeline, Report
 from tests.records import (
     published,
     typed,
@@ -329,6 +329,14 @@ def test_failed_gpu_tests_and_other_files_are_refused(tmp_path: Path) -> None:
         file.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"x\.json is no record"):
             PUBLISH.target(file, force=True)
+
+
+@pytest.mark.parametrize(("end", "is_whole"), [("OK", True), ("INTERRUPTED", False)])
+def test_report_of_tests_says_whether_they_came_to_their_end(
+    tmp_path: Path, end: str, is_whole: bool
+) -> None:
+    Report(tmp_path / "report.json").pytest_sessionfinish(pytest.ExitCode[end])
+    assert read_json(tmp_path / "report.json")["is_whole"] is is_whole
 
 
 def test_published_figures_are_those_of_the_groups_and_those_that_documents_show() -> None:
