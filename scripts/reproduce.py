@@ -41,7 +41,6 @@ from rows import (
 from asap_exp.core.composing import compose, quoted
 from asap_exp.core.config import EvaluateConfig, TrainConfig
 from asap_exp.core.console import counted, duration, say
-from asap_exp.core.devices import choose_device
 from asap_exp.core.errors import UserError
 from asap_exp.core.failures import STAGES_KEEP, sentences
 from asap_exp.core.runs import DEFAULT_TASK, Run, run_directory
@@ -261,10 +260,8 @@ def finish(row: Row, teacher: Run, shared: list[str]) -> None:
     for calibration in row.calibrations:
         overrides = [quoted("teacher", teacher.path), *calibration, *shared]
         artifact = compile_teacher(compose("distill", overrides, DistillConfig))
-    # At these sizes a layer takes less time than its launch.
-    graph = ["latency.cuda_graph=true"] if choose_device("auto").type == "cuda" else []
     for evaluation in row.evaluations:
-        overrides = [quoted("artifact", artifact), *graph, *evaluation, *shared]
+        overrides = [quoted("artifact", artifact), *evaluation, *shared]
         evaluate(compose("evaluate", overrides, EvaluateConfig))
 
 

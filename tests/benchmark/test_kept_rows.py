@@ -232,7 +232,8 @@ def test_other_settings_share_no_row(tmp_path: Path, measured: list[int]) -> Non
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:
     words = [*BENCHMARK, *SMALL, f"paths.results={tmp_path}"]
     config = composed("benchmark", words, benchmark.BenchmarkConfig)
-    device, suite, _ = benchmark.suite_of(config)
+    device, config = benchmark.on_device(config)
+    suite, _ = benchmark.suite_of(config, device)
     source = benchmark.input_source(config, suite, device)
     public = benchmark.benchmark_config(config, device)
     name = benchmark.benchmark_name(config, device, public, source)

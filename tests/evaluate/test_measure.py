@@ -20,7 +20,7 @@ from asap_exp.evaluate.measure import Measured, measure_map
 from asap_exp.evaluate.variants import Variant, variants
 from tests.small_model import CLASSES, Classifier, batches, tokens
 
-ONCE = LatencyConfig(batch_size=8, rounds=3, cuda_graph=False)
+ONCE = LatencyConfig(batch_size=8, rounds=3)
 
 
 def labelled(seed: int, samples: int = 40) -> TensorLoader:

@@ -1,7 +1,8 @@
 """Each measure of an evaluation against a direct computation."""
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ import torch
 from asap_exp.attention import CoarseAttention, LayerInputs, SinkhornAttention
 from asap_exp.attention.base import Attention
 from asap_exp.calibration.prediction_fit import divergence
+from asap_exp.core.config import LatencyConfig
 from asap_exp.core.errors import UserError
 from asap_exp.evaluate.accuracy import Comparison, compare
+from asap_exp.timing import calls
 from asap_exp.timing.accuracy_check import gate_error, passes
-from asap_exp.timing.latency import interleaved_latency, quartiles
+from asap_exp.timing.latency import Call, Prepare, interleaved_latency, quartiles
 from asap_exp.timing.memory import peak_memory
 
 CPU = torch.device("cpu")
@@ -120,6 +123,39 @@ def test_call_that_raises_is_reported_and_left_out(good_calls: int) -> None:
     )
     assert set(ms) == {"good"}
     assert failures == {"bad": "full"}
+
+
+def test_calls_are_all_graphs_or_none_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def good() -> AbstractContextManager[Call]:
+        return nullcontext(time.perf_counter)
+
+    def waiting() -> AbstractContextManager[Call]:
+        return good()
+
+    def graph() -> AbstractContextManager[Call]:
+        return good()
+
+    def record(prepare: Prepare) -> Prepare:
+        if prepare is waiting:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return graph
+
+    monkeypatch.setattr(calls, "captured", record)
+    assert calls.as_graphs({"a": good, "b": good}) == ({"a": graph, "b": graph}, True)
+    assert calls.as_graphs({"a": good, "b": waiting}) == ({"a": good, "b": waiting}, False)
+    assert capsys.readouterr().out.count("not permitted when stream is capturing)") == 1
+
+
+def test_graphs_are_for_gpus() -> None:
+    timing = LatencyConfig(batch_size=1, rounds=1)
+    assert timing.on("latency", "cuda").cuda_graph is True
+    assert timing.on("latency", "cpu").cuda_graph is False
+    for kind in ("cuda", "cpu"):
+        assert replace(timing, cuda_graph=False).on("latency", kind).cuda_graph is False
+    with pytest.raises(UserError, match=r"latency\.cuda_graph=true needs a GPU; set .*=null"):
+        replace(timing, cuda_graph=True).on("latency", "cpu")
 
 
 def test_quartiles() -> None:

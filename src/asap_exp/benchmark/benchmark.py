@@ -35,6 +35,7 @@ from asap_exp.benchmark.registry import (
 )
 from asap_exp.benchmark.shape import Shape
 from asap_exp.core.config import BenchmarkConfig, SuiteConfig
+from asap_exp.core.config.shared import graphs_on
 from asap_exp.core.console import progress, say
 from asap_exp.core.devices import choose_device, device_name
 from asap_exp.core.errors import UserError
@@ -50,7 +51,10 @@ from asap_exp.timing.roofline import ceilings
 
 def benchmark(config: BenchmarkConfig) -> Path:
     """Time the operators, and return the path of the record kept among those of the report."""
-    device, suite, not_installed = suite_of(config)
+    device, config = on_device(config)
+    suite, not_installed = suite_of(config, device)
+    for reason in not_installed:
+        say(reason)
     source = input_source(config, suite, device)
     shapes, no_inputs = split(suite, source, f"{suite_name(device)}.n")
 
@@ -94,16 +98,18 @@ def benchmark(config: BenchmarkConfig) -> Path:
     return out / "records" / "benchmark" / f"{name}.json"
 
 
-def suite_of(config: BenchmarkConfig) -> tuple[torch.device, SuiteConfig, list[str]]:
-    """Return the device, what is timed on it, and which methods are not installed, as printed."""
+def on_device(config: BenchmarkConfig) -> tuple[torch.device, BenchmarkConfig]:
+    """Return the device, and the configuration with what it leaves to the device."""
     device = choose_device(config.accelerator)
-    if config.cuda_graph and device.type == "cpu":
-        raise UserError("cuda_graph=true needs a GPU; set cuda_graph=false")
+    graphs = graphs_on(device.type, config.cuda_graph, "cuda_graph")
+    return device, replace(config, cuda_graph=graphs)
+
+
+def suite_of(config: BenchmarkConfig, device: torch.device) -> tuple[SuiteConfig, list[str]]:
+    """Return what is timed on the device, and why methods are not, which are not installed."""
     suite: SuiteConfig = getattr(config, suite_name(device))
     names, not_installed = installed(suite.methods)
-    for reason in not_installed:
-        say(reason)
-    return device, replace(suite, methods=names), not_installed
+    return replace(suite, methods=names), not_installed
 
 
 def split(suite: SuiteConfig, source: Source, key: str) -> tuple[list[Shape], list[str]]:
@@ -191,7 +197,7 @@ def row(
     recorded = inputs if source.identity["kind"] == "recorded" else None
     setting = Setting(shape, device, chosen_backend(config.backend, device), config.seed, recorded)
     methods = {name: built(name, setting) for name in suite.methods}
-    cells = measure(methods, inputs, rounds=suite.rounds, cuda_graph=config.cuda_graph)
+    cells = measure(methods, inputs, rounds=suite.rounds, cuda_graph=bool(config.cuda_graph))
     counted = {
         name: None
         if method.recipe is None

@@ -10,6 +10,7 @@ from asap_exp.benchmark.benchmark import (
     benchmark_name,
     built,
     chosen_backend,
+    on_device,
     rows_of,
     split,
     suite_of,
@@ -43,7 +44,8 @@ def check(config: BenchmarkConfig) -> Score:
 
 def check_operators(config: BenchmarkConfig) -> Score:
     """Call every method on one sample of the shortest length; the time grows with its square."""
-    device, suite, _ = suite_of(config)
+    device, config = on_device(config)
+    suite, _ = suite_of(config, device)
     source = input_source(config, suite, device)
     shapes, _ = split(suite, source, f"{suite_name(device)}.n")
     public = benchmark_config(config, device)

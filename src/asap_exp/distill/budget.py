@@ -63,7 +63,7 @@ def check_budget(
 ) -> None:
     """Raise UserError if a budget cannot be measured on `rows` validation samples."""
     check_measurable(budget, task_data)
-    budget.latency.check_device("budget.latency", device_of(data.net).type)
+    budget.latency.on("budget.latency", device_of(data.net).type)  # refuses what it cannot do
     check_enough(budget, rows, task_data.sample_name)
 
 

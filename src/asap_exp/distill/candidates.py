@@ -28,7 +28,7 @@ from asap_exp.core.records.words import coarse_duals_label, form_words, refine_w
 from asap_exp.data.loader import BatchLoader
 from asap_exp.distill.search import Candidate, ladder
 from asap_exp.timing.accuracy_check import gate_error, passes
-from asap_exp.timing.calls import captured, layer_call, model_call
+from asap_exp.timing.calls import as_graphs, layer_call, model_call
 from asap_exp.timing.latency import interleaved_latency
 
 SMALLEST_KL = 1e-12
@@ -102,10 +102,11 @@ class ValidationScorer:
         return {name: timing["median"] for name, timing in self._timed(calls).items()}
 
     def _timed(self, calls: Mapping) -> dict:
-        if self.budget.latency.cuda_graph:
-            calls = {key: captured(prepare) for key, prepare in calls.items()}
         device = self.timing_batch().device
-        return interleaved_latency(calls, device, rounds=self.budget.latency.rounds)
+        latency = self.budget.latency.on("budget.latency", device.type)
+        if latency.cuda_graph:
+            calls, _ = as_graphs(calls)
+        return interleaved_latency(calls, device, rounds=latency.rounds)
 
 
 def is_right(label: str, attend: Attention, inputs: LayerInputs) -> bool:

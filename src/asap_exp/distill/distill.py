@@ -107,7 +107,7 @@ def asked(config: DistillConfig, team: Team, teacher: Path | None = None) -> Ask
     for size in config.budget.coarse_tokens:
         check_tokens(replace(coarse, tokens=size), tokens, "budget.coarse_tokens")
     data = run_data(run, config.data, config.fitted.batch_size, team.device)
-    config = with_holdout(config, run, data)
+    config = with_timing(with_holdout(config, run, data), team.device)
     folder = run.path / "distill" / short_hash(artifact_key(config, paths))
     return Asked(run, net, paths, data, team, config, folder)
 
@@ -118,6 +118,14 @@ def with_holdout(config: DistillConfig, run: Run, data: TaskDataModule) -> Disti
         return config
     holdout = config.calibration.held_out_of(samples_of(run, data))
     return replace(config, calibration=replace(config.calibration, holdout=holdout))
+
+
+def with_timing(config: DistillConfig, device: torch.device) -> DistillConfig:
+    """Return a configuration with how a budget times, where the device decides it."""
+    if not config.budget.asked:
+        return config
+    timing = config.budget.latency.on("budget.latency", device.type)
+    return replace(config, budget=replace(config.budget, latency=timing))
 
 
 def samples_of(run: Run, data: TaskDataModule) -> int:

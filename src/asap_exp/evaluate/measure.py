@@ -27,7 +27,7 @@ from asap_exp.evaluate.example_plan import example_plans
 from asap_exp.evaluate.right import Predicted, TestedSamples
 from asap_exp.evaluate.variants import Variant
 from asap_exp.timing.accuracy_check import gate_error, passes
-from asap_exp.timing.calls import captured, layer_call, model_call
+from asap_exp.timing.calls import as_graphs, layer_call, model_call
 from asap_exp.timing.latency import Prepare, interleaved_latency
 from asap_exp.timing.memory import peak_memory
 
@@ -56,6 +56,8 @@ class Measured:
     """Which samples each variant predicts right; None if targets are tokens."""
     behaviour: dict[str, Any] | None = None
     """What the plans of whole models do, a `Behaviour` as JSON; None if it was not asked for."""
+    cuda_graph: bool = False
+    """Whether calls were timed as CUDA graphs, without the host's time."""
 
 
 def measure_map(
@@ -81,13 +83,14 @@ def measure_map(
         artifact = compiled.asap_artifact
         rows = variants(net, artifact, [Truncation(2)])
         test = TensorLoader(inputs, labels, batch_size=64)
-        latency = LatencyConfig(batch_size=64, rounds=10, cuda_graph=False)
+        latency = LatencyConfig(batch_size=64, rounds=10)
         found = measure_map(net, artifact, rows, test, latency=latency)
 
     The first of `variants` is the teacher, which the others are compared with. `test` yields inputs
     and targets on the device of `net`, at least `latency.batch_size` samples. Predictions are those
     on all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its
-    first `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`. With
+    first `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`, on a
+    GPU as CUDA graphs unless `latency.cuda_graph` is False. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
     `of_tokens` says that a sample has several targets. Several `ranks` share the samples; the first
     alone measures latency and memory, on a CPU with `latency_threads`, while the others wait. Each
@@ -113,7 +116,7 @@ def measure_map(
         }
     few = test.first(fidelity_samples).shared(ranks)
     plans = keep("plans", lambda: plan_measures(variants, few, precision))
-    speed: Part = {row.key: {} for row in variants}
+    speed: Part = {"rows": {row.key: {} for row in variants}, "cuda_graph": False}
     if ranks.rank == 0:
         speed = keep("speed", lambda: timed(variants, test, precision, latency, latency_threads))
     wait_for_all()
@@ -126,7 +129,7 @@ def measure_map(
             **predictions[row.key],
             **defined(perplexities[row.key]),
             **plans[row.key],
-            **speed[row.key],
+            **speed["rows"][row.key],
         }
         for row in variants
     ]
@@ -137,6 +140,7 @@ def measure_map(
         drift(net, artifact, few, precision) if fitted else None,
         example_plans(net, test.example(), precision, last, artifact.attention(last).to(device)),
         None if of_tokens else TestedSamples.of(on_test["right"]),
+        cuda_graph=speed["cuda_graph"],
     )
 
 
@@ -227,21 +231,21 @@ def layer_columns(measured: Mapping[str, Tensor]) -> dict[str, float]:
 
 def speed_measures(
     rows: Sequence[Variant], samples: BatchLoader, precision: str, config: LatencyConfig
-) -> dict[str, dict[str, Any]]:
+) -> Part:
     """Measure latency of each row's last attention layer and whole model, ratios, peak memory."""
     inputs, targets = next(iter(samples))
     assert len(inputs) == config.batch_size
     device = inputs.device
-    layer_calls: dict[str, Prepare] = {}
-    model_calls: dict[str, Prepare] = {}
+    graphs = config.on("latency", device.type).cuda_graph
+    calls: dict[tuple[str, str], Prepare] = {}
     errors = {}
-    recorded = {
+    given = {
         id(net): next(iter(layer_inputs(net, [(inputs, targets)], precision)))
         for net in {id(row.net): row.net for row in rows}.values()
     }
     for row in rows:
         path, attend = list(row.attends().items())[-1]
-        layer_in = recorded[id(row.net)][path][-1]
+        layer_in = given[id(row.net)][path][-1]
         errors[row.key] = gate_error(attend, layer_in)
         if not passes(errors[row.key], layer_in.v.dtype):
             warn(
@@ -249,23 +253,22 @@ def speed_measures(
                 "float64), so it is not timed"
             )
             continue
-        layer_calls[row.key] = layer_call(attend, layer_in)
-        model_calls[row.key] = model_call(row.net, row.replacements, inputs, precision)
-    eager_calls = model_calls
+        calls["layer", row.key] = layer_call(attend, layer_in)
+        calls["model", row.key] = model_call(row.net, row.replacements, inputs, precision)
     with torch.inference_mode():
-        if config.cuda_graph:
-            layer_calls, model_calls = (
-                {key: captured(prepare) for key, prepare in calls.items()}
-                for calls in (layer_calls, model_calls)
-            )
-        layer_ms = interleaved_latency(layer_calls, device, rounds=config.rounds)
-        model_ms = interleaved_latency(model_calls, device, rounds=config.rounds)
+        timed, as_graph = as_graphs(calls) if graphs else (calls, False)
+
+        def latencies(kind: str) -> dict[str, dict[str, float]]:
+            mine = {key: call for (of, key), call in timed.items() if of == kind}
+            return interleaved_latency(mine, device, rounds=config.rounds)
+
+        layer_ms, model_ms = latencies("layer"), latencies("model")
         memory = {}
-        for key in model_calls:
-            with eager_calls[key]() as call:
+        for key in model_ms:
+            with calls["model", key]() as call:
                 memory[key] = peak_memory(call, device)
     teacher = rows[0].key
-    return {
+    found = {
         row.key: {
             "gate_error": finite(errors[row.key]),
             "layer_ms": layer_ms.get(row.key),
@@ -276,6 +279,7 @@ def speed_measures(
         }
         for row in rows
     }
+    return {"rows": found, "cuda_graph": as_graph}
 
 
 def speedup(ms: Mapping[str, Mapping[str, float]], key: str, teacher: str) -> float | None:

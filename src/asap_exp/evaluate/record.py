@@ -32,7 +32,7 @@ def write(
 
     The record precedes the finished manifest, so that a finished evaluation always has one.
     """
-    content = described(subject, config)
+    content = described(subject, config, measured)
     content |= {"rows": measured.rows, "drift": measured.drift, "plans": measured.plans}
     if measured.tested is not None:
         content["right"] = measured.tested.stored()
@@ -59,7 +59,7 @@ def more_manifests(subject: Subject) -> dict[str, Any]:
     return {key: manifests for key, manifests in found.items() if manifests}
 
 
-def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+def described(subject: Subject, config: EvaluateConfig, measured: Measured) -> dict[str, Any]:
     """Return the fields of the record about what was measured and how."""
     run, data, more = subject.run, subject.data, subject.more_baselines
     rivals = {key: rival.name for key, rival in subject.rivals.items()}
@@ -87,7 +87,7 @@ def described(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
             "batch_size": config.latency.batch_size,
             "rounds": config.latency.rounds,
             "compiled": False,
-            "cuda_graph": config.latency.cuda_graph,
+            "cuda_graph": measured.cuda_graph,
             "backend": backend(subject.net, subject.device),
         },
         "fidelity": load_fidelity(subject.folder, subject.artifact),

@@ -1,6 +1,6 @@
 """Inputs of an evaluation: a compiled map, its teacher, matched baselines and the test data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ class Subject:
         settings. Maps that differ in `refine`, or in what a budget chose, may have the same
         tensors.
         """
-        public: dict[str, Any] = public_config(config)
+        timing = config.latency.on("latency", self.device.type)
+        public: dict[str, Any] = public_config(replace(config, latency=timing))
         # Without it the folder is that of evaluations before there was the key.
         unmeasured = NOT_MEASURED if config.behaviour else (*NOT_MEASURED, "behaviour")
         key = {
@@ -128,7 +129,7 @@ def resolve(config: EvaluateConfig, team: Team) -> Subject:
     check_uncorrupted(config)
     run, folder = find_compiled(config)
     device = team.device
-    config.latency.check_device("latency", device.type)
+    config.latency.on("latency", device.type)  # refuses what the device cannot do
     use_cpu_threads(team.threads(run.config.trainer.cpu_threads))
     net = load_net(run, device)
     artifact = load_artifact(folder)

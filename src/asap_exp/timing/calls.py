@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from asap_exp.attention import Attention, LayerInputs, swapped
-from asap_exp.core.cuda_graph import graphed
+from asap_exp.core.console import say
+from asap_exp.core.cuda_graph import first_line, graphed
 from asap_exp.core.devices import autocast
 from asap_exp.timing.latency import Prepare
+
+Key = TypeVar("Key")
 
 
 def layer_call(attend: nn.Module, inputs: LayerInputs) -> Prepare:
@@ -34,6 +37,19 @@ def model_call(
             yield call
 
     return prepare
+
+
+def as_graphs(calls: Mapping[Key, Prepare]) -> tuple[dict[Key, Prepare], bool]:
+    """Return the calls as CUDA graphs, and True.
+
+    If one cannot be recorded, say so, and return all as they are, and False: calls are compared
+    only with calls that are timed alike.
+    """
+    try:
+        return {key: captured(prepare) for key, prepare in calls.items()}, True
+    except RuntimeError as error:
+        say(f"Timing without CUDA graphs: a call cannot be recorded ({first_line(error)})")
+        return dict(calls), False
 
 
 def captured(prepare: Prepare) -> Prepare:

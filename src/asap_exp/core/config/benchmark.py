@@ -55,7 +55,7 @@ class BenchmarkConfig:
     mode: Annotated[str, one_of("forward", "train", "step")]
     inputs: Annotated[str, one_of("random", "recorded")]
     backend: Annotated[str, one_of("auto", "reference", "triton")]
-    cuda_graph: bool
+    cuda_graph: bool | None
     gpu: SuiteConfig
     cpu: SuiteConfig
     step: StepConfig

@@ -1,6 +1,6 @@
 """Configuration shared by several stages: task, locations, logger, latency."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -79,12 +79,19 @@ class PathsConfig:
 class LatencyConfig:
     batch_size: Count
     rounds: Rounds
-    cuda_graph: bool
+    cuda_graph: bool | None = None
 
-    def check_device(self, name: str, kind: str) -> None:
-        """Raise UserError if these settings cannot time a device of this `kind`, "cuda" or "cpu".
+    def on(self, name: str, kind: str) -> "LatencyConfig":
+        """Return these settings, whose key is `name`, for a device of this `kind`."""
+        graphs = graphs_on(kind, self.cuda_graph, f"{name}.cuda_graph")
+        return replace(self, cuda_graph=graphs)
 
-        `name` is the key of this configuration.
-        """
-        if self.cuda_graph and kind != "cuda":
-            raise UserError(f"{name}.cuda_graph=true needs a GPU; set {name}.cuda_graph=false")
+
+def graphs_on(kind: str, wanted: bool | None, key: str) -> bool:
+    """Return whether calls are timed as CUDA graphs on a device of this `kind`, "cuda" or "cpu".
+
+    None, for the setting `key`, is yes on a GPU. Raises UserError if they are `wanted` elsewhere.
+    """
+    if wanted and kind != "cuda":
+        raise UserError(f"{key}=true needs a GPU; set {key}=null, which takes them on a GPU alone")
+    return kind == "cuda" if wanted is None else wanted
