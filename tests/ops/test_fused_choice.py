@@ -1,10 +1,12 @@
-"""The kernel that takes farthest points, compared with plain PyTorch."""
+"""The kernels that choose tokens, compared with plain PyTorch."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from asap_exp.ops import backend, choose_subset, subsets
+from asap_exp.ops import CoarseSettings, backend, choose_subset, coarse_settings, subsets
 from asap_exp.ops.subsets import WEIGHTS, Subset
 from tests.ops.test_fused_inference import DEVICE
 
@@ -12,6 +14,7 @@ if backend.fused is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from asap_exp.ops.kernels.coarse.choice import TOKENS, farthest_tokens, takes
+from asap_exp.ops.kernels.coarse.sequence_choice import MOST_AT_ONCE, sequence_tokens
 
 
 def points(tokens: int, *, channels: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,3 +85,76 @@ def test_what_the_kernel_takes(monkeypatch):
 @pytest.mark.gpu
 def test_a_gpu_takes_the_kernel():
     assert subsets.fused_choice("farthest", points(4)) is farthest_tokens
+    assert subsets.fused_by_padding("sequence", "equal", points(4)) is sequence_tokens
+
+
+@pytest.mark.parametrize(
+    ("n", "count"),
+    [(20, 1), (20, 7), (20, 19), (20, 20), (33, 16), (MOST_AT_ONCE + 77, 100), (3, 2), (1, 1)],
+)
+def test_tokens_of_a_padded_sequence(n, count):
+    """Padding of all, none, the end, the beginning, and some or all but one scattered."""
+    i = torch.arange(n)
+    scattered = torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.6
+    rows = [i >= 0, i < 0, i >= (n + 1) // 2, i < n // 2, scattered, i != n // 2]
+    mask = torch.stack(rows).to(DEVICE)
+    x = torch.zeros(len(rows), 2, n, 4, device=DEVICE, dtype=torch.float64)  # takes no kernel
+    plain = choose_subset(x, count, key_padding_mask=mask)
+    tokens, weight = sequence_tokens(mask, count)
+    assert torch.equal(tokens, plain.tokens)
+    torch.testing.assert_close(weight, plain.weight.float())
+
+
+def test_ranks_beyond_32_bits():
+    n, count = 70_000, 40_000
+    mask = torch.zeros(1, n, dtype=torch.bool, device=DEVICE)
+    mask[:, -1] = True
+    tokens, weight = sequence_tokens(mask, count)
+    assert torch.equal(tokens[0, 0].cpu(), (2 * torch.arange(count) + 1) * (n - 1) // (2 * count))
+    assert (weight == (n - 1) / count).all()
+
+
+def test_padded_sequences_of_an_empty_batch_or_a_view():
+    mask = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.5
+    assert sequence_tokens(mask.T[:0], 6)[0].shape == (0, 1, 6)
+    found = sequence_tokens(mask.T, 6)
+    for mine, expected in zip(found, sequence_tokens(mask.T.contiguous(), 6), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_what_is_chosen_by_padding_alone(monkeypatch):
+    assert subsets.fused_by_padding("sequence", "equal", points(4).cpu()) is None
+    cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # what is asked of the vectors
+    assert subsets.fused_by_padding("sequence", "equal", cuda) is sequence_tokens
+    for choice, weights, dtype in (
+        ("random", "equal", torch.float32),
+        ("sequence", "voronoi", torch.float32),
+        ("sequence", "equal", torch.float64),
+    ):
+        refused = SimpleNamespace(is_cuda=True, dtype=dtype)
+        assert subsets.fused_by_padding(choice, weights, refused) is None
+    monkeypatch.setattr(subsets, "transformed", lambda: True)
+    assert subsets.fused_by_padding("sequence", "equal", cuda) is None
+
+
+def test_the_kernel_takes_the_place_of_the_choice(monkeypatch):
+    mask = (torch.arange(20) >= torch.tensor([[20], [7]])).to(DEVICE)
+    x = points(20)
+    plain = choose_subset(x.double(), 9, key_padding_mask=mask)
+    monkeypatch.setattr(subsets, "fused_by_padding", lambda *_: sequence_tokens)
+    fused = choose_subset(x, 9, key_padding_mask=mask)
+    assert torch.equal(fused.tokens, plain.tokens)
+    torch.testing.assert_close(fused.weight, plain.weight.float())
+    unpadded = choose_subset(x, 9)
+    assert unpadded.tokens.shape == (1, 1, 9)
+
+
+def test_a_graph_reads_a_subset_that_was_there_before_it(monkeypatch):
+    settings, x = CoarseSettings(5, seed=12345), points(20)
+    monkeypatch.setattr(coarse_settings, "graph_is_captured", lambda device: True)
+    first, _ = settings.subsets(x, x, None)
+    assert settings.subsets(x, x, None)[0].tokens is not first.tokens
+    monkeypatch.setattr(coarse_settings, "graph_is_captured", lambda device: False)
+    kept, _ = settings.subsets(x, x, None)
+    monkeypatch.setattr(coarse_settings, "graph_is_captured", lambda device: True)
+    assert settings.subsets(x, x, None)[0].tokens is kept.tokens

@@ -53,7 +53,7 @@ def test_launches_are_found() -> None:
         "keys_and_values_in_registers", "keys_in_registers", "logit_features",
         "logits_in_registers",
         "one_launch", "plan_in_registers", "plan_in_shared_memory",
-        "query_gradient", "sorts", "subset", "tiled",
+        "query_gradient", "sequence_choice", "sorts", "subset", "tiled",
         "tiled_bf16", "tiled_gradient", "update_factors", "updates_gradient",
     }  # fmt: skip
     launched = {

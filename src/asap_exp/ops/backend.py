@@ -14,6 +14,7 @@ try:
     from asap_exp.ops import kernels as fused
     from asap_exp.ops import routes  # noqa: F401  (fills the table that the kernels consult)
     from asap_exp.ops.kernels.coarse.choice import farthest_tokens, takes
+    from asap_exp.ops.kernels.coarse.sequence_choice import sequence_tokens
     from asap_exp.ops.kernels.tiles import EVERY_LAUNCH, INTERPRETED
     from asap_exp.ops.products import IEEE
 
@@ -22,6 +23,7 @@ try:
     )
     """The fused operators with float32 products in IEEE arithmetic."""
     subsets.FUSED["farthest"] = farthest_tokens, takes
+    subsets.FUSED_BY_PADDING["sequence"] = sequence_tokens
 except ImportError:  # torch on this platform comes without Triton
     fused, fused_ieee, EVERY_LAUNCH, INTERPRETED = None, None, {}, False  # type: ignore[assignment]
 

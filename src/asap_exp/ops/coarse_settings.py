@@ -1,6 +1,5 @@
 """Settings of a coarse dual: which tokens it is made of, and by how many updates."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -124,23 +123,28 @@ def repeated_choices(kept: Choices) -> Iterator[None]:
 def by_place(settings: CoarseSettings, x: Tensor) -> Subset:
     """Return the subset of any tokens, as many as in `x` `[B, H, N, D]`, without padding.
 
-    It is made once, and anew for what must not be mixed with tensors from elsewhere: graphs, and
-    tensors without contents (`FakeTensor`).
+    It is made once, and anew for what must not be mixed with tensors from elsewhere: compiled
+    graphs, and tensors without contents (`FakeTensor`). A CUDA graph reads what was there before
+    it; what is made while one is captured is overwritten later, and so not kept.
     """
     n, device, dtype = x.shape[2], x.device, compute_dtype(x)
-    if torch.compiler.is_compiling() or graph_is_captured(device) or isinstance(x, FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
         return settings._choose(x.new_zeros((1, 1, n, 1), dtype=dtype), None)
-    return kept_by_place(settings, n, device, dtype)
+    key = settings, n, device, dtype
+    if key in _BY_PLACE:
+        return _BY_PLACE[key]
+    with torch.inference_mode(False):  # a gradient may read it later
+        found = settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)
+    if not graph_is_captured(device):
+        _BY_PLACE[key] = found
+    return found
+
+
+_BY_PLACE: dict[tuple[CoarseSettings, int, torch.device, torch.dtype], Subset] = {}
+"""Subsets by what they depend on. None is dropped, since a CUDA graph may read it; each has some
+hundred bytes.
+"""
 
 
 def graph_is_captured(device: torch.device) -> bool:
-    """Return whether a CUDA graph is being captured: what it allocates is overwritten later."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-@functools.lru_cache(maxsize=256)
-def kept_by_place(
-    settings: CoarseSettings, n: int, device: torch.device, dtype: torch.dtype
-) -> Subset:
-    with torch.inference_mode(False):  # a gradient may read it later
-        return settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)

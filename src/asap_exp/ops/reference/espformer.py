@@ -28,8 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.reference._sizes import as_many
-from asap_exp.ops.reference._transforms import transformed
 from asap_exp.ops.reference.logit_rows import root
+from asap_exp.ops.transforms import transformed
 
 Sorts: TypeAlias = tuple[float, bool, Tensor | None]
 """tau, whether sorts are hard, and the padding `[B, N]`."""

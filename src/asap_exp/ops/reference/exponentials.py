@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap_exp.ops.reference._transforms import forward_mode
+from asap_exp.ops.transforms import forward_mode
 
 FLOOR, LEAST = -60.0, 1e-26
 """Exponents below `FLOOR` are raised to it, and weights below `LEAST` are 0.
