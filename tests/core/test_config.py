@@ -1339,14 +1339,22 @@ def test_several_values_without_a_sweep_are_refused_with_its_flag(given, words):
         ("--epochs", "recipe.epochs=VALUE"),
         ("--epochs task=digits", "recipe.epochs=VALUE"),
         ("--nonsense-of-mine 3", None),
+        ("epochs 3", "recipe.epochs=3"),
+        ("recipe.epochs 3 task=digits", "recipe.epochs=3"),
+        ("task digits", "task=digits"),
     ],
 )
-def test_flag_for_a_setting_is_refused_with_the_key(words, meant):
+def test_setting_in_another_form_is_refused_with_the_key(words, meant):
     with pytest.raises(UserError) as error:
         flags.parsed("train", words.split(), TrainConfig)
     hint = f". Did you mean {meant}?" if meant else ""
     typed = words.removesuffix(" task=digits")
     assert str(error.value) == f"{typed} is not an argument: settings are KEY=VALUE{hint}"
+
+
+@pytest.mark.parametrize("words", ["mine 3", "epoch 3", "--config-dir task --info all"])
+def test_other_words_are_left_to_the_checks_of_settings(words):
+    flags.parsed("train", words.split(), TrainConfig)
 
 
 def test_flags_of_hydra_pass_and_its_refusals_are_a_sentence():

@@ -31,18 +31,30 @@ def parsed(stage: str, words: Sequence[str], schema: type) -> Namespace:
 
 
 def check_flags(stage: str, words: Sequence[str], schema: type, parser: ArgumentParser) -> None:
-    """Raise UserError for a long flag that is not Hydra's, such as --epochs 3 or --epochs=3."""
+    """Raise UserError for a setting in a form that is not Hydra's.
+
+    Such are a long flag, as --epochs 3 or --epochs=3, and a key without =, as epochs 3.
+    """
     known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     for word, following in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
-        if not flag.startswith("--") or any(each.startswith(flag) for each in known):
+        is_flag = flag.startswith("--") and not any(each.startswith(flag) for each in known)
+        takes_following = not equals and is_bare(following)
+        if not is_flag and not (is_bare(flag) and takes_following):
             continue
-        if not equals and following and "=" not in following and not following.startswith("-"):
+        if takes_following:
             value = following
             word = f"{word} {following}"
         key = meant_key(stage, flag.lstrip("-").replace("-", "_"), schema)
+        if not is_flag and (key is None or key.split(".")[-1] != flag.split(".")[-1]):
+            continue  # two words that may be anything
         hint = f". Did you mean {key}={value or 'VALUE'}?" if key else ""
         raise UserError(f"{word} is not an argument: {SETTINGS}{hint}")
+
+
+def is_bare(word: str) -> bool:
+    """Return whether a word is neither a flag nor a setting."""
+    return bool(word) and "=" not in word and not word.startswith(("-", "~"))
 
 
 def meant_key(stage: str, name: str, schema: type) -> str | None:
