@@ -36,7 +36,7 @@ from asap_exp.core.sealed import SEAL
 from asap_exp.data.own.find import found as looked_up
 from asap_exp.data.run_data import run_data
 from asap_exp.distill.config import DistillConfig
-from asap_exp.distill.distill import artifact_key, can_compile, with_holdout
+from asap_exp.distill.distill import artifact_key, can_compile, with_holdout, with_timing
 from asap_exp.report.records import METRICS, read_record
 from asap_exp.train.trainer import settled
 
@@ -105,9 +105,12 @@ def map_of(run: Run, asked: DistillConfig) -> Path | None:
     if asked.calibration.fits and asked.calibration.holdout is None:
         data = run_data(run, asked.data, asked.fitted.batch_size, torch.device("cpu"))
         asked = with_holdout(asked, run, data)
+    # Where a budget leaves its timing to the device, the map may be of either kind.
+    kinds = ("cpu", "cuda") if asked.budget.latency.cuda_graph is None else ("cuda",)
+    timed = [with_timing(asked, torch.device(kind)) for kind in kinds]
     for _, folder in reversed(finished_artifacts(run)):
         layers = read_json(folder / "manifest.json")["config"]["layers"]
-        if folder.name == short_hash(artifact_key(asked, layers)):
+        if folder.name in [short_hash(artifact_key(each, layers)) for each in timed]:
             return folder
     return None
 
@@ -116,7 +119,8 @@ def evaluated(
     run: Run, folder: Path, settings: EvaluateConfig, runs: Sequence[Run]
 ) -> EvaluationRecord | None:
     """Return the evaluation of a map with these settings, beside the baselines among `runs`."""
-    wanted = flatten(drop_keys(public_config(settings), NOT_COMPARED))
+    wanted = flatten(drop_keys(public_config(settings), (*NOT_COMPARED, "latency.cuda_graph")))
+    graphs = settings.latency.cuda_graph
     artifact = drop_keys(read_json(folder / "asap.json"), (SEAL,))
     expected = {
         other.name
@@ -132,6 +136,8 @@ def evaluated(
         if any(made.get(key, value) != value for key, value in wanted.items()):
             continue  # a key that it lacks is younger
         record = read_record(place / METRICS)
+        if graphs not in (None, record.latency.cuda_graph):
+            continue  # null takes what the device gave
         complete = expected <= {name for _, name in baselines_of(record)}
         if complete and read_json(place / METRICS)["artifact"] == artifact:
             return record

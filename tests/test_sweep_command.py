@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from asap_exp.core.config import EvaluateConfig
 from asap_exp.core.errors import UserError
 from asap_exp.core.files import write_json
+from asap_exp.core.runs import short_hash
 from asap_exp.core.sweep import Job
 from asap_exp.distill import distill
 from asap_exp.distill.config import DistillConfig
@@ -132,6 +135,22 @@ def test_failures_of_every_stage_are_kept_with_their_logs(tmp_path, monkeypatch,
     monkeypatch.setattr(sweep, "wait_for", lambda _: 2)
     with pytest.raises(SystemExit):  # refused before its first job
         under_way.run("distill", [])
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_map_of_a_budget_is_found_whatever_timed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    words = ["budget.accuracy_drop=1", "calibration.holdout=100"]
+    asked = composed("distill", words, DistillConfig)
+    timed = distill.with_timing(asked, torch.device(kind))
+    folder = tmp_path / short_hash(distill.artifact_key(timed, ["a"]))
+    write_json(folder / "manifest.json", {"config": {"layers": ["a"]}})
+    monkeypatch.setattr(results, "finished_artifacts", lambda _: [(None, folder)])
+    run: Any = None
+    assert results.map_of(run, asked) == folder
+    other = replace(asked, budget=replace(asked.budget, accuracy_drop=2.0))
+    assert results.map_of(run, other) is None
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_calls_are_all_graphs_or_none_is(
     def graph() -> AbstractContextManager[Call]:
         return good()
 
-    def record(prepare: Prepare) -> Prepare:
+    def record(prepare: Prepare, pool: object) -> Prepare:
         if prepare is waiting:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
         return graph

@@ -23,6 +23,7 @@ from asap_exp.calibration.prediction_fit import divergence, log_probabilities
 from asap_exp.calibration.truncation import shorter, truncations
 from asap_exp.core.config import BudgetConfig
 from asap_exp.core.console import progress, warn
+from asap_exp.core.errors import UserError
 from asap_exp.core.records.identity import CoarseRecipe
 from asap_exp.core.records.words import coarse_duals_label, form_words, refine_words
 from asap_exp.data.loader import BatchLoader
@@ -105,7 +106,12 @@ class ValidationScorer:
         device = self.timing_batch().device
         latency = self.budget.latency.on("budget.latency", device.type)
         if latency.cuda_graph:
-            calls, _ = as_graphs(calls)
+            calls, recorded = as_graphs(calls)
+            if not recorded:  # times of layers and of models are added up, so all must be alike
+                raise UserError(
+                    "a budget needs every call as a CUDA graph; set "
+                    "budget.latency.cuda_graph=false, which times the host too"
+                )
         return interleaved_latency(calls, device, rounds=latency.rounds)
 
 

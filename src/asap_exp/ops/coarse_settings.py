@@ -135,14 +135,14 @@ def by_place(settings: CoarseSettings, x: Tensor) -> Subset:
         return _BY_PLACE[key]
     with torch.inference_mode(False):  # a gradient may read it later
         found = settings._choose(torch.zeros(1, 1, n, 1, device=device, dtype=dtype), None)
-    if not graph_is_captured(device):
-        _BY_PLACE[key] = found
-    return found
+    if graph_is_captured(device):
+        return found
+    return _BY_PLACE.setdefault(key, found)  # another thread may have been first
 
 
 _BY_PLACE: dict[tuple[CoarseSettings, int, torch.device, torch.dtype], Subset] = {}
 """Subsets by what they depend on. None is dropped, since a CUDA graph may read it; each has some
-hundred bytes.
+twelve bytes a token.
 """
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from asap_exp.attention import Attention, LayerInputs, swapped
@@ -45,15 +46,16 @@ def as_graphs(calls: Mapping[Key, Prepare]) -> tuple[dict[Key, Prepare], bool]:
     If one cannot be recorded, say so, and return all as they are, and False: calls are compared
     only with calls that are timed alike.
     """
+    pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
     try:
-        return {key: captured(prepare) for key, prepare in calls.items()}, True
+        return {key: captured(prepare, pool) for key, prepare in calls.items()}, True
     except RuntimeError as error:
         say(f"Timing without CUDA graphs: a call cannot be recorded ({first_line(error)})")
         return dict(calls), False
 
 
-def captured(prepare: Prepare) -> Prepare:
-    """Return the same call as a CUDA graph."""
+def captured(prepare: Prepare, pool: Any = None) -> Prepare:
+    """Return the same call as a CUDA graph ; those of one `pool` share memory in turn."""
     with prepare() as call:
-        replay = graphed(call)
+        replay = graphed(call, pool)
     return lambda: nullcontext(replay)
