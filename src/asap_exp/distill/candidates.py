@@ -107,7 +107,7 @@ class ValidationScorer:
         latency = self.budget.latency.on("budget.latency", device.type)
         if latency.cuda_graph:
             calls, recorded = as_graphs(calls)
-            if not recorded:  # times of layers and of models are added up, so all must be alike
+            if not recorded:  # the search adds times of layers and models: one clock for all
                 raise UserError(
                     "a budget needs every call as a CUDA graph; set "
                     "budget.latency.cuda_graph=false, which times the host too"

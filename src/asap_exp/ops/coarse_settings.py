@@ -123,7 +123,7 @@ def repeated_choices(kept: Choices) -> Iterator[None]:
 def by_place(settings: CoarseSettings, x: Tensor) -> Subset:
     """Return the subset of any tokens, as many as in `x` `[B, H, N, D]`, without padding.
 
-    It is made once, and anew for what must not be mixed with tensors from elsewhere: compiled
+    It is made once, but each time for what takes no tensors from elsewhere: compiled
     graphs, and tensors without contents (`FakeTensor`). A CUDA graph reads what was there before
     it; what is made while one is captured is overwritten later, and so not kept.
     """

@@ -44,7 +44,7 @@ def as_graphs(calls: Mapping[Key, Prepare]) -> tuple[dict[Key, Prepare], bool]:
     """Return the calls as CUDA graphs, and True.
 
     If one cannot be recorded, say so, and return all as they are, and False: calls are compared
-    only with calls that are timed alike.
+    only with calls that are timed the same way.
     """
     pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
     try:
@@ -55,7 +55,7 @@ def as_graphs(calls: Mapping[Key, Prepare]) -> tuple[dict[Key, Prepare], bool]:
 
 
 def captured(prepare: Prepare, pool: Any = None) -> Prepare:
-    """Return the same call as a CUDA graph ; those of one `pool` share memory in turn."""
+    """Return the same call as a CUDA graph; graphs of one `pool` share its memory."""
     with prepare() as call:
         replay = graphed(call, pool)
     return lambda: nullcontext(replay)
