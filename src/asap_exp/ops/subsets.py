@@ -62,8 +62,8 @@ def choose_subset(
     grid_width: int,
     key_padding_mask: Tensor | None,
 ) -> Subset:
-    if (by_padding := fused_by_padding(choice, weights, x)) and key_padding_mask is not None:
-        return Subset(*by_padding(key_padding_mask, min(count, x.shape[2])))
+    if key_padding_mask is not None and (kernel := fused_by_padding(choice, weights, x)):
+        return Subset(*kernel(key_padding_mask, min(count, x.shape[2])))
     x = x.detach()  # no_grad stops no derivative that goes forward
     fused = fused_choice(choice, x)
     points = points_of(x if fused is None else x[..., :1], key_padding_mask)
@@ -95,7 +95,8 @@ sizes of their cells. The second function says whether it takes the vectors.
 """
 
 
-FUSED_BY_PADDING: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {}
+ByPadding = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+FUSED_BY_PADDING: dict[str, ByPadding] = {}
 """Choices by a kernel for a GPU that read the padding `[B, N]` alone: their tokens `[B, H, C]`, of
 equal weights, and the weights in float32.
 """
@@ -109,9 +110,7 @@ def fused_choice(choice: str, x: Tensor) -> FusedChoice | None:
     return kernel if takes(x) else None
 
 
-def fused_by_padding(
-    choice: str, weights: str, x: Tensor
-) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
+def fused_by_padding(choice: str, weights: str, x: Tensor) -> ByPadding | None:
     """Return the kernel that makes a choice by padding alone, if there is one."""
     if not x.is_cuda or weights != "equal" or x.dtype == torch.float64 or transformed():
         return None
