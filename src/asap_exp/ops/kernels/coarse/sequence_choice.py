@@ -49,7 +49,9 @@ def sequence_kernel(
         tl.store(tokens + sample * count + place, index.to(tl.int64), mask=taken)
         before += tl.sum(valid.to(tl.int32), axis=0)
     c = tl.arange(0, BLOCK_C)
-    share = tl.where(all_of_them, (c < number).to(tl.float32), number.to(tl.float32) / count)
+    # Rounded as PyTorch rounds, so that padding a text equals cutting it
+    share = tl.div_rn(number.to(tl.float32), count * 1.0)
+    share = tl.where(all_of_them, (c < number).to(tl.float32), share)
     tl.store(weight + sample * count + c, share, mask=c < count)
 
 
