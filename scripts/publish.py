@@ -147,6 +147,8 @@ def shorter(record: EvaluationRecord, overrides: tuple[str, ...]) -> Iterator[st
     limit = record.manifests.evaluate.config.get("max_test_rows")
     if limit not in (None, asked.max_test_rows):
         yield f"measured on {record.test.rows} test {record.samples}, by max_test_rows={limit}"
+    if record.manifests.evaluate.hardware.gpu and not record.latency.cuda_graph:
+        yield "timed without CUDA graphs, so with the time of the host"
     for words, mine, least in (
         ("samples with compared plans", record.fidelity_samples, asked.fidelity_samples),
         ("timed rounds", record.latency.rounds, asked.latency.rounds),

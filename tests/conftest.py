@@ -126,8 +126,10 @@ class Report:
                 self.write()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        self.write(is_whole=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        # -x stops so, with the exit status of tests that failed
+        self.write(is_whole=ended and not (session.shouldfail or session.shouldstop))
 
     def write(self, *, is_whole: bool = False) -> None:
         from asap_exp.core.files import write_json

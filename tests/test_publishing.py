@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +212,10 @@ def test_every_published_record_could_be_published() -> None:
         ),
         (lambda r: r["manifests"]["evaluate"]["code"].update(commit=None), "has no commit"),
         (lambda r: r["latency"].update(rounds=3), "3 timed rounds, 20 in its row"),
+        (
+            lambda r: r["manifests"]["evaluate"]["hardware"].update(gpu="NVIDIA H200"),
+            "timed without CUDA graphs",
+        ),
         (lambda r: r.update(fidelity_samples=8), "8 samples with compared plans, 256 in its row"),
         (lambda r: r["latency"].update(batch_size=4), "4 samples per timed batch, 64 in its row"),
         (lambda r: r.update(run="digits/vit-sinkhorn/00000000-s0"), "no row of conf/reproduce"),
@@ -331,11 +335,20 @@ def test_failed_gpu_tests_and_other_files_are_refused(tmp_path: Path) -> None:
             PUBLISH.target(file, force=True)
 
 
-@pytest.mark.parametrize(("end", "is_whole"), [("OK", True), ("INTERRUPTED", False)])
+@pytest.mark.parametrize(
+    ("end", "stop", "is_whole"),
+    [
+        ("OK", False, True),
+        ("TESTS_FAILED", False, True),
+        ("TESTS_FAILED", "stopping after 1 failures", False),
+        ("INTERRUPTED", False, False),
+    ],
+)
 def test_report_of_tests_says_whether_they_came_to_their_end(
-    tmp_path: Path, end: str, is_whole: bool
+    tmp_path: Path, end: str, stop: bool | str, is_whole: bool
 ) -> None:
-    Report(tmp_path / "report.json").pytest_sessionfinish(pytest.ExitCode[end])
+    session: Any = SimpleNamespace(shouldfail=stop, shouldstop=False)
+    Report(tmp_path / "report.json").pytest_sessionfinish(session, pytest.ExitCode[end])
     assert read_json(tmp_path / "report.json")["is_whole"] is is_whole
 
 

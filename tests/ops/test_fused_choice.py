@@ -124,15 +124,21 @@ def test_padded_sequences_of_an_empty_batch_or_a_view():
 
 def test_what_is_chosen_by_padding_alone(monkeypatch):
     assert subsets.fused_by_padding("sequence", "equal", points(4).cpu()) is None
-    cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)  # what is asked of the vectors
+    cuda = SimpleNamespace(dtype=torch.bfloat16)  # what is asked of the vectors
+    monkeypatch.setattr(subsets, "capability", lambda x: (9, 0))
     assert subsets.fused_by_padding("sequence", "equal", cuda) is sequence_tokens
     for choice, weights, dtype in (
         ("random", "equal", torch.float32),
         ("sequence", "voronoi", torch.float32),
         ("sequence", "equal", torch.float64),
     ):
-        refused = SimpleNamespace(is_cuda=True, dtype=dtype)
+        refused = SimpleNamespace(dtype=dtype)
         assert subsets.fused_by_padding(choice, weights, refused) is None
+    for other in (None, (7, 5), (8, 9)):
+        monkeypatch.setattr(subsets, "capability", lambda x, other=other: other)
+        assert subsets.fused_by_padding("sequence", "equal", cuda) is None
+        assert subsets.fused_choice("farthest", points(4)) is None
+    monkeypatch.setattr(subsets, "capability", lambda x: (9, 0))
     monkeypatch.setattr(subsets, "transformed", lambda: True)
     assert subsets.fused_by_padding("sequence", "equal", cuda) is None
 

@@ -146,6 +146,10 @@ def test_calls_are_all_graphs_or_none_is(
     assert calls.as_graphs({"a": good, "b": good}) == ({"a": graph, "b": graph}, True)
     assert calls.as_graphs({"a": good, "b": waiting}) == ({"a": good, "b": waiting}, False)
     assert capsys.readouterr().out.count("not permitted when stream is capturing)") == 1
+    with pytest.raises(
+        UserError, match=r"recorded .*\(operation not .*; set of\.mine=false, which"
+    ):
+        calls.as_graphs({"b": waiting}, asked_by="of.mine")
 
 
 def test_graphs_are_for_gpus() -> None:

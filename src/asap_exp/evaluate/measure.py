@@ -90,7 +90,8 @@ def measure_map(
     and targets on the device of `net`, at least `latency.batch_size` samples. Predictions are those
     on all of `test`, in `precision`: 32-true, bf16-mixed or 16-mixed. Plans are compared on its
     first `fidelity_samples` samples, and latencies (ms) are of its first `latency.batch_size`, on a
-    GPU as CUDA graphs unless `latency.cuda_graph` is False. With
+    GPU as CUDA graphs unless `latency.cuda_graph` is False, or None and one of them cannot be
+    recorded. With
     `validation` (of a masked language model), the perplexity on it and on `test` is measured too.
     `of_tokens` says that a sample has several targets. Several `ranks` share the samples; the first
     alone measures latency and memory, on a CPU with `latency_threads`, while the others wait. Each
@@ -256,7 +257,8 @@ def speed_measures(
         calls["layer", row.key] = layer_call(attend, layer_in)
         calls["model", row.key] = model_call(row.net, row.replacements, inputs, precision)
     with torch.inference_mode():
-        timed, as_graph = as_graphs(calls) if graphs else (calls, False)
+        asked_by = "latency.cuda_graph" if config.cuda_graph else None
+        timed, as_graph = as_graphs(calls, asked_by=asked_by) if graphs else (calls, False)
 
         def latencies(kind: str) -> dict[str, dict[str, float]]:
             mine = {key: call for (of, key), call in timed.items() if of == kind}

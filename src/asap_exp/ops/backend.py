@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asap_exp.ops import reference, subsets
+from asap_exp.ops.call import SUPPORTED_CAPABILITIES, capability
 from asap_exp.ops.checks import gradient_needed
 
 try:
@@ -30,8 +31,6 @@ except ImportError:  # torch on this platform comes without Triton
 BACKENDS = ("auto", "reference", "triton", "ieee")
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST_HEAD = 128
-SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities with at least 160 KiB of shared memory per block."""
 
 
 def resolve(
@@ -70,7 +69,7 @@ def why_not_fused(
     q: Tensor, v: Tensor | None, no_gradient_of: tuple, *, interpreted: bool
 ) -> str | None:
     """Return why the kernels cannot take these inputs, or None if they can."""
-    found = capability(q) if q.is_cuda and torch.cuda.is_available() else None
+    found = capability(q)
     reason = device_refusal(q.device.type, found, interpreted=interpreted)
     reason = reason or input_refusal("q", q.dtype, q.shape[3])
     if v is not None:
@@ -103,10 +102,6 @@ def input_refusal(name: str, dtype: torch.dtype, width: int) -> str | None:
     if not 0 < width <= WIDEST_HEAD:
         return f"{name} has width {width}, and the fused kernels take 1 to {WIDEST_HEAD}"
     return None
-
-
-def capability(q: Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(q.device)
 
 
 def full_precision(q: Tensor) -> AbstractContextManager:

@@ -15,6 +15,17 @@ Two or three if a program needs more registers: refined, wide or float32.
 """
 
 
+SUPPORTED_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities with at least 160 KiB of shared memory per block."""
+
+
+def capability(x: Tensor) -> tuple[int, int] | None:
+    """Return the compute capability of the GPU that holds `x`; None if there is none."""
+    if x.is_cuda and torch.cuda.is_available():
+        return torch.cuda.get_device_capability(x.device)
+    return None
+
+
 class Device(NamedTuple):
     """Properties of a device that routes depend on."""
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asap_exp.ops.call import SUPPORTED_CAPABILITIES, capability
 from asap_exp.ops.masking import blank, compute_dtype, effective_padding
 from asap_exp.ops.transforms import transformed
 
@@ -104,7 +105,7 @@ equal weights, and the weights in float32.
 
 def fused_choice(choice: str, x: Tensor) -> FusedChoice | None:
     """Return the kernel that makes a choice among these vectors; None for plain PyTorch."""
-    if not x.is_cuda or choice not in FUSED or transformed():
+    if choice not in FUSED or transformed() or not on_supported_gpu(x):
         return None
     kernel, takes = FUSED[choice]
     return kernel if takes(x) else None
@@ -112,9 +113,14 @@ def fused_choice(choice: str, x: Tensor) -> FusedChoice | None:
 
 def fused_by_padding(choice: str, weights: str, x: Tensor) -> ByPadding | None:
     """Return the kernel that makes a choice by padding alone, if there is one."""
-    if not x.is_cuda or weights != "equal" or x.dtype == torch.float64 or transformed():
+    if weights != "equal" or x.dtype == torch.float64 or transformed():
         return None
-    return FUSED_BY_PADDING.get(choice)
+    return FUSED_BY_PADDING.get(choice) if on_supported_gpu(x) else None
+
+
+def on_supported_gpu(x: Tensor) -> bool:
+    """Return whether `x` is where the operators' kernels run too."""
+    return capability(x) in SUPPORTED_CAPABILITIES
 
 
 def points_of(x: Tensor, key_padding_mask: Tensor | None) -> Points:

@@ -11,6 +11,7 @@ from asap_exp.attention import Attention, LayerInputs, swapped
 from asap_exp.core.console import say
 from asap_exp.core.cuda_graph import first_line, graphed
 from asap_exp.core.devices import autocast
+from asap_exp.core.errors import UserError
 from asap_exp.timing.latency import Prepare
 
 Key = TypeVar("Key")
@@ -40,16 +41,24 @@ def model_call(
     return prepare
 
 
-def as_graphs(calls: Mapping[Key, Prepare]) -> tuple[dict[Key, Prepare], bool]:
+def as_graphs(
+    calls: Mapping[Key, Prepare], *, asked_by: str | None = None
+) -> tuple[dict[Key, Prepare], bool]:
     """Return the calls as CUDA graphs, and True.
 
     If one cannot be recorded, say so, and return all as they are, and False: calls are compared
-    only with calls that are timed the same way.
+    only with calls that are timed the same way. With `asked_by`, the setting that asked for graphs,
+    raise UserError instead.
     """
     pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
     try:
         return {key: captured(prepare, pool) for key, prepare in calls.items()}, True
     except RuntimeError as error:
+        if asked_by:
+            raise UserError(
+                f"a call cannot be recorded as a CUDA graph ({first_line(error)}); set "
+                f"{asked_by}=false, which times the host too"
+            ) from error
         say(f"Timing without CUDA graphs: a call cannot be recorded ({first_line(error)})")
         return dict(calls), False
 
